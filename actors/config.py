@@ -1,0 +1,90 @@
+"""Settings of the actors: sampling, rollout workers, encoder, verifiers. Imports neither torch, Ray nor vLLM."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class SamplingConfig(BaseModel):
+    """How responses are sampled. The learner trains on exactly this distribution, so what it cannot reproduce is refused."""
+
+    model_config = STRICT
+
+    temperature: float = Field(1.0, gt=0)
+    """Softmax temperature; the learner divides its logits by it too."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus mass. Training needs 1.0: the learner's log-probs are those of the whole distribution."""
+    top_k: int = Field(0, ge=0)
+    """Only the k likeliest tokens (0 = all). Training needs 0, as above."""
+    max_prompt_tokens: int = Field(128, gt=0)
+    """A longer prompt is an error that names the problem."""
+    max_response_tokens: int = Field(20, gt=0)
+    """Sampling stops here with finish_reason = "length"."""
+
+
+class RolloutConfig(BaseModel):
+    """Rollout workers: one engine each."""
+
+    model_config = STRICT
+
+    engine: Literal["vllm", "vllm-async", "transformers"] = "vllm"
+    """"vllm": LLMEngine inside the actor (CPU). "vllm-async": AsyncLLM in its own process (GPU). "transformers": a plain,
+    deterministic reference engine for tests and machines without vLLM; slow."""
+    workers: int = Field(1, ge=1)
+    """Rollout workers at the start of the run."""
+    max_sequences: int = Field(64, ge=1)
+    """Responses an engine decodes at once. A worker is given max_sequences // responses_per_prompt groups at a time."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the engine."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """Memory for keys and values on CPU."""
+    block_size: int = Field(32, gt=0)
+    """Tokens in a cache block on CPU; a prompt shorter than one block is never shared."""
+    max_batched_tokens: int = Field(512, gt=0)
+    """Prompt tokens an engine step may take in. Small values keep steps, and so weight updates, short."""
+    gpu_memory_fraction: float = Field(0.5, gt=0, le=1)
+    """Share of a GPU's memory the engine may take."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of a worker."""
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs a worker reserves."""
+    start_timeout_s: float = Field(300.0, gt=0)
+    """A worker that is not ready by then ends the run with a message that names it."""
+    group_timeout_s: float = Field(300.0, gt=0)
+    """A group that a worker has not finished by then ends the run with a message that names both."""
+
+
+class EncoderConfig(BaseModel):
+    """The hidden-state encoder: a frozen copy of the initial policy."""
+
+    model_config = STRICT
+
+    tokens_per_batch: int = Field(2048, gt=0)
+    """Upper bound of padded tokens in one forward pass. A longer single group still goes alone."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the forward pass; features are averaged and projected in float32, scored in float64."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the encoder."""
+
+
+class VerifierConfig(BaseModel):
+    """How many processes verify, and what they may cost."""
+
+    model_config = STRICT
+
+    num_workers: int = Field(default=1, ge=1)
+    """Verifier processes. Each holds one task and checks one response at a time."""
+    timeout_s: float = Field(default=2.0, gt=0)
+    """Wall-clock seconds one response may take once a worker has picked it up; then the worker is killed and replaced. The clock is looked
+    at every 0.1 s. Waiting in the queue does not count."""
+    start_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds a worker may need to start: a fresh interpreter that imports the main module. A pool that finishes nothing for
+    timeout_s + start_timeout_s is taken to be stuck, and `verify` raises."""
+    max_error_rate: float = Field(default=0.1, ge=0, le=1)
+    """Share of verdicts without a score (timeout, error) above which the run stops. The controller enforces it."""
+    max_response_chars: int = Field(default=20_000, ge=1)
+    """Longer responses are verified by their last so many characters: an answer comes at the end."""

@@ -1,0 +1,215 @@
+"""What a rollout worker asks of an inference engine, and the thread that drives an engine that works in steps.
+
+Two interfaces, one above the other:
+
+    AsyncEngine   sample / abort / load / close, awaited by the rollout worker       (AsyncLLM implements it directly)
+    StepEngine    add / step / abort / load, called by one thread                     (LLMEngine, the reference engine)
+
+`StepLoop` turns a StepEngine into an AsyncEngine. A load happens between two steps, so requests go on under the new weights
+and every token carries the version it was sampled under.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from buffers.records import FinishReason
+from learners.weights import WeightSnapshot
+
+QUEUE_CAP = 4096
+CLOSE_TIMEOUT_S = 10.0
+
+
+class EngineError(RuntimeError):
+    """The engine failed; every request in it failed with it."""
+
+
+class WeightMismatch(EngineError):
+    """After a load the engine does not hold the published weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One sampled response: T token ids, T log-probs under the sampling distribution, policy versions as runs."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    version_starts: tuple[int, ...]
+    version_values: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(slots=True)
+class PartialSample:
+    """Grows by a token at a time while an engine samples."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    version_starts: list[int] = field(default_factory=list)
+    version_values: list[int] = field(default_factory=list)
+
+    def append(self, token_id: int, logprob: float, version: int) -> None:
+        if not self.version_values or self.version_values[-1] != version:
+            self.version_starts.append(len(self.token_ids))
+            self.version_values.append(version)
+        self.token_ids.append(token_id)
+        self.logprobs.append(logprob)
+
+    def finish(self, reason: FinishReason) -> Sample:
+        return Sample(
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+            version_starts=tuple(self.version_starts),
+            version_values=tuple(self.version_values),
+            finish_reason=reason,
+        )
+
+
+class StepEngine(Protocol):
+    """An engine that samples in steps. Not thread-safe: one thread calls everything."""
+
+    version: int
+
+    def add(self, key: str, prompt_ids: Sequence[int]) -> None: ...
+
+    def step(self) -> list[tuple[str, Sample]]:
+        """Sample about one token for every running request; return those that finished."""
+        ...
+
+    def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
+        """Stop requests and return their tokens so far, with finish_reason ABORTED."""
+        ...
+
+    def load(self, snapshot: WeightSnapshot) -> None:
+        """Take new weights, keep running requests, prove the weights. Raises WeightMismatch."""
+        ...
+
+    @property
+    def has_unfinished(self) -> bool: ...
+
+
+class AsyncEngine(Protocol):
+    """What the rollout worker awaits."""
+
+    async def sample(self, key: str, prompt_ids: Sequence[int]) -> Sample: ...
+    async def abort(self, keys: Sequence[str]) -> None:
+        """The aborted requests' `sample` calls return their tokens so far."""
+        ...
+
+    async def load(self, snapshot: WeightSnapshot) -> None: ...
+    def take_idle_s(self) -> float:
+        """Seconds without any request since the last call."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class StepLoop:
+    """Drives a StepEngine from one thread: drain the commands, then step, until closed.
+
+    An exception of the engine fails every waiting request and every later call with the same cause.
+    """
+
+    def __init__(self, build: Callable[[], StepEngine]) -> None:
+        """`build` runs in the new thread (engines bind to the thread that made them); its failure is raised here."""
+        self._commands: queue.Queue[tuple[Callable[[StepEngine], Any], Future[Any]] | None] = queue.Queue(maxsize=QUEUE_CAP)
+        self._waiting: dict[str, Future[Sample]] = {}
+        self._failure: BaseException | None = None
+        self._idle_s = 0.0
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(build, started), name="engine", daemon=True)
+        self._thread.start()
+        started.result()  # bounded by the caller's start timeout: the actor's constructor is awaited with a deadline
+
+    async def sample(self, key: str, prompt_ids: Sequence[int]) -> Sample:
+        done: Future[Sample] = Future()
+
+        def add(engine: StepEngine) -> None:
+            engine.add(key, prompt_ids)
+            self._waiting[key] = done
+
+        await self._call(add)
+        return await asyncio.wrap_future(done)
+
+    async def abort(self, keys: Sequence[str]) -> None:
+        await self._call(lambda engine: self._resolve(engine.abort([key for key in keys if key in self._waiting])))
+
+    async def load(self, snapshot: WeightSnapshot) -> None:
+        await self._call(lambda engine: engine.load(snapshot))
+
+    def take_idle_s(self) -> float:
+        idle_s, self._idle_s = self._idle_s, 0.0
+        return idle_s
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._commands.put(None)
+            self._thread.join(CLOSE_TIMEOUT_S)
+
+    async def _call(self, command: Callable[[StepEngine], Any]) -> Any:
+        if self._failure is not None:
+            raise EngineError(f"the engine has failed: {self._failure!r}") from self._failure
+        done: Future[Any] = Future()
+        self._commands.put_nowait((command, done))
+        return await asyncio.wrap_future(done)
+
+    def _run(self, build: Callable[[], StepEngine], started: Future[None]) -> None:
+        try:
+            engine = build()
+        except BaseException as error:  # a seam: handed to the constructor
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        try:
+            while self._drain(engine):
+                if engine.has_unfinished:
+                    self._resolve(engine.step())
+        except BaseException as error:  # a seam: handed to every caller
+            self._fail(error)
+
+    def _drain(self, engine: StepEngine) -> bool:
+        """Run all queued commands; wait for one when there is nothing to step. False when closed."""
+        while True:
+            wait = not engine.has_unfinished and self._commands.empty()
+            since = time.monotonic()
+            try:
+                item = self._commands.get(timeout=1.0 if wait else 0)
+            except queue.Empty:
+                if wait:
+                    self._idle_s += time.monotonic() - since
+                    continue
+                return True
+            if wait:
+                self._idle_s += time.monotonic() - since
+            if item is None:
+                self._fail(EngineError("the engine was closed"))
+                return False
+            command, done = item
+            try:
+                done.set_result(command(engine))
+            except Exception as error:  # a seam: handed to the caller, who decides
+                done.set_exception(error)
+                if isinstance(error, EngineError):
+                    raise
+
+    def _resolve(self, finished: Sequence[tuple[str, Sample]]) -> None:
+        for key, sample in finished:
+            self._waiting.pop(key).set_result(sample)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        for done in self._waiting.values():
+            if not done.done():
+                done.set_exception(EngineError(f"the engine failed: {error!r}"))
+        self._waiting.clear()
+        while not self._commands.empty():
+            item = self._commands.get_nowait()
+            if item is not None:
+                item[1].set_exception(EngineError(f"the engine failed: {error!r}"))

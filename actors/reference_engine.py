@@ -1,0 +1,86 @@
+"""A plain transformers engine: exact, deterministic, slow. For tests, and for machines without vLLM.
+
+A response's randomness depends on the seed and its key's seed part alone and every sequence is computed by itself, so what it samples under given
+weights does not depend on what else is running. That makes a whole asynchronous run reproducible bit for bit.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from actors.config import RolloutConfig, SamplingConfig
+from actors.engine import PartialSample, Sample, WeightMismatch
+from buffers.records import FinishReason
+from learners.forward import load_causal_lm
+from learners.weights import HEAD, WeightSnapshot, fingerprint, first_mismatch
+
+
+@dataclass(slots=True)
+class _Running:
+    prompt_ids: list[int]
+    generator: torch.Generator
+    partial: PartialSample = field(default_factory=PartialSample)
+
+
+class ReferenceEngine:
+    """A StepEngine: one step samples one token for every running request, by a full forward pass each."""
+
+    def __init__(self, model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int) -> None:
+        torch.set_num_threads(config.threads)
+        self._model = load_causal_lm(model, dtype=config.dtype)
+        eos = self._model.generation_config.eos_token_id
+        self._end_ids = set(eos) if isinstance(eos, list) else {eos}
+        self._sampling = sampling
+        self._seed = seed
+        self._running: dict[str, _Running] = {}
+        self.version = 0
+
+    def add(self, key: str, prompt_ids: Sequence[int]) -> None:
+        seed = zlib.crc32(f"{self._seed}/{key.partition(':')[2] or key}".encode())
+        generator = torch.Generator().manual_seed(seed)
+        self._running[key] = _Running(prompt_ids=list(prompt_ids), generator=generator)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[str, Sample]]:
+        finished = []
+        for key, running in list(self._running.items()):
+            token_id = self._sample_token(running)
+            if token_id in self._end_ids:
+                finished.append((key, running.partial.finish(FinishReason.STOP)))
+            elif len(running.partial.token_ids) >= self._sampling.max_response_tokens:
+                finished.append((key, running.partial.finish(FinishReason.LENGTH)))
+        for key, _ in finished:
+            del self._running[key]
+        return finished
+
+    def _sample_token(self, running: _Running) -> int:
+        input_ids = torch.tensor([running.prompt_ids + running.partial.token_ids])
+        logits_V = self._model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits[0, -1].float() / self._sampling.temperature
+        logprobs_V = logits_V.log_softmax(-1)
+        token_id = int(torch.multinomial(logprobs_V.exp(), 1, generator=running.generator))
+        running.partial.append(token_id, float(logprobs_V[token_id]), self.version)
+        return token_id
+
+    def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
+        return [(key, self._running.pop(key).partial.finish(FinishReason.ABORTED)) for key in keys]
+
+    @torch.no_grad()
+    def load(self, snapshot: WeightSnapshot) -> None:
+        own = dict(self._model.named_parameters())
+        for name, tensor in snapshot.tensors():
+            own[name].copy_(tensor)
+        held = {name: own[name] for name, _ in snapshot.tensors()}
+        if HEAD in snapshot.fingerprint:
+            held[HEAD] = self._model.get_output_embeddings().weight
+        tensor_name = first_mismatch(snapshot.fingerprint, fingerprint(held, version=snapshot.version))
+        if tensor_name is not None:
+            raise WeightMismatch(f"after loading version {snapshot.version} the engine does not hold tensor {tensor_name}")
+        self.version = snapshot.version
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._running)

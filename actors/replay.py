@@ -1,0 +1,87 @@
+"""The replay actor: owns the replay buffer and the rollout log.
+
+    inserted = replay.insert(encoded, verdicts, version)         # a producer; FULL means: wait and try again
+    batch, drawn = replay.sample(num_groups, version)             # the learn loop; stale groups are taken out first
+    replay.log(step, scored, advantages)                          # after the gradient: one Parquet file a step
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from actors.checkpointed import Checkpointed
+from buffers.config import ReplayConfig
+from buffers.records import GroupOutcome, Verdict
+from buffers.replay import InsertResult, ReplayBuffer, ReplayState
+from buffers.rollout_log import RolloutLog
+from buffers.schema import group_ids, with_outcome, with_scores, with_verdicts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """What `sample` took out: the groups of the batch (empty when too few are held) and those found stale."""
+
+    group_ids: tuple[int, ...]
+    stale_ids: tuple[int, ...]
+    held_groups: int
+    held_bytes: int
+
+
+class Replay(Checkpointed):
+    """Whole groups between verification and gradient, and the record of what became of each."""
+
+    def __init__(self, *, group_size: int, max_policy_lag: int, config: ReplayConfig, log_directory: str) -> None:
+        self._buffer = ReplayBuffer(group_size=group_size, max_policy_lag=max_policy_lag, config=config)
+        self._log = RolloutLog(fs.LocalFileSystem(), log_directory) if config.log_rollouts else None
+        self._stale: list[pa.RecordBatch] = []
+
+    def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int) -> InsertResult:
+        """Offer one group with its verdicts; a refused group is unchanged and may be offered again."""
+        return self._buffer.insert(with_verdicts(batch, verdicts), version=version)
+
+    def sample(self, num_groups: int, version: int) -> tuple[pa.RecordBatch | None, Drawn]:
+        """Evict what is stale at `version`, then take `num_groups` groups; None while there are fewer."""
+        stale = self._buffer.evict(version=version)
+        self._stale += stale
+        batch = self._buffer.sample(num_groups, version=version)
+        drawn = Drawn(
+            group_ids=() if batch is None else tuple(int(group_id) for group_id in group_ids(batch)),
+            stale_ids=tuple(int(group_ids(group)[0]) for group in stale),
+            held_groups=self._buffer.num_groups,
+            held_bytes=self._buffer.nbytes,
+        )
+        return batch, drawn
+
+    def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> None:
+        """Write the groups trained on in `step`, and those dropped as stale since the step before."""
+        stale, self._stale = self._stale, []
+        if self._log is not None:
+            bonus = batch.column("bonus").fill_null(0.0).to_numpy()
+            trained = with_outcome(with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
+            self._log.append(step, [trained, *(with_outcome(group, step, GroupOutcome.STALE) for group in stale)])
+
+    def held_ids(self) -> list[int]:
+        return self._buffer.held_ids
+
+    def save(self, directory: Path) -> None:
+        state = self._buffer.state_dict()
+        with pa.ipc.new_file(str(directory / "replay.arrow"), state["rows"].schema) as writer:
+            writer.write_table(state["rows"])
+        (directory / "replay.json").write_text(json.dumps({"seen_ranges": state["seen_ranges"], "counters": state["counters"]}))
+
+    def load(self, directory: Path) -> None:
+        with pa.OSFile(str(directory / "replay.arrow")) as source:
+            rows = pa.ipc.open_file(source).read_all()
+        numbers = json.loads((directory / "replay.json").read_text())
+        self._buffer.load_state_dict(ReplayState(rows=rows, **numbers))
+
+    def forget_log_after(self, step: int) -> None:
+        """On resume: drop the log of steps that will be trained again."""
+        if self._log is not None:
+            self._log.truncate(step)

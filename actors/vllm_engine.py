@@ -1,0 +1,291 @@
+"""vLLM behind the two engine interfaces: `VllmEngine` (in process, CPU) and `AsyncVllmEngine` (own process, GPU).
+
+The only module that imports vllm, and only inside functions. What was learnt the hard way, and where it is handled:
+
+- A tied head is packed separately on CPU and a reload leaves the old copy serving: `WeightLoading.load_weights_from`.
+- Log-probs must be those after temperature: `logprobs_mode="processed_logprobs"`.
+- A prefix cached under older weights must not be seen by a request admitted under newer ones: the version is its salt.
+- Per-request seeds with chunked prefill kill the CPU engine: none are passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.config import RolloutConfig, SamplingConfig
+from actors.engine import EngineError, PartialSample, Sample, WeightMismatch
+from buffers.records import FinishReason
+from learners.weights import HEAD, WeightSnapshot, fingerprint_by, first_mismatch, load_snapshot
+
+QUIET_LOGGERS = ("vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
+
+
+def engine_environment(config: RolloutConfig) -> dict[str, str]:
+    """Environment a worker process needs before it imports torch or vllm."""
+    return {
+        "OMP_NUM_THREADS": str(config.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TORCHDYNAMO_DISABLE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if config.engine == "vllm" else "1",
+        "VLLM_CPU_KVCACHE_SPACE": f"{config.kv_cache_gib:g}",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _engine_arguments(model: str, config: RolloutConfig, sampling: SamplingConfig, seed: int) -> dict[str, Any]:
+    on_gpu = config.num_gpus > 0
+    device_arguments = (
+        {"gpu_memory_utilization": config.gpu_memory_fraction} if on_gpu else {"enforce_eager": True, "block_size": config.block_size}
+    )
+    return {
+        "model": model,
+        "dtype": config.dtype,
+        "seed": seed,
+        "max_model_len": sampling.max_prompt_tokens + sampling.max_response_tokens,
+        "max_num_seqs": config.max_sequences,
+        "max_num_batched_tokens": max(config.max_batched_tokens, config.max_sequences),
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        "async_scheduling": False,
+        "disable_log_stats": True,
+        "worker_extension_cls": "actors.vllm_engine.WeightLoading",
+        **device_arguments,
+    }
+
+
+def _sampling_params(sampling: SamplingConfig) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k or -1,
+        max_tokens=sampling.max_response_tokens,
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _extend(partial: PartialSample, completion: Any, version: int) -> None:
+    for token_id, candidates in zip(completion.token_ids, completion.logprobs, strict=True):
+        partial.append(token_id, candidates[token_id].logprob, version)
+
+
+class VllmEngine:
+    """vLLM's LLMEngine in this process (a StepEngine)."""
+
+    def __init__(self, model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int) -> None:
+        os.environ.update(engine_environment(config))
+        from vllm import EngineArgs, LLMEngine
+
+        _quieten()
+        torch.set_num_threads(config.threads)
+        arguments: dict[str, Any] = _engine_arguments(model, config, sampling, seed)
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._params = _sampling_params(sampling)
+        self._partial: dict[str, PartialSample] = {}
+        self.version = 0
+
+    def add(self, key: str, prompt_ids: Sequence[int]) -> None:
+        from vllm.inputs import TokensPrompt
+
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids), cache_salt=str(self.version))
+        self._engine.add_request(key, prompt, self._params)
+        self._partial[key] = PartialSample()
+
+    def step(self) -> list[tuple[str, Sample]]:
+        finished = []
+        for output in self._engine.step():
+            partial = self._partial[output.request_id]
+            completion = output.outputs[0]
+            _extend(partial, completion, self.version)
+            if output.finished:
+                finished.append((output.request_id, partial.finish(FinishReason(completion.finish_reason))))
+                del self._partial[output.request_id]
+        return finished
+
+    def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
+        self._engine.abort_request(list(keys))
+        return [(key, self._partial.pop(key).finish(FinishReason.ABORTED)) for key in keys]
+
+    def load(self, snapshot: WeightSnapshot) -> None:
+        found = self._engine.collective_rpc("load_weights_from", args=(snapshot,))
+        _require_match(snapshot, found)
+        self.version = snapshot.version
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._partial)
+
+
+class AsyncVllmEngine:
+    """vLLM's AsyncLLM, whose engine core and workers are processes of their own (an AsyncEngine; meant for GPUs)."""
+
+    def __init__(self, model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int) -> None:
+        """Must be constructed inside the event loop that will await it."""
+        os.environ.update(engine_environment(config))
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        _quieten()
+        arguments: dict[str, Any] = _engine_arguments(model, config, sampling, seed)
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self._params = _sampling_params(sampling)
+        self._partial: dict[str, PartialSample] = {}
+        self._version = 0
+        self._idle_s = 0.0
+        self._idle_since: float | None = time.monotonic()
+
+    async def sample(self, key: str, prompt_ids: Sequence[int]) -> Sample:
+        from vllm.inputs import TokensPrompt
+
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids), cache_salt=str(self._version))
+        partial = self._partial[key] = PartialSample()
+        self._note_busy()
+        reason = FinishReason.ABORTED
+        try:
+            async for output in self._engine.generate(prompt, self._params, request_id=key):
+                completion = output.outputs[0]
+                _extend(partial, completion, self._version)
+                if output.finished and completion.finish_reason in ("stop", "length"):
+                    reason = FinishReason(completion.finish_reason)
+        finally:
+            del self._partial[key]
+            self._note_idle()
+        return partial.finish(reason)
+
+    async def abort(self, keys: Sequence[str]) -> None:
+        await self._engine.abort([key for key in keys if key in self._partial])
+
+    async def load(self, snapshot: WeightSnapshot) -> None:
+        """Pause keeping the requests, load from a file in shared memory, prove, go on."""
+        await self._engine.pause_generation(mode="keep", clear_cache=False)
+        try:
+            with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+                path = Path(directory) / "weights"
+                await asyncio.to_thread(snapshot.save, path)
+                found = await self._engine.collective_rpc("load_weights_from", args=(str(path),))
+            _require_match(snapshot, found)
+            self._version = snapshot.version
+        finally:
+            await self._engine.resume_generation()
+
+    def take_idle_s(self) -> float:
+        now = time.monotonic()
+        idle_s, self._idle_s = self._idle_s, 0.0
+        if self._idle_since is not None:
+            idle_s += now - self._idle_since
+            self._idle_since = now
+        return idle_s
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+    def _note_busy(self) -> None:
+        if self._idle_since is not None:
+            self._idle_s += time.monotonic() - self._idle_since
+            self._idle_since = None
+
+    def _note_idle(self) -> None:
+        if not self._partial:
+            self._idle_since = time.monotonic()
+
+
+class WeightLoading:
+    """Mixed into vLLM's worker class: load a snapshot and read back what the live kernels hold."""
+
+    model_runner: Any
+
+    def load_weights_from(self, source: WeightSnapshot | str) -> dict[str, str]:
+        """Load all tensors and return the fingerprint of what the model now computes with."""
+        snapshot = load_snapshot(Path(source)) if isinstance(source, str) else source
+        self.model_runner.reload_weights(weights_iterator=snapshot.tensors())
+        model = self.model_runner.get_model()
+        head = getattr(model, "lm_head", None)
+        if head is not None and hasattr(head, "cpu_linear"):
+            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+        shapes = {spec.name: spec.shape for spec in snapshot.index}
+        if HEAD in snapshot.fingerprint and HEAD not in shapes:
+            shapes[HEAD] = (head.weight.shape[0], head.weight.shape[1]) if head is not None else ()
+        modules = dict(model.named_modules())
+        packed = getattr(model, "packed_modules_mapping", {})
+        with torch.inference_mode():
+            return fingerprint_by(shapes, lambda name, columns: _read(modules, packed, shapes, name, columns), version=snapshot.version)
+
+
+def _read(
+    modules: Mapping[str, Any],
+    packed: Mapping[str, Sequence[str]],
+    shapes: Mapping[str, tuple[int, ...]],
+    name: str,
+    columns: Tensor | None,
+) -> Tensor:
+    """Columns of the Hugging Face matrix `name` (or a whole vector) as the live vLLM module computes with them.
+
+    Raises EngineError where the model has no such module.
+    """
+    module_name, _, parameter = name.rpartition(".")
+    parent, _, leaf = module_name.rpartition(".")
+    fused = next((fused for fused, parts in packed.items() if leaf in parts), leaf)
+    module = modules.get(f"{parent}.{fused}" if parent else fused)
+    if module is None:
+        raise EngineError(f"the engine has no module for tensor {name}")
+    if columns is None:
+        weight: Tensor = getattr(module, parameter)
+        return weight
+    rows = slice(0, shapes[name][0])
+    if fused != leaf:
+        parts = [shapes[f"{parent}.{part}.{parameter}"][0] for part in packed[fused]]
+        position = list(packed[fused]).index(leaf)
+        rows = slice(sum(parts[:position]), sum(parts[: position + 1]))
+    return _columns_of(module, columns)[rows]
+
+
+def _columns_of(module: Any, columns: Tensor) -> Tensor:
+    """A one-hot input through the module's own kernel is, exactly, a column of its matrix (0·w + 1·w = w)."""
+    is_lookup = "Embedding" in type(module).__name__
+    if is_lookup or not hasattr(module, "cpu_linear"):
+        return module.weight[:, columns.to(module.weight.device)]
+    inputs = torch.zeros(len(columns), _width(module), dtype=module.weight.dtype)
+    inputs[torch.arange(len(columns)), columns] = 1
+    output: Tensor = module.cpu_linear(inputs, module.weight, None)
+    return output.T
+
+
+def _width(module: Any) -> int:
+    width = getattr(module, "input_size_per_partition", None) or getattr(module, "embedding_dim", None)
+    return int(width)
+
+
+def _require_match(snapshot: WeightSnapshot, found: Sequence[Mapping[str, str]]) -> None:
+    for rank, digests in enumerate(found):
+        tensor = first_mismatch(snapshot.fingerprint, digests)
+        if tensor is not None:
+            raise WeightMismatch(f"after loading version {snapshot.version} the engine (rank {rank}) does not hold tensor {tensor}")
+
+
+def _quieten() -> None:
+    """vLLM's reload warns about tied heads and rotary tables on every load; both are expected here."""
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+
+

@@ -1,0 +1,1 @@
+"""Arrow core: records, schema, replay, admission. Needs neither torch, Ray nor vLLM."""

@@ -1,0 +1,137 @@
+"""Reading Arrow rollout batches by group: boundaries, ids, versions, whole-group checks. All work is on numpy views.
+
+Shape suffixes: N rows, G groups, V values of a list column, R version runs.
+
+Arrow beware: a sliced list column shares its parent's values, and its offsets start where the slice does. Only
+`list_column_arrays` touches offsets; everything else goes through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+def list_column_arrays(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """The values of a list column, shape [V], and its offsets, shape [N + 1]: row i is `values[offsets[i]:offsets[i + 1]]`.
+
+    Right for slices: values are the slice's own and offsets start at 0. The values are a zero-copy, read-only view; so
+    are the offsets, unless the slice starts late in its parent and they have to be shifted. A null `feature` has length 0.
+    Raises `pa.ArrowInvalid` if a value inside a list is null.
+    """
+    column = batch.column(name)
+    offsets = column.offsets.to_numpy(zero_copy_only=True)
+    first, last = int(offsets[0]), int(offsets[-1])
+    values = column.values.slice(first, last - first).to_numpy(zero_copy_only=True)
+    return values, offsets - offsets[0] if first else offsets
+
+
+def group_starts(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """The first row of each group, then the number of rows: shape [G + 1]. A group is a run of equal `group_id`."""
+    ids_N = batch.column("group_id").to_numpy(zero_copy_only=True)
+    changes = np.flatnonzero(ids_N[1:] != ids_N[:-1]) + 1
+    return np.concatenate([[0], changes, [len(ids_N)]]).astype(np.int64) if len(ids_N) else np.zeros(1, np.int64)
+
+
+def group_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """One id a group, in row order: shape [G]."""
+    ids_N = batch.column("group_id").to_numpy(zero_copy_only=True)
+    ids_G: NDArray[np.int64] = ids_N[group_starts(batch)[:-1]]
+    return ids_G
+
+
+def oldest_version(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """The oldest policy version that sampled any token of each group: shape [G].
+
+    A group of only empty responses has no token; it counts as old as its admission.
+    """
+    versions_R, offsets = list_column_arrays(batch, "version_values")
+    has_tokens_N = np.diff(list_column_arrays(batch, "response_ids")[1]) > 0
+    starts = group_starts(batch)
+    group_N = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    row_R = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
+    counts_R = has_tokens_N[row_R]
+    no_token = np.iinfo(np.int64).max
+    oldest_G = np.full(len(starts) - 1, no_token)
+    np.minimum.at(oldest_G, group_N[row_R[counts_R]], versions_R[counts_R])
+    admitted_N = batch.column("admitted_version").to_numpy(zero_copy_only=True)
+    return np.where(oldest_G == no_token, admitted_N[starts[:-1]], oldest_G)
+
+
+def split_groups(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    """One zero-copy slice a group. A slice keeps its whole parent alive: use `concat_groups` on what is kept long."""
+    starts = group_starts(batch)
+    return [batch.slice(first, last - first) for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
+
+
+def concat_groups(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """One contiguous batch of the rows in order. Always a copy, even of one batch, and exactly as large as its rows."""
+    return pa.concat_batches(batches)
+
+
+def validate_groups(batch: pa.RecordBatch, group_size: int) -> None:
+    """Raise ValueError, naming group and row, unless the batch is whole groups of well-formed rollouts.
+
+    Whole groups: `group_size` adjacent rows with index 0..K-1, no id twice. Well-formed: as many behaviour log-probs as
+    response tokens, all finite; version runs that start at 0, strictly increase and begin on a token that exists (an
+    empty response may have none, or one at 0); nothing null that sampling decides.
+    """
+    _check_whole(batch, group_size)
+    for field in batch.schema:
+        if not field.nullable:
+            null_N = batch.column(field.name).is_null().to_numpy(zero_copy_only=False)
+            _refuse_rows(batch, null_N, f"{field.name} is null")
+    if batch.num_rows:
+        _check_log_probs(batch)
+        _check_version_runs(batch)
+
+
+def _check_whole(batch: pa.RecordBatch, group_size: int) -> None:
+    starts = group_starts(batch)
+    ids = group_ids(batch).tolist()
+    for group_id, rows in zip(ids, np.diff(starts).tolist(), strict=True):
+        if rows != group_size:
+            raise ValueError(f"group {group_id} has {rows} adjacent rows; a whole group has group_size = {group_size}")
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"a group id occurs twice among {ids}")
+    index_N = batch.column("index").to_numpy(zero_copy_only=True)
+    expected_N = np.tile(np.arange(group_size), len(ids))
+    _refuse_rows(batch, index_N != expected_N, "the rows of a group must have index 0, 1, ..., K-1 in order")
+
+
+def _check_log_probs(batch: pa.RecordBatch) -> None:
+    _, token_offsets = list_column_arrays(batch, "response_ids")
+    log_probs_V, offsets = list_column_arrays(batch, "behavior_logprobs")
+    different_N = np.diff(token_offsets) != np.diff(offsets)
+    _refuse_rows(batch, different_N, "response_ids and behavior_logprobs differ in length; a mismatch is never padded")
+    bad_V = np.flatnonzero(~np.isfinite(log_probs_V))
+    bad_N = np.zeros(batch.num_rows, bool)
+    bad_N[np.searchsorted(offsets, bad_V, side="right") - 1] = True
+    _refuse_rows(batch, bad_N, "a behaviour log-prob is not finite")
+
+
+def _check_version_runs(batch: pa.RecordBatch) -> None:
+    starts_R, offsets = list_column_arrays(batch, "version_starts")
+    versions_R, version_offsets = list_column_arrays(batch, "version_values")
+    _refuse_rows(batch, np.diff(offsets) != np.diff(version_offsets), "version_starts and version_values differ in length")
+    tokens_N = np.diff(list_column_arrays(batch, "response_ids")[1])
+    row_R = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
+    _refuse_rows(batch, (tokens_N > 0) & (np.diff(offsets) == 0), "its tokens have no policy version")
+    is_first_R = np.concatenate([[True], row_R[1:] != row_R[:-1]])[: len(row_R)]
+    gap_R = np.diff(starts_R, prepend=0)
+    bad_R = np.where(is_first_R, starts_R != 0, gap_R <= 0) | (starts_R >= np.maximum(tokens_N, 1)[row_R]) | (versions_R < 0)
+    bad_N = np.zeros(batch.num_rows, bool)
+    bad_N[row_R[bad_R]] = True
+    _refuse_rows(batch, bad_N, "version runs must start at 0, strictly increase, stay within the tokens and name versions >= 0")
+
+
+def _refuse_rows(batch: pa.RecordBatch, bad_N: NDArray[np.bool_], message: str) -> None:
+    if not bad_N.any():
+        return
+    row = int(np.argmax(bad_N))
+    group_id, index = batch.column("group_id")[row].as_py(), batch.column("index")[row].as_py()
+    raise ValueError(f"group {group_id}, row {row} (index {index}): {message}")

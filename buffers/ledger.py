@@ -1,0 +1,81 @@
+"""What admission accounts for, and its JSON form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from buffers.records import GroupRequest, Problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ledger:
+    """Groups since the run began. Every group admitted is in exactly one of the four states, every one dropped in one of three."""
+
+    admitted: int
+    in_flight: int
+    trained: int  # used by a gradient whose weights are not live yet
+    released: int  # used by a gradient whose weights are live
+    dropped: int
+    dropped_by_reason: dict[str, int]
+    readmitted: int  # dropped, and its problem admitted again
+    waiting: int  # dropped, and its problem waiting to be
+    quarantined: int  # dropped for good
+
+    @property
+    def outstanding(self) -> int:
+        """Slots taken."""
+        return self.in_flight + self.trained
+
+    def check_sums(self) -> None:
+        """Raise AssertionError unless admitted = in flight + trained + released + dropped, and dropped likewise."""
+        states = self.in_flight + self.trained + self.released + self.dropped
+        assert self.admitted == states, f"admitted groups do not add up: {self}"
+        assert self.dropped == self.readmitted + self.waiting + self.quarantined, f"dropped groups do not add up: {self}"
+        assert self.dropped == sum(self.dropped_by_reason.values()), f"reasons do not add up: {self}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """A problem whose group was dropped, and the attempt its next group will be."""
+
+    problem: Problem
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantined:
+    """A problem given up after `attempts` groups were dropped; the last was `group_id`, for `reason`."""
+
+    problem: Problem
+    group_id: int
+    attempts: int
+    reason: str
+
+
+def problem_to_json(problem: Problem) -> dict[str, Any]:
+    return {
+        "task": problem.task,
+        "problem_id": problem.problem_id,
+        "question": problem.question,
+        "answer": problem.answer,
+        "meta": dict(problem.meta),
+    }
+
+
+def problem_from_json(value: dict[str, Any]) -> Problem:
+    return Problem(**value)
+
+
+def request_to_json(request: GroupRequest) -> dict[str, Any]:
+    return {
+        "group_id": request.group_id,
+        "problem": problem_to_json(request.problem),
+        "num_responses": request.num_responses,
+        "admitted_version": request.admitted_version,
+        "attempt": request.attempt,
+    }
+
+
+def request_from_json(value: dict[str, Any]) -> GroupRequest:
+    return GroupRequest(**{**value, "problem": problem_from_json(value["problem"])})

@@ -1,0 +1,139 @@
+"""The vocabulary: frozen, keyword-only records that cross the boundaries between components.
+
+Only the standard library is imported here, so that tasks, actors and jobs can share the words without sharing Arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a response ended."""
+
+    STOP = "stop"  # the policy sampled its end-of-turn token
+    LENGTH = "length"  # max_response_tokens was reached
+    ABORTED = "aborted"  # the engine was told to drop it; its tokens so far are kept
+
+
+class VerdictStatus(StrEnum):
+    """What the verifier found. Only the first three are judgements of the answer."""
+
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    UNPARSED = "unparsed"  # the response states no answer that could be read: scored as not correct
+    TIMEOUT = "timeout"  # the deadline passed: not scored, never counted as wrong
+    ERROR = "error"  # the verifier failed: not scored, never counted as wrong
+
+    @property
+    def is_scored(self) -> bool:
+        return self not in (VerdictStatus.TIMEOUT, VerdictStatus.ERROR)
+
+
+class GroupOutcome(StrEnum):
+    """What became of a group that was accepted into replay."""
+
+    TRAINED = "trained"
+    STALE = "stale"  # its oldest token was sampled more than max_policy_lag versions before it could be trained on
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One problem of a task. `problem_id` is stable across processes, machines and runs."""
+
+    task: str
+    problem_id: str
+    question: str
+    answer: str
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """The verifier's finding on one response. `reward` is None where the response could not be scored."""
+
+    status: VerdictStatus
+    reward: float | None
+    answer: str | None = None  # what was read out of the response
+    detail: str | None = None
+    elapsed_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.reward is None) is self.status.is_scored:
+            raise ValueError(f"a verdict '{self.status}' cannot carry reward {self.reward!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupRequest:
+    """One admitted group: sample `num_responses` responses to `problem`.
+
+    `group_id` counts admissions and never repeats within a run; `attempt` counts how often this problem's slot was
+    re-admitted after being dropped; `admitted_version` is the newest live policy version when the slot was taken.
+    """
+
+    group_id: int
+    problem: Problem
+    num_responses: int
+    admitted_version: int
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One sampled response, token for token as sampled (never re-tokenised).
+
+    `version_starts[i]` is the index of the first response token sampled under policy version `version_values[i]`
+    (run-length form; strictly increasing starts, the first 0). All of `response_ids` and `behavior_logprobs` have the
+    same length T; T = 0 is allowed.
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    behavior_logprobs: tuple[float, ...]
+    version_starts: tuple[int, ...]
+    version_values: tuple[int, ...]
+    finish_reason: FinishReason
+    response_text: str
+    generate_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.response_ids) != len(self.behavior_logprobs):
+            raise ValueError(
+                f"{len(self.response_ids)} response tokens but {len(self.behavior_logprobs)} behaviour log-probs: "
+                "a length mismatch is never padded"
+            )
+        if len(self.version_starts) != len(self.version_values):
+            raise ValueError("version_starts and version_values must have one entry a run each")
+        if self.response_ids and (not self.version_starts or self.version_starts[0] != 0):
+            raise ValueError("the first token has no policy version")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupUsage:
+    """What generating one group took: token counts and seconds since the worker got the request."""
+
+    worker_id: str
+    prompt_tokens: int
+    response_tokens: int
+    generate_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightUpdate:
+    """A weight load: `load_s` seconds during which the engine sampled nothing; `idle_s` without work since the last load."""
+
+    worker_id: str
+    version: int
+    load_s: float
+    idle_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """What one training step did: the version it made, metrics (docs/metrics.md), one advantage a row of its batch."""
+
+    version: int
+    metrics: Mapping[str, float]
+    advantages: tuple[float, ...]

@@ -1,0 +1,198 @@
+"""Replay: whole scored groups, held until they are trained on or too old to be. Owned by one actor; holds no lock, no clock.
+
+A policy version is the number of the weights. The bound, for every token of every sampled group:
+
+    version of the weights being trained - version that sampled the token  <=  max_policy_lag
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import TypedDict
+
+import pyarrow as pa
+
+from buffers.config import ReplayConfig
+from buffers.id_ranges import IdRanges
+from buffers.schema import ROLLOUT_SCHEMA, check_schema, concat_groups, group_ids, oldest_version, validate_groups
+
+
+class InsertResult(StrEnum):
+    """What became of an insert. Only ACCEPTED changes the rows held."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"  # this id was accepted before: an insert can be retried when its answer was lost
+    STALE = "stale"  # already too old: its slot should be dropped and its problem re-admitted
+    FULL = "full"  # would exceed max_bytes: the producer keeps the group and tries again
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayCounters:
+    """Groups since the run began. Held now = inserted - sampled - evicted."""
+
+    inserted: int = 0
+    sampled: int = 0
+    evicted: int = 0  # became stale while held
+    refused_stale: int = 0  # were stale when offered
+    duplicates: int = 0
+    refused_full: int = 0
+
+    @property
+    def stale(self) -> int:
+        return self.evicted + self.refused_stale
+
+
+class ReplayState(TypedDict):
+    """Everything a fresh buffer needs: rows as an Arrow table, the rest small integers that JSON can hold."""
+
+    rows: pa.Table
+    seen_ranges: list[list[int]]
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Held:
+    batch: pa.RecordBatch
+    oldest_version: int
+    nbytes: int
+
+
+class ReplayBuffer:
+    """Holds whole groups under a byte cap; hands each out once, lowest `group_id` first, never beyond the lag bound.
+
+    replay = ReplayBuffer(group_size=8, max_policy_lag=2, config=ReplayConfig())
+    while replay.insert(group, version=live_version) is InsertResult.FULL:  # a producer, once a group is scored
+        wait_until_something_is_sampled()
+
+    for stale in replay.evict(version=learner_version):  # the learner
+        drop_and_readmit(stale)
+    batch = replay.sample(prompts_per_step, version=learner_version)
+    if batch is not None:
+        train(batch)
+
+    The same inserts and samples give the same batches, whatever the order of arrival among the groups held.
+    """
+
+    def __init__(self, *, group_size: int, max_policy_lag: int, config: ReplayConfig) -> None:
+        self._group_size = group_size
+        self._max_policy_lag = max_policy_lag
+        self._max_bytes = config.max_bytes
+        self._held: dict[int, _Held] = {}
+        self._seen = IdRanges()
+        self._counters = ReplayCounters()
+
+    @property
+    def num_groups(self) -> int:
+        return len(self._held)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers held. Each group is copied in, so no larger parent stays alive behind them."""
+        return sum(held.nbytes for held in self._held.values())
+
+    @property
+    def counters(self) -> ReplayCounters:
+        return self._counters
+
+    @property
+    def held_ids(self) -> list[int]:
+        return sorted(self._held)
+
+    def insert(self, batch: pa.RecordBatch, *, version: int) -> InsertResult:
+        """Offer one whole group at the learner's `version`.
+
+        Raises ValueError if the batch is not one well-formed group, or is by itself larger than `max_bytes`.
+        """
+        check_schema(batch.schema)
+        validate_groups(batch, self._group_size)
+        if batch.num_rows != self._group_size:
+            raise ValueError(f"insert takes one group of {self._group_size} rows, not {batch.num_rows} rows: use split_groups")
+        group_id = int(group_ids(batch)[0])
+        if group_id in self._seen:
+            return self._count(InsertResult.DUPLICATE)
+        held = _hold(batch)
+        if held.nbytes > self._max_bytes:
+            raise ValueError(f"group {group_id} takes {held.nbytes} bytes, more than max_bytes = {self._max_bytes} for all groups")
+        if self._is_stale(held, version):
+            return self._count(InsertResult.STALE)
+        if self.nbytes + held.nbytes > self._max_bytes:
+            return self._count(InsertResult.FULL)
+        self._held[group_id] = held
+        self._seen.add(group_id)
+        return self._count(InsertResult.ACCEPTED)
+
+    def sample(self, num_groups: int, *, version: int) -> pa.RecordBatch | None:
+        """Take out the `num_groups` lowest ids within the lag bound, sorted by id; None, and no change, if there are fewer."""
+        if num_groups < 1:
+            raise ValueError(f"num_groups = {num_groups} must be at least 1")
+        valid = [group_id for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
+        if len(valid) < num_groups:
+            return None
+        chosen = [self._held.pop(group_id).batch for group_id in valid[:num_groups]]
+        self._counters = replace(self._counters, sampled=self._counters.sampled + num_groups)
+        return concat_groups(chosen)
+
+    def evict(self, *, version: int) -> list[pa.RecordBatch]:
+        """Take out the groups that may no longer be trained on at `version`, lowest id first."""
+        stale = [group_id for group_id in self.held_ids if self._is_stale(self._held[group_id], version)]
+        self._counters = replace(self._counters, evicted=self._counters.evicted + len(stale))
+        return [self._held.pop(group_id).batch for group_id in stale]
+
+    def check_valid(self) -> None:
+        """Raise AssertionError with the broken invariant."""
+        self._seen.check_valid()
+        assert self.nbytes <= self._max_bytes, f"{self.nbytes} bytes held, over the cap of {self._max_bytes}"
+        for group_id, held in self._held.items():
+            assert group_id in self._seen, f"group {group_id} is held but not remembered as seen"
+            assert group_ids(held.batch).tolist() == [group_id], f"group {group_id} is held under another id"
+            assert held.oldest_version == oldest_version(held.batch)[0], f"group {group_id}: its oldest version changed"
+            assert held.nbytes == held.batch.get_total_buffer_size(), f"group {group_id}: its size changed"
+            validate_groups(held.batch, self._group_size)
+        counters = self._counters
+        left = counters.inserted - counters.sampled - counters.evicted
+        assert left == self.num_groups, f"{counters} leave {left} groups, but {self.num_groups} are held"
+        assert len(self._seen) == counters.inserted, f"{len(self._seen)} ids seen but {counters.inserted} groups inserted"
+
+    def state_dict(self) -> ReplayState:
+        batches = [self._held[group_id].batch for group_id in self.held_ids]
+        return ReplayState(
+            rows=pa.Table.from_batches(batches, schema=ROLLOUT_SCHEMA),
+            seen_ranges=[[start, stop] for start, stop in self._seen.ranges],
+            counters=asdict(self._counters),
+        )
+
+    def load_state_dict(self, state: ReplayState) -> None:
+        """Replace all that is held. Raises ValueError if the rows do not fit this buffer's settings."""
+        check_schema(state["rows"].schema)
+        rows = state["rows"].select(ROLLOUT_SCHEMA.names).cast(ROLLOUT_SCHEMA)
+        held = {}
+        for first in range(0, rows.num_rows, self._group_size):  # a chunk of a table read from a file may split a group
+            group = concat_groups(rows.slice(first, self._group_size).to_batches())
+            validate_groups(group, self._group_size)
+            held[int(group_ids(group)[0])] = _hold(group)
+        nbytes = sum(group.nbytes for group in held.values())
+        if nbytes > self._max_bytes:
+            raise ValueError(f"the saved replay takes {nbytes} bytes, more than max_bytes = {self._max_bytes}")
+        self._held = held
+        self._seen = IdRanges((start, stop) for start, stop in state["seen_ranges"])
+        self._counters = ReplayCounters(**state["counters"])
+        self.check_valid()
+
+    def _is_stale(self, held: _Held, version: int) -> bool:
+        return held.oldest_version < version - self._max_policy_lag
+
+    def _count(self, result: InsertResult) -> InsertResult:
+        name = {
+            InsertResult.ACCEPTED: "inserted",
+            InsertResult.DUPLICATE: "duplicates",
+            InsertResult.STALE: "refused_stale",
+            InsertResult.FULL: "refused_full",
+        }[result]
+        self._counters = replace(self._counters, **{name: getattr(self._counters, name) + 1})
+        return result
+
+
+def _hold(group: pa.RecordBatch) -> _Held:
+    own = concat_groups([group])
+    return _Held(batch=own, oldest_version=int(oldest_version(own)[0]), nbytes=own.get_total_buffer_size())

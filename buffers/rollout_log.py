@@ -1,0 +1,76 @@
+"""The rollout log: every consumed group as plain Parquet rows, one file a step, for DuckDB, pandas or training without an engine."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from buffers.schema import ROLLOUT_SCHEMA, check_schema
+
+_STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
+_PARTIAL_SUFFIX = ".partial"
+
+
+class RolloutLog:
+    """Writes and reads `DIRECTORY/step_000012.parquet`. A file is there whole or not at all.
+
+    log = RolloutLog(filesystem, f"{run_directory}/rollouts")
+    log.truncate(restored_step)  # on resume: what came after the checkpoint will be written again
+    for step in range(restored_step + 1, last_step + 1):
+        ...
+        log.append(step, [trained_batch, *stale_batches])
+    table = log.read()
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, directory: str) -> None:
+        self._filesystem = filesystem
+        self._directory = directory.rstrip("/")
+
+    def append(self, step: int, batches: Sequence[pa.RecordBatch]) -> None:
+        """Write the rows of one step, replacing what an earlier attempt at the same step wrote.
+
+        The rows appear under the final name by a rename, so a reader or a crash of this process never meets half a file.
+        """
+        for batch in batches:
+            check_schema(batch.schema)
+        table = pa.Table.from_batches(batches, schema=ROLLOUT_SCHEMA)
+        self._filesystem.create_dir(self._directory, recursive=True)
+        path = self._path(step)
+        with self._filesystem.open_output_stream(path + _PARTIAL_SUFFIX) as sink:
+            pq.write_table(table, sink, compression="zstd")
+        self._filesystem.move(path + _PARTIAL_SUFFIX, path)
+
+    def truncate(self, after_step: int) -> None:
+        """Remove the files of later steps and anything left half-written."""
+        for name in self._names():
+            match = _STEP_FILE.fullmatch(name.removesuffix(_PARTIAL_SUFFIX))
+            if match and (name.endswith(_PARTIAL_SUFFIX) or int(match[1]) > after_step):
+                self._filesystem.delete_file(posixpath.join(self._directory, name))
+
+    def steps(self) -> list[int]:
+        return sorted(int(match[1]) for name in self._names() if (match := _STEP_FILE.fullmatch(name)))
+
+    def read(self, steps: Iterable[int] | None = None) -> pa.Table:
+        """The rows of `steps`, by default all of them, in step order.
+
+        Raises FileNotFoundError for a step that was not logged and ValueError for a file of another major schema version.
+        """
+        tables = [self._read_step(step) for step in (self.steps() if steps is None else steps)]
+        return pa.concat_tables(tables) if tables else ROLLOUT_SCHEMA.empty_table()
+
+    def _read_step(self, step: int) -> pa.Table:
+        with self._filesystem.open_input_file(self._path(step)) as source:
+            file = pq.ParquetFile(source)
+            check_schema(file.schema_arrow)
+            return file.read(columns=ROLLOUT_SCHEMA.names).cast(ROLLOUT_SCHEMA)
+
+    def _path(self, step: int) -> str:
+        return posixpath.join(self._directory, f"step_{step:06d}.parquet")
+
+    def _names(self) -> list[str]:
+        return [info.base_name for info in self._filesystem.get_file_info(fs.FileSelector(self._directory, allow_not_found=True))]

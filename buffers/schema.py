@@ -1,0 +1,261 @@
+"""The one table of rollouts: on the wire, in replay, in checkpoints and in the rollout log.
+
+A row is a rollout; a group is K adjacent rows. Rows are built once when a group was sampled and only gain columns:
+
+    sampled ──to_record_batch──> verified ──with_verdicts──> encoded ──with_features──> consumed ──with_scores, with_outcome──> log
+
+Shape suffixes: N rows, K rows of one group, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from buffers.arrays import list_array, number_array, offsets_of, repeated, string_array, tuples_of
+from buffers.groups import (
+    concat_groups,
+    group_ids,
+    group_starts,
+    list_column_arrays,
+    oldest_version,
+    split_groups,
+    validate_groups,
+)
+from buffers.records import FinishReason, GroupOutcome, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
+
+__all__ = [
+    "ROLLOUT_SCHEMA",
+    "SCHEMA_VERSION",
+    "StoredGroup",
+    "check_schema",
+    "concat_groups",
+    "from_record_batch",
+    "group_ids",
+    "group_starts",
+    "list_column_arrays",
+    "oldest_version",
+    "split_groups",
+    "to_record_batch",
+    "validate_groups",
+    "with_features",
+    "with_outcome",
+    "with_scores",
+    "with_verdicts",
+]
+
+SCHEMA_VERSION = "1.0"
+"""major.minor. A minor version adds nullable columns; a major one changes what is there, and readers refuse it."""
+
+_VERSION_KEY = b"repexp.schema"
+
+_COLUMNS: dict[str, pa.DataType] = {
+    # whose rollout this is
+    "run_id": pa.string(),
+    "group_id": pa.int64(),
+    "index": pa.int32(),
+    "task": pa.string(),
+    "problem_id": pa.string(),
+    "question": pa.string(),
+    "reference_answer": pa.string(),
+    "admitted_version": pa.int64(),
+    "attempt": pa.int32(),
+    # what was sampled
+    "prompt_ids": pa.list_(pa.int32()),
+    "response_ids": pa.list_(pa.int32()),
+    "behavior_logprobs": pa.list_(pa.float32()),
+    "version_starts": pa.list_(pa.int32()),
+    "version_values": pa.list_(pa.int64()),
+    "finish_reason": pa.string(),
+    "response_text": pa.string(),
+    "generate_s": pa.float64(),
+    "worker_id": pa.string(),
+    # what the verifier found
+    "verdict_status": pa.string(),
+    "reward": pa.float64(),
+    "verdict_answer": pa.string(),
+    "verdict_detail": pa.string(),
+    "verify_s": pa.float64(),
+    # what the frozen encoder saw
+    "feature": pa.list_(pa.float32()),
+    # what was decided at consumption
+    "bonus": pa.float64(),
+    "advantage": pa.float64(),
+    "step": pa.int64(),
+    "outcome": pa.string(),
+}
+
+_DECIDED_LATER = frozenset(list(_COLUMNS)[list(_COLUMNS).index("verdict_status") :])
+
+ROLLOUT_SCHEMA: pa.Schema = pa.schema(
+    [pa.field(name, kind, nullable=name in _DECIDED_LATER) for name, kind in _COLUMNS.items()],
+    metadata={_VERSION_KEY: SCHEMA_VERSION.encode()},
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredGroup:
+    """One group read back from its rows. `request.problem.meta` is not stored and reads back empty."""
+
+    run_id: str
+    worker_id: str
+    request: GroupRequest
+    rollouts: tuple[Rollout, ...]
+    verdicts: tuple[Verdict | None, ...]  # None until verified
+
+
+def check_schema(schema: pa.Schema) -> None:
+    """Raise ValueError unless rows of `schema` can be read here: same major version, and every column with its type."""
+    found = (schema.metadata or {}).get(_VERSION_KEY, b"").decode()
+    if not found:
+        raise ValueError(f"not a rollout table: its schema has no '{_VERSION_KEY.decode()}' (this reader: {SCHEMA_VERSION})")
+    if found.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise ValueError(f"rollout schema {found} cannot be read by schema {SCHEMA_VERSION}: the major versions differ")
+    for name, kind in _COLUMNS.items():
+        if name not in schema.names:
+            raise ValueError(f"rollout schema {found} lacks the column '{name}' of schema {SCHEMA_VERSION}")
+        if schema.field(name).type != kind:
+            raise ValueError(f"column '{name}' is {schema.field(name).type}; rollout schema {SCHEMA_VERSION} has {kind}")
+
+
+def to_record_batch(run_id: str, request: GroupRequest, rollouts: Sequence[Rollout], *, worker_id: str) -> pa.RecordBatch:
+    """The rows of one sampled group, in the order given. Later columns are null.
+
+    Log-probs are kept as float32. Raises ValueError unless there are `request.num_responses` rollouts, and
+    OverflowError for a token id that is no int32.
+    """
+    if len(rollouts) != request.num_responses:
+        raise ValueError(f"group {request.group_id}: {len(rollouts)} rollouts but num_responses = {request.num_responses}")
+    num, problem = len(rollouts), request.problem
+    columns: dict[str, Any] = {
+        "run_id": repeated(run_id, num, pa.string()),
+        "group_id": repeated(request.group_id, num, pa.int64()),
+        "index": pa.array(np.arange(num, dtype=np.int32)),
+        "task": repeated(problem.task, num, pa.string()),
+        "problem_id": repeated(problem.problem_id, num, pa.string()),
+        "question": repeated(problem.question, num, pa.string()),
+        "reference_answer": repeated(problem.answer, num, pa.string()),
+        "admitted_version": repeated(request.admitted_version, num, pa.int64()),
+        "attempt": repeated(request.attempt, num, pa.int32()),
+        "prompt_ids": list_array([r.prompt_ids for r in rollouts], np.int32),
+        "response_ids": list_array([r.response_ids for r in rollouts], np.int32),
+        "behavior_logprobs": list_array([r.behavior_logprobs for r in rollouts], np.float32),
+        "version_starts": list_array([r.version_starts for r in rollouts], np.int32),
+        "version_values": list_array([r.version_values for r in rollouts], np.int64),
+        "finish_reason": string_array(r.finish_reason.value for r in rollouts),
+        "response_text": string_array(r.response_text for r in rollouts),
+        "generate_s": pa.array([r.generate_s for r in rollouts], pa.float64()),
+        "worker_id": repeated(worker_id, num, pa.string()),
+    }
+    arrays = [columns[name] if name in columns else pa.nulls(num, kind) for name, kind in _COLUMNS.items()]
+    return pa.RecordBatch.from_arrays(arrays, schema=ROLLOUT_SCHEMA)
+
+
+def from_record_batch(batch: pa.RecordBatch) -> list[StoredGroup]:
+    """The inverse of `to_record_batch` and `with_verdicts`, one entry a group in row order."""
+    return [_stored_group(group) for group in split_groups(batch)]
+
+
+def with_verdicts(batch: pa.RecordBatch, verdicts: Sequence[Verdict]) -> pa.RecordBatch:
+    """The batch with one verdict a row, in row order; `reward` is null where the verifier could not score."""
+    return _with_columns(
+        batch,
+        verdict_status=string_array(v.status.value for v in verdicts),
+        reward=pa.array([v.reward for v in verdicts], pa.float64()),
+        verdict_answer=string_array(v.answer for v in verdicts),
+        verdict_detail=string_array(v.detail for v in verdicts),
+        verify_s=pa.array([v.elapsed_s for v in verdicts], pa.float64()),
+    )
+
+
+def with_features(batch: pa.RecordBatch, features_KD: NDArray[np.float32], valid_K: ArrayLike) -> pa.RecordBatch:
+    """The batch with one feature a row; null where `valid_K` is false (an empty response has no hidden state).
+
+    Raises ValueError for a wrong shape or a feature that is valid but not finite: one NaN would spoil the covariance.
+    """
+    valid = np.asarray(valid_K, bool)
+    if features_KD.ndim != 2 or valid.shape != (batch.num_rows,) or len(features_KD) != batch.num_rows:
+        raise ValueError(f"features {features_KD.shape} and valid {valid.shape} do not fit {batch.num_rows} rows")
+    values = np.ascontiguousarray(features_KD[valid], dtype=np.float32).reshape(-1)
+    if not np.isfinite(values).all():
+        raise ValueError("a feature marked valid is not finite")
+    offsets = offsets_of(valid * features_KD.shape[1])
+    column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), mask=pa.array(~valid))
+    return _with_columns(batch, feature=column)
+
+
+def with_scores(batch: pa.RecordBatch, bonus: ArrayLike, advantage: ArrayLike | None = None) -> pa.RecordBatch:
+    """The batch with bonus, and advantage if given: one finite number a row; [G, K] is read row by row."""
+    scored = _with_columns(batch, bonus=number_array(bonus, "bonus"))
+    return scored if advantage is None else _with_columns(scored, advantage=number_array(advantage, "advantage"))
+
+
+def with_outcome(batch: pa.RecordBatch, step: int, outcome: GroupOutcome) -> pa.RecordBatch:
+    """The batch with what became of it, and in which optimiser step."""
+    num = batch.num_rows
+    return _with_columns(batch, step=repeated(step, num, pa.int64()), outcome=repeated(outcome.value, num, pa.string()))
+
+
+def _with_columns(batch: pa.RecordBatch, **columns: pa.Array) -> pa.RecordBatch:
+    for name, column in columns.items():
+        if len(column) != batch.num_rows:
+            raise ValueError(f"{len(column)} values of '{name}' for {batch.num_rows} rows")
+        batch = batch.set_column(batch.schema.get_field_index(name), ROLLOUT_SCHEMA.field(name), column)
+    return batch
+
+
+def _stored_group(group: pa.RecordBatch) -> StoredGroup:
+    first = group.slice(0, 1).to_pylist()[0]
+    problem = Problem(task=first["task"], problem_id=first["problem_id"], question=first["question"], answer=first["reference_answer"])
+    request = GroupRequest(
+        group_id=first["group_id"],
+        problem=problem,
+        num_responses=group.num_rows,
+        admitted_version=first["admitted_version"],
+        attempt=first["attempt"],
+    )
+    return StoredGroup(
+        run_id=first["run_id"], worker_id=first["worker_id"], request=request, rollouts=_rollouts(group), verdicts=_verdicts(group)
+    )
+
+
+def _rollouts(group: pa.RecordBatch) -> tuple[Rollout, ...]:
+    lists = zip(
+        *(tuples_of(group, name) for name in ("prompt_ids", "response_ids", "behavior_logprobs", "version_starts", "version_values")),
+        strict=True,
+    )
+    scalars = group.select(["finish_reason", "response_text", "generate_s"]).to_pylist()
+    return tuple(
+        Rollout(
+            prompt_ids=prompt,
+            response_ids=response,
+            behavior_logprobs=log_probs,
+            version_starts=starts,
+            version_values=versions,
+            finish_reason=FinishReason(row["finish_reason"]),
+            response_text=row["response_text"],
+            generate_s=row["generate_s"],
+        )
+        for (prompt, response, log_probs, starts, versions), row in zip(lists, scalars, strict=True)
+    )
+
+
+def _verdicts(group: pa.RecordBatch) -> tuple[Verdict | None, ...]:
+    rows = group.select(["verdict_status", "reward", "verdict_answer", "verdict_detail", "verify_s"]).to_pylist()
+    return tuple(
+        Verdict(
+            status=VerdictStatus(row["verdict_status"]),
+            reward=row["reward"],
+            answer=row["verdict_answer"],
+            detail=row["verdict_detail"],
+            elapsed_s=row["verify_s"],
+        )
+        if row["verdict_status"] is not None
+        else None
+        for row in rows
+    )

@@ -1,0 +1,1 @@
+"""Entry points (`python -m jobs.NAME`) and the wiring of a run."""

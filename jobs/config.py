@@ -1,0 +1,213 @@
+"""The configuration of a run: TOML file plus `--set key=value`, strict, resolved before anything heavy is imported.
+
+    config = load_config("configs/quickstart.toml", overrides=["learner.lr=1e-5"])
+
+Every problem is a ConfigError with one line a person can act on. Importing this module pulls in neither torch, Ray nor vLLM.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
+from bonus.config import BonusConfig
+from buffers.config import ReplayConfig
+from learners.config import CheckpointConfig, LearnerConfig
+from tasks.config import TaskConfig
+
+
+class ConfigError(ValueError):
+    """The configuration is refused; the message is one line that names the key and the mend."""
+
+
+class RunConfig(BaseModel):
+    """Everything a run is made of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_dir: str = "runs/default"
+    """Where checkpoints, rollouts and metrics go. One run, one directory."""
+    model: str = "smollm2-135m"
+    """The initial policy and the frozen encoder: the embedded alias, a local directory, or a hub id."""
+    seed: int = 0
+    """Seeds problem order, sampling and the projection."""
+    steps: int = Field(40, ge=1)
+    """Training steps of the whole run, counted over resumes."""
+    prompts_per_step: int = Field(8, ge=1)
+    """P: groups trained on in one step."""
+    responses_per_prompt: int = Field(8, ge=2)
+    """K: responses in a group. Centring needs at least two."""
+    max_policy_lag: int = Field(1, ge=0)
+    """S: a token sampled more than S versions ago is never trained on. 0 is the synchronous trainer."""
+    max_attempts: int = Field(5, ge=1)
+    """A problem whose group was dropped this often is quarantined and named."""
+    wait_timeout_s: float = Field(900.0, gt=0)
+    """No call of the controller waits longer; the message then says what it waited for. Generation has rollout.group_timeout_s."""
+    task: TaskConfig = TaskConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    bonus: BonusConfig = BonusConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    replay: ReplayConfig = ReplayConfig()
+    learner: LearnerConfig = LearnerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_policy_lag > 0 and self.learner.loss.correction == "none":
+            raise ValueError(
+                f'max_policy_lag = {self.max_policy_lag} with learner.loss.correction = "none" would train off-policy uncorrected: '
+                'set the correction to "truncated_is" or max_policy_lag to 0'
+            )
+        if self.learner.mini_batches > self.prompts_per_step:
+            raise ValueError(
+                f"learner.mini_batches = {self.learner.mini_batches} exceeds prompts_per_step = {self.prompts_per_step}: "
+                "a mini-batch needs at least one group"
+            )
+        if self.rollout.max_sequences < self.responses_per_prompt:
+            raise ValueError(
+                f"rollout.max_sequences = {self.rollout.max_sequences} is less than responses_per_prompt = {self.responses_per_prompt}: "
+                "a group must fit into one engine"
+            )
+        if (self.sampling.top_p, self.sampling.top_k) != (1.0, 0):
+            raise ValueError(
+                f"sampling.top_p = {self.sampling.top_p} and sampling.top_k = {self.sampling.top_k}: training needs top_p = 1.0 and "
+                "top_k = 0, because the learner's log-probs are those of the whole distribution"
+            )
+        if self.learner.advantage.beta > 0 and self.learner.advantage.alpha == 0 and not self.bonus.enabled:
+            raise ValueError("learner.advantage.alpha = 0 and bonus.enabled = false leave no signal to learn from")
+        return self
+
+    @property
+    def responses_per_step(self) -> int:
+        return self.prompts_per_step * self.responses_per_prompt
+
+
+CHANGEABLE_ON_RESUME = {"run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "encoder", "checkpoint"}
+"""Top-level keys that say how long or with what means a run goes on, not what it computes."""
+
+
+def identity(config: RunConfig) -> str:
+    """A short hash of what the run computes; a run directory holds one identity."""
+    data = config.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME)
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changed_keys(saved: dict[str, Any], config: RunConfig) -> list[str]:
+    """Dotted keys, with both values, in which `config` computes something else than the saved one."""
+    old = _flatten({key: value for key, value in saved.items() if key not in CHANGEABLE_ON_RESUME})
+    new = _flatten(config.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME))
+    return [f"{key} ({old.get(key)!r} -> {new.get(key)!r})" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read `path` (TOML), apply `key.sub=value` overrides, validate. Raises ConfigError."""
+    values = _read_toml(path)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set {override!r}: write it as key=value, for example --set learner.lr=1e-5")
+        _assign(values, key.strip(), _parse_value(text.strip()))
+    _refuse_unknown_keys(values, RunConfig, source=path)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from None
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.toml"))) or "none in ./configs"
+        raise ConfigError(f"config file {path} does not exist (there are: {known})")
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value; anything else is taken as a string, so that --set model=some/dir needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for depth, parent in enumerate(parents):
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {dotted}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+    values[last] = value
+
+
+def _refuse_unknown_keys(values: dict[str, Any], model: type[BaseModel], *, source: str, prefix: str = "") -> None:
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            raise ConfigError(f"{source}: unknown key '{prefix}{key}'{_suggestion(prefix, key, model)}")
+        section = _section(field.annotation)
+        if section is not None and isinstance(value, dict):
+            _refuse_unknown_keys(value, section, source=source, prefix=f"{prefix}{key}.")
+
+
+def _suggestion(prefix: str, key: str, model: type[BaseModel]) -> str:
+    """The nearest key of the same section, else a key of that name anywhere, else what the section has."""
+    near = difflib.get_close_matches(key, model.model_fields, n=1)
+    if near:
+        return f"; did you mean '{prefix}{near[0]}'?"
+    dotted = all_keys(RunConfig)
+    by_last = {name.rpartition(".")[2]: name for name in dotted}
+    elsewhere = difflib.get_close_matches(key, by_last, n=1)
+    if elsewhere:
+        return f"; did you mean '{by_last[elsewhere[0]]}'?"
+    return f"; known here: {', '.join(model.model_fields)}"
+
+
+def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a config model, sections left out."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        section = _section(field.annotation)
+        keys += all_keys(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
+    return keys
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next((found for part in typing.get_args(annotation) if (found := _section(part))), None)
+    return None
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    location = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained-"))]
+    while len(location) > 1 and location[-1] in ("float", "int", "str"):
+        location.pop()
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if not location:
+        return message + more
+    return f"{'.'.join(location)} = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"

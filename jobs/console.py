@@ -1,0 +1,108 @@
+"""The live console of a run: one table row a step, the newest at the bottom, and the summary at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+SHOWN_STEPS = 14
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("reward", "reward/mean", ".2f"),
+    ("pass@1", "reward/pass@1", ".2f"),
+    ("pass@K", "reward/pass@K", ".2f"),
+    ("all ok", "groups/all_correct", ".0%"),
+    ("none ok", "groups/all_wrong", ".0%"),
+    ("bonus", "bonus/mean", ".3f"),
+    ("spread", "bonus/spread", ".3f"),
+    ("entropy", "policy/entropy", ".2f"),
+    ("lag", "policy/lag_mean", ".1f"),
+    ("mismatch", "mismatch/mean", ".3f"),
+    ("tok/s", "rollout/tokens_per_s", ".0f"),
+    ("step s", "time/step_s", ".1f"),
+    ("learner waits", "time/wait_for_batch_s", ".1f"),
+    ("rollout waits", "rollout/idle_s", ".1f"),
+)
+"""Heading, metric, format. Definitions: docs/metrics.md."""
+
+
+class RunConsole:
+    """Shows steps as they come. Without a terminal it prints one line a step instead.
+
+    with RunConsole(title, total_steps) as console:
+        console.status("starting the engine")
+        console.step(1, metrics)
+    """
+
+    def __init__(self, title: str, total_steps: int, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._title = title
+        self._total_steps = total_steps
+        self._rows: list[tuple[int, dict[str, float]]] = []
+        self._status = ""
+        self._live = Live(console=self._console, refresh_per_second=4, transient=False) if self._console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.stop()
+
+    def status(self, text: str) -> None:
+        self._status = text
+        if self._live is None:
+            self._console.print(text, highlight=False)
+        else:
+            self._live.update(self._render())
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        self._rows.append((step, metrics))
+        if self._live is None:
+            cells = "  ".join(f"{heading} {cell(metrics, name, form)}" for heading, name, form in COLUMNS)
+            self._console.print(f"step {step}/{self._total_steps}  {cells}", highlight=False, soft_wrap=True)
+        else:
+            self._status = ""
+            self._live.update(self._render())
+
+    def finish(self, panel: Panel) -> None:
+        """End the live part and print the summary below it."""
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.stop()
+        self._console.print(panel, soft_wrap=self._live is None)
+
+    def _render(self) -> Group:
+        done = self._rows[-1][0] if self._rows else 0
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("step", justify="right")
+        for heading, _, _ in COLUMNS:
+            table.add_column(heading, justify="right")
+        for step, metrics in self._rows[-SHOWN_STEPS:]:
+            table.add_row(str(step), *(cell(metrics, name, form) for _, name, form in COLUMNS))
+        progress = Table.grid(padding=(0, 1))
+        progress.add_row(
+            Text(self._title, style="bold"), ProgressBar(total=self._total_steps, completed=done, width=30), f"{done}/{self._total_steps}", self._status
+        )
+        return Group(progress, table)
+
+
+def cell(metrics: dict[str, float], name: str, form: str) -> str:
+    """A metric as text; a dash where this step has no such figure (no group had signal, say)."""
+    value = metrics.get(name)
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def summary_panel(lines: Sequence[str], title: str) -> Panel:
+    return Panel("\n".join(lines), title=title, expand=False)

@@ -1,0 +1,99 @@
+"""What a configuration will do, before anything is started: sizes per step, processes, memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.config import ConfigError, RunConfig
+
+BASE_PROCESS_GIB = 1.3
+"""A process with torch, transformers and Ray loaded (measured: 1.1 to 1.4 GiB on CPU)."""
+RAY_GIB = 1.0
+DRIVER_GIB = 0.3
+EMBEDDED_PARAMETERS = {"smollm2-135m": 134_515_008}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Sizes of one step, and what the run needs. Tokens are upper bounds."""
+
+    prompts_per_step: int
+    responses_per_step: int
+    max_tokens_per_step: int
+    optimiser_steps_per_step: int
+    steps: int
+    total_responses: int
+    max_groups_in_flight: int
+    processes: dict[str, int]
+    memory_gib: float | None
+
+    def lines(self) -> list[str]:
+        memory = "unknown before the model is fetched" if self.memory_gib is None else f"about {self.memory_gib:.1f} GiB"
+        processes = ", ".join(f"{count} {name}" for name, count in self.processes.items())
+        return [
+            f"per step: {self.prompts_per_step} prompts x {self.responses_per_step // self.prompts_per_step} responses = "
+            f"{self.responses_per_step} responses, at most {self.max_tokens_per_step} tokens, "
+            f"{self.optimiser_steps_per_step} optimiser step(s)",
+            f"whole run: {self.steps} steps, {self.total_responses} responses trained on",
+            f"in flight: at most {self.max_groups_in_flight} groups between prompt and live gradient",
+            f"processes: {processes}",
+            f"memory: {memory}",
+        ]
+
+
+def make_plan(config: RunConfig) -> Plan:
+    tokens = config.sampling.max_prompt_tokens + config.responses_per_prompt * config.sampling.max_response_tokens
+    processes = {"rollout worker": config.rollout.workers, "learner": 1, "replay": 1, "verifier pool": 1}
+    if config.bonus.enabled:
+        processes["encoder"] = 1
+    processes["verifier process"] = config.verifier.num_workers
+    return Plan(
+        prompts_per_step=config.prompts_per_step,
+        responses_per_step=config.responses_per_step,
+        max_tokens_per_step=config.prompts_per_step * tokens,
+        optimiser_steps_per_step=config.learner.mini_batches,
+        steps=config.steps,
+        total_responses=config.steps * config.responses_per_step,
+        max_groups_in_flight=(config.max_policy_lag + 1) * config.prompts_per_step,
+        processes=processes,
+        memory_gib=_memory_gib(config),
+    )
+
+
+def _memory_gib(config: RunConfig) -> float | None:
+    """Weights, float32 masters, gradients and AdamW moments, KV cache, processes. None for a model that is not here yet."""
+    parameters = _num_parameters(config.model)
+    if parameters is None:
+        return None
+    weight_bytes = 2 if config.learner.dtype == "bfloat16" else 4
+    learner = parameters * (weight_bytes + 4 * 4) / 2**30 + BASE_PROCESS_GIB + config.learner.tokens_per_micro_batch * 1e-3
+    rollout = parameters * 2 * 2 / 2**30 + BASE_PROCESS_GIB + config.rollout.kv_cache_gib
+    encoder = parameters * 2 / 2**30 + BASE_PROCESS_GIB if config.bonus.enabled else 0.0
+    published = 2 * parameters * 2 / 2**30
+    return learner + config.rollout.workers * rollout + encoder + published + config.replay.max_bytes / 2**30 * 0.1 + RAY_GIB + DRIVER_GIB
+
+
+def _num_parameters(model: str) -> int | None:
+    if model in EMBEDDED_PARAMETERS:
+        return EMBEDDED_PARAMETERS[model]
+    files = list(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+    return sum(file.stat().st_size for file in files) // 2 if files else None
+
+
+def available_memory_gib() -> float:
+    """Memory that can be had without swapping, in GiB."""
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) / 2**20
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def require_memory(plan: Plan, available_gib: float) -> None:
+    """Raises ConfigError when the plan does not fit."""
+    if plan.memory_gib is not None and plan.memory_gib > available_gib:
+        raise ConfigError(
+            f"this run needs about {plan.memory_gib:.1f} GiB of memory and {available_gib:.1f} GiB are available: close other programs, "
+            "or lower learner.tokens_per_micro_batch, rollout.kv_cache_gib or rollout.workers"
+        )

@@ -1,0 +1,136 @@
+"""One start of a run: lock the directory, start the components, train, checkpoint, export, end every process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from pathlib import Path
+
+from jobs.build import close_components, ray_session, start_components
+from jobs.components import Components, make_admission, restore_checkpoint
+from jobs.config import ConfigError, RunConfig
+from jobs.console import RunConsole, summary_panel
+from jobs.controller import Controller
+from jobs.metrics import MetricsWriter
+from jobs.run_dir import RunDirectory
+from jobs.summary import summary_lines
+from jobs.synchronous import SynchronousTrainer
+from learners.models import EMBEDDED, ModelError, resolve_model
+from tasks.registry import make_task
+from tasks.stream import ProblemStream
+
+
+
+def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous: bool) -> int:
+    """Returns the exit code. Raises ConfigError when the run is refused; nothing was then touched."""
+    with RunDirectory(config) as run:
+        start_step = _start_step(run, resume)
+        if start_step >= config.steps and run.policy.exists():
+            print(
+                f"{run.path} has all {config.steps} steps already: nothing to do. Train further with "
+                f"--set steps={start_step + 20}, or start anew with --set run_dir=..."
+            )
+            return 0
+        _prepare_environment(config)
+        with RunConsole(f"repexp {run.run_id}", config.steps) as console:
+            session = _Session(config, config_path, run, console, synchronous=synchronous)
+            return asyncio.run(session.run(start_step))
+
+
+def _start_step(run: RunDirectory, resume: str) -> int:
+    latest = run.checkpoints.latest()
+    if resume == "latest" and latest is None:
+        raise ConfigError(f"--resume latest: {run.path} has no complete checkpoint; leave --resume out to start at step 0")
+    if resume == "never" and latest is not None:
+        raise ConfigError(f"--resume never: {run.path} has a checkpoint of step {latest}; choose another with --set run_dir=...")
+    return latest or 0
+
+
+def _prepare_environment(config: RunConfig) -> None:
+    """The embedded model and local directories need no hub; without this, loading them would still ask it."""
+    if config.model in EMBEDDED or Path(config.model).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+class _Session:
+    def __init__(self, config: RunConfig, config_path: str, run: RunDirectory, console: RunConsole, *, synchronous: bool) -> None:
+        self._config = config
+        self._config_path = config_path
+        self._run = run
+        self._console = console
+        self._trainer_class = SynchronousTrainer if synchronous else Controller
+        self._signal: int | None = None
+
+    async def run(self, start_step: int) -> int:
+        config, console = self._config, self._console
+        console.status(f"model {config.model}: loading (the embedded model is unpacked once, about 20 s)")
+        try:
+            model = await asyncio.to_thread(resolve_model, config.model)
+        except ModelError as error:
+            raise ConfigError(str(error)) from None
+        console.status("starting Ray")
+        with ray_session(config):
+            console.status("starting the engine, the encoder and the learner (about 30 s on two cores)")
+            components = await start_components(config, model, run_id=self._run.run_id, log_directory=str(self._run.rollouts))
+            try:
+                return await self._train(components, start_step)
+            finally:
+                await close_components(components)
+
+    async def _train(self, components: Components, start_step: int) -> int:
+        config, run = self._config, self._run
+        task = make_task(config.task)
+        stream = ProblemStream(task, "train", config.seed)
+        admission = make_admission(config)
+        if start_step:
+            self._console.status(f"restoring the checkpoint of step {start_step}")
+            await restore_checkpoint(components, run.checkpoints, start_step, admission, stream, timeout_s=config.wait_timeout_s)
+        writer = MetricsWriter(run.metrics, run.tensorboard, resume_step=start_step)
+
+        def report(step: int, metrics: dict[str, float]) -> None:
+            writer.write(step, metrics)
+            self._console.step(step, metrics)
+
+        trainer = self._trainer_class(
+            config, components, task=task, stream=stream, admission=admission, checkpoints=run.checkpoints, report=report
+        )
+        self._stop_on_signal(trainer)
+        self._console.status("sampling the first groups")
+        try:
+            step = await trainer.run(start_step)
+        finally:
+            writer.close()
+        if step >= config.steps:
+            await self._export(components)
+        self._console.finish(summary_panel(summary_lines(run, self._config_path, writer.history, config.steps), run.run_id))
+        return 0 if self._signal is None else 128 + self._signal
+
+    def _stop_on_signal(self, trainer: Controller | SynchronousTrainer) -> None:
+        """Installed after Ray, which sets handlers of its own. A second signal ends the run at once, without a checkpoint."""
+        loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            if self._signal is not None:
+                os._exit(128 + number)
+            self._signal = number
+            self._console.status("stopping: the step in progress is finished and a checkpoint written (again: stop at once)")
+            trainer.stop()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
+
+    async def _export(self, components: Components) -> None:
+        """The final policy under its own name, whole or not at all."""
+        staging = self._run.path / "policy.partial"
+        shutil.rmtree(staging, ignore_errors=True)
+        await components.learner.call(
+            "save_policy", str(staging), timeout_s=self._config.wait_timeout_s, waiting_for="the final policy to be written"
+        )
+        shutil.rmtree(self._run.policy, ignore_errors=True)
+        staging.replace(self._run.policy)
+
+

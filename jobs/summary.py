@@ -1,0 +1,42 @@
+"""What a finished run says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs.run_dir import RunDirectory
+
+WINDOW = 3
+COMPARED = (
+    ("reward", "reward/mean"),
+    ("pass@1", "reward/pass@1"),
+    ("pass@K", "reward/pass@K"),
+    ("all-correct groups", "groups/all_correct"),
+)
+
+
+def window_means(history: Sequence[dict[str, float]], name: str) -> tuple[float, float]:
+    """Mean over the first and over the last `WINDOW` steps that have the metric."""
+    values = [record[name] for record in history if name in record]
+    first, last = values[:WINDOW], values[-WINDOW:]
+    return sum(first) / len(first), sum(last) / len(last)
+
+
+def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[str, float]], total_steps: int) -> list[str]:
+    """What improved, where things are, how to go on."""
+    done = int(history[-1]["step"]) if history else 0
+    lines = [f"{done} of {total_steps} steps trained."]
+    if len(history) >= 2 * WINDOW:
+        for label, name in COMPARED:
+            before, after = window_means(history, name)
+            lines.append(f"  {label:<19} {before:.2f} -> {after:.2f}  ({after - before:+.2f}, first {WINDOW} steps against last {WINDOW})")
+    further = max(total_steps, done) + 20
+    lines += [
+        "",
+        f"run directory   {run.path}",
+        f"final policy    {run.policy}  (a Hugging Face directory)" if done >= total_steps else "final policy    written when all steps are done",
+        f"go on           python -m jobs.train {config_path} --set run_dir={run.path} --set steps={further}",
+        f"its answers     python -m jobs.answers {run.path}",
+        f"curves          tensorboard --logdir {run.tensorboard}",
+    ]
+    return lines

@@ -1,0 +1,60 @@
+"""`python -m jobs.train CONFIG.toml [--set key=value ...]`: train a policy, asynchronously, with the exploration bonus.
+
+Exit codes: 0 done, 2 refused (one line says why), 1 the run failed, 130 or 143 stopped by Ctrl-C or SIGTERM after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jobs.config import ConfigError, RunConfig, load_config
+from jobs.plan import available_memory_gib, make_plan, require_memory
+
+EXIT_REFUSED = 2
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train a policy with the exploration bonus.")
+    parser.add_argument("config", help="TOML file, for example configs/quickstart.toml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    parser.add_argument("--resume", choices=("auto", "latest", "never"), default="auto", help="default: resume when there is a checkpoint")
+    parser.add_argument("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.synchronous and config.max_policy_lag != 0:
+            raise ConfigError(f"--synchronous needs max_policy_lag = 0, the configuration has {config.max_policy_lag}")
+        if options.dry_run:
+            return _dry_run(config)
+        return _train(config, options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+def _dry_run(config: RunConfig) -> int:
+    from rich.console import Console
+
+    console = Console()
+    console.print_json(config.model_dump_json())
+    for line in make_plan(config).lines():
+        console.print(line, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _train(config: RunConfig, options: argparse.Namespace) -> int:
+    require_memory(make_plan(config), available_memory_gib())
+    from jobs.session import run_session  # pulls in Ray: only once the configuration stands
+
+    return run_session(config, config_path=options.config, resume=options.resume, synchronous=options.synchronous)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Checkpoints: a directory that counts only once its `manifest.json` exists, written last, with sizes and checksums.
+
+    manager = CheckpointManager("file:///data/runs/a/checkpoints", keep=2)      # any pyarrow.fs URI or a local path
+    files = manager.save(step, "learner", learner.save)                          # in the process that owns the state
+    files += manager.save(step, "encoder", encoder.save)
+    manager.commit(step, files, meta)                                            # the controller, when all parts are there
+
+    step = manager.latest()
+    meta = manager.meta(step)
+    manager.restore(step, "learner", learner.load)                               # checks every file of the part first
+
+A part is written to and read from a plain local directory; remote storage is copied from and to.
+Formats are safetensors, Arrow and JSON: loading a checkpoint never runs code from it.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+_STEP_DIRECTORY = re.compile(r"step_(\d{6,})")
+_CHUNK_BYTES = 1 << 22
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or written; the message names the file and the mend."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """One file of a checkpoint: path relative to its directory, size in bytes, CRC-32 of its content."""
+
+    path: str
+    size_bytes: int
+    crc32: int
+
+
+class CheckpointManager:
+    """Writes, lists, verifies and prunes the checkpoints of one run. Holds no state but its address: safe to send anywhere."""
+
+    def __init__(self, uri: str, *, keep: int) -> None:
+        self.uri = uri
+        self._keep = keep
+
+    def save(self, step: int, part: str, write: Callable[[Path], None]) -> list[FileEntry]:
+        """Have `write(directory)` put one part's files into the checkpoint of `step`; returns them for the manifest."""
+        filesystem, root = self._open()
+        target = posixpath.join(root, _name(step), part)
+        if _is_local(filesystem):
+            shutil.rmtree(target, ignore_errors=True)
+            Path(target).mkdir(parents=True)
+            write(Path(target))
+            return _entries(Path(target), part)
+        with tempfile.TemporaryDirectory() as staging:
+            write(Path(staging))
+            fs.copy_files(staging, target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+            return _entries(Path(staging), part)
+
+    def commit(self, step: int, files: Sequence[FileEntry], meta: dict[str, Any]) -> None:
+        """Make the checkpoint of `step` count, then remove older complete ones beyond `keep` and older incomplete ones."""
+        filesystem, root = self._open()
+        manifest = {"format": FORMAT_VERSION, "step": step, "files": [asdict(file) for file in files], "meta": meta}
+        path = posixpath.join(root, _name(step), MANIFEST)
+        with filesystem.open_output_stream(path + ".partial") as stream:
+            stream.write(json.dumps(manifest).encode())
+        filesystem.move(path + ".partial", path)
+        self._prune(step)
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, oldest first."""
+        filesystem, root = self._open()
+        return [step for step in self._all_steps() if _is_file(filesystem, posixpath.join(root, _name(step), MANIFEST))]
+
+    def latest(self) -> int | None:
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What the controller committed with the checkpoint."""
+        meta: dict[str, Any] = self._manifest(step)["meta"]
+        return meta
+
+    def restore(self, step: int, part: str, read: Callable[[Path], None]) -> None:
+        """Verify every file of one part, then have `read(directory)` load it. Raises CheckpointError naming a damaged file."""
+        files = [FileEntry(**file) for file in self._manifest(step)["files"] if file["path"].startswith(f"{part}/")]
+        if not files:
+            raise CheckpointError(f"the checkpoint of step {step} in {self.uri} has no part '{part}'")
+        with self._local_copy(step, part) as directory:
+            for file in files:
+                _verify(directory.parent / file.path, file, self._mend(step))
+            read(directory)
+
+    def _mend(self, step: int) -> str:
+        return f"delete {self.uri}/{_name(step)} to resume from the checkpoint before it"
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        filesystem, root = self._open()
+        try:
+            with filesystem.open_input_file(posixpath.join(root, _name(step), MANIFEST)) as file:
+                manifest: dict[str, Any] = json.loads(file.read())
+        except FileNotFoundError:
+            raise CheckpointError(f"there is no complete checkpoint of step {step} in {self.uri}") from None
+        except ValueError:
+            raise CheckpointError(f"the manifest of step {step} is damaged: {self._mend(step)}") from None
+        if manifest.get("format") != FORMAT_VERSION:
+            raise CheckpointError(f"checkpoint format {manifest.get('format')} of step {step} is not {FORMAT_VERSION}, which this version reads")
+        return manifest
+
+    @contextmanager
+    def _local_copy(self, step: int, part: str) -> Iterator[Path]:
+        filesystem, root = self._open()
+        source = posixpath.join(root, _name(step), part)
+        if _is_local(filesystem):
+            yield Path(source)
+            return
+        with tempfile.TemporaryDirectory() as staging:
+            target = Path(staging) / part
+            target.mkdir()
+            fs.copy_files(source, str(target), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+            yield target
+
+    def _prune(self, newest: int) -> None:
+        filesystem, root = self._open()
+        kept = set(self.steps()[-self._keep :])
+        for step in self._all_steps():
+            if step < newest and step not in kept:
+                filesystem.delete_dir(posixpath.join(root, _name(step)))
+
+    def _all_steps(self) -> list[int]:
+        filesystem, root = self._open()
+        found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+        return sorted(int(match[1]) for info in found if (match := _STEP_DIRECTORY.fullmatch(info.base_name)))
+
+    def _open(self) -> tuple[fs.FileSystem, str]:
+        if "://" not in self.uri:
+            return fs.LocalFileSystem(), str(Path(self.uri).absolute())
+        filesystem, root = fs.FileSystem.from_uri(self.uri)
+        return filesystem, root
+
+
+def _name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def _is_local(filesystem: fs.FileSystem) -> bool:
+    return isinstance(filesystem, fs.LocalFileSystem)
+
+
+def _is_file(filesystem: fs.FileSystem, path: str) -> bool:
+    return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+
+
+def _entries(directory: Path, part: str) -> list[FileEntry]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [FileEntry(path=f"{part}/{path.relative_to(directory)}", size_bytes=path.stat().st_size, crc32=_crc32(path)) for path in files]
+
+
+def _verify(path: Path, expected: FileEntry, mend: str) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: {mend}")
+    if path.stat().st_size != expected.size_bytes or _crc32(path) != expected.crc32:
+        raise CheckpointError(f"{path} is damaged (size or checksum differs from the manifest): {mend}")
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum

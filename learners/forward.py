@@ -1,0 +1,47 @@
+"""Forward passes over packed rows: last hidden states, log-probs and entropies of response tokens.
+
+Axes: B rows, L row length, N response tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learners.packing import PackedRows
+
+
+def load_causal_lm(path: str, *, dtype: str, device: str = "cpu") -> Any:
+    """A Hugging Face causal language model in evaluation mode (no dropout: sampler and learner are one distribution)."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    return model.to(device).eval()
+
+
+def last_hidden_states(model: Any, packed: PackedRows) -> Tensor:
+    """(B, L, H) states after the final norm."""
+    output = model.get_decoder()(
+        input_ids=packed.input_ids_BL,
+        attention_mask=packed.attention_mask(),
+        position_ids=packed.position_ids_BL,
+        use_cache=False,
+    )
+    return output.last_hidden_state
+
+
+def response_logprobs(model: Any, packed: PackedRows, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-prob of each response token under softmax(logits / temperature), and that distribution's entropy in nats.
+
+    Returns (logprob_N with gradient, entropy_N without), at least float32. Logits are made for response tokens only.
+    """
+    hidden_NH = last_hidden_states(model, packed)[packed.row_N, packed.predicts_N]
+    logits_NV = model.get_output_embeddings()(hidden_NH)
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature
+    normaliser_N = logits_NV.logsumexp(dim=-1)
+    logprob_N = logits_NV.gather(-1, packed.target_N[:, None]).squeeze(-1) - normaliser_N
+    with torch.no_grad():
+        entropy_N = normaliser_N - (torch.exp(logits_NV - normaliser_N[:, None]) * logits_NV).sum(-1)
+    return logprob_N, entropy_N

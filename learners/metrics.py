@@ -1,0 +1,89 @@
+"""Metrics of one training step. Every name is defined in docs/metrics.md. Axes: G groups, K responses, N tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from learners.losses import LossInputs, LossOutput
+
+BAND = (0.9, 1.1)
+"""A token whose probability ratio learner / engine lies outside counts as mismatched."""
+
+
+def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor) -> dict[str, float]:
+    """Reward, pass rates, shares of groups without contrast, bonus and lengths of one batch."""
+    num_groups, group_size = advantages_GK.shape
+    reward_GK = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_groups, group_size)
+    bonus_GK = np.nan_to_num(batch.column("bonus").to_numpy(zero_copy_only=False).astype(np.float64)).reshape(num_groups, group_size)
+    correct_GK = np.array([s == "correct" for s in batch.column("verdict_status").to_pylist()]).reshape(num_groups, group_size)
+    finish = np.array(batch.column("finish_reason").to_pylist())
+    lengths = np.diff(batch.column("response_ids").offsets.to_numpy())
+    return {
+        "reward/mean": float(np.nanmean(reward_GK)) if not np.isnan(reward_GK).all() else 0.0,
+        "reward/pass@1": float(correct_GK.mean()),
+        "reward/pass@K": float(correct_GK.any(-1).mean()),
+        "groups/all_correct": float(correct_GK.all(-1).mean()),
+        "groups/all_wrong": float((~correct_GK.any(-1)).mean()),
+        "groups/without_signal": float((advantages_GK == 0).all(-1).double().mean()),
+        "verifier/unscored": float(np.isnan(reward_GK).mean()),
+        "bonus/mean": float(bonus_GK.mean()),
+        "bonus/spread": float(np.median(bonus_GK.std(-1))),
+        "advantage/abs_mean": float(advantages_GK.abs().mean()),
+        "response/tokens_mean": float(lengths.mean()),
+        "response/truncated": float((finish == "length").mean()),
+    }
+
+
+@dataclass
+class TokenStatistics:
+    """Collects per-token quantities over the micro-batches of a step made from policy `version`."""
+
+    version: int
+    num_computed_tokens: int = 0
+    _columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    _loss: float = 0.0
+
+    def add(self, inputs: LossInputs, output: LossOutput, entropy_N: Tensor, version_N: Tensor, *, num_computed: int) -> None:
+        self.num_computed_tokens += num_computed
+        self._loss += float(output.loss.detach())
+        columns = {
+            "entropy": entropy_N,
+            "difference": inputs.proximal_logprob_N.detach() - inputs.behavior_logprob_N,
+            "clipped": output.clipped_N,
+            "is_weight": output.is_weight_N,
+            "lag": self.version - version_N,
+        }
+        for name, values in columns.items():
+            self._columns.setdefault(name, []).append(values.double().cpu().numpy())
+
+    def metrics(self) -> dict[str, float]:
+        """Empty of mismatch figures when no group of the batch had signal: nothing was then computed."""
+        if not self._columns:
+            return {"learner/loss": 0.0}
+        column = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        at_lag_zero = column["lag"] == 0
+        return {
+            "learner/loss": self._loss,
+            "learner/clipped": float(column["clipped"].mean()),
+            "learner/is_weight_mean": float(column["is_weight"].mean()),
+            "policy/entropy": float(column["entropy"].mean()),
+            "policy/lag_mean": float(column["lag"].mean()),
+            "policy/lag_max": float(column["lag"].max()),
+            **_mismatch("mismatch", column["difference"]),
+            **(_mismatch("mismatch_lag0", column["difference"][at_lag_zero]) if at_lag_zero.any() else {}),
+        }
+
+
+def _mismatch(prefix: str, difference_N: np.ndarray) -> dict[str, float]:
+    absolute = np.abs(difference_N)
+    ratio = np.exp(difference_N)
+    return {
+        f"{prefix}/mean": float(absolute.mean()),
+        f"{prefix}/p95": float(np.quantile(absolute, 0.95)),
+        f"{prefix}/max": float(absolute.max()),
+        f"{prefix}/outside_band": float(((ratio < BAND[0]) | (ratio > BAND[1])).mean()),
+    }

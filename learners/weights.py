@@ -1,0 +1,134 @@
+"""Policy weights in flight: one flat byte buffer, an index into it, and a fingerprint of what an engine must hold.
+
+The fingerprint has one digest per tensor, over all of a vector and over a few seeded columns of a matrix. Columns are what
+an engine can show of weights it has packed away for its own kernels: a one-hot input times a packed matrix is, exactly,
+one column of it. So a live engine proves bit for bit what it computes with, the tied head included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PROBED_COLUMNS = 4
+ALIGNMENT = 64
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """Where one tensor lies in the buffer: `offset` in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightSnapshot:
+    """All weights of one policy version. `buffer` is uint8 and shared, read-only, by every reader on a node."""
+
+    version: int
+    buffer: np.ndarray
+    index: tuple[TensorSpec, ...]
+    fingerprint: Mapping[str, str]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, view into the buffer). The views must not be written to."""
+        for spec in self.index:
+            yield spec.name, self._view(spec)
+
+    def _view(self, spec: TensorSpec) -> Tensor:
+        dtype = getattr(torch, spec.dtype)
+        count = int(np.prod(spec.shape, dtype=np.int64))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            return torch.frombuffer(memoryview(self.buffer), dtype=dtype, count=count, offset=spec.offset).view(spec.shape)
+
+    def save(self, path: Path) -> None:
+        """Write as an uncompressed file that `load_snapshot` maps (for engines in another process tree)."""
+        header = json.dumps(
+            {
+                "version": self.version,
+                "index": [[s.name, s.dtype, list(s.shape), s.offset] for s in self.index],
+                "fingerprint": dict(self.fingerprint),
+            }
+        ).encode()
+        header += b" " * (-(8 + len(header)) % ALIGNMENT)
+        with open(path, "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.write(memoryview(self.buffer))
+
+
+def load_snapshot(path: Path) -> WeightSnapshot:
+    """The snapshot that `WeightSnapshot.save` wrote; its buffer is a memory map."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    index = tuple(TensorSpec(name=n, dtype=d, shape=tuple(s), offset=o) for n, d, s, o in header["index"])
+    buffer = np.memmap(path, dtype=np.uint8, mode="c", offset=8 + length)
+    return WeightSnapshot(version=header["version"], buffer=buffer, index=index, fingerprint=header["fingerprint"])
+
+
+def take_snapshot(named_tensors: Iterable[tuple[str, Tensor]], *, version: int, tied_to: str | None = None) -> WeightSnapshot:
+    """Copy tensors into one buffer. `tied_to` names the tensor that also serves as output head, if any.
+
+    A tied head is not sent twice but it is fingerprinted under its own name, since engines may hold it twice.
+    """
+    tensors = [(name, tensor.detach()) for name, tensor in named_tensors]
+    specs, size = [], 0
+    for name, tensor in tensors:
+        specs.append(TensorSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape), offset=size))
+        size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    buffer = np.zeros(size, dtype=np.uint8)
+    for (_, tensor), spec in zip(tensors, specs, strict=True):
+        flat = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
+        buffer[spec.offset : spec.offset + flat.size] = flat
+    by_name = dict(tensors)
+    if tied_to is not None:
+        by_name[HEAD] = by_name[tied_to]
+    return WeightSnapshot(version=version, buffer=buffer, index=tuple(specs), fingerprint=fingerprint(by_name, version=version))
+
+
+def probed_columns(name: str, width: int, version: int) -> Tensor:
+    """Which columns of matrix `name` the fingerprint of `version` looks at: a fresh, seeded choice each version."""
+    seed = zlib.crc32(f"{name}/{version}".encode())
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(width, size=min(PROBED_COLUMNS, width), replace=False)))
+
+
+def fingerprint(tensors: Mapping[str, Tensor], *, version: int) -> dict[str, str]:
+    """Digest of every tensor, read directly."""
+    return fingerprint_by(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        lambda name, columns: tensors[name] if columns is None else tensors[name][:, columns.to(tensors[name].device)],
+        version=version,
+    )
+
+
+def fingerprint_by(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, Tensor | None], Tensor], *, version: int) -> dict[str, str]:
+    """Digest of every tensor through `read(name, columns)`, which returns the columns of a matrix, or a whole other tensor."""
+    digests = {}
+    for name, shape in shapes.items():
+        columns = probed_columns(name, shape[1], version) if len(shape) == 2 else None
+        digests[name] = _digest(read(name, columns))
+    return digests
+
+
+def _digest(tensor: Tensor) -> str:
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
+    return hashlib.blake2b(memoryview(data), digest_size=8).hexdigest()
+
+
+def first_mismatch(expected: Mapping[str, str], found: Mapping[str, str]) -> str | None:
+    """The name of a tensor whose digest differs or is missing, None when all agree."""
+    return next((name for name, digest in expected.items() if found.get(name) != digest), None)

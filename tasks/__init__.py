@@ -1,0 +1,1 @@
+"""Problems and exact verifiers: pure Python, no torch. `tasks.registry.TASKS` names them."""

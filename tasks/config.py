@@ -1,0 +1,90 @@
+"""Configuration of the tasks: which problems are posed, and how hard they are."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["ArithmeticConfig", "ArithmeticWeights", "TaskConfig"]
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+_MAX_OPERAND = 10**9
+
+
+class ArithmeticWeights(BaseModel):
+    """How often each kind is drawn, in proportion. 0 leaves a kind out; not all may be 0."""
+
+    model_config = _STRICT
+
+    sum: float = Field(default=4.0, ge=0)
+    """a + b."""
+    difference: float = Field(default=2.0, ge=0)
+    """a - b."""
+    product: float = Field(default=1.0, ge=0)
+    """a times b."""
+    equation: float = Field(default=1.0, ge=0)
+    """x + a = b or x - a = b, solved for x."""
+    reverse: float = Field(default=0.0, ge=0)
+    """A short common word spelt backwards. Not in the easy default mix."""
+    count: float = Field(default=0.0, ge=0)
+    """How often a letter occurs in a word. Not in the easy default mix."""
+
+    @model_validator(mode="after")
+    def _some_kind_is_drawn(self) -> Self:
+        if not any(weight > 0 for _, weight in self):
+            raise ValueError(f"all weights are 0: give at least one of {', '.join(name for name, _ in self)} a positive weight")
+        return self
+
+
+class ArithmeticConfig(BaseModel):
+    """The mixture of kinds, and one set of difficulty knobs a kind."""
+
+    model_config = _STRICT
+
+    weights: ArithmeticWeights = ArithmeticWeights()
+    """How often each kind is drawn."""
+    sum_max: int = Field(default=9, ge=0, le=_MAX_OPERAND)
+    """Largest operand of a sum; both operands are uniform in 0..sum_max."""
+    difference_max: int = Field(default=9, ge=0, le=_MAX_OPERAND)
+    """Largest operand of a difference."""
+    difference_negative: bool = False
+    """Whether the answer of a difference may be below 0. False: the larger operand comes first."""
+    product_max: int = Field(default=5, ge=0, le=_MAX_OPERAND)
+    """Largest factor of a product; 9 is the whole one-digit table."""
+    equation_max: int = Field(default=9, ge=1, le=_MAX_OPERAND)
+    """Largest number added or subtracted in an equation, and largest x (of x + a = b) or b (of x - a = b)."""
+    reverse_min_length: int = Field(default=3, ge=3, le=8)
+    """Shortest word to reverse, in letters."""
+    reverse_max_length: int = Field(default=4, ge=3, le=8)
+    """Longest word to reverse, in letters."""
+    count_word_length: int = Field(default=5, ge=3, le=8)
+    """Longest word whose letters are counted."""
+    count_max: int = Field(default=2, ge=1, le=4)
+    """Largest count asked for. Counts 1..count_max are equally frequent where a word has such a letter, so that no constant guess pays."""
+    held_out_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the distinct questions that only "test" asks and "train" never does, whatever the seed. At 0 the splits differ by seed
+    only, and questions as few as one-digit sums are then asked in both."""
+    number_instruction: str = "Answer with the number only."
+    """Appended to every question whose answer is a number. Part of the question, hence of the problem id."""
+    word_instruction: str = "Answer with the word only."
+    """Appended to every question whose answer is a word."""
+
+    @model_validator(mode="after")
+    def _lengths_are_ordered(self) -> Self:
+        if self.reverse_min_length > self.reverse_max_length:
+            raise ValueError(f"reverse_min_length {self.reverse_min_length} exceeds reverse_max_length {self.reverse_max_length}")
+        return self
+
+
+class TaskConfig(BaseModel):
+    """The task a run trains on."""
+
+    model_config = _STRICT
+
+    name: Literal["arithmetic"] = "arithmetic"
+    """Which task of `tasks.registry.TASKS`."""
+    seed: int = 0
+    """Seed of the problem streams; every split draws its own numbers from it. Which questions are held out does not depend on it."""
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
+    """The arithmetic task; ignored by other tasks."""

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from actors.verifier import VerifierPool, VerifierPoolError
+from actors.config import VerifierConfig
+from buffers.records import VerdictStatus
+from tasks.config import TaskConfig
+from tasks.registry import make_task
+from tests.actors.verifier_fakes import PROBLEM, make_exiting_task, make_fake_task, make_unbuildable_task
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 1.0
+CONFIG = VerifierConfig(num_workers=2, timeout_s=TIMEOUT_S)
+WAIT_S = 30.0  # bound of every wait; a loaded machine starts a process slowly
+
+
+@pytest.fixture(scope="module")
+def shared_pool() -> Iterator[VerifierPool]:
+    """Two workers, both started: for tests that leave the pool as they found it."""
+    with VerifierPool(TaskConfig(), CONFIG, task_factory=make_fake_task) as pool:
+        warm_up(pool, CONFIG.num_workers)
+        yield pool
+
+
+@pytest.fixture
+def pool() -> Iterator[VerifierPool]:
+    """One worker of its own a test."""
+    with VerifierPool(TaskConfig(), VerifierConfig(num_workers=1, timeout_s=TIMEOUT_S), task_factory=make_fake_task) as pool:
+        yield pool
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {WAIT_S} s until {what}"
+        time.sleep(0.01)
+
+
+def pids(pool: VerifierPool, num_responses: int = 1) -> set[int]:
+    """The processes that verified so many responses."""
+    return {int(verdict.detail or "") for verdict in pool.verify(PROBLEM, ["pid"] * num_responses)}
+
+
+def warm_up(pool: VerifierPool, num_workers: int) -> set[int]:
+    """The processes of the pool, once all of them verify."""
+    found: set[int] = set()
+
+    def all_verify() -> bool:
+        found.update(pids(pool, 20 * num_workers))
+        found.intersection_update({pid for pid in found if is_alive(pid)})
+        return len(found) == num_workers
+
+    wait_until(all_verify, f"{num_workers} workers verify")
+    return found
+
+
+def children() -> set[int]:
+    """Living children of this process, whoever started them."""
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie whose parent has yet to collect it counts as dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def statuses(pool: VerifierPool, *responses: str) -> list[VerdictStatus]:
+    return [verdict.status for verdict in pool.verify(PROBLEM, responses)]
+
+
+def test_verdicts_come_in_the_order_of_the_responses(shared_pool: VerifierPool) -> None:
+    responses = [f"wrong {index}" for index in range(50)]
+    verdicts = shared_pool.verify(PROBLEM, responses)
+    assert [verdict.answer for verdict in verdicts] == responses
+    assert all(0.0 < verdict.elapsed_s < TIMEOUT_S for verdict in verdicts)
+
+
+def test_no_responses_give_no_verdicts(shared_pool: VerifierPool) -> None:
+    assert shared_pool.verify(PROBLEM, []) == []
+
+
+def test_empty_answers_keep_their_place(shared_pool: VerifierPool) -> None:
+    found = statuses(shared_pool, "", "correct", "", "wrong", "")
+    unparsed, correct, incorrect = VerdictStatus.UNPARSED, VerdictStatus.CORRECT, VerdictStatus.INCORRECT
+    assert found == [unparsed, correct, unparsed, incorrect, unparsed]
+
+
+@pytest.mark.parametrize("hang", ["sleep 600", "regex"])
+def test_hang_is_killed_at_the_deadline_and_leaves_its_neighbours_alone(shared_pool: VerifierPool, hang: str) -> None:
+    before = warm_up(shared_pool, CONFIG.num_workers)
+    started = time.monotonic()
+    verdicts = shared_pool.verify(PROBLEM, ["correct", "wrong", hang, "", "correct"])
+    assert time.monotonic() - started < TIMEOUT_S + 1.0
+    assert [verdict.status.value for verdict in verdicts] == ["correct", "incorrect", "timeout", "unparsed", "correct"]
+    assert verdicts[2].reward is None and "timeout_s" in (verdicts[2].detail or "")
+    after = warm_up(shared_pool, CONFIG.num_workers)
+    assert len(before - after) == 1, "the hung worker, and no other, was replaced"
+    assert len(children()) == CONFIG.num_workers
+
+
+def test_time_in_the_queue_does_not_count(pool: VerifierPool) -> None:
+    num_responses, sleep_s = 4, 0.6 * TIMEOUT_S
+    assert statuses(pool, *[f"sleep {sleep_s}"] * num_responses) == [VerdictStatus.INCORRECT] * num_responses
+
+
+def test_raising_verifier_is_an_error_that_says_why_and_keeps_its_process(pool: VerifierPool) -> None:
+    (before,) = pids(pool)
+    (verdict,) = pool.verify(PROBLEM, ["raise"])
+    assert (verdict.status, verdict.reward) == (VerdictStatus.ERROR, None)
+    assert "ValueError: told to raise" in (verdict.detail or "")
+    assert pids(pool) == {before}
+
+
+def test_verifier_that_returns_no_verdict_is_an_error(pool: VerifierPool) -> None:
+    (verdict,) = pool.verify(PROBLEM, ["none"])
+    assert verdict.status is VerdictStatus.ERROR and "NoneType" in (verdict.detail or "")
+
+
+@pytest.mark.parametrize("crash", ["exit", "sigkill"])
+def test_crash_is_an_error_for_its_own_response_only(pool: VerifierPool, crash: str) -> None:
+    verdicts = pool.verify(PROBLEM, ["correct", crash, "correct"])
+    assert [verdict.status.value for verdict in verdicts] == ["correct", "error", "correct"]
+    assert "died 2 times" in (verdicts[1].detail or "")
+    assert len(pids(pool)) == 1
+
+
+def test_crash_that_does_not_repeat_is_verified(pool: VerifierPool, tmp_path: Path) -> None:
+    assert statuses(pool, f"crash_once {tmp_path / 'crashed'}") == [VerdictStatus.INCORRECT]
+
+
+def test_worker_killed_while_idle_is_replaced(pool: VerifierPool) -> None:
+    (worker,) = pids(pool)
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: not is_alive(worker), "the worker is dead")
+    assert statuses(pool, "correct", "wrong") == [VerdictStatus.CORRECT, VerdictStatus.INCORRECT]
+    (successor,) = pids(pool)
+    assert successor != worker
+
+
+def test_workers_share_the_responses(shared_pool: VerifierPool) -> None:
+    warm_up(shared_pool, 2)
+    started = time.monotonic()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: shared_pool.verify(PROBLEM, ["sleep 0.3"]), range(4)))
+    assert time.monotonic() - started < 1.0
+
+
+def test_threads_get_their_own_verdicts_while_workers_crash_and_hang(shared_pool: VerifierPool) -> None:
+    def verify(thread: int) -> list[str | None]:
+        responses = [f"thread {thread} {index}" for index in range(10)] + ["sigkill" if thread % 2 else "regex"]
+        return [verdict.answer for verdict in shared_pool.verify(PROBLEM, responses)]
+
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(verify, range(6)))
+    assert found == [[f"thread {thread} {index}" for index in range(10)] + [None] for thread in range(6)]
+    warm_up(shared_pool, CONFIG.num_workers)
+
+
+def test_workers_outlive_the_thread_that_called_first(pool: VerifierPool) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(pids, pool).result(WAIT_S)
+    assert pids(pool) == first
+
+
+def test_ctrl_c_does_not_reach_a_worker(pool: VerifierPool) -> None:
+    (worker,) = pids(pool)
+    os.kill(worker, signal.SIGINT)
+    assert pids(pool) == {worker}
+
+
+def test_long_response_is_verified_by_its_end() -> None:
+    config = VerifierConfig(max_response_chars=7)
+    with VerifierPool(TaskConfig(), config, task_factory=make_fake_task) as pool:
+        assert statuses(pool, "x" * 1000 + "correct") == [VerdictStatus.CORRECT]
+
+
+def test_stats_count_every_verdict(pool: VerifierPool) -> None:
+    assert pool.stats().error_rate == 0.0
+    pool.verify(PROBLEM, ["correct", "correct", "wrong", "", "raise"])
+    stats = pool.stats()
+    assert (stats.num_correct, stats.num_incorrect, stats.num_unparsed, stats.num_timeout, stats.num_error) == (2, 1, 1, 0, 1)
+    assert stats.num_verdicts == 5 and stats.error_rate == pytest.approx(0.2)
+
+
+def test_task_that_cannot_be_built_is_an_error_that_says_why() -> None:
+    with VerifierPool(TaskConfig(), VerifierConfig(), task_factory=make_unbuildable_task) as pool:
+        (verdict,) = pool.verify(PROBLEM, ["correct"])
+    assert verdict.status is VerdictStatus.ERROR and "no such data set" in (verdict.detail or "")
+
+
+def test_workers_that_cannot_start_end_the_call_with_an_error() -> None:
+    with (
+        VerifierPool(TaskConfig(), VerifierConfig(), task_factory=make_exiting_task) as pool,
+        pytest.raises(VerifierPoolError, match="1 of 1 responses to 'fake/train/0'"),
+    ):
+        pool.verify(PROBLEM, ["correct"])
+
+
+def test_stuck_pool_ends_the_call_with_what_it_waited_for_and_is_replaced() -> None:
+    config = VerifierConfig(num_workers=1, timeout_s=0.5, start_timeout_s=4.0)
+    with VerifierPool(TaskConfig(), config, task_factory=make_fake_task) as pool:
+        (worker,) = pids(pool)
+        os.kill(worker, signal.SIGSTOP)
+        with pytest.raises(VerifierPoolError, match=r"for 4.5 s .* 2 of 2 responses to 'fake/train/0' on 1 workers"):
+            pool.verify(PROBLEM, ["correct", "wrong"])
+        assert not is_alive(worker)
+        assert statuses(pool, "correct") == [VerdictStatus.CORRECT]
+        assert pool.stats().num_rebuilds == 1
+
+
+def test_unpicklable_task_is_refused_at_once() -> None:
+    before = children()
+    with pytest.raises((AttributeError, TypeError), match="pickle"):
+        VerifierPool(TaskConfig(), VerifierConfig(), task_factory=lambda: make_fake_task())
+    assert children() == before
+
+
+def test_close_is_idempotent_and_leaves_no_process() -> None:
+    before = children()
+    pool = VerifierPool(TaskConfig(), CONFIG, task_factory=make_fake_task)
+    assert len(children() - before) == CONFIG.num_workers
+    pool.close()
+    pool.close()
+    assert children() == before
+    with pytest.raises(VerifierPoolError, match="closed"):
+        pool.verify(PROBLEM, ["correct"])
+
+
+def test_close_ends_a_call_in_another_thread(tmp_path: Path) -> None:
+    hanging = tmp_path / "pid"
+    errors: list[VerifierPoolError] = []
+    pool = VerifierPool(TaskConfig(), VerifierConfig(timeout_s=600.0), task_factory=make_fake_task)
+
+    def verify() -> None:
+        try:
+            pool.verify(PROBLEM, [f"hang {hanging}"])
+        except VerifierPoolError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=verify)
+    thread.start()
+    wait_until(hanging.exists, "the worker hangs")
+    pool.close()
+    thread.join(WAIT_S)
+    assert not thread.is_alive() and "closed" in str(errors[0])
+    assert not is_alive(int(hanging.read_text()))
+
+
+OWNER = """
+import sys
+from actors.verifier import VerifierPool
+from actors.config import VerifierConfig
+from tasks.config import TaskConfig
+from tests.actors.verifier_fakes import PROBLEM, make_fake_task
+pool = VerifierPool(TaskConfig(), VerifierConfig(num_workers=2, timeout_s=600.0), task_factory=make_fake_task)
+if sys.argv[1:]:
+    pool.verify(PROBLEM, [f"hang {path}" for path in sys.argv[1:]])
+else:
+    print(pool.verify(PROBLEM, ["correct"])[0].status)
+"""
+
+
+def start_owner(*args: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.Popen([sys.executable, "-c", OWNER, *args], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def test_owner_killed_outright_leaves_no_worker(tmp_path: Path) -> None:
+    files = [tmp_path / "first", tmp_path / "second"]
+    owner = start_owner(*map(str, files))
+    try:
+        wait_until(lambda: all(file.exists() for file in files), "both workers hang")
+    finally:
+        owner.kill()
+        owner.communicate(timeout=WAIT_S)
+    workers = [int(file.read_text()) for file in files]
+    wait_until(lambda: not any(map(is_alive, workers)), f"workers {workers} are dead")
+
+
+def test_owner_that_forgets_to_close_exits() -> None:
+    owner = start_owner()
+    try:
+        output, _ = owner.communicate(timeout=WAIT_S)
+    finally:
+        owner.kill()
+    assert (owner.returncode, output.strip()) == (0, "correct")
+
+
+def test_pool_makes_the_task_of_its_config() -> None:
+    problem = make_task(TaskConfig()).problem("train", 0)  # type: ignore[attr-defined]
+    with VerifierPool(TaskConfig(), VerifierConfig()) as pool:
+        verdicts = pool.verify(problem, [f"It is {problem.answer}.", "It is -1."])
+    assert [verdict.reward for verdict in verdicts] == [1.0, 0.0]

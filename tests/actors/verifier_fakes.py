@@ -1,0 +1,87 @@
+"""A task whose verifier does what the response says, in a module that spawned workers can import."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from buffers.records import Problem, Verdict, VerdictStatus
+from tasks.base import Message, Task
+
+PROBLEM = Problem(task="fake", problem_id="fake/train/0", question="What now?", answer="correct")
+
+
+class FakeTask:
+    """Commands: "correct", "raise", "exit", "sigkill", "regex", "none", "pid", "sleep SECONDS", "crash_once FILE",
+    "hang FILE". Any other text is incorrect, the empty one unparsed."""
+
+    name: str = "fake"
+
+    def problems(self, split: str) -> Iterator[Problem]:
+        return iter([PROBLEM])
+
+    def prompt(self, problem: Problem) -> list[Message]:
+        return [{"role": "user", "content": problem.question}]
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        assert problem == PROBLEM, f"a worker got {problem}"
+        if not response:
+            return Verdict(status=VerdictStatus.UNPARSED, reward=0.0)
+        command, _, argument = response.partition(" ")
+        detail = getattr(self, f"_{command}", lambda _: "no command")(argument)
+        if detail is NotImplemented:
+            return None  # type: ignore[return-value]
+        is_correct = command == "correct"
+        status = VerdictStatus.CORRECT if is_correct else VerdictStatus.INCORRECT
+        return Verdict(status=status, reward=float(is_correct), answer=response, detail=detail)
+
+    def _raise(self, _: str) -> NoReturn:
+        raise ValueError("told to raise")
+
+    def _exit(self, _: str) -> NoReturn:
+        os._exit(3)
+
+    def _sigkill(self, _: str) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _regex(self, _: str) -> None:
+        """Hangs in C with the interpreter lock held: no signal handler written in Python can run."""
+        re.match(r"(a+)+$", "a" * 64 + "b")
+
+    def _none(self, _: str) -> object:
+        return NotImplemented
+
+    def _pid(self, _: str) -> str:
+        return str(os.getpid())
+
+    def _sleep(self, seconds: str) -> None:
+        time.sleep(float(seconds))
+
+    def _crash_once(self, path: str) -> None:
+        if not Path(path).exists():
+            Path(path).touch()
+            os._exit(3)
+
+    def _hang(self, path: str) -> None:
+        """Writes the worker's process id to the file, whole or not at all, then hangs in C."""
+        partial = Path(f"{path}.partial")
+        partial.write_text(str(os.getpid()))
+        partial.rename(path)
+        self._regex("")
+
+
+def make_fake_task() -> Task:
+    return FakeTask()
+
+
+def make_unbuildable_task() -> Task:
+    raise FileNotFoundError("no such data set")
+
+
+def make_exiting_task() -> Task:
+    os._exit(4)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from buffers.config import ReplayConfig
+from buffers.replay import InsertResult, ReplayBuffer, ReplayState
+from buffers.schema import concat_groups, group_ids, split_groups
+
+MakeGroup = Callable[..., pa.RecordBatch]
+
+
+def make_replay(max_bytes: int = 1 << 20, *, max_policy_lag: int = 1) -> ReplayBuffer:
+    return ReplayBuffer(group_size=2, max_policy_lag=max_policy_lag, config=ReplayConfig(max_bytes=max_bytes))
+
+
+def size_of(group: pa.RecordBatch) -> int:
+    return int(concat_groups([group]).get_total_buffer_size())
+
+
+def through_files(state: ReplayState) -> ReplayState:
+    """As a checkpoint would keep it: rows as Parquet, the rest as JSON."""
+    sink = io.BytesIO()
+    pq.write_table(state["rows"], sink, row_group_size=3)  # row groups that cut through groups
+    small = json.loads(json.dumps({"seen_ranges": state["seen_ranges"], "counters": state["counters"]}))
+    return ReplayState(rows=pq.read_table(io.BytesIO(sink.getvalue())), **small)
+
+
+def test_groups_come_out_once_lowest_id_first(make_group: MakeGroup) -> None:
+    replay = make_replay()
+    for group_id in (4, 1, 3, 0):
+        assert replay.insert(make_group(group_id), version=0) is InsertResult.ACCEPTED
+    first = replay.sample(3, version=0)
+    assert first.equals(concat_groups([make_group(i) for i in (0, 1, 3)]))
+    assert replay.sample(2, version=0) is None
+    assert group_ids(replay.sample(1, version=0)).tolist() == [4]
+    replay.check_valid()
+
+
+def test_an_insert_repeated_is_a_duplicate_even_after_sampling_and_eviction(make_group: MakeGroup) -> None:
+    replay = make_replay()
+    replay.insert(make_group(0), version=0)
+    assert replay.insert(make_group(0), version=0) is InsertResult.DUPLICATE
+    replay.sample(1, version=0)
+    assert replay.insert(make_group(0), version=0) is InsertResult.DUPLICATE
+    replay.insert(make_group(1), version=0)
+    replay.evict(version=5)
+    assert replay.insert(make_group(1), version=5) is InsertResult.DUPLICATE
+    assert replay.counters.duplicates == 3
+    replay.check_valid()
+
+
+def test_the_oldest_token_decides_whether_a_group_is_stale(make_group: MakeGroup) -> None:
+    replay = make_replay(max_policy_lag=1)
+    assert replay.insert(make_group(0, (1, 3), (3,)), version=3) is InsertResult.STALE
+    assert replay.insert(make_group(1, (2, 3), (3,)), version=3) is InsertResult.ACCEPTED
+    assert replay.insert(make_group(2, (3,), (3,)), version=3) is InsertResult.ACCEPTED
+    assert replay.sample(2, version=4) is None
+    assert [group_ids(group).tolist() for group in replay.evict(version=4)] == [[1]]
+    assert group_ids(replay.sample(1, version=4)).tolist() == [2]
+    assert (replay.counters.evicted, replay.counters.refused_stale, replay.counters.stale) == (1, 1, 2)
+
+
+def test_a_stale_insert_stays_stale_when_retried(make_group: MakeGroup) -> None:
+    replay = make_replay(max_policy_lag=0)
+    results = [replay.insert(make_group(0), version=version) for version in (1, 1, 2)]
+    assert results == [InsertResult.STALE] * 3
+
+
+def test_a_group_over_the_cap_is_refused_and_changes_nothing(make_group: MakeGroup) -> None:
+    size = size_of(make_group(1))
+    replay = make_replay(2 * size)
+    replay.insert(make_group(1), version=0)
+    replay.insert(make_group(2), version=0)
+    before = replay.state_dict()
+    assert replay.insert(make_group(3), version=0) is InsertResult.FULL
+    after = replay.state_dict()
+    assert after["rows"].equals(before["rows"])
+    assert after["seen_ranges"] == before["seen_ranges"]
+    assert replay.nbytes == 2 * size
+    replay.sample(1, version=0)
+    assert replay.insert(make_group(3), version=0) is InsertResult.ACCEPTED
+    replay.check_valid()
+
+
+def test_a_group_larger_than_the_cap_names_both_numbers(make_group: MakeGroup) -> None:
+    size = size_of(make_group(0))
+    with pytest.raises(ValueError, match=rf"{size} bytes.*max_bytes = {size - 1}"):
+        make_replay(size - 1).insert(make_group(0), version=0)
+
+
+def test_inserting_slices_holds_only_their_rows(make_group: MakeGroup) -> None:
+    big = concat_groups([make_group(i) for i in range(100)])
+    replay = make_replay()
+    for group in split_groups(big)[:2]:
+        replay.insert(group, version=0)
+    assert replay.nbytes == size_of(make_group(0)) + size_of(make_group(1))
+    held = replay.state_dict()["rows"]
+    assert held.get_total_buffer_size() == replay.nbytes
+
+
+@pytest.mark.parametrize("ids", [(0, 1), ()])
+def test_an_insert_of_other_than_one_group_is_refused(make_group: MakeGroup, ids: tuple[int, ...]) -> None:
+    batch = concat_groups([make_group(i) for i in ids]) if ids else make_group(0).slice(0, 0)
+    with pytest.raises(ValueError, match="insert takes one group"):
+        make_replay().insert(batch, version=0)
+
+
+def test_part_of_a_group_is_not_inserted(make_group: MakeGroup) -> None:
+    replay = make_replay()
+    with pytest.raises(ValueError, match="1 adjacent rows"):
+        replay.insert(make_group(0).slice(1), version=0)
+    assert replay.num_groups == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_restored_buffer_gives_the_same_next_outputs(make_group: MakeGroup, seed: int) -> None:
+    rng = random.Random(seed)
+    straight = make_replay(max_policy_lag=2)
+    for group_id in rng.sample(range(20), 12):
+        straight.insert(make_group(group_id, (rng.randrange(5),), ()), version=3)
+    straight.sample(2, version=3)
+    restored = make_replay(max_policy_lag=2)
+    restored.load_state_dict(through_files(straight.state_dict()))
+    assert (restored.counters, restored.nbytes, restored.held_ids) == (straight.counters, straight.nbytes, straight.held_ids)
+    for version in range(3, 8):
+        new = make_group(rng.randrange(30), (version,), (version,))
+        assert restored.insert(new, version=version) is straight.insert(new, version=version)
+        assert restored.evict(version=version) == straight.evict(version=version)
+        ours, theirs = restored.sample(2, version=version), straight.sample(2, version=version)
+        assert (ours is None and theirs is None) or ours.equals(theirs)
+    restored.check_valid()
+
+
+def test_an_empty_buffer_is_saved_and_restored() -> None:
+    restored = make_replay()
+    restored.load_state_dict(through_files(make_replay().state_dict()))
+    assert restored.num_groups == 0
+
+
+def test_saved_rows_of_another_major_version_are_refused(make_group: MakeGroup) -> None:
+    replay = make_replay()
+    replay.insert(make_group(0), version=0)
+    state = replay.state_dict()
+    state["rows"] = state["rows"].replace_schema_metadata({"repexp.schema": "2.0"})
+    with pytest.raises(ValueError, match=r"2\.0.*1\.0"):
+        make_replay().load_state_dict(state)
+
+
+def test_a_saved_buffer_larger_than_the_cap_is_refused(make_group: MakeGroup) -> None:
+    replay = make_replay()
+    replay.insert(make_group(0), version=0)
+    with pytest.raises(ValueError, match="max_bytes = 10"):
+        make_replay(10).load_state_dict(replay.state_dict())
+
+
+def test_check_valid_names_what_is_broken(make_group: MakeGroup) -> None:
+    replay = make_replay()
+    replay.insert(make_group(0), version=0)
+    replay._held[5] = replay._held[0]
+    with pytest.raises(AssertionError, match="group 5"):
+        replay.check_valid()

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from buffers.records import GroupOutcome
+from buffers.rollout_log import RolloutLog
+from buffers.schema import ROLLOUT_SCHEMA, concat_groups, with_outcome
+
+MakeGroup = Callable[..., pa.RecordBatch]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> RolloutLog:
+    return RolloutLog(fs.LocalFileSystem(), str(tmp_path / "rollouts"))
+
+
+def test_rows_are_read_back_in_step_order(log: RolloutLog, make_group: MakeGroup) -> None:
+    batches = {step: with_outcome(make_group(step), step, GroupOutcome.TRAINED) for step in (10, 2)}
+    for step, batch in batches.items():
+        log.append(step, [batch])
+    assert log.steps() == [2, 10]
+    table = log.read()
+    assert table.schema.equals(ROLLOUT_SCHEMA, check_metadata=True)
+    assert table.equals(pa.Table.from_batches([batches[2], batches[10]]))
+    assert log.read([10]).column("group_id").to_pylist() == [10, 10]
+
+
+def test_a_slice_is_logged_as_its_own_rows_only(log: RolloutLog, make_group: MakeGroup) -> None:
+    log.append(1, [concat_groups([make_group(i) for i in range(3)]).slice(2, 2)])
+    assert log.read().equals(pa.Table.from_batches([make_group(1)]))
+
+
+def test_a_step_written_again_replaces_the_first(log: RolloutLog, make_group: MakeGroup) -> None:
+    log.append(1, [make_group(0)])
+    log.append(1, [make_group(5), make_group(6)])
+    assert log.read().column("group_id").to_pylist() == [5, 5, 6, 6]
+
+
+def test_truncate_removes_later_steps_and_half_written_files(log: RolloutLog, make_group: MakeGroup, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        log.append(step, [make_group(step)])
+    (tmp_path / "rollouts" / "step_000001.parquet.partial").write_bytes(b"PAR")
+    (tmp_path / "rollouts" / "notes.txt").write_text("not ours")
+    log.truncate(after_step=1)
+    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["notes.txt", "step_000001.parquet"]
+
+
+def test_a_write_that_fails_leaves_the_earlier_file(log: RolloutLog, make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.append(1, [make_group(0)])
+
+    def write_half(table: pa.Table, sink: pa.NativeFile, **_: object) -> None:
+        sink.write(b"PAR1")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pq, "write_table", write_half)
+    with pytest.raises(OSError, match="disk full"):
+        log.append(1, [make_group(9)])
+    assert log.read().column("group_id").to_pylist() == [0, 0]
+
+
+def test_an_empty_log_and_an_empty_step_are_read_as_no_rows(log: RolloutLog) -> None:
+    assert log.steps() == []
+    assert log.read().num_rows == 0
+    log.truncate(after_step=0)
+    log.append(4, [])
+    assert (log.steps(), log.read().num_rows) == ([4], 0)
+
+
+def test_a_step_that_was_not_logged_is_an_error(log: RolloutLog) -> None:
+    with pytest.raises(FileNotFoundError):
+        log.read([3])
+
+
+def test_a_file_of_another_major_version_is_refused_with_both_numbers(log: RolloutLog, make_group: MakeGroup, tmp_path: Path) -> None:
+    log.append(1, [make_group(0)])
+    table = pa.Table.from_batches([make_group(1)]).replace_schema_metadata({"repexp.schema": "3.1"})
+    pq.write_table(table, tmp_path / "rollouts" / "step_000002.parquet")
+    with pytest.raises(ValueError, match=r"3\.1.*1\.0"):
+        log.read()

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from tasks.arithmetic_questions import Kind
+from tasks.config import ArithmeticConfig, ArithmeticWeights, TaskConfig
+from tasks.registry import TASKS, make_task
+
+
+def test_every_name_of_the_config_is_a_task_of_that_name() -> None:
+    names = get_args(TaskConfig.model_fields["name"].annotation)
+    assert set(names) == set(TASKS)
+    assert all(make_task(TaskConfig(name=name)).name == name for name in names)
+
+
+def test_weights_are_named_as_the_kinds_are() -> None:
+    assert set(ArithmeticWeights.model_fields) == set(Kind)
+
+
+def test_seed_reaches_the_task() -> None:
+    assert next(make_task(TaskConfig(seed=1)).problems("train")) != next(make_task(TaskConfig(seed=2)).problems("train"))
+
+
+@pytest.mark.parametrize("model", [TaskConfig, ArithmeticConfig, ArithmeticWeights])
+def test_every_field_is_described(model: type[BaseModel]) -> None:
+    assert all(field.description for field in model.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nam": "arithmetic"}, "nam"),
+        ({"arithmetic": {"weights": dict.fromkeys(map(str, Kind), 0)}}, "all weights are 0"),
+        ({"arithmetic": {"weights": {"sum": -1}}}, "sum"),
+        ({"arithmetic": {"weights": {"sum": float("inf")}}}, "sum"),
+        ({"arithmetic": {"reverse_min_length": 5, "reverse_max_length": 4}}, "reverse_min_length 5 exceeds reverse_max_length 4"),
+    ],
+)
+def test_config_is_refused_with_the_field_at_fault(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TaskConfig.model_validate(values)
+
+
+def test_config_travels_to_other_processes_and_through_json() -> None:
+    config = TaskConfig(seed=3, arithmetic=ArithmeticConfig(sum_max=99))
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert TaskConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_tasks_import_neither_torch_nor_arrow() -> None:
+    code = "import sys, tasks.registry, tasks.stream; print([m for m in ('torch', 'pyarrow', 'ray', 'vllm') if m in sys.modules])"
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    output = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert output.strip() == "[]"

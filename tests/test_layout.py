@@ -1,0 +1,58 @@
+"""The layout of the repository: which folders are packages, and which modules must stay light to import.
+
+The direction of imports is checked by import-linter (`make lint`).
+"""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PACKAGES = sorted(PYPROJECT["tool"]["setuptools"]["packages"])
+OWNERS_OF_CONFIG = ("actors", "bonus", "buffers", "jobs", "learners", "tasks")
+HEAVY = ("ray", "torch", "transformers", "vllm")
+
+
+def imports_of(module: str) -> set[str]:
+    """The top-level names that a fresh interpreter holds after importing `module`."""
+    code = f"import {module}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_packages_of_pyproject_are_the_folders_with_an_init():
+    assert sorted(path.parent.name for path in REPOSITORY.glob("*/__init__.py")) == PACKAGES
+
+
+def test_folders_with_python_files_are_packages():
+    """A folder without `__init__.py` loses to any installed package of its name."""
+    with_code = {path.parent.name for path in REPOSITORY.glob("*/*.py")}
+    assert with_code - set(PACKAGES) <= {"benchmarks", "deploy", "tests"}
+
+
+def test_tools_check_every_package():
+    assert sorted(PYPROJECT["tool"]["importlinter"]["root_packages"]) == PACKAGES
+    assert sorted(PYPROJECT["tool"]["mypy"]["files"]) == PACKAGES
+
+
+@pytest.mark.parametrize("owner", OWNERS_OF_CONFIG)
+def test_config_imports_neither_torch_nor_ray_nor_vllm(owner):
+    if not (REPOSITORY / owner / "config.py").is_file():
+        pytest.skip(f"{owner}/config.py is not written yet")
+    assert not imports_of(f"{owner}.config").intersection(HEAVY)
+
+
+def test_rollout_worker_imports_neither_ray_nor_vllm():
+    """vLLM takes seven seconds to import: only a worker that starts an engine pays for it."""
+    assert not imports_of("actors.rollout").intersection({"ray", "vllm"})
+
+
+def test_doctor_imports_the_standard_library_only():
+    allowed = set(sys.stdlib_module_names) | {"__main__", "jobs"}
+    startup = imports_of("sys")  # what the interpreter's own site hooks bring in
+    assert imports_of("jobs.doctor") <= allowed | startup
