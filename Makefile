@@ -34,7 +34,7 @@ test-unit: venv  ## run the tests that need neither Ray nor vLLM
 lint: venv  ## check format, lint, direction of imports, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 format: venv  ## format the code and apply the safe fixes

@@ -1,0 +1,1 @@
+"""Every number the README and docs claim, with its command: `python -m benchmarks.NAME`."""

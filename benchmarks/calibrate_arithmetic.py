@@ -1,0 +1,63 @@
+"""How hard the arithmetic task is for a model: pass@1 and pass@8 of each kind and of the default mix.
+
+    python -m benchmarks.calibrate_arithmetic --problems 40
+
+The default mix is meant to lie between 20 and 80 % pass@8 for the embedded model: harder gives no signal, easier none to gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+
+from actors.config import RolloutConfig, SamplingConfig
+from actors.rollout import RolloutWorker
+from buffers.records import GroupRequest, Problem
+from jobs.evaluate import pass_at_k
+from learners.models import resolve_model
+from tasks.arithmetic import Arithmetic
+from tasks.config import ArithmeticConfig, ArithmeticWeights, TaskConfig
+
+KINDS = tuple(ArithmeticWeights.model_fields)
+NUM_RESPONSES = 8
+
+
+def only(kind: str) -> ArithmeticConfig:
+    weights = ArithmeticWeights(**{name: float(name == kind) for name in KINDS})
+    return ArithmeticConfig(weights=weights, held_out_share=0)  # a kind alone has too few questions to hold any out
+
+
+async def correct_counts(worker: RolloutWorker, task: Arithmetic, problems: list[Problem], first_id: int) -> list[int]:
+    """Correct responses out of NUM_RESPONSES, a problem."""
+
+    async def count(group_id: int, problem: Problem) -> int:
+        request = GroupRequest(group_id=group_id, problem=problem, num_responses=NUM_RESPONSES, admitted_version=0)
+        batch, _ = await worker.generate(request, task.prompt(problem))
+        return sum(task.verify(problem, text).reward == 1.0 for text in batch.column("response_text").to_pylist())
+
+    return list(await asyncio.gather(*(count(first_id + i, problem) for i, problem in enumerate(problems))))
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--problems", type=int, default=40, help="problems of each kind")
+    parser.add_argument("--tokens", type=int, default=20, help="max_response_tokens")
+    options = parser.parse_args()
+    sampling = SamplingConfig(max_response_tokens=options.tokens)
+    model = resolve_model(options.model)
+    worker = RolloutWorker(worker_id="calibrate", run_id="calibrate", model=model, config=RolloutConfig(), sampling=sampling, seed=0)
+    await worker.start()
+    for number, kind in enumerate((*KINDS, "default mix")):
+        config = TaskConfig().arithmetic if kind == "default mix" else only(kind)
+        task = Arithmetic(config, seed=1)
+        problems = [task.problem("test", index) for index in range(options.problems)]
+        counts = await correct_counts(worker, task, problems, number * 100_000)
+        scores = {f"pass@{k}": sum(pass_at_k(NUM_RESPONSES, c, k) for c in counts) / len(counts) for k in (1, NUM_RESPONSES)}
+        print(json.dumps({"kind": kind, "problems": len(problems), **{name: round(value, 3) for name, value in scores.items()}}), flush=True)
+    await worker.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
