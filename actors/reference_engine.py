@@ -1,7 +1,7 @@
 """A plain transformers engine: exact, deterministic, slow. For tests, and for machines without vLLM.
 
-A response's randomness depends on the seed and its key's seed part alone and every sequence is computed by itself, so what it samples under given
-weights does not depend on what else is running. That makes a whole asynchronous run reproducible bit for bit.
+The seed part of a response's key is all its randomness and every sequence is computed by itself, so what it samples under
+given weights does not depend on what else is running: a whole asynchronous run is reproducible bit for bit.
 """
 
 from __future__ import annotations

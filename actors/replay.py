@@ -1,8 +1,8 @@
 """The replay actor: owns the replay buffer and the rollout log.
 
-    inserted = replay.insert(encoded, verdicts, version)         # a producer; FULL means: wait and try again
-    batch, drawn = replay.sample(num_groups, version)             # the learn loop; stale groups are taken out first
-    replay.log(step, scored, advantages)                          # after the gradient: one Parquet file a step
+inserted = replay.insert(encoded, verdicts, version)         # a producer; FULL means: wait and try again
+batch, drawn = replay.sample(num_groups, version)             # the learn loop; stale groups are taken out first
+replay.log(step, scored, advantages)                          # after the gradient: one Parquet file a step
 """
 
 from __future__ import annotations
@@ -36,14 +36,25 @@ class Drawn:
 class Replay(Checkpointed):
     """Whole groups between verification and gradient, and the record of what became of each."""
 
-    def __init__(self, *, group_size: int, max_policy_lag: int, config: ReplayConfig, log_directory: str) -> None:
+    def __init__(self, *, group_size: int, prompts_per_step: int, max_policy_lag: int, config: ReplayConfig, log_directory: str) -> None:
+        self._config = config
+        self._prompts_per_step = prompts_per_step
         self._buffer = ReplayBuffer(group_size=group_size, max_policy_lag=max_policy_lag, config=config)
         self._log = RolloutLog(fs.LocalFileSystem(), log_directory) if config.log_rollouts else None
         self._stale: list[pa.RecordBatch] = []
 
     def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int) -> InsertResult:
-        """Offer one group with its verdicts; a refused group is unchanged and may be offered again."""
-        return self._buffer.insert(with_verdicts(batch, verdicts), version=version)
+        """Offer one group with its verdicts; a refused group is unchanged and may be offered again.
+
+        Raises ValueError when replay is full with less than one step's groups: waiting would then wait for ever.
+        """
+        result = self._buffer.insert(with_verdicts(batch, verdicts), version=version)
+        if result is InsertResult.FULL and self._buffer.num_groups < self._prompts_per_step:
+            raise ValueError(
+                f"replay is full with {self._buffer.num_groups} groups and a step needs prompts_per_step = {self._prompts_per_step}: "
+                f"raise replay.max_bytes = {self._config.max_bytes}"
+            )
+        return result
 
     def sample(self, num_groups: int, version: int) -> tuple[pa.RecordBatch | None, Drawn]:
         """Evict what is stale at `version`, then take `num_groups` groups; None while there are fewer."""
@@ -79,7 +90,7 @@ class Replay(Checkpointed):
         with pa.OSFile(str(directory / "replay.arrow")) as source:
             rows = pa.ipc.open_file(source).read_all()
         numbers = json.loads((directory / "replay.json").read_text())
-        self._buffer.load_state_dict(ReplayState(rows=rows, **numbers))
+        self._buffer.load_state_dict(ReplayState(rows=rows, seen_ranges=numbers["seen_ranges"], counters=numbers["counters"]))
 
     def forget_log_after(self, step: int) -> None:
         """On resume: drop the log of steps that will be trained again."""

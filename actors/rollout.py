@@ -1,9 +1,9 @@
 """The rollout worker: owns one inference engine and turns admitted groups into Arrow batches.
 
-    worker = RolloutWorker(worker_id="rollout-0", ...)
-    batch, usage = await worker.generate(request, messages)   # K responses to one prompt, several groups at once
-    await worker.update(snapshot)                             # new weights, requests kept
-    await worker.abort(group_id)
+worker = RolloutWorker(worker_id="rollout-0", ...)
+batch, usage = await worker.generate(request, messages)   # K responses to one prompt, several groups at once
+await worker.update(snapshot)                             # new weights, requests kept
+await worker.abort(group_id)
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ class _Workers:
 
     def stop(self) -> None:
         """Kill the processes and wait for their end."""
-        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.stop()
         self._pool.join()
         self._stopping.set()
         self._thread.join()
@@ -259,7 +259,7 @@ class _Workers:
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             started.set_result(self._pool.active)
-        except BaseException as error:  # noqa: BLE001 - raised again by the constructor
+        except BaseException as error:
             started.set_exception(error)
         self._stopping.wait()
 
@@ -280,7 +280,7 @@ def _initialize_worker(owner_pid: int, task_factory: TaskFactory) -> None:
         os._exit(1)
     try:
         _worker_task = task_factory()
-    except Exception as error:  # noqa: BLE001 - the seam: a failing verifier is a value
+    except Exception as error:
         _worker_task = f"the task could not be built: {_describe(error)}"
 
 
@@ -293,7 +293,7 @@ def _verify_in_worker(problem: Problem, text: str) -> Verdict:
         verdict = _worker_task.verify(problem, text)
         if not isinstance(verdict, Verdict):
             raise TypeError(f"verify returned a {type(verdict).__name__}, not a Verdict")
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the seam: a failing verifier is a value
+    except (Exception, SystemExit) as error:
         verdict = _error_verdict(f"the verifier raised {_describe(error)}")
     return replace(verdict, elapsed_s=time.perf_counter() - started)
 

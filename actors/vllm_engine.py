@@ -271,8 +271,8 @@ def _columns_of(module: Any, columns: Tensor) -> Tensor:
 
 
 def _width(module: Any) -> int:
-    width = getattr(module, "input_size_per_partition", None) or getattr(module, "embedding_dim", None)
-    return int(width)
+    """Columns of a linear layer, or of a vocabulary head."""
+    return int(module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim)
 
 
 def _require_match(snapshot: WeightSnapshot, found: Sequence[Mapping[str, str]]) -> None:
@@ -287,5 +287,3 @@ def _quieten() -> None:
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("vllm").setLevel(logging.ERROR)
-
-

@@ -55,7 +55,9 @@ async def main() -> None:
         problems = [task.problem("test", index) for index in range(options.problems)]
         counts = await correct_counts(worker, task, problems, number * 100_000)
         scores = {f"pass@{k}": sum(pass_at_k(NUM_RESPONSES, c, k) for c in counts) / len(counts) for k in (1, NUM_RESPONSES)}
-        print(json.dumps({"kind": kind, "problems": len(problems), **{name: round(value, 3) for name, value in scores.items()}}), flush=True)
+        print(
+            json.dumps({"kind": kind, "problems": len(problems), **{name: round(value, 3) for name, value in scores.items()}}), flush=True
+        )
     await worker.close()
 
 

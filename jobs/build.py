@@ -83,6 +83,7 @@ async def start_components(config: RunConfig, model: str, *, run_id: str, log_di
         "replay",
         {},
         group_size=config.responses_per_prompt,
+        prompts_per_step=config.prompts_per_step,
         max_policy_lag=config.max_policy_lag,
         config=config.replay,
         log_directory=log_directory,

@@ -88,5 +88,3 @@ def make_admission(config: RunConfig) -> Admission:
         max_policy_lag=config.max_policy_lag,
         max_attempts=config.max_attempts,
     )
-
-

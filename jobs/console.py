@@ -93,7 +93,10 @@ class RunConsole:
             table.add_row(str(step), *(cell(metrics, name, form) for _, name, form in COLUMNS))
         progress = Table.grid(padding=(0, 1))
         progress.add_row(
-            Text(self._title, style="bold"), ProgressBar(total=self._total_steps, completed=done, width=30), f"{done}/{self._total_steps}", self._status
+            Text(self._title, style="bold"),
+            ProgressBar(total=self._total_steps, completed=done, width=30),
+            f"{done}/{self._total_steps}",
+            self._status,
         )
         return Group(progress, table)
 

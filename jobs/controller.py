@@ -150,18 +150,20 @@ class Controller:
             await self._insert(scored)
 
     async def _insert(self, scored: scoring.Scored) -> None:
-        while True:
-            result = await scoring.insert(self._config, self._components, scored, self._step)
-            if result is not InsertResult.FULL:
-                break
+        """Put a group into replay, waiting for the next step while it is full."""
+        step = self._step
+        while (result := await scoring.insert(self._config, self._components, scored, step)) is InsertResult.FULL:
+            await self._step_after(step)
             step = self._step
-            await self._until(lambda: self._step > step)
         async with self._changed:
             if result is InsertResult.ACCEPTED:
                 self._held += 1
             elif result is InsertResult.STALE:
                 self._admission.drop(scored.request.group_id, STALE)
             self._changed.notify_all()
+
+    async def _step_after(self, step: int) -> None:
+        await self._until(lambda: self._step > step)
 
     async def _learn_loop(self) -> None:
         while self._step < self._config.steps and not self._stopping:

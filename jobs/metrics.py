@@ -16,18 +16,16 @@ class MetricsWriter:
         self._jsonl = jsonl
         self.history = _keep_until(jsonl, resume_step)
         self._board = SummaryWriter(str(tensorboard), purge_step=resume_step + 1 if resume_step else None)
-        self._file = open(jsonl, "a", encoding="utf-8")
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         record = {"step": step, "time": time.time(), **metrics}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with open(self._jsonl, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
         self.history.append(record)
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
         self._board.close()
 
 

@@ -1,9 +1,9 @@
 """A run's directory: one run at a time, one configuration for good.
 
-    with RunDirectory(config) as run:       # ConfigError when in use or of another configuration
-        run.checkpoints.latest()
+with RunDirectory(config) as run:       # ConfigError when in use or of another configuration
+    run.checkpoints.latest()
 
-    RUN_DIR/config.json  checkpoints/  rollouts/  metrics.jsonl  tensorboard/  policy/  run.lock
+RUN_DIR/config.json  checkpoints/  rollouts/  metrics.jsonl  tensorboard/  policy/  run.lock
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class RunDirectory:
         except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
-            raise ConfigError(f"run_dir {self.path} is in use by process {owner}: stop it, or choose another with --set run_dir=...") from None
+            raise ConfigError(
+                f"run_dir {self.path} is in use by process {owner}: stop it, or choose another with --set run_dir=..."
+            ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

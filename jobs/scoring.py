@@ -96,9 +96,7 @@ async def add_bonus(config: RunConfig, components: Components, batch: Any) -> tu
 
 
 async def learn(config: RunConfig, components: Components, batch: Any, step: int) -> StepReport:
-    report: StepReport = await components.learner.call(
-        "step", batch, timeout_s=config.wait_timeout_s, waiting_for=f"training step {step}"
-    )
+    report: StepReport = await components.learner.call("step", batch, timeout_s=config.wait_timeout_s, waiting_for=f"training step {step}")
     await components.replay.call(
         "log", step, batch, report.advantages, timeout_s=config.wait_timeout_s, waiting_for=f"the rollout log of step {step}"
     )

@@ -22,7 +22,6 @@ from tasks.registry import make_task
 from tasks.stream import ProblemStream
 
 
-
 def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous: bool) -> int:
     """Returns the exit code. Raises ConfigError when the run is refused; nothing was then touched."""
     with RunDirectory(config) as run:
@@ -132,5 +131,3 @@ class _Session:
         )
         shutil.rmtree(self._run.policy, ignore_errors=True)
         staging.replace(self._run.policy)
-
-

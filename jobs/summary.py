@@ -34,7 +34,9 @@ def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[st
     lines += [
         "",
         f"run directory   {run.path}",
-        f"final policy    {run.policy}  (a Hugging Face directory)" if done >= total_steps else "final policy    written when all steps are done",
+        f"final policy    {run.policy}  (a Hugging Face directory)"
+        if done >= total_steps
+        else "final policy    written when all steps are done",
         f"go on           python -m jobs.train {config_path} --set run_dir={run.path} --set steps={further}",
         f"its answers     python -m jobs.answers {run.path}",
         f"curves          tensorboard --logdir {run.tensorboard}",

@@ -18,7 +18,9 @@ EXIT_REFUSED = 2
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train a policy with the exploration bonus.")
     parser.add_argument("config", help="TOML file, for example configs/quickstart.toml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     parser.add_argument("--resume", choices=("auto", "latest", "never"), default="auto", help="default: resume when there is a checkpoint")
     parser.add_argument("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")

@@ -116,7 +116,9 @@ class CheckpointManager:
         except ValueError:
             raise CheckpointError(f"the manifest of step {step} is damaged: {self._mend(step)}") from None
         if manifest.get("format") != FORMAT_VERSION:
-            raise CheckpointError(f"checkpoint format {manifest.get('format')} of step {step} is not {FORMAT_VERSION}, which this version reads")
+            raise CheckpointError(
+                f"checkpoint format {manifest.get('format')} of step {step} is not {FORMAT_VERSION}, which this version reads"
+            )
         return manifest
 
     @contextmanager

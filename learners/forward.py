@@ -29,7 +29,8 @@ def last_hidden_states(model: Any, packed: PackedRows) -> Tensor:
         position_ids=packed.position_ids_BL,
         use_cache=False,
     )
-    return output.last_hidden_state
+    states: Tensor = output.last_hidden_state
+    return states
 
 
 def response_logprobs(model: Any, packed: PackedRows, *, temperature: float) -> tuple[Tensor, Tensor]:

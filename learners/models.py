@@ -63,7 +63,9 @@ def resolve_model(name: str) -> str:
             raise ModelError(f"model directory {name} has no config.json: it is not a Hugging Face model directory")
         return name
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ModelError(f"model '{name}' is neither an embedded alias ({', '.join(EMBEDDED)}), a directory that exists, nor a hub id OWNER/NAME")
+        raise ModelError(
+            f"model '{name}' is neither an embedded alias ({', '.join(EMBEDDED)}), a directory that exists, nor a hub id OWNER/NAME"
+        )
     return name
 
 

@@ -200,9 +200,7 @@ class TokenLookup:
         behavior, offsets = list_column_arrays(batch, "behavior_logprobs")
         starts = offsets - offsets[0]
         flat = behavior[offsets[0] : offsets[-1]]
-        return cls(
-            behavior=flat, proximal=flat if proximal is None else proximal, versions=token_versions(batch), starts=starts[:-1]
-        )
+        return cls(behavior=flat, proximal=flat if proximal is None else proximal, versions=token_versions(batch), starts=starts[:-1])
 
     def positions(self, packed: PackedRows) -> np.ndarray:
         positions: np.ndarray = self.starts[packed.response_N.cpu().numpy()] + packed.offset_N.cpu().numpy()

@@ -53,7 +53,7 @@ class WeightSnapshot:
         count = int(np.prod(spec.shape, dtype=np.int64))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            return torch.frombuffer(memoryview(self.buffer), dtype=dtype, count=count, offset=spec.offset).view(spec.shape)
+            return torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=spec.offset).view(spec.shape)
 
     def save(self, path: Path) -> None:
         """Write as an uncompressed file that `load_snapshot` maps (for engines in another process tree)."""
@@ -67,7 +67,7 @@ class WeightSnapshot:
         header += b" " * (-(8 + len(header)) % ALIGNMENT)
         with open(path, "wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            file.write(memoryview(self.buffer))
+            file.write(self.buffer.data)
 
 
 def load_snapshot(path: Path) -> WeightSnapshot:
@@ -126,7 +126,7 @@ def fingerprint_by(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, T
 
 def _digest(tensor: Tensor) -> str:
     data = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
-    return hashlib.blake2b(memoryview(data), digest_size=8).hexdigest()
+    return hashlib.blake2b(data.data, digest_size=8).hexdigest()
 
 
 def first_mismatch(expected: Mapping[str, str], found: Mapping[str, str]) -> str | None:
