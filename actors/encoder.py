@@ -129,5 +129,5 @@ class HiddenStateEncoder(Checkpointed):
 
 def bonus_metrics(diagnostics: BonusDiagnostics, ridge: float) -> dict[str, float]:
     """The step's bonus metrics by name; quantities without a value (no group with two responses) are left out."""
-    named = {f"bonus/{name}": getattr(diagnostics, name) for name in diagnostics.__dataclass_fields__}
+    named = {f"bonus/{name.removeprefix('bonus_')}": getattr(diagnostics, name) for name in diagnostics.__dataclass_fields__}
     return {"bonus/ridge": ridge, **{name: float(value) for name, value in named.items() if value is not None}}

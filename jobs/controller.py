@@ -48,6 +48,7 @@ class Tally:
     updates: list[WeightUpdate] = field(default_factory=list)
     encode_s: float = 0.0
     verify_s: float = 0.0
+    checkpoint_s: float = 0.0
     since: float = field(default_factory=time.monotonic)
 
     def metrics(self) -> dict[str, float]:
@@ -62,6 +63,7 @@ class Tally:
             "time/load_weights_s": sum(update.load_s for update in self.updates) / per_worker,
             "time/encode_s": self.encode_s,
             "time/verify_s": self.verify_s,
+            "time/checkpoint_s": self.checkpoint_s,
             "time/step_s": elapsed_s,
         }
 
@@ -206,7 +208,7 @@ class Controller:
             self._step += 1
             self._changed.notify_all()
         metrics = {**report.metrics, **bonus_metrics, **self._tally.metrics(), **self._ledger_metrics(), "time/wait_for_batch_s": wait_s}
-        metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - wait_s
+        metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - wait_s - self._tally.checkpoint_s
         self._tally = Tally()
         self._report(self._step, metrics)
 
@@ -230,10 +232,12 @@ class Controller:
                 self._changed.notify_all()
 
     async def _checkpoint(self) -> None:
+        started = time.monotonic()
         await save_checkpoint(
             self._components, self._checkpoints, self._step, self._admission, self._stream, timeout_s=self._config.wait_timeout_s
         )
         self._checkpointed_step = self._step
+        self._tally.checkpoint_s += time.monotonic() - started
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for `condition`. Raises when nothing in the whole run has changed for `wait_timeout_s`."""

@@ -15,10 +15,9 @@ BAND = (0.9, 1.1)
 
 
 def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor) -> dict[str, float]:
-    """Reward, pass rates, shares of groups without contrast, bonus and lengths of one batch."""
+    """Reward, pass rates, shares of groups without contrast and lengths of one batch."""
     num_groups, group_size = advantages_GK.shape
     reward_GK = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_groups, group_size)
-    bonus_GK = np.nan_to_num(batch.column("bonus").to_numpy(zero_copy_only=False).astype(np.float64)).reshape(num_groups, group_size)
     correct_GK = np.array([s == "correct" for s in batch.column("verdict_status").to_pylist()]).reshape(num_groups, group_size)
     finish = np.array(batch.column("finish_reason").to_pylist())
     lengths = np.diff(batch.column("response_ids").offsets.to_numpy())
@@ -30,12 +29,18 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor) -> dict[str, fl
         "groups/all_wrong": float((~correct_GK.any(-1)).mean()),
         "groups/without_signal": float((advantages_GK == 0).all(-1).double().mean()),
         "verifier/unscored": float(np.isnan(reward_GK).mean()),
-        "bonus/mean": float(bonus_GK.mean()),
-        "bonus/spread": float(np.median(bonus_GK.std(-1))),
         "advantage/abs_mean": float(advantages_GK.abs().mean()),
         "response/tokens_mean": float(lengths.mean()),
         "response/truncated": float((finish == "length").mean()),
     }
+
+
+def lag_metrics(version: int, token_versions_N: np.ndarray) -> dict[str, float]:
+    """Versions between sampling and training, over all response tokens of the batch."""
+    if not len(token_versions_N):
+        return {}
+    lag_N = version - token_versions_N
+    return {"policy/lag_mean": float(lag_N.mean()), "policy/lag_max": float(lag_N.max())}
 
 
 @dataclass
@@ -71,8 +76,6 @@ class TokenStatistics:
             "learner/clipped": float(column["clipped"].mean()),
             "learner/is_weight_mean": float(column["is_weight"].mean()),
             "policy/entropy": float(column["entropy"].mean()),
-            "policy/lag_mean": float(column["lag"].mean()),
-            "policy/lag_max": float(column["lag"].max()),
             **_mismatch("mismatch", column["difference"]),
             **(_mismatch("mismatch_lag0", column["difference"][at_lag_zero]) if at_lag_zero.any() else {}),
         }

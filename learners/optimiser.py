@@ -38,6 +38,7 @@ class MasterAdamW:
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True)
         self.num_steps = 0
+        self.last_learning_rate = 0.0
 
     @staticmethod
     def _master(parameter: Parameter) -> Parameter:
@@ -76,8 +77,9 @@ class MasterAdamW:
             self.clear()
             raise FloatingPointError(f"the gradient norm of optimiser step {self.num_steps + 1} is {norm}; nothing was applied")
         torch.nn.utils.clip_grads_with_norm_(self._masters, self._config.max_grad_norm, torch.tensor(norm))
+        self.last_learning_rate = self.learning_rate()
         for group in self._adamw.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.last_learning_rate
         self._adamw.step()
         self.clear()
         self._copy_back()

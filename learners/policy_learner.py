@@ -28,7 +28,7 @@ from learners.advantages import group_advantages
 from learners.config import LearnerConfig
 from learners.forward import load_causal_lm, response_logprobs
 from learners.losses import LossInputs, policy_loss
-from learners.metrics import TokenStatistics, reward_metrics
+from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
 from learners.optimiser import MasterAdamW
 from learners.packing import GroupTokens, PackedRows, Row, build_rows, micro_batches, pack
 from learners.weights import WeightSnapshot, take_snapshot
@@ -65,9 +65,10 @@ class PolicyLearner:
         elapsed_s = time.monotonic() - started
         metrics = {
             **reward_metrics(batch, advantages_GK),
+            **lag_metrics(self.version - 1, token_versions(batch)),
             **statistics.metrics(),
             "learner/grad_norm": float(np.mean(norms)),
-            "learner/lr": self._optimiser.learning_rate(),
+            "learner/lr": self._optimiser.last_learning_rate,
             "learner/optimiser_steps": float(self._optimiser.num_steps),
             "learner/tokens_per_s": statistics.num_computed_tokens / elapsed_s,
             "time/learn_s": elapsed_s,

@@ -1,0 +1,69 @@
+"""`python -m jobs.answers RUN_DIR`: read a run's answers, best or worst first, from its Parquet rollouts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import fs
+from rich.console import Console
+from rich.table import Table
+
+from buffers.rollout_log import RolloutLog
+from jobs.config import ConfigError
+
+COLUMNS = ("step", "reward", "bonus", "advantage", "question", "response_text", "reference_answer")
+
+
+def select_answers(rows: pa.Table, *, sort_by: str, worst: bool, limit: int) -> pa.Table:
+    """The first `limit` trained-on rows by `sort_by`, largest first, or smallest first for `worst`."""
+    trained = rows.filter(pc.equal(rows["outcome"], "trained"))
+    order = "ascending" if worst else "descending"
+    return trained.sort_by([(sort_by, order), ("step", "descending")]).slice(0, limit)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.answers", description="Read the answers of a run.")
+    parser.add_argument("run_dir")
+    parser.add_argument("--by", choices=("advantage", "reward", "bonus"), default="advantage", help="what to sort by")
+    parser.add_argument("--worst", action="store_true", help="smallest first")
+    parser.add_argument("--steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="only these steps, both included")
+    parser.add_argument("-n", type=int, default=10, help="how many")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        rows = _read(Path(options.run_dir), options.steps)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    table = Table(*(name.replace("_", " ") for name in COLUMNS), show_lines=False)
+    for row in select_answers(rows, sort_by=options.by, worst=options.worst, limit=options.n).to_pylist():
+        table.add_row(*(_cell(row[name]) for name in COLUMNS))
+    Console().print(table)
+    return 0
+
+
+def _read(run_dir: Path, steps: Sequence[int] | None) -> pa.Table:
+    log = RolloutLog(fs.LocalFileSystem(), str(run_dir / "rollouts"))
+    found = log.steps()
+    if not found:
+        raise ConfigError(f"{run_dir} has no rollouts: give the directory of a run, for example runs/quickstart")
+    wanted = [step for step in found if steps is None or steps[0] <= step <= steps[1]]
+    if not wanted:
+        raise ConfigError(f"{run_dir} has rollouts of steps {found[0]} to {found[-1]}, none of {steps}")
+    return log.read(wanted)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value).strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
