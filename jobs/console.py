@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -82,6 +83,14 @@ class RunConsole:
             self._live.update(self._render())
             self._live.stop()
         self._console.print(panel, soft_wrap=self._live is None)
+
+    def failed(self, details: str, message: str) -> None:
+        """End the live part, then the details, and last the one line that says what happened."""
+        if self._live is not None:
+            self._live.stop()
+        for text in (details, message):
+            if text:
+                print(text, file=sys.stderr)
 
     def _render(self) -> Group:
         done = self._rows[-1][0] if self._rows else 0

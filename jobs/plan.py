@@ -8,8 +8,10 @@ from pathlib import Path
 
 from jobs.config import ConfigError, RunConfig
 
-BASE_PROCESS_GIB = 1.3
-"""A process with torch, transformers and Ray loaded (measured: 1.1 to 1.4 GiB on CPU)."""
+BASE_PROCESS_GIB = 0.7
+"""A process with torch, transformers and Ray loaded."""
+ENGINE_GIB = 0.7
+"""What vLLM adds to that."""
 RAY_GIB = 1.0
 DRIVER_GIB = 0.3
 EMBEDDED_PARAMETERS = {"smollm2-135m": 134_515_008}
@@ -69,7 +71,7 @@ def _memory_gib(config: RunConfig) -> float | None:
         return None
     weight_bytes = 2 if config.learner.dtype == "bfloat16" else 4
     learner = parameters * (weight_bytes + 4 * 4) / 2**30 + BASE_PROCESS_GIB + config.learner.tokens_per_micro_batch * 1e-3
-    rollout = parameters * 2 * 2 / 2**30 + BASE_PROCESS_GIB + config.rollout.kv_cache_gib
+    rollout = parameters * 2 * 2 / 2**30 + BASE_PROCESS_GIB + ENGINE_GIB + config.rollout.kv_cache_gib
     encoder = parameters * 2 / 2**30 + BASE_PROCESS_GIB if config.bonus.enabled else 0.0
     published = 2 * parameters * 2 / 2**30
     return learner + config.rollout.workers * rollout + encoder + published + config.replay.max_bytes / 2**30 * 0.1 + RAY_GIB + DRIVER_GIB

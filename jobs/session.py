@@ -6,7 +6,10 @@ import asyncio
 import os
 import shutil
 import signal
+import traceback
 from pathlib import Path
+
+from ray.exceptions import RayError, RayTaskError
 
 from jobs.build import close_components, ray_session, start_components
 from jobs.components import Components, make_admission, restore_checkpoint
@@ -17,13 +20,17 @@ from jobs.metrics import MetricsWriter
 from jobs.run_dir import RunDirectory
 from jobs.summary import summary_lines
 from jobs.synchronous import SynchronousTrainer
-from learners.models import EMBEDDED, ModelError, resolve_model
+from learners.models import EMBEDDED, ModelError, check_model, resolve_model
 from tasks.registry import make_task
 from tasks.stream import ProblemStream
 
 
 def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous: bool) -> int:
     """Returns the exit code. Raises ConfigError when the run is refused; nothing was then touched."""
+    try:
+        check_model(config.model)
+    except ModelError as error:
+        raise ConfigError(str(error)) from None
     with RunDirectory(config) as run:
         start_step = _start_step(run, resume)
         if start_step >= config.steps and run.policy.exists():
@@ -35,7 +42,25 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
         _prepare_environment(config)
         with RunConsole(f"repexp {run.run_id}", config.steps) as console:
             session = _Session(config, config_path, run, console, synchronous=synchronous)
-            return asyncio.run(session.run(start_step))
+            try:
+                return asyncio.run(session.run(start_step))
+            except ConfigError:
+                raise
+            except Exception as error:  # the seam to the person who started the run
+                console.failed(str(error) if isinstance(error, RayError) else traceback.format_exc(), _failure(run, error))
+                return EXIT_FAILED
+            except KeyboardInterrupt:
+                console.failed("", "stopped before the first step; nothing to save")
+                return 128 + signal.SIGINT
+
+
+def _failure(run: RunDirectory, error: Exception) -> str:
+    """One line: what failed, and what is left to go on from."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    reason = lines[-1].strip() if isinstance(error, RayTaskError) else lines[0].strip()
+    latest = run.checkpoints.latest()
+    left = f"the same command resumes from step {latest}" if latest is not None else "there is no checkpoint yet"
+    return f"error: the run failed: {reason} ({left})"
 
 
 def _start_step(run: RunDirectory, resume: str) -> int:
@@ -53,6 +78,9 @@ def _prepare_environment(config: RunConfig) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+EXIT_FAILED = 1
 
 
 class _Session:

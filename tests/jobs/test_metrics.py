@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jobs.metrics import MetricsWriter, read_metrics
+
+
+def write(directory: Path, steps: range, *, resume_step: int = 0, offset: float = 0.0) -> MetricsWriter:
+    writer = MetricsWriter(directory / "metrics.jsonl", directory / "tensorboard", resume_step=resume_step)
+    for step in steps:
+        writer.write(step, {"reward/mean": step + offset})
+    writer.close()
+    return writer
+
+
+def rewards(directory: Path) -> list[tuple[float, float]]:
+    return [(record["step"], record["reward/mean"]) for record in read_metrics(directory / "metrics.jsonl")]
+
+
+def test_a_step_is_a_line_that_can_be_read_while_the_run_goes_on(tmp_path):
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    writer.write(1, {"reward/mean": 0.25})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    writer.close()
+    record = json.loads(line)
+    assert (record["step"], record["reward/mean"]) == (1, 0.25)
+    assert record["time"] > 1e9
+
+
+def test_resume_drops_what_came_after_the_restored_step(tmp_path):
+    write(tmp_path, range(1, 5))
+    writer = write(tmp_path, range(3, 5), resume_step=2, offset=0.5)
+    assert rewards(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.5), (4, 4.5)]
+    assert [record["step"] for record in writer.history] == [1, 2, 3, 4]
+
+
+def test_fresh_start_drops_everything_of_an_attempt_without_checkpoint(tmp_path):
+    write(tmp_path, range(1, 4))
+    write(tmp_path, range(1, 2), offset=0.5)
+    assert rewards(tmp_path) == [(1, 1.5)]
+
+
+def test_half_written_last_line_is_left_out_and_written_over(tmp_path):
+    write(tmp_path, range(1, 4))
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(file.read_text()[:-9])  # killed in the middle of step 3
+    assert rewards(tmp_path) == [(1, 1.0), (2, 2.0)]
+    write(tmp_path, range(3, 4), resume_step=2, offset=0.5)
+    assert rewards(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.5)]
+
+
+def test_no_file_is_no_records(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_tensorboard_holds_every_point_once_over_a_resume(tmp_path):
+    write(tmp_path, range(1, 5))
+    write(tmp_path, range(3, 6), resume_step=2, offset=0.5)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    points = [(event.step, event.value) for event in board.Scalars("reward/mean")]
+    assert points == [(1, 1.0), (2, 2.0), (3, 3.5), (4, 4.5), (5, 5.5)]

@@ -1,0 +1,86 @@
+"""The plan's numbers, by hand."""
+
+import pytest
+
+from jobs.config import ConfigError, RunConfig
+from jobs.plan import available_memory_gib, make_plan, require_memory
+
+
+@pytest.fixture
+def giant(tmp_path) -> str:
+    """A model directory with 2**30 parameters of two bytes each (a hole on disk)."""
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.truncate(2 * 2**30)
+    return str(tmp_path)
+
+
+def plan_of(**values):
+    return make_plan(RunConfig.model_validate(values))
+
+
+def test_sizes_of_a_step():
+    plan = plan_of(
+        steps=4,
+        prompts_per_step=3,
+        responses_per_prompt=5,
+        max_policy_lag=2,
+        sampling={"max_prompt_tokens": 10, "max_response_tokens": 7},
+        learner={"mini_batches": 2},
+        rollout={"workers": 2},
+        verifier={"num_workers": 3},
+    )
+    assert plan.prompts_per_step == 3
+    assert plan.responses_per_step == 15
+    assert plan.max_tokens_per_step == 3 * (10 + 5 * 7)  # a group's prompt counts once
+    assert plan.optimiser_steps_per_step == 2
+    assert plan.total_responses == 60
+    assert plan.max_groups_in_flight == 9
+    assert plan.processes == {
+        "rollout worker": 2,
+        "learner": 1,
+        "replay": 1,
+        "verifier pool": 1,
+        "encoder": 1,
+        "verifier process": 3,
+    }
+
+
+def test_plan_says_its_sizes():
+    text = "\n".join(plan_of(steps=4, prompts_per_step=3, responses_per_prompt=5, max_policy_lag=2, model="someone/unknown").lines())
+    assert "3 prompts x 5 responses = 15 responses" in text
+    assert "4 steps, 60 responses" in text
+    assert "at most 9 groups" in text
+    assert "memory: unknown" in text
+
+
+def test_no_encoder_without_the_bonus():
+    assert "encoder" not in plan_of(bonus={"enabled": False}).processes
+
+
+def test_memory_of_a_model_with_known_size(giant):
+    learner = 2 + 16 + 1.3 + 2.048  # bfloat16 weights; masters, gradients and two moments in float32; process; activations
+    rollout = 4 + 1.3 + 1.0  # weights and a loaded snapshot; process; KV cache
+    encoder = 2 + 1.3
+    rest = 4 + 0.1 + 1.0 + 0.3  # two published versions, replay, Ray, driver
+    assert plan_of(model=giant).memory_gib == pytest.approx(learner + rollout + encoder + rest)
+    assert plan_of(model=giant, bonus={"enabled": False}).memory_gib == pytest.approx(learner + rollout + rest)
+    assert plan_of(model=giant, rollout={"workers": 3}).memory_gib == pytest.approx(learner + 3 * rollout + encoder + rest)
+    assert plan_of(model=giant, learner={"dtype": "float32"}).memory_gib == pytest.approx(2 + learner + rollout + encoder + rest)
+
+
+def test_memory_is_required_only_where_it_is_known(giant):
+    plan = plan_of(model=giant)
+    require_memory(plan, plan.memory_gib)
+    with pytest.raises(ConfigError, match=rf"about {plan.memory_gib:.1f} GiB of memory and 3\.0 GiB are available"):
+        require_memory(plan, 3.0)
+    unknown = plan_of(model="someone/unknown")
+    assert unknown.memory_gib is None
+    require_memory(unknown, 0.0)
+
+
+def test_quick_start_fits_into_a_laptop():
+    assert 4 < plan_of().memory_gib < 12
+
+
+def test_memory_of_this_machine_is_plausible():
+    assert 0.1 < available_memory_gib() < 100_000

@@ -1,0 +1,48 @@
+import pytest
+
+from jobs.config import RunConfig
+from jobs.run_dir import RunDirectory
+from jobs.summary import summary_lines, window_means
+
+
+def history(*rewards: float) -> list[dict[str, float]]:
+    names = ("reward/mean", "reward/pass@1", "reward/pass@K", "groups/all_correct")
+    return [{"step": step, **dict.fromkeys(names, reward)} for step, reward in enumerate(rewards, start=1)]
+
+
+def summary(tmp_path, records, total_steps=6) -> str:
+    return "\n".join(summary_lines(RunDirectory(RunConfig(run_dir=str(tmp_path))), "configs/mine.toml", records, total_steps))
+
+
+def test_window_means_are_of_the_first_and_last_three_steps():
+    before, after = window_means(history(0.0, 0.25, 0.5, 9.0, 0.5, 1.0, 0.75), "reward/mean")
+    assert (before, after) == (0.25, 0.75)
+
+
+def test_window_means_leave_out_steps_without_the_metric():
+    records = [{"step": 1}, {"step": 2, "x": 1.0}, {"step": 3, "x": 2.0}, {"step": 4}, {"step": 5, "x": 6.0}, {"step": 6, "x": 7.0}]
+    assert window_means(records, "x") == (3.0, 5.0)
+
+
+def test_summary_compares_first_and_last_steps(tmp_path):
+    text = summary(tmp_path, history(0.0, 0.25, 0.5, 0.5, 1.0, 0.75))
+    assert "6 of 6 steps trained" in text
+    assert "0.25 -> 0.75  (+0.50" in text
+
+
+def test_summary_of_a_short_run_compares_nothing(tmp_path):
+    text = summary(tmp_path, history(0.0, 1.0, 1.0, 1.0, 1.0))
+    assert "->" not in text
+
+
+@pytest.mark.parametrize(("done", "where"), [(6, "policy  (a Hugging Face directory)"), (5, "written when all steps are done")])
+def test_summary_says_where_things_are_and_how_to_go_on(tmp_path, done, where):
+    text = summary(tmp_path, history(*[0.5] * done))
+    assert where in text
+    assert f"run directory   {tmp_path}" in text
+    assert f"python -m jobs.train configs/mine.toml --set run_dir={tmp_path} --set steps=26" in text
+    assert f"tensorboard --logdir {tmp_path}/tensorboard" in text
+
+
+def test_summary_of_a_run_stopped_before_its_first_step(tmp_path):
+    assert "0 of 6 steps trained" in summary(tmp_path, [])

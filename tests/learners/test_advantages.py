@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from learners.advantages import EPSILON, group_advantages
+from learners.config import AdvantageConfig
+
+NAN = math.nan
+ONE_RIGHT = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+BONUSES = torch.tensor([[0.8, 0.4, 0.4, 0.4]], dtype=torch.float64)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def advantages(rewards_GK: Tensor, bonuses_GK: Tensor | None = None, **settings: object) -> Tensor:
+    bonuses_GK = torch.zeros_like(rewards_GK) if bonuses_GK is None else bonuses_GK
+    return group_advantages(rewards_GK, bonuses_GK, AdvantageConfig.model_validate(settings))
+
+
+@pytest.mark.parametrize(
+    ("normalise", "combine", "expected"),
+    [
+        # reward: mean 0.25, std 0.5. reward + 0.1·bonus: 1.08 and 0.04, mean 0.30, std 0.52. bonus − its mean: 0.3 and −0.1.
+        ("std", "reward", [0.78 / (0.52 + 1e-6), -0.26 / (0.52 + 1e-6)]),
+        ("std", "advantage", [0.75 / (0.5 + 1e-6) + 0.03, -0.25 / (0.5 + 1e-6) - 0.01]),
+        ("mean", "reward", [0.78, -0.26]),
+        ("mean", "advantage", [0.78, -0.26]),
+    ],
+)
+def test_advantages_worked_by_hand(normalise: str, combine: str, expected: list[float]) -> None:
+    found_GK = advantages(ONE_RIGHT, BONUSES, normalise=normalise, combine=combine, beta=0.1)
+    first, other = expected
+    assert found_GK.dtype == torch.float64
+    torch.testing.assert_close(found_GK, torch.tensor([[first, other, other, other]], dtype=torch.float64), rtol=1e-12, atol=0.0)
+
+
+def test_alpha_weighs_the_reward_alone() -> None:
+    found_GK = advantages(ONE_RIGHT, BONUSES, normalise="mean", combine="advantage", alpha=2.0, beta=0.1)
+    torch.testing.assert_close(found_GK[0, 0].item(), 2 * 0.75 + 0.03, rtol=1e-12, atol=0.0)
+
+
+def test_every_group_is_centred_by_itself() -> None:
+    rewards_GK, bonuses_GK = draw(0, 5, 8), draw(1, 5, 8)
+    together_GK = advantages(rewards_GK, bonuses_GK)
+    assert together_GK.mean(-1).abs().max() < 1e-12
+    alone_GK = torch.cat([advantages(rewards_GK[g : g + 1], bonuses_GK[g : g + 1]) for g in range(5)])
+    assert torch.equal(together_GK, alone_GK)
+
+
+@pytest.mark.parametrize("normalise", ["std", "mean"])
+@pytest.mark.parametrize("combine", ["reward", "advantage"])
+def test_beta_zero_is_plain_grpo_bit_for_bit(normalise: str, combine: str) -> None:
+    rewards_GK = draw(2, 6, 8).round()
+    plain_GK = advantages(rewards_GK, normalise=normalise, beta=0.0)
+    with_bonus_GK = advantages(rewards_GK, 100 * draw(3, 6, 8), normalise=normalise, combine=combine, beta=0.0)
+    assert torch.equal(with_bonus_GK, plain_GK)
+    assert torch.equal(advantages(rewards_GK, torch.full((6, 8), NAN), normalise=normalise, combine=combine, beta=0.0), plain_GK)
+    centred_GK = rewards_GK - rewards_GK.mean(-1, keepdim=True)
+    expected_GK = centred_GK / (rewards_GK.std(-1, keepdim=True) + EPSILON) if normalise == "std" else centred_GK
+    torch.testing.assert_close(plain_GK, expected_GK, rtol=1e-12, atol=1e-15)
+    assert plain_GK.abs().max() > 0.3
+
+
+def test_a_response_without_a_score_is_left_out_of_its_group() -> None:
+    found_GK = advantages(torch.tensor([[1.0, NAN, 0.0]]), torch.tensor([[0.2, 900.0, 0.4]]), beta=1.0)
+    half = 0.5 / (math.sqrt(0.5) + 1e-6)  # rewards 1 and 0: std = sqrt(1/2); bonuses 0.2 and 0.4 about 0.3
+    torch.testing.assert_close(found_GK, torch.tensor([[half - 0.1, 0.0, -half + 0.1]], dtype=torch.float64), rtol=1e-6, atol=1e-9)
+    assert found_GK[0, 1] == 0
+
+
+def test_leaving_out_equals_a_smaller_group() -> None:
+    rewards_GK, bonuses_GK = draw(4, 1, 4), draw(5, 1, 4)
+    with_hole_GK = rewards_GK.clone()
+    with_hole_GK[0, 3] = NAN
+    for combine in ("reward", "advantage"):
+        found_GK = advantages(with_hole_GK, bonuses_GK, combine=combine)
+        torch.testing.assert_close(found_GK[:, :3], advantages(rewards_GK[:, :3], bonuses_GK[:, :3], combine=combine), rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("rewards", [[1.0, NAN, NAN], [NAN, NAN, NAN], [1.0]])
+def test_a_group_with_fewer_than_two_scores_has_no_advantage(rewards: list[float]) -> None:
+    bonuses_GK = draw(6, 1, len(rewards))
+    for combine in ("reward", "advantage"):
+        assert not advantages(torch.tensor([rewards]), bonuses_GK, combine=combine, beta=1.0).any()
+
+
+def test_equal_rewards_without_bonus_give_exactly_zero() -> None:
+    assert not advantages(torch.full((1, 7), 0.1), beta=0.0).any()
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1e-2, 1.0])
+def test_in_an_all_correct_group_the_papers_bonus_has_unit_variance_whatever_beta(beta: float) -> None:
+    """Trap 1 of the published recipe: `combine = "reward"` blows the bonus up to a standard deviation of 1."""
+    bonuses_GK = draw(7, 1, 8)
+    found_GK = advantages(torch.ones(1, 8), bonuses_GK, combine="reward", beta=beta)
+    zscore_GK = (bonuses_GK - bonuses_GK.mean()) / bonuses_GK.std()
+    torch.testing.assert_close(found_GK, zscore_GK, rtol=5e-3, atol=0.0)
+    assert found_GK.std().item() == pytest.approx(1.0, rel=5e-3)
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1e-2, 1.0])
+def test_in_an_all_correct_group_beta_stays_a_scale_when_the_bonus_joins_the_advantage(beta: float) -> None:
+    bonuses_GK = draw(7, 1, 8)
+    found_GK = advantages(torch.ones(1, 8), bonuses_GK, combine="advantage", beta=beta)
+    torch.testing.assert_close(found_GK, beta * (bonuses_GK - bonuses_GK.mean()), rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(("rewards", "bonuses"), [((2, 4), (2, 3)), ((2, 4), (4, 2)), ((8,), (8,)), ((1, 2, 4), (1, 2, 4))])
+def test_shapes_that_do_not_fit_are_refused(rewards: tuple[int, ...], bonuses: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must both be \(G, K\)") as caught:
+        advantages(torch.zeros(rewards), torch.zeros(bonuses))
+    assert str(rewards) in str(caught.value) and str(bonuses) in str(caught.value)
