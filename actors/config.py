@@ -40,10 +40,10 @@ class RolloutConfig(BaseModel):
     """Responses an engine decodes at once. A worker is given max_sequences // responses_per_prompt groups at a time."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the engine."""
-    kv_cache_gib: float = Field(1.0, gt=0)
-    """Memory for keys and values on CPU."""
-    block_size: int = Field(32, gt=0)
-    """Tokens in a cache block on CPU; a prompt shorter than one block is never shared."""
+    kv_cache_gib: int = Field(1, ge=1)
+    """Memory for keys and values on CPU. vLLM takes whole GiB only."""
+    block_size: int = Field(32, gt=0, multiple_of=32)
+    """Tokens in a cache block on CPU, a multiple of 32 (vLLM's CPU attention); a prompt shorter than one block is never shared."""
     max_batched_tokens: int = Field(512, gt=0)
     """Prompt tokens an engine step may take in. Small values keep steps, and so weight updates, short."""
     gpu_memory_fraction: float = Field(0.5, gt=0, le=1)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -129,7 +130,7 @@ class StepLoop:
         started.result()  # bounded by the caller's start timeout: the actor's constructor is awaited with a deadline
 
     async def sample(self, key: str, prompt_ids: Sequence[int]) -> Sample:
-        done: Future[Sample] = Future()
+        done: Future[Sample] = _uncancellable()
 
         def add(engine: StepEngine) -> None:
             engine.add(key, prompt_ids)
@@ -142,7 +143,15 @@ class StepLoop:
         await self._call(lambda engine: self._resolve(engine.abort([key for key in keys if key in self._waiting])))
 
     async def load(self, snapshot: WeightSnapshot) -> None:
-        await self._call(lambda engine: engine.load(snapshot))
+        def load(engine: StepEngine) -> None:
+            try:
+                engine.load(snapshot)
+            except EngineError:
+                raise
+            except Exception as error:  # half loaded: what it would sample is of no version, so it must not go on
+                raise EngineError(f"loading version {snapshot.version} failed: {error!r}") from error
+
+        await self._call(load)
 
     def take_idle_s(self) -> float:
         idle_s, self._idle_s = self._idle_s, 0.0
@@ -156,8 +165,10 @@ class StepLoop:
     async def _call(self, command: Callable[[StepEngine], Any]) -> Any:
         if self._failure is not None:
             raise EngineError(f"the engine has failed: {self._failure!r}") from self._failure
-        done: Future[Any] = Future()
+        done: Future[Any] = _uncancellable()
         self._commands.put_nowait((command, done))
+        if self._failure is not None:  # failed meanwhile: nobody drains the queue any more
+            self._refuse_commands(self._failure)
         return await asyncio.wrap_future(done)
 
     def _run(self, build: Callable[[], StepEngine], started: Future[None]) -> None:
@@ -209,7 +220,18 @@ class StepLoop:
             if not done.done():
                 done.set_exception(EngineError(f"the engine failed: {error!r}"))
         self._waiting.clear()
-        while not self._commands.empty():
-            item = self._commands.get_nowait()
-            if item is not None:
-                item[1].set_exception(EngineError(f"the engine failed: {error!r}"))
+        self._refuse_commands(error)
+
+    def _refuse_commands(self, error: BaseException) -> None:
+        with suppress(queue.Empty):
+            while True:
+                item = self._commands.get_nowait()
+                if item is not None:
+                    item[1].set_exception(EngineError(f"the engine failed: {error!r}"))
+
+
+def _uncancellable() -> Future[Any]:
+    """A future that outlives its waiter: a cancelled call is finished and discarded, and the engine goes on."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future

@@ -20,7 +20,7 @@ from buffers.config import ReplayConfig
 from buffers.records import GroupOutcome, Verdict
 from buffers.replay import InsertResult, ReplayBuffer, ReplayState
 from buffers.rollout_log import RolloutLog
-from buffers.schema import group_ids, with_outcome, with_scores, with_verdicts
+from buffers.schema import ROLLOUT_SCHEMA, group_ids, with_outcome, with_scores, with_verdicts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class Replay(Checkpointed):
         self._prompts_per_step = prompts_per_step
         self._buffer = ReplayBuffer(group_size=group_size, max_policy_lag=max_policy_lag, config=config)
         self._log = RolloutLog(fs.LocalFileSystem(), log_directory) if config.log_rollouts else None
-        self._stale: list[pa.RecordBatch] = []
+        self._stale: list[pa.RecordBatch] = []  # taken out, not yet in the log
 
     def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int) -> InsertResult:
         """Offer one group with its verdicts; a refused group is unchanged and may be offered again.
@@ -82,13 +82,13 @@ class Replay(Checkpointed):
 
     def save(self, directory: Path) -> None:
         state = self._buffer.state_dict()
-        with pa.ipc.new_file(str(directory / "replay.arrow"), state["rows"].schema) as writer:
-            writer.write_table(state["rows"])
+        _write_table(directory / "replay.arrow", state["rows"])
+        _write_table(directory / "stale.arrow", pa.Table.from_batches(self._stale, schema=ROLLOUT_SCHEMA))
         (directory / "replay.json").write_text(json.dumps({"seen_ranges": state["seen_ranges"], "counters": state["counters"]}))
 
     def load(self, directory: Path) -> None:
-        with pa.OSFile(str(directory / "replay.arrow")) as source:
-            rows = pa.ipc.open_file(source).read_all()
+        rows = _read_table(directory / "replay.arrow")
+        self._stale = _read_table(directory / "stale.arrow").to_batches()
         numbers = json.loads((directory / "replay.json").read_text())
         self._buffer.load_state_dict(ReplayState(rows=rows, seen_ranges=numbers["seen_ranges"], counters=numbers["counters"]))
 
@@ -96,3 +96,13 @@ class Replay(Checkpointed):
         """On resume: drop the log of steps that will be trained again."""
         if self._log is not None:
             self._log.truncate(step)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+def _read_table(path: Path) -> pa.Table:
+    with pa.OSFile(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()

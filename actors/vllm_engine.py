@@ -37,7 +37,7 @@ def engine_environment(config: RolloutConfig) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if config.engine == "vllm" else "1",
-        "VLLM_CPU_KVCACHE_SPACE": f"{config.kv_cache_gib:g}",
+        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -174,17 +174,15 @@ class AsyncVllmEngine:
         await self._engine.abort([key for key in keys if key in self._partial])
 
     async def load(self, snapshot: WeightSnapshot) -> None:
-        """Pause keeping the requests, load from a file in shared memory, prove, go on."""
+        """Pause keeping the requests, load from a file in shared memory, prove, go on. After a failure it stays paused."""
         await self._engine.pause_generation(mode="keep", clear_cache=False)
-        try:
-            with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
-                path = Path(directory) / "weights"
-                await asyncio.to_thread(snapshot.save, path)
-                found = await self._engine.collective_rpc("load_weights_from", args=(str(path),))
-            _require_match(snapshot, found)
-            self._version = snapshot.version
-        finally:
-            await self._engine.resume_generation()
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+            path = Path(directory) / "weights"
+            await asyncio.to_thread(snapshot.save, path)
+            found = await self._engine.collective_rpc("load_weights_from", args=(str(path),))
+        _require_match(snapshot, found)
+        self._version = snapshot.version
+        await self._engine.resume_generation()
 
     def take_idle_s(self) -> float:
         now = time.monotonic()
@@ -227,8 +225,20 @@ class WeightLoading:
             shapes[HEAD] = (head.weight.shape[0], head.weight.shape[1]) if head is not None else ()
         modules = dict(model.named_modules())
         packed = getattr(model, "packed_modules_mapping", {})
+        _require_all_parameters(model, packed, shapes)
         with torch.inference_mode():
             return fingerprint_by(shapes, lambda name, columns: _read(modules, packed, shapes, name, columns), version=snapshot.version)
+
+
+def _require_all_parameters(model: Any, packed: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> None:
+    """Raises WeightMismatch for a parameter of the model that the snapshot has no tensor for: it would keep its old weights."""
+    for name, _ in model.named_parameters():
+        module_name, _, parameter = name.rpartition(".")
+        parent, _, leaf = module_name.rpartition(".")
+        for part in packed.get(leaf, [leaf]):
+            tensor = ".".join(filter(None, (parent, part, parameter)))
+            if tensor not in given:
+                raise WeightMismatch(f"the published weights have no tensor {tensor}, which the engine's model has")
 
 
 def _read(

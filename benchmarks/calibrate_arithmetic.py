@@ -20,6 +20,7 @@ from tasks.arithmetic import Arithmetic
 from tasks.config import ArithmeticConfig, ArithmeticWeights, TaskConfig
 
 KINDS = tuple(ArithmeticWeights.model_fields)
+MIX = "mix"
 NUM_RESPONSES = 8
 
 
@@ -43,16 +44,17 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--problems", type=int, default=40, help="problems of each kind")
+    parser.add_argument("--kinds", default=",".join((*KINDS, MIX)), help="which, separated by commas")
     parser.add_argument("--tokens", type=int, default=20, help="max_response_tokens")
     options = parser.parse_args()
     sampling = SamplingConfig(max_response_tokens=options.tokens)
     model = resolve_model(options.model)
     worker = RolloutWorker(worker_id="calibrate", run_id="calibrate", model=model, config=RolloutConfig(), sampling=sampling, seed=0)
     await worker.start()
-    for number, kind in enumerate((*KINDS, "default mix")):
-        config = TaskConfig().arithmetic if kind == "default mix" else only(kind)
+    for number, kind in enumerate(options.kinds.split(",")):
+        config = TaskConfig().arithmetic if kind == MIX else only(kind)
         task = Arithmetic(config, seed=1)
-        problems = [task.problem("test", index) for index in range(options.problems)]
+        problems = [task.problem("train", index) for index in range(options.problems)]
         counts = await correct_counts(worker, task, problems, number * 100_000)
         scores = {f"pass@{k}": sum(pass_at_k(NUM_RESPONSES, c, k) for c in counts) / len(counts) for k in (1, NUM_RESPONSES)}
         print(

@@ -75,6 +75,7 @@ async def start_components(config: RunConfig, model: str, *, run_id: str, log_di
         config.learner,
         temperature=config.sampling.temperature,
         group_size=config.responses_per_prompt,
+        reuse_snapshot_buffer=True,
     )
     encoder = _encoder(config, model) if config.bonus.enabled else None
     verifier = _actor(VerifierPool, "verifier", {}, config.task, config.verifier, max_concurrency=config.prompts_per_step)

@@ -10,7 +10,6 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -77,12 +76,14 @@ class RunConsole:
             self._status = ""
             self._live.update(self._render())
 
-    def finish(self, panel: Panel) -> None:
-        """End the live part and print the summary below it."""
+    def finish(self, title: str, lines: Sequence[str]) -> None:
+        """End the live part and print the summary below it, no line of it cut."""
         if self._live is not None:
             self._live.update(self._render())
             self._live.stop()
-        self._console.print(panel, soft_wrap=self._live is None)
+        self._console.rule(title, align="left")
+        for line in lines:
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def failed(self, details: str, message: str) -> None:
         """End the live part, then the details, and last the one line that says what happened."""
@@ -114,7 +115,3 @@ def cell(metrics: dict[str, float], name: str, form: str) -> str:
     """A metric as text; a dash where this step has no such figure (no group had signal, say)."""
     value = metrics.get(name)
     return "-" if value is None or math.isnan(value) else format(value, form)
-
-
-def summary_panel(lines: Sequence[str], title: str) -> Panel:
-    return Panel("\n".join(lines), title=title, expand=False)

@@ -101,6 +101,7 @@ class Controller:
         self._step = 0
         self._checkpointed_step = -1
         self._stopping = False
+        self._stuck_after_s = config.rollout.group_timeout_s + 2 * config.wait_timeout_s
         self._tally = Tally()
         self._verdicts = scoring.VerdictCounter(max_error_rate=config.verifier.max_error_rate)
 
@@ -116,7 +117,7 @@ class Controller:
         self._held = len(await self._components.replay.call("held_ids", timeout_s=self._config.wait_timeout_s, waiting_for="replay"))
         lanes = max(1, self._config.rollout.max_sequences // self._config.responses_per_prompt)
         loops = [self._admit_loop(), self._publish_loop()]
-        loops += [self._rollout_loop(worker) for worker in self._components.workers for _ in range(lanes)]
+        loops += [self._rollout_loop(worker) for _ in range(lanes) for worker in self._components.workers]
         loops += [self._score_loop() for _ in range(self._config.prompts_per_step)]
         try:
             async with asyncio.TaskGroup() as group:
@@ -199,8 +200,9 @@ class Controller:
     async def _train(self, batch: Any, wait_s: float) -> None:
         scored, bonus_metrics = await scoring.add_bonus(self._config, self._components, batch)
         report = await scoring.learn(self._config, self._components, scored, self._step + 1)
-        snapshot, version = await self._components.learner.call(
-            "publish", returns=2, timeout_s=self._config.wait_timeout_s, waiting_for="the learner's weights"
+        (snapshot, version), _ = await asyncio.gather(
+            scoring.weights(self._config, self._components),
+            scoring.log(self._config, self._components, scored, self._step + 1, report),
         )
         self._admission.trained(self._drawn.group_ids, version=version)
         await self._trained.put((version, snapshot))
@@ -240,18 +242,21 @@ class Controller:
         self._tally.checkpoint_s += time.monotonic() - started
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait for `condition`. Raises when nothing in the whole run has changed for `wait_timeout_s`."""
+        """Wait for `condition`. Raises when nothing in the whole run has changed for longer than its calls may take, which name
+        what they wait for themselves. Not `asyncio.wait_for`: in Python 3.11 that loses a cancellation that meets a notification.
+        """
         async with self._changed:
             while not condition():
                 try:
-                    await asyncio.wait_for(self._changed.wait(), self._config.wait_timeout_s)
+                    async with asyncio.timeout(self._stuck_after_s):
+                        await self._changed.wait()
                 except TimeoutError:
                     raise RuntimeError(self._stuck()) from None
 
     def _stuck(self) -> str:
         in_flight = ", ".join(f"{r.group_id} ({r.problem.problem_id})" for r in self._admission.in_flight[:5])
         return (
-            f"nothing has moved for {self._config.wait_timeout_s:g} s at step {self._step}: {self._held} groups held, "
+            f"nothing has moved for {self._stuck_after_s:g} s at step {self._step}: {self._held} groups held, "
             f"{self._admission.free_slots} free slots, live version {self._admission.live_version}; in flight: {in_flight or 'none'}"
         )
 

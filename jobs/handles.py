@@ -35,12 +35,14 @@ class LocalHandle:
     async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
         function = getattr(self._target, method)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as deadline:
                 if inspect.iscoroutinefunction(function):
                     return await function(*args)
                 async with self._one_at_a_time:
                     return await asyncio.to_thread(function, *args)
         except TimeoutError:
+            if not deadline.expired():  # the component's own
+                raise
             raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}") from None
 
 
@@ -57,11 +59,10 @@ class RayHandle:
         remote = getattr(self.actor, method).options(num_returns=returns, **options).remote(*args)
         bulk, small = ((), remote) if returns == 1 else (tuple(remote[:-1]), remote[-1])
         try:
-            value = await asyncio.wait_for(_result(small), timeout_s)
+            async with asyncio.timeout(timeout_s) as deadline:
+                value = await small
         except TimeoutError:
+            if not deadline.expired():  # the actor's own
+                raise
             raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}") from None
         return (*bulk, value) if bulk else value
-
-
-async def _result(reference: Any) -> Any:
-    return await reference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +31,12 @@ class Plan:
     max_groups_in_flight: int
     processes: dict[str, int]
     memory_gib: float | None
+    disk_gib: float | None
 
     def lines(self) -> list[str]:
-        memory = "unknown before the model is fetched" if self.memory_gib is None else f"about {self.memory_gib:.1f} GiB"
+        memory, disk = (
+            "unknown before the model is fetched" if gib is None else f"about {gib:.1f} GiB" for gib in (self.memory_gib, self.disk_gib)
+        )
         processes = ", ".join(f"{count} {name}" for name, count in self.processes.items())
         return [
             f"per step: {self.prompts_per_step} prompts x {self.responses_per_step // self.prompts_per_step} responses = "
@@ -41,7 +45,7 @@ class Plan:
             f"whole run: {self.steps} steps, {self.total_responses} responses trained on",
             f"in flight: at most {self.max_groups_in_flight} groups between prompt and live gradient",
             f"processes: {processes}",
-            f"memory: {memory}",
+            f"memory: {memory}; disk for checkpoints: {disk}",
         ]
 
 
@@ -61,6 +65,7 @@ def make_plan(config: RunConfig) -> Plan:
         max_groups_in_flight=(config.max_policy_lag + 1) * config.prompts_per_step,
         processes=processes,
         memory_gib=_memory_gib(config),
+        disk_gib=_disk_gib(config),
     )
 
 
@@ -75,6 +80,15 @@ def _memory_gib(config: RunConfig) -> float | None:
     encoder = parameters * 2 / 2**30 + BASE_PROCESS_GIB if config.bonus.enabled else 0.0
     published = 2 * parameters * 2 / 2**30
     return learner + config.rollout.workers * rollout + encoder + published + config.replay.max_bytes / 2**30 * 0.1 + RAY_GIB + DRIVER_GIB
+
+
+def _disk_gib(config: RunConfig) -> float | None:
+    """Policy, float32 masters and two moments, for the checkpoints kept and the one being written, and the final policy."""
+    parameters = _num_parameters(config.model)
+    if parameters is None:
+        return None
+    weight_bytes = 2 if config.learner.dtype == "bfloat16" else 4
+    return parameters * ((weight_bytes + 3 * 4) * (config.checkpoint.keep + 1) + weight_bytes) / 2**30
 
 
 def _num_parameters(model: str) -> int | None:
@@ -98,4 +112,17 @@ def require_memory(plan: Plan, available_gib: float) -> None:
         raise ConfigError(
             f"this run needs about {plan.memory_gib:.1f} GiB of memory and {available_gib:.1f} GiB are available: close other programs, "
             "or lower learner.tokens_per_micro_batch, rollout.kv_cache_gib or rollout.workers"
+        )
+
+
+def require_disk(plan: Plan, run_dir: str) -> None:
+    """Raises ConfigError when the file system of `run_dir` has too little room for the checkpoints of a new run."""
+    place = Path(run_dir).absolute()
+    while not place.exists():
+        place = place.parent
+    free_gib = shutil.disk_usage(place).free / 2**30
+    if plan.disk_gib is not None and plan.disk_gib > free_gib and not (Path(run_dir) / "checkpoints").exists():
+        raise ConfigError(
+            f"this run writes about {plan.disk_gib:.1f} GiB of checkpoints and {place} has {free_gib:.1f} GiB free: make room, choose "
+            "another place with --set run_dir=..., or lower checkpoint.keep"
         )

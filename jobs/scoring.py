@@ -97,10 +97,21 @@ async def add_bonus(config: RunConfig, components: Components, batch: Any) -> tu
 
 async def learn(config: RunConfig, components: Components, batch: Any, step: int) -> StepReport:
     report: StepReport = await components.learner.call("step", batch, timeout_s=config.wait_timeout_s, waiting_for=f"training step {step}")
+    return report
+
+
+async def log(config: RunConfig, components: Components, batch: Any, step: int, report: StepReport) -> None:
     await components.replay.call(
         "log", step, batch, report.advantages, timeout_s=config.wait_timeout_s, waiting_for=f"the rollout log of step {step}"
     )
-    return report
+
+
+async def weights(config: RunConfig, components: Components) -> tuple[Any, int]:
+    """The learner's current weights (a reference) and their version."""
+    snapshot, version = await components.learner.call(
+        "publish", returns=2, timeout_s=config.wait_timeout_s, waiting_for="the learner's weights"
+    )
+    return snapshot, version
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from jobs.build import close_components, ray_session, start_components
 from jobs.components import Components, make_admission, restore_checkpoint
 from jobs.config import ConfigError, RunConfig
-from jobs.console import RunConsole, summary_panel
+from jobs.console import RunConsole
 from jobs.controller import Controller
 from jobs.metrics import MetricsWriter
 from jobs.run_dir import RunDirectory
@@ -133,7 +133,7 @@ class _Session:
             writer.close()
         if step >= config.steps:
             await self._export(components)
-        self._console.finish(summary_panel(summary_lines(run, self._config_path, writer.history, config.steps), run.run_id))
+        self._console.finish(run.run_id, summary_lines(run, self._config_path, writer.history, config.steps))
         return 0 if self._signal is None else 128 + self._signal
 
     def _stop_on_signal(self, trainer: Controller | SynchronousTrainer) -> None:

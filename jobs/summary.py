@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from jobs.run_dir import RunDirectory
 
@@ -30,15 +32,19 @@ def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[st
         for label, name in COMPARED:
             before, after = window_means(history, name)
             lines.append(f"  {label:<19} {before:.2f} -> {after:.2f}  ({after - before:+.2f}, first {WINDOW} steps against last {WINDOW})")
-    further = max(total_steps, done) + 20
+    where, python = _shown(run.path), _shown(Path(sys.executable))
+    policy = f"{where}/policy  (a Hugging Face directory)" if done >= total_steps else "written when all steps are done"
     lines += [
         "",
-        f"run directory   {run.path}",
-        f"final policy    {run.policy}  (a Hugging Face directory)"
-        if done >= total_steps
-        else "final policy    written when all steps are done",
-        f"go on           python -m jobs.train {config_path} --set run_dir={run.path} --set steps={further}",
-        f"its answers     python -m jobs.answers {run.path}",
-        f"curves          tensorboard --logdir {run.tensorboard}",
+        f"run directory   {where}",
+        f"final policy    {policy}",
+        f"go on           {python} -m jobs.train {config_path} --set run_dir={where} --set steps={max(total_steps, done + 20)}",
+        f"its answers     {python} -m jobs.answers {where}",
+        f"curves          {python} -m tensorboard.main --logdir {where}/tensorboard",
     ]
     return lines
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current directory where that is shorter."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

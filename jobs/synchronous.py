@@ -75,6 +75,7 @@ class SynchronousTrainer:
         batch, drawn = await scoring.draw(self._config, self._components, step - 1)
         batch, bonus_metrics = await scoring.add_bonus(self._config, self._components, batch)
         report = await scoring.learn(self._config, self._components, batch, step)
+        await scoring.log(self._config, self._components, batch, step, report)
         self._admission.trained(drawn.group_ids, version=report.version)
         tally.updates = await publish(self._components, timeout_s=self._config.wait_timeout_s)
         self._admission.published(report.version)

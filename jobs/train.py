@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.config import ConfigError, RunConfig, load_config
-from jobs.plan import available_memory_gib, make_plan, require_memory
+from jobs.plan import available_memory_gib, make_plan, require_disk, require_memory
 
 EXIT_REFUSED = 2
 
@@ -52,7 +52,9 @@ def _dry_run(config: RunConfig) -> int:
 
 
 def _train(config: RunConfig, options: argparse.Namespace) -> int:
-    require_memory(make_plan(config), available_memory_gib())
+    plan = make_plan(config)
+    require_memory(plan, available_memory_gib())
+    require_disk(plan, config.run_dir)
     from jobs.session import run_session  # pulls in Ray: only once the configuration stands
 
     return run_session(config, config_path=options.config, resume=options.resume, synchronous=options.synchronous)

@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,13 @@ class CheckpointManager:
         self._keep = keep
 
     def save(self, step: int, part: str, write: Callable[[Path], None]) -> list[FileEntry]:
-        """Have `write(directory)` put one part's files into the checkpoint of `step`; returns them for the manifest."""
+        """Have `write(directory)` put one part's files into the checkpoint of `step`; returns them for the manifest.
+
+        A step that is written again does not count until it is committed again.
+        """
         filesystem, root = self._open()
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(posixpath.join(root, _name(step), MANIFEST))
         target = posixpath.join(root, _name(step), part)
         if _is_local(filesystem):
             shutil.rmtree(target, ignore_errors=True)
@@ -66,6 +71,8 @@ class CheckpointManager:
             return _entries(Path(target), part)
         with tempfile.TemporaryDirectory() as staging:
             write(Path(staging))
+            filesystem.create_dir(target, recursive=True)
+            filesystem.delete_dir_contents(target)
             fs.copy_files(staging, target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
             return _entries(Path(staging), part)
 

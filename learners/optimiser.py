@@ -109,8 +109,6 @@ class MasterAdamW:
         """Restore masters, moments and counts, and write the masters back into the model. Raises KeyError on a missing master."""
         for name, master in zip(self._names, self._masters, strict=True):
             master.copy_(state[f"master/{name}"])
-            moments = {kind: state[f"{kind}/{name}"].clone() for kind in _MOMENTS if f"{kind}/{name}" in state}
-            if moments:
-                self._adamw.state[master] = moments
+            self._adamw.state[master] = {kind: state[f"{kind}/{name}"].clone() for kind in _MOMENTS if f"{kind}/{name}" in state}
         self.num_steps = int(state["num_steps"])
         self._copy_back()

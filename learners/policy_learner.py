@@ -37,7 +37,17 @@ from learners.weights import WeightSnapshot, take_snapshot
 class PolicyLearner:
     """Owns the policy's weights and their optimiser. `version` counts the batches trained on."""
 
-    def __init__(self, model_path: str, config: LearnerConfig, *, temperature: float, group_size: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model_path: str,
+        config: LearnerConfig,
+        *,
+        temperature: float,
+        group_size: int,
+        device: str = "cpu",
+        reuse_snapshot_buffer: bool = False,
+    ) -> None:
+        """`reuse_snapshot_buffer`: a snapshot is only valid until the next; right where each is serialised at once, as by Ray."""
         torch.set_num_threads(config.threads)
         self._config = config
         self._temperature = temperature
@@ -46,12 +56,14 @@ class PolicyLearner:
         self._model = load_causal_lm(model_path, dtype=config.dtype, device=device)
         self._optimiser = MasterAdamW(self._model.named_parameters(), config)
         self._model_path = model_path
+        self._reuse_snapshot_buffer = reuse_snapshot_buffer
+        self._snapshot_buffer: np.ndarray | None = None
         self.version = 0
 
     def step(self, batch: pa.RecordBatch) -> StepReport:
         """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one.
 
-        Raises FloatingPointError on a gradient that is not finite; weights and version are then as before.
+        Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch is applied, the version stays.
         """
         started = time.monotonic()
         advantages_GK = self._advantages(batch)
@@ -92,11 +104,12 @@ class PolicyLearner:
         statistics: TokenStatistics,
     ) -> float:
         """One optimiser step on the groups `part`; the loss's denominator counts all of their response tokens."""
-        num_tokens = sum(len(ids) for g in part for ids in groups[g].responses)
+        chosen = set(part.tolist())
+        num_tokens = sum(len(ids) for g in chosen for ids in groups[g].responses)
         with_signal = advantages_GK.ne(0).any(dim=-1).numpy()
         lookup = TokenLookup.of(batch, proximal)
         advantage_R = advantages_GK.flatten()
-        rows = build_rows([_only(groups[g], keep=g in set(part) and bool(with_signal[g])) for g in range(len(groups))])
+        rows = build_rows([_only(groups[g], keep=g in chosen and bool(with_signal[g])) for g in range(len(groups))])
         for micro_batch in micro_batches(rows, max_tokens=self._config.tokens_per_micro_batch):
             packed = pack(micro_batch).to(self._device)
             logprob_N, entropy_N = response_logprobs(self._model, packed, temperature=self._temperature)
@@ -133,7 +146,10 @@ class PolicyLearner:
         head = self._model.get_output_embeddings().weight
         named = list(self._model.named_parameters())
         tied_to = next((name for name, tensor in named if tensor is embedding), None) if embedding is head else None
-        return take_snapshot(named, version=self.version, tied_to=tied_to)
+        snapshot = take_snapshot(named, version=self.version, tied_to=tied_to, into=self._snapshot_buffer)
+        if self._reuse_snapshot_buffer:
+            self._snapshot_buffer = snapshot.buffer
+        return snapshot
 
     def save_policy(self, directory: str) -> None:
         """The policy as a Hugging Face directory with its tokenizer, loadable with `from_pretrained`."""

@@ -23,7 +23,7 @@ class ArithmeticWeights(BaseModel):
     """a - b."""
     product: float = Field(default=1.0, ge=0)
     """a times b."""
-    equation: float = Field(default=1.0, ge=0)
+    equation: float = Field(default=0.5, ge=0)
     """x + a = b or x - a = b, solved for x."""
     reverse: float = Field(default=0.0, ge=0)
     """A short common word spelt backwards. Not in the easy default mix."""
@@ -52,7 +52,7 @@ class ArithmeticConfig(BaseModel):
     """Whether the answer of a difference may be below 0. False: the larger operand comes first."""
     product_max: int = Field(default=5, ge=0, le=_MAX_OPERAND)
     """Largest factor of a product; 9 is the whole one-digit table."""
-    equation_max: int = Field(default=9, ge=1, le=_MAX_OPERAND)
+    equation_max: int = Field(default=5, ge=1, le=_MAX_OPERAND)
     """Largest number added or subtracted in an equation, and largest x (of x + a = b) or b (of x - a = b)."""
     reverse_min_length: int = Field(default=3, ge=3, le=8)
     """Shortest word to reverse, in letters."""

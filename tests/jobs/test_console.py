@@ -1,9 +1,10 @@
 import io
 import math
 
+import pytest
 from rich.console import Console
 
-from jobs.console import COLUMNS, SHOWN_STEPS, RunConsole, cell, summary_panel
+from jobs.console import COLUMNS, SHOWN_STEPS, RunConsole, cell
 
 METRICS = {
     "reward/mean": 0.123,
@@ -31,16 +32,16 @@ def output_of(*, terminal: bool, steps: list[dict[str, float]]) -> str:
         console.status("starting the engine")
         for step, metrics in enumerate(steps, start=1):
             console.step(step, metrics)
-        console.finish(summary_panel(["all is well"], "mine"))
+        console.finish("mine", ["all is well", "a line " * 60 + "that is long"])
     return file.getvalue()
 
 
 def test_without_a_terminal_a_step_is_one_line_with_all_figures():
-    status, first, second, *panel = output_of(terminal=False, steps=[METRICS, METRICS]).splitlines()
+    status, first, second, *summary = output_of(terminal=False, steps=[METRICS, METRICS]).splitlines()
     assert status == "starting the engine"
     assert first == "step 1/40  " + FIGURES.replace("|", "  ")
     assert second.startswith("step 2/40  ")
-    assert any("all is well" in line for line in panel)
+    assert summary[1:] == ["all is well", "a line " * 60 + "that is long"]  # below a rule, none of it cut
     assert len(FIGURES.split("|")) == len(COLUMNS)
 
 
@@ -65,3 +66,10 @@ def test_terminal_shows_the_newest_steps_as_a_table_and_the_summary_below():
     rows = [line.split()[0] for line in last_frame.splitlines() if "457" in line]
     assert rows == [str(step) for step in range(4, num_steps + 1)]
     assert "all is well" in last_frame
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_failure_ends_with_the_one_line_that_says_what_happened(terminal, capsys):
+    with RunConsole("repexp mine", 40, Console(file=io.StringIO(), force_terminal=terminal)) as console:
+        console.failed("Traceback: ...", "error: the run failed: no more memory")
+    assert capsys.readouterr().err.splitlines() == ["Traceback: ...", "error: the run failed: no more memory"]

@@ -32,6 +32,7 @@ def test_pass_at_k_refuses_the_impossible(n, c, k):
 @pytest.mark.skipif(not VECTORS.is_file(), reason=f"{VECTORS} is not there")
 def test_pass_at_k_agrees_with_the_shared_vectors():
     vectors = np.load(VECTORS)
-    value = [[pass_at_k(int(n), int(c), int(k)) for k in vectors["passk_k"]] for n, c in zip(vectors["passk_n"], vectors["passk_c"])]
+    cases = zip(vectors["passk_n"], vectors["passk_c"], strict=True)
+    value = [[pass_at_k(int(n), int(c), int(k)) for k in vectors["passk_k"]] for n, c in cases]
     assert vectors["passk_value"].size > 4
     np.testing.assert_allclose(value, vectors["passk_value"], rtol=0, atol=1e-12)

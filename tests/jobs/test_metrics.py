@@ -56,6 +56,8 @@ def test_no_file_is_no_records(tmp_path):
 
 def test_tensorboard_holds_every_point_once_over_a_resume(tmp_path):
     write(tmp_path, range(1, 5))
+    (first,) = (tmp_path / "tensorboard").iterdir()  # named after the second it was made in: make that an earlier one
+    first.rename(first.with_name("events.out.tfevents.1000000000.here"))
     write(tmp_path, range(3, 6), resume_step=2, offset=0.5)
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()

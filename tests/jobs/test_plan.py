@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.config import ConfigError, RunConfig
-from jobs.plan import available_memory_gib, make_plan, require_memory
+from jobs.plan import BASE_PROCESS_GIB, DRIVER_GIB, ENGINE_GIB, RAY_GIB, available_memory_gib, make_plan, require_memory
 
 
 @pytest.fixture
@@ -58,10 +58,10 @@ def test_no_encoder_without_the_bonus():
 
 
 def test_memory_of_a_model_with_known_size(giant):
-    learner = 2 + 16 + 1.3 + 2.048  # bfloat16 weights; masters, gradients and two moments in float32; process; activations
-    rollout = 4 + 1.3 + 1.0  # weights and a loaded snapshot; process; KV cache
-    encoder = 2 + 1.3
-    rest = 4 + 0.1 + 1.0 + 0.3  # two published versions, replay, Ray, driver
+    learner = 2 + 16 + 2.048 + BASE_PROCESS_GIB  # bfloat16 weights; float32 masters, gradients, two moments; activations; process
+    rollout = 4 + 1.0 + BASE_PROCESS_GIB + ENGINE_GIB  # weights and a loaded snapshot; KV cache; process
+    encoder = 2 + BASE_PROCESS_GIB
+    rest = 4 + 0.1 + RAY_GIB + DRIVER_GIB  # two published versions; a tenth of replay's cap
     assert plan_of(model=giant).memory_gib == pytest.approx(learner + rollout + encoder + rest)
     assert plan_of(model=giant, bonus={"enabled": False}).memory_gib == pytest.approx(learner + rollout + rest)
     assert plan_of(model=giant, rollout={"workers": 3}).memory_gib == pytest.approx(learner + 3 * rollout + encoder + rest)

@@ -11,7 +11,7 @@ def verdicts(num_scored: int, num_unscored: int) -> list[Verdict]:
 
 def test_rate_above_the_bound_stops_the_run_with_the_numbers_and_the_last_cause():
     counter = VerdictCounter(max_error_rate=0.1)
-    with pytest.raises(VerifierFailure, match=r"11 of 100 responses .* max_error_rate = 0\.1; the last: error \(no such library\)"):
+    with pytest.raises(VerifierFailure, match=r"11 of 100 responses .*max_error_rate = 0\.1; the last: error \(no such library\)"):
         counter.add(verdicts(89, 11))
 
 

@@ -35,13 +35,21 @@ def test_summary_of_a_short_run_compares_nothing(tmp_path):
     assert "->" not in text
 
 
-@pytest.mark.parametrize(("done", "where"), [(6, "policy  (a Hugging Face directory)"), (5, "written when all steps are done")])
-def test_summary_says_where_things_are_and_how_to_go_on(tmp_path, done, where):
+@pytest.mark.parametrize(
+    ("done", "where", "further"), [(6, "policy  (a Hugging Face directory)", 26), (5, "written when all steps are done", 25)]
+)
+def test_summary_says_where_things_are_and_how_to_go_on(tmp_path, done, where, further):
     text = summary(tmp_path, history(*[0.5] * done))
     assert where in text
     assert f"run directory   {tmp_path}" in text
-    assert f"python -m jobs.train configs/mine.toml --set run_dir={tmp_path} --set steps=26" in text
-    assert f"tensorboard --logdir {tmp_path}/tensorboard" in text
+    assert f" -m jobs.train configs/mine.toml --set run_dir={tmp_path} --set steps={further}\n" in text
+    assert f" -m jobs.answers {tmp_path}\n" in text
+    assert f"--logdir {tmp_path}/tensorboard" in text
+
+
+def test_paths_below_the_current_directory_are_shown_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    assert f"run directory   {tmp_path.name}\n" in summary(tmp_path, history(0.5))
 
 
 def test_summary_of_a_run_stopped_before_its_first_step(tmp_path):

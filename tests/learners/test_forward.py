@@ -10,13 +10,15 @@ from torch import Tensor
 
 from learners.forward import load_causal_lm, response_logprobs
 from learners.packing import build_rows, pack
-from tests.learners.samples import group_tokens, plain_logprobs
+from tests.learners.samples import assert_equal_gradients, gradients, group_tokens, plain_logprobs
 
 PROMPT, RESPONSES = [5, 6, 7], [[8, 9, 10, 11], [12], [13, 14]]
 
 
 class TableModel:
     """A language model whose next-token logits depend on the last token alone: row `token` of a table."""
+
+    config = SimpleNamespace(_attn_implementation="sdpa")
 
     def __init__(self, table_VV: Tensor) -> None:
         self._table_VV = table_VV
@@ -46,6 +48,23 @@ def test_log_probs_equal_a_plain_forward_with_temperature(tiny_model: str, tempe
         other = torch.cat([plain_logprobs(model, PROMPT, response, temperature=2 * temperature) for response in RESPONSES])
     torch.testing.assert_close(logprob_N, expected, rtol=0.0, atol=1e-5)
     assert (logprob_N - other).abs().max() > 0.1
+
+
+def test_written_out_attention_gives_what_the_fused_kernel_gives(tiny_model: str) -> None:
+    """bfloat16 on CPU computes attention written out, with an additive mask; compared here in float32."""
+    assert load_causal_lm(tiny_model, dtype="bfloat16").config._attn_implementation == "eager"
+    model = load_causal_lm(tiny_model, dtype="float32")
+    packed = pack(build_rows([group_tokens(PROMPT, RESPONSES), group_tokens([3], [[4]])]))
+    found = {}
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        assert model.config._attn_implementation == attention
+        logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
+        model.zero_grad()
+        logprob_N.sum().backward()
+        found[attention] = (logprob_N.detach(), gradients(model))
+    torch.testing.assert_close(found["eager"][0], found["sdpa"][0], rtol=0.0, atol=1e-5)
+    assert_equal_gradients(found["eager"][1], found["sdpa"][1], atol=1e-4)
 
 
 def test_log_prob_and_entropy_of_known_probabilities() -> None:

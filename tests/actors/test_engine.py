@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Awaitable, Coroutine, Sequence
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+import actors.engine
+from actors.engine import EngineError, PartialSample, Sample, StepLoop, WeightMismatch
+from buffers.records import FinishReason
+from learners.weights import WeightSnapshot, take_snapshot
+
+WAIT_S = 20.0  # bound of every wait
+T = TypeVar("T")
+
+
+class FakeEngine:
+    """Samples 100, 101, … for a request; a prompt (n,) wants n tokens. Checks what it is given and that one thread gives it.
+
+    When `throttled`, a step waits for a permit, so a test decides how far sampling gets.
+    """
+
+    def __init__(self, *, throttled: bool = False) -> None:
+        self.version = 0
+        self.step_error: BaseException | None = None
+        self.load_error: Exception | None = None
+        self.num_steps = 0
+        self._throttled = throttled
+        self._permits = threading.Semaphore(0)
+        self._stepped = threading.Condition()
+        self._thread = threading.current_thread()
+        self._running: dict[str, tuple[int, PartialSample]] = {}
+
+    # what the test calls
+
+    def permit(self, num_steps: int = 1) -> None:
+        self._permits.release(num_steps)
+
+    async def wait_for_steps(self, num_steps: int) -> None:
+        def wait() -> bool:
+            with self._stepped:
+                return self._stepped.wait_for(lambda: self.num_steps >= num_steps, WAIT_S)
+
+        assert await asyncio.to_thread(wait), f"{self.num_steps} steps within {WAIT_S} s, not {num_steps}"
+
+    # what the loop calls
+
+    def _check_thread(self) -> None:
+        assert threading.current_thread() is self._thread, "an engine is used by the thread that built it only"
+
+    def add(self, key: str, prompt_ids: Sequence[int]) -> None:
+        self._check_thread()
+        assert key not in self._running, f"{key} runs already"
+        (wanted,) = prompt_ids
+        if wanted < 1:
+            raise ValueError(f"prompt of {key} refused")
+        self._running[key] = (wanted, PartialSample())
+
+    def step(self) -> list[tuple[str, Sample]]:
+        self._check_thread()
+        assert self._running, "step without a request"
+        if self._throttled:
+            assert self._permits.acquire(timeout=WAIT_S), "no permit"
+        if self.step_error is not None:
+            raise self.step_error
+        finished = []
+        for key, (wanted, partial) in list(self._running.items()):
+            partial.append(100 + len(partial.token_ids), -0.5, self.version)
+            if len(partial.token_ids) == wanted:
+                finished.append((key, partial.finish(FinishReason.STOP)))
+                del self._running[key]
+        with self._stepped:
+            self.num_steps += 1
+            self._stepped.notify_all()
+        return finished
+
+    def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
+        self._check_thread()
+        return [(key, self._running.pop(key)[1].finish(FinishReason.ABORTED)) for key in keys]
+
+    def load(self, snapshot: WeightSnapshot) -> None:
+        self._check_thread()
+        assert isinstance(snapshot, WeightSnapshot)
+        if self.load_error is not None:
+            raise self.load_error
+        self.version = snapshot.version
+
+    @property
+    def has_unfinished(self) -> bool:
+        self._check_thread()
+        return bool(self._running)
+
+
+def make_loop(**settings: Any) -> tuple[StepLoop, FakeEngine]:
+    built: list[FakeEngine] = []
+
+    def build() -> FakeEngine:
+        built.append(FakeEngine(**settings))
+        return built[0]
+
+    loop = StepLoop(build)
+    return loop, built[0]
+
+
+def make_snapshot(version: int) -> WeightSnapshot:
+    return take_snapshot([("w", torch.ones(2, 2))], version=version)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(main, WAIT_S))
+
+
+async def begin(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """The task, run up to its first wait: its command is then queued."""
+    task = asyncio.create_task(coroutine)
+    await asyncio.sleep(0)
+    return task
+
+
+async def error_of(awaitable: Awaitable[Any]) -> Exception:
+    try:
+        found = await awaitable
+    except Exception as error:
+        return error
+    pytest.fail(f"{found} instead of an error")
+
+
+def sample_of(num_tokens: int, reason: FinishReason = FinishReason.STOP, *, starts: tuple[int, ...] = (0,), values: Any = (0,)) -> Sample:
+    return Sample(
+        token_ids=tuple(range(100, 100 + num_tokens)),
+        logprobs=(-0.5,) * num_tokens,
+        version_starts=starts,
+        version_values=values,
+        finish_reason=reason,
+    )
+
+
+def test_every_caller_gets_its_own_result() -> None:
+    async def main() -> None:
+        loop, _ = make_loop()
+        found = await asyncio.gather(*(loop.sample(f"k{n}", (n,)) for n in (3, 1, 7, 2, 20)))
+        assert found == [sample_of(n) for n in (3, 1, 7, 2, 20)]
+        assert await loop.sample("k3", (4,)) == sample_of(4)  # a key may be used again once it is done
+        loop.close()
+
+    run(main())
+
+
+def test_a_load_happens_between_two_steps_and_requests_go_on_under_the_new_version() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        long, short = await begin(loop.sample("long", (5,))), await begin(loop.sample("short", (3,)))
+        engine.permit(2)
+        await engine.wait_for_steps(2)
+        load = await begin(loop.load(make_snapshot(7)))  # while the third step is under way
+        assert not load.done()
+        engine.permit(1)
+        await load
+        assert engine.num_steps == 3
+        engine.permit(100)
+        tokens_before = {"long": 3, "short": len((await short).token_ids)}
+        assert await long == sample_of(5, starts=(0, tokens_before["long"]), values=(0, 7))
+        assert await loop.sample("later", (2,)) == sample_of(2, values=(7,))
+        loop.close()
+
+    run(main())
+
+
+def test_a_load_without_requests_is_immediate() -> None:
+    async def main() -> None:
+        loop, engine = make_loop()
+        await loop.load(make_snapshot(3))
+        assert (engine.version, engine.num_steps) == (3, 0)
+        loop.close()
+
+    run(main())
+
+
+def test_abort_returns_the_tokens_so_far_and_leaves_the_others() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        aborted, other = await begin(loop.sample("aborted", (50,))), await begin(loop.sample("other", (4,)))
+        engine.permit(2)
+        await engine.wait_for_steps(2)
+        abort = await begin(loop.abort(["aborted", "never heard of"]))
+        engine.permit(1)
+        await abort
+        found = await aborted
+        assert found.finish_reason is FinishReason.ABORTED
+        assert found == sample_of(3, FinishReason.ABORTED)
+        engine.permit(10)
+        assert await other == sample_of(4)
+        await loop.abort(["aborted", "other"])  # both have ended: ignored
+        loop.close()
+
+    run(main())
+
+
+def test_an_exception_in_a_step_fails_every_request_and_every_later_call_with_its_cause() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        waiting = [await begin(loop.sample(key, (50,))) for key in "abc"]
+        engine.permit(2)
+        await engine.wait_for_steps(2)
+        engine.step_error = MemoryError("out of memory")
+        engine.permit(1)
+        for task in waiting:
+            error = await error_of(task)
+            assert isinstance(error, EngineError) and "out of memory" in str(error)
+        for call in (loop.sample("d", (1,)), loop.load(make_snapshot(1)), loop.abort(["a"])):
+            error = await error_of(call)
+            assert isinstance(error, EngineError) and "out of memory" in str(error)
+            assert error.__cause__ is engine.step_error
+        loop.close()
+
+    run(main())
+
+
+def test_commands_queued_behind_a_failing_step_fail_too() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        waiting = await begin(loop.sample("a", (50,)))
+        engine.permit(1)
+        await engine.wait_for_steps(1)
+        behind = [await begin(call) for call in (loop.sample("b", (1,)), loop.load(make_snapshot(1)))]
+        engine.step_error = RuntimeError("broken")
+        engine.permit(1)
+        assert [type(await error_of(task)) for task in (waiting, *behind)] == [EngineError] * 3
+
+    run(main())
+
+
+def test_a_call_that_races_with_the_failure_is_not_left_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine fails after the call has looked whether it did, and before its command is queued."""
+
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        waiting = await begin(loop.sample("a", (50,)))
+        engine.step_error = RuntimeError("broken")
+        put = loop._commands.put_nowait
+
+        def late(item: Any) -> None:
+            engine.permit(1)
+            loop._thread.join(WAIT_S)
+            assert not loop._thread.is_alive()
+            put(item)
+
+        monkeypatch.setattr(loop._commands, "put_nowait", late)
+        assert isinstance(await error_of(loop.sample("b", (1,))), EngineError)
+        assert isinstance(await error_of(waiting), EngineError)
+
+    run(main())
+
+
+def test_a_weight_mismatch_reaches_the_loader_and_stops_the_loop() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        waiting = await begin(loop.sample("a", (50,)))
+        engine.load_error = WeightMismatch("does not hold tensor w")
+        load = await begin(loop.load(make_snapshot(1)))
+        engine.permit(2)
+        assert await error_of(load) is engine.load_error
+        assert "does not hold tensor w" in str(await error_of(waiting))
+        error = await error_of(loop.sample("b", (1,)))
+        assert isinstance(error, EngineError) and error.__cause__ is engine.load_error
+        loop._thread.join(WAIT_S)
+        assert not loop._thread.is_alive()
+
+    run(main())
+
+
+def test_a_load_that_fails_half_way_stops_the_loop_for_its_weights_are_of_no_version() -> None:
+    async def main() -> None:
+        loop, engine = make_loop()
+        engine.load_error = KeyError("model.unknown.weight")
+        error = await error_of(loop.load(make_snapshot(4)))
+        assert isinstance(error, EngineError) and "version 4" in str(error) and "model.unknown.weight" in str(error)
+        assert error.__cause__ is engine.load_error
+        assert isinstance(await error_of(loop.sample("b", (1,))), EngineError)
+
+    run(main())
+
+
+def test_an_ordinary_error_of_a_command_reaches_its_caller_alone() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        running = await begin(loop.sample("a", (3,)))
+        refused = await begin(loop.sample("bad", (0,)))
+        engine.permit(10)
+        assert str(await error_of(refused)) == "prompt of bad refused"
+        assert await running == sample_of(3)
+        assert await loop.sample("b", (2,)) == sample_of(2)
+        loop.close()
+
+    run(main())
+
+
+def test_a_caller_that_gives_up_does_not_stop_the_engine() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        running, given_up = await begin(loop.sample("a", (4,))), await begin(loop.sample("b", (2,)))
+        engine.permit(1)
+        await engine.wait_for_steps(1)
+        queued = await begin(loop.sample("c", (1,)))
+        for task in (given_up, queued):
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+        engine.permit(10)
+        assert await running == sample_of(4)
+        assert await loop.sample("d", (2,)) == sample_of(2)
+        loop.close()
+
+    run(main())
+
+
+def test_close_fails_the_waiting_and_ends_the_thread() -> None:
+    async def main() -> None:
+        loop, engine = make_loop()
+        waiting = [await begin(loop.sample(key, (10**9,))) for key in "ab"]
+        await engine.wait_for_steps(1)
+        await asyncio.to_thread(loop.close)
+        assert not loop._thread.is_alive()
+        for task in waiting:
+            assert "the engine was closed" in str(await error_of(task))
+        assert isinstance(await error_of(loop.sample("c", (1,))), EngineError)
+        loop.close()  # a second time: nothing happens
+
+    run(main())
+
+
+def test_an_engine_that_cannot_be_built_raises_in_the_constructor() -> None:
+    failure = OSError("no such model")
+
+    def build() -> FakeEngine:
+        raise failure
+
+    with pytest.raises(OSError, match="no such model") as caught:
+        StepLoop(build)
+    assert caught.value is failure
+
+
+def test_only_time_without_any_request_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that advances by 1 each time it is read: every wait for a command lasts 1."""
+    reads = itertools.count()
+    monkeypatch.setattr(actors.engine, "time", SimpleNamespace(monotonic=lambda: float(next(reads))))
+
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        await loop.load(make_snapshot(1))
+        running = await begin(loop.sample("a", (30,)))
+        engine.permit(1)
+        await engine.wait_for_steps(1)
+        assert loop.take_idle_s() >= 1.0  # until the first command came
+        engine.permit(19)
+        await engine.wait_for_steps(20)
+        assert loop.take_idle_s() == 0.0
+        engine.permit(10)
+        await running
+        await loop.load(make_snapshot(2))
+        assert loop.take_idle_s() >= 1.0  # between the end of the request and the load
+        loop.close()
+
+    run(main())
+    assert next(reads) > 20
+
+
+def test_versions_of_a_partial_sample_are_runs() -> None:
+    partial = PartialSample()
+    for token, version in ((5, 0), (6, 0), (7, 2), (8, 2), (9, 3)):
+        partial.append(token, -1.0, version)
+    found = partial.finish(FinishReason.LENGTH)
+    assert (found.version_starts, found.version_values) == ((0, 2, 4), (0, 2, 3))
+    assert found.token_ids == (5, 6, 7, 8, 9)
+
+
+def test_a_sample_without_tokens_has_no_versions() -> None:
+    found = PartialSample().finish(FinishReason.ABORTED)
+    assert (found.token_ids, found.version_starts, found.version_values) == ((), (), ())

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from actors.config import RolloutConfig, SamplingConfig
+from actors.engine import Sample, WeightMismatch
+from actors.reference_engine import ReferenceEngine
+from buffers.records import FinishReason
+from learners.forward import load_causal_lm
+from learners.weights import HEAD, WeightSnapshot, take_snapshot
+from tests.learners.samples import plain_logprobs
+
+CONFIG = RolloutConfig(engine="transformers", dtype="float32")
+EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
+END = 2
+PROMPTS = {f"0:p{n}/0/0/{n}": [1, *range(10, 12 + n)] for n in range(8)}
+
+
+def make_engine(model: str, *, seed: int = 0, max_response_tokens: int = 10, temperature: float = 1.0) -> ReferenceEngine:
+    return ReferenceEngine(model, CONFIG, SamplingConfig(temperature=temperature, max_response_tokens=max_response_tokens), seed=seed)
+
+
+def run(engine: ReferenceEngine, prompts: Mapping[str, list[int]]) -> dict[str, Sample]:
+    for key, prompt_ids in prompts.items():
+        engine.add(key, prompt_ids)
+    return finish(engine)
+
+
+def finish(engine: ReferenceEngine) -> dict[str, Sample]:
+    found: dict[str, Sample] = {}
+    for _ in range(1000):
+        if not engine.has_unfinished:
+            return found
+        found |= dict(engine.step())
+    pytest.fail("a response never ended")
+
+
+def changed_model(path: str, *, dtype: str = "float32") -> Any:
+    """The model after a training step, so to speak."""
+    model = load_causal_lm(path, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def snapshot_of(model: Any, version: int = 1) -> WeightSnapshot:
+    return take_snapshot(model.named_parameters(), version=version, tied_to=EMBEDDING)
+
+
+def assert_logprobs(sample: Sample, model: Any, prompt: list[int], positions: slice = slice(None), **settings: float) -> None:
+    with torch.no_grad():
+        expected = plain_logprobs(model, prompt, sample.token_ids, **settings)
+    torch.testing.assert_close(torch.tensor(sample.logprobs)[positions], expected[positions], rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_log_probs_are_those_of_a_plain_forward_under_the_sampling_temperature(tiny_model: str, temperature: float) -> None:
+    model = load_causal_lm(tiny_model, dtype="float32")
+    found = run(make_engine(tiny_model, temperature=temperature), PROMPTS)
+    assert found.keys() == PROMPTS.keys()
+    for key, sample in found.items():
+        assert_logprobs(sample, model, PROMPTS[key], temperature=temperature)
+
+
+def test_tokens_are_drawn_from_the_distribution_whose_log_probs_are_given(tiny_model: str) -> None:
+    """Of 200 first tokens the share of the likeliest is its probability, within four standard errors."""
+    model = load_causal_lm(tiny_model, dtype="float32")
+    prompt = [1, 10, 11]
+    with torch.no_grad():
+        probability_V = model(input_ids=torch.tensor([prompt])).logits[0, -1].div(0.3).softmax(-1)
+    found = run(make_engine(tiny_model, temperature=0.3, max_response_tokens=1), {f"0:p/{n}": prompt for n in range(200)})
+    likeliest = int(probability_V.argmax())
+    share = np.mean([sample.token_ids[0] == likeliest for sample in found.values()])
+    expected = float(probability_V[likeliest])
+    assert 0.1 < expected < 0.95
+    assert abs(share - expected) < 4 * (expected * (1 - expected) / 200) ** 0.5
+
+
+def test_what_is_sampled_depends_on_the_seed_and_the_key_alone(tiny_model: str) -> None:
+    together = run(make_engine(tiny_model), PROMPTS)
+    for key, prompt_ids in reversed(PROMPTS.items()):
+        assert run(make_engine(tiny_model), {key: prompt_ids}) == {key: together[key]}
+    assert run(make_engine(tiny_model, seed=1), PROMPTS) != together
+
+
+def test_a_group_sampled_again_under_another_id_is_the_same_group(tiny_model: str) -> None:
+    prompt = [1, 10, 11]
+    found = run(make_engine(tiny_model), {"4:p/0/0/1": prompt, "9:p/0/0/1": prompt, "4:p/0/0/2": prompt})
+    assert found["4:p/0/0/1"] == found["9:p/0/0/1"] != found["4:p/0/0/2"]
+
+
+def test_a_response_ends_with_its_end_token_or_at_its_length(tiny_model: str) -> None:
+    found = run(make_engine(tiny_model, max_response_tokens=25), {f"0:p/{n}": [1, 10, 11] for n in range(20)})
+    by_reason = {reason: [sample for sample in found.values() if sample.finish_reason is reason] for reason in FinishReason}
+    assert by_reason[FinishReason.STOP] and by_reason[FinishReason.LENGTH] and not by_reason[FinishReason.ABORTED]
+    for sample in by_reason[FinishReason.STOP]:  # the end token is kept: it was sampled, and is trained on
+        assert sample.token_ids[-1] == END and END not in sample.token_ids[:-1]
+    for sample in by_reason[FinishReason.LENGTH]:
+        assert len(sample.token_ids) == 25 and END not in sample.token_ids
+
+
+def test_requests_go_on_under_new_weights_and_every_token_carries_its_version(tiny_model: str) -> None:
+    old, new = load_causal_lm(tiny_model, dtype="float32"), changed_model(tiny_model)
+    engine = make_engine(tiny_model)
+    for key, prompt_ids in PROMPTS.items():
+        engine.add(key, prompt_ids)
+    early = [key for _ in range(3) for key, _ in engine.step()]
+    engine.load(snapshot_of(new, version=4))
+    assert engine.version == 4
+    found = finish(engine)
+    assert len(found) == len(PROMPTS) - len(early) >= 4
+    for key, sample in found.items():
+        assert (sample.version_starts, sample.version_values) == ((0, 3), (0, 4))
+        assert_logprobs(sample, old, PROMPTS[key], slice(0, 3))
+        assert_logprobs(sample, new, PROMPTS[key], slice(3, None))
+
+
+def test_abort_returns_the_tokens_so_far(tiny_model: str) -> None:
+    engine = make_engine(tiny_model)
+    whole = run(make_engine(tiny_model), PROMPTS)
+    for key, prompt_ids in PROMPTS.items():
+        engine.add(key, prompt_ids)
+    for _ in range(2):
+        assert not engine.step()
+    first, second, *others = PROMPTS
+    aborted = dict(engine.abort([first, second]))
+    assert list(aborted) == [first, second]
+    for key, sample in aborted.items():
+        assert sample.finish_reason is FinishReason.ABORTED
+        assert (sample.token_ids, sample.logprobs) == (whole[key].token_ids[:2], whole[key].logprobs[:2])
+    assert finish(engine) == {key: whole[key] for key in others}
+
+
+def test_loaded_weights_are_those_sampled_with(tiny_model: str) -> None:
+    new = changed_model(tiny_model)
+    engine = make_engine(tiny_model)
+    before = run(engine, PROMPTS)
+    engine.load(snapshot_of(new))
+    after = run(engine, PROMPTS)
+    for key, sample in after.items():
+        assert_logprobs(sample, new, PROMPTS[key])
+        assert sample.version_values == (1,)
+        assert sample.token_ids != before[key].token_ids
+
+
+def test_weights_of_another_precision_do_not_pass_for_the_published_ones(tiny_model: str) -> None:
+    with pytest.raises(WeightMismatch, match=r"version 1 .* tensor"):
+        make_engine(tiny_model).load(snapshot_of(changed_model(tiny_model, dtype="bfloat16")))
+
+
+# --- what a load must notice -------------------------------------------------------------------------------------------
+
+
+def with_tensor(snapshot: WeightSnapshot, name: str, change: Any) -> WeightSnapshot:
+    """The snapshot with one tensor changed on its way to the engine: its fingerprint is still that of the true weights."""
+    copied = replace(snapshot, buffer=snapshot.buffer.copy())
+    change(dict(copied.tensors())[name])
+    return copied
+
+
+def flip_probed_bit(tensor: Tensor) -> None:
+    """In every column, so the probed ones are among them; the lowest bit of a float32."""
+    tensor.view(torch.int32)[...] ^= 1
+
+
+@pytest.mark.parametrize("name", [NORM, "model.layers.1.self_attn.k_proj.weight"])
+def test_an_altered_tensor_is_named(tiny_model: str, name: str) -> None:
+    snapshot = with_tensor(snapshot_of(changed_model(tiny_model)), name, flip_probed_bit)
+    with pytest.raises(WeightMismatch, match=f"version 1 .* tensor {name}"):
+        make_engine(tiny_model).load(snapshot)
+
+
+@pytest.mark.parametrize("name", [NORM, "model.layers.0.mlp.down_proj.weight", EMBEDDING])
+def test_a_dropped_tensor_is_named(tiny_model: str, name: str) -> None:
+    snapshot = snapshot_of(changed_model(tiny_model))
+    dropped = replace(snapshot, index=tuple(spec for spec in snapshot.index if spec.name != name))
+    assert len(dropped.index) == len(snapshot.index) - 1
+    with pytest.raises(WeightMismatch, match=f"tensor {name}"):
+        make_engine(tiny_model).load(dropped)
+
+
+def test_a_stale_tied_head_is_named(tiny_model: str) -> None:
+    """As in an engine that keeps a copy of the embedding for its output and does not renew it."""
+    engine = make_engine(tiny_model)
+    head = engine._model.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    with pytest.raises(WeightMismatch, match=f"tensor {HEAD}"):
+        engine.load(snapshot_of(changed_model(tiny_model)))
+
+
+def test_after_a_mismatch_the_version_has_not_advanced(tiny_model: str) -> None:
+    engine = make_engine(tiny_model)
+    with pytest.raises(WeightMismatch):
+        engine.load(with_tensor(snapshot_of(changed_model(tiny_model)), NORM, flip_probed_bit))
+    assert engine.version == 0

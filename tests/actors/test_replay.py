@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.replay import Replay
+from buffers.config import ReplayConfig
+from buffers.records import GroupOutcome
+from buffers.replay import InsertResult
+from buffers.schema import concat_groups, group_ids, with_scores
+from learners.checkpoint import CheckpointManager
+from tests.learners.samples import make_group, make_verdict
+
+GROUP_SIZE = 2
+RESPONSES = [[6, 7], [8]]
+
+
+def make_replay(log_directory: Path, *, prompts_per_step: int = 1, **config: object) -> Replay:
+    return Replay(
+        group_size=GROUP_SIZE,
+        prompts_per_step=prompts_per_step,
+        max_policy_lag=1,
+        config=ReplayConfig.model_validate(config),
+        log_directory=str(log_directory),
+    )
+
+
+def sampled_group(group_id: int, version: int = 0) -> pa.RecordBatch:
+    """A group of tokens of one version, before anything was decided about it."""
+    group = make_group(group_id, [5], RESPONSES, [0.0, 0.0], versions=[[version] * len(ids) for ids in RESPONSES])
+    undecided = ["verdict_status", "reward", "verdict_answer", "verdict_detail", "verify_s", "bonus"]
+    for name in undecided:
+        at = group.schema.get_field_index(name)
+        group = group.set_column(at, group.schema.field(name), pa.nulls(GROUP_SIZE, group.schema.field(name).type))
+    return group
+
+
+def insert(replay: Replay, group_id: int, *, sampled: int = 0, version: int = 0) -> InsertResult:
+    return replay.insert(sampled_group(group_id, sampled), [make_verdict(1.0), make_verdict(None)], version)
+
+
+def read_log(directory: Path, step: int) -> list[dict]:
+    return pq.read_table(directory / f"step_{step:06d}.parquet").to_pylist()
+
+
+def test_groups_are_inserted_with_their_verdicts_sampled_and_logged(tmp_path: Path) -> None:
+    replay = make_replay(tmp_path)
+    assert [insert(replay, group_id) for group_id in (2, 0, 1)] == [InsertResult.ACCEPTED] * 3
+    assert replay.held_ids() == [0, 1, 2]
+    batch, drawn = replay.sample(2, version=0)
+    assert batch is not None
+    assert (drawn.group_ids, drawn.stale_ids, drawn.held_groups) == ((0, 1), (), 1)
+    assert drawn.held_bytes > 0
+    assert batch.column("verdict_status").to_pylist() == ["correct", "error"] * 2
+    assert batch.column("reward").to_pylist() == [1.0, None] * 2
+    replay.log(1, with_scores(batch, [0.1, 0.2, 0.3, 0.4]), [1.0, -1.0, 0.5, -0.5])
+    rows = read_log(tmp_path, 1)
+    assert [row["group_id"] for row in rows] == [0, 0, 1, 1]
+    assert [row["bonus"] for row in rows] == [0.1, 0.2, 0.3, 0.4]
+    assert [row["advantage"] for row in rows] == [1.0, -1.0, 0.5, -0.5]
+    assert {(row["step"], row["outcome"]) for row in rows} == {(1, "trained")}
+
+
+def test_too_few_groups_give_no_batch_and_change_nothing(tmp_path: Path) -> None:
+    replay = make_replay(tmp_path)
+    insert(replay, 0)
+    batch, drawn = replay.sample(2, version=0)
+    assert batch is None
+    assert (drawn.group_ids, drawn.stale_ids, drawn.held_groups) == ((), (), 1)
+    assert replay.held_ids() == [0]
+
+
+def test_stale_groups_are_reported_once_and_logged_with_the_next_step(tmp_path: Path) -> None:
+    replay = make_replay(tmp_path)
+    for group_id, sampled in ((0, 0), (1, 1), (2, 2)):
+        insert(replay, group_id, sampled=sampled, version=1)
+    batch, drawn = replay.sample(5, version=2)  # lag 2 is beyond the bound of 1
+    assert (batch, drawn.stale_ids, drawn.held_groups) == (None, (0,), 2)
+    batch, drawn = replay.sample(1, version=3)
+    assert batch is not None and (drawn.group_ids, drawn.stale_ids) == ((2,), (1,))
+    replay.log(4, with_scores(batch, [0.0, 0.0]), [0.5, -0.5])
+    found = {(row["group_id"], row["outcome"], row["step"], row["advantage"]) for row in read_log(tmp_path, 4)}
+    assert found == {(2, GroupOutcome.TRAINED, 4, 0.5), (2, GroupOutcome.TRAINED, 4, -0.5)} | {
+        (group_id, GroupOutcome.STALE, 4, None) for group_id in (0, 1)
+    }
+    insert(replay, 3, sampled=3, version=3)
+    batch, drawn = replay.sample(1, version=3)
+    assert batch is not None and drawn.stale_ids == ()
+    replay.log(5, with_scores(batch, [0.0, 0.0]), [0.5, -0.5])
+    assert {row["group_id"] for row in read_log(tmp_path, 5)} == {3}
+
+
+def test_refusals_reach_the_producer(tmp_path: Path) -> None:
+    replay = make_replay(tmp_path)
+    insert(replay, 0)
+    assert insert(replay, 0) is InsertResult.DUPLICATE
+    assert insert(replay, 1, sampled=0, version=2) is InsertResult.STALE
+    assert replay.held_ids() == [0]
+
+
+def test_a_full_replay_makes_the_producer_wait(tmp_path: Path) -> None:
+    size = concat_groups([sampled_group(0)]).get_total_buffer_size()
+    replay = make_replay(tmp_path, max_bytes=3 * size)
+    results = [insert(replay, group_id) for group_id in range(4)]
+    assert results[0] is InsertResult.ACCEPTED and results[-1] is InsertResult.FULL
+    refused = results.index(InsertResult.FULL)
+    replay.sample(1, version=0)
+    assert insert(replay, refused) is InsertResult.ACCEPTED
+
+
+def test_a_replay_too_small_for_a_step_says_so_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+    size = concat_groups([sampled_group(0)]).get_total_buffer_size()
+    replay = make_replay(tmp_path, prompts_per_step=9, max_bytes=3 * size)
+    with pytest.raises(ValueError, match=rf"prompts_per_step = 9: raise replay.max_bytes = {3 * size}"):
+        for group_id in range(9):
+            insert(replay, group_id)
+
+
+def test_without_a_bonus_the_log_says_zero(tmp_path: Path) -> None:
+    replay = make_replay(tmp_path)
+    insert(replay, 0)
+    batch, _ = replay.sample(1, version=0)
+    assert batch is not None and batch.column("bonus").null_count == GROUP_SIZE
+    replay.log(1, batch, [0.5, -0.5])
+    assert [row["bonus"] for row in read_log(tmp_path, 1)] == [0.0, 0.0]
+
+
+def test_the_log_can_be_switched_off(tmp_path: Path) -> None:
+    replay = make_replay(tmp_path / "log", log_rollouts=False)
+    insert(replay, 0)
+    batch, _ = replay.sample(1, version=0)
+    assert batch is not None
+    replay.log(1, batch, [0.5, -0.5])
+    replay.forget_log_after(0)
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_replay_saved_and_restored_gives_the_same_next_outputs(tmp_path: Path) -> None:
+    straight = make_replay(tmp_path / "log")
+    for group_id in (0, 1, 2, 5, 6):
+        insert(straight, group_id)
+    straight.sample(2, version=0)
+    manager = CheckpointManager(str(tmp_path / "checkpoints"), keep=1)
+    manager.commit(1, straight.save_part(manager, 1, "replay"), {})
+    restored = make_replay(tmp_path / "log")
+    restored.load_part(manager, 1, "replay")
+    assert restored.held_ids() == [2, 5, 6]
+    for replay in (restored, straight):
+        assert insert(replay, 1) is InsertResult.DUPLICATE  # trained on before the checkpoint
+        assert insert(replay, 3) is InsertResult.ACCEPTED
+    (found, found_drawn), (expected, expected_drawn) = (replay.sample(3, version=1) for replay in (restored, straight))
+    assert found is not None and found.equals(expected)
+    assert group_ids(found).tolist() == [2, 3, 5]
+    assert found_drawn == expected_drawn
+
+
+def test_an_empty_replay_is_saved_and_restored(tmp_path: Path) -> None:
+    make_replay(tmp_path / "log").save(tmp_path)
+    restored = make_replay(tmp_path / "log")
+    insert(restored, 0)
+    restored.load(tmp_path)
+    assert restored.held_ids() == []
+
+
+def test_on_resume_the_log_of_later_steps_is_forgotten(tmp_path: Path) -> None:
+    replay = make_replay(tmp_path)
+    for step in (1, 2, 3):
+        insert(replay, step)
+        batch, _ = replay.sample(1, version=0)
+        assert batch is not None
+        replay.log(step, batch, [0.0, 0.0])
+    replay.forget_log_after(1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001.parquet"]

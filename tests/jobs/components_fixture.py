@@ -1,0 +1,236 @@
+"""A whole run in this process: the real worker, encoder, verifier, replay and learner behind local handles, no Ray.
+
+    run = LocalRun(small_config(tiny_model, tmp_path, steps=3))
+    assert run.train() == 3
+    run.check_valid()
+
+Faults are injected from outside: `run.learner.step = broken`, or a function around every call of the components (`around`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import zlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from pyarrow import fs
+from safetensors.torch import load_file
+
+from actors.encoder import HiddenStateEncoder
+from actors.learner import Learner
+from actors.replay import Replay
+from actors.rollout import RolloutWorker
+from buffers.records import Problem, Verdict, VerdictStatus
+from buffers.rollout_log import RolloutLog
+from jobs.components import Components, make_admission, restore_checkpoint
+from jobs.config import RunConfig
+from jobs.controller import Controller
+from jobs.handles import Handle, LocalHandle
+from jobs.run_dir import RunDirectory
+from jobs.synchronous import SynchronousTrainer
+from tasks.registry import make_task
+from tasks.stream import ProblemStream
+
+BOUND_S = 60.0
+PROMPTS, RESPONSES = 2, 4
+
+Around = Callable[[str, str, tuple[Any, ...], Callable[[], Awaitable[Any]]], Awaitable[Any]]
+"""around(component, method, arguments, proceed): what happens instead of a call; `proceed()` makes it."""
+
+
+def small_config(model: str, directory: Path, **values: Any) -> RunConfig:
+    """A run of two groups of four short answers a step. Sections of `values` are merged into those below."""
+    base: dict[str, Any] = {
+        "run_dir": str(directory / "run"),
+        "model": model,
+        "steps": 3,
+        "prompts_per_step": PROMPTS,
+        "responses_per_prompt": RESPONSES,
+        "max_policy_lag": 1,
+        "wait_timeout_s": BOUND_S,
+        "sampling": {"max_response_tokens": 6},
+        "rollout": {"engine": "transformers", "dtype": "float32", "group_timeout_s": BOUND_S},
+        "encoder": {"dtype": "float32"},
+        # a bonus for every group, so that there is a gradient in every step; a rate at which two steps give other samples
+        "bonus": {"dim": 8, "memory": "run", "gate": "always"},
+        "learner": {"dtype": "float32", "lr": 1e-2, "warmup_steps": 0, "advantage": {"beta": 0.5}},
+    }
+    for key, value in values.items():
+        base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
+    return RunConfig.model_validate(base)
+
+
+class CoinJudge:
+    """In place of the verifier pool: half of all answers are correct, always the same ones."""
+
+    def verify_batch(self, problem: Problem, batch: pa.RecordBatch) -> list[Verdict]:
+        return [self.verdict(text) for text in batch.column("response_text").to_pylist()]
+
+    def verdict(self, text: str) -> Verdict:
+        correct = zlib.crc32(text.encode()) % 2 == 0
+        return Verdict(status=VerdictStatus.CORRECT if correct else VerdictStatus.INCORRECT, reward=float(correct))
+
+
+class Interposed:
+    """A handle with a function around each of its calls."""
+
+    def __init__(self, handle: Handle, around: Around) -> None:
+        self.name = handle.name
+        self._handle = handle
+        self._around = around
+
+    async def call(self, method: str, *args: Any, **options: Any) -> Any:
+        return await self._around(self.name, method, args, lambda: self._handle.call(method, *args, **options))
+
+
+class LocalRun:
+    """One start of a run in `config.run_dir`: everything fresh, restored from the newest checkpoint if there is one."""
+
+    def __init__(self, config: RunConfig, *, judge: Any = None, around: Around | None = None, synchronous: bool = False) -> None:
+        self.config = config
+        self.directory = RunDirectory(config)
+        self.checkpoints = self.directory.checkpoints
+        self.task = make_task(config.task)
+        self.stream = ProblemStream(self.task, "train", config.seed)
+        self.admission = make_admission(config)
+        self.reports: list[tuple[int, dict[str, float]]] = []
+        self.on_report: Callable[[int], None] = lambda step: None
+        self.workers = [self._worker(index) for index in range(config.rollout.workers)]
+        self.encoder = self._encoder() if config.bonus.enabled else None
+        self.verifier = judge or CoinJudge()
+        self.replay = Replay(
+            group_size=config.responses_per_prompt,
+            prompts_per_step=config.prompts_per_step,
+            max_policy_lag=config.max_policy_lag,
+            config=config.replay,
+            log_directory=str(self.directory.rollouts),
+        )
+        self.learner = Learner(
+            config.model, config.learner, temperature=config.sampling.temperature, group_size=config.responses_per_prompt
+        )
+        self.components = self._components(around)
+        self.trainer = (SynchronousTrainer if synchronous else Controller)(
+            config,
+            self.components,
+            task=self.task,
+            stream=self.stream,
+            admission=self.admission,
+            checkpoints=self.checkpoints,
+            report=self._report,
+        )
+
+    def _worker(self, index: int) -> RolloutWorker:
+        config = self.config
+        name = f"rollout-{index}"
+        return RolloutWorker(
+            worker_id=name, run_id="test", model=config.model, config=config.rollout, sampling=config.sampling, seed=config.seed
+        )
+
+    def _encoder(self) -> HiddenStateEncoder:
+        config = self.config
+        return HiddenStateEncoder(
+            model=config.model, config=config.encoder, bonus=config.bonus, group_size=config.responses_per_prompt, seed=config.seed
+        )
+
+    def _components(self, around: Around | None) -> Components:
+        def handle(target: Any, name: str) -> Handle:
+            local = LocalHandle(target, name)
+            return Interposed(local, around) if around else local
+
+        return Components(
+            workers=[handle(worker, f"rollout-{index}") for index, worker in enumerate(self.workers)],
+            encoder=handle(self.encoder, "encoder") if self.encoder else None,
+            verifier=handle(self.verifier, "verifier"),
+            replay=handle(self.replay, "replay"),
+            learner=handle(self.learner, "learner"),
+        )
+
+    def _report(self, step: int, metrics: dict[str, float]) -> None:
+        self.reports.append((step, metrics))
+        self.on_report(step)
+
+    def train(self) -> int:
+        """Train in an event loop of its own; returns the last step."""
+        return asyncio.run(self.train_async())
+
+    async def train_async(self) -> int:
+        start_step = self.checkpoints.latest() or 0
+        try:
+            async with asyncio.timeout(BOUND_S):
+                for worker in self.workers:
+                    await worker.start()
+                if start_step:
+                    await restore_checkpoint(self.components, self.checkpoints, start_step, self.admission, self.stream, timeout_s=BOUND_S)
+                return await self.trainer.run(start_step)
+        finally:
+            for worker in self.workers:
+                await worker.close()
+
+    def logged(self, outcome: str = "trained") -> list[dict[str, Any]]:
+        """Rows of the rollout log with `outcome`, in step order."""
+        table = RolloutLog(fs.LocalFileSystem(), str(self.directory.rollouts)).read()
+        return [row for row in table.to_pylist() if row["outcome"] == outcome]
+
+    def trained_problems(self) -> list[str]:
+        """One id a group, in the order trained."""
+        rows = self.logged()
+        return [row["problem_id"] for row in rows[:: self.config.responses_per_prompt]]
+
+    def lags(self) -> list[int]:
+        """Versions between the sampling of a trained row's oldest token and its gradient."""
+        return [row["step"] - 1 - min(row["version_values"]) for row in self.logged()]
+
+    def check_valid(self) -> None:
+        """What holds after any run that came to its end, however it went."""
+        steps = self.config.steps
+        self.admission.check_valid()
+        assert self.checkpoints.latest() == steps
+        assert self.learner.version == steps
+        rows, trained = self.logged(), self.trained_problems()
+        assert Counter(row["step"] for row in rows) == {step: PROMPTS * RESPONSES for step in range(1, steps + 1)}
+        assert len(set(trained)) == steps * PROMPTS, "a problem was trained on twice"
+        assert max(self.lags()) <= self.config.max_policy_lag
+        ledger = self.admission.ledger
+        assert ledger.trained + ledger.released == steps * PROMPTS
+        elsewhere = [request.problem for request in self.admission.in_flight]
+        waiting = [entry["problem"]["problem_id"] for entry in self.admission.state_dict()["waiting"]]
+        accounted = trained + [problem.problem_id for problem in elsewhere] + waiting
+        accounted += [entry.problem.problem_id for entry in self.admission.quarantined]
+        fresh = ProblemStream(self.task, "train", self.config.seed)
+        assert sorted(accounted) == sorted(next(fresh).problem_id for _ in range(self.stream.cursor)), "a problem was lost or doubled"
+
+    def state(self, directory: Path) -> dict[str, torch.Tensor]:
+        """All that is learnt, by name: parameters, moments, covariance. The generator of the process is shared, hence left out."""
+        directory.mkdir(parents=True)
+        self.learner.save(directory)
+        state = {f"policy/{name}": tensor for name, tensor in load_file(directory / "policy" / "model.safetensors").items()}
+        state |= {f"optimiser/{name}": tensor for name, tensor in load_file(directory / "optimiser.safetensors").items() if name != "rng"}
+        if self.encoder is not None:
+            self.encoder.save(directory)
+            state |= {f"encoder/{name}": tensor for name, tensor in load_file(directory / "covariance.safetensors").items()}
+        return state
+
+
+def assert_same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert one.keys() == other.keys()
+    different = [name for name in one if one[name].dtype != other[name].dtype or not torch.equal(one[name], other[name])]
+    assert not different, different
+
+
+def random_delays(rng: random.Random, *, most_s: float = 0.02) -> Around:
+    """Every call begins late and its answer arrives late; now and then much later."""
+
+    async def around(component: str, method: str, args: Sequence[Any], proceed: Callable[[], Awaitable[Any]]) -> Any:
+        await asyncio.sleep(rng.random() * most_s)
+        result = await proceed()
+        await asyncio.sleep(rng.random() * most_s * (8 if rng.random() < 0.15 else 1))
+        return result
+
+    return around

@@ -1,0 +1,631 @@
+"""The loops of a run on real components, in this process and without Ray: end, bounds, equality, faults, random schedules."""
+
+import asyncio
+import math
+import random
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.reference_engine import ReferenceEngine
+from actors.verifier import VerifierPool
+from buffers.records import Verdict, VerdictStatus
+from buffers.replay import InsertResult
+from jobs.console import COLUMNS
+from jobs.handles import Deadline
+from jobs.scoring import VerifierFailure
+from learners.models import resolve_model
+from tests.jobs.components_fixture import (
+    BOUND_S,
+    PROMPTS,
+    RESPONSES,
+    CoinJudge,
+    LocalRun,
+    assert_same_state,
+    random_delays,
+    small_config,
+)
+
+PROMPT_S = 10.0
+"""A failure must surface well before any deadline of `small_config`, which are a minute."""
+METRICS_PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+
+
+@pytest.fixture
+def config(tiny_model, tmp_path):
+    """config(steps=5, learner={...}): a small run in this test's directory."""
+    return lambda **values: small_config(tiny_model, tmp_path, **values)
+
+
+# ---- a run that goes well ----
+
+
+def test_run_with_the_real_verifiers_finishes_with_a_checkpoint(config):
+    settings = config(steps=3)
+    pool = VerifierPool(settings.task, settings.verifier)
+    try:
+        run = LocalRun(settings, judge=pool)
+        assert run.train() == 3
+    finally:
+        pool.close()
+    run.check_valid()
+    assert [step for step, _ in run.reports] == [1, 2, 3]
+    assert pool.stats().num_verdicts >= 3 * PROMPTS * RESPONSES
+    assert pool.stats().error_rate == 0
+    assert all(row["verdict_status"] in ("correct", "incorrect", "unparsed") for row in run.logged())
+
+
+def test_every_step_learns_and_has_every_figure_of_the_console(config):
+    run = LocalRun(config(steps=3))
+    run.train()
+    for step, metrics in run.reports:
+        assert metrics["learner/grad_norm"] > 0
+        missing = [name for _, name, _ in COLUMNS if not math.isfinite(metrics.get(name, math.nan))]
+        assert not missing, f"step {step} lacks {missing}"
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+def test_every_metric_is_defined_in_the_documentation(config, synchronous):
+    run = LocalRun(config(steps=2, max_policy_lag=0), synchronous=synchronous)
+    run.train()
+    reported = {name for _, metrics in run.reports for name in metrics}
+    assert len(reported) > 30
+    assert reported <= defined_metrics(), sorted(reported - defined_metrics())
+
+
+def defined_metrics() -> set[str]:
+    """Names in the first column of docs/metrics.md; `a/b`, `/c` stands for a/b and a/c, `x/…` for every metric x/ may have."""
+    names: set[str] = set()
+    for row in re.findall(r"^\|([^|]*)\|", METRICS_PAGE.read_text(), re.MULTILINE):
+        prefix = ""
+        for name in re.findall(r"`([^`]+)`", row):
+            if name.startswith("/"):
+                names.add(prefix + name)
+            else:
+                prefix = name.partition("/")[0]
+                names.add(name)
+    suffixes = {name.partition("/")[2] for name in names if name.startswith("mismatch/")}
+    return names | {f"mismatch_lag0/{suffix}" for suffix in suffixes if "mismatch_lag0/…" in names}
+
+
+def test_run_without_the_bonus_needs_no_encoder(config):
+    run = LocalRun(config(steps=2, bonus={"enabled": False}))
+    assert run.encoder is None
+    assert run.train() == 2
+    run.check_valid()
+    assert {row["bonus"] for row in run.logged()} == {0.0}
+    assert run.reports[-1][1]["learner/grad_norm"] > 0
+
+
+def test_lag_of_one_is_used_and_never_exceeded(config):
+    run = LocalRun(config(steps=6))
+    run.train()
+    run.check_valid()
+    assert set(run.lags()) == {0, 1}
+    assert {metrics["policy/lag_max"] for _, metrics in run.reports} <= {0.0, 1.0}
+
+
+# ---- equality, bit for bit ----
+
+
+def test_lag_of_zero_is_the_synchronous_trainer(config, tmp_path):
+    settings = config(steps=4, max_policy_lag=0, checkpoint={"every": 2})
+    initial = LocalRun(settings).state(tmp_path / "initial")
+    runs = {}
+    for kind in ("asynchronous", "synchronous"):
+        mine = settings.model_copy(update={"run_dir": str(tmp_path / kind / "run")})
+        runs[kind] = LocalRun(mine, synchronous=kind == "synchronous", around=random_delays(random.Random(kind)))
+        assert runs[kind].train() == 4
+        runs[kind].check_valid()
+    one, other = runs.values()
+    state = one.state(tmp_path / "one")
+    assert not torch.equal(state["policy/model.norm.weight"], initial["policy/model.norm.weight"])
+    assert state["encoder/second_moment_DD"].norm() > 0
+    assert_same_state(state, other.state(tmp_path / "other"))
+    assert samples_of(one) == samples_of(other)
+    for (step, metrics), (other_step, other_metrics) in zip(one.reports, other.reports, strict=True):
+        assert step == other_step
+        shared = {name for name in metrics.keys() & other_metrics.keys() if not is_timing(name)}
+        assert len(shared) > 25
+        assert {name: metrics[name] for name in shared} == {name: other_metrics[name] for name in shared}
+
+
+def is_timing(name: str) -> bool:
+    return name.startswith("time/") or name.endswith("_per_s") or name == "rollout/idle_s"
+
+
+def samples_of(run: LocalRun) -> list[tuple]:
+    """All that was trained on, in order."""
+    columns = ("step", "problem_id", "index", "response_ids", "behavior_logprobs", "version_values", "reward", "bonus", "advantage")
+    return [tuple(map(str, (row[column] for column in columns))) for row in run.logged()]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_straight_run_is_a_run_cut_in_two(config, tmp_path, cut):
+    settings = config(steps=4, max_policy_lag=0)
+    straight = LocalRun(settings.model_copy(update={"run_dir": str(tmp_path / "straight")}))
+    straight.train()
+    first = LocalRun(settings.model_copy(update={"steps": cut}))
+    assert first.train() == cut
+    second = LocalRun(settings)
+    assert second.train() == 4
+    second.check_valid()
+    assert [step for step, _ in second.reports] == list(range(cut + 1, 5))
+    assert_same_state(straight.state(tmp_path / "one"), second.state(tmp_path / "other"))
+    assert samples_of(straight) == samples_of(second)
+    for (_, metrics), (_, other_metrics) in zip(straight.reports[cut:], second.reports, strict=True):
+        learnt = [name for name in metrics if name.partition("/")[0] in ("learner", "policy", "bonus", "reward") and not is_timing(name)]
+        assert len(learnt) > 15
+        assert {name: metrics[name] for name in learnt} == {name: other_metrics[name] for name in learnt}
+
+
+def test_one_seed_is_one_run_and_another_seed_is_another(config, tmp_path):
+    def train(name: str, seed: int) -> list[tuple]:
+        run = LocalRun(config(steps=2, max_policy_lag=0, seed=seed, run_dir=str(tmp_path / name)))
+        run.train()
+        return samples_of(run)
+
+    first = train("a", 3)
+    assert train("b", 3) == first
+    assert train("c", 4) != first
+
+
+# ---- faults ----
+
+
+class Broken(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("component", "method"),
+    [
+        ("worker", "generate"),
+        ("worker", "update"),
+        ("verifier", "verify_batch"),
+        ("encoder", "encode"),
+        ("encoder", "score"),
+        ("encoder", "save_part"),
+        ("replay", "insert"),
+        ("replay", "sample"),
+        ("replay", "log"),
+        ("learner", "step"),
+        ("learner", "publish"),
+        ("learner", "save_part"),
+    ],
+)
+def test_error_of_a_component_ends_the_run_at_once_as_it_is(config, component, method):
+    run = LocalRun(config(steps=1000, checkpoint={"every": 2}))
+    target = run.workers[0] if component == "worker" else getattr(run, component)
+    error = Broken(f"{component}.{method} broke")
+
+    def broken(*args):
+        raise error
+
+    async def broken_async(*args):
+        raise error
+
+    setattr(target, method, broken_async if component == "worker" else broken)
+    began = time.monotonic()
+    with pytest.raises(Broken) as raised:
+        run.train()
+    assert raised.value is error
+    assert time.monotonic() - began < PROMPT_S
+
+
+@pytest.mark.parametrize("component", ["generate", "encode"])
+def test_error_in_mid_run_leaves_the_last_checkpoint(config, component):
+    calls = 0
+
+    async def around(name, method, args, proceed):
+        nonlocal calls
+        calls += method == component
+        if calls > 3 * PROMPTS:
+            raise Broken(method)
+        return await proceed()
+
+    run = LocalRun(config(steps=1000, checkpoint={"every": 1}, max_policy_lag=0), around=around)
+    with pytest.raises(Broken):
+        run.train()
+    assert len(run.reports) == 3
+    assert run.checkpoints.latest() in (2, 3)  # the error may have met the last one half-written
+
+
+def test_dying_engine_ends_the_run_with_what_it_died_of(config, monkeypatch):
+    def step(self):
+        raise MemoryError("no memory for the cache")
+
+    monkeypatch.setattr(ReferenceEngine, "step", step)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"the engine failed: MemoryError.*no memory for the cache"):
+        LocalRun(config()).train()
+    assert time.monotonic() - began < PROMPT_S
+
+
+def test_worker_that_never_returns_is_named_with_its_group_and_problem(config):
+    run = LocalRun(config(rollout={"workers": 2, "group_timeout_s": 0.5}))
+
+    async def never(request, messages):
+        await asyncio.Event().wait()
+
+    run.workers[1].generate = never
+    began = time.monotonic()
+    with pytest.raises(
+        Deadline, match=r"^rollout-1\.generate took over 0\.5 s: waited for group \d+ \(arithmetic/train/\S+\) on rollout-1$"
+    ):
+        run.train()
+    assert time.monotonic() - began < PROMPT_S
+
+
+@pytest.mark.parametrize(
+    ("component", "method", "waited_for"),
+    [
+        ("verifier", "verify_batch", r"verdicts of group \d+"),
+        ("encoder", "encode", r"features of group \d+"),
+        ("learner", "step", "training step 1"),
+        ("replay", "sample", "a batch from replay"),
+    ],
+)
+def test_any_other_call_that_never_returns_is_named_too(config, component, method, waited_for):
+    run = LocalRun(config(wait_timeout_s=1.0))
+
+    async def never(*args):
+        await asyncio.Event().wait()
+
+    setattr(getattr(run, component), method, never)
+    with pytest.raises(Deadline, match=rf"^{component}\.{method} took over 1 s: waited for {waited_for}"):
+        run.train()
+
+
+def test_wait_that_no_deadline_ends_says_what_is_in_flight(config):
+    """The backstop behind the calls' own deadlines: here they have none, because the handle is broken."""
+
+    async def around(name, method, args, proceed):
+        if method == "generate":
+            await asyncio.Event().wait()
+        return await proceed()
+
+    run = LocalRun(config(wait_timeout_s=0.2, rollout={"group_timeout_s": 0.1}), around=around)
+    with pytest.raises(RuntimeError, match=r"nothing has moved for 0\.5 s at step 0: 0 groups held.*in flight: 0 \(arithmetic/train/"):
+        run.train()
+
+
+def test_generation_may_take_longer_than_any_other_wait(config):
+    """`rollout.group_timeout_s` is the bound of a group, also where it exceeds `wait_timeout_s`."""
+
+    async def around(name, method, args, proceed):
+        if method == "generate":
+            await asyncio.sleep(1.0)
+        return await proceed()
+
+    run = LocalRun(config(steps=1, wait_timeout_s=0.3), around=around)
+    assert run.train() == 1
+
+
+def test_loop_that_is_woken_and_cancelled_at_once_is_cancelled(config):
+    """What ends a run. A cancellation lost in the wait would hold the run up until the backstop, a minute here."""
+
+    async def scenario(turns: int) -> bool:
+        trainer = LocalRun(config()).trainer
+        waiting = asyncio.create_task(trainer._until(lambda: False))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await trainer._notify()
+        for _ in range(turns):  # of the event loop
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting}, timeout=PROMPT_S)
+        return waiting.cancelled()
+
+    assert [asyncio.run(scenario(turns)) for turns in range(8)] == [True] * 8
+
+
+def test_workers_share_the_groups(config):
+    run = LocalRun(config(steps=6, rollout={"workers": 2}))
+    run.train()
+    shares = Counter(row["worker_id"] for row in run.logged())
+    assert shares.keys() == {"rollout-0", "rollout-1"}
+    assert min(shares.values()) >= sum(shares.values()) / 4, shares
+
+
+class FailingJudge(CoinJudge):
+    """Every `period`-th response cannot be scored."""
+
+    def __init__(self, period: int) -> None:
+        self.num = 0
+        self.period = period
+
+    def verdict(self, text: str) -> Verdict:
+        self.num += 1
+        if self.num % self.period == 0:
+            return Verdict(status=VerdictStatus.ERROR, reward=None, detail="no such library")
+        return super().verdict(text)
+
+
+def test_verifier_that_often_fails_stops_the_run(config):
+    run = LocalRun(config(steps=1000, verifier={"max_error_rate": 0.2}), judge=FailingJudge(4))
+    with pytest.raises(VerifierFailure, match=r"could not be scored, more than verifier\.max_error_rate = 0\.2; the last: error \(no such"):
+        run.train()
+    assert run.verifier.num < 200
+
+
+def test_verifier_that_seldom_fails_does_not(config):
+    run = LocalRun(config(steps=8, verifier={"max_error_rate": 0.3}), judge=FailingJudge(4))
+    assert run.train() == 8
+    run.check_valid()
+    unscored = [row for row in run.logged() if row["reward"] is None]
+    assert len(unscored) > 8
+    assert all(row["verdict_status"] == "error" for row in unscored)
+    assert max(metrics["verifier/unscored"] for _, metrics in run.reports) > 0
+
+
+# ---- stopping ----
+
+
+def test_stop_between_two_steps_checkpoints_the_last_one(config):
+    run = LocalRun(config(steps=1000, checkpoint={"every": 1000}))
+    run.on_report = lambda step: run.trainer.stop() if step == 2 else None
+    assert run.train() == 2
+    assert run.checkpoints.steps() == [2]
+
+
+def test_stop_in_mid_step_finishes_the_step_and_checkpoints_it(config):
+    async def around(name, method, args, proceed):
+        if method == "step" and len(run.reports) == 2:
+            run.trainer.stop()
+        return await proceed()
+
+    run = LocalRun(config(steps=1000, checkpoint={"every": 1000}), around=around)
+    assert run.train() == 3
+    assert run.checkpoints.steps() == [3]
+    assert [step for step, _ in run.reports] == [1, 2, 3]
+
+
+def test_stop_while_an_engine_hangs_does_not_wait_for_it(config):
+    async def around(name, method, args, proceed):
+        if method == "generate" and args[0].group_id >= 2 * PROMPTS:
+            run.trainer.stop()
+            await asyncio.Event().wait()
+        return await proceed()
+
+    run = LocalRun(config(steps=1000, checkpoint={"every": 1000}), around=around)
+    began = time.monotonic()
+    step = run.train()
+    assert time.monotonic() - began < PROMPT_S
+    assert 1 <= step <= 2
+    assert run.checkpoints.steps() == [step]
+
+
+def test_stop_during_a_checkpoint_writes_it_whole_and_once(config):
+    async def around(name, method, args, proceed):
+        if method == "save_part":
+            run.trainer.stop()
+        return await proceed()
+
+    run = LocalRun(config(steps=1000, checkpoint={"every": 2}), around=around)
+    assert run.train() == 2
+    assert run.checkpoints.steps() == [2]
+
+
+def test_stopped_run_goes_on_to_its_end(config):
+    settings = config(steps=5, checkpoint={"every": 1000}, max_policy_lag=2)
+    first = LocalRun(settings)
+    first.on_report = lambda step: first.trainer.stop() if step == 2 else None
+    first.train()
+    second = LocalRun(settings)
+    assert second.train() == 5
+    second.check_valid()
+    assert [step for step, _ in second.reports] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_run_killed_anywhere_and_restarted_trains_every_problem_once(config, seed):
+    """Three times the run dies at a random call (a save included) and starts again from its newest checkpoint."""
+    rng = random.Random(seed)
+    settings = config(steps=8, checkpoint={"every": 1}, max_policy_lag=seed % 3)
+    delays = random_delays(rng, most_s=0.005)
+    deaths = [KilledRun(settings, after=rng.randrange(12, 40), delays=delays).dies() for _ in range(3)]
+    assert deaths == [True] * 3  # a step takes 15 calls: none gets to the end
+    run = LocalRun(settings)
+    assert run.train() == 8
+    run.check_valid()
+
+
+class KilledRun:
+    """A run that is gone before its n-th call of a component."""
+
+    def __init__(self, config, *, after: int, delays) -> None:
+        self._left = after
+        self._delays = delays
+        self._killed = asyncio.Event()
+        self._run = LocalRun(config, around=self._around)
+
+    async def _around(self, name, method, args, proceed):
+        self._left -= 1
+        if self._left <= 0:
+            self._killed.set()
+            await asyncio.Event().wait()
+        return await self._delays(name, method, args, proceed)
+
+    def dies(self) -> bool:
+        """Whether it died before its end. Threads in a call still finish it, as a process of its own would."""
+        return asyncio.run(self._train())
+
+    async def _train(self) -> bool:
+        training = asyncio.create_task(self._run.train_async())
+        killed = asyncio.create_task(self._killed.wait())
+        async with asyncio.timeout(BOUND_S):
+            await asyncio.wait({training, killed}, return_when=asyncio.FIRST_COMPLETED)
+        died = not training.done()
+        training.cancel()
+        killed.cancel()
+        await asyncio.wait({training, killed})
+        if not died:
+            training.result()  # a failure of its own is a failure of this test
+        return died
+
+
+# ---- back-pressure and staleness ----
+
+
+@pytest.fixture
+def group_bytes(config, tmp_path) -> int:
+    """What one group of a small run takes in replay."""
+    run = LocalRun(config(steps=1, max_policy_lag=0, run_dir=str(tmp_path / "measured")))
+    sizes = []
+    insert = run.replay.insert
+
+    def measure(*args):
+        result = insert(*args)
+        sizes.append(run.replay.sample(PROMPTS + 1, 0)[1].held_bytes)
+        return result
+
+    run.replay.insert = measure
+    run.train()
+    return sizes[0]
+
+
+def test_run_with_a_replay_in_which_groups_must_wait_finishes(config, group_bytes):
+    """The learner is held until a group was refused, so that they do wait."""
+    refused = asyncio.Event()
+
+    async def around(name, method, args, proceed):
+        if method == "step":
+            await refused.wait()
+        result = await proceed()
+        if method == "insert" and result is InsertResult.FULL:
+            refused.set()
+        return result
+
+    run = LocalRun(config(steps=5, max_policy_lag=2, replay={"max_bytes": int(2.5 * group_bytes)}), around=around)
+    assert run.train() == 5
+    assert refused.is_set()
+    run.check_valid()
+
+
+@pytest.mark.parametrize("groups", [0.5, 1.5])
+def test_replay_too_small_for_a_step_fails_at_once_and_names_the_key(config, group_bytes, groups):
+    cap = int(groups * group_bytes)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=rf"max_bytes = {cap}\b"):
+        LocalRun(config(max_policy_lag=2, replay={"max_bytes": cap})).train()
+    assert time.monotonic() - began < PROMPT_S
+
+
+def test_group_that_comes_three_versions_late_is_dropped_counted_and_readmitted(config):
+    """The others go on meanwhile: one slow group holds up no step."""
+    enough_live = asyncio.Event()
+    attempts: list[tuple[int, int]] = []
+
+    async def around(name, method, args, proceed):
+        result = await proceed()
+        if method == "update" and args[0].version >= 3:
+            enough_live.set()
+        if method == "generate":
+            if args[0].problem.problem_id == slow:
+                attempts.append((args[0].group_id, args[0].attempt))
+            if args[0].group_id == 0:
+                await enough_live.wait()
+        return result
+
+    run = LocalRun(config(steps=7), around=around)
+    slow = next(run.task.problems("train")).problem_id
+    assert run.train() == 7
+    run.check_valid()
+    assert attempts[0] == (0, 0)
+    assert attempts[1][0] > 0
+    assert attempts[1][1] == 1
+    assert run.admission.ledger.dropped_by_reason == {"stale": 1}
+    assert run.reports[-1][1]["groups/dropped_stale"] == 1
+    (attempt,) = {row["attempt"] for row in run.logged() if row["problem_id"] == slow}
+    assert attempt == 1
+    assert 0 not in {row["group_id"] for row in run.logged()}
+
+
+def test_group_that_becomes_stale_in_replay_is_in_the_log_as_stale(config):
+    """Group 0, sampled under version 0, enters replay while step 2 trains: then the bound holds, one step later it does not."""
+    step_2_began, group_0_held = asyncio.Event(), asyncio.Event()
+
+    async def around(name, method, args, proceed):
+        if method == "step" and len(run.reports) == 1:
+            step_2_began.set()
+            await group_0_held.wait()
+        result = await proceed()
+        if method == "generate" and args[0].group_id == 0:
+            await step_2_began.wait()
+        if method == "insert" and args[0].column("group_id")[0].as_py() == 0:
+            assert result is InsertResult.ACCEPTED
+            group_0_held.set()
+        return result
+
+    run = LocalRun(config(steps=6), around=around)
+    slow = next(run.task.problems("train")).problem_id
+    assert run.train() == 6
+    run.check_valid()
+    stale = run.logged("stale")
+    assert [(row["group_id"], row["problem_id"], row["step"], row["index"]) for row in stale] == [
+        (0, slow, 3, index) for index in range(RESPONSES)
+    ]
+    assert all(row["advantage"] is None for row in stale)
+    assert slow in run.trained_problems()
+    assert run.admission.ledger.dropped_by_reason == {"stale": 1}
+
+
+def test_problem_that_is_always_too_late_is_given_up_and_counted(config):
+    """Whatever is sampled for the first problem comes back two versions later; the others suffice for every step."""
+    live = {"version": 0}
+    changed = asyncio.Condition()
+
+    async def around(name, method, args, proceed):
+        result = await proceed()
+        if method == "update":
+            async with changed:
+                live["version"] = args[0].version
+                changed.notify_all()
+        if method == "generate" and args[0].problem.problem_id == slow:
+            async with changed:
+                await changed.wait_for(lambda: live["version"] >= args[0].admitted_version + 3)
+        return result
+
+    run = LocalRun(config(steps=12, max_attempts=2), around=around)
+    slow = next(run.task.problems("train")).problem_id
+    assert run.train() == 12
+    run.check_valid()
+    (given_up,) = run.admission.quarantined
+    assert (given_up.problem.problem_id, given_up.attempts, given_up.reason) == (slow, 2, "stale")
+    assert run.reports[-1][1]["groups/quarantined"] == 1
+    assert slow not in run.trained_problems()
+
+
+# ---- random schedules ----
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_no_schedule_breaks_an_invariant_or_stops_the_run(config, tmp_path, lag):
+    seen_lags: set[int] = set()
+    for seed in range(7):
+        rng = random.Random(f"{lag}/{seed}")
+        settings = config(
+            steps=4,
+            max_policy_lag=lag,
+            seed=seed,
+            run_dir=str(tmp_path / str(seed)),
+            rollout={"workers": rng.choice([1, 2]), "max_sequences": rng.choice([4, 8, 64])},
+            checkpoint={"every": rng.choice([1, 3, 100])},
+        )
+        run = LocalRun(settings, around=random_delays(rng, most_s=0.008))
+        assert run.train() == 4, f"seed {seed}"
+        run.check_valid()
+        assert [step for step, _ in run.reports] == [1, 2, 3, 4]
+        stale = run.admission.ledger.dropped_by_reason.get("stale", 0)
+        assert run.reports[-1][1]["groups/dropped_stale"] <= stale
+        seen_lags |= set(run.lags())
+    assert seen_lags >= set(range(min(lag, 1) + 1)), "the schedules tried nothing"
+
+
+def test_tiny_model_is_a_model_like_any_other(tiny_model):
+    assert resolve_model(tiny_model) == tiny_model

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from learners.weights import (
+    ALIGNMENT,
+    HEAD,
+    PROBED_COLUMNS,
+    WeightSnapshot,
+    fingerprint,
+    fingerprint_by,
+    first_mismatch,
+    load_snapshot,
+    probed_columns,
+    take_snapshot,
+)
+
+INTEGER_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def make_tensors() -> dict[str, Tensor]:
+    """All dtypes weights come in, and sizes that fit no alignment."""
+    return {
+        "embed.weight": draw(11, 7),
+        "norm.weight": draw(7, dtype=torch.float32),
+        "double": draw(3, 5, dtype=torch.float64),
+        "half": draw(1, 1, dtype=torch.float16),
+        "eight_bits": draw(5, 3, dtype=torch.float32).to(torch.float8_e4m3fn),
+        "counts": torch.arange(9),
+        "mask": torch.tensor([True, False, True]),
+        "scalar": torch.tensor(2.5, dtype=torch.bfloat16),
+        "convolution": draw(2, 3, 5),
+        "transposed": draw(7, 11).T,
+    }
+
+
+def flip_bit(tensor: Tensor, index: tuple[int, ...]) -> Tensor:
+    """A copy with the lowest bit of one element flipped."""
+    copy = tensor.clone()
+    copy.view(INTEGER_OF_WIDTH[tensor.element_size()])[index] ^= 1
+    return copy
+
+
+def assert_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert found[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8)), name
+
+
+def test_a_snapshot_gives_back_every_tensor_bit_for_bit() -> None:
+    tensors = make_tensors()
+    snapshot = take_snapshot(tensors.items(), version=3)
+    assert_same_tensors(dict(snapshot.tensors()), tensors)
+    assert snapshot.version == 3
+    assert all(spec.offset % ALIGNMENT == 0 for spec in snapshot.index)
+
+
+def test_a_snapshot_is_a_copy() -> None:
+    weight = draw(4, 4)
+    snapshot = take_snapshot([("w", weight)], version=0)
+    before = weight.clone()
+    weight.zero_()
+    assert_same_tensors(dict(snapshot.tensors()), {"w": before})
+
+
+def test_a_snapshot_can_take_over_the_buffer_of_an_earlier_one() -> None:
+    earlier = take_snapshot(make_tensors().items(), version=0)
+    doubled = {
+        name: tensor if tensor.dtype == torch.bool else (tensor.double() * 2).to(tensor.dtype) for name, tensor in make_tensors().items()
+    }
+    later = take_snapshot(doubled.items(), version=1, into=earlier.buffer)
+    assert later.buffer is earlier.buffer
+    assert_same_tensors(dict(later.tensors()), doubled)
+    assert later.fingerprint == take_snapshot(doubled.items(), version=1).fingerprint
+
+
+def test_a_buffer_of_another_size_is_not_taken_over() -> None:
+    with pytest.raises(ValueError, match="the buffer to reuse has 64 bytes, these tensors need 128"):
+        take_snapshot([("w", draw(33))], version=0, into=np.zeros(64, np.uint8))
+
+
+def test_parameters_with_gradient_can_be_taken() -> None:
+    parameter = torch.nn.Parameter(draw(4, 4))
+    (_, tensor), *_ = take_snapshot([("w", parameter)], version=0).tensors()
+    assert not tensor.requires_grad and torch.equal(tensor, parameter.detach())
+
+
+def test_a_snapshot_survives_a_file_as_a_memory_map(tmp_path: Path) -> None:
+    snapshot = take_snapshot(make_tensors().items(), version=5, tied_to="embed.weight")
+    snapshot.save(tmp_path / "weights")
+    loaded = load_snapshot(tmp_path / "weights")
+    assert isinstance(loaded.buffer, np.memmap)
+    assert_same_tensors(dict(loaded.tensors()), make_tensors())
+    assert (loaded.version, loaded.index, loaded.fingerprint) == (5, snapshot.index, snapshot.fingerprint)
+
+
+def test_protocol_five_keeps_the_weights_out_of_band() -> None:
+    snapshot = take_snapshot([("w", draw(300, 300))], version=1)
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(snapshot, protocol=5, buffer_callback=buffers.append)
+    assert len(data) < 2_000 < snapshot.buffer.nbytes
+    assert [buffer.raw().nbytes for buffer in buffers] == [snapshot.buffer.nbytes]
+    restored = pickle.loads(data, buffers=buffers)
+    assert np.shares_memory(restored.buffer, snapshot.buffer)
+    assert_same_tensors(dict(restored.tensors()), dict(snapshot.tensors()))
+    assert (restored.version, restored.index, restored.fingerprint) == (1, snapshot.index, snapshot.fingerprint)
+
+
+def test_a_snapshot_on_read_only_memory_can_be_read_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    """The object store hands out read-only buffers."""
+    snapshot = take_snapshot(make_tensors().items(), version=0)
+    snapshot.buffer.flags.writeable = False
+    assert_same_tensors(dict(snapshot.tensors()), make_tensors())
+    assert not [str(warning.message) for warning in recwarn]
+
+
+@pytest.mark.parametrize("row", [0, 6, 10])
+def test_the_fingerprint_sees_one_bit_of_a_probed_column(row: int) -> None:
+    weight = draw(11, 64)
+    expected = fingerprint({"w": weight}, version=2)
+    columns = probed_columns("w", 64, 2).tolist()
+    assert len(set(columns)) == PROBED_COLUMNS
+    for column in columns:
+        assert fingerprint({"w": flip_bit(weight, (row, column))}, version=2) != expected
+
+
+def test_a_bit_outside_the_probed_columns_is_seen_at_a_later_version() -> None:
+    weight = draw(3, 16)
+    column = next(c for c in range(16) if c not in probed_columns("w", 16, 0))
+    changed = flip_bit(weight, (1, column))
+    assert fingerprint({"w": changed}, version=0) == fingerprint({"w": weight}, version=0)
+    seen = [version for version in range(50) if fingerprint({"w": changed}, version=version) != fingerprint({"w": weight}, version=version)]
+    assert seen == [version for version in range(50) if column in probed_columns("w", 16, version)]
+    assert seen
+
+
+@pytest.mark.parametrize("name", ["norm.weight", "counts", "convolution", "scalar"])
+def test_the_fingerprint_sees_one_bit_of_any_element_of_what_is_no_matrix(name: str) -> None:
+    tensor = make_tensors()[name]
+    expected = fingerprint({name: tensor}, version=0)
+    for index in np.ndindex(tuple(tensor.shape)):
+        assert fingerprint({name: flip_bit(tensor, index)}, version=0) != expected
+
+
+def test_columns_change_with_the_version_and_the_name_and_are_reproducible() -> None:
+    def draws(name: str, versions: range) -> list[list[int]]:
+        return [probed_columns(name, 576, version).tolist() for version in versions]
+
+    first = draws("a", range(20))
+    assert len({tuple(columns) for columns in first}) == 20
+    assert draws("a", range(20)) == first
+    assert draws("b", range(20)) != first
+    assert all(columns == sorted(set(columns)) and len(columns) == PROBED_COLUMNS for columns in first)
+
+
+def test_a_narrow_matrix_is_probed_whole() -> None:
+    assert probed_columns("w", 3, 0).tolist() == [0, 1, 2]
+
+
+def test_a_tied_head_is_fingerprinted_under_its_own_name_but_sent_once() -> None:
+    tensors = {"embed.weight": draw(11, 64), "norm.weight": draw(64)}
+    snapshot = take_snapshot(tensors.items(), version=4, tied_to="embed.weight")
+    assert [spec.name for spec in snapshot.index] == ["embed.weight", "norm.weight"]
+    assert list(snapshot.fingerprint) == ["embed.weight", "norm.weight", HEAD]
+    assert snapshot.fingerprint[HEAD] == fingerprint({HEAD: tensors["embed.weight"]}, version=4)[HEAD]
+    stale = fingerprint({**tensors, HEAD: draw(11, 64, seed=9)}, version=4)
+    assert first_mismatch(snapshot.fingerprint, stale) == HEAD
+
+
+def test_a_fingerprint_read_column_by_column_equals_the_one_read_directly() -> None:
+    tensors = {"a": draw(11, 64), "b": draw(7), "c": draw(5, 2)}
+
+    def read(name: str, columns: Tensor | None) -> Tensor:
+        """As an engine does it: a one-hot input times the packed matrix."""
+        if columns is None:
+            return tensors[name]
+        one_hot = torch.nn.functional.one_hot(columns, tensors[name].shape[1]).bfloat16()
+        return (one_hot @ tensors[name].T).T
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert fingerprint_by(shapes, read, version=6) == fingerprint(tensors, version=6)
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "norm.weight", HEAD])
+@pytest.mark.parametrize("fault", ["altered", "missing"])
+def test_the_first_mismatch_names_the_tensor(name: str, fault: str) -> None:
+    snapshot = take_snapshot([("embed.weight", draw(8, 8)), ("norm.weight", draw(8))], version=0, tied_to="embed.weight")
+    found: dict[str, Any] = {**snapshot.fingerprint, "of another tensor": "is not looked at"}
+    assert first_mismatch(snapshot.fingerprint, found) is None
+    if fault == "altered":
+        found[name] = found[name][::-1]
+    else:
+        del found[name]
+    assert first_mismatch(snapshot.fingerprint, found) == name
+
+
+def test_snapshots_are_values() -> None:
+    snapshot = take_snapshot([("w", draw(2, 2))], version=0)
+    with pytest.raises(AttributeError):
+        snapshot.version = 1  # type: ignore[misc]
+    assert isinstance(replace(snapshot, version=1), WeightSnapshot)
