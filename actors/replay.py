@@ -44,11 +44,14 @@ class Replay(Checkpointed):
         self._stale: list[pa.RecordBatch] = []  # taken out, not yet in the log
 
     def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int) -> InsertResult:
-        """Offer one group with its verdicts; a refused group is unchanged and may be offered again.
+        """Offer one group with its verdicts. FULL: nothing changed, offer it again; STALE: it goes to the log as such.
 
         Raises ValueError when replay is full with less than one step's groups: waiting would then wait for ever.
         """
-        result = self._buffer.insert(with_verdicts(batch, verdicts), version=version)
+        batch = with_verdicts(batch, verdicts)
+        result = self._buffer.insert(batch, version=version)
+        if result is InsertResult.STALE:
+            self._stale.append(batch)
         if result is InsertResult.FULL and self._buffer.num_groups < self._prompts_per_step:
             raise ValueError(
                 f"replay is full with {self._buffer.num_groups} groups and a step needs prompts_per_step = {self._prompts_per_step}: "

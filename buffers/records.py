@@ -33,7 +33,7 @@ class VerdictStatus(StrEnum):
 
 
 class GroupOutcome(StrEnum):
-    """What became of a group that was accepted into replay."""
+    """What became of a group that was offered to replay."""
 
     TRAINED = "trained"
     STALE = "stale"  # its oldest token was sampled more than max_policy_lag versions before it could be trained on

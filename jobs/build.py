@@ -13,8 +13,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from actors.encoder import HiddenStateEncoder
@@ -25,9 +27,11 @@ from actors.verifier import VerifierPool
 from actors.vllm_engine import engine_environment
 from jobs.components import Components
 from jobs.config import RunConfig
-from jobs.handles import RayHandle
+from jobs.ray_handle import RayHandle
 
 OBJECT_STORE_BYTES = 2 << 30
+TEMP_ROOT = Path("/tmp")
+TEMP_PREFIX = "rx-"
 
 
 @contextmanager
@@ -46,7 +50,8 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    directory = tempfile.mkdtemp(prefix="rx-", dir="/tmp")
+    _remove_orphans()
+    directory = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=TEMP_ROOT)
     try:
         ray.init(
             address="local",
@@ -62,6 +67,14 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_orphans() -> None:
+    """Delete the directories of private Rays whose driver was killed: named after its process id, and ours."""
+    for directory in TEMP_ROOT.glob(f"{TEMP_PREFIX}*-*"):
+        owner = directory.name.removeprefix(TEMP_PREFIX).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)) and directory.stat().st_uid == os.getuid():
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 async def start_components(config: RunConfig, model: str, *, run_id: str, log_directory: str) -> Components:

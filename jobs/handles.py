@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 
@@ -44,25 +43,3 @@ class LocalHandle:
             if not deadline.expired():  # the component's own
                 raise
             raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}") from None
-
-
-class RayHandle:
-    """A Ray actor. `groups` names the concurrency group of methods that have one."""
-
-    def __init__(self, actor: Any, name: str, groups: Mapping[str, str] | None = None) -> None:
-        self.actor = actor
-        self.name = name
-        self._groups = groups or {}
-
-    async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
-        options = {"concurrency_group": self._groups[method]} if method in self._groups else {}
-        remote = getattr(self.actor, method).options(num_returns=returns, **options).remote(*args)
-        bulk, small = ((), remote) if returns == 1 else (tuple(remote[:-1]), remote[-1])
-        try:
-            async with asyncio.timeout(timeout_s) as deadline:
-                value = await small
-        except TimeoutError:
-            if not deadline.expired():  # the actor's own
-                raise
-            raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}") from None
-        return (*bulk, value) if bulk else value

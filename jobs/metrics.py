@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +15,8 @@ class MetricsWriter:
         from tensorboardX import SummaryWriter
 
         self._jsonl = jsonl
+        if resume_step == 0:
+            shutil.rmtree(tensorboard, ignore_errors=True)
         self.history = _keep_until(jsonl, resume_step)
         self._board = SummaryWriter(str(tensorboard), purge_step=resume_step + 1 if resume_step else None)
 

@@ -50,6 +50,8 @@ class RunDirectory:
         return self.path.name
 
     def __enter__(self) -> Self:
+        if self.path.is_dir() and any(self.path.iterdir()) and not any((self.path / name).exists() for name in ("run.lock", "config.json")):
+            raise ConfigError(f"run_dir {self.path} is not empty and holds no run: choose another with --set run_dir=...")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "run.lock", "a+")
@@ -89,8 +91,6 @@ class RunDirectory:
                     f"run_dir {self.path} belongs to a run with another configuration: {', '.join(changed[:3])}"
                     f"{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}; choose another with --set run_dir=..., or delete it"
                 )
-        elif not file.exists() and any(entry.name != "run.lock" for entry in self.path.iterdir()):
-            raise ConfigError(f"run_dir {self.path} is not empty and holds no run: choose another with --set run_dir=...")
         staging = file.with_suffix(".partial")
         staging.write_text(json.dumps(self._config.model_dump(mode="json"), indent=1))
         staging.replace(file)

@@ -113,7 +113,9 @@ class _Session:
         task = make_task(config.task)
         stream = ProblemStream(task, "train", config.seed)
         admission = make_admission(config)
-        if start_step:
+        if start_step == 0:
+            await components.replay.call("forget_log_after", 0, timeout_s=config.wait_timeout_s, waiting_for="the rollout log")
+        else:
             self._console.status(f"restoring the checkpoint of step {start_step}")
             await restore_checkpoint(components, run.checkpoints, start_step, admission, stream, timeout_s=config.wait_timeout_s)
         writer = MetricsWriter(run.metrics, run.tensorboard, resume_step=start_step)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.verifier import VerifierPool, VerifierPoolError
 from actors.config import VerifierConfig
+from actors.verifier import VerifierPool, VerifierPoolError
 from buffers.records import VerdictStatus
 from tasks.config import TaskConfig
 from tasks.registry import make_task

@@ -36,7 +36,7 @@ def test_fewer_than_two_cores_are_pointed_out(cores, status):
 
 @pytest.mark.parametrize(
     ("total", "available", "status"),
-    [(4 * GIB, 4 * GIB, "fail"), (16 * GIB, 5 * GIB, "warn"), (16 * GIB, 9 * GIB, "ok"), (None, None, "warn")],
+    [(4 * GIB, 4 * GIB, "fail"), (16 * GIB, 8 * GIB, "warn"), (16 * GIB, 12 * GIB, "ok"), (None, None, "warn")],
 )
 def test_memory_against_the_need_of_the_quick_start(total, available, status):
     assert status_of(doctor.check_memory(total, available)) == status

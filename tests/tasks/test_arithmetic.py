@@ -80,7 +80,7 @@ def test_without_held_out_questions_the_splits_still_differ() -> None:
 
 
 def test_split_without_any_question_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="held_out_share 0.1"):
+    with pytest.raises(ValueError, match=r"held_out_share 0\.1"):
         only(Kind.SUM, sum_max=0)
 
 
