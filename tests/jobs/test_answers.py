@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from buffers.records import GroupOutcome
+from buffers.rollout_log import RolloutLog
+from buffers.schema import with_outcome, with_scores
+from jobs import answers
+from tests.learners.samples import ragged_groups
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Three steps of one group of four each; a fourth group went stale."""
+    log = RolloutLog(fs.LocalFileSystem(), str(tmp_path / "rollouts"))
+    for step, group in enumerate(ragged_groups(3), start=1):
+        scored = with_scores(group, [0.1, 0.2, 0.3, 0.4], [step, -step, 10 * step, -10 * step])
+        log.append(step, [with_outcome(scored, step, GroupOutcome.TRAINED)])
+    stale = ragged_groups(4)[3]
+    log.append(4, [with_outcome(stale, 4, GroupOutcome.STALE)])
+    return tmp_path
+
+
+def advantages(run_dir: Path, **settings: object) -> list[float]:
+    rows = RolloutLog(fs.LocalFileSystem(), str(run_dir / "rollouts")).read()
+    return answers.select_answers(rows, **{"sort_by": "advantage", "worst": False, "limit": 3, **settings})["advantage"].to_pylist()
+
+
+def test_best_answers_come_first(run_dir: Path):
+    assert advantages(run_dir) == [30, 20, 10]
+
+
+def test_worst_answers_come_first_when_asked_for(run_dir: Path):
+    assert advantages(run_dir, worst=True) == [-30, -20, -10]
+
+
+def test_answers_that_were_not_trained_on_are_left_out(run_dir: Path):
+    assert len(advantages(run_dir, limit=100)) == 12
+
+
+def test_command_prints_the_steps_asked_for(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert answers.main([str(run_dir), "--steps", "2", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "20.000" in shown
+    assert "30.000" not in shown
+
+
+@pytest.mark.parametrize(
+    ("where", "arguments", "message"), [("nowhere", [], "has no rollouts"), ("", ["--steps", "8", "9"], "steps 1 to 4")]
+)
+def test_nothing_to_show_is_one_line_and_exit_2(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], where: str, arguments: list[str], message: str
+):
+    assert answers.main([str(run_dir / where), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
