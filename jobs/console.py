@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 SHOWN_STEPS = 14
-COLUMNS: tuple[tuple[str, str, str], ...] = (
+Column = tuple[str, str, str]
+COLUMNS: tuple[Column, ...] = (
     ("reward", "reward/mean", ".2f"),
     ("pass@1", "reward/pass@1", ".2f"),
     ("pass@K", "reward/pass@K", ".2f"),
@@ -94,21 +95,36 @@ class RunConsole:
                 print(text, file=sys.stderr)
 
     def _render(self) -> Group:
+        """Progress, the last steps in as many columns as fit, and what does not fit of the newest step in words below."""
         done = self._rows[-1][0] if self._rows else 0
+        shown, rest = split_columns(self._console.width)
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("step", justify="right")
-        for heading, _, _ in COLUMNS:
-            table.add_column(heading, justify="right")
+        table.add_column("step", justify="right", no_wrap=True)
+        for heading, _, _ in shown:
+            table.add_column(heading, justify="right", width=_column_width(heading))
         for step, metrics in self._rows[-SHOWN_STEPS:]:
-            table.add_row(str(step), *(cell(metrics, name, form) for _, name, form in COLUMNS))
+            table.add_row(str(step), *(cell(metrics, name, form) for _, name, form in shown))
         progress = Table.grid(padding=(0, 1))
-        progress.add_row(
-            Text(self._title, style="bold"),
-            ProgressBar(total=self._total_steps, completed=done, width=30),
-            f"{done}/{self._total_steps}",
-            self._status,
-        )
-        return Group(progress, table)
+        bar = ProgressBar(total=self._total_steps, completed=done, width=20)
+        progress.add_row(Text(self._title, style="bold"), bar, f"{done}/{self._total_steps}", self._status)
+        newest = self._rows[-1][1] if self._rows else {}
+        words = ", ".join(f"{heading} {cell(newest, name, form)}" for heading, name, form in rest)
+        return Group(progress, table, Text(words, style="dim")) if words and newest else Group(progress, table)
+
+
+def split_columns(width: int) -> tuple[Sequence[Column], Sequence[Column]]:
+    """The columns that fit into `width` characters beside the step, in order, and the others."""
+    used = len("step")
+    for number, (heading, _, _) in enumerate(COLUMNS):
+        used += 2 + _column_width(heading)
+        if used > width:
+            return COLUMNS[:number], COLUMNS[number:]
+    return COLUMNS, ()
+
+
+def _column_width(heading: str) -> int:
+    """A heading may break at spaces, figures may not break."""
+    return max(5, *(len(word) for word in heading.split()))
 
 
 def cell(metrics: dict[str, float], name: str, form: str) -> str:

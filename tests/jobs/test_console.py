@@ -1,10 +1,11 @@
 import io
 import math
+import re
 
 import pytest
 from rich.console import Console
 
-from jobs.console import COLUMNS, SHOWN_STEPS, RunConsole, cell
+from jobs.console import COLUMNS, SHOWN_STEPS, RunConsole, cell, split_columns
 
 METRICS = {
     "reward/mean": 0.123,
@@ -26,9 +27,9 @@ FIGURES = "reward 0.12|pass@1 0.25|pass@K 0.75|all ok 12%|none ok 50%|bonus 0.06
 FIGURES += "|tok/s 457|step s 7.9|learner waits 3.2|rollout waits 1.0"
 
 
-def output_of(*, terminal: bool, steps: list[dict[str, float]]) -> str:
+def output_of(*, terminal: bool, steps: list[dict[str, float]], width: int = 220) -> str:
     file = io.StringIO()
-    with RunConsole("repexp mine", 40, Console(file=file, force_terminal=terminal, width=220)) as console:
+    with RunConsole("repexp mine", 40, Console(file=file, force_terminal=terminal, width=width)) as console:
         console.status("starting the engine")
         for step, metrics in enumerate(steps, start=1):
             console.step(step, metrics)
@@ -62,10 +63,21 @@ def test_terminal_shows_the_newest_steps_as_a_table_and_the_summary_below():
     num_steps = SHOWN_STEPS + 3
     last_frame = output_of(terminal=True, steps=[METRICS] * num_steps).rpartition("repexp mine")[2]
     assert f"{num_steps}/40" in last_frame
-    assert all(heading in last_frame for heading, _, _ in COLUMNS)
+    assert all(word in last_frame for heading, _, _ in COLUMNS for word in heading.split())
     rows = [line.split()[0] for line in last_frame.splitlines() if "457" in line]
     assert rows == [str(step) for step in range(4, num_steps + 1)]
     assert "all is well" in last_frame
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 120, 160])
+def test_narrow_terminal_cuts_no_figure_and_says_the_rest_in_words(width):
+    last_frame = output_of(terminal=True, steps=[METRICS], width=width).rpartition("repexp mine")[2]
+    words = set(re.sub(r"\x1b\[[0-9;]*m|,", " ", last_frame).split())
+    assert {cell(METRICS, name, form) for _, name, form in COLUMNS} <= words
+    assert "…" not in last_frame
+    shown, rest = split_columns(width)
+    assert (*shown, *rest) == COLUMNS
+    assert bool(rest) == (width < 120)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
