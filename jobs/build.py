@@ -25,9 +25,9 @@ from actors.replay import Replay
 from actors.rollout import RolloutWorker
 from actors.verifier import VerifierPool
 from actors.vllm_engine import engine_environment
-from jobs.components import Components
 from jobs.config import RunConfig
 from jobs.ray_handle import RayHandle
+from jobs.run import Components
 
 OBJECT_STORE_BYTES = 2 << 30
 TEMP_ROOT = Path("/tmp")

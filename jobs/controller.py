@@ -25,19 +25,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from buffers.admission import Admission
 from buffers.records import GroupRequest, GroupUsage, WeightUpdate
 from buffers.replay import InsertResult
-from jobs import scoring
-from jobs.components import Components, load_everywhere, save_checkpoint
-from jobs.config import RunConfig
 from jobs.handles import Handle
-from learners.checkpoint import CheckpointManager
-from tasks.base import Task
-from tasks.stream import ProblemStream
+from jobs.run import Run, Sampled, Scored, VerdictCounter
 
 STALE = "stale"
-Report = Callable[[int, dict[str, float]], None]
 
 
 @dataclass
@@ -50,6 +43,10 @@ class Tally:
     verify_s: float = 0.0
     checkpoint_s: float = 0.0
     since: float = field(default_factory=time.monotonic)
+
+    def add_scored(self, scored: Scored) -> None:
+        self.encode_s += scored.encode_s
+        self.verify_s += sum(verdict.elapsed_s for verdict in scored.verdicts)
 
     def metrics(self) -> dict[str, float]:
         elapsed_s = time.monotonic() - self.since
@@ -71,39 +68,25 @@ class Tally:
 class Controller:
     """Runs the loops until `config.steps` are trained or a stop is asked for.
 
-    controller = Controller(config, components, task=task, stream=stream, admission=admission, checkpoints=manager, report=writer)
+    controller = Controller(run)
     step = await controller.run(start_step)       # returns the last step trained; a checkpoint of it exists
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        components: Components,
-        *,
-        task: Task,
-        stream: ProblemStream,
-        admission: Admission,
-        checkpoints: CheckpointManager,
-        report: Report,
-    ) -> None:
-        self._config = config
-        self._components = components
-        self._task = task
-        self._stream = stream
-        self._admission = admission
-        self._checkpoints = checkpoints
-        self._report = report
-        self._requests: asyncio.Queue[GroupRequest] = asyncio.Queue(maxsize=admission.capacity)
-        self._sampled: asyncio.Queue[scoring.Sampled] = asyncio.Queue(maxsize=admission.capacity)
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._config = run.config
+        self._admission = run.admission
+        self._requests: asyncio.Queue[GroupRequest] = asyncio.Queue(maxsize=run.admission.capacity)
+        self._sampled: asyncio.Queue[Sampled] = asyncio.Queue(maxsize=run.admission.capacity)
         self._trained: asyncio.Queue[tuple[int, Any]] = asyncio.Queue(maxsize=1)
         self._changed = asyncio.Condition()  # slots, held groups, live version or the stop flag changed
         self._held = 0
         self._step = 0
         self._checkpointed_step = -1
         self._stopping = False
-        self._stuck_after_s = config.rollout.group_timeout_s + 2 * config.wait_timeout_s
+        self._stuck_after_s = run.config.rollout.group_timeout_s + 2 * run.config.wait_timeout_s
         self._tally = Tally()
-        self._verdicts = scoring.VerdictCounter(max_error_rate=config.verifier.max_error_rate)
+        self._verdicts = VerdictCounter(max_error_rate=run.config.verifier.max_error_rate)
 
     def stop(self) -> None:
         """Ask for a graceful stop: the step in progress is finished and a checkpoint is written. Call from the event loop."""
@@ -114,10 +97,10 @@ class Controller:
         """Train from `start_step` (the steps already done). Raises the first exception of any loop."""
         self._step = start_step
         self._checkpointed_step = start_step if start_step else -1
-        self._held = len(await self._components.replay.call("held_ids", timeout_s=self._config.wait_timeout_s, waiting_for="replay"))
+        self._held = len(await self._run.held_ids())
         lanes = max(1, self._config.rollout.max_sequences // self._config.responses_per_prompt)
         loops = [self._admit_loop(), self._publish_loop()]
-        loops += [self._rollout_loop(worker) for _ in range(lanes) for worker in self._components.workers]
+        loops += [self._rollout_loop(worker) for _ in range(lanes) for worker in self._run.components.workers]
         loops += [self._score_loop() for _ in range(self._config.prompts_per_step)]
         try:
             async with asyncio.TaskGroup() as group:
@@ -132,30 +115,29 @@ class Controller:
     async def _admit_loop(self) -> None:
         while True:
             await self._until(lambda: self._admission.free_slots > 0 and not self._stopping)
-            request = self._admission.admit(lambda: next(self._stream))
+            request = self._run.admit()
             await self._requests.put(request)
 
     async def _rollout_loop(self, worker: Handle) -> None:
         """One lane: a worker has as many as it can decode groups at once."""
         while True:
             request = await self._requests.get()
-            sampled = await scoring.generate(self._config, self._task, worker, request)
+            sampled = await self._run.generate(worker, request)
             self._tally.usages.append(sampled.usage)
             await self._sampled.put(sampled)
 
     async def _score_loop(self) -> None:
         while True:
             sampled = await self._sampled.get()
-            scored = await scoring.verify_and_encode(self._config, self._components, sampled)
+            scored = await self._run.verify_and_encode(sampled)
             self._verdicts.add(scored.verdicts)
-            self._tally.encode_s += scored.encode_s
-            self._tally.verify_s += sum(verdict.elapsed_s for verdict in scored.verdicts)
+            self._tally.add_scored(scored)
             await self._insert(scored)
 
-    async def _insert(self, scored: scoring.Scored) -> None:
+    async def _insert(self, scored: Scored) -> None:
         """Put a group into replay, waiting for the next step while it is full."""
         step = self._step
-        while (result := await scoring.insert(self._config, self._components, scored, step)) is InsertResult.FULL:
+        while (result := await self._run.insert(scored, step)) is InsertResult.FULL:
             await self._step_after(step)
             step = self._step
         async with self._changed:
@@ -187,7 +169,7 @@ class Controller:
             await self._until(lambda: self._held >= self._config.prompts_per_step or self._stopping)
             if self._stopping:
                 return None
-            batch, drawn = await scoring.draw(self._config, self._components, self._step)
+            batch, drawn = await self._run.draw(self._step)
             async with self._changed:
                 for group_id in drawn.stale_ids:
                     self._admission.drop(group_id, STALE)
@@ -198,12 +180,9 @@ class Controller:
                 return batch
 
     async def _train(self, batch: Any, wait_s: float) -> None:
-        scored, bonus_metrics = await scoring.add_bonus(self._config, self._components, batch)
-        report = await scoring.learn(self._config, self._components, scored, self._step + 1)
-        (snapshot, version), _ = await asyncio.gather(
-            scoring.weights(self._config, self._components),
-            scoring.log(self._config, self._components, scored, self._step + 1, report),
-        )
+        scored, bonus_metrics = await self._run.add_bonus(batch)
+        report = await self._run.learn(scored, self._step + 1)
+        (snapshot, version), _ = await asyncio.gather(self._run.weights(), self._run.log(scored, self._step + 1, report))
         self._admission.trained(self._drawn.group_ids, version=version)
         await self._trained.put((version, snapshot))
         async with self._changed:
@@ -212,7 +191,7 @@ class Controller:
         metrics = {**report.metrics, **bonus_metrics, **self._tally.metrics(), **self._ledger_metrics(), "time/wait_for_batch_s": wait_s}
         metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - wait_s - self._tally.checkpoint_s
         self._tally = Tally()
-        self._report(self._step, metrics)
+        self._run.report(self._step, metrics)
 
     def _ledger_metrics(self) -> dict[str, float]:
         ledger = self._admission.ledger
@@ -226,7 +205,7 @@ class Controller:
     async def _publish_loop(self) -> None:
         while True:
             version, snapshot = await self._trained.get()
-            updates = await load_everywhere(self._components, snapshot, timeout_s=self._config.wait_timeout_s)
+            updates = await self._run.load_everywhere(snapshot)
             del snapshot
             self._tally.updates += updates
             async with self._changed:
@@ -235,9 +214,7 @@ class Controller:
 
     async def _checkpoint(self) -> None:
         started = time.monotonic()
-        await save_checkpoint(
-            self._components, self._checkpoints, self._step, self._admission, self._stream, timeout_s=self._config.wait_timeout_s
-        )
+        await self._run.save_checkpoint(self._step)
         self._checkpointed_step = self._step
         self._tally.checkpoint_s += time.monotonic() - started
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from ray.exceptions import RayError, RayTaskError
 
 from jobs.build import close_components, ray_session, start_components
-from jobs.components import Components, make_admission, restore_checkpoint
 from jobs.config import ConfigError, RunConfig
 from jobs.console import RunConsole
 from jobs.controller import Controller
 from jobs.metrics import MetricsWriter
+from jobs.run import Components, Run, make_admission
 from jobs.run_dir import RunDirectory
 from jobs.summary import summary_lines
 from jobs.synchronous import SynchronousTrainer
@@ -84,10 +84,10 @@ EXIT_FAILED = 1
 
 
 class _Session:
-    def __init__(self, config: RunConfig, config_path: str, run: RunDirectory, console: RunConsole, *, synchronous: bool) -> None:
+    def __init__(self, config: RunConfig, config_path: str, directory: RunDirectory, console: RunConsole, *, synchronous: bool) -> None:
         self._config = config
         self._config_path = config_path
-        self._run = run
+        self._directory = directory
         self._console = console
         self._trainer_class = SynchronousTrainer if synchronous else Controller
         self._signal: int | None = None
@@ -102,31 +102,36 @@ class _Session:
         console.status("starting Ray")
         with ray_session(config):
             console.status("starting the engine, the encoder and the learner (about 30 s on two cores)")
-            components = await start_components(config, model, run_id=self._run.run_id, log_directory=str(self._run.rollouts))
+            components = await start_components(config, model, run_id=self._directory.run_id, log_directory=str(self._directory.rollouts))
             try:
                 return await self._train(components, start_step)
             finally:
                 await close_components(components)
 
     async def _train(self, components: Components, start_step: int) -> int:
-        config, run = self._config, self._run
-        task = make_task(config.task)
-        stream = ProblemStream(task, "train", config.seed)
-        admission = make_admission(config)
-        if start_step == 0:
-            await components.replay.call("forget_log_after", 0, timeout_s=config.wait_timeout_s, waiting_for="the rollout log")
-        else:
-            self._console.status(f"restoring the checkpoint of step {start_step}")
-            await restore_checkpoint(components, run.checkpoints, start_step, admission, stream, timeout_s=config.wait_timeout_s)
-        writer = MetricsWriter(run.metrics, run.tensorboard, resume_step=start_step)
+        config, directory = self._config, self._directory
 
         def report(step: int, metrics: dict[str, float]) -> None:
             writer.write(step, metrics)
             self._console.step(step, metrics)
 
-        trainer = self._trainer_class(
-            config, components, task=task, stream=stream, admission=admission, checkpoints=run.checkpoints, report=report
+        task = make_task(config.task)
+        run = Run(
+            config=config,
+            components=components,
+            task=task,
+            stream=ProblemStream(task, "train", config.seed),
+            admission=make_admission(config),
+            checkpoints=directory.checkpoints,
+            report=report,
         )
+        if start_step:
+            self._console.status(f"restoring the checkpoint of step {start_step}")
+            await run.restore_checkpoint(start_step)
+        else:
+            await run.forget_log_after(0)
+        writer = MetricsWriter(directory.metrics, directory.tensorboard, resume_step=start_step)
+        trainer = self._trainer_class(run)
         self._stop_on_signal(trainer)
         self._console.status("sampling the first groups")
         try:
@@ -135,7 +140,7 @@ class _Session:
             writer.close()
         if step >= config.steps:
             await self._export(components)
-        self._console.finish(run.run_id, summary_lines(run, self._config_path, writer.history, config.steps))
+        self._console.finish(directory.run_id, summary_lines(directory, self._config_path, writer.history, config.steps))
         return 0 if self._signal is None else 128 + self._signal
 
     def _stop_on_signal(self, trainer: Controller | SynchronousTrainer) -> None:
@@ -154,10 +159,10 @@ class _Session:
 
     async def _export(self, components: Components) -> None:
         """The final policy under its own name, whole or not at all."""
-        staging = self._run.path / "policy.partial"
+        staging = self._directory.path / "policy.partial"
         shutil.rmtree(staging, ignore_errors=True)
         await components.learner.call(
             "save_policy", str(staging), timeout_s=self._config.wait_timeout_s, waiting_for="the final policy to be written"
         )
-        shutil.rmtree(self._run.policy, ignore_errors=True)
-        staging.replace(self._run.policy)
+        shutil.rmtree(self._directory.policy, ignore_errors=True)
+        staging.replace(self._directory.policy)

@@ -28,10 +28,10 @@ from actors.replay import Replay
 from actors.rollout import RolloutWorker
 from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
-from jobs.components import Components, make_admission, restore_checkpoint
 from jobs.config import RunConfig
 from jobs.controller import Controller
 from jobs.handles import Handle, LocalHandle
+from jobs.run import Components, Run, make_admission
 from jobs.run_dir import RunDirectory
 from jobs.synchronous import SynchronousTrainer
 from tasks.registry import make_task
@@ -115,15 +115,16 @@ class LocalRun:
             config.model, config.learner, temperature=config.sampling.temperature, group_size=config.responses_per_prompt
         )
         self.components = self._components(around)
-        self.trainer = (SynchronousTrainer if synchronous else Controller)(
-            config,
-            self.components,
+        self.run = Run(
+            config=config,
+            components=self.components,
             task=self.task,
             stream=self.stream,
             admission=self.admission,
             checkpoints=self.checkpoints,
             report=self._report,
         )
+        self.trainer = (SynchronousTrainer if synchronous else Controller)(self.run)
 
     def _worker(self, index: int) -> RolloutWorker:
         config = self.config
@@ -166,7 +167,7 @@ class LocalRun:
                 for worker in self.workers:
                     await worker.start()
                 if start_step:
-                    await restore_checkpoint(self.components, self.checkpoints, start_step, self.admission, self.stream, timeout_s=BOUND_S)
+                    await self.run.restore_checkpoint(start_step)
                 return await self.trainer.run(start_step)
         finally:
             for worker in self.workers:

@@ -17,7 +17,7 @@ from buffers.records import Verdict, VerdictStatus
 from buffers.replay import InsertResult
 from jobs.console import COLUMNS
 from jobs.handles import Deadline
-from jobs.scoring import VerifierFailure
+from jobs.run import VerifierFailure
 from learners.models import resolve_model
 from tests.jobs.components_fixture import (
     BOUND_S,

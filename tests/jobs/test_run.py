@@ -1,7 +1,7 @@
 import pytest
 
 from buffers.records import Verdict, VerdictStatus
-from jobs.scoring import VerdictCounter, VerifierFailure
+from jobs.run import VerdictCounter, VerifierFailure
 
 
 def verdicts(num_scored: int, num_unscored: int) -> list[Verdict]:
