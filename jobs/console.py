@@ -64,7 +64,7 @@ class RunConsole:
     def status(self, text: str) -> None:
         self._status = text
         if self._live is None:
-            self._console.print(text, highlight=False)
+            self._console.print(text, highlight=False, soft_wrap=True)
         else:
             self._live.update(self._render())
 
