@@ -18,6 +18,8 @@ from typing import IO, Any, Self
 from jobs.config import ConfigError, RunConfig, changed_keys
 from learners.checkpoint import CheckpointManager
 
+POLICY_STEP = "repexp.json"
+
 
 class RunDirectory:
     """Paths of a run, its lock, and the check that the directory belongs to this configuration."""
@@ -44,6 +46,12 @@ class RunDirectory:
     def policy(self) -> Path:
         """The final policy as a Hugging Face directory."""
         return self.path / "policy"
+
+    @property
+    def policy_step(self) -> int | None:
+        """The step whose policy was exported, if any."""
+        file = self.policy / POLICY_STEP
+        return json.loads(file.read_text())["step"] if file.is_file() else None
 
     @property
     def run_id(self) -> str:

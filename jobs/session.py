@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from jobs.console import RunConsole
 from jobs.controller import Controller
 from jobs.metrics import MetricsWriter
 from jobs.run import Components, Run, make_admission
-from jobs.run_dir import RunDirectory
+from jobs.run_dir import POLICY_STEP, RunDirectory
 from jobs.summary import summary_lines
 from jobs.synchronous import SynchronousTrainer
 from learners.models import EMBEDDED, ModelError, check_model, resolve_model
@@ -33,7 +34,7 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
         raise ConfigError(str(error)) from None
     with RunDirectory(config) as run:
         start_step = _start_step(run, resume)
-        if start_step >= config.steps and run.policy.exists():
+        if start_step >= config.steps and run.policy_step == start_step:
             print(
                 f"{run.path} has all {config.steps} steps already: nothing to do. Train further with "
                 f"--set steps={start_step + 20}, or start anew with --set run_dir=..."
@@ -139,7 +140,7 @@ class _Session:
         finally:
             writer.close()
         if step >= config.steps:
-            await self._export(components)
+            await self._export(components, step)
         self._console.finish(directory.run_id, summary_lines(directory, self._config_path, writer.history, config.steps))
         return 0 if self._signal is None else 128 + self._signal
 
@@ -157,12 +158,13 @@ class _Session:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop, number)
 
-    async def _export(self, components: Components) -> None:
+    async def _export(self, components: Components, step: int) -> None:
         """The final policy under its own name, whole or not at all."""
         staging = self._directory.path / "policy.partial"
         shutil.rmtree(staging, ignore_errors=True)
         await components.learner.call(
             "save_policy", str(staging), timeout_s=self._config.wait_timeout_s, waiting_for="the final policy to be written"
         )
+        (staging / POLICY_STEP).write_text(json.dumps({"step": step}))
         shutil.rmtree(self._directory.policy, ignore_errors=True)
         staging.replace(self._directory.policy)

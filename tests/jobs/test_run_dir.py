@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from jobs.config import RunConfig
+from jobs.run_dir import POLICY_STEP, RunDirectory
+
+
+def run_directory(path: Path) -> RunDirectory:
+    return RunDirectory(RunConfig(run_dir=str(path / "run")))
+
+
+def test_policy_of_an_earlier_end_is_told_apart_from_the_latest(tmp_path: Path):
+    run = run_directory(tmp_path)
+    assert run.policy_step is None
+    run.policy.mkdir(parents=True)
+    assert run.policy_step is None  # written by someone else, or half
+    (run.policy / POLICY_STEP).write_text(json.dumps({"step": 40}))
+    assert run.policy_step == 40
+
+
+def test_lock_is_free_again_after_the_run(tmp_path: Path):
+    for _ in range(2):
+        with run_directory(tmp_path) as run:
+            assert (run.path / "config.json").is_file()
