@@ -248,7 +248,7 @@ def _read(
     name: str,
     columns: Tensor | None,
 ) -> Tensor:
-    """Columns of the Hugging Face matrix `name` (or a whole vector) as the live vLLM module computes with them.
+    """Columns of the Hugging Face matrix `name` (or a whole vector), as the live vLLM module, fused or not, computes with them.
 
     Raises EngineError where the model has no such module.
     """
@@ -258,15 +258,13 @@ def _read(
     module = modules.get(f"{parent}.{fused}" if parent else fused)
     if module is None:
         raise EngineError(f"the engine has no module for tensor {name}")
-    if columns is None:
-        weight: Tensor = getattr(module, parameter)
-        return weight
     rows = slice(0, shapes[name][0])
     if fused != leaf:
         parts = [shapes[f"{parent}.{part}.{parameter}"][0] for part in packed[fused]]
         position = list(packed[fused]).index(leaf)
         rows = slice(sum(parts[:position]), sum(parts[: position + 1]))
-    return _columns_of(module, columns)[rows]
+    values: Tensor = getattr(module, parameter) if columns is None else _columns_of(module, columns)
+    return values[rows]
 
 
 def _columns_of(module: Any, columns: Tensor) -> Tensor:
