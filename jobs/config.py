@@ -8,8 +8,6 @@ Every problem is a ConfigError with one line a person can act on. Importing this
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import tomllib
 import types
 import typing
@@ -94,21 +92,19 @@ class RunConfig(BaseModel):
         return self.prompts_per_step * self.responses_per_prompt
 
 
-CHANGEABLE_ON_RESUME = {"run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "encoder", "checkpoint"}
-"""Top-level keys that say how long or with what means a run goes on, not what it computes."""
-
-
-def identity(config: RunConfig) -> str:
-    """A short hash of what the run computes; a run directory holds one identity."""
-    data = config.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME)
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+CHANGEABLE_ON_RESUME = (
+    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint"),
+    *("encoder.threads", "encoder.tokens_per_batch", "learner.threads", "learner.tokens_per_micro_batch"),
+)
+"""Keys and sections that say how long or with what means a run goes on, not what it computes."""
 
 
 def changed_keys(saved: dict[str, Any], config: RunConfig) -> list[str]:
     """Dotted keys, with both values, in which `config` computes something else than the saved one."""
-    old = _flatten({key: value for key, value in saved.items() if key not in CHANGEABLE_ON_RESUME})
-    new = _flatten(config.model_dump(mode="json", exclude=CHANGEABLE_ON_RESUME))
-    return [f"{key} ({old.get(key)!r} -> {new.get(key)!r})" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    old, new = _flatten(saved), _flatten(config.model_dump(mode="json"))
+    different = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+    fixed = (key for key in different if not any(f"{key}.".startswith(f"{free}.") for free in CHANGEABLE_ON_RESUME))
+    return [f"{key} ({old.get(key)!r} -> {new.get(key)!r})" for key in fixed]
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
