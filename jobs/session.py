@@ -16,14 +16,20 @@ from jobs.build import close_components, ray_session, start_components
 from jobs.config import ConfigError, RunConfig
 from jobs.console import RunConsole
 from jobs.controller import Controller
+from jobs.handles import Deadline
 from jobs.metrics import MetricsWriter
-from jobs.run import Components, Run, make_admission
+from jobs.ray_handle import ActorDied
+from jobs.run import Components, Run, VerifierFailure, make_admission
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from jobs.summary import summary_lines
 from jobs.synchronous import SynchronousTrainer
+from learners.checkpoint import CheckpointError
 from learners.models import EMBEDDED, ModelError, check_model, resolve_model
 from tasks.registry import make_task
 from tasks.stream import ProblemStream
+
+EXIT_FAILED = 1
+NAMED_FAILURES = (ActorDied, Deadline, VerifierFailure, CheckpointError)
 
 
 def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous: bool) -> int:
@@ -48,11 +54,18 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
             except ConfigError:
                 raise
             except Exception as error:  # the seam to the person who started the run
-                console.failed(str(error) if isinstance(error, RayError) else traceback.format_exc(), _failure(run, error))
+                console.failed(_details(error), _failure(run, error))
                 return EXIT_FAILED
             except KeyboardInterrupt:
                 console.failed("", "stopped before the first step; nothing to save")
                 return 128 + signal.SIGINT
+
+
+def _details(error: Exception) -> str:
+    """What is worth reading before the last line: the traceback of a surprise, the cause of a failure with a name."""
+    if isinstance(error, NAMED_FAILURES):
+        return str(error.__cause__ or "")
+    return str(error) if isinstance(error, RayError) else traceback.format_exc()
 
 
 def _failure(run: RunDirectory, error: Exception) -> str:
@@ -79,9 +92,6 @@ def _prepare_environment(config: RunConfig) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-EXIT_FAILED = 1
 
 
 class _Session:
