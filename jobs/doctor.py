@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 GIB = 2**30
-QUICKSTART_MEMORY_GIB = 10  # engine, learner and encoder of the 135M model, Ray, the replay
+QUICKSTART_MEMORY_GIB = 11  # engine, learner and encoder of the 135M model, Ray, the replay
 MIN_MEMORY_GIB = 6
 MIN_SHM_GIB = 2  # Ray's object store: a few versions of the weights (0.27 GB each) and the batches in flight
 MIN_DISK_GIB = 2
