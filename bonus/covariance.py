@@ -1,4 +1,7 @@
-"""The running covariance as a value: `(state, centred features) -> state`. Legend: G groups, K responses, D projected size."""
+"""The running covariance behind memory="run" as a value: `(state, centred features) -> state`.
+
+Legend: G groups, K responses, D projected size.
+"""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +19,7 @@ class CovarianceState:
     """What earlier steps left behind. Kept as sums, so that shards can be added and a checkpoint is exact."""
 
     second_moment_DD: Tensor
-    """P, float64: forgotten sum of x x' over centred features; stays as it was under memory="none"."""
+    """P, float64: forgotten sum of x x' over centred features; absorbed into under memory="run" only."""
     steps: int
     """Steps absorbed."""
     groups: int
@@ -118,9 +121,16 @@ def check_valid(state: CovarianceState) -> None:
     moment_DD = state.second_moment_DD
     if moment_DD.dim() != 2 or moment_DD.shape[0] != moment_DD.shape[1] or moment_DD.dtype != torch.float64:
         raise ValueError(f"second_moment_DD must be a square float64 matrix, got {moment_DD.dtype} {tuple(moment_DD.shape)}")
-    if not moment_DD.isfinite().all() or not torch.allclose(moment_DD, moment_DD.mT, rtol=1e-9, atol=1e-9 * float(moment_DD.abs().max())):
+    if not is_finite_and_symmetric(moment_DD):
         raise ValueError("second_moment_DD must be finite and symmetric")
     numbers = {"steps": state.steps, "groups": state.groups, "energy_sum": state.energy_sum, "energy_rows": state.energy_rows}
     for name, number in numbers.items():
         if not math.isfinite(number) or number < 0:
             raise ValueError(f"{name}={number} must be finite and not negative")
+
+
+def is_finite_and_symmetric(matrix_DD: Tensor) -> bool:
+    """Symmetric up to 1e-9 of its largest entry."""
+    if not matrix_DD.isfinite().all():
+        return False
+    return torch.allclose(matrix_DD, matrix_DD.mT, rtol=1e-9, atol=1e-9 * float(matrix_DD.abs().max()))

@@ -1,6 +1,8 @@
 """What one step's bonuses look like, measured and returned. Legend: G groups, K responses, D projected size.
 
-A value that the step cannot define (no group of two or more valid responses, constant lengths) is None.
+A value that the step cannot define (no group of two or more valid responses, constant lengths) is None; of one group, NaN.
+A "comparable" group has at least two valid responses. X and Sigma are those of the leverage (`bonus.elliptical.centred_leverage`): under
+memory="prompt" X is centred by the mean of all the prompt's responses so far, and Sigma holds all of them.
 """
 
 from dataclasses import dataclass
@@ -15,19 +17,20 @@ NO_SIGNAL_SPREAD = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class BonusDiagnostics:
-    """One step, as numbers. "Raw" is before normalisation and gate; "comparable groups" have at least two valid responses."""
+    """One step, as numbers. "Raw" is before normalisation, gate and staleness discount."""
 
     bonus_mean: float | None
     """Mean over valid responses of the bonus as returned."""
     spread: float | None
-    """Median over comparable groups of the standard deviation (ddof=1) of the raw leverage. Always 0 for groups of two."""
+    """Median over comparable groups of the standard deviation (ddof=1) of the leverage. Always 0 for groups of two without memory."""
     distance_to_saturation: float | None
-    """Mean over comparable groups' valid responses of (1 - 1/K) - leverage, K counting the valid ones. With memory="none" 0 means that the
-    bonus can no longer tell responses apart; with memory="run" it is far from 0 even then."""
+    """Mean over comparable groups' valid responses of (1 - 1/n) - leverage. n counts what the mean is taken over: the group's valid
+    responses, with memory="prompt" the prompt's so far. With memory="none" 0 means that the bonus can no longer tell responses apart; with
+    memory="run" it is far from 0 even then."""
     effective_rank: float
     """Mean over groups of trace(Sigma)^2 / trace(Sigma^2), between 1 and D."""
     ridge_to_energy: float | None
-    """ridge / (trace(X'X) / D), X'X averaged over groups: far below 1 is the saturated regime."""
+    """ridge / (trace(X'X) / D), X'X of a group's own responses, averaged over groups: far below 1 is the saturated regime."""
     length_correlation: float | None
     """Pearson correlation of raw bonus and response length within groups (both less their group mean, then pooled)."""
     gated_out_share: float
@@ -36,36 +39,72 @@ class BonusDiagnostics:
     """Responses without a feature."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupDiagnostics:
+    """The same of every group, float64 of shape (G,), NaN where the group does not define it."""
+
+    spread_G: Tensor
+    """Standard deviation (ddof=1) of the leverage; NaN for a group that is not comparable."""
+    distance_to_saturation_G: Tensor
+    """Mean over valid responses of (1 - 1/n) - leverage; NaN for a group that is not comparable."""
+    effective_rank_G: Tensor
+    """trace(Sigma)^2 / trace(Sigma^2), between 1 and D; always defined."""
+    length_correlation_G: Tensor
+    """Pearson correlation of raw bonus and response length; NaN where either is constant or lengths are not known."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredGroups:
+    """A scored step with all that went into its bonuses, to be measured."""
+
+    centred_GKD: Tensor
+    """X, 0 for an empty response."""
+    prior: Tensor | None
+    """P: D x D, G x D x D, or None for 0."""
+    ridge: float
+    seen_G: Tensor
+    """n, the responses that each group's mean is taken over."""
+    valid_GK: Tensor
+    lengths_GK: Tensor | None
+    leverage_GK: Tensor
+    raw_bonus_GK: Tensor
+    """Before normalisation, gate and staleness discount."""
+    kept_GK: Tensor
+    """The gate's mask."""
+    bonus_GK: Tensor
+    """As returned."""
+
+
 def carries_no_signal(diagnostics: BonusDiagnostics) -> bool:
     """True when the median spread is below 1e-3: the bonus then orders responses almost only where all rewards are equal. Warn once."""
     return diagnostics.spread is not None and diagnostics.spread < NO_SIGNAL_SPREAD
 
 
-def median_spread(leverage_GK: Tensor, valid_GK: Tensor) -> float | None:
-    """Median over comparable groups of the leverage's standard deviation."""
+def spread(leverage_GK: Tensor, valid_GK: Tensor) -> Tensor:
+    """spread_G: the standard deviation of the leverage."""
     _, std_G1 = group_mean_and_std(leverage_GK, valid_GK)
-    std_C = std_G1[:, 0][valid_GK.sum(dim=1) > 1]
-    return float(std_C.quantile(0.5)) if len(std_C) else None
+    return torch.where(valid_GK.sum(dim=1) > 1, std_G1[:, 0], torch.nan)
 
 
-def distance_to_saturation(leverage_GK: Tensor, valid_GK: Tensor) -> float | None:
-    """Mean of (1 - 1/K) - leverage over the valid responses of comparable groups."""
-    count_G1 = valid_GK.sum(dim=1, keepdim=True)
-    distance_GK = 1.0 - 1.0 / count_G1.clamp(min=1) - leverage_GK
-    return _mean(distance_GK[valid_GK & (count_G1 > 1)])
+def below_saturation(leverage_GK: Tensor, valid_GK: Tensor, seen_G: Tensor) -> Tensor:
+    """distance_GK = (1 - 1/n) - leverage, n = `seen_G`; NaN outside the valid responses of comparable groups."""
+    comparable_G1 = valid_GK.sum(dim=1, keepdim=True) > 1
+    distance_GK = 1.0 - 1.0 / seen_G[:, None].clamp(min=1) - leverage_GK
+    return torch.where(valid_GK & comparable_G1, distance_GK, torch.nan)
 
 
-def effective_rank(centred_GKD: Tensor, *, ridge: float, prior: Tensor | None) -> float:
-    """Mean over groups of the participation ratio trace(Sigma)^2 / trace(Sigma^2), with A = lam*I + P and Sigma = A + X'X.
+def effective_rank(centred_GKD: Tensor, *, ridge: float, prior: Tensor | None) -> Tensor:
+    """effective_rank_G: the participation ratio trace(Sigma)^2 / trace(Sigma^2), with A = lam*I + P and Sigma = A + X'X.
 
-    trace(Sigma^2) = ||A||^2 + 2 sum_i x_i' A x_i + ||X X'||^2 (Frobenius), which needs neither eigenvalues nor a D x D matrix per group.
+    trace(Sigma^2) = ||A||^2 + 2 sum_i x_i' A x_i + ||X X'||^2 (Frobenius), which needs neither eigenvalues nor, where P is shared by all
+    groups, a D x D matrix per group.
     """
-    base_DD = ridged(prior, ridge, like=centred_GKD)
-    trace_G = base_DD.trace() + centred_GKD.square().sum(dim=(1, 2))
-    cross_G = (centred_GKD @ base_DD * centred_GKD).sum(dim=(1, 2))
+    base = ridged(prior, ridge, like=centred_GKD)
+    trace_G = base.diagonal(dim1=-2, dim2=-1).sum(-1) + centred_GKD.square().sum(dim=(1, 2))
+    cross_G = (centred_GKD @ base * centred_GKD).sum(dim=(1, 2))
     gram_GKK = centred_GKD @ centred_GKD.mT
-    square_G = base_DD.square().sum() + 2.0 * cross_G + gram_GKK.square().sum(dim=(1, 2))
-    return float((trace_G.square() / square_G).mean())
+    square_G = base.square().sum(dim=(-2, -1)) + 2.0 * cross_G + gram_GKK.square().sum(dim=(1, 2))
+    return trace_G.square() / square_G
 
 
 def ridge_to_energy(centred_GKD: Tensor, *, ridge: float) -> float | None:
@@ -83,38 +122,53 @@ def length_correlation(raw_bonus_GK: Tensor, lengths_GK: Tensor, valid_GK: Tenso
     return float((bonus_GK * length_GK).sum() / (bonus_GK.norm() * length_GK.norm()))
 
 
+def length_correlations(raw_bonus_GK: Tensor, lengths_GK: Tensor, valid_GK: Tensor) -> Tensor:
+    """length_correlation_G: the Pearson correlation of every group by itself; NaN (0 / 0) if either is constant."""
+    bonus_GK = _less_group_mean(raw_bonus_GK, valid_GK)
+    length_GK = _less_group_mean(lengths_GK.double(), valid_GK)
+    correlation_G: Tensor = (bonus_GK * length_GK).sum(dim=1) / (bonus_GK.norm(dim=1) * length_GK.norm(dim=1))
+    return correlation_G
+
+
 def _less_group_mean(values_GK: Tensor, valid_GK: Tensor) -> Tensor:
     """Each value less its group's mean; exactly 0 throughout where what is left is rounding."""
     mean_G1, _ = group_mean_and_std(values_GK, valid_GK)
     deviation_GK = torch.where(valid_GK, values_GK - mean_G1, 0.0)
-    scale = torch.where(valid_GK, values_GK, 0.0).abs().max()
-    return torch.where(deviation_GK.abs() > RELATIVE_ZERO_STD * scale, deviation_GK, 0.0)
+    scale_G1 = torch.where(valid_GK, values_GK, 0.0).abs().amax(dim=1, keepdim=True)
+    return torch.where(deviation_GK.abs() > RELATIVE_ZERO_STD * scale_G1, deviation_GK, 0.0)
 
 
 def _mean(values_N: Tensor) -> float | None:
     return float(values_N.mean()) if len(values_N) else None
 
 
-def diagnose(
-    *,
-    bonus_GK: Tensor,
-    raw_bonus_GK: Tensor,
-    leverage_GK: Tensor,
-    centred_GKD: Tensor,
-    valid_GK: Tensor,
-    kept_GK: Tensor,
-    ridge: float,
-    prior: Tensor | None,
-    lengths_GK: Tensor | None,
-) -> BonusDiagnostics:
-    """Measure one scored step; `kept_GK` is the gate's mask, `prior` the second moment that the step was scored against."""
+def diagnose_groups(scored: ScoredGroups) -> GroupDiagnostics:
+    """Measure every group by itself."""
+    spread_G = spread(scored.leverage_GK, scored.valid_GK)
+    unknown_G = torch.full_like(spread_G, torch.nan)
+    return GroupDiagnostics(
+        spread_G=spread_G,
+        distance_to_saturation_G=below_saturation(scored.leverage_GK, scored.valid_GK, scored.seen_G).nanmean(dim=1),
+        effective_rank_G=effective_rank(scored.centred_GKD, ridge=scored.ridge, prior=scored.prior),
+        length_correlation_G=(
+            unknown_G if scored.lengths_GK is None else length_correlations(scored.raw_bonus_GK, scored.lengths_GK, scored.valid_GK)
+        ),
+    )
+
+
+def diagnose(scored: ScoredGroups, groups: GroupDiagnostics) -> BonusDiagnostics:
+    """Measure the step as a whole; `groups` is what `diagnose_groups` measured."""
+    spread_C = groups.spread_G[~groups.spread_G.isnan()]
+    distance_GK = below_saturation(scored.leverage_GK, scored.valid_GK, scored.seen_G)
     return BonusDiagnostics(
-        bonus_mean=_mean(bonus_GK[valid_GK]),
-        spread=median_spread(leverage_GK, valid_GK),
-        distance_to_saturation=distance_to_saturation(leverage_GK, valid_GK),
-        effective_rank=effective_rank(centred_GKD, ridge=ridge, prior=prior),
-        ridge_to_energy=ridge_to_energy(centred_GKD, ridge=ridge),
-        length_correlation=None if lengths_GK is None else length_correlation(raw_bonus_GK, lengths_GK, valid_GK),
-        gated_out_share=float((~kept_GK.any(dim=1)).double().mean()),
-        num_empty=int((~valid_GK).sum()),
+        bonus_mean=_mean(scored.bonus_GK[scored.valid_GK]),
+        spread=float(spread_C.quantile(0.5)) if len(spread_C) else None,
+        distance_to_saturation=_mean(distance_GK[~distance_GK.isnan()]),
+        effective_rank=float(groups.effective_rank_G.mean()),
+        ridge_to_energy=ridge_to_energy(scored.centred_GKD, ridge=scored.ridge),
+        length_correlation=(
+            None if scored.lengths_GK is None else length_correlation(scored.raw_bonus_GK, scored.lengths_GK, scored.valid_GK)
+        ),
+        gated_out_share=float((~scored.kept_GK.any(dim=1)).double().mean()),
+        num_empty=int((~scored.valid_GK).sum()),
     )

@@ -4,6 +4,8 @@ Legend: G groups, K responses per group, D projected size; `valid_GK` is False w
 Source of the equations: arXiv:2510.11686.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,8 @@ RELATIVE_ZERO_STD = 1e-9
 def leverage(features_GKD: Tensor, *, ridge: float, prior: Tensor | None = None, valid_GK: Tensor | None = None) -> Tensor:
     """Centre each group and return its leverage_GK; see `centre` and `centred_leverage`.
 
-    `prior` is the second moment P (D x D) that all groups share, None for 0. ValueError for a feature that is not finite, naming where.
+    `prior` is the second moment P: D x D where all groups share it, G x D x D where each has its own, None for 0. ValueError for a
+    feature that is not finite, naming where.
     """
     if valid_GK is None:
         valid_GK = torch.ones(features_GKD.shape[:2], dtype=torch.bool, device=features_GKD.device)
@@ -30,7 +33,7 @@ def centre(features_GKD: Tensor, valid_GK: Tensor) -> Tensor:
     Features are first taken relative to the group's first valid one, which leaves x unchanged and makes identical ones exactly 0.
     ValueError for wrong shapes and for a valid feature that is not finite.
     """
-    _check_features(features_GKD, valid_GK)
+    check_features(features_GKD, valid_GK)
     features_GKD = features_GKD.double()
     first_G11 = valid_GK.int().argmax(dim=1)[:, None, None]
     reference_G1D = features_GKD.take_along_dim(first_G11, dim=1)
@@ -43,16 +46,16 @@ def centre(features_GKD: Tensor, valid_GK: Tensor) -> Tensor:
 def centred_leverage(centred_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
     """leverage_i = x_i' (lam*I + P + X'X)^-1 x_i for each row x_i of each centred group X (arXiv:2510.11686).
 
-    In [0, 1 - 1/K]: a centred row never has more. The authors build and invert a D x D matrix per group; this takes the cheaper of the
-    primal (K >= D) and the dual form (K < D). Relative error against an SVD, D=32, K=8: primal 2e-15 throughout; dual 7e-13 at
-    trace(X'X) / lam = 1e5 (the authors' setting), 5e-11 at 1e7, 8e-9 at 1e9.
+    In [0, 1 - 1/K]: a row centred by its group never has more. The authors carry the D x D inverse through one rank-one update a response;
+    this takes the cheaper of the primal (K >= D, or a P of each group's own) and the dual form (K < D). Relative error against an SVD,
+    D=32, K=8: primal 2e-15 throughout; dual 7e-13 at trace(X'X) / lam = 1e5 (the authors' setting), 5e-11 at 1e7, 8e-9 at 1e9.
     """
     if not ridge > 0:
         raise ValueError(f"ridge={ridge} must be > 0")
-    _, K, D = centred_GKD.shape
-    if prior is not None and prior.shape != (D, D):
-        raise ValueError(f"prior has shape {tuple(prior.shape)}, features need ({D}, {D})")
-    form = primal_leverage if K >= D else dual_leverage
+    G, K, D = centred_GKD.shape
+    if prior is not None and prior.shape not in {(D, D), (G, D, D)}:
+        raise ValueError(f"prior has shape {tuple(prior.shape)}, features need ({D}, {D}) or ({G}, {D}, {D})")
+    form = primal_leverage if K >= D or (prior is not None and prior.dim() == 3) else dual_leverage
     return form(centred_GKD, ridge=ridge, prior=prior)
 
 
@@ -64,21 +67,28 @@ def primal_leverage(centred_GKD: Tensor, *, ridge: float, prior: Tensor | None =
 
 
 def dual_leverage(centred_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
-    """leverage = diag((I + B)^-1 B) with B = X (lam*I + P)^-1 X', one K x K Cholesky per group, batched; P is factored once for all."""
+    """leverage = diag((I + B)^-1 B) with B = X (lam*I + P)^-1 X', one K x K Cholesky per group, batched; a shared P is factored once."""
     if prior is None:
         gram_GKK = centred_GKD @ centred_GKD.mT / ridge
     else:
-        factor_DD = torch.linalg.cholesky(ridged(prior, ridge, like=centred_GKD))
-        rows_DN = torch.linalg.solve_triangular(factor_DD, centred_GKD.flatten(0, 1).mT, upper=False)
-        whitened_GKD = rows_DN.mT.reshape(centred_GKD.shape)
+        whitened_GKD = whiten(centred_GKD.flatten(0, 1), ridge=ridge, prior=prior).view_as(centred_GKD)
         gram_GKK = whitened_GKD @ whitened_GKD.mT
     identity_KK = torch.eye(gram_GKK.shape[-1], dtype=gram_GKK.dtype, device=gram_GKK.device)
     hat_GKK = torch.cholesky_solve(gram_GKK, torch.linalg.cholesky(identity_KK + gram_GKK))
     return hat_GKK.diagonal(dim1=1, dim2=2).clamp(min=0.0)
 
 
+def whiten(rows_ND: Tensor, *, ridge: float, prior: Tensor | None) -> Tensor:
+    """L^-1 x of each row x, with L L' = lam*I + P (D x D), so that ||L^-1 x||^2 = x' (lam*I + P)^-1 x."""
+    if prior is None:
+        return rows_ND / math.sqrt(ridge)
+    factor_DD = torch.linalg.cholesky(ridged(prior, ridge, like=rows_ND))
+    whitened_DN: Tensor = torch.linalg.solve_triangular(factor_DD, rows_ND.mT, upper=False)
+    return whitened_DN.mT.contiguous()
+
+
 def ridged(prior: Tensor | None, ridge: float, *, like: Tensor) -> Tensor:
-    """lam*I + P, D x D, with the dtype, device and D of `like`."""
+    """lam*I + P with the shape of P (D x D for none), and the dtype, device and D of `like`."""
     scaled_identity_DD = ridge * torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
     return scaled_identity_DD if prior is None else scaled_identity_DD + prior
 
@@ -141,7 +151,8 @@ def gate_mask(correct_GK: Tensor, gate: Gate) -> Tensor:
     return masks[gate].expand_as(correct_GK)
 
 
-def _check_features(features_GKD: Tensor, valid_GK: Tensor) -> None:
+def check_features(features_GKD: Tensor, valid_GK: Tensor) -> None:
+    """ValueError for wrong shapes and for a valid feature that is not finite, naming its group and response."""
     if features_GKD.dim() != 3 or 0 in features_GKD.shape:
         raise ValueError(f"features must be G x K x D, none of them 0, got {tuple(features_GKD.shape)}")
     if valid_GK.shape != features_GKD.shape[:2] or valid_GK.dtype != torch.bool:

@@ -1,24 +1,27 @@
-"""Scoring and absorbing one step, the only thing the owner of the covariance calls.
+"""Scoring and absorbing one step, the only thing the owner of the state calls.
 
-    state = init_state(config.dim)                                     # or from_state_dict(checkpoint)
+    state = init_state(config.dim)                                     # or from_state_dict(checkpoint), see bonus.state
     for each step, in the recorded order:
-        scored, state = score_step(features_GKD, correct_GK, valid_GK, state, config, lengths_GK=lengths_GK)
-        ... beta * scored.bonus_GK ...; log scored.ridge and scored.diagnostics
+        scored, state = score_step(features_GKD, correct_GK, valid_GK, state, config, lengths_GK=lengths_GK, keys_G=keys_G, lags_GK=lags_GK)
+        ... beta * scored.bonus_GK ...; log scored.ridge, scored.diagnostics and scored.groups
 
 Legend: G groups of the step, K responses per group, D projected size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bonus.config import BonusConfig
-from bonus.covariance import CovarianceState, absorb_energy, auto_ridge, update
-from bonus.diagnostics import BonusDiagnostics, carries_no_signal, diagnose
+from bonus.covariance import absorb_energy, auto_ridge, update
+from bonus.diagnostics import BonusDiagnostics, GroupDiagnostics, ScoredGroups, carries_no_signal, diagnose, diagnose_groups
 from bonus.elliptical import centre, centred_leverage, estimate, gate_mask, normalise_bonus
+from bonus.prompt_memory import absorb, around_prompts
+from bonus.state import BonusState
 
-__all__ = ["BonusDiagnostics", "StepBonus", "carries_no_signal", "score_step"]
+__all__ = ["BonusDiagnostics", "GroupDiagnostics", "StepBonus", "carries_no_signal", "score_step"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,52 +29,80 @@ class StepBonus:
     """The bonuses of one step, float64, unscaled by beta, and how they came about."""
 
     bonus_GK: Tensor
+    leverage_GK: Tensor
+    """Before estimator, normalisation, gate and staleness discount; 0 for an empty response."""
     ridge: float
     diagnostics: BonusDiagnostics
+    groups: GroupDiagnostics
 
 
 def score_step(
     features_GKD: Tensor,
     correct_GK: Tensor,
     valid_GK: Tensor,
-    state: CovarianceState,
+    state: BonusState,
     config: BonusConfig,
     *,
     lengths_GK: Tensor | None = None,
-) -> tuple[StepBonus, CovarianceState]:
-    """Score each group against the prior left by earlier steps plus its own responses, then absorb all groups of the step.
+    keys_G: Sequence[str] | None = None,
+    lags_GK: Tensor | None = None,
+) -> tuple[StepBonus, BonusState]:
+    """Score the groups of a step and absorb them, as one operation; returns the bonuses and the next state.
 
-    No group sees another one of its step, so the order of groups within a step does not matter; the order of steps does, under
-    memory="run". Under memory="none" P is neither read nor changed (arXiv:2510.11686's training), but the energy behind ridge="auto"
-    advances. bonus = gate(normalise(estimator(leverage))), 0 for an empty response. `state` is not modified; features and state share a
-    device. ValueError for wrong shapes and for a feature that is not finite.
+    memory="none": P = 0, each group against its own responses (arXiv:2510.11686's training). memory="run": against the P left by earlier
+    steps plus its own responses; no group sees another one of its step. memory="prompt": the step is absorbed first, then each group is
+    scored against all responses to its prompt (`keys_G`), this step's included. So the order of groups within a step never matters; the
+    order of steps does, with a memory. The energy behind ridge="auto", of group-centred features, advances whatever the memory.
+
+        bonus = staleness_discount^lag * gate(normalise(estimator(leverage)))
+
+    and 0 for an empty response; lag counts the versions between the response's oldest token and the policy that is trained. `state` is not
+    modified; features and state share a device. ValueError for wrong shapes, for a feature that is not finite, for memory="prompt" without
+    `keys_G` and for a staleness_discount below 1 without `lags_GK`.
     """
-    _check_step(features_GKD, correct_GK, lengths_GK, config)
+    _check_step(features_GKD, correct_GK, lengths_GK, keys_G, lags_GK, config)
     centred_GKD = centre(features_GKD, valid_GK)
-    absorb = update if config.memory == "run" else absorb_energy
-    absorbed = absorb(state, centred_GKD, valid_GK, forgetting=config.forgetting)
-    ridge = auto_ridge(absorbed) if config.ridge == "auto" else config.ridge
-    prior = state.second_moment_DD if config.memory == "run" else None
+    absorb_step = update if config.memory == "run" else absorb_energy
+    covariance = absorb_step(state.covariance, centred_GKD, valid_GK, forgetting=config.forgetting)
+    ridge = auto_ridge(covariance) if config.ridge == "auto" else config.ridge
+    prompts = state.prompts
+    seen_G = valid_GK.sum(dim=1)
+    prior = state.covariance.second_moment_DD if config.memory == "run" else None
+    if config.memory == "prompt" and keys_G is not None:
+        prompts = absorb(prompts, keys_G, features_GKD, valid_GK, max_bytes=config.prompt_memory_mib * 2**20)
+        centred_GKD, prior, seen_G = around_prompts(prompts, keys_G, features_GKD, valid_GK)
 
     leverage_GK = centred_leverage(centred_GKD, ridge=ridge, prior=prior)
     raw_bonus_GK = estimate(leverage_GK, config.estimator)
     kept_GK = gate_mask(correct_GK, config.gate)
     bonus_GK = torch.where(kept_GK, normalise_bonus(raw_bonus_GK, valid_GK, config.normalise), 0.0)
-    diagnostics = diagnose(
-        bonus_GK=bonus_GK,
-        raw_bonus_GK=raw_bonus_GK,
-        leverage_GK=leverage_GK,
+    if lags_GK is not None:
+        bonus_GK = bonus_GK * config.staleness_discount ** lags_GK.double()  # times exactly 1 where the discount is off
+    scored = ScoredGroups(
         centred_GKD=centred_GKD,
-        valid_GK=valid_GK,
-        kept_GK=kept_GK,
-        ridge=ridge,
         prior=prior,
+        ridge=ridge,
+        seen_G=seen_G,
+        valid_GK=valid_GK,
         lengths_GK=lengths_GK,
+        leverage_GK=leverage_GK,
+        raw_bonus_GK=raw_bonus_GK,
+        kept_GK=kept_GK,
+        bonus_GK=bonus_GK,
     )
-    return StepBonus(bonus_GK=bonus_GK, ridge=ridge, diagnostics=diagnostics), absorbed
+    groups = diagnose_groups(scored)
+    step = StepBonus(bonus_GK=bonus_GK, leverage_GK=leverage_GK, ridge=ridge, diagnostics=diagnose(scored, groups), groups=groups)
+    return step, BonusState(covariance=covariance, prompts=prompts)
 
 
-def _check_step(features_GKD: Tensor, correct_GK: Tensor, lengths_GK: Tensor | None, config: BonusConfig) -> None:
+def _check_step(
+    features_GKD: Tensor,
+    correct_GK: Tensor,
+    lengths_GK: Tensor | None,
+    keys_G: Sequence[str] | None,
+    lags_GK: Tensor | None,
+    config: BonusConfig,
+) -> None:
     shape_GK = features_GKD.shape[:2]
     if features_GKD.shape[-1] != config.dim:
         raise ValueError(f"features have D={features_GKD.shape[-1]}, the config says dim={config.dim}")
@@ -79,3 +110,9 @@ def _check_step(features_GKD: Tensor, correct_GK: Tensor, lengths_GK: Tensor | N
         raise ValueError(f"correct_GK must be bool {tuple(shape_GK)}, got {correct_GK.dtype} {tuple(correct_GK.shape)}")
     if lengths_GK is not None and lengths_GK.shape != shape_GK:
         raise ValueError(f"lengths_GK must be {tuple(shape_GK)}, got {tuple(lengths_GK.shape)}")
+    if config.memory == "prompt" and keys_G is None:
+        raise ValueError("memory='prompt' needs keys_G: which prompt each group answers")
+    if config.staleness_discount < 1 and lags_GK is None:
+        raise ValueError(f"staleness_discount={config.staleness_discount} needs lags_GK: how old each response is")
+    if lags_GK is not None and (lags_GK.shape != shape_GK or lags_GK.is_floating_point() or bool((lags_GK < 0).any())):
+        raise ValueError(f"lags_GK must be whole numbers >= 0 of shape {tuple(shape_GK)}, got {lags_GK.dtype} {tuple(lags_GK.shape)}")

@@ -87,6 +87,15 @@ def test_a_prior_enters_as_in_the_definition() -> None:
         assert_same(leverage(features_GKD, ridge=0.5, prior=prior), expected_GK)
 
 
+@pytest.mark.parametrize("num_responses", [4, 9])
+def test_groups_may_have_a_prior_each(num_responses: int) -> None:
+    features_GKD = draw(1, 3, num_responses, 6)
+    priors_GDD = torch.stack([draw_prior(seed, 6) for seed in range(3)])
+    leverage_GK = leverage(features_GKD, ridge=0.5, prior=priors_GDD)
+    for group in range(3):
+        assert_same(leverage_GK[group], leverage(features_GKD[group : group + 1], ridge=0.5, prior=priors_GDD[group])[0])
+
+
 @property_test
 @given(seeds, sizes, ridges, scales)
 def test_leverage_lies_between_zero_and_one_minus_one_over_k(seed: int, size: tuple[int, int, int], ridge: float, scale: float) -> None:
@@ -184,6 +193,8 @@ def test_a_mask_a_prior_or_a_ridge_that_does_not_fit_is_refused() -> None:
         leverage(features_GKD, ridge=1.0, valid_GK=torch.ones(2, 4))
     with pytest.raises(ValueError, match="prior"):
         leverage(features_GKD, ridge=1.0, prior=torch.eye(4))
+    with pytest.raises(ValueError, match="prior"):
+        leverage(features_GKD, ridge=1.0, prior=torch.eye(5).expand(3, 5, 5))
     with pytest.raises(ValueError, match="ridge"):
         leverage(features_GKD, ridge=0.0)
 

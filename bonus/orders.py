@@ -1,0 +1,275 @@
+"""In which order the candidates of one pool are verified: novelty, and what it is compared with.
+
+    order_N = order_pool("repexp", pool, config)      # int64, a permutation of the candidates: verify order_N[:k]
+
+Every order is complete and deterministic: ties go to the lowest index, and candidates without a feature (empty responses, `valid_N`
+False) come last, in index order. Legend: N candidates of one prompt, V those with a feature, D projected size.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bonus.config import SelectionConfig
+from bonus.coreset import select
+from bonus.covariance import RIDGE_FLOOR
+from bonus.elliptical import centre
+
+Ridge = float | Literal["auto"]
+
+DETERMINANTAL_RIDGE = 1e-4
+"""Small against the energy 1 of unit-length features: what a pick adds to log det(I + K / ridge) is then what it adds to log det(K)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool:
+    """The candidates of one prompt. Where `valid_N` is False the feature and the log-prob are not read."""
+
+    features_ND: Tensor
+    """Hidden states pooled over each candidate's tokens, projected."""
+    valid_N: Tensor
+    """bool: False for an empty response."""
+    mean_logprob_N: Tensor
+    """Mean log-prob of the candidate's tokens under the sampler, in nats."""
+    lengths_N: Tensor
+    """In tokens."""
+    answers: Sequence[str | None]
+    """The final answer that was read off the response, None where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One way to order a pool; `rank` may leave empty candidates where they fall."""
+
+    description: str
+    rank: Callable[[Pool, SelectionConfig], Tensor]
+
+
+def order_pool(name: str, pool: Pool, config: SelectionConfig) -> Tensor:
+    """The order `name` of `ORDERS`. ValueError for an unknown name and for a pool whose parts do not fit together or are not finite."""
+    if name not in ORDERS:
+        raise ValueError(f"unknown order {name!r}; there are: {', '.join(ORDERS)}")
+    _check_pool(pool, config)
+    return _empty_last(ORDERS[name].rank(pool, config), pool.valid_N)
+
+
+def scored_order(name: str, pool: Pool, config: SelectionConfig) -> tuple[Tensor, Tensor]:
+    """The order repexp or quality, and why: (order_N, score_N), score_N[t] = x' Lambda x of the t-th pick when it was picked, NaN for an
+    empty candidate. ValueError as `order_pool`, and for an order without scores."""
+    if name not in ("repexp", "quality"):
+        raise ValueError(f"the order {name!r} has no scores; repexp and quality have")
+    _check_pool(pool, config)
+    features_VD = (
+        repexp_features(pool.features_ND, pool.valid_N, center=config.center)
+        if name == "repexp"
+        else quality_features(pool.features_ND, pool.valid_N, pool.mean_logprob_N, exponent=config.quality_exponent)
+    )
+    return _greedy(features_VD, pool.valid_N, config.ridge)
+
+
+# -- novelty
+
+
+def repexp_order(features_ND: Tensor, valid_N: Tensor, *, ridge: Ridge, center: Literal["none", "pool"]) -> Tensor:
+    """The paper's Algorithm 1 carried on to the last candidate. Ours: centring over the pool, and ridge "auto" (see `resolve_ridge`)."""
+    return _greedy(repexp_features(features_ND, valid_N, center=center), valid_N, ridge)[0]
+
+
+def quality_order(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tensor, *, ridge: Ridge, exponent: float) -> Tensor:
+    """Novelty weighed with likelihood (ours): the greedy selection over `quality_features`.
+
+    The paper's selection picks a small model's incoherent answers first. On 60 two-digit sums (SmolLM2-135M, pools of 64, 1.1 % right) it
+    finds a right answer among 8 in 0.00 of the problems that have one, random 0.25, the likeliest 8 0.65, this 0.65 (a = 1, lam = 1).
+    """
+    return _greedy(quality_features(features_ND, valid_N, mean_logprob_N, exponent=exponent), valid_N, ridge)[0]
+
+
+def determinantal_order(features_ND: Tensor, valid_N: Tensor) -> Tensor:
+    """Greedy most likely set of a determinantal point process with kernel K = X X', X the centred features at unit length.
+
+    Each pick maximises det(K_S), S the picks so far; det(K_S + r I) with a small r stands for it, so that it goes on where K has no rank
+    left. That is the elliptical selection with ridge r: by Sherman-Morrison a pick multiplies det(I + K_S / r) by 1 + x' Lambda x.
+    """
+    return _greedy(_unit_length(_centred(features_ND[valid_N])), valid_N, DETERMINANTAL_RIDGE)[0]
+
+
+def kmeans_order(features_ND: Tensor, valid_N: Tensor, *, max_clusters: int, seed: int) -> Tensor:
+    """One candidate of every k-means cluster, the one nearest its centre, from the largest cluster to the smallest; then the rest.
+
+    There are min(max_clusters, distinct features) clusters, by scikit-learn: ImportError where that is not installed.
+    """
+    from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # takes a second to import, and only this order needs it
+
+    features_VD = features_ND[valid_N].double()
+    if not len(features_VD):
+        return _among_all(valid_N.new_empty(0, dtype=torch.int64), valid_N)
+    num_clusters = min(max_clusters, len(features_VD.unique(dim=0)))
+    fitted = KMeans(num_clusters, n_init=4, random_state=seed).fit(features_VD.cpu().numpy())
+    cluster_V = torch.from_numpy(fitted.labels_).long().to(features_VD.device)
+    centre_CD = torch.from_numpy(fitted.cluster_centers_).to(features_VD)
+    distance_V = torch.linalg.vector_norm(features_VD - centre_CD[cluster_V], dim=1)
+    members = [(cluster_V == cluster).nonzero()[:, 0] for cluster in cluster_V.unique().tolist()]
+    nearest = [(len(member_X), int(member_X[distance_V[member_X].argmin()])) for member_X in members]
+    first_C = torch.tensor([index for _, index in sorted(nearest, key=lambda each: (-each[0], each[1]))], device=features_VD.device)
+    is_rest_V = torch.ones(len(features_VD), dtype=torch.bool, device=features_VD.device).index_fill(0, first_C, False)
+    return _among_all(torch.cat([first_C, is_rest_V.nonzero()[:, 0]]), valid_N)
+
+
+# -- without features
+
+
+def random_order(num_candidates: int, seed: int) -> Tensor:
+    """A permutation drawn by a generator of its own, on the CPU."""
+    return torch.randperm(num_candidates, generator=torch.Generator().manual_seed(seed))
+
+
+def likeliest_order(mean_logprob_N: Tensor, valid_N: Tensor) -> Tensor:
+    """By mean log-prob, the highest first."""
+    return _among_all(mean_logprob_N[valid_N].argsort(descending=True, stable=True), valid_N)
+
+
+def unlikeliest_order(mean_logprob_N: Tensor, valid_N: Tensor) -> Tensor:
+    """By mean log-prob, the lowest first: novelty without representations."""
+    return _among_all(mean_logprob_N[valid_N].argsort(stable=True), valid_N)
+
+
+def longest_order(lengths_N: Tensor, valid_N: Tensor) -> Tensor:
+    """By number of tokens, the most first: what novelty of mean-pooled features must beat if it is more than length."""
+    return _among_all(lengths_N[valid_N].argsort(descending=True, stable=True), valid_N)
+
+
+def distinct_answers_order(answers: Sequence[str | None]) -> Tensor:
+    """The first candidate of every distinct answer, then every second one, and so on, each in index order; those without an answer last."""
+    seen: defaultdict[str, int] = defaultdict(int)
+    places: list[tuple[float, int]] = []
+    for index, answer in enumerate(answers):
+        places.append((float("inf"), index) if answer is None else (seen[answer], index))
+        if answer is not None:
+            seen[answer] += 1
+    return torch.tensor([index for _, index in sorted(places)], dtype=torch.int64)
+
+
+# -- features of the greedy orders
+
+
+def repexp_features(features_ND: Tensor, valid_N: Tensor, *, center: Literal["none", "pool"]) -> Tensor:
+    """features_VD, float64: as they are, or less their mean over the pool."""
+    features_VD = features_ND[valid_N].double()
+    return features_VD if center == "none" else _centred(features_VD)
+
+
+def quality_features(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tensor, *, exponent: float) -> Tensor:
+    """features_VD = exp(a (l - l_max)) u, float64: u the centred feature at unit length, l the mean log-prob, l_max the pool's highest.
+
+    Ours. The selection over them is the greedy maximum of a determinantal kernel q K q (Kulesza and Taskar 2012) with quality
+    q = exp(a (l - l_max)): an answer e times less likely a token counts as e^a times less new.
+    """
+    unit_VD = _unit_length(_centred(features_ND[valid_N]))
+    if not len(unit_VD):
+        return unit_VD
+    logprob_V = mean_logprob_N[valid_N].double()
+    return (exponent * (logprob_V - logprob_V.max())).exp()[:, None] * unit_VD
+
+
+def resolve_ridge(ridge: Ridge, features_VD: Tensor) -> float:
+    """The number itself; "auto" is the mean energy ||x||^2 of the features used, at least `RIDGE_FLOOR`."""
+    if ridge != "auto":
+        return ridge
+    return max(float(features_VD.square().sum(dim=1).mean()), RIDGE_FLOOR) if len(features_VD) else RIDGE_FLOOR
+
+
+def _centred(features_VD: Tensor) -> Tensor:
+    if not len(features_VD):
+        return features_VD.double()
+    return centre(features_VD[None], torch.ones(1, len(features_VD), dtype=torch.bool, device=features_VD.device))[0]
+
+
+def _unit_length(features_VD: Tensor) -> Tensor:
+    """Each row at length 1; a row of zeros stays."""
+    norm_V1 = torch.linalg.vector_norm(features_VD, dim=1, keepdim=True)
+    return features_VD / torch.where(norm_V1 > 0, norm_V1, 1.0)
+
+
+# -- from those with a feature to all
+
+
+def _greedy(features_VD: Tensor, valid_N: Tensor, ridge: Ridge) -> tuple[Tensor, Tensor]:
+    """Order and scores of all N candidates: the selection carried on to the last, then the empty ones with NaN."""
+    order_V, score_V = select(features_VD, len(features_VD), ridge=resolve_ridge(ridge, features_VD))
+    no_score_E = score_V.new_full((len(valid_N) - len(order_V),), torch.nan)
+    return _among_all(order_V, valid_N), torch.cat([score_V, no_score_E])
+
+
+def _among_all(order_V: Tensor, valid_N: Tensor) -> Tensor:
+    """An order of the candidates with a feature as one of all: the empty ones follow."""
+    return torch.cat([valid_N.nonzero()[:, 0][order_V], (~valid_N).nonzero()[:, 0]])
+
+
+def _empty_last(order_N: Tensor, valid_N: Tensor) -> Tensor:
+    order_N = order_N.to(valid_N.device)
+    return torch.cat([order_N[valid_N[order_N]], (~valid_N).nonzero()[:, 0]])
+
+
+def _check_pool(pool: Pool, config: SelectionConfig) -> None:
+    num = len(pool.valid_N)
+    if pool.features_ND.shape != (num, config.dim):
+        raise ValueError(f"features_ND must be {num} x {config.dim} (dim), got {tuple(pool.features_ND.shape)}")
+    if pool.valid_N.shape != (num,) or pool.valid_N.dtype != torch.bool:
+        raise ValueError(f"valid_N must be bool ({num},), got {pool.valid_N.dtype} {tuple(pool.valid_N.shape)}")
+    if pool.mean_logprob_N.shape != (num,) or pool.lengths_N.shape != (num,) or len(pool.answers) != num:
+        shapes = f"{tuple(pool.mean_logprob_N.shape)}, {tuple(pool.lengths_N.shape)} and {len(pool.answers)}"
+        raise ValueError(f"mean_logprob_N, lengths_N and answers must be of {num} candidates, got {shapes}")
+    for name, finite_N in {
+        "feature": pool.features_ND.isfinite().all(dim=1),
+        "mean log-prob": pool.mean_logprob_N.isfinite(),
+    }.items():
+        broken_X = (pool.valid_N & ~finite_N).nonzero()[:, 0]
+        if len(broken_X):
+            raise ValueError(f"the {name} of candidate {int(broken_X[0])} is not finite ({len(broken_X)} such candidates in this pool)")
+
+
+ORDERS: Mapping[str, Order] = {
+    "repexp": Order(
+        description="most novel first: greedy elliptical selection over hidden states (the paper's)",
+        rank=lambda pool, config: repexp_order(pool.features_ND, pool.valid_N, ridge=config.ridge, center=config.center),
+    ),
+    "quality": Order(
+        description="most novel first, novelty weighed with likelihood (ours)",
+        rank=lambda pool, config: quality_order(
+            pool.features_ND, pool.valid_N, pool.mean_logprob_N, ridge=config.ridge, exponent=config.quality_exponent
+        ),
+    ),
+    "random": Order(
+        description="a random permutation",
+        rank=lambda pool, config: random_order(len(pool.valid_N), config.seed),
+    ),
+    "likeliest": Order(
+        description="highest mean log-prob first",
+        rank=lambda pool, config: likeliest_order(pool.mean_logprob_N, pool.valid_N),
+    ),
+    "unlikeliest": Order(
+        description="lowest mean log-prob first",
+        rank=lambda pool, config: unlikeliest_order(pool.mean_logprob_N, pool.valid_N),
+    ),
+    "longest": Order(
+        description="most tokens first",
+        rank=lambda pool, config: longest_order(pool.lengths_N, pool.valid_N),
+    ),
+    "kmeans": Order(
+        description="one of each k-means cluster of the hidden states first, large clusters before small ones",
+        rank=lambda pool, config: kmeans_order(pool.features_ND, pool.valid_N, max_clusters=config.max_clusters, seed=config.seed),
+    ),
+    "determinantal": Order(
+        description="greedy most likely set of a determinantal point process over directions of hidden states",
+        rank=lambda pool, config: determinantal_order(pool.features_ND, pool.valid_N),
+    ),
+    "distinct_answers": Order(
+        description="one of each distinct answer first",
+        rank=lambda pool, config: distinct_answers_order(pool.answers),
+    ),
+}
+"""Every order by name. `jobs` and reports list them in this order."""

@@ -1,0 +1,208 @@
+"""What is remembered of each prompt's responses, as values: `(memory, step) -> memory`. Behind memory="prompt".
+
+    memory = absorb(memory, keys_G, features_GKD, valid_GK, max_bytes=...)         # the step first,
+    centred_GKD, prior_GDD, seen_G = around_prompts(memory, keys_G, features_GKD, valid_GK)   # then its scores
+
+A prompt is known by its key: the data set's name and the problem's id, never a bare row index. Nothing is forgotten but whole prompts:
+`forgetting` does not apply, since a response to a prompt stays as old as it is however many steps pass before the prompt's next visit.
+Legend: G groups, K responses, D projected size, P prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bonus.covariance import is_finite_and_symmetric
+from bonus.elliptical import centre
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptStats:
+    """All responses to one prompt so far, float64. Mergeable: shards and visits may be absorbed in any order."""
+
+    count: int
+    """n >= 1, empty responses left out."""
+    mean_D: Tensor
+    """mu."""
+    scatter_DD: Tensor
+    """Sum of (h - mu)(h - mu)' = S - n mu mu', S the raw second moment. Kept centred: the difference would cancel."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptMemory:
+    """The prompts of a run, bounded by whoever absorbs."""
+
+    dim: int
+    stats: Mapping[str, PromptStats] = field(default_factory=dict)
+    """By key, the least recently used first."""
+    num_evicted: int = 0
+    """Prompts forgotten over the run for want of room. One that comes back starts anew, and may be counted again."""
+
+
+def init_memory(dim: int) -> PromptMemory:
+    """The memory before the first step."""
+    return PromptMemory(dim=dim)
+
+
+def absorb(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, valid_GK: Tensor, *, max_bytes: int) -> PromptMemory:
+    """Add the responses of a step to their prompts, raw features as they came; empty ones are left out.
+
+    Several groups may share a key: all are added, in any order to the same effect. Then the least recently used prompts are evicted until
+    the rest takes `max_bytes` or less (`nbytes`), but none of this step's. ValueError for features that do not fit or are not finite.
+    """
+    _check_step(memory, keys_G, features_GKD)
+    stats = dict(memory.stats)
+    for key, visit in zip(keys_G, _visits(features_GKD, valid_GK), strict=True):
+        known = stats.pop(key, None)
+        if known is not None and visit is not None:
+            stats[key] = merge_stats(known, visit)
+        elif (only := known or visit) is not None:
+            stats[key] = only
+    return _bounded(stats, memory, keep=frozenset(keys_G), max_bytes=max_bytes)
+
+
+def _visits(features_GKD: Tensor, valid_GK: Tensor) -> list[PromptStats | None]:
+    """The statistics of each group alone, None where it has no response."""
+    centred_GKD = centre(features_GKD, valid_GK)
+    scatter_GDD = centred_GKD.mT @ centred_GKD
+    first_G11 = valid_GK.int().argmax(dim=1)[:, None, None]
+    mean_GD = (features_GKD.double() - centred_GKD).take_along_dim(first_G11, dim=1)[:, 0]  # h = mu + x for every response
+    return [
+        PromptStats(count=count, mean_D=mean_GD[group].clone(), scatter_DD=scatter_GDD[group].clone()) if count else None
+        for group, count in enumerate(valid_GK.sum(dim=1).tolist())
+    ]
+
+
+def merge_stats(a: PromptStats, b: PromptStats) -> PromptStats:
+    """The statistics of both sets of responses (Chan, Golub, LeVeque 1979), with delta = mu_b - mu_a:
+
+    n = n_a + n_b,    mu = mu_a + delta n_b / n,    scatter = scatter_a + scatter_b + delta delta' n_a n_b / n.
+    """
+    count = a.count + b.count
+    delta_D = b.mean_D - a.mean_D
+    return PromptStats(
+        count=count,
+        mean_D=a.mean_D + delta_D * (b.count / count),
+        scatter_DD=a.scatter_DD + b.scatter_DD + torch.outer(delta_D, delta_D) * (a.count * b.count / count),
+    )
+
+
+def _bounded(stats: dict[str, PromptStats], memory: PromptMemory, *, keep: frozenset[str], max_bytes: int) -> PromptMemory:
+    size = _num_bytes(stats, memory.dim)
+    evicted = 0
+    for key in list(stats):
+        if size <= max_bytes or key in keep:  # this step's prompts are the most recently used: nothing to evict follows them
+            break
+        size -= _entry_bytes(key, memory.dim)
+        del stats[key]
+        evicted += 1
+    return PromptMemory(dim=memory.dim, stats=stats, num_evicted=memory.num_evicted + evicted)
+
+
+def around_prompts(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, valid_GK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The groups of an absorbed step seen from their prompts, as `bonus.elliptical.centred_leverage` takes them, float64:
+
+        centred_GKD    x_i = h_i - mu, 0 for an empty response
+        prior_GDD      P = scatter - X'X, the prompt's other responses about the same mu, so that lam*I + P + X'X = lam*I + S - n mu mu'
+        seen_G         n, int64: the leverage is at most 1 - 1/n
+
+    That is the authors' persistent branch, bonus_i = (h_i - mu)' (lam*I + S - n mu mu')^-1 (h_i - mu), this visit included in mu, S and n.
+    Ours: responses are remembered by a key that data sets do not share, and exactly. 0 throughout for a prompt without any response.
+    """
+    _check_step(memory, keys_G, features_GKD)
+    nothing_D = features_GKD.new_zeros(memory.dim, dtype=torch.float64)
+    nothing = PromptStats(count=0, mean_D=nothing_D, scatter_DD=torch.outer(nothing_D, nothing_D))
+    stats_G = [memory.stats.get(key, nothing) for key in keys_G]
+    mean_GD, scatter_GDD = (torch.stack([getattr(stats, name) for stats in stats_G]) for name in ("mean_D", "scatter_DD"))
+    centred_GKD = torch.where(valid_GK[:, :, None], features_GKD.double() - mean_GD[:, None], 0.0)
+    seen_G = torch.tensor([stats.count for stats in stats_G], device=features_GKD.device)
+    return centred_GKD, scatter_GDD - centred_GKD.mT @ centred_GKD, seen_G
+
+
+def merge(a: PromptMemory, b: PromptMemory) -> PromptMemory:
+    """Add two shards: the same as absorbing both histories, those of b being the more recently used. The next `absorb` bounds it."""
+    if a.dim != b.dim:
+        raise ValueError(f"cannot merge memories of D={a.dim} and D={b.dim}")
+    stats = {key: known for key, known in a.stats.items() if key not in b.stats}
+    stats |= {key: merge_stats(a.stats[key], known) if key in a.stats else known for key, known in b.stats.items()}
+    return PromptMemory(dim=a.dim, stats=stats, num_evicted=a.num_evicted + b.num_evicted)
+
+
+def nbytes(memory: PromptMemory) -> int:
+    """Bytes of all statistics and keys: 8 (D^2 + D + 1) and the key, a prompt. What Python adds to hold them is left out."""
+    return _num_bytes(memory.stats, memory.dim)
+
+
+def _num_bytes(stats: Mapping[str, PromptStats], dim: int) -> int:
+    return sum(_entry_bytes(key, dim) for key in stats)
+
+
+def _entry_bytes(key: str, dim: int) -> int:
+    return 8 * (dim * dim + dim + 1) + len(key.encode())
+
+
+def state_dict(memory: PromptMemory) -> dict[str, Tensor | int | list[str]]:
+    """The memory as three tensors (copies, P in the order of `keys`) and what JSON can hold, for a checkpoint."""
+    stats_P = list(memory.stats.values())
+    empty_DD = torch.zeros(memory.dim, memory.dim, dtype=torch.float64)
+    return {
+        "dim": memory.dim,
+        "keys": list(memory.stats),
+        "num_evicted": memory.num_evicted,
+        "count_P": torch.tensor([stats.count for stats in stats_P], dtype=torch.int64),
+        "mean_PD": _stack([stats.mean_D for stats in stats_P], like=empty_DD[0]),
+        "scatter_PDD": _stack([stats.scatter_DD for stats in stats_P], like=empty_DD),
+    }
+
+
+def _stack(tensors: list[Tensor], *, like: Tensor) -> Tensor:
+    return torch.stack(tensors) if tensors else like.new_empty(0, *like.shape)
+
+
+def from_state_dict(saved: Mapping[str, Tensor | int | list[str]]) -> PromptMemory:
+    """Rebuild a memory from `state_dict`. ValueError for missing or unknown keys, for parts that do not fit and for a memory that is not
+    valid, TypeError for a part of the wrong type."""
+    if saved.keys() != state_dict(init_memory(1)).keys():
+        names = state_dict(init_memory(1)).keys()
+        raise ValueError(f"missing {sorted(names - saved.keys())}, unknown {sorted(saved.keys() - names)}")
+    dim, num_evicted, keys = saved["dim"], saved["num_evicted"], saved["keys"]
+    counts_P, mean_PD, scatter_PDD = saved["count_P"], saved["mean_PD"], saved["scatter_PDD"]
+    if not isinstance(counts_P, Tensor) or not isinstance(mean_PD, Tensor) or not isinstance(scatter_PDD, Tensor):
+        raise TypeError("count_P, mean_PD and scatter_PDD must be tensors")
+    if not isinstance(dim, int) or not isinstance(num_evicted, int) or not isinstance(keys, list):
+        raise TypeError("dim and num_evicted must be integers, keys a list")
+    if not len(set(keys)) == len(keys) == len(counts_P) == len(mean_PD) == len(scatter_PDD):
+        lengths = f"{len(counts_P)} counts, {len(mean_PD)} means, {len(scatter_PDD)} scatters"
+        raise ValueError(f"{len(keys)} keys, {len(set(keys))} of them different, do not fit {lengths}")
+    stats = {
+        key: PromptStats(count=count, mean_D=mean_D.clone(), scatter_DD=scatter_DD.clone())
+        for key, count, mean_D, scatter_DD in zip(keys, counts_P.tolist(), mean_PD, scatter_PDD, strict=True)
+    }
+    memory = PromptMemory(dim=dim, stats=stats, num_evicted=num_evicted)
+    check_valid(memory)
+    return memory
+
+
+def check_valid(memory: PromptMemory) -> None:
+    """ValueError, naming the prompt, unless each has a response, and a finite mean and symmetric scatter in float64 of the memory's D."""
+    if memory.num_evicted < 0:
+        raise ValueError(f"num_evicted={memory.num_evicted} must not be negative")
+    for key, stats in memory.stats.items():
+        mean_D, scatter_DD = stats.mean_D, stats.scatter_DD
+        if stats.count < 1:
+            raise ValueError(f"prompt {key!r} has {stats.count} responses, a prompt that is remembered has at least one")
+        if mean_D.shape != (memory.dim,) or scatter_DD.shape != (memory.dim, memory.dim):
+            raise ValueError(f"prompt {key!r} has shapes {tuple(mean_D.shape)}, {tuple(scatter_DD.shape)}, the memory D={memory.dim}")
+        if mean_D.dtype != torch.float64 or scatter_DD.dtype != torch.float64:
+            raise ValueError(f"prompt {key!r} is {mean_D.dtype}, {scatter_DD.dtype}, not float64")
+        if not mean_D.isfinite().all() or not is_finite_and_symmetric(scatter_DD):
+            raise ValueError(f"prompt {key!r} has a mean or a scatter that is not finite, or a scatter that is not symmetric")
+
+
+def _check_step(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor) -> None:
+    if len(keys_G) != len(features_GKD):
+        raise ValueError(f"{len(keys_G)} keys for {len(features_GKD)} groups")
+    if features_GKD.shape[-1] != memory.dim:
+        raise ValueError(f"features have D={features_GKD.shape[-1]}, the memory has D={memory.dim}")
