@@ -1,40 +1,88 @@
-"""Reading an answer out of free text. Exact, linear in the length of the text, and never raises.
+r"""Reading an answer out of free text. Exact, linear in the length of the text, and never raises.
 
-The number rule. The last number of the reply is its answer.
+The number rule (`last_number`). The last number of the reply is its answer.
 * A number is a run of ASCII digits, with thousands commas ("1,234") and a fraction (".5", "7.0") if it has them, that touches no ASCII
-  letter: the digits of "x2" or "7th" are no number. Whatever else surrounds it is ignored: "$7$", "**7**", "7.", "x=7", "\\boxed{7}".
-* A minus sign (ASCII or Unicode) counts when it touches the number and follows neither letter, digit nor closing bracket: "10-3" ends
-  in 3, "is -3" in -3, "10 - 3" in 3.
+  letter: the digits of "x2" or "7th" are no number. Whatever else surrounds it is ignored: "$7$", "**7**", "7.", "x=7", "\boxed{7}".
+* A minus sign (ASCII or Unicode) counts when it touches the number or its dollar sign and follows neither letter, digit nor closing
+  bracket: "10-3" ends in 3, "is -3" in -3, "-$3" in -3, "10 - 3" in 3.
 * Numbers are compared by value as strings of digits, so a number of a million digits costs nothing and trips no conversion limit:
   "007", "7.0" and "+7" are 7, "-0" is 0. "7.5" and "1.2.3" are the last number and equal no integer.
 * Fractions are not evaluated: the last number of "14/2" is 2.
 
-The word rule. The last run of letters is the answer, whatever the case: "The answer is 'Tac'." says tac.
+The stated-number rule (`final_number`), for replies that reason first. The answer stands in the first of these that there is:
+1. the last closed \boxed{...} that is not blank;
+2. after the last "####", or else after the last "answer is" or "Answer:", if a number follows before any letter. A Markdown heading
+   ("#### Step 3", "#### 3. The total") is therefore none;
+3. the last number of the reply.
+In 1 and 2 the answer is the first number, or the first one behind the last "=" of the box or of the computation that follows the
+mark: "the answer is 5 + 10 = 15 dollars" says 15. What follows a number is its unit: "72cm", "72 m^2", "50%" say 72, 72, 50; in 3,
+"4th" and "2x" are no numbers.
+Fractions have their value: "1/2", "\frac{1}{2}" and "0.5" are equal, and so are "1 1/2" and "1.5"; 1/3 is "1/3". Powers, roots and
+π are not evaluated: "2^10" and "2\sqrt{3}" equal no number, and neither do "1/0" and "1/2/3".
+
+The word rule (`last_word`). The last run of letters is the answer, whatever the case: "The answer is 'Tac'." says tac.
+
+The text rule (`final_text`). The last closed \boxed{...} that is not blank, else the last line, without regard to case and spacing.
 """
 
 from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Iterator
+from fractions import Fraction
+from math import gcd
 
-__all__ = ["canonical_number", "last_number", "last_word"]
+__all__ = ["canonical_number", "canonical_text", "canonical_value", "final_number", "final_text", "last_boxed", "last_number", "last_word"]
 
 _MINUS = "-\u2212\ufe63\uff0d"
 
-# Every quantifier is possessive or backtracks at most one step, and no match starts inside a run that has failed: linear time.
-_NUMBER = re.compile(
-    rf"""
-    (?: (?<! [A-Za-z0-9)\]}}] ) [+{re.escape(_MINUS)}] )?  # a sign, not an operator between two terms
-    (?<! [A-Za-z0-9] ) (?<! [0-9]\. )                   # not inside a word, not in the middle of a number
+# Linear time: every quantifier is possessive or backtracks at most one step, and no match starts inside a run that has failed. A run of
+# terms, as in "1/2/3", can be entered at each of them, so it never fails: what would spoil it is consumed as its group "spoilt".
+_SIGN = rf"(?: (?<! [A-Za-z0-9)\]}}] ) [+{re.escape(_MINUS)}] \$? )?"  # a sign, not an operator between two terms
+_START = r"(?<! [A-Za-z0-9] ) (?<! [0-9]\. )"  # not inside a word, not in the middle of a number
+_TERM = r"""
     (?:
-        (?: [0-9]{{1,3}} (?: ,[0-9]{{3}} (?![0-9]) )+ | [0-9]++ )  (?: \.[0-9]++ )*+
+        (?: [0-9]{1,3} (?: ,[0-9]{3} (?![0-9]) )+ | [0-9]++ )  (?: \.[0-9]++ )*+
       | (?<! \. ) \.[0-9]++
     )
-    (?! [A-Za-z0-9] )
-    """,
-    re.VERBOSE,
+"""
+_NUMBER = re.compile(rf"{_SIGN} {_START} {_TERM} (?! [A-Za-z0-9] )", re.VERBOSE)
+
+_VALUE = rf"""
+    (?: [√π] [ ]*+ )?+
+    {_SIGN} {_START} (?<! \^ ) (?<! \^[ ] )           # not the exponent of a unit
+    (?: [0-9]++ [ ] (?= [0-9]++ / [0-9] ) )?+         # the whole part of a mixed number
+    {_TERM} (?: [ ]?+ / [ ]?+ {_TERM} )*+
+    (?: [ ]*+ (?: [√π] [ ]*+ (?: [0-9]++ (?: \.[0-9]++ )?+ )?+ | \^ [ ]*+ -?+ [0-9]++ ) )*+
+"""
+_CODE = "[A-Za-z]++ [-+]?[0-9]"  # as in "7b3" and "1e-5"
+_NO_UNIT = "(?: st | nd | rd | th | [A-Za-z] ) (?! [A-Za-z] )"  # of an ordinal, or a variable's name
+_STATED_VALUE = re.compile(rf"(?P<value> {_VALUE} ) (?P<spoilt> {_CODE} )?+", re.VERBOSE)
+_ANY_VALUE = re.compile(rf"(?P<value> {_VALUE} ) (?P<spoilt> {_CODE} | {_NO_UNIT} )?+", re.VERBOSE)
+_MAX_FRACTION_DIGITS = 100  # of each part: a longer one is not evaluated
+_DIGITS = rf"[0-9]{{0,{_MAX_FRACTION_DIGITS}}} (?: \.[0-9]{{1,{_MAX_FRACTION_DIGITS}}} )?"
+_FRACTION = re.compile(
+    rf"([+{re.escape(_MINUS)}]?) \$? (?: ([0-9]{{1,{_MAX_FRACTION_DIGITS}}}) [ ] )? ({_DIGITS}) / ({_DIGITS})", re.VERBOSE
 )
+_SPACED_OPERATOR = re.compile(r"[ ]*+([/√π^])[ ]*+")
 _WORD = re.compile(r"[^\W\d_]++")
+
+_BRACE = re.compile(r"\\boxed\s*+\{|\\[{}]|[{}]")
+_ANSWER_MARKS = (
+    re.compile(r"####(?![ \t]*+[0-9]++[.):][ \t]++[A-Za-z])"),
+    re.compile(r"answer[ \t*_]*+(?:is\b|[:=])", re.IGNORECASE),
+)
+_BETWEEN_MARK_AND_ANSWER = " \t\r\n*_:"
+_LETTER = re.compile(r"[A-Za-z]")
+_WORD_AFTER_COMPUTATION = re.compile(r"(?<![A-Za-z])(?![xX](?![A-Za-z]))[A-Za-z]")  # an x alone says "times"
+
+_TEXT_COMMAND = re.compile(r"\s*+\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*+\{([^{}]*+)\}\s*+")
+_LATEX_ARGUMENT = r"\s*+(?:\{\s*+(-?+[0-9][0-9,]*+(?:\.[0-9]++)?+)\s*+\}|([0-9]))"
+_LATEX_FRACTION = re.compile(rf"\\[cdt]?frac{_LATEX_ARGUMENT}{_LATEX_ARGUMENT}")
+_LATEX_THOUSANDS = re.compile(r"\{,\}|(?<=[0-9])\\[,!;: ](?=[0-9]{3})")
+_LATEX = re.compile(r"\\([A-Za-z]++|[^A-Za-z\n])?|[{}~]")
+_LATEX_MEANING = {"times": "*", "cdot": "*", "div": "*", "sqrt": "√", "pi": "π", "$": "$", "%": "%", "#": "#"}
 
 
 def last_number(text: str) -> str | None:
@@ -49,14 +97,129 @@ def last_word(text: str) -> str | None:
     return None if word is None else word.casefold()
 
 
+def final_number(text: str) -> str | None:
+    """The number that `text` states as its answer, in canonical form (see `canonical_value`), or None where it states none."""
+    box = last_boxed(text)
+    if box is not None:
+        return _result(_without_latex(box))
+    text = _without_latex(text)
+    for mark in _ANSWER_MARKS:
+        for segment in reversed(mark.split(text)[1:]):  # up to the next mark: no character is read twice
+            value = _value_at_the_start(segment)
+            if value is not None:
+                return value
+    last = deque(_values(_ANY_VALUE, text), maxlen=1)
+    return canonical_value(last[0]["value"]) if last else None
+
+
+def final_text(text: str) -> str | None:
+    """The last box of `text`, else its last line, in canonical form (see `canonical_text`), or None where all is blank."""
+    box = last_boxed(text)
+    if box is not None:
+        unwrapped = _TEXT_COMMAND.fullmatch(box)
+        return canonical_text(unwrapped[1] if unwrapped else box)
+    return canonical_text(text.rstrip().splitlines()[-1]) if text.strip() else None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last closed \boxed{...} that is not blank, the innermost where they nest, or None without any."""
+    opened: list[int | None] = []  # where the content of each open brace starts; None: not a box
+    start, end = -1, -1
+    for match in _BRACE.finditer(text):
+        brace = match.group()
+        if brace == "}":
+            box = opened.pop() if opened else None
+            if box is not None and box > start and text[box : match.start()].strip():
+                start, end = box, match.start()
+        elif brace not in (r"\{", r"\}"):
+            opened.append(match.end() if len(brace) > 1 else None)
+    return text[start:end] if start >= 0 else None
+
+
 def canonical_number(token: str) -> str:
-    """One spelling a value: no plus sign, commas, leading zeros or zero fraction; an ASCII minus except on 0."""
+    """One spelling a value: no plus sign, dollar sign, commas, leading zeros or zero fraction; an ASCII minus except on 0."""
     sign = "-" if token[:1] and token[0] in _MINUS else ""
-    whole, dot, fraction = token.lstrip("+" + _MINUS).replace(",", "").partition(".")
+    whole, dot, fraction = token.lstrip("+$" + _MINUS).replace(",", "").partition(".")
     digits = (whole.lstrip("0") or "0") + (dot + fraction).rstrip("0").rstrip(".")
     return digits if digits == "0" else sign + digits
+
+
+def canonical_value(token: str) -> str:
+    """One spelling a value, of numbers and fractions: a decimal where there is one, else "p/q" in lowest terms.
+
+    What has no value here ("1/0", "1/2/3", "2^10") stays as it is, without spaces around its signs.
+    """
+    if not any(operator in token for operator in "/√π^"):
+        return canonical_number(token)
+    token = _SPACED_OPERATOR.sub(r"\1", token)
+    value = _fraction_value(token.replace(",", ""))
+    return token if value is None else _spelling(value)
+
+
+def canonical_text(text: str) -> str:
+    """Case-folded, with single spaces."""
+    return " ".join(text.split()).casefold()
 
 
 def _last_match(pattern: re.Pattern[str], text: str) -> str | None:
     last = deque(pattern.finditer(text), maxlen=1)
     return last[0].group() if last else None
+
+
+def _values(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    return (match for match in pattern.finditer(text) if match["spoilt"] is None)
+
+
+def _value_at_the_start(segment: str) -> str | None:
+    """The result of the computation that the first line of `segment` starts with; None where a letter comes before any number."""
+    line = segment.lstrip(_BETWEEN_MARK_AND_ANSWER).partition("\n")[0]
+    number = next(_values(_STATED_VALUE, line), None)
+    if number is None or _LETTER.search(line, 0, number.start()):
+        return None
+    word = _WORD_AFTER_COMPUTATION.search(line, number.end())
+    return _result(line[: word.start()] if word else line)
+
+
+def _result(text: str) -> str | None:
+    """The first number behind the last "=", or of all where none follows it."""
+    for part in (text.rpartition("=")[2], text):
+        for number in _values(_STATED_VALUE, part):
+            return canonical_value(number["value"])
+    return None
+
+
+def _fraction_value(token: str) -> Fraction | None:
+    match = _FRACTION.fullmatch(token)
+    if match is None or not (match[3] and match[4]):
+        return None
+    numerator, denominator = Fraction(match[3]), Fraction(match[4])
+    if denominator == 0 or (match[2] and numerator >= denominator):
+        return None
+    value = int(match[2] or 0) + numerator / denominator
+    return -value if match[1] and match[1] in _MINUS else value
+
+
+def _spelling(value: Fraction) -> str:
+    """A decimal ends after k digits where the denominator divides 10^k: it then has no prime factors but 2 and 5."""
+    rest, num_decimals = value.denominator, 0
+    while rest > 1:
+        common = gcd(rest, 10)
+        if common == 1:
+            return f"{value.numerator}/{value.denominator}"
+        rest, num_decimals = rest // common, num_decimals + 1
+    digits = str(abs(value.numerator) * 10**num_decimals // value.denominator).zfill(num_decimals + 1)
+    split = len(digits) - num_decimals
+    return canonical_number(f"{'-' if value < 0 else ''}{digits[:split]}.{digits[split:]}")
+
+
+def _without_latex(text: str) -> str:
+    r"""`text` with "\frac{1}{2}" as "1/2", "1{,}234" as "1,234", and other commands and braces as blanks or the sign they mean."""
+    text = _LATEX_THOUSANDS.sub(lambda match: "," if match.group() == "{,}" else "", text)
+    text = _LATEX_FRACTION.sub(_plain_fraction, text)
+    return _LATEX.sub(lambda match: _LATEX_MEANING.get(match[1] or "", " "), text)
+
+
+def _plain_fraction(match: re.Match[str]) -> str:
+    """A digit before it makes a mixed number."""
+    before = " " if match.string[match.start() - 1 : match.start()].isdigit() else ""
+    return f"{before}{match[1] or match[2]}/{match[3] or match[4]} "

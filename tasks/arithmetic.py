@@ -17,25 +17,25 @@ from hashlib import blake2b
 from itertools import accumulate, count
 from random import Random
 
-from tasks.answers import canonical_number, last_number, last_word
+from tasks.answers import last_number, last_word
 from tasks.arithmetic_questions import MAKERS, Kind, Question
-from tasks.base import Message, Problem, Verdict, VerdictStatus
+from tasks.base import Message, Problem, TaskError, Verdict, judge
 from tasks.config import ArithmeticConfig
 
 __all__ = ["Arithmetic"]
 
 SPLITS = ("train", "test")
 _MAX_DRAWS = 100_000
-_MAX_ANSWER_CHARS = 64  # of an answer as recorded; comparison is of the whole
 
 
 class Arithmetic:
     """The arithmetic task; see the module for the loop that uses it. How an answer is read is stated in `tasks.answers`."""
 
     name: str = "arithmetic"
+    has_verifier: bool = True
 
     def __init__(self, config: ArithmeticConfig, seed: int) -> None:
-        """Raises ValueError where the configuration has no question at all for one of the splits."""
+        """Raises TaskError where the configuration has no question at all for one of the splits."""
         self._config = config
         self._seed = seed
         weights = {kind: float(getattr(config.weights, kind)) for kind in Kind}
@@ -45,7 +45,7 @@ class Arithmetic:
             self.problem(split, 0)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The endless stream of `split`. Raises ValueError for a split other than "train" and "test"."""
+        """The endless stream of `split`. Raises TaskError for a split other than "train" and "test"."""
         _check_split(split)
         return (self.problem(split, index) for index in count())
 
@@ -68,17 +68,13 @@ class Arithmetic:
     def prompt(self, problem: Problem) -> list[Message]:
         return [{"role": "user", "content": problem.question}]
 
+    def final_answer(self, problem: Problem, response: str) -> str | None:
+        """The last word where the answer is a word, else the last number."""
+        return last_word(response) if problem.answer.isalpha() else last_number(response)
+
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Reward 1.0 where the response ends in the answer, else 0.0; UNPARSED (0.0) where it states none."""
-        if problem.answer.isalpha():
-            found, expected = last_word(response), problem.answer.casefold()
-        else:
-            found, expected = last_number(response), canonical_number(problem.answer)
-        if found is None:
-            return Verdict(status=VerdictStatus.UNPARSED, reward=0.0)
-        is_correct = found == expected
-        status = VerdictStatus.CORRECT if is_correct else VerdictStatus.INCORRECT
-        return Verdict(status=status, reward=float(is_correct), answer=found[:_MAX_ANSWER_CHARS])
+        return judge(self.final_answer(problem, response), self.final_answer(problem, problem.answer))
 
     def _draw(self, split: str, index: int) -> tuple[Kind, Question]:
         """The first question of the stream (seed, split, index) that belongs to `split`."""
@@ -88,7 +84,7 @@ class Arithmetic:
             question = MAKERS[kind](rng, self._config)
             if self._config.held_out_share == 0 or self._is_held_out(question) is (split == "test"):
                 return kind, question
-        raise ValueError(
+        raise TaskError(
             f"no question for split '{split}' in {_MAX_DRAWS} draws with held_out_share {self._config.held_out_share}: "
             "too few distinct questions; raise the difficulty, or set held_out_share to 0"
         )
@@ -104,7 +100,7 @@ class Arithmetic:
 
 def _check_split(split: str) -> None:
     if split not in SPLITS:
-        raise ValueError(f"arithmetic has no split '{split}', only {' and '.join(SPLITS)}")
+        raise TaskError(f"arithmetic has no split '{split}', only {' and '.join(SPLITS)}")
 
 
 def _digest(text: str, num_bytes: int) -> bytes:

@@ -2,8 +2,12 @@
 
 task = make_task(config)
 for problem in task.problems("train"):
-    messages = task.prompt(problem)          # chat messages; the rollout worker applies the chat template
-    verdict = task.verify(problem, response)  # exact, pure, fast; hard limits are the verifier pool's business
+    messages = task.prompt(problem)                # chat messages; the rollout worker applies the chat template
+    verdict = task.verify(problem, response)       # exact, pure, fast; hard limits are the verifier pool's business
+    answer = task.final_answer(problem, response)  # what is compared: equal answers are equal strings
+
+Making a task is cheap and touches no file: every verifier process makes one. Files are read by `problems`, and what is wrong with
+them is a TaskError of that call, before its first problem.
 """
 
 from __future__ import annotations
@@ -13,20 +17,28 @@ from typing import Protocol
 
 from buffers.records import Problem, Verdict, VerdictStatus
 
-__all__ = ["Message", "Problem", "Task", "Verdict", "VerdictStatus"]
+__all__ = ["Message", "Problem", "Task", "TaskError", "Verdict", "VerdictStatus", "judge", "with_instruction"]
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
+
+_MAX_ANSWER_CHARS = 64  # of an answer as recorded; comparison is of the whole
+
+
+class TaskError(ValueError):
+    """The task cannot do what is asked: no data, bad data, no such split, no verifier. One line a person can act on."""
 
 
 class Task(Protocol):
     """A source of problems and the judge of their answers. Implementations hold configuration only, no state."""
 
     name: str
+    has_verifier: bool
+    """Whether `verify` can judge. A job that needs verdicts refuses a task without, before it starts anything."""
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Problems of `split` ("train", "test") in a fixed, seeded order. May be endless; ids never repeat.
+        """Problems of `split` ("train", "test", ...) in a fixed order. May be endless; ids never repeat.
 
-        Raises ValueError for a split the task does not have.
+        Raises TaskError for a split the task does not have, and for missing or unusable data.
         """
         ...
 
@@ -34,6 +46,27 @@ class Task(Protocol):
         """Chat messages that pose `problem`."""
         ...
 
-    def verify(self, problem: Problem, response: str) -> Verdict:
-        """Judge `response`. Deterministic; must not raise for any string."""
+    def final_answer(self, problem: Problem, response: str) -> str | None:
+        """The answer that `response` states, in canonical form: one spelling a value. None where it states none.
+
+        Whether the answer is right plays no part: of `problem`, only the form of the answer it asks for does. Never raises.
+        """
         ...
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        """Judge `response`. Deterministic; must not raise for any string, except TaskError where `has_verifier` is False."""
+        ...
+
+
+def judge(found: str | None, expected: str | None) -> Verdict:
+    """The verdict on an answer in canonical form: reward 1.0 where it equals `expected`, else 0.0; UNPARSED (0.0) where there is none."""
+    if found is None:
+        return Verdict(status=VerdictStatus.UNPARSED, reward=0.0)
+    is_correct = found == expected
+    status = VerdictStatus.CORRECT if is_correct else VerdictStatus.INCORRECT
+    return Verdict(status=status, reward=float(is_correct), answer=found[:_MAX_ANSWER_CHARS])
+
+
+def with_instruction(question: str, instruction: str) -> str:
+    """The question, and how to answer it on a line of its own."""
+    return f"{question}\n{instruction}" if instruction else question

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["ArithmeticConfig", "ArithmeticWeights", "TaskConfig"]
+__all__ = ["ArithmeticConfig", "ArithmeticWeights", "Gsm8kConfig", "ParquetConfig", "TaskConfig"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 _MAX_OPERAND = 10**9
@@ -77,14 +77,60 @@ class ArithmeticConfig(BaseModel):
         return self
 
 
+class Gsm8kConfig(BaseModel):
+    """Where GSM8K lies and how its questions are put."""
+
+    model_config = _STRICT
+
+    path: str | None = None
+    """The directory that holds train.parquet and test.parquet, as the hub publishes them (columns question and answer) or with columns
+    prompt and answer. Unset: the folder gsm8k of the directory that the environment variable REPEXP_DATA names."""
+    instruction: str = "Let's think step by step and put the final answer within \\boxed{}."
+    """Appended to every question, on a line of its own. Not part of the problem id."""
+
+
+class ParquetConfig(BaseModel):
+    """Problems of your own, one a row, from .parquet or .jsonl files."""
+
+    model_config = _STRICT
+
+    path: str | None = None
+    """A .parquet or .jsonl file, a directory (all of its .parquet and .jsonl files, by name) or a glob."""
+    prompt_column: str = "prompt"
+    """The question: a string, or a list of chat messages {role, content}."""
+    answer_column: str | None = "answer"
+    """The right answer: a string or a number. Not read with verifier "none"."""
+    id_column: str | None = None
+    """A column of distinct names for the problems. Unset: the row's number, counted over all files, and a digest of its prompt; rows put
+    in before others then change their ids."""
+    split_column: str | None = None
+    """The column that says which split a row belongs to. Unset: "train" and "test" are both all rows."""
+    instruction: str = ""
+    """Appended to every question, or to the last user message, on a line of its own. Not part of the problem id."""
+    verifier: Literal["number", "exact", "none"] = "number"
+    """How an answer is judged. "number": by value, read as GSM8K's are. "exact": the last box or line of the reply is the answer, but for
+    case and spacing. "none": there is nothing to judge by; jobs that need verdicts refuse the task."""
+
+    @model_validator(mode="after")
+    def _verifier_has_answers(self) -> Self:
+        if self.verifier != "none" and self.answer_column is None:
+            raise ValueError(f'verifier = "{self.verifier}" needs an answer_column, which is None: name it, or set the verifier to "none"')
+        return self
+
+
 class TaskConfig(BaseModel):
     """The task a run trains on."""
 
     model_config = _STRICT
 
-    name: Literal["arithmetic"] = "arithmetic"
+    name: Literal["arithmetic", "gsm8k", "parquet"] = "arithmetic"
     """Which task of `tasks.registry.TASKS`."""
     seed: int = 0
-    """Seed of the problem streams; every split draws its own numbers from it. Which questions are held out does not depend on it."""
+    """Seed of the arithmetic task's streams; every split draws its own numbers from it. Which questions are held out does not depend on it.
+    Tasks of files have no use for it."""
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     """The arithmetic task; ignored by other tasks."""
+    gsm8k: Gsm8kConfig = Gsm8kConfig()
+    """The GSM8K task; ignored by other tasks."""
+    parquet: ParquetConfig = ParquetConfig()
+    """The task of your own files; ignored by other tasks."""

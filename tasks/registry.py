@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from tasks.arithmetic import Arithmetic
 from tasks.base import Task
 from tasks.config import TaskConfig
+from tasks.gsm8k import Gsm8k
+from tasks.parquet import ParquetTask
 
 __all__ = ["TASKS", "make_task"]
 
@@ -15,9 +17,17 @@ def _make_arithmetic(config: TaskConfig) -> Task:
     return Arithmetic(config.arithmetic, config.seed)
 
 
-TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {"arithmetic": _make_arithmetic}
+def _make_gsm8k(config: TaskConfig) -> Task:
+    return Gsm8k(config.gsm8k)
+
+
+def _make_parquet(config: TaskConfig) -> Task:
+    return ParquetTask(config.parquet)
+
+
+TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {"arithmetic": _make_arithmetic, "gsm8k": _make_gsm8k, "parquet": _make_parquet}
 
 
 def make_task(config: TaskConfig) -> Task:
-    """The task that `config` names."""
+    """The task that `config` names. Cheap: no data is read before `problems`."""
     return TASKS[config.name](config)

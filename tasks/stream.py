@@ -15,7 +15,7 @@ from itertools import islice
 from random import Random
 from typing import Protocol, runtime_checkable
 
-from tasks.base import Problem, Task
+from tasks.base import Problem, Task, TaskError
 
 __all__ = ["IndexedTask", "ProblemStream"]
 
@@ -37,7 +37,8 @@ class ProblemStream(Iterator[Problem]):
     """
 
     def __init__(self, task: Task, split: str, seed: int) -> None:
-        """Raises ValueError for an empty split, and for one of over a million problems in a task that is not an `IndexedTask`."""
+        """Raises TaskError for an empty split, for one of over a million problems in a task that is not an `IndexedTask`, and where the
+        task's `problems` does."""
         self._identity: dict[str, str | int] = {"task": task.name, "split": split, "seed": seed}
         self._cursor = 0
         self._at: Callable[[int], Problem]
@@ -102,9 +103,9 @@ class _ShuffledEpochs:
 def _read_all(task: Task, split: str) -> list[Problem]:
     problems = list(islice(task.problems(split), MAX_FINITE_PROBLEMS + 1))
     if not problems:
-        raise ValueError(f"task '{task.name}' has no problems in split '{split}'")
+        raise TaskError(f"task '{task.name}' has no problems in split '{split}'")
     if len(problems) > MAX_FINITE_PROBLEMS:
-        raise ValueError(
+        raise TaskError(
             f"task '{task.name}' has over {MAX_FINITE_PROBLEMS} problems in split '{split}': give it a method "
             "problem(split, index), so that it need not be held in memory"
         )

@@ -185,6 +185,20 @@ def test_verdict(problem: Problem, response: str, status: VerdictStatus) -> None
     assert (verdict.answer is None) is (status is VerdictStatus.UNPARSED)
 
 
+@pytest.mark.parametrize(
+    ("problem", "response", "answer"),
+    [
+        (NUMERIC, "It is 007.0!", "7"),
+        (NUMERIC, "8 it is", "8"),
+        (NUMERIC, "seven", None),
+        (SPELLING, "It is 'Tac'.", "tac"),
+        (SPELLING, "42", None),
+    ],
+)
+def test_final_answer_is_read_in_canonical_form_right_or_wrong(problem: Problem, response: str, answer: str | None) -> None:
+    assert MIXED.final_answer(problem, response) == answer
+
+
 @given(st.text(st.characters()), st.sampled_from([NUMERIC, SPELLING]))
 def test_verify_never_raises_and_is_binary(response: str, problem: Problem) -> None:
     verdict = MIXED.verify(problem, response)

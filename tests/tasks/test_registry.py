@@ -11,7 +11,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tasks.arithmetic_questions import Kind
-from tasks.config import ArithmeticConfig, ArithmeticWeights, TaskConfig
+from tasks.base import Problem
+from tasks.config import ArithmeticConfig, ArithmeticWeights, Gsm8kConfig, ParquetConfig, TaskConfig
 from tasks.registry import TASKS, make_task
 
 
@@ -19,6 +20,18 @@ def test_every_name_of_the_config_is_a_task_of_that_name() -> None:
     names = get_args(TaskConfig.model_fields["name"].annotation)
     assert set(names) == set(TASKS)
     assert all(make_task(TaskConfig(name=name)).name == name for name in names)
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_task_that_has_a_verifier_judges_without_data_in_another_process(name: str) -> None:
+    task = pickle.loads(
+        pickle.dumps(make_task(TaskConfig(name=name, gsm8k=Gsm8kConfig(path="/nowhere"), parquet=ParquetConfig(path="/nowhere"))))
+    )
+    problem = Problem(task=name, problem_id="1", question="3 + 4?", answer="7")
+    assert task.has_verifier
+    assert [task.verify(problem, response).reward for response in ("7", "8", "")] == [1.0, 0.0, 0.0]
+    assert [task.final_answer(problem, response) for response in ("7.0", "8", "")] == ["7", "8", None]
+    assert task.prompt(problem)[-1]["content"].startswith("3 + 4?")
 
 
 def test_weights_are_named_as_the_kinds_are() -> None:
@@ -29,7 +42,7 @@ def test_seed_reaches_the_task() -> None:
     assert next(make_task(TaskConfig(seed=1)).problems("train")) != next(make_task(TaskConfig(seed=2)).problems("train"))
 
 
-@pytest.mark.parametrize("model", [TaskConfig, ArithmeticConfig, ArithmeticWeights])
+@pytest.mark.parametrize("model", [TaskConfig, ArithmeticConfig, ArithmeticWeights, Gsm8kConfig, ParquetConfig])
 def test_every_field_is_described(model: type[BaseModel]) -> None:
     assert all(field.description for field in model.model_fields.values())
 
@@ -41,6 +54,9 @@ def test_every_field_is_described(model: type[BaseModel]) -> None:
         ({"arithmetic": {"weights": dict.fromkeys(map(str, Kind), 0)}}, "all weights are 0"),
         ({"arithmetic": {"weights": {"sum": -1}}}, "sum"),
         ({"arithmetic": {"weights": {"sum": float("inf")}}}, "sum"),
+        ({"gsm8k": {"pathh": "x"}}, "pathh"),
+        ({"parquet": {"verifier": "sympy"}}, "verifier"),
+        ({"parquet": {"answer_column": None}}, 'verifier = "number" needs an answer_column, which is None'),
         ({"arithmetic": {"reverse_min_length": 5, "reverse_max_length": 4}}, "reverse_min_length 5 exceeds reverse_max_length 4"),
     ],
 )

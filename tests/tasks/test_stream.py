@@ -19,6 +19,7 @@ class ListTask:
     """A task of `num_problems` problems in split "train"; None: endless."""
 
     name: str = "list"
+    has_verifier: bool = True
 
     def __init__(self, num_problems: int | None) -> None:
         self._indices = count() if num_problems is None else range(num_problems)
@@ -30,6 +31,9 @@ class ListTask:
 
     def prompt(self, problem: Problem) -> list[Message]:
         return [{"role": "user", "content": problem.question}]
+
+    def final_answer(self, problem: Problem, response: str) -> str | None:
+        return response
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         return Verdict(status=VerdictStatus.INCORRECT, reward=0.0)

@@ -1,0 +1,126 @@
+"""GSM8K: grade-school word problems with integer answers (Cobbe et al. 2021, arXiv:2110.14168), from local Parquet files.
+
+    task = Gsm8k(config.gsm8k)
+    for problem in task.problems("dev"):
+        verdict = task.verify(problem, generate(task.prompt(problem)))
+
+| split | rows | |
+|---|---|---|
+| train | 7473 | the published training set |
+| dev | 512 | of the published test set, to choose models by |
+| test | 807 | the rest of it |
+| test_full | 1319 | all of it |
+
+The sizes of dev and test are those of RepExp's authors (arXiv:2510.11686), whose rows are not published; ours are those of `dev_indices`.
+A problem has one id in every split: "gsm8k/test/000123" is row 123 of the published test file. How an answer is read is the stated-number
+rule of `tasks.answers`. Each call of `problems` reads one file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from tasks.answers import final_number
+from tasks.base import Message, Problem, TaskError, Verdict, judge, with_instruction
+from tasks.config import Gsm8kConfig
+from tasks.data_files import DataFile, Row
+
+__all__ = ["Gsm8k", "dev_indices"]
+
+DATA_VARIABLE = "REPEXP_DATA"
+NUM_ROWS = {"train": 7473, "test": 1319}
+NUM_DEV = 512
+_FILE_OF_SPLIT = {"train": "train", "dev": "test", "test": "test", "test_full": "test"}
+_PLACES = ("{}.parquet", "{}-*.parquet", "main/{}-*.parquet")  # ours, then the hub's
+_LAYOUTS = (("prompt", "answer"), ("question", "answer"))
+
+
+class Gsm8k:
+    """The GSM8K task; see the module for the loop that uses it."""
+
+    name: str = "gsm8k"
+    has_verifier: bool = True
+
+    def __init__(self, config: Gsm8kConfig) -> None:
+        self._config = config
+
+    def problems(self, split: str) -> Iterator[Problem]:
+        """The problems of `split` in the order of the published file. Raises TaskError for another split, and for missing or other data."""
+        if split not in _FILE_OF_SPLIT:
+            raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_FILE_OF_SPLIT)}")
+        stem = _FILE_OF_SPLIT[split]
+        problems = self._read(stem)
+        if split in ("dev", "test"):
+            dev = dev_indices()
+            problems = [problem for index, problem in enumerate(problems) if (index in dev) is (split == "dev")]
+        return iter(problems)
+
+    def prompt(self, problem: Problem) -> list[Message]:
+        return [{"role": "user", "content": with_instruction(problem.question, self._config.instruction)}]
+
+    def final_answer(self, problem: Problem, response: str) -> str | None:
+        """The number that the response states as its answer."""
+        return final_number(response)
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        """Reward 1.0 where the response states the right number, whatever its spelling, else 0.0; UNPARSED (0.0) where it states none."""
+        return judge(final_number(response), final_number(problem.answer))
+
+    def _read(self, stem: str) -> list[Problem]:
+        """All problems of a published file, by index."""
+        file = DataFile(task=self.name, path=self._find(stem))
+        present = file.columns()
+        layout = next((layout for layout in _LAYOUTS if set(layout) <= set(present)), None)
+        if layout is None:
+            raise file.error(f"no columns prompt and answer, or question and answer, only {', '.join(present)}")
+        has_index = "index" in present  # without it, the file is as published
+        rows = file.rows([*layout, "index"] if has_index else layout)
+        if len(rows) != NUM_ROWS[stem]:
+            raise file.error(f'{len(rows)} rows, and GSM8K\'s has {NUM_ROWS[stem]}: for problems of your own set task.name to "parquet"')
+        problems: dict[int, Problem] = {}
+        for row in rows:
+            index = row.values["index"] if has_index else row.number
+            if not isinstance(index, int) or index not in range(len(rows)) or index in problems:
+                raise row.error(f"column 'index': {index!r} is no row of the published file, or there twice")
+            problems[index] = self._problem(f"{self.name}/{stem}/{index:06d}", row, layout)
+        return [problems[index] for index in range(len(rows))]
+
+    def _problem(self, problem_id: str, row: Row, layout: tuple[str, str]) -> Problem:
+        """The hub's answers are worked solutions that end in "#### 72"; a bare number reads the same."""
+        question, solution = (row.values[column] for column in layout)
+        if not isinstance(question, str) or not question.strip():
+            raise row.error(f"column '{layout[0]}' holds no question: {str(question)[:80]!r}")
+        answer = final_number(solution) if isinstance(solution, str) else None
+        if answer is None:
+            raise row.error(f"column '{layout[1]}' states no number: {str(solution)[:80]!r}")
+        return Problem(task=self.name, problem_id=problem_id, question=question.strip(), answer=answer)
+
+    def _find(self, stem: str) -> Path:
+        directory = self._directory()
+        for place in _PLACES:
+            found = sorted(directory.glob(place.format(stem)))
+            if found:
+                return found[0]
+        raise TaskError(f"task {self.name}: no file {stem}.parquet in {directory}: put GSM8K's Parquet files there, or set task.gsm8k.path")
+
+    def _directory(self) -> Path:
+        if self._config.path is not None:
+            return Path(self._config.path).expanduser()
+        data = os.environ.get(DATA_VARIABLE)
+        if not data:
+            raise TaskError(
+                f"task {self.name}: no data: put GSM8K's train.parquet and test.parquet in a directory and set task.gsm8k.path to it, "
+                f"or {DATA_VARIABLE} to the directory whose folder {self.name} it is"
+            )
+        return Path(data).expanduser() / self.name
+
+
+@cache
+def dev_indices() -> frozenset[int]:
+    """Rows of the published test file that make up dev: the first 512 of 0..1318 in the order of sha256("gsm8k/test/INDEX")."""
+    order = sorted(range(NUM_ROWS["test"]), key=lambda index: sha256(f"gsm8k/test/{index}".encode()).digest())
+    return frozenset(order[:NUM_DEV])

@@ -1,0 +1,28 @@
+"""GSM8K in its real numbers with made-up problems and, where it is at hand, the real one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tasks.gsm8k import NUM_ROWS
+from tests.tasks.samples import gsm8k_rows, write_rows
+
+
+@pytest.fixture(scope="session")
+def gsm8k_data() -> Path:
+    """The published GSM8K, in REPEXP_DATA or beside the repository."""
+    data = Path(os.environ.get("REPEXP_DATA") or Path(__file__).parents[3] / "shared" / "data") / "gsm8k"
+    if not data.is_dir():
+        pytest.skip("GSM8K is not at hand: set REPEXP_DATA to the directory whose folder gsm8k holds it")
+    return data
+
+
+@pytest.fixture(scope="session")
+def gsm8k_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("gsm8k")
+    for stem in NUM_ROWS:
+        write_rows(directory / f"{stem}.parquet", gsm8k_rows(stem))
+    return directory
