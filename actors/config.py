@@ -64,11 +64,20 @@ class EncoderConfig(BaseModel):
     model_config = STRICT
 
     tokens_per_batch: int = Field(2048, gt=0)
-    """Upper bound of padded tokens in one forward pass. A longer single group still goes alone."""
+    """Upper bound of padded tokens in one forward pass, and of tokens taken from waiting groups at once. A longer row still goes alone."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the forward pass; features are averaged and projected in float32, scored in float64."""
     threads: int = Field(1, ge=1)
-    """CPU threads of the encoder."""
+    """CPU threads of an encoder."""
+    replicas: int = Field(1, ge=1)
+    """Encoders that share the work. They are stateless: features do not depend on their number."""
+    max_waiting: int = Field(64, ge=1)
+    """Groups that may wait inside one encoder; more wait at its door."""
+    layer: int = -1
+    """Whose hidden states are features: −1 the last layer's after the final norm (the paper), 0 the embeddings, i the states after
+    layer i; lower layers cost less."""
+    pooling: Literal["mean", "last"] = "mean"
+    """Over a response's own tokens: their mean (the paper; over twice as efficient there) or the last token's state."""
 
 
 class VerifierConfig(BaseModel):
@@ -88,3 +97,23 @@ class VerifierConfig(BaseModel):
     """Share of verdicts without a score (timeout, error) above which the run stops. The controller enforces it."""
     max_response_chars: int = Field(default=20_000, ge=1)
     """Longer responses are verified by their last so many characters: an answer comes at the end."""
+
+
+class NovelSamplingConfig(BaseModel):
+    """Experimental: steer the sampling of a pool towards novelty, chunk by chunk (`actors.novel_sampling`)."""
+
+    model_config = STRICT
+
+    enabled: bool = False
+    """False: candidates are plain samples of the model."""
+    chunk_tokens: int = Field(16, ge=1)
+    """c, tokens between two choices. 1 re-ranks every next token."""
+    candidates: int = Field(4, ge=2)
+    """M, continuations sampled for each choice, of which one is kept: sampling costs M·(c + 1)/c times the tokens."""
+    dim: int = Field(64, ge=1)
+    """Size of the projected states that novelty is measured in."""
+    ridge: float = Field(0.1, gt=0)
+    """lam of the novelty x'(lam·I + Σ xx')⁻¹x, in units of the mean energy of the first round's states."""
+    quality_exponent: float = Field(1.0, ge=0)
+    """a: novelty is weighted with exp(2a(l − l_max)), l a continuation's mean log-prob. 0 is novelty alone, which on a weak model prefers
+    what is incoherent."""

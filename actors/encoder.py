@@ -1,133 +1,170 @@
-"""The hidden-state encoder: a frozen model that turns responses into features, and the owner of the running covariance.
+"""The hidden-state encoder: a frozen model that turns responses into features. Stateless, so there may be several.
 
-    encoded = encoder.encode(batch)             # any order, any grouping: stateless, per group
-    scored, metrics = encoder.score(step_batch)  # in the order of steps: scores and absorbs, as one step
+    batch, encode_s = await encoder.encode(batch)      # whole groups, from any number of callers at once
 
-Features are made as groups arrive (the expensive part, off the learner's path). Bonuses are given when a step's batch is
-formed, by the one owner of the covariance, so that all groups of a step see the same prior, stale groups are never absorbed,
-and the state after n steps depends on the n batches alone. Axes: G groups, K responses, H hidden, D projected, N tokens.
+What callers wait with is encoded together, up to `tokens_per_batch`: rows are sorted by length over all of it, and a group's
+shared prompt is computed once (`learners.packing`). At most `max_waiting` calls are taken in; later ones wait at the door. Who
+gives a bonus for the features is `actors.bonus`. Axes: R responses, N tokens, H hidden, D projected.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
-import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from actors.checkpointed import Checkpointed
 from actors.config import EncoderConfig
+from actors.features import Projector
 from bonus.config import BonusConfig
-from bonus.covariance import from_state_dict, init_state, state_dict
-from bonus.projection import sparse_projection
-from bonus.scoring import BonusDiagnostics, carries_no_signal, score_step
-from buffers.schema import list_column_arrays, with_features, with_scores
+from buffers.schema import list_column_arrays, with_features
 from learners.forward import last_hidden_states, load_causal_lm
 from learners.packing import GroupTokens, build_rows, micro_batches, pack
 from learners.policy_learner import read_groups
 
 
-class HiddenStateEncoder(Checkpointed):
-    """Frozen copy of the initial policy with a seeded projection and the covariance of the run."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """One call's rows on their way through the model."""
 
-    def __init__(self, *, model: str, config: EncoderConfig, bonus: BonusConfig, group_size: int, seed: int, device: str = "cpu") -> None:
+    batch: pa.RecordBatch
+    num_tokens: int
+    done: asyncio.Future[tuple[pa.RecordBatch, float]]
+
+
+class HiddenStateEncoder:
+    """A frozen copy of the initial policy. With a bonus config its features are projected, without one they are the states themselves."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        config: EncoderConfig,
+        group_size: int | None,
+        seed: int = 0,
+        bonus: BonusConfig | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """`group_size` None: each call brings one group. Raises ValueError for a layer that the model does not have."""
         torch.set_num_threads(config.threads)
         self._config = config
-        self._bonus = bonus
         self._group_size = group_size
-        self._seed = seed
         self._device = torch.device(device)
         self._model: Any = load_causal_lm(model, dtype=config.dtype, device=device).requires_grad_(False)
-        self._fixed_projection_HD = self._projection(0)
-        self._state = init_state(bonus.dim)
-        self._warned = False
+        keep_layers(self._model, config.layer)
+        self._projector = Projector(bonus, hidden_size=self._model.config.hidden_size, seed=seed) if bonus else None
+        self._waiting: list[_Job] = []
+        self._room = asyncio.Semaphore(config.max_waiting)
+        self._working: asyncio.Task[None] | None = None
 
-    def encode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, float]:
-        """`batch` (whole groups) with its features, and the seconds it took. An empty response gets a null feature."""
+    async def encode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, float]:
+        """`batch` (whole groups) with its features, and the seconds spent on it. An empty response gets a null feature.
+
+        Raises what went wrong with any of the calls that were encoded together.
+        """
+        async with self._room:
+            job = _Job(batch=batch, num_tokens=self._num_tokens(batch), done=asyncio.get_running_loop().create_future())
+            self._waiting.append(job)
+            if self._working is None or self._working.done():
+                self._working = asyncio.create_task(self._encode_waiting())
+            try:
+                return await job.done
+            finally:
+                if job in self._waiting:  # given up before its turn
+                    self._waiting.remove(job)
+
+    async def _encode_waiting(self) -> None:
+        """Encode until nothing waits. A task of its own, so that no caller that gives up takes the work of the others with it."""
+        while self._waiting:
+            jobs = self._take()
+            try:
+                results = await asyncio.to_thread(self._encode_jobs, jobs)
+            except Exception as error:  # a seam: handed to every caller
+                for job in jobs:
+                    if not job.done.done():
+                        job.done.set_exception(error)
+            else:
+                for job, result in zip(jobs, results, strict=True):
+                    if not job.done.done():
+                        job.done.set_result(result)
+
+    def _take(self) -> list[_Job]:
+        """The calls that wait, in order of arrival, as many as fit the token budget; at least one."""
+        taken = [self._waiting.pop(0)]
+        budget = self._config.tokens_per_batch - taken[0].num_tokens
+        while self._waiting and self._waiting[0].num_tokens <= budget:
+            taken.append(self._waiting.pop(0))
+            budget -= taken[-1].num_tokens
+        return taken
+
+    def _encode_jobs(self, jobs: Sequence[_Job]) -> list[tuple[pa.RecordBatch, float]]:
+        """What each job is answered with. Seconds are shared out by tokens."""
         started = time.monotonic()
-        groups = read_groups(batch, self._group_size)
-        mean_RH, valid_R = self.mean_hidden_states(groups)
-        means = mean_RH.split(self._group_size)
-        features_RD = torch.cat([mean_KH @ projection for mean_KH, projection in zip(means, self._projections(batch), strict=True)])
-        return with_features(batch, features_RD.numpy().astype(np.float32), valid_R.numpy()), time.monotonic() - started
+        groups = [read_groups(job.batch, self._size_of(job.batch)) for job in jobs]
+        pooled_RH, valid_R = self.pooled_states([group for part in groups for group in part])
+        num_rows = [job.batch.num_rows for job in jobs]
+        parts = zip(jobs, pooled_RH.split(num_rows), valid_R.split(num_rows), strict=True)
+        encoded = [with_features(job.batch, self._project(job.batch, pooled), valid.numpy()) for job, pooled, valid in parts]
+        per_token_s = (time.monotonic() - started) / sum(job.num_tokens for job in jobs)
+        return [(batch, per_token_s * job.num_tokens) for job, batch in zip(jobs, encoded, strict=True)]
 
     @torch.inference_mode()
-    def mean_hidden_states(self, groups: Sequence[GroupTokens]) -> tuple[Tensor, Tensor]:
-        """Mean last hidden state over each response's own tokens, (R, H) float64, and which responses have any, (R,) bool."""
+    def pooled_states(self, groups: Sequence[GroupTokens]) -> tuple[Tensor, Tensor]:
+        """Hidden state of each response, pooled over its own tokens, (R, H) float64, and which responses have any, (R,) bool."""
         num_responses = sum(len(group.responses) for group in groups)
+        lengths_R = torch.tensor([len(ids) for group in groups for ids in group.responses])
         sum_RH = torch.zeros(num_responses, self._model.config.hidden_size, dtype=torch.float64)
-        count_R = torch.zeros(num_responses, dtype=torch.float64)
         for rows in micro_batches(build_rows(groups), max_tokens=self._config.tokens_per_batch):
             packed = pack(rows)
-            hidden_NH = last_hidden_states(self._model, packed.to(self._device))[packed.row_N, packed.own_N]
-            sum_RH.index_add_(0, packed.response_N, hidden_NH.cpu().to(torch.float64))
-            count_R += torch.bincount(packed.response_N, minlength=num_responses)
-        return sum_RH / count_R.clamp(min=1)[:, None], count_R > 0
-
-    def score(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, float]]:
-        """`batch` (one step's groups, encoded and verified) with its bonuses, and the step's metrics. Absorbs the batch."""
-        num_groups = batch.num_rows // self._group_size
-        features, offsets = list_column_arrays(batch, "feature")
-        lengths = np.diff(list_column_arrays(batch, "response_ids")[1])
-        valid = np.diff(offsets) > 0
-        rows_RD = np.zeros((batch.num_rows, self._bonus.dim))
-        rows_RD[valid] = features.reshape(-1, self._bonus.dim)
-        correct = np.array([status == "correct" for status in batch.column("verdict_status").to_pylist()])
-
-        def by_group(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values)).view(num_groups, self._group_size, *values.shape[1:])
-
-        scored, self._state = score_step(
-            by_group(rows_RD), by_group(correct), by_group(valid), self._state, self._bonus, lengths_GK=by_group(lengths.astype(np.int64))
-        )
-        metrics = bonus_metrics(scored.diagnostics, scored.ridge)
-        if carries_no_signal(scored.diagnostics) and not self._warned:
-            self._warned = True
-            metrics["bonus/no_signal_warning"] = 1.0
-        return with_scores(batch, scored.bonus_GK.flatten().numpy()), metrics
+            hidden_NH = last_hidden_states(self._model, packed.to(self._device))[packed.row_N, packed.own_N].cpu().double()
+            if self._config.pooling == "last":
+                hidden_NH = hidden_NH * (packed.offset_N == lengths_R[packed.response_N] - 1)[:, None]
+            sum_RH.index_add_(0, packed.response_N, hidden_NH)
+        valid_R = lengths_R > 0
+        return (sum_RH if self._config.pooling == "last" else sum_RH / lengths_R.clamp(min=1)[:, None]), valid_R
 
     def ready(self) -> int:
-        """Returns the steps absorbed once the model is loaded."""
-        return self._state.steps
+        """Returns the hidden size once the model is loaded."""
+        hidden_size: int = self._model.config.hidden_size
+        return hidden_size
 
-    def save(self, directory: Path) -> None:
-        """The covariance as safetensors; the projection follows from the seed and is checked, not stored."""
-        state = state_dict(self._state)
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        numbers = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-        save_file(tensors, directory / "covariance.safetensors")
-        extra = {"projection_seed": self._seed, "warned": self._warned}
-        (directory / "covariance.json").write_text(json.dumps({"state": numbers, **extra}))
+    def _num_tokens(self, batch: pa.RecordBatch) -> int:
+        """Tokens of all responses, and of each group's prompt once."""
+        num_prompt, num_response = (len(list_column_arrays(batch, name)[0]) for name in ("prompt_ids", "response_ids"))
+        return num_prompt // self._size_of(batch) + num_response
 
-    def load(self, directory: Path) -> None:
-        """Raises ValueError when the state was made with another projection."""
-        saved = json.loads((directory / "covariance.json").read_text())
-        if saved["projection_seed"] != self._seed:
-            raise ValueError(f"the saved covariance was made with projection seed {saved['projection_seed']}, this run has {self._seed}")
-        self._state = from_state_dict({**load_file(directory / "covariance.safetensors"), **saved["state"]})
-        self._warned = saved["warned"]
+    def _size_of(self, batch: pa.RecordBatch) -> int:
+        return batch.num_rows if self._group_size is None else self._group_size
 
-    def _projections(self, batch: pa.RecordBatch) -> list[Tensor]:
-        """One projection a group. Without memory only responses of one group are compared, so a redrawn one may differ by group."""
-        firsts = range(0, batch.num_rows, self._group_size)
-        if not self._bonus.redraw_projection:
-            return [self._fixed_projection_HD for _ in firsts]
-        problems, versions = batch.column("problem_id"), batch.column("admitted_version")
-        return [self._projection(zlib.crc32(f"{problems[row]}/{versions[row]}".encode())) for row in firsts]
-
-    def _projection(self, draw: int) -> Tensor:
-        return sparse_projection(self._model.config.hidden_size, self._bonus.dim, seed=self._seed + 1_000_003 * draw)
+    def _project(self, batch: pa.RecordBatch, pooled_RH: Tensor) -> np.ndarray:
+        if self._projector is None:
+            return pooled_RH.numpy().astype(np.float32)
+        problems, versions = batch.column("problem_id").to_pylist(), batch.column("admitted_version").to_pylist()
+        firsts = range(0, batch.num_rows, self._size_of(batch))
+        parts = pooled_RH.split(self._size_of(batch))
+        features = [self._projector(pooled_KH, problems[row], versions[row]) for pooled_KH, row in zip(parts, firsts, strict=True)]
+        return torch.cat(features).numpy().astype(np.float32)
 
 
-def bonus_metrics(diagnostics: BonusDiagnostics, ridge: float) -> dict[str, float]:
-    """The step's bonus metrics by name; quantities without a value (no group with two responses) are left out."""
-    named = {f"bonus/{name.removeprefix('bonus_')}": getattr(diagnostics, name) for name in diagnostics.__dataclass_fields__}
-    return {"bonus/ridge": ridge, **{name: float(value) for name, value in named.items() if value is not None}}
+def keep_layers(model: Any, layer: int) -> None:
+    """Cut `model` so that its decoder ends with the states of `layer`, in place.
+
+    −1 or the number of layers L: after the last layer and the final norm. 1 … L − 1 (or from the end: −2 is L − 1): after that layer,
+    without the norm. 0: the embeddings. What lies behind is dropped, so a lower layer costs less. Raises ValueError for other layers.
+    """
+    decoder = model.get_decoder()
+    num_layers = len(decoder.layers)
+    position = layer if layer >= 0 else num_layers + 1 + layer
+    if not 0 <= position <= num_layers:
+        raise ValueError(
+            f"encoder.layer = {layer}: the model has layers 0 (embeddings) to {num_layers}, or −1 to −{num_layers + 1} from the end"
+        )
+    if position < num_layers:
+        decoder.layers = decoder.layers[:position]
+        decoder.norm = torch.nn.Identity()

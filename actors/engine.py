@@ -2,8 +2,8 @@
 
 Two interfaces, one above the other:
 
-    AsyncEngine   sample / abort / load / close, awaited by the rollout worker       (AsyncLLM implements it directly)
-    StepEngine    add / step / abort / load, called by one thread                     (LLMEngine, the reference engine)
+    AsyncEngine   sample / sample_batch / abort / load / close, awaited by the rollout worker   (AsyncLLM implements it directly)
+    StepEngine    add / step / abort / reset / load, called by one thread                        (LLMEngine, the reference engine)
 
 `StepLoop` turns a StepEngine into an AsyncEngine. A load happens between two steps, so requests go on under the new weights
 and every token carries the version it was sampled under.
@@ -20,6 +20,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
 
 from buffers.records import FinishReason
 from learners.weights import WeightSnapshot
@@ -45,6 +47,17 @@ class Sample:
     version_starts: tuple[int, ...]
     version_values: tuple[int, ...]
     finish_reason: FinishReason
+    state_mean: np.ndarray | None = field(default=None, compare=False)
+    """(H,) float32, where the engine pools hidden states: see `actors.pooled_states`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRequest:
+    """One response to sample: after `prompt_ids`, at most `max_tokens` tokens (None: as many as the sampling config allows)."""
+
+    key: str
+    prompt_ids: Sequence[int]
+    max_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -63,13 +76,14 @@ class PartialSample:
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
 
-    def finish(self, reason: FinishReason) -> Sample:
+    def finish(self, reason: FinishReason, state_mean: np.ndarray | None = None) -> Sample:
         return Sample(
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
             version_starts=tuple(self.version_starts),
             version_values=tuple(self.version_values),
             finish_reason=reason,
+            state_mean=state_mean,
         )
 
 
@@ -78,7 +92,7 @@ class StepEngine(Protocol):
 
     version: int
 
-    def add(self, key: str, prompt_ids: Sequence[int]) -> None: ...
+    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None) -> None: ...
 
     def step(self) -> list[tuple[str, Sample]]:
         """Sample about one token for every running request; return those that finished."""
@@ -92,6 +106,11 @@ class StepEngine(Protocol):
         """Take new weights, keep running requests, prove the weights. Raises WeightMismatch."""
         ...
 
+    def reset(self, seed: int, *, keep_cache: bool = False) -> None:
+        """Only without running requests: seed the sampler and forget cached prefixes, so that what is sampled next is a function of
+        the seed, the weights and the requests (with `keep_cache`, of what was sampled since the cache was last forgotten too)."""
+        ...
+
     @property
     def has_unfinished(self) -> bool: ...
 
@@ -100,6 +119,11 @@ class AsyncEngine(Protocol):
     """What the rollout worker awaits."""
 
     async def sample(self, key: str, prompt_ids: Sequence[int]) -> Sample: ...
+    async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
+        """All of `requests`, alone in the engine and begun together after `reset`: the same samples whatever was sampled before.
+        Raises RuntimeError while other requests run."""
+        ...
+
     async def abort(self, keys: Sequence[str]) -> None:
         """The aborted requests' `sample` calls return their tokens so far."""
         ...
@@ -138,6 +162,26 @@ class StepLoop:
 
         await self._call(add)
         return await asyncio.wrap_future(done)
+
+    async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
+        done: dict[str, Future[Sample]] = {request.key: _uncancellable() for request in requests}
+
+        def add_all(engine: StepEngine) -> None:
+            if engine.has_unfinished:
+                raise RuntimeError(f"{len(requests)} responses were to be sampled alone, but the engine has others under way")
+            engine.reset(seed, keep_cache=keep_cache)
+            added: list[str] = []
+            try:
+                for request in requests:
+                    engine.add(request.key, request.prompt_ids, request.max_tokens)
+                    added.append(request.key)
+            except Exception:
+                engine.abort(added)
+                raise
+            self._waiting.update(done)
+
+        await self._call(add_all)
+        return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in done.values())))
 
     async def abort(self, keys: Sequence[str]) -> None:
         await self._call(lambda engine: self._resolve(engine.abort([key for key in keys if key in self._waiting])))

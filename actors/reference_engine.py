@@ -14,6 +14,7 @@ import torch
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import PartialSample, Sample, WeightMismatch
+from actors.pooled_states import PooledStates
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
 from learners.weights import HEAD, WeightSnapshot, fingerprint, first_mismatch
@@ -23,13 +24,14 @@ from learners.weights import HEAD, WeightSnapshot, fingerprint, first_mismatch
 class _Running:
     prompt_ids: list[int]
     generator: torch.Generator
+    max_tokens: int
     partial: PartialSample = field(default_factory=PartialSample)
 
 
 class ReferenceEngine:
     """A StepEngine: one step samples one token for every running request, by a full forward pass each."""
 
-    def __init__(self, model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int) -> None:
+    def __init__(self, model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int, pool_states: bool = False) -> None:
         torch.set_num_threads(config.threads)
         self._model = load_causal_lm(model, dtype=config.dtype)
         eos = self._model.generation_config.eos_token_id
@@ -37,36 +39,49 @@ class ReferenceEngine:
         self._sampling = sampling
         self._seed = seed
         self._running: dict[str, _Running] = {}
+        self._pooled = PooledStates() if pool_states else None
         self.version = 0
 
-    def add(self, key: str, prompt_ids: Sequence[int]) -> None:
+    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None) -> None:
         seed = zlib.crc32(f"{self._seed}/{key.partition(':')[2] or key}".encode())
         generator = torch.Generator().manual_seed(seed)
-        self._running[key] = _Running(prompt_ids=list(prompt_ids), generator=generator)
+        limit = self._sampling.max_response_tokens
+        self._running[key] = _Running(
+            prompt_ids=list(prompt_ids), generator=generator, max_tokens=limit if max_tokens is None else max_tokens
+        )
+
+    def reset(self, seed: int, *, keep_cache: bool = False) -> None:
+        """What is sampled depends on the engine's seed and the keys; `seed` takes the place of the former."""
+        self._seed = seed
 
     @torch.inference_mode()
     def step(self) -> list[tuple[str, Sample]]:
         finished = []
         for key, running in list(self._running.items()):
-            token_id = self._sample_token(running)
+            token_id = self._sample_token(key, running)
             if token_id in self._end_ids:
-                finished.append((key, running.partial.finish(FinishReason.STOP)))
-            elif len(running.partial.token_ids) >= self._sampling.max_response_tokens:
-                finished.append((key, running.partial.finish(FinishReason.LENGTH)))
-        for key, _ in finished:
-            del self._running[key]
+                finished.append((key, self._finish(key, FinishReason.STOP)))
+            elif len(running.partial.token_ids) >= running.max_tokens:
+                finished.append((key, self._finish(key, FinishReason.LENGTH)))
         return finished
 
-    def _sample_token(self, running: _Running) -> int:
+    def _finish(self, key: str, reason: FinishReason) -> Sample:
+        state_mean = None if self._pooled is None else self._pooled.take(key)
+        return self._running.pop(key).partial.finish(reason, state_mean)
+
+    def _sample_token(self, key: str, running: _Running) -> int:
         input_ids = torch.tensor([running.prompt_ids + running.partial.token_ids])
-        logits_V = self._model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits[0, -1].float() / self._sampling.temperature
+        state_H = self._model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state[0, -1]
+        if self._pooled is not None:
+            self._pooled.add([key], state_H[None])
+        logits_V = self._model.get_output_embeddings()(state_H).float() / self._sampling.temperature
         logprobs_V = logits_V.log_softmax(-1)
         token_id = int(torch.multinomial(logprobs_V.exp(), 1, generator=running.generator))
         running.partial.append(token_id, float(logprobs_V[token_id]), self.version)
         return token_id
 
     def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
-        return [(key, self._running.pop(key).partial.finish(FinishReason.ABORTED)) for key in keys]
+        return [(key, self._finish(key, FinishReason.ABORTED)) for key in keys]
 
     @torch.no_grad()
     def load(self, snapshot: WeightSnapshot) -> None:

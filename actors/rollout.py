@@ -2,6 +2,7 @@
 
 worker = RolloutWorker(worker_id="rollout-0", ...)
 batch, usage = await worker.generate(request, messages)   # K responses to one prompt, several groups at once
+batch, usage = await worker.sample_pool(request, messages, seed)  # the same, alone in the engine and reproducible
 await worker.update(snapshot)                             # new weights, requests kept
 await worker.abort(group_id)
 """
@@ -13,28 +14,33 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import torch
 
-from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import AsyncEngine, Sample, StepLoop
+from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
+from actors.engine import AsyncEngine, Sample, SampleRequest, StepLoop
+from actors.features import Projector
+from actors.novel_sampling import NovelSampler
+from bonus.config import BonusConfig
 from buffers.records import GroupRequest, GroupUsage, Rollout, WeightUpdate
-from buffers.schema import to_record_batch
+from buffers.schema import to_record_batch, with_features
 from learners.weights import WeightSnapshot
 
 
-def build_engine(model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int) -> AsyncEngine:
+def build_engine(model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int, pool_states: bool = False) -> AsyncEngine:
     """The engine that `config.engine` names."""
     if config.engine == "vllm-async":
         from actors.vllm_engine import AsyncVllmEngine
 
-        return AsyncVllmEngine(model, config, sampling, seed=seed)
+        return AsyncVllmEngine(model, config, sampling, seed=seed, pool_states=pool_states)
     if config.engine == "vllm":
         from actors.vllm_engine import VllmEngine
 
-        return StepLoop(lambda: VllmEngine(model, config, sampling, seed=seed))
+        return StepLoop(lambda: VllmEngine(model, config, sampling, seed=seed, pool_states=pool_states))
     from actors.reference_engine import ReferenceEngine
 
-    return StepLoop(lambda: ReferenceEngine(model, config, sampling, seed=seed))
+    return StepLoop(lambda: ReferenceEngine(model, config, sampling, seed=seed, pool_states=pool_states))
 
 
 def request_keys(request: GroupRequest) -> list[str]:
@@ -48,9 +54,25 @@ def request_keys(request: GroupRequest) -> list[str]:
 
 
 class RolloutWorker:
-    """Samples groups of K responses with a shared prompt; every token carries the policy version that sampled it."""
+    """Samples groups of K responses with a shared prompt; every token carries the policy version that sampled it.
 
-    def __init__(self, *, worker_id: str, run_id: str, model: str, config: RolloutConfig, sampling: SamplingConfig, seed: int) -> None:
+    With `pool_states` a group also carries the mean hidden state of each response (`actors.pooled_states`) as its feature,
+    projected where there is a bonus config.
+    """
+
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        run_id: str,
+        model: str,
+        config: RolloutConfig,
+        sampling: SamplingConfig,
+        seed: int,
+        pool_states: bool = False,
+        bonus: BonusConfig | None = None,
+        projection_seed: int = 0,
+    ) -> None:
         from transformers import AutoTokenizer
 
         self._worker_id = worker_id
@@ -59,16 +81,21 @@ class RolloutWorker:
         self._config = config
         self._sampling = sampling
         self._seed = seed
+        self._pool_states = pool_states
+        self._bonus = bonus
+        self._projection_seed = projection_seed
+        self._projector: Projector | None = None
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self._engine: AsyncEngine | None = None
         self._running: dict[int, list[str]] = {}
 
     async def start(self) -> str:
         """Build the engine; returns the worker's id once it can serve."""
+        options: dict[str, Any] = {"seed": self._seed, "pool_states": self._pool_states}
         if self._config.engine == "vllm-async":  # binds to this event loop
-            self._engine = build_engine(self._model, self._config, self._sampling, seed=self._seed)
+            self._engine = build_engine(self._model, self._config, self._sampling, **options)
         else:
-            self._engine = await asyncio.to_thread(build_engine, self._model, self._config, self._sampling, seed=self._seed)
+            self._engine = await asyncio.to_thread(build_engine, self._model, self._config, self._sampling, **options)
         return self._worker_id
 
     async def generate(self, request: GroupRequest, messages: Sequence[dict[str, str]]) -> tuple[pa.RecordBatch, GroupUsage]:
@@ -81,16 +108,33 @@ class RolloutWorker:
         keys = request_keys(request)
         self._running[request.group_id] = keys
         try:
-            rollouts = await asyncio.gather(*(self._rollout(key, prompt_ids) for key in keys))
+            timed = await asyncio.gather(*(self._sample_timed(key, prompt_ids) for key in keys))
         finally:
             del self._running[request.group_id]
-        usage = GroupUsage(
-            worker_id=self._worker_id,
-            prompt_tokens=len(prompt_ids),
-            response_tokens=sum(len(rollout.response_ids) for rollout in rollouts),
-            generate_s=time.monotonic() - started,
-        )
-        return to_record_batch(self._run_id, request, rollouts, worker_id=self._worker_id), usage
+        return self._batch(request, prompt_ids, [sample for sample, _ in timed], [seconds for _, seconds in timed], started)
+
+    async def sample_pool(self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int) -> tuple[pa.RecordBatch, GroupUsage]:
+        """Sample the group with nothing else in the engine, begun from `seed`: the same pool whatever was sampled before it.
+
+        Raises as `generate`, and RuntimeError while the engine has other requests.
+        """
+        started = time.monotonic()
+        prompt_ids = self._prompt_ids(request, messages)
+        requests = [SampleRequest(key=key, prompt_ids=prompt_ids) for key in request_keys(request)]
+        samples = await self._serving().sample_batch(requests, seed=seed)
+        elapsed_s = time.monotonic() - started
+        return self._batch(request, prompt_ids, samples, [elapsed_s] * len(samples), started)
+
+    async def sample_novel_pool(
+        self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int, config: NovelSamplingConfig
+    ) -> tuple[pa.RecordBatch, GroupUsage]:
+        """As `sample_pool`, steered towards novelty chunk by chunk (`actors.novel_sampling`). Needs `pool_states`."""
+        started = time.monotonic()
+        prompt_ids = self._prompt_ids(request, messages)
+        sampler = NovelSampler(self._serving(), config, max_tokens=self._sampling.max_response_tokens)
+        samples = await sampler.sample(request_keys(request), prompt_ids, seed=seed)
+        elapsed_s = time.monotonic() - started
+        return self._batch(request, prompt_ids, samples, [elapsed_s] * len(samples), started)
 
     async def abort(self, group_id: int) -> None:
         """End a group early; its `generate` returns what was sampled. Unknown groups are ignored: they have ended."""
@@ -126,9 +170,24 @@ class RolloutWorker:
             )
         return prompt_ids
 
-    async def _rollout(self, key: str, prompt_ids: list[int]) -> Rollout:
+    async def _sample_timed(self, key: str, prompt_ids: list[int]) -> tuple[Sample, float]:
         started = time.monotonic()
-        sample: Sample = await self._serving().sample(key, prompt_ids)
+        return await self._serving().sample(key, prompt_ids), time.monotonic() - started
+
+    def _batch(
+        self, request: GroupRequest, prompt_ids: list[int], samples: Sequence[Sample], seconds: Sequence[float], started: float
+    ) -> tuple[pa.RecordBatch, GroupUsage]:
+        usage = GroupUsage(
+            worker_id=self._worker_id,
+            prompt_tokens=len(prompt_ids),
+            response_tokens=sum(len(sample.token_ids) for sample in samples),
+            generate_s=time.monotonic() - started,
+        )
+        rollouts = [self._rollout(prompt_ids, sample, elapsed_s) for sample, elapsed_s in zip(samples, seconds, strict=True)]
+        batch = to_record_batch(self._run_id, request, rollouts, worker_id=self._worker_id)
+        return (self._with_features(batch, request, samples) if self._pool_states else batch), usage
+
+    def _rollout(self, prompt_ids: list[int], sample: Sample, elapsed_s: float) -> Rollout:
         return Rollout(
             prompt_ids=tuple(prompt_ids),
             response_ids=sample.token_ids,
@@ -137,5 +196,20 @@ class RolloutWorker:
             version_values=sample.version_values,
             finish_reason=sample.finish_reason,
             response_text=self._tokenizer.decode(sample.token_ids, skip_special_tokens=True),
-            generate_s=time.monotonic() - started,
+            generate_s=elapsed_s,
         )
+
+    def _with_features(self, batch: pa.RecordBatch, request: GroupRequest, samples: Sequence[Sample]) -> pa.RecordBatch:
+        """Null where no token was sampled: a response aborted before its first."""
+        means = [sample.state_mean for sample in samples]
+        valid = np.array([mean is not None for mean in means])
+        if not valid.any():
+            return batch
+        hidden_size = next(len(mean) for mean in means if mean is not None)
+        mean_KH = np.stack([np.zeros(hidden_size, dtype=np.float32) if mean is None else mean for mean in means])
+        if self._bonus is None:
+            return with_features(batch, mean_KH, valid)
+        if self._projector is None:
+            self._projector = Projector(self._bonus, hidden_size=hidden_size, seed=self._projection_seed)
+        features_KD = self._projector(torch.from_numpy(mean_KH).double(), request.problem.problem_id, request.admitted_version)
+        return with_features(batch, features_KD.numpy().astype(np.float32), valid)

@@ -2,10 +2,11 @@
 
 The only module that imports vllm, and only inside functions. What was learnt the hard way, and where it is handled:
 
-- A tied head is packed separately on CPU and a reload leaves the old copy serving: `WeightLoading.load_weights_from`.
+- A tied head is packed separately on CPU and a reload leaves the old copy serving: `EngineWorker.load_weights_from`.
 - Log-probs must be those after temperature: `logprobs_mode="processed_logprobs"`.
 - A prefix cached under older weights must not be seen by a request admitted under newer ones: the version is its salt.
-- Per-request seeds with chunked prefill kill the CPU engine: none are passed.
+- Per-request seeds with chunked prefill kill the CPU engine: none are passed. `reset` seeds the worker's own generator instead.
+- The hidden states an engine samples from are seen by wrapping the model's `compute_logits`: `EngineWorker.pool_states`.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import EngineError, PartialSample, Sample, WeightMismatch
+from actors.engine import EngineError, PartialSample, Sample, SampleRequest, WeightMismatch
+from actors.pooled_states import PooledStates
 from buffers.records import FinishReason
 from learners.weights import HEAD, WeightSnapshot, fingerprint_by, first_mismatch, load_snapshot
 
 QUIET_LOGGERS = ("vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
+
+POOLING_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+"""Which rows of the logits are sampled is read from the state of model runner V1, the only one on CPU."""
 
 
 def engine_environment(config: RolloutConfig) -> dict[str, str]:
@@ -62,12 +69,12 @@ def _engine_arguments(model: str, config: RolloutConfig, sampling: SamplingConfi
         "enable_prefix_caching": True,
         "async_scheduling": False,
         "disable_log_stats": True,
-        "worker_extension_cls": "actors.vllm_engine.WeightLoading",
+        "worker_extension_cls": "actors.vllm_engine.EngineWorker",
         **device_arguments,
     }
 
 
-def _sampling_params(sampling: SamplingConfig) -> Any:
+def _sampling_params(sampling: SamplingConfig, max_tokens: int | None = None) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -75,7 +82,7 @@ def _sampling_params(sampling: SamplingConfig) -> Any:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k or -1,
-        max_tokens=sampling.max_response_tokens,
+        max_tokens=sampling.max_response_tokens if max_tokens is None else max_tokens,
         logprobs=0,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
@@ -90,24 +97,34 @@ def _extend(partial: PartialSample, completion: Any, version: int) -> None:
 class VllmEngine:
     """vLLM's LLMEngine in this process (a StepEngine)."""
 
-    def __init__(self, model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int) -> None:
-        os.environ.update(engine_environment(config))
+    def __init__(self, model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int, pool_states: bool = False) -> None:
+        os.environ.update(engine_environment(config) | (POOLING_ENVIRONMENT if pool_states else {}))
         from vllm import EngineArgs, LLMEngine
 
         _quieten()
         torch.set_num_threads(config.threads)
         arguments: dict[str, Any] = _engine_arguments(model, config, sampling, seed)
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._sampling = sampling
         self._params = _sampling_params(sampling)
         self._partial: dict[str, PartialSample] = {}
+        self._pools_states = pool_states
+        if pool_states:
+            self._engine.collective_rpc("pool_states")
         self.version = 0
 
-    def add(self, key: str, prompt_ids: Sequence[int]) -> None:
+    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None) -> None:
         from vllm.inputs import TokensPrompt
 
         prompt = TokensPrompt(prompt_token_ids=list(prompt_ids), cache_salt=str(self.version))
-        self._engine.add_request(key, prompt, self._params)
+        params = self._params if max_tokens is None else _sampling_params(self._sampling, max_tokens)
+        self._engine.add_request(key, prompt, params)
         self._partial[key] = PartialSample()
+
+    def reset(self, seed: int, *, keep_cache: bool = False) -> None:
+        if not keep_cache:
+            self._engine.reset_prefix_cache()
+        self._engine.collective_rpc("seed_sampler", args=(seed,))
 
     def step(self) -> list[tuple[str, Sample]]:
         finished = []
@@ -118,11 +135,17 @@ class VllmEngine:
             if output.finished:
                 finished.append((output.request_id, partial.finish(FinishReason(completion.finish_reason))))
                 del self._partial[output.request_id]
-        return finished
+        return self._with_states(finished)
 
     def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
         self._engine.abort_request(list(keys))
-        return [(key, self._partial.pop(key).finish(FinishReason.ABORTED)) for key in keys]
+        return self._with_states([(key, self._partial.pop(key).finish(FinishReason.ABORTED)) for key in keys])
+
+    def _with_states(self, finished: list[tuple[str, Sample]]) -> list[tuple[str, Sample]]:
+        if not finished or not self._pools_states:
+            return finished
+        taken: dict[str, bytes] = self._engine.collective_rpc("take_states", args=([key for key, _ in finished],))[0]
+        return [(key, _with_state(sample, taken.get(key))) for key, sample in finished]
 
     def load(self, snapshot: WeightSnapshot) -> None:
         found = self._engine.collective_rpc("load_weights_from", args=(snapshot,))
@@ -137,38 +160,57 @@ class VllmEngine:
 class AsyncVllmEngine:
     """vLLM's AsyncLLM, whose engine core and workers are processes of their own (an AsyncEngine; meant for GPUs)."""
 
-    def __init__(self, model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int) -> None:
+    def __init__(self, model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int, pool_states: bool = False) -> None:
         """Must be constructed inside the event loop that will await it."""
-        os.environ.update(engine_environment(config))
+        os.environ.update(engine_environment(config) | (POOLING_ENVIRONMENT if pool_states else {}))
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         _quieten()
         arguments: dict[str, Any] = _engine_arguments(model, config, sampling, seed)
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-        self._params = _sampling_params(sampling)
+        self._sampling = sampling
         self._partial: dict[str, PartialSample] = {}
+        self._pools_states: bool | None = False if not pool_states else None  # None: to be switched on with the first request
         self._version = 0
         self._idle_s = 0.0
         self._idle_since: float | None = time.monotonic()
 
     async def sample(self, key: str, prompt_ids: Sequence[int]) -> Sample:
+        return await self._sample(SampleRequest(key=key, prompt_ids=prompt_ids))
+
+    async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
+        """As far as the engine core's schedule and kernels repeat: requests reach another process one by one."""
+        if self._partial:
+            raise RuntimeError(f"{len(requests)} responses were to be sampled alone, but the engine has others under way")
+        if not keep_cache:
+            await self._engine.reset_prefix_cache()
+        await self._engine.collective_rpc("seed_sampler", args=(seed,))
+        return list(await asyncio.gather(*(self._sample(request) for request in requests)))
+
+    async def _sample(self, request: SampleRequest) -> Sample:
         from vllm.inputs import TokensPrompt
 
-        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids), cache_salt=str(self._version))
+        key = request.key
+        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids), cache_salt=str(self._version))
         partial = self._partial[key] = PartialSample()
         self._note_busy()
-        reason = FinishReason.ABORTED
+        reason, taken = FinishReason.ABORTED, {}
         try:
-            async for output in self._engine.generate(prompt, self._params, request_id=key):
+            if self._pools_states is None:
+                self._pools_states = True
+                await self._engine.collective_rpc("pool_states")
+            async for output in self._engine.generate(prompt, _sampling_params(self._sampling, request.max_tokens), request_id=key):
                 completion = output.outputs[0]
                 _extend(partial, completion, self._version)
                 if output.finished and completion.finish_reason in ("stop", "length"):
                     reason = FinishReason(completion.finish_reason)
+            if self._pools_states:
+                taken = (await self._engine.collective_rpc("take_states", args=([key],)))[0]
         finally:
             del self._partial[key]
             self._note_idle()
-        return partial.finish(reason)
+        return _with_state(partial.finish(reason), taken.get(key))
 
     async def abort(self, keys: Sequence[str]) -> None:
         await self._engine.abort([key for key in keys if key in self._partial])
@@ -205,10 +247,45 @@ class AsyncVllmEngine:
             self._idle_since = time.monotonic()
 
 
-class WeightLoading:
-    """Mixed into vLLM's worker class: load a snapshot and read back what the live kernels hold."""
+def _with_state(sample: Sample, state_mean: bytes | None) -> Sample:
+    return sample if state_mean is None else replace(sample, state_mean=np.frombuffer(state_mean, dtype=np.float32))
+
+
+class EngineWorker:
+    """Mixed into vLLM's worker class: load a snapshot and read back what the live kernels hold; pool hidden states; seed."""
 
     model_runner: Any
+
+    def seed_sampler(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def pool_states(self) -> None:
+        """From now on keep the mean of the states that each request's tokens are sampled from."""
+        self._pooled = PooledStates()
+        model = self.model_runner.model
+        compute_logits = model.compute_logits
+
+        def pooled_compute_logits(states_NH: Tensor, *args: Any, **options: Any) -> Any:
+            self._pool(states_NH)
+            return compute_logits(states_NH, *args, **options)
+
+        model.compute_logits = pooled_compute_logits
+
+    def _pool(self, states_NH: Tensor) -> None:
+        """One row a scheduled request, in the runner's order; a prompt cut into chunks samples nothing before its last one."""
+        runner = self.model_runner
+        keys = runner.input_batch.req_ids
+        if len(keys) != len(states_NH):
+            raise EngineError(f"{len(states_NH)} hidden states for {len(keys)} requests: pooling does not know speculative decoding")
+        samples = ~runner.discard_request_mask.np[: len(keys)]
+        rows = np.flatnonzero(samples).tolist()
+        chosen_NH = states_NH if len(rows) == len(keys) else states_NH[rows]
+        self._pooled.add([_external(keys[row]) for row in rows], chosen_NH)
+
+    def take_states(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Mean states of ended requests, as float32 bytes; a request without a token has none."""
+        taken = {key: self._pooled.take(key) for key in keys}
+        return {key: mean_H.tobytes() for key, mean_H in taken.items() if mean_H is not None}
 
     def load_weights_from(self, source: WeightSnapshot | str) -> dict[str, str]:
         """Load all tensors and return the fingerprint of what the model now computes with."""
@@ -228,6 +305,11 @@ class WeightLoading:
         _require_all_parameters(model, packed, shapes)
         with torch.inference_mode():
             return fingerprint_by(shapes, lambda name, columns: _read(modules, packed, shapes, name, columns), version=snapshot.version)
+
+
+def _external(request_id: str) -> str:
+    """vLLM appends "-" and eight characters to the id of a request."""
+    return request_id[:-9]
 
 
 def _require_all_parameters(model: Any, packed: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from buffers.config import ReplayConfig
 from buffers.id_ranges import IdRanges
-from buffers.schema import ROLLOUT_SCHEMA, check_schema, concat_groups, group_ids, oldest_version, validate_groups
+from buffers.schema import ROLLOUT_SCHEMA, check_schema, concat_groups, conform, group_ids, oldest_version, validate_groups
 
 
 class InsertResult(StrEnum):
@@ -165,7 +165,7 @@ class ReplayBuffer:
     def load_state_dict(self, state: ReplayState) -> None:
         """Replace all that is held. Raises ValueError if the rows do not fit this buffer's settings."""
         check_schema(state["rows"].schema)
-        rows = state["rows"].select(ROLLOUT_SCHEMA.names).cast(ROLLOUT_SCHEMA)
+        rows = conform(state["rows"])
         held = {}
         for first in range(0, rows.num_rows, self._group_size):  # a chunk of a table read from a file may split a group
             group = concat_groups(rows.slice(first, self._group_size).to_batches())

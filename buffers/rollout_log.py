@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from buffers.schema import ROLLOUT_SCHEMA, check_schema
+from buffers.schema import ROLLOUT_SCHEMA, check_schema, conform
 
 _STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
 _PARTIAL_SUFFIX = ".partial"
@@ -67,7 +67,7 @@ class RolloutLog:
         with self._filesystem.open_input_file(self._path(step)) as source:
             file = pq.ParquetFile(source)
             check_schema(file.schema_arrow)
-            return file.read(columns=ROLLOUT_SCHEMA.names).cast(ROLLOUT_SCHEMA)
+            return conform(file.read())
 
     def _path(self, step: int) -> str:
         return posixpath.join(self._directory, f"step_{step:06d}.parquet")

@@ -35,6 +35,7 @@ __all__ = [
     "StoredGroup",
     "check_schema",
     "concat_groups",
+    "conform",
     "from_record_batch",
     "group_ids",
     "group_starts",
@@ -43,13 +44,14 @@ __all__ = [
     "split_groups",
     "to_record_batch",
     "validate_groups",
+    "with_bonus_diagnostics",
     "with_features",
     "with_outcome",
     "with_scores",
     "with_verdicts",
 ]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """major.minor. A minor version adds nullable columns; a major one changes what is there, and readers refuse it."""
 
 _VERSION_KEY = b"repexp.schema"
@@ -85,6 +87,11 @@ _COLUMNS: dict[str, pa.DataType] = {
     "feature": pa.list_(pa.float32()),
     # what was decided at consumption
     "bonus": pa.float64(),
+    "leverage": pa.float64(),
+    "group_spread": pa.float64(),
+    "group_saturation_distance": pa.float64(),
+    "group_effective_rank": pa.float64(),
+    "group_length_correlation": pa.float64(),
     "advantage": pa.float64(),
     "step": pa.int64(),
     "outcome": pa.string(),
@@ -92,6 +99,7 @@ _COLUMNS: dict[str, pa.DataType] = {
 
 _DECIDED_LATER = frozenset(list(_COLUMNS)[list(_COLUMNS).index("verdict_status") :])
 
+_ADDED_SINCE_1_0 = frozenset(("leverage", "group_spread", "group_saturation_distance", "group_effective_rank", "group_length_correlation"))
 ROLLOUT_SCHEMA: pa.Schema = pa.schema(
     [pa.field(name, kind, nullable=name in _DECIDED_LATER) for name, kind in _COLUMNS.items()],
     metadata={_VERSION_KEY: SCHEMA_VERSION.encode()},
@@ -118,9 +126,17 @@ def check_schema(schema: pa.Schema) -> None:
         raise ValueError(f"rollout schema {found} cannot be read by schema {SCHEMA_VERSION}: the major versions differ")
     for name, kind in _COLUMNS.items():
         if name not in schema.names:
+            if name in _ADDED_SINCE_1_0:
+                continue
             raise ValueError(f"rollout schema {found} lacks the column '{name}' of schema {SCHEMA_VERSION}")
         if schema.field(name).type != kind:
             raise ValueError(f"column '{name}' is {schema.field(name).type}; rollout schema {SCHEMA_VERSION} has {kind}")
+
+
+def conform(table: pa.Table) -> pa.Table:
+    """`table`, of a schema that `check_schema` accepts, with exactly the columns of ROLLOUT_SCHEMA; those it lacks are null."""
+    columns = [table[name] if name in table.column_names else pa.nulls(len(table), kind) for name, kind in _COLUMNS.items()]
+    return pa.table(columns, names=list(_COLUMNS)).cast(ROLLOUT_SCHEMA)
 
 
 def to_record_batch(run_id: str, request: GroupRequest, rollouts: Sequence[Rollout], *, worker_id: str) -> pa.RecordBatch:
@@ -193,6 +209,30 @@ def with_scores(batch: pa.RecordBatch, bonus: ArrayLike, advantage: ArrayLike | 
     """The batch with bonus, and advantage if given: one finite number a row; [G, K] is read row by row."""
     scored = _with_columns(batch, bonus=number_array(bonus, "bonus"))
     return scored if advantage is None else _with_columns(scored, advantage=number_array(advantage, "advantage"))
+
+
+def with_bonus_diagnostics(
+    batch: pa.RecordBatch,
+    *,
+    leverage: ArrayLike,
+    spread: ArrayLike,
+    saturation_distance: ArrayLike,
+    effective_rank: ArrayLike,
+    length_correlation: ArrayLike,
+) -> pa.RecordBatch:
+    """The batch with what its bonuses were made of, one number a row; those of a group are repeated, and null where NaN."""
+
+    def column(values: ArrayLike) -> pa.Array:
+        return pa.array(np.asarray(values, np.float64), pa.float64(), from_pandas=True)
+
+    return _with_columns(
+        batch,
+        leverage=column(leverage),
+        group_spread=column(spread),
+        group_saturation_distance=column(saturation_distance),
+        group_effective_rank=column(effective_rank),
+        group_length_correlation=column(length_correlation),
+    )
 
 
 def with_outcome(batch: pa.RecordBatch, step: int, outcome: GroupOutcome) -> pa.RecordBatch:

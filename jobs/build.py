@@ -11,14 +11,16 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
+from actors.bonus import BonusScorer
 
+from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from actors.encoder import HiddenStateEncoder
 from actors.learner import Learner
 from actors.replay import Replay
@@ -26,23 +28,27 @@ from actors.rollout import RolloutWorker
 from actors.verifier import VerifierPool
 from actors.vllm_engine import engine_environment
 from jobs.config import RunConfig
+from jobs.handles import Handle
 from jobs.ray_handle import RayHandle
 from jobs.run import Components
+from tasks.config import TaskConfig
 
 OBJECT_STORE_BYTES = 2 << 30
 TEMP_ROOT = Path("/tmp")
 TEMP_PREFIX = "rx-"
+ENCODER_CONCURRENCY = 1000
+"""Calls an encoder's process takes in; how many wait inside the encoder is `encoder.max_waiting`."""
 
 
 @contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
+def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     """Attach to the cluster that RAY_ADDRESS names, else start a private one that ends with this block.
 
     The private one lives in a short temporary directory (Unix sockets have short names), without a dashboard, and without
     token authentication: it listens for this process only.
     """
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(namespace=_namespace(config), log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield
         finally:
@@ -55,10 +61,10 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     try:
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, _num_actors(config) + 1),
+            num_cpus=max(os.cpu_count() or 1, num_actors + 1),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
-            namespace=_namespace(config),
+            namespace=namespace,
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=directory,
@@ -79,7 +85,21 @@ def _remove_orphans() -> None:
 
 async def start_components(config: RunConfig, model: str, *, run_id: str, log_directory: str) -> Components:
     """Create every actor and wait until all can serve. Raises the first actor's own error."""
-    workers = [_rollout_worker(config, model, run_id, index) for index in range(config.rollout.workers)]
+    from_policy = config.bonus.enabled and config.bonus.source == "policy"
+    workers = [
+        rollout_worker(
+            index,
+            config.rollout,
+            config.sampling,
+            model=model,
+            run_id=run_id,
+            seed=config.seed + 7919 * index,
+            pool_states=from_policy,
+            bonus=config.bonus if from_policy else None,
+            projection_seed=config.seed,
+        )
+        for index in range(config.rollout.workers)
+    ]
     learner = _actor(
         Learner,
         "learner",
@@ -90,8 +110,17 @@ async def start_components(config: RunConfig, model: str, *, run_id: str, log_di
         group_size=config.responses_per_prompt,
         reuse_snapshot_buffer=True,
     )
-    encoder = _encoder(config, model) if config.bonus.enabled else None
-    verifier = _actor(VerifierPool, "verifier", {}, config.task, config.verifier, max_concurrency=config.prompts_per_step)
+    num_encoders = config.encoder.replicas if config.bonus.enabled and not from_policy else 0
+    encoders = [
+        encoder(index, config.encoder, model=model, group_size=config.responses_per_prompt, seed=config.seed, bonus=config.bonus)
+        for index in range(num_encoders)
+    ]
+    scorer = (
+        _actor(BonusScorer, "bonus", _threads(1), bonus=config.bonus, group_size=config.responses_per_prompt, seed=config.seed)
+        if config.bonus.enabled
+        else None
+    )
+    verifiers = verifier_pool(config.task, config.verifier, max_concurrency=config.prompts_per_step)
     replay = _actor(
         Replay,
         "replay",
@@ -102,57 +131,60 @@ async def start_components(config: RunConfig, model: str, *, run_id: str, log_di
         config=config.replay,
         log_directory=log_directory,
     )
-    components = Components(workers=workers, encoder=encoder, verifier=verifier, replay=replay, learner=learner)
-    await _all_ready(config, components)
+    components = Components(workers=workers, encoders=encoders, bonus=scorer, verifier=verifiers, replay=replay, learner=learner)
+    await all_ready(workers, [learner, *encoders, *([scorer] if scorer else [])], timeout_s=config.rollout.start_timeout_s)
     return components
 
 
-async def _all_ready(config: RunConfig, components: Components) -> None:
-    timeout_s = config.rollout.start_timeout_s
-    starting = [worker.call("start", timeout_s=timeout_s, waiting_for=f"{worker.name} to start") for worker in components.workers]
-    others = [components.learner, *([components.encoder] if components.encoder else [])]
-    starting += [handle.call("ready", timeout_s=timeout_s, waiting_for=f"the {handle.name} to load its model") for handle in others]
+async def all_ready(workers: Sequence[Handle], others: Sequence[Handle], *, timeout_s: float) -> None:
+    """Start the engines, and wait until every process that has something to load has loaded it."""
+    starting = [worker.call("start", timeout_s=timeout_s, waiting_for=f"{worker.name} to start") for worker in workers]
+    starting += [other.call("ready", timeout_s=timeout_s, waiting_for=f"the {other.name} to load its model") for other in others]
     await asyncio.gather(*starting)
 
 
-async def close_components(components: Components) -> None:
+async def close_all(handles: Sequence[Handle]) -> None:
     """Let engines and verifier processes end by themselves before Ray ends the actors."""
-    handles = [*components.workers, components.verifier]
     await asyncio.gather(
         *(handle.call("close", timeout_s=20, waiting_for=f"{handle.name} to close") for handle in handles), return_exceptions=True
     )
 
 
-def _rollout_worker(config: RunConfig, model: str, run_id: str, index: int) -> RayHandle:
+def rollout_worker(index: int, config: RolloutConfig, sampling: SamplingConfig, **options: Any) -> RayHandle:
+    """`options` are the other arguments of `RolloutWorker`."""
     name = f"rollout-{index}"
     return _actor(
         RolloutWorker,
         name,
-        engine_environment(config.rollout),
+        engine_environment(config),
         worker_id=name,
-        run_id=run_id,
-        model=model,
-        config=config.rollout,
-        sampling=config.sampling,
-        seed=config.seed + 7919 * index,
-        num_gpus=config.rollout.num_gpus,
+        config=config,
+        sampling=sampling,
+        num_gpus=config.num_gpus,
         max_concurrency=1000,
+        **options,
     )
 
 
-def _encoder(config: RunConfig, model: str) -> RayHandle:
-    """Encoding and scoring run in threads of their own, so that a step's bonuses do not wait for features of later groups."""
+def encoder(index: int, config: EncoderConfig, **options: Any) -> RayHandle:
+    """`options` are the other arguments of `HiddenStateEncoder`. Concurrent calls are what it batches."""
     return _actor(
-        HiddenStateEncoder,
-        "encoder",
-        _threads(config.encoder.threads),
-        model=model,
-        config=config.encoder,
-        bonus=config.bonus,
-        group_size=config.responses_per_prompt,
-        seed=config.seed,
-        concurrency_groups={"encode": 1, "score": 1},
+        HiddenStateEncoder, f"encoder-{index}", _threads(config.threads), config=config, max_concurrency=ENCODER_CONCURRENCY, **options
     )
+
+
+def verifier_pool(task: TaskConfig, config: VerifierConfig, *, max_concurrency: int) -> RayHandle:
+    return _actor(VerifierPool, "verifier", {}, task, config, max_concurrency=max_concurrency)
+
+
+def num_actors(config: RunConfig) -> int:
+    """Processes of a training run that reserve a CPU each."""
+    bonus = 1 + (config.encoder.replicas if config.bonus.source == "encoder" else 0) if config.bonus.enabled else 0
+    return config.rollout.workers + 3 + bonus
+
+
+def namespace(directory: str) -> str:
+    return f"repexp-{os.path.basename(os.path.abspath(directory))}"
 
 
 def _threads(count: int) -> dict[str, str]:
@@ -166,12 +198,9 @@ def _actor(
     *args: Any,
     num_gpus: float = 0,
     max_concurrency: int | None = None,
-    concurrency_groups: dict[str, int] | None = None,
     **kwargs: Any,
 ) -> RayHandle:
-    """One actor. `concurrency_groups` is by method name: each such method runs in threads of its own.
-
-    `max_task_retries` stays 0: the controller requeues by id, Ray's own retries would run a call twice."""
+    """One actor. `max_task_retries` stays 0: the controller requeues by id, Ray's own retries would run a call twice."""
     options: dict[str, Any] = {
         "name": name,
         "num_cpus": 1,
@@ -182,15 +211,4 @@ def _actor(
     }
     if max_concurrency is not None:
         options["max_concurrency"] = max_concurrency
-    if concurrency_groups is not None:
-        options["concurrency_groups"] = concurrency_groups
-    actor = ray.remote(**options)(cls).remote(*args, **kwargs)
-    return RayHandle(actor, name, groups={method: method for method in concurrency_groups or {}})
-
-
-def _num_actors(config: RunConfig) -> int:
-    return config.rollout.workers + 3 + int(config.bonus.enabled)
-
-
-def _namespace(config: RunConfig) -> str:
-    return f"repexp-{os.path.basename(os.path.abspath(config.run_dir))}"
+    return RayHandle(ray.remote(**options)(cls).remote(*args, **kwargs), name)

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,6 +22,8 @@ from bonus.config import BonusConfig
 from buffers.config import ReplayConfig
 from learners.config import CheckpointConfig, LearnerConfig
 from tasks.config import TaskConfig
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -83,6 +85,11 @@ class RunConfig(BaseModel):
                 f"sampling.top_p = {self.sampling.top_p} and sampling.top_k = {self.sampling.top_k}: training needs top_p = 1.0 and "
                 "top_k = 0, because the learner's log-probs are those of the whole distribution"
             )
+        if self.bonus.enabled and self.bonus.source == "policy" and (self.encoder.layer, self.encoder.pooling) != (-1, "mean"):
+            raise ValueError(
+                f"bonus.source = \"policy\" takes the engine's own states, the last layer's mean, but encoder.layer = {self.encoder.layer} "
+                f'and encoder.pooling = "{self.encoder.pooling}": set bonus.source to "encoder", or leave both out'
+            )
         if self.learner.advantage.beta > 0 and self.learner.advantage.alpha == 0 and not self.bonus.enabled:
             raise ValueError("learner.advantage.alpha = 0 and bonus.enabled = false leave no signal to learn from")
         return self
@@ -94,16 +101,17 @@ class RunConfig(BaseModel):
 
 CHANGEABLE_ON_RESUME = (
     *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint"),
-    *("encoder.threads", "encoder.tokens_per_batch", "learner.threads", "learner.tokens_per_micro_batch"),
+    *("encoder.threads", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
+    *("learner.threads", "learner.tokens_per_micro_batch"),
 )
 """Keys and sections that say how long or with what means a run goes on, not what it computes."""
 
 
-def changed_keys(saved: dict[str, Any], config: RunConfig) -> list[str]:
-    """Dotted keys, with both values, in which `config` computes something else than the saved one."""
+def changed_keys(saved: dict[str, Any], config: BaseModel, changeable: Sequence[str]) -> list[str]:
+    """Dotted keys outside `changeable`, with both values, in which `config` differs from the saved one."""
     old, new = _flatten(saved), _flatten(config.model_dump(mode="json"))
     different = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
-    fixed = (key for key in different if not any(f"{key}.".startswith(f"{free}.") for free in CHANGEABLE_ON_RESUME))
+    fixed = (key for key in different if not any(f"{key}.".startswith(f"{free}.") for free in changeable))
     return [f"{key} ({old.get(key)!r} -> {new.get(key)!r})" for key in fixed]
 
 
@@ -115,18 +123,24 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read `path` (TOML), apply `key.sub=value` overrides, validate. Raises ConfigError."""
-    values = _read_toml(path)
+    """The configuration of a run: see `load`."""
+    return load(RunConfig, path, overrides)
+
+
+def load(kind: type[Config], path: str | None, overrides: Sequence[str] = ()) -> Config:
+    """Read `path` (TOML; None for an empty one), apply `key.sub=value` overrides, validate as `kind`. Raises ConfigError."""
+    values = _read_toml(path) if path is not None else {}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
-            raise ConfigError(f"--set {override!r}: write it as key=value, for example --set learner.lr=1e-5")
+            raise ConfigError(f"--set {override!r}: write it as key=value, for example --set seed=1")
         _assign(values, key.strip(), _parse_value(text.strip()))
-    _refuse_unknown_keys(values, RunConfig, source=path)
+    source = path or "command line"
+    _refuse_unknown_keys(values, kind, kind, source=source)
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from None
+        raise ConfigError(f"{source}: {_first_line(error)}") from None
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -157,22 +171,22 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def _refuse_unknown_keys(values: dict[str, Any], model: type[BaseModel], *, source: str, prefix: str = "") -> None:
+def _refuse_unknown_keys(values: dict[str, Any], model: type[BaseModel], root: type[BaseModel], *, source: str, prefix: str = "") -> None:
     for key, value in values.items():
         field = model.model_fields.get(key)
         if field is None:
-            raise ConfigError(f"{source}: unknown key '{prefix}{key}'{_suggestion(prefix, key, model)}")
+            raise ConfigError(f"{source}: unknown key '{prefix}{key}'{_suggestion(prefix, key, model, root)}")
         section = _section(field.annotation)
         if section is not None and isinstance(value, dict):
-            _refuse_unknown_keys(value, section, source=source, prefix=f"{prefix}{key}.")
+            _refuse_unknown_keys(value, section, root, source=source, prefix=f"{prefix}{key}.")
 
 
-def _suggestion(prefix: str, key: str, model: type[BaseModel]) -> str:
+def _suggestion(prefix: str, key: str, model: type[BaseModel], root: type[BaseModel]) -> str:
     """The nearest key of the same section, else a key of that name anywhere, else what the section has."""
     near = difflib.get_close_matches(key, model.model_fields, n=1)
     if near:
         return f"; did you mean '{prefix}{near[0]}'?"
-    dotted = all_keys(RunConfig)
+    dotted = all_keys(root)
     by_last = {name.rpartition(".")[2]: name for name in dotted}
     elsewhere = difflib.get_close_matches(key, by_last, n=1)
     if elsewhere:

@@ -49,6 +49,7 @@ class RunConsole:
         self._total_steps = total_steps
         self._rows: list[tuple[int, dict[str, float]]] = []
         self._status = ""
+        self._warnings: list[str] = []
         self._live = Live(console=self._console, refresh_per_second=4, transient=False) if self._console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -75,6 +76,14 @@ class RunConsole:
             self._console.print(f"step {step}/{self._total_steps}  {cells}", highlight=False, soft_wrap=True)
         else:
             self._status = ""
+            self._live.update(self._render())
+
+    def warn(self, text: str) -> None:
+        """A line that stays to the end of the run."""
+        self._warnings.append(text)
+        if self._live is None:
+            self._console.print(f"warning: {text}", highlight=False, soft_wrap=True)
+        else:
             self._live.update(self._render())
 
     def finish(self, title: str, lines: Sequence[str]) -> None:
@@ -109,7 +118,9 @@ class RunConsole:
         progress.add_row(Text(self._title, style="bold"), bar, f"{done}/{self._total_steps}", self._status)
         newest = self._rows[-1][1] if self._rows else {}
         words = ", ".join(f"{heading} {cell(newest, name, form)}" for heading, name, form in rest)
-        return Group(progress, table, Text(words, style="dim")) if words and newest else Group(progress, table)
+        below = [Text(words, style="dim")] if words and newest else []
+        below += [Text(f"warning: {text}", style="yellow") for text in self._warnings]
+        return Group(progress, table, *below)
 
 
 def split_columns(width: int) -> tuple[Sequence[Column], Sequence[Column]]:

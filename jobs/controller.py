@@ -180,7 +180,7 @@ class Controller:
                 return batch
 
     async def _train(self, batch: Any, wait_s: float) -> None:
-        scored, bonus_metrics = await self._run.add_bonus(batch)
+        scored, bonus_metrics = await self._run.add_bonus(batch, self._step)
         report = await self._run.learn(scored, self._step + 1)
         (snapshot, version), _ = await asyncio.gather(self._run.weights(), self._run.log(scored, self._step + 1, report))
         self._admission.trained(self._drawn.group_ids, version=version)

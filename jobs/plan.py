@@ -7,7 +7,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.config import EncoderConfig, RolloutConfig
 from jobs.config import ConfigError, RunConfig
+from jobs.explore_config import ExploreConfig
 
 BASE_PROCESS_GIB = 0.7
 """A process with torch, transformers and Ray loaded."""
@@ -15,6 +17,7 @@ ENGINE_GIB = 0.7
 """What vLLM adds to that."""
 RAY_GIB = 1.0
 DRIVER_GIB = 0.3
+BYTES = {"bfloat16": 2, "float32": 4}
 EMBEDDED_PARAMETERS = {"smollm2-135m": 134_515_008}
 
 
@@ -53,7 +56,9 @@ def make_plan(config: RunConfig) -> Plan:
     tokens = config.sampling.max_prompt_tokens + config.responses_per_prompt * config.sampling.max_response_tokens
     processes = {"rollout worker": config.rollout.workers, "learner": 1, "replay": 1, "verifier pool": 1}
     if config.bonus.enabled:
-        processes["encoder"] = 1
+        processes["bonus"] = 1
+        if config.bonus.source == "encoder":
+            processes["encoder"] = config.encoder.replicas
     processes["verifier process"] = config.verifier.num_workers
     return Plan(
         prompts_per_step=config.prompts_per_step,
@@ -76,10 +81,47 @@ def _memory_gib(config: RunConfig) -> float | None:
         return None
     weight_bytes = 2 if config.learner.dtype == "bfloat16" else 4
     learner = parameters * (weight_bytes + 4 * 4) / 2**30 + BASE_PROCESS_GIB + config.learner.tokens_per_micro_batch * 1e-3
-    rollout = parameters * 2 * 2 / 2**30 + BASE_PROCESS_GIB + ENGINE_GIB + config.rollout.kv_cache_gib
-    encoder = parameters * 2 / 2**30 + BASE_PROCESS_GIB if config.bonus.enabled else 0.0
+    rollout = _rollout_gib(parameters, config.rollout)
+    encoders = config.encoder.replicas if config.bonus.enabled and config.bonus.source == "encoder" else 0
+    encoder = encoders * _encoder_gib(parameters, config.encoder) + (BASE_PROCESS_GIB if config.bonus.enabled else 0.0)
     published = 2 * parameters * 2 / 2**30
     return learner + config.rollout.workers * rollout + encoder + published + config.replay.max_bytes / 2**30 * 0.1 + RAY_GIB + DRIVER_GIB
+
+
+def _rollout_gib(parameters: int, config: RolloutConfig) -> float:
+    """Weights, and a packed copy of them, in the engine's precision; KV cache; process."""
+    return parameters * 2 * BYTES[config.dtype] / 2**30 + BASE_PROCESS_GIB + ENGINE_GIB + config.kv_cache_gib
+
+
+def _encoder_gib(parameters: int, config: EncoderConfig) -> float:
+    return parameters * BYTES[config.dtype] / 2**30 + BASE_PROCESS_GIB
+
+
+def explore_memory_gib(config: ExploreConfig, *, sampling: bool) -> float | None:
+    """What `jobs.explore` needs; None for a model that is not here yet."""
+    parameters = _num_parameters(config.model)
+    if parameters is None:
+        return None
+    engines = config.rollout.workers * _rollout_gib(parameters, config.rollout) if sampling else 0.0
+    encoder = 0.0 if config.from_engine else _encoder_gib(parameters, config.encoder)
+    return engines + encoder + RAY_GIB + BASE_PROCESS_GIB + DRIVER_GIB
+
+
+def explore_lines(config: ExploreConfig) -> list[str]:
+    """What `jobs.explore` will do, for people."""
+    problems = f"{config.problems} problems" if config.problems else f"all problems of split {config.split}"
+    times = config.novel_sampling.candidates if config.novel_sampling.enabled else 1
+    judged = {"all": "all of them", "selected": f"{config.select[-1]} a problem", "none": "none"}[config.verify]
+    memory = explore_memory_gib(config, sampling=True)
+    features = "the engine's own states" if config.from_engine else f"an encoder (layer {config.encoder.layer}, {config.encoder.pooling})"
+    return [
+        f"{problems} x {config.pool} candidates of at most {config.sampling.max_response_tokens} tokens"
+        f"{f', each chunk chosen among {times}' if times > 1 else ''}; verified: {judged}",
+        f"features: {features}, {config.selection.dim} dimensions; order: {config.primary_order}",
+        f"processes: {config.rollout.workers} rollout worker{', 1 encoder' if not config.from_engine else ''}"
+        f"{f', {config.verifier.num_workers} verifier process' if config.verify != 'none' else ''}",
+        f"memory: {'unknown before the model is fetched' if memory is None else f'about {memory:.1f} GiB'}",
+    ]
 
 
 def _disk_gib(config: RunConfig) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -16,16 +15,14 @@ class ActorDied(RuntimeError):
 
 
 class RayHandle:
-    """A Ray actor. `groups` names the concurrency group of methods that have one."""
+    """A Ray actor."""
 
-    def __init__(self, actor: Any, name: str, groups: Mapping[str, str] | None = None) -> None:
+    def __init__(self, actor: Any, name: str) -> None:
         self.actor = actor
         self.name = name
-        self._groups = groups or {}
 
     async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
-        options = {"concurrency_group": self._groups[method]} if method in self._groups else {}
-        remote = getattr(self.actor, method).options(num_returns=returns, **options).remote(*args)
+        remote = getattr(self.actor, method).options(num_returns=returns).remote(*args)
         bulk, small = ((), remote) if returns == 1 else (tuple(remote[:-1]), remote[-1])
         try:
             async with asyncio.timeout(timeout_s) as deadline:

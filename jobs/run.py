@@ -51,10 +51,12 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """Handles of everything that owns data. `encoder` is None when the bonus is off."""
+    """Handles of everything that owns data. `bonus` is None when the bonus is off; there are no encoders where the rollout workers
+    make the features."""
 
     workers: Sequence[Handle]
-    encoder: Handle | None
+    encoders: Sequence[Handle]
+    bonus: Handle | None
     verifier: Handle
     replay: Handle
     learner: Handle
@@ -63,7 +65,7 @@ class Components:
     def stateful(self) -> dict[str, Handle]:
         """The parts of a checkpoint, by name."""
         parts = {"learner": self.learner, "replay": self.replay}
-        return parts | ({"encoder": self.encoder} if self.encoder else {})
+        return parts | ({"bonus": self.bonus} if self.bonus else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +100,13 @@ class Run:
 
     async def verify_and_encode(self, sampled: Sampled) -> Scored:
         """Verification and encoding run side by side once a group's responses are in."""
-        request, encoder = sampled.request, self.components.encoder
+        request, encoders = sampled.request, self.components.encoders
         verifying = self._call(
             self.components.verifier, "verify_batch", request.problem, sampled.batch, waiting_for=f"verdicts of group {request.group_id}"
         )
-        if encoder is None:
+        if not encoders:
             return Scored(request=request, batch=sampled.batch, verdicts=await verifying, encode_s=0.0)
+        encoder = encoders[request.group_id % len(encoders)]
         encoding = self._call(encoder, "encode", sampled.batch, returns=2, waiting_for=f"features of group {request.group_id}")
         verdicts, (batch, encode_s) = await asyncio.gather(verifying, encoding)
         return Scored(request=request, batch=batch, verdicts=verdicts, encode_s=encode_s)
@@ -127,11 +130,12 @@ class Run:
         )
         return batch, drawn
 
-    async def add_bonus(self, batch: Any) -> tuple[Any, dict[str, float]]:
-        """Score the step's batch and absorb it into the covariance: one call, once a step, in the order of steps."""
-        if self.components.encoder is None:
+    async def add_bonus(self, batch: Any, version: int) -> tuple[Any, dict[str, float]]:
+        """Score the step's batch, about to be trained on by policy `version`, and absorb it: one call, once a step, in the order of
+        steps."""
+        if self.components.bonus is None:
             return batch, {}
-        scored, metrics = await self._call(self.components.encoder, "score", batch, returns=2, waiting_for="the step's bonuses")
+        scored, metrics = await self._call(self.components.bonus, "score", batch, version, returns=2, waiting_for="the step's bonuses")
         return scored, metrics
 
     async def learn(self, batch: Any, step: int) -> StepReport:

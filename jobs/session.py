@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ray.exceptions import RayError, RayTaskError
 
-from jobs.build import close_components, ray_session, start_components
+from jobs.build import close_all, namespace, num_actors, ray_session, start_components
 from jobs.config import ConfigError, RunConfig
 from jobs.console import RunConsole
 from jobs.controller import Controller
@@ -46,7 +46,7 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
                 f"--set steps={start_step + 20}, or start anew with --set run_dir=..."
             )
             return 0
-        _prepare_environment(config)
+        prepare_environment(config.model)
         with RunConsole(f"repexp {run.run_id}", config.steps) as console:
             session = _Session(config, config_path, run, console, synchronous=synchronous)
             try:
@@ -86,12 +86,21 @@ def _start_step(run: RunDirectory, resume: str) -> int:
     return latest or 0
 
 
-def _prepare_environment(config: RunConfig) -> None:
+def prepare_environment(model: str) -> None:
     """The embedded model and local directories need no hub; without this, loading them would still ask it."""
-    if config.model in EMBEDDED or Path(config.model).is_dir():
+    if model in EMBEDDED or Path(model).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def no_signal_warning(step: int, metrics: dict[str, float], config: RunConfig) -> str:
+    """What a bonus that orders nothing means, and what to change."""
+    mend = 'set bonus.ridge = "auto"' if config.bonus.ridge != "auto" else "check bonus.dim and the encoder"
+    return (
+        f"step {step}: the exploration bonus carries no signal: its median spread within a group is {metrics['bonus/spread']:.1e} "
+        f"(below 1e-3) at ridge {metrics['bonus/ridge']:.3g}; {mend} (docs/algorithm.md)"
+    )
 
 
 class _Session:
@@ -111,13 +120,13 @@ class _Session:
         except ModelError as error:
             raise ConfigError(str(error)) from None
         console.status("starting Ray")
-        with ray_session(config):
-            console.status("starting the engine, the encoder and the learner (about 30 s on two cores)")
+        with ray_session(namespace(config.run_dir), num_actors(config)):
+            console.status("starting the engine and the learner (about 30 s on two cores)")
             components = await start_components(config, model, run_id=self._directory.run_id, log_directory=str(self._directory.rollouts))
             try:
                 return await self._train(components, start_step)
             finally:
-                await close_components(components)
+                await close_all([*components.workers, components.verifier])
 
     async def _train(self, components: Components, start_step: int) -> int:
         config, directory = self._config, self._directory
@@ -125,6 +134,8 @@ class _Session:
         def report(step: int, metrics: dict[str, float]) -> None:
             writer.write(step, metrics)
             self._console.step(step, metrics)
+            if "bonus/no_signal_warning" in metrics:
+                self._console.warn(no_signal_warning(step, metrics, config))
 
         task = make_task(config.task)
         run = Run(

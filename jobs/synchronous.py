@@ -47,7 +47,7 @@ class SynchronousTrainer:
             if result is not InsertResult.ACCEPTED:
                 raise RuntimeError(f"replay refused group {group.request.group_id} of a synchronous step: {result}")
         batch, drawn = await run.draw(step - 1)
-        batch, bonus_metrics = await run.add_bonus(batch)
+        batch, bonus_metrics = await run.add_bonus(batch, step - 1)
         report = await run.learn(batch, step)
         await run.log(batch, step, report)
         run.admission.trained(drawn.group_ids, version=report.version)

@@ -27,12 +27,21 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor) -> dict[str, fl
         "reward/pass@K": float(correct_GK.any(-1).mean()),
         "groups/all_correct": float(correct_GK.all(-1).mean()),
         "groups/all_wrong": float((~correct_GK.any(-1)).mean()),
+        "advantage/bonus_alone": bonus_alone_share(reward_GK, advantages_GK),
         "groups/without_signal": float((advantages_GK == 0).all(-1).double().mean()),
         "verifier/unscored": float(np.isnan(reward_GK).mean()),
         "advantage/abs_mean": float(advantages_GK.abs().mean()),
         "response/tokens_mean": float(lengths.mean()),
         "response/truncated": float((finish == "length").mean()),
     }
+
+
+def bonus_alone_share(reward_GK: np.ndarray, advantages_GK: Tensor) -> float:
+    """Share of groups with an advantage although all their scored rewards are equal: the bonus alone then gives every sign."""
+    unscored_GK = np.isnan(reward_GK)
+    equal_G = np.where(unscored_GK, -np.inf, reward_GK).max(axis=1) <= np.where(unscored_GK, np.inf, reward_GK).min(axis=1)
+    has_advantage_G = advantages_GK.ne(0).any(dim=-1).numpy()
+    return float((equal_G & has_advantage_G).mean())
 
 
 def lag_metrics(version: int, token_versions_N: np.ndarray) -> dict[str, float]:

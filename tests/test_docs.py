@@ -8,7 +8,7 @@ from pathlib import Path
 from bonus.diagnostics import BonusDiagnostics
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "actors/encoder.py", "jobs/controller.py", "jobs/synchronous.py")
+SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "actors/bonus.py", "jobs/controller.py", "jobs/synchronous.py")
 GROUPS = "reward|groups|verifier|response|bonus|advantage|learner|policy|mismatch|mismatch_lag0|rollout|time|replay"
 
 

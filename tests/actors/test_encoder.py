@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
-from typing import Any
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,82 +15,195 @@ from torch import Tensor
 from actors.config import EncoderConfig
 from actors.encoder import HiddenStateEncoder
 from bonus.config import BonusConfig
-from bonus.covariance import init_state
 from bonus.projection import sparse_projection
-from bonus.scoring import score_step
 from buffers.schema import concat_groups, list_column_arrays, split_groups
-from learners.checkpoint import CheckpointManager
 from learners.forward import load_causal_lm
 from tests.learners.samples import make_group, plain_hidden_states, ragged_batch, ragged_groups
 
-GROUP_SIZE, HIDDEN, DIM = 4, 32, 6
+WAIT_S = 30.0  # bound of every wait
+GROUP_SIZE, HIDDEN, LAYERS, DIM = 4, 32, 2, 6
+UNKNOWN_TOKEN = 5000
+T = TypeVar("T")
 
 
-def make_encoder(model: str, *, seed: int = 11, tokens_per_batch: int = 2048, **bonus: Any) -> HiddenStateEncoder:
+def make_encoder(
+    model: str, *, seed: int = 11, group_size: int | None = GROUP_SIZE, bonus: dict[str, Any] | None = None, **config: Any
+) -> HiddenStateEncoder:
     return HiddenStateEncoder(
         model=model,
-        config=EncoderConfig(dtype="float32", tokens_per_batch=tokens_per_batch),
-        bonus=BonusConfig(**{"dim": DIM, "gate": "always", **bonus}),
-        group_size=GROUP_SIZE,
+        config=EncoderConfig(dtype="float32", **config),
+        group_size=group_size,
         seed=seed,
+        bonus=BonusConfig(**{"dim": DIM, **(bonus or {})}),
     )
 
 
+def make_raw_encoder(model: str, *, group_size: int | None = GROUP_SIZE, **config: Any) -> HiddenStateEncoder:
+    """Without a bonus config: its features are the states themselves."""
+    return HiddenStateEncoder(model=model, config=EncoderConfig(dtype="float32", **config), group_size=group_size)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(main, WAIT_S))
+
+
+async def begin(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """The task, run up to its first wait."""
+    task = asyncio.create_task(coroutine)
+    await asyncio.sleep(0)
+    return task
+
+
+async def encode_all(encoder: HiddenStateEncoder, batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """Each batch by a call of its own, all at once."""
+    return [encoded for encoded, _ in await asyncio.gather(*(encoder.encode(batch) for batch in batches))]
+
+
 def encode(encoder: HiddenStateEncoder, batch: pa.RecordBatch) -> pa.RecordBatch:
-    encoded, seconds = encoder.encode(batch)
+    encoded, seconds = run(encoder.encode(batch))
     assert seconds > 0
     return encoded
 
 
-def features_of(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+def features_of(*batches: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     """(N, D) with zeros for null features, and which are not null."""
-    rows = batch.column("feature").to_pylist()
+    rows = [row for batch in batches for row in batch.column("feature").to_pylist()]
     valid = np.array([row is not None for row in rows])
-    return np.array([row if row is not None else [0.0] * DIM for row in rows]), valid
+    dim = next((len(row) for row in rows if row is not None), 0)
+    return np.array([row if row is not None else [0.0] * dim for row in rows]), valid
 
 
-def expected_features(model_path: str, batch: pa.RecordBatch, projection_HD: Tensor) -> np.ndarray:
-    """Mean last hidden state over the response's own tokens, by unpadded rows in float64, times the projection."""
+def own_states(model_path: str, batch: pa.RecordBatch) -> list[Tensor]:
+    """The last hidden states of each response's own tokens, (T, H), by unpadded rows in float64."""
     model = load_causal_lm(model_path, dtype="float64")
     rows = batch.select(["prompt_ids", "response_ids"]).to_pylist()
     with torch.no_grad():
-        means = [
-            plain_hidden_states(model, row["prompt_ids"], row["response_ids"]).mean(0)
-            if row["response_ids"]
-            else torch.zeros(HIDDEN).double()
-            for row in rows
-        ]
-    return (torch.stack(means) @ projection_HD).numpy()
+        return [plain_hidden_states(model, row["prompt_ids"], row["response_ids"]) for row in rows]
 
 
-def bonuses_of(batch: pa.RecordBatch) -> list[float]:
-    return batch.column("bonus").to_pylist()
+def expected_means(states: Sequence[Tensor]) -> Tensor:
+    """(N, H), zeros for empty responses."""
+    return torch.stack([states_TH.mean(0) if len(states_TH) else states_TH.new_zeros(HIDDEN) for states_TH in states])
+
+
+class Passes:
+    """Watches the shapes (rows, length) of an encoder's forward passes, and holds the first until it is opened."""
+
+    def __init__(self, encoder: HiddenStateEncoder, *, held: bool = False) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        self._reached, self._opened = threading.Event(), threading.Event()
+        if not held:
+            self.open()
+        encoder._model.get_decoder().register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def _before(self, module: Any, args: Any, options: dict[str, Any]) -> None:
+        self.shapes.append(tuple(options["input_ids"].shape))
+        self._reached.set()
+        assert self._opened.wait(WAIT_S), "the pass was never let go"
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self._reached.wait, WAIT_S), "no pass was begun"
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+# --- what features are -------------------------------------------------------------------------------------------------
 
 
 def test_features_are_projected_means_of_the_responses_own_hidden_states(tiny_model: str) -> None:
     batch = ragged_batch(3)
     found, valid = features_of(encode(make_encoder(tiny_model), batch))
-    expected = expected_features(tiny_model, batch, sparse_projection(HIDDEN, DIM, seed=11))
+    expected = (expected_means(own_states(tiny_model, batch)) @ sparse_projection(HIDDEN, DIM, seed=11)).numpy()
     assert np.abs(expected[valid]).max() > 0.5
     np.testing.assert_allclose(found, expected, rtol=0.0, atol=2e-5)
 
 
-def test_an_empty_response_has_a_null_feature_and_no_bonus(tiny_model: str) -> None:
-    encoder = make_encoder(tiny_model)
-    encoded = encode(encoder, ragged_batch(2))
+def test_without_a_bonus_config_features_are_the_means_themselves(tiny_model: str) -> None:
+    batch = ragged_batch(3)
+    found, _ = features_of(encode(make_raw_encoder(tiny_model), batch))
+    np.testing.assert_allclose(found, expected_means(own_states(tiny_model, batch)).numpy(), rtol=0.0, atol=1e-5)
+
+
+def test_pooling_last_takes_the_state_of_the_last_token(tiny_model: str) -> None:
+    batch = ragged_batch(3)
+    found, valid = features_of(encode(make_raw_encoder(tiny_model, pooling="last"), batch))
+    states = own_states(tiny_model, batch)
+    assert valid.tolist() == [len(states_TH) > 0 for states_TH in states]
+    expected = torch.stack([states_TH[-1] if len(states_TH) else torch.zeros(HIDDEN).double() for states_TH in states])
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0.0, atol=1e-5)
+    means, _ = features_of(encode(make_raw_encoder(tiny_model), batch))
+    assert np.abs(found - means).max() > 0.5
+
+
+@pytest.mark.parametrize("layer", [0, 1, LAYERS, -1, -2, -3])
+def test_a_layer_is_that_of_output_hidden_states(tiny_model: str, layer: int) -> None:
+    """Embeddings first, then the states after each layer, the last of them after the final norm."""
+    batch = ragged_batch(2)
+    model = load_causal_lm(tiny_model, dtype="float64")
+    expected = []
+    for row in batch.select(["prompt_ids", "response_ids"]).to_pylist():
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([row["prompt_ids"] + row["response_ids"]]), output_hidden_states=True, use_cache=False)
+        assert len(output.hidden_states) == LAYERS + 1
+        expected.append(output.hidden_states[layer][0, len(row["prompt_ids"]) :])
+    found, _ = features_of(encode(make_raw_encoder(tiny_model, layer=layer), batch))
+    np.testing.assert_allclose(found, expected_means(expected).numpy(), rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [3, -4])
+def test_a_layer_that_the_model_has_not_is_refused_with_the_range(tiny_model: str, layer: int) -> None:
+    with pytest.raises(ValueError, match=rf"encoder.layer = {layer}: the model has layers 0 \(embeddings\) to 2, or −1 to −3 from the end"):
+        make_raw_encoder(tiny_model, layer=layer)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_an_empty_response_has_a_null_feature(tiny_model: str, pooling: str) -> None:
+    encoded = encode(make_encoder(tiny_model, pooling=pooling), ragged_batch(2))
     lengths = [len(ids) for ids in encoded.column("response_ids").to_pylist()]
     assert lengths.count(0) == 2
     assert features_of(encoded)[1].tolist() == [length > 0 for length in lengths]
-    scored, metrics = encoder.score(encoded)
-    assert [bonus != 0 for bonus in bonuses_of(scored)] == [length > 0 for length in lengths]
-    assert metrics["bonus/num_empty"] == 2
 
 
 def test_a_group_of_empty_responses_is_survived(tiny_model: str) -> None:
-    encoder = make_encoder(tiny_model, memory="run")
-    encoded = encode(encoder, make_group(0, [5, 6], [[], [], [], []], [0.0] * 4))
-    scored, _ = encoder.score(encoded)
-    assert bonuses_of(scored) == [0.0] * 4
+    encoded = encode(make_encoder(tiny_model), make_group(0, [5, 6], [[], [], [], []], [0.0] * 4))
+    assert encoded.column("feature").null_count == GROUP_SIZE
+
+
+def test_nothing_else_of_the_batch_is_changed(tiny_model: str) -> None:
+    batch = ragged_batch(2)
+    encoded = encode(make_encoder(tiny_model), batch)
+    kept = [name for name in batch.schema.names if name != "feature"]
+    assert encoded.select(kept).equals(batch.select(kept))
+    assert encoded.schema.equals(batch.schema)
+
+
+def test_features_are_kept_as_float32(tiny_model: str) -> None:
+    values, _ = list_column_arrays(encode(make_encoder(tiny_model), ragged_batch(1)), "feature")
+    assert values.dtype == np.float32
+
+
+def test_a_redrawn_projection_differs_by_group_and_is_reproducible(tiny_model: str) -> None:
+    prompt, responses = [5, 6], [[7, 8], [9], [10, 11, 12], [13]]
+    twice = concat_groups([make_group(group_id, prompt, responses, [0.0] * 4) for group_id in (0, 1)])  # problems p0 and p1
+    fixed, redrawn, again, other_seed = (
+        features_of(encode(make_encoder(tiny_model, seed=seed, bonus={"redraw_projection": redraw}), twice))[0]
+        for redraw, seed in ((False, 11), (True, 11), (True, 11), (True, 12))
+    )
+    np.testing.assert_allclose(fixed[:4], fixed[4:], rtol=0.0, atol=1e-5)
+    assert np.abs(redrawn[:4] - redrawn[4:]).max() > 0.1
+    assert np.array_equal(redrawn, again)
+    assert np.abs(redrawn - other_seed).max() > 0.1
+
+
+def test_a_redrawn_projection_does_not_depend_on_the_rest_of_the_batch(tiny_model: str) -> None:
+    groups = ragged_groups(3)
+    encoder = make_encoder(tiny_model, bonus={"redraw_projection": True})
+    together = features_of(encode(encoder, concat_groups(groups)))[0]
+    np.testing.assert_allclose(features_of(encode(encoder, groups[2]))[0], together[8:], rtol=0.0, atol=1e-5)
+
+
+# --- what features do not depend on ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 60, 2048])
@@ -101,116 +215,164 @@ def test_a_group_is_encoded_independently_of_its_company_and_the_token_budget(ti
     np.testing.assert_allclose(alone, together, rtol=0.0, atol=1e-5)
 
 
-def test_a_slice_is_encoded_and_scored_as_its_rows(tiny_model: str) -> None:
+def test_a_slice_is_encoded_as_its_rows(tiny_model: str) -> None:
     batch = ragged_batch(4)
     encoder = make_encoder(tiny_model)
-    encoded = encode(encoder, batch)
-    np.testing.assert_allclose(features_of(encode(encoder, split_groups(batch)[2]))[0], features_of(encoded)[0][8:12], rtol=0.0, atol=1e-5)
-    found, _ = make_encoder(tiny_model).score(split_groups(encoded)[2])
-    expected, _ = make_encoder(tiny_model).score(concat_groups([split_groups(encoded)[2]]))
-    assert bonuses_of(found) == bonuses_of(expected)
+    expected, _ = features_of(encode(encoder, batch))
+    np.testing.assert_allclose(features_of(encode(encoder, split_groups(batch)[2]))[0], expected[8:12], rtol=0.0, atol=1e-5)
 
 
-def test_nothing_else_of_the_batch_is_changed(tiny_model: str) -> None:
-    batch = ragged_batch(2)
+def test_concurrent_calls_get_their_own_features_in_whatever_order_they_come(tiny_model: str) -> None:
+    groups = ragged_groups(6)
+    expected, _ = features_of(encode(make_encoder(tiny_model), concat_groups(groups)))
+    for order in (range(6), reversed(range(6)), (3, 0, 5, 1, 4, 2)):
+        positions = list(order)
+        encoded = run(encode_all(make_encoder(tiny_model, tokens_per_batch=100), [groups[position] for position in positions]))
+        for position, batch in zip(positions, encoded, strict=True):
+            assert batch.column("group_id").to_pylist() == [position] * GROUP_SIZE
+            np.testing.assert_allclose(features_of(batch)[0], expected[4 * position : 4 * position + 4], rtol=0.0, atol=1e-5)
+
+
+def test_features_do_not_depend_on_the_number_of_encoders(tiny_model: str) -> None:
+    groups = ragged_groups(6)
+
+    async def encode_by(replicas: Sequence[HiddenStateEncoder]) -> np.ndarray:
+        results = await asyncio.gather(*(replicas[n % len(replicas)].encode(group) for n, group in enumerate(groups)))
+        return features_of(*(batch for batch, _ in results))[0]
+
+    one, three = (run(encode_by([make_encoder(tiny_model) for _ in range(number)])) for number in (1, 3))
+    np.testing.assert_allclose(three, one, rtol=0.0, atol=1e-5)
+
+
+def test_without_a_group_size_every_call_is_one_group_of_any_size(tiny_model: str) -> None:
+    groups = [ragged_groups(1, group_size=size, seed=size)[0] for size in (2, 7, 3)]
+    encoded = run(encode_all(make_raw_encoder(tiny_model, group_size=None), groups))
+    for group, batch in zip(groups, encoded, strict=True):
+        np.testing.assert_allclose(features_of(batch)[0], expected_means(own_states(tiny_model, group)).numpy(), rtol=0.0, atol=1e-5)
+
+
+# --- how calls share forward passes ------------------------------------------------------------------------------------
+
+
+def test_concurrent_calls_share_forward_passes(tiny_model: str) -> None:
     encoder = make_encoder(tiny_model)
-    scored, _ = encoder.score(encode(encoder, batch))
-    kept = [name for name in batch.schema.names if name not in ("feature", "bonus")]
-    assert scored.select(kept).equals(batch.select(kept))
-    assert scored.schema.equals(batch.schema)
+    passes = Passes(encoder)
+    run(encode_all(encoder, ragged_groups(8)))
+    assert [num_rows for num_rows, _ in passes.shapes] == [8]  # a row a group: its prompt is computed once
 
 
-@pytest.mark.parametrize(
-    "bonus",
-    [
-        {"memory": "none", "ridge": 0.5},
-        {"memory": "run", "forgetting": 0.9, "gate": "group_has_correct"},
-        {"memory": "run", "ridge": 2.0, "gate": "correct_only", "estimator": "leave_one_out"},
-    ],
-    ids=str,
-)
-def test_bonuses_of_a_run_are_those_of_score_step(tiny_model: str, bonus: dict[str, Any]) -> None:
-    encoder = make_encoder(tiny_model, **bonus)
-    config = BonusConfig(**{"dim": DIM, "gate": "always", **bonus})
-    state = init_state(DIM)
-    for step in range(3):
-        encoded = encode(encoder, ragged_batch(2, seed=step))
-        rows, valid = features_of(encoded)
-        correct = np.array([status == "correct" for status in encoded.column("verdict_status").to_pylist()])
-        lengths = np.array([len(ids) for ids in encoded.column("response_ids").to_pylist()])
-        expected, state = score_step(
-            torch.from_numpy(rows).view(2, GROUP_SIZE, DIM),
-            torch.from_numpy(correct).view(2, GROUP_SIZE),
-            torch.from_numpy(valid).view(2, GROUP_SIZE),
-            state,
-            config,
-            lengths_GK=torch.from_numpy(lengths).view(2, GROUP_SIZE),
-        )
-        scored, metrics = encoder.score(encoded)
-        assert any(bonuses_of(scored))
-        assert bonuses_of(scored) == expected.bonus_GK.flatten().tolist()
-        assert metrics["bonus/ridge"] == expected.ridge
-        assert metrics["bonus/spread"] == expected.diagnostics.spread
-        assert all(math.isfinite(value) for value in metrics.values())
-        assert encoder.ready() == step + 1
+def test_calls_that_come_during_a_pass_share_the_next(tiny_model: str) -> None:
+    encoder = make_encoder(tiny_model)
+    passes = Passes(encoder, held=True)
+
+    async def main() -> None:
+        first = await begin(encoder.encode(ragged_groups(1)[0]))
+        await passes.reached()
+        others = [await begin(encoder.encode(group)) for group in ragged_groups(5, seed=1)]
+        passes.open()
+        await asyncio.gather(first, *others)
+
+    run(main())
+    assert [num_rows for num_rows, _ in passes.shapes] == [1, 5]
 
 
-def test_a_covariance_saved_and_restored_gives_the_same_next_bonuses(tiny_model: str, tmp_path: Path) -> None:
-    straight = make_encoder(tiny_model, memory="run", forgetting=0.9)
-    for step in range(3):
-        straight.score(encode(straight, ragged_batch(2, seed=step)))
-    manager = CheckpointManager(str(tmp_path), keep=1)
-    manager.commit(3, straight.save_part(manager, 3, "encoder"), {})
-    restored, fresh = (make_encoder(tiny_model, memory="run", forgetting=0.9) for _ in range(2))
-    restored.load_part(manager, 3, "encoder")
-    assert restored.ready() == 3
-    for step in range(3, 6):
-        batch = ragged_batch(2, seed=step)
-        found, found_metrics = restored.score(encode(restored, batch))
-        expected, expected_metrics = straight.score(encode(straight, batch))
-        assert bonuses_of(found) == bonuses_of(expected)
-        assert found_metrics == expected_metrics
-        assert bonuses_of(fresh.score(encode(fresh, batch))[0]) != bonuses_of(expected)
+@pytest.mark.parametrize("tokens_per_batch", [70, 120, 400])
+def test_no_pass_has_more_tokens_than_the_budget(tiny_model: str, tokens_per_batch: int) -> None:
+    encoder = make_encoder(tiny_model, tokens_per_batch=tokens_per_batch)
+    passes = Passes(encoder)
+    groups = ragged_groups(16)
+    run(encode_all(encoder, groups))
+    assert sum(num_rows for num_rows, _ in passes.shapes) == len(groups) > len(passes.shapes)
+    assert max(num_rows * length for num_rows, length in passes.shapes) <= tokens_per_batch
 
 
-def test_a_covariance_made_with_another_projection_is_refused(tiny_model: str, tmp_path: Path) -> None:
-    make_encoder(tiny_model, seed=11).save(tmp_path)
-    with pytest.raises(ValueError, match="projection seed 11, this run has 12"):
-        make_encoder(tiny_model, seed=12).load(tmp_path)
+def test_a_row_longer_than_the_budget_goes_alone(tiny_model: str) -> None:
+    """A group of 1 prompt token and 4 responses is one row; the long one has 1 + 80 tokens, the others 1 + 8."""
+    short, long = [[7, 8]] * 4, [list(range(10, 30))] * 4
+    groups = [make_group(number, [5], responses, [0.0] * 4) for number, responses in enumerate((short, long, short, short))]
+    encoder = make_encoder(tiny_model, tokens_per_batch=40)
+    passes = Passes(encoder)
+    encoded = run(encode_all(encoder, groups))
+    assert (1, 81) in passes.shapes
+    assert all(num_rows * length <= 40 for num_rows, length in passes.shapes if length != 81)
+    assert all(batch.column("feature").null_count == 0 for batch in encoded)
 
 
-def test_the_warning_of_a_bonus_without_signal_is_given_once_also_across_a_restart(tiny_model: str, tmp_path: Path) -> None:
-    """A ridge far above the features' energy flattens every leverage to nearly 0."""
-    encoder = make_encoder(tiny_model, ridge=1e9)
-    warned = [encoder.score(encode(encoder, ragged_batch(1)))[1].get("bonus/no_signal_warning") for _ in range(2)]
-    assert warned == [1.0, None]
-    encoder.save(tmp_path)
-    assert json.loads((tmp_path / "covariance.json").read_text())["warned"] is True
-    restored = make_encoder(tiny_model, ridge=1e9)
-    restored.load(tmp_path)
-    assert "bonus/no_signal_warning" not in restored.score(encode(restored, ragged_batch(1)))[1]
+def test_at_most_max_waiting_calls_are_inside(tiny_model: str) -> None:
+    """A pass cannot have more rows than there are calls inside, and the others are served all the same."""
+    encoder = make_encoder(tiny_model, max_waiting=3)
+    passes = Passes(encoder)
+    encoded = run(encode_all(encoder, ragged_groups(8)))
+    assert sum(num_rows for num_rows, _ in passes.shapes) == 8
+    assert max(num_rows for num_rows, _ in passes.shapes) <= 3
+    assert [batch.column("group_id")[0].as_py() for batch in encoded] == list(range(8))
 
 
-def test_a_redrawn_projection_differs_by_group_and_is_reproducible(tiny_model: str) -> None:
-    prompt, responses = [5, 6], [[7, 8], [9], [10, 11, 12], [13]]
-    twice = concat_groups([make_group(group_id, prompt, responses, [0.0] * 4) for group_id in (0, 1)])  # problems p0 and p1
-    redrawn = features_of(encode(make_encoder(tiny_model, redraw_projection=True), twice))[0]
-    again = features_of(encode(make_encoder(tiny_model, redraw_projection=True), twice))[0]
-    fixed = features_of(encode(make_encoder(tiny_model), twice))[0]
-    np.testing.assert_allclose(fixed[:4], fixed[4:], rtol=0.0, atol=1e-5)
-    assert np.abs(redrawn[:4] - redrawn[4:]).max() > 0.1
-    assert np.array_equal(redrawn, again)
-    other_seed = features_of(encode(make_encoder(tiny_model, redraw_projection=True, seed=12), twice))[0]
-    assert np.abs(redrawn - other_seed).max() > 0.1
+def test_the_seconds_of_calls_encoded_together_add_up_to_no_more_than_the_time_passed(tiny_model: str) -> None:
+    encoder = make_encoder(tiny_model)
+
+    async def main() -> None:
+        started = time.monotonic()
+        results = await asyncio.gather(*(encoder.encode(group) for group in ragged_groups(8)))
+        assert 0 < sum(seconds for _, seconds in results) <= time.monotonic() - started
+
+    run(main())
 
 
-def test_a_redrawn_projection_does_not_depend_on_the_rest_of_the_batch(tiny_model: str) -> None:
-    groups = ragged_groups(3)
-    encoder = make_encoder(tiny_model, redraw_projection=True)
-    together = features_of(encode(encoder, concat_groups(groups)))[0]
-    np.testing.assert_allclose(features_of(encode(encoder, groups[2]))[0], together[8:], rtol=0.0, atol=1e-5)
+# --- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
-def test_features_are_kept_as_float32(tiny_model: str) -> None:
-    values, _ = list_column_arrays(encode(make_encoder(tiny_model), ragged_batch(1)), "feature")
-    assert values.dtype == np.float32
+def test_an_error_reaches_every_caller_of_its_pass_and_no_other(tiny_model: str) -> None:
+    encoder = make_encoder(tiny_model, max_waiting=2)  # so the first two calls share a pass
+    good = ragged_groups(3)
+    bad = make_group(9, [5], [[UNKNOWN_TOKEN]] * 4, [0.0] * 4)
+
+    async def main() -> None:
+        calls = (encoder.encode(batch) for batch in (good[0], bad, good[1], good[2]))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(result, IndexError) for result in results] == [True, True, False, False]
+        again, _ = await encoder.encode(good[0])
+        assert again.column("feature").null_count == 1
+
+    run(main())
+
+
+def test_a_caller_that_gives_up_neither_loses_nor_repeats_the_work_of_others(tiny_model: str) -> None:
+    encoder = make_encoder(tiny_model)
+    passes = Passes(encoder, held=True)
+    groups = ragged_groups(5)
+    expected, _ = features_of(encode(make_encoder(tiny_model), concat_groups(groups)))
+
+    async def main() -> None:
+        given_up, beside = [asyncio.create_task(encoder.encode(group)) for group in groups[:2]]
+        await passes.reached()
+        behind, given_up_behind, last = [await begin(encoder.encode(group)) for group in groups[2:]]
+        for task in (given_up, given_up_behind):
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+        passes.open()
+        encoded = [batch for batch, _ in await asyncio.gather(beside, behind, last)]
+        np.testing.assert_allclose(features_of(*encoded)[0], expected[[*range(4, 12), *range(16, 20)]], rtol=0.0, atol=1e-5)
+        assert [num_rows for num_rows, _ in passes.shapes] == [2, 2]  # the one that gave up while waiting was never computed
+        assert (await encoder.encode(groups[0]))[0].column("feature").null_count == 1
+
+    run(main())
+
+
+def test_an_encoder_serves_one_event_loop_after_another(tiny_model: str) -> None:
+    encoder = make_encoder(tiny_model)
+    passes = Passes(encoder, held=True)
+
+    async def give_up() -> None:
+        task = asyncio.create_task(encoder.encode(ragged_batch(1)))
+        await passes.reached()
+        task.cancel()
+        passes.open()
+
+    run(give_up())
+    assert encode(encoder, ragged_batch(1)).column("feature").null_count == 1
+
+
+def test_it_says_its_hidden_size_once_it_is_loaded(tiny_model: str) -> None:
+    assert make_encoder(tiny_model).ready() == HIDDEN

@@ -22,6 +22,7 @@ import torch
 from pyarrow import fs
 from safetensors.torch import load_file
 
+from actors.bonus import BonusScorer
 from actors.encoder import HiddenStateEncoder
 from actors.learner import Learner
 from actors.replay import Replay
@@ -102,7 +103,9 @@ class LocalRun:
         self.reports: list[tuple[int, dict[str, float]]] = []
         self.on_report: Callable[[int], None] = lambda step: None
         self.workers = [self._worker(index) for index in range(config.rollout.workers)]
-        self.encoder = self._encoder() if config.bonus.enabled else None
+        encoded = config.bonus.enabled and config.bonus.source == "encoder"
+        self.encoders = [self._encoder() for _ in range(config.encoder.replicas)] if encoded else []
+        self.bonus = self._bonus() if config.bonus.enabled else None
         self.verifier = judge or CoinJudge()
         self.replay = Replay(
             group_size=config.responses_per_prompt,
@@ -130,7 +133,15 @@ class LocalRun:
         config = self.config
         name = f"rollout-{index}"
         return RolloutWorker(
-            worker_id=name, run_id="test", model=config.model, config=config.rollout, sampling=config.sampling, seed=config.seed
+            worker_id=name,
+            run_id="test",
+            model=config.model,
+            config=config.rollout,
+            sampling=config.sampling,
+            seed=config.seed,
+            pool_states=config.bonus.enabled and config.bonus.source == "policy",
+            bonus=config.bonus,
+            projection_seed=config.seed,
         )
 
     def _encoder(self) -> HiddenStateEncoder:
@@ -139,6 +150,10 @@ class LocalRun:
             model=config.model, config=config.encoder, bonus=config.bonus, group_size=config.responses_per_prompt, seed=config.seed
         )
 
+    def _bonus(self) -> BonusScorer:
+        config = self.config
+        return BonusScorer(bonus=config.bonus, group_size=config.responses_per_prompt, seed=config.seed)
+
     def _components(self, around: Around | None) -> Components:
         def handle(target: Any, name: str) -> Handle:
             local = LocalHandle(target, name)
@@ -146,7 +161,8 @@ class LocalRun:
 
         return Components(
             workers=[handle(worker, f"rollout-{index}") for index, worker in enumerate(self.workers)],
-            encoder=handle(self.encoder, "encoder") if self.encoder else None,
+            encoders=[handle(encoder, f"encoder-{index}") for index, encoder in enumerate(self.encoders)],
+            bonus=handle(self.bonus, "bonus") if self.bonus else None,
             verifier=handle(self.verifier, "verifier"),
             replay=handle(self.replay, "replay"),
             learner=handle(self.learner, "learner"),
@@ -212,9 +228,9 @@ class LocalRun:
         self.learner.save(directory)
         state = {f"policy/{name}": tensor for name, tensor in load_file(directory / "policy" / "model.safetensors").items()}
         state |= {f"optimiser/{name}": tensor for name, tensor in load_file(directory / "optimiser.safetensors").items() if name != "rng"}
-        if self.encoder is not None:
-            self.encoder.save(directory)
-            state |= {f"encoder/{name}": tensor for name, tensor in load_file(directory / "covariance.safetensors").items()}
+        if self.bonus is not None:
+            self.bonus.save(directory)
+            state |= {f"bonus/{name}": tensor for name, tensor in load_file(directory / "bonus.safetensors").items()}
         return state
 
 

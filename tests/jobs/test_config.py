@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from jobs import train
-from jobs.config import ConfigError, RunConfig, all_keys, changed_keys, load_config
+from jobs.config import CHANGEABLE_ON_RESUME, ConfigError, RunConfig, all_keys, changed_keys, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.toml")
@@ -73,7 +73,7 @@ def test_overrides_take_toml_values_and_bare_strings(config_file):
         ("lr=1", ["'lr'", "did you mean 'learner.lr'?"]),
         ("lerner.lr=1", ["'lerner'", "did you mean 'learner'?"]),
         ("learner.loss.clip_hi=1", ["'learner.loss.clip_hi'", "did you mean 'learner.loss.clip_high'?"]),
-        ("bonus.zzzzzz=1", ["'bonus.zzzzzz'", "known here: enabled, dim, ridge"]),
+        ("bonus.zzzzzz=1", ["'bonus.zzzzzz'", "known here: enabled, dim, source"]),
     ],
 )
 def test_unknown_key_is_refused_with_the_nearest_known_one(refusal, config_file, override, named):
@@ -275,7 +275,7 @@ def begun_run(directory: Path, config: RunConfig, *, checkpoint: bool = True) ->
     ],
 )
 def test_how_long_where_and_with_what_means_may_change_on_resume(same):
-    assert changed_keys(RunConfig().model_dump(mode="json"), RunConfig.model_validate(same)) == []
+    assert changed_keys(RunConfig().model_dump(mode="json"), RunConfig.model_validate(same), CHANGEABLE_ON_RESUME) == []
 
 
 @pytest.mark.parametrize(
@@ -290,20 +290,20 @@ def test_how_long_where_and_with_what_means_may_change_on_resume(same):
     ],
 )
 def test_what_is_computed_may_not_change_on_resume(other):
-    assert len(changed_keys(RunConfig().model_dump(mode="json"), RunConfig.model_validate(other))) == 1
+    assert len(changed_keys(RunConfig().model_dump(mode="json"), RunConfig.model_validate(other), CHANGEABLE_ON_RESUME)) == 1
 
 
 def test_changed_keys_name_both_values_and_leave_out_what_may_change():
     saved = RunConfig().model_dump(mode="json")
     config = RunConfig.model_validate({"steps": 7, "run_dir": "elsewhere", "seed": 3, "learner": {"loss": {"is_cap": 4.0}}})
-    assert changed_keys(saved, config) == ["learner.loss.is_cap (2.0 -> 4.0)", "seed (0 -> 3)"]
-    assert changed_keys(saved, RunConfig.model_validate({"steps": 7, "run_dir": "elsewhere"})) == []
+    assert changed_keys(saved, config, CHANGEABLE_ON_RESUME) == ["learner.loss.is_cap (2.0 -> 4.0)", "seed (0 -> 3)"]
+    assert changed_keys(saved, RunConfig.model_validate({"steps": 7, "run_dir": "elsewhere"}), CHANGEABLE_ON_RESUME) == []
 
 
 def test_key_that_a_saved_config_lacks_counts_as_changed():
     saved = RunConfig().model_dump(mode="json")
     del saved["bonus"]["gate"]
-    assert changed_keys(saved, RunConfig()) == ["bonus.gate (None -> 'group_has_correct')"]
+    assert changed_keys(saved, RunConfig(), CHANGEABLE_ON_RESUME) == ["bonus.gate (None -> 'group_has_correct')"]
 
 
 def test_every_key_can_be_set_to_its_own_default():

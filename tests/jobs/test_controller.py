@@ -59,6 +59,44 @@ def test_run_with_the_real_verifiers_finishes_with_a_checkpoint(config):
     assert all(row["verdict_status"] in ("correct", "incorrect", "unparsed") for row in run.logged())
 
 
+@pytest.mark.parametrize("bonus", [{"memory": "prompt"}, {"memory": "none", "source": "policy"}, {"staleness_discount": 0.5}], ids=str)
+def test_every_kind_of_bonus_trains_a_whole_run(config, bonus):
+    run = LocalRun(config(steps=3, bonus=bonus))
+    run.train()
+    run.check_valid()
+    assert len(run.encoders) == (0 if bonus.get("source") == "policy" else 1)
+    rows = run.logged()
+    assert all(len(row["feature"]) == run.config.bonus.dim for row in rows)
+    assert any(row["bonus"] > 0 for row in rows)
+    assert all(row["leverage"] is not None and row["group_effective_rank"] >= 1 for row in rows)
+
+
+def test_number_of_encoders_changes_nothing_of_what_is_learnt(config, tmp_path):
+    """Features of the very same rows may be packed in other company, so they agree to float32's rounding, not bit for bit."""
+    one, three = (
+        LocalRun(config(steps=3, max_policy_lag=0, encoder={"replicas": replicas}, run_dir=str(tmp_path / f"{replicas}")))
+        for replicas in (1, 3)
+    )
+    for run in (one, three):
+        run.train()
+    assert len(three.encoders) == 3
+    first, second = one.state(tmp_path / "a"), three.state(tmp_path / "b")
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+def test_memory_of_prompts_is_saved_and_restored_with_the_run(config, tmp_path):
+    settings = {"max_policy_lag": 0, "bonus": {"memory": "prompt"}, "checkpoint": {"every": 2}}
+    straight = LocalRun(config(steps=4, run_dir=str(tmp_path / "straight"), **settings))
+    straight.train()
+    LocalRun(config(steps=2, run_dir=str(tmp_path / "stopped"), **settings)).train()
+    resumed = LocalRun(config(steps=4, run_dir=str(tmp_path / "stopped"), **settings))
+    resumed.train()
+    assert_same_state(straight.state(tmp_path / "a"), resumed.state(tmp_path / "b"))
+    assert resumed.state(tmp_path / "c")["bonus/prompts.count_P"].sum() == 4 * PROMPTS * RESPONSES
+
+
 def test_every_step_learns_and_has_every_figure_of_the_console(config):
     run = LocalRun(config(steps=3))
     run.train()
@@ -94,7 +132,7 @@ def defined_metrics() -> set[str]:
 
 def test_run_without_the_bonus_needs_no_encoder(config):
     run = LocalRun(config(steps=2, bonus={"enabled": False}))
-    assert run.encoder is None
+    assert run.encoders == [] and run.bonus is None
     assert run.train() == 2
     run.check_valid()
     assert {row["bonus"] for row in run.logged()} == {0.0}
@@ -124,7 +162,7 @@ def test_lag_of_zero_is_the_synchronous_trainer(config, tmp_path):
     one, other = runs.values()
     state = one.state(tmp_path / "one")
     assert not torch.equal(state["policy/model.norm.weight"], initial["policy/model.norm.weight"])
-    assert state["encoder/second_moment_DD"].norm() > 0
+    assert state["bonus/covariance.second_moment_DD"].norm() > 0
     assert_same_state(state, other.state(tmp_path / "other"))
     assert samples_of(one) == samples_of(other)
     for (step, metrics), (other_step, other_metrics) in zip(one.reports, other.reports, strict=True):
@@ -181,15 +219,21 @@ class Broken(RuntimeError):
     pass
 
 
+def part_of(run, component):
+    """The object behind a component's name."""
+    first = {"worker": run.workers, "encoder-0": run.encoders}
+    return first[component][0] if component in first else getattr(run, component)
+
+
 @pytest.mark.parametrize(
     ("component", "method"),
     [
         ("worker", "generate"),
         ("worker", "update"),
         ("verifier", "verify_batch"),
-        ("encoder", "encode"),
-        ("encoder", "score"),
-        ("encoder", "save_part"),
+        ("encoder-0", "encode"),
+        ("bonus", "score"),
+        ("bonus", "save_part"),
         ("replay", "insert"),
         ("replay", "sample"),
         ("replay", "log"),
@@ -200,7 +244,7 @@ class Broken(RuntimeError):
 )
 def test_error_of_a_component_ends_the_run_at_once_as_it_is(config, component, method):
     run = LocalRun(config(steps=1000, checkpoint={"every": 2}))
-    target = run.workers[0] if component == "worker" else getattr(run, component)
+    target = part_of(run, component)
     error = Broken(f"{component}.{method} broke")
 
     def broken(*args):
@@ -209,7 +253,7 @@ def test_error_of_a_component_ends_the_run_at_once_as_it_is(config, component, m
     async def broken_async(*args):
         raise error
 
-    setattr(target, method, broken_async if component == "worker" else broken)
+    setattr(target, method, broken_async if component in ("worker", "encoder-0") else broken)
     began = time.monotonic()
     with pytest.raises(Broken) as raised:
         run.train()
@@ -265,7 +309,7 @@ def test_worker_that_never_returns_is_named_with_its_group_and_problem(config):
     ("component", "method", "waited_for"),
     [
         ("verifier", "verify_batch", r"verdicts of group \d+"),
-        ("encoder", "encode", r"features of group \d+"),
+        ("encoder-0", "encode", r"features of group \d+"),
         ("learner", "step", "training step 1"),
         ("replay", "sample", "a batch from replay"),
     ],
@@ -276,7 +320,7 @@ def test_any_other_call_that_never_returns_is_named_too(config, component, metho
     async def never(*args):
         await asyncio.Event().wait()
 
-    setattr(getattr(run, component), method, never)
+    setattr(part_of(run, component), method, never)
     with pytest.raises(Deadline, match=rf"^{component}\.{method} took over 1 s: waited for {waited_for}"):
         run.train()
 

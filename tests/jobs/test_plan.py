@@ -40,6 +40,7 @@ def test_sizes_of_a_step():
         "learner": 1,
         "replay": 1,
         "verifier pool": 1,
+        "bonus": 1,
         "encoder": 1,
         "verifier process": 3,
     }
@@ -54,13 +55,18 @@ def test_plan_says_its_sizes():
 
 
 def test_no_encoder_without_the_bonus():
-    assert "encoder" not in plan_of(bonus={"enabled": False}).processes
+    assert not {"encoder", "bonus"} & plan_of(bonus={"enabled": False}).processes.keys()
+
+
+def test_no_encoder_where_the_policy_gives_the_features():
+    assert "encoder" not in plan_of(bonus={"source": "policy"}).processes
+    assert plan_of(encoder={"replicas": 3}).processes["encoder"] == 3
 
 
 def test_memory_of_a_model_with_known_size(giant):
     learner = 2 + 16 + 2.048 + BASE_PROCESS_GIB  # bfloat16 weights; float32 masters, gradients, two moments; activations; process
     rollout = 4 + 1.0 + BASE_PROCESS_GIB + ENGINE_GIB  # weights and a loaded snapshot; KV cache; process
-    encoder = 2 + BASE_PROCESS_GIB
+    encoder = 2 + BASE_PROCESS_GIB + BASE_PROCESS_GIB  # and the process that owns the bonus
     rest = 4 + 0.1 + RAY_GIB + DRIVER_GIB  # two published versions; a tenth of replay's cap
     assert plan_of(model=giant).memory_gib == pytest.approx(learner + rollout + encoder + rest)
     assert plan_of(model=giant, bonus={"enabled": False}).memory_gib == pytest.approx(learner + rollout + rest)

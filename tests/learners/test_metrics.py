@@ -49,6 +49,7 @@ EXPECTED = {
     "reward/pass@K": 2 / 4,
     "groups/all_correct": 1 / 4,
     "groups/all_wrong": 2 / 4,
+    "advantage/bonus_alone": 1 / 4,  # the last group: equal rewards, but advantages
     "groups/without_signal": 2 / 4,
     "verifier/unscored": 1 / 8,
     "advantage/abs_mean": 1.6 / 8,
