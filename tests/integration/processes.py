@@ -1,4 +1,4 @@
-"""`python -m jobs.train` as a person starts it, and every process it ever had."""
+"""A job as a person starts it, and every process it ever had."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -29,26 +29,24 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float, what: str) -> 
     return value
 
 
-class Training:
-    """One start of a run, in a process group of its own.
+class Job:
+    """One start of `python -m MODULE ARGUMENTS`, in a process group of its own; its output is kept beside `directory`.
 
-    with Training(config, run_dir, "--set", "steps=5") as training:
-        training.wait_for_steps(1)
-        training.signal(signal.SIGINT)
-        assert training.exit_code(timeout_s=60) == 130
-        training.assert_no_process_left()
+    with Job(out, "jobs.explore", "--out", str(out)) as job:
+        job.signal(signal.SIGINT)
+        assert job.exit_code(timeout_s=60) == 130
+        job.assert_no_process_left()
     """
 
-    def __init__(self, config: Path, run_dir: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, module: str, *arguments: str) -> None:
         self._mark = uuid.uuid4().hex
         self._seen: dict[int, psutil.Process] = {}
         self._temporary: set[str] = set()
-        self.run_dir = run_dir
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", MARK: self._mark}
-        self._output = (run_dir.parent / f"output-{self._mark[:6]}.txt").open("w+")
+        self._output = (directory.parent / f"output-{self._mark[:6]}.txt").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.train", str(config), "--set", f"run_dir={run_dir}", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=REPOSITORY,
             env=environment,
             stdout=self._output,
@@ -57,7 +55,7 @@ class Training:
             start_new_session=True,
         )
 
-    def __enter__(self) -> Training:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,13 +104,6 @@ class Training:
         else:
             os.kill(self.process.pid, number)
 
-    def wait_for_steps(self, num: int, *, timeout_s: float = 120) -> None:
-        def enough() -> bool:
-            assert self.process.poll() is None or len(steps_of(self.run_dir)) >= num, self.output()[-3000:]
-            return len(steps_of(self.run_dir)) >= num
-
-        wait_until(enough, timeout_s=timeout_s, what=f"{num} steps in metrics.jsonl")
-
     def exit_code(self, *, timeout_s: float = 120) -> int:
         return self.process.wait(timeout_s)
 
@@ -126,6 +117,25 @@ class Training:
             wait_until(lambda: not left(), timeout_s=timeout_s, what="the processes to end")
         except AssertionError:
             raise AssertionError(f"left behind after {timeout_s:g} s: {left()}") from None
+
+
+class Training(Job):
+    """One start of `python -m jobs.train`.
+
+    with Training(config, run_dir, "--set", "steps=5") as training:
+        training.wait_for_steps(1)
+    """
+
+    def __init__(self, config: Path, run_dir: Path, *arguments: str) -> None:
+        super().__init__(run_dir, "jobs.train", str(config), "--set", f"run_dir={run_dir}", *arguments)
+        self.run_dir = run_dir
+
+    def wait_for_steps(self, num: int, *, timeout_s: float = 120) -> None:
+        def enough() -> bool:
+            assert self.process.poll() is None or len(steps_of(self.run_dir)) >= num, self.output()[-3000:]
+            return len(steps_of(self.run_dir)) >= num
+
+        wait_until(enough, timeout_s=timeout_s, what=f"{num} steps in metrics.jsonl")
 
 
 def psutil_or_none(pid: int) -> psutil.Process | None:

@@ -81,7 +81,7 @@ def assert_checkpoint_loads(run_dir: Path, step: int) -> None:
     manager = checkpoints(run_dir)
     assert manager.latest() == step
     assert manager.meta(step)["stream"]["cursor"] >= step * P
-    for part in ("learner", "replay", "encoder"):
+    for part in ("learner", "replay", "bonus"):
         manager.restore(step, part, lambda directory: None)
 
 

@@ -1,0 +1,93 @@
+"""`python -m jobs.explore [CONFIG.toml] [--model M --task T ...]`: exploration at inference time.
+
+Samples a pool of answers to every problem, orders each pool by novelty (and by what novelty is compared with), asks the verifier, and
+reports how many verifications each order needs. `--verify selected` is the production use: only the chosen few are verified.
+
+Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped; the same command then goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jobs.config import ConfigError, load
+from jobs.explore_config import ExploreConfig
+
+EXIT_REFUSED = 2
+
+FLAGS: dict[str, tuple[str, str]] = {
+    "model": ("model", "the model that answers: embedded alias, directory, or hub id"),
+    "task": ("task.name", "whose problems"),
+    "data": ("task.{task}.path", "where the task's files are"),
+    "split": ("split", "split of the task"),
+    "problems": ("problems", "how many problems (0: the whole split)"),
+    "pool": ("pool", "candidates for each problem"),
+    "select": ("select", "how many are verified, e.g. 1,2,4,8"),
+    "out": ("out", "directory of pools and report"),
+    "verify": ("verify", "all (a study), selected (only the chosen), none (write the chosen out)"),
+    "quality": ("selection.quality", "none (the paper's order) or logprob (novelty weighted with likelihood)"),
+    "ridge": ("selection.ridge", "lam, a number or auto"),
+    "dim": ("selection.dim", "size of projected features"),
+    "center": ("selection.center", "none or pool"),
+    "layer": ("encoder.layer", "whose hidden states: -1 the last"),
+    "pooling": ("encoder.pooling", "mean or last"),
+    "workers": ("rollout.workers", "engines that sample"),
+    "seed": ("seed", ""),
+}
+"""Flag, the key it sets, help. Every other key: --set."""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.explore", description="Explore pools of answers by their representations.")
+    parser.add_argument("config", nargs="?", help="TOML file; the flags override it")
+    for flag, (key, text) in FLAGS.items():
+        parser.add_argument(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
+    parser.add_argument(
+        "--from-pools", metavar="FILE", help="order and judge pools sampled before, with these settings; nothing is sampled"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    return parser.parse_args(arguments)
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """The flags as `key=value`, before what --set says."""
+    given = {flag: getattr(options, flag) for flag in FLAGS if getattr(options, flag) is not None}
+    task = given.get("task", "gsm8k")
+    overrides = []
+    for flag, value in given.items():
+        key = FLAGS[flag][0].format(task=task)
+        overrides.append(f"{key}=[{value}]" if flag == "select" else f"{key}={value}")
+    return overrides + options.overrides
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        config = load(ExploreConfig, options.config, overrides_of(options))
+        if options.dry_run:
+            return _dry_run(config)
+        from jobs.explore_session import run_explore  # pulls in Ray: only once the configuration stands
+
+        return run_explore(config, from_pools=options.from_pools)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+def _dry_run(config: ExploreConfig) -> int:
+    from rich.console import Console
+
+    from jobs.plan import explore_lines
+
+    console = Console()
+    console.print_json(config.model_dump_json())
+    for line in explore_lines(config):
+        console.print(line, highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
