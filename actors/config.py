@@ -69,6 +69,8 @@ class EncoderConfig(BaseModel):
     """Precision of the forward pass; features are averaged and projected in float32, scored in float64."""
     threads: int = Field(1, ge=1)
     """CPU threads of an encoder."""
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs an encoder reserves; above 0 it runs on one."""
     replicas: int = Field(1, ge=1)
     """Encoders that share the work. They are stateless: features do not depend on their number."""
     max_waiting: int = Field(64, ge=1)

@@ -169,7 +169,14 @@ def rollout_worker(index: int, config: RolloutConfig, sampling: SamplingConfig, 
 def encoder(index: int, config: EncoderConfig, **options: Any) -> RayHandle:
     """`options` are the other arguments of `HiddenStateEncoder`. Concurrent calls are what it batches."""
     return _actor(
-        HiddenStateEncoder, f"encoder-{index}", _threads(config.threads), config=config, max_concurrency=ENCODER_CONCURRENCY, **options
+        HiddenStateEncoder,
+        f"encoder-{index}",
+        _threads(config.threads),
+        config=config,
+        device="cuda" if config.num_gpus else "cpu",
+        num_gpus=config.num_gpus,
+        max_concurrency=ENCODER_CONCURRENCY,
+        **options,
     )
 
 

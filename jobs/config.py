@@ -101,7 +101,7 @@ class RunConfig(BaseModel):
 
 CHANGEABLE_ON_RESUME = (
     *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint"),
-    *("encoder.threads", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
+    *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch"),
 )
 """Keys and sections that say how long or with what means a run goes on, not what it computes."""

@@ -22,8 +22,7 @@ from jobs.pools import with_columns
 def rank_pool(pool: pa.Table, config: ExploreConfig) -> pa.Table:
     """`pool` with a column rank_<order> (0: verified first) for every order, and the scores that repexp and quality picked by."""
     candidates = candidates_of(pool, dim=config.selection.dim, seed=config.seed)
-    settings = {"dim": candidates.features_ND.shape[1], "max_clusters": config.select[-1], "seed": config.seed}
-    selection = config.selection.model_copy(update=settings)
+    selection = config.selection.model_copy(update={"dim": candidates.features_ND.shape[1]})
     columns: dict[str, Any] = {f"rank_{name}": _ranks(order_pool(name, candidates, selection)).numpy() for name in ORDERS}
     for name in ("repexp", "quality"):
         order_N, score_N = scored_order(name, candidates, selection)
@@ -33,10 +32,12 @@ def rank_pool(pool: pa.Table, config: ExploreConfig) -> pa.Table:
 
 def candidates_of(pool: pa.Table, *, dim: int, seed: int) -> Pool:
     """What the orders look at. Features of H numbers are projected to `dim` where that is fewer."""
-    rows = pool["feature"].to_pylist()
-    valid = np.array([row is not None for row in rows])
-    hidden_size = next((len(row) for row in rows if row is not None), 1)
-    states_NH = torch.from_numpy(np.array([row if row is not None else [0.0] * hidden_size for row in rows], dtype=np.float64))
+    features = pool["feature"].combine_chunks()
+    valid = features.is_valid().to_numpy(zero_copy_only=False)
+    states_VH = features.flatten().to_numpy().astype(np.float64).reshape(int(valid.sum()), -1) if valid.any() else np.zeros((0, 1))
+    hidden_size = states_VH.shape[1]
+    states_NH = torch.zeros(len(valid), hidden_size, dtype=torch.float64)
+    states_NH[torch.from_numpy(valid)] = torch.from_numpy(states_VH)
     features_ND = states_NH @ _projection(hidden_size, dim, seed) if dim < hidden_size else states_NH
     logprobs = [0.0 if value is None else value for value in pool["mean_logprob"].to_pylist()]
     return Pool(

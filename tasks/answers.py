@@ -33,7 +33,17 @@ from collections.abc import Iterator
 from fractions import Fraction
 from math import gcd
 
-__all__ = ["canonical_number", "canonical_text", "canonical_value", "final_number", "final_text", "last_boxed", "last_number", "last_word"]
+__all__ = [
+    "canonical_number",
+    "canonical_text",
+    "canonical_value",
+    "final_number",
+    "final_text",
+    "last_boxed",
+    "last_number",
+    "last_word",
+    "reference_number",
+]
 
 _MINUS = "-\u2212\ufe63\uff0d"
 
@@ -103,21 +113,25 @@ def final_number(text: str) -> str | None:
     if box is not None:
         return _result(_without_latex(box))
     text = _without_latex(text)
-    for mark in _ANSWER_MARKS:
-        for segment in reversed(mark.split(text)[1:]):  # up to the next mark: no character is read twice
-            value = _value_at_the_start(segment)
-            if value is not None:
-                return value
-    last = deque(_values(_ANY_VALUE, text), maxlen=1)
-    return canonical_value(last[0]["value"]) if last else None
+    marked = _marked_number(text)
+    return _last_value(text) if marked is None else marked
+
+
+def reference_number(text: str) -> str | None:
+    """`final_number` of the right answer, but None where that is a guess: without box or mark, the text must have one number only."""
+    if last_boxed(text) is None:
+        plain = _without_latex(text)
+        numbers = {canonical_value(match["value"]) for match in _values(_ANY_VALUE, plain)}
+        if len(numbers) > 1 and _marked_number(plain) is None:
+            return None
+    return final_number(text)
 
 
 def final_text(text: str) -> str | None:
     """The last box of `text`, else its last line, in canonical form (see `canonical_text`), or None where all is blank."""
     box = last_boxed(text)
     if box is not None:
-        unwrapped = _TEXT_COMMAND.fullmatch(box)
-        return canonical_text(unwrapped[1] if unwrapped else box)
+        return canonical_text(box)
     return canonical_text(text.rstrip().splitlines()[-1]) if text.strip() else None
 
 
@@ -157,13 +171,29 @@ def canonical_value(token: str) -> str:
 
 
 def canonical_text(text: str) -> str:
-    """Case-folded, with single spaces."""
-    return " ".join(text.split()).casefold()
+    r"""Case-folded, with single spaces, and without a \text{} around it all."""
+    unwrapped = _TEXT_COMMAND.fullmatch(text)
+    return " ".join((unwrapped[1] if unwrapped else text).split()).casefold()
 
 
 def _last_match(pattern: re.Pattern[str], text: str) -> str | None:
     last = deque(pattern.finditer(text), maxlen=1)
     return last[0].group() if last else None
+
+
+def _marked_number(text: str) -> str | None:
+    """What follows the last mark that a number follows. `text` is free of LaTeX."""
+    for mark in _ANSWER_MARKS:
+        for segment in reversed(mark.split(text)[1:]):  # up to the next mark: no character is read twice
+            value = _value_at_the_start(segment)
+            if value is not None:
+                return value
+    return None
+
+
+def _last_value(text: str) -> str | None:
+    last = deque(_values(_ANY_VALUE, text), maxlen=1)
+    return canonical_value(last[0]["value"]) if last else None
 
 
 def _values(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:

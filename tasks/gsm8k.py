@@ -24,7 +24,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from tasks.answers import final_number
+from tasks.answers import final_number, reference_number
 from tasks.base import Message, Problem, TaskError, Verdict, judge, with_instruction
 from tasks.config import Gsm8kConfig
 from tasks.data_files import DataFile, Row
@@ -94,7 +94,7 @@ class Gsm8k:
         question, solution = (row.values[column] for column in layout)
         if not isinstance(question, str) or not question.strip():
             raise row.error(f"column '{layout[0]}' holds no question: {str(question)[:80]!r}")
-        answer = final_number(solution) if isinstance(solution, str) else None
+        answer = reference_number(solution) if isinstance(solution, str) else None
         if answer is None:
             raise row.error(f"column '{layout[1]}' states no number: {str(solution)[:80]!r}")
         return Problem(task=self.name, problem_id=problem_id, question=question.strip(), answer=answer)

@@ -18,7 +18,7 @@ from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 
-from tasks.answers import canonical_text, final_number, final_text
+from tasks.answers import canonical_text, final_number, final_text, reference_number
 from tasks.base import Message, Problem, TaskError, Verdict, judge, with_instruction
 from tasks.config import ParquetConfig
 from tasks.data_files import SUFFIXES, DataFile, Row
@@ -132,8 +132,8 @@ class ParquetTask:
         if self._answer_column is None:
             return ""
         answer = _text(row, self._answer_column)
-        if self._config.verifier == "number" and final_number(answer) is None:
-            raise row.error(f"column '{self._answer_column}' states no number: {answer[:80]!r}")
+        if self._config.verifier == "number" and reference_number(answer) is None:
+            raise row.error(f"column '{self._answer_column}' states no single number: {answer[:80]!r}")
         return answer
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.answers import canonical_number, final_number, final_text, last_boxed, last_number, last_word
+from tasks.answers import canonical_number, final_number, final_text, last_boxed, last_number, last_word, reference_number
 
 NUM_CHARS = 1_000_000
 
@@ -215,6 +215,23 @@ def test_number_longer_than_the_conversion_limit_is_compared() -> None:
 )
 def test_stated_number_is_read(text: str, number: str | None) -> None:
     assert final_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("72", "72"),
+        ("$1,234.00", "1234"),
+        ("72 = 72.0", "72"),
+        ("3 + 4 = 7\n#### 7", "7"),
+        ("\\boxed{7}, of 8", "7"),
+        ("3 + 4", None),
+        ("95 + (24 - 21)", None),
+        ("none", None),
+    ],
+)
+def test_right_answer_of_several_numbers_is_no_guess(text: str, number: str | None) -> None:
+    assert reference_number(text) == number
 
 
 @given(st.fractions(max_denominator=1000), st.integers(1, 50))

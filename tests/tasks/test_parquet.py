@@ -181,7 +181,8 @@ def test_number_verifier_compares_values_with_the_answer_that_the_gold_text_stat
 )
 def test_exact_verifier_compares_the_last_box_or_line(response: str, status: VerdictStatus) -> None:
     task = ParquetTask(ParquetConfig(verifier="exact"))
-    assert task.verify(Problem(task="parquet", problem_id="x", question="?", answer=" New York\n"), response).status is status
+    for gold in (" New York\n", "\\text{New York}"):
+        assert task.verify(Problem(task="parquet", problem_id="x", question="?", answer=gold), response).status is status
 
 
 def test_exact_verifier_compares_the_whole_of_an_answer_of_several_lines() -> None:
@@ -236,9 +237,10 @@ def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         ([ROWS[0], {**ROWS[1], "prompt": None}], {}, "row 1: column 'prompt' is null"),
         ([ROWS[0], {**ROWS[1], "prompt": " \n"}], {}, "row 1: column 'prompt' is blank"),
         ([ROWS[0], {**ROWS[1], "answer": None}], {}, "row 1: column 'answer' is null"),
-        ([ROWS[0], {**ROWS[1], "answer": "one"}], {}, "row 1: column 'answer' states no number: 'one'"),
+        ([ROWS[0], {**ROWS[1], "answer": "one"}], {}, "row 1: column 'answer' states no single number: 'one'"),
+        ([{**ROWS[0], "answer": "95 + (24 - 21)"}], {}, "row 0: column 'answer' states no single number: '95 + (24 - 21)'"),
         ([{**ROWS[0], "answer": ["1"]}], {}, "row 0: column 'answer' is neither text nor a number: ['1']"),
-        ([{**ROWS[0], "answer": float("nan")}], {}, "row 0: column 'answer' states no number: 'NaN'"),
+        ([{**ROWS[0], "answer": float("nan")}], {}, "row 0: column 'answer' states no single number: 'NaN'"),
         ([ROWS[0], {**ROWS[1], "name": None}], {"id_column": "name"}, "row 1: column 'name' is null"),
         ([ROWS[0], {**ROWS[1], "part": None}], {"split_column": "part"}, "row 1: column 'part' is null"),
         (
