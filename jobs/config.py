@@ -100,7 +100,7 @@ class RunConfig(BaseModel):
 
 
 CHANGEABLE_ON_RESUME = (
-    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint"),
+    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint", "task.gsm8k.path", "task.parquet.path"),
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch"),
 )
@@ -108,8 +108,12 @@ CHANGEABLE_ON_RESUME = (
 
 
 def changed_keys(saved: dict[str, Any], config: BaseModel, changeable: Sequence[str]) -> list[str]:
-    """Dotted keys outside `changeable`, with both values, in which `config` differs from the saved one."""
-    old, new = _flatten(saved), _flatten(config.model_dump(mode="json"))
+    """Dotted keys outside `changeable`, with both values, in which `config` differs from the saved one.
+
+    A key that the saved configuration lacks did not exist when it was written: it then had what is its default now.
+    """
+    defaults = _flatten(type(config)().model_dump(mode="json"))
+    old, new = defaults | _flatten(saved), _flatten(config.model_dump(mode="json"))
     different = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
     fixed = (key for key in different if not any(f"{key}.".startswith(f"{free}.") for free in changeable))
     return [f"{key} ({old.get(key)!r} -> {new.get(key)!r})" for key in fixed]

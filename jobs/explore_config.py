@@ -79,5 +79,8 @@ class ExploreConfig(BaseModel):
         return "quality" if self.selection.quality == "logprob" else "repexp"
 
 
-CHANGEABLE_BETWEEN_STARTS = ("out", "pool_timeout_s", "wait_timeout_s", "rollout.workers", "rollout.threads", "encoder.threads", "encoder.num_gpus", "verifier")
+CHANGEABLE_BETWEEN_STARTS = (
+    *("out", "task.gsm8k.path", "task.parquet.path"),
+    *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "encoder.threads", "encoder.num_gpus", "verifier"),
+)
 """Keys that may differ when a stopped job is started again: they do not touch what is sampled or chosen."""

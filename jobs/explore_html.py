@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from jobs.candidate_pools import FEATURED, RANDOM, label_of
 from jobs.explore_examples import EXAMPLES_OF_A_KIND, FIRST, HELPED, HURT
@@ -26,9 +27,7 @@ KINDS = {
 
 def render_html(record: Mapping[str, Any], pngs: Mapping[str, bytes]) -> str:
     """The page of a report: `record` is its `to_json`, `pngs` its figures by name."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "interval": interval, "value": value, "label": label_of}
-    return environment.from_string(PAGE).render(
+    return _template().render(
         report=record,
         images={name: b64encode(png).decode() for name, png in pngs.items()},
         featured=FEATURED,
@@ -40,6 +39,13 @@ def render_html(record: Mapping[str, Any], pngs: Mapping[str, bytes]) -> str:
         captions=CAPTIONS,
         style=STYLE,
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "interval": interval, "value": value, "label": label_of}
+    return environment.from_string(PAGE)
 
 
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:

@@ -38,6 +38,7 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
         check_model(config.model)
     except ModelError as error:
         raise ConfigError(str(error)) from None
+    stream = _problem_stream(config)
     with RunDirectory(config) as run:
         start_step = _start_step(run, resume)
         if start_step >= config.steps and run.policy_step == start_step:
@@ -48,7 +49,7 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
             return 0
         prepare_environment(config.model)
         with RunConsole(f"repexp {run.run_id}", config.steps) as console:
-            session = _Session(config, config_path, run, console, synchronous=synchronous)
+            session = _Session(config, config_path, run, stream, console, synchronous=synchronous)
             try:
                 return asyncio.run(session.run(start_step))
             except ConfigError:
@@ -59,6 +60,17 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
             except KeyboardInterrupt:
                 console.failed("", "stopped before the first step; nothing to save")
                 return 128 + signal.SIGINT
+
+
+def _problem_stream(config: RunConfig) -> ProblemStream:
+    """The task's training problems, its data read. Raises ConfigError for a task that cannot be trained on."""
+    try:
+        task = make_task(config.task)
+        if not task.has_verifier:
+            raise ConfigError(f"task {task.name} has no verifier, and training needs rewards: set its verifier")
+        return ProblemStream(task, "train", config.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _details(error: Exception) -> str:
@@ -104,8 +116,18 @@ def no_signal_warning(step: int, metrics: dict[str, float], config: RunConfig) -
 
 
 class _Session:
-    def __init__(self, config: RunConfig, config_path: str, directory: RunDirectory, console: RunConsole, *, synchronous: bool) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        config_path: str,
+        directory: RunDirectory,
+        stream: ProblemStream,
+        console: RunConsole,
+        *,
+        synchronous: bool,
+    ) -> None:
         self._config = config
+        self._stream = stream
         self._config_path = config_path
         self._directory = directory
         self._console = console
@@ -137,12 +159,11 @@ class _Session:
             if "bonus/no_signal_warning" in metrics:
                 self._console.warn(no_signal_warning(step, metrics, config))
 
-        task = make_task(config.task)
         run = Run(
             config=config,
             components=components,
-            task=task,
-            stream=ProblemStream(task, "train", config.seed),
+            task=self._stream.task,
+            stream=self._stream,
             admission=make_admission(config),
             checkpoints=directory.checkpoints,
             report=report,

@@ -39,6 +39,7 @@ class ProblemStream(Iterator[Problem]):
     def __init__(self, task: Task, split: str, seed: int) -> None:
         """Raises TaskError for an empty split, for one of over a million problems in a task that is not an `IndexedTask`, and where the
         task's `problems` does."""
+        self.task = task
         self._identity: dict[str, str | int] = {"task": task.name, "split": split, "seed": seed}
         self._cursor = 0
         self._at: Callable[[int], Problem]

@@ -300,10 +300,17 @@ def test_changed_keys_name_both_values_and_leave_out_what_may_change():
     assert changed_keys(saved, RunConfig.model_validate({"steps": 7, "run_dir": "elsewhere"}), CHANGEABLE_ON_RESUME) == []
 
 
-def test_key_that_a_saved_config_lacks_counts_as_changed():
+def test_key_that_a_saved_config_lacks_had_its_default():
     saved = RunConfig().model_dump(mode="json")
     del saved["bonus"]["gate"]
-    assert changed_keys(saved, RunConfig(), CHANGEABLE_ON_RESUME) == ["bonus.gate (None -> 'group_has_correct')"]
+    assert changed_keys(saved, RunConfig(), CHANGEABLE_ON_RESUME) == []
+    other = RunConfig.model_validate({"bonus": {"gate": "always"}})
+    assert changed_keys(saved, other, CHANGEABLE_ON_RESUME) == ["bonus.gate ('group_has_correct' -> 'always')"]
+
+
+def test_key_that_no_longer_exists_counts_as_changed():
+    saved = RunConfig().model_dump(mode="json") | {"gone": 1}
+    assert changed_keys(saved, RunConfig(), CHANGEABLE_ON_RESUME) == ["gone (1 -> None)"]
 
 
 def test_every_key_can_be_set_to_its_own_default():

@@ -172,6 +172,21 @@ def test_lag_of_zero_is_the_synchronous_trainer(config, tmp_path):
         assert {name: metrics[name] for name in shared} == {name: other_metrics[name] for name in shared}
 
 
+def test_bonus_off_is_plain_grpo(config, tmp_path):
+    """Whether the bonus is switched off, weighs nothing, or its whole machinery is left out: the same parameters."""
+    off = {"bonus": {"enabled": False}, "learner": {"advantage": {"beta": 0.5}}}
+    weightless = {"bonus": {"memory": "prompt"}, "learner": {"advantage": {"beta": 0.0}}}
+    weightless_in_reward = {"learner": {"advantage": {"beta": 0.0, "combine": "reward"}}}
+    states = []
+    for number, settings in enumerate((off, weightless, weightless_in_reward)):
+        run = LocalRun(config(steps=3, max_policy_lag=0, run_dir=str(tmp_path / f"{number}"), **settings))
+        run.train()
+        state = run.state(tmp_path / f"state-{number}")
+        states.append({name: tensor for name, tensor in state.items() if not name.startswith("bonus/")})
+    assert_same_state(states[0], states[1])
+    assert_same_state(states[0], states[2])
+
+
 def is_timing(name: str) -> bool:
     return name.startswith("time/") or name.endswith("_per_s") or name == "rollout/idle_s"
 

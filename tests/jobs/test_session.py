@@ -1,0 +1,37 @@
+"""What a start refuses before it starts anything, and what it says of a bonus that is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.config import ConfigError, RunConfig
+from jobs.session import no_signal_warning, run_session
+
+
+def start(config: RunConfig) -> int:
+    return run_session(config, config_path="x.toml", resume="auto", synchronous=False)
+
+
+def test_data_that_are_not_there_are_refused_before_anything_is_written(tmp_path: Path, tiny_model: str) -> None:
+    task = {"name": "parquet", "parquet": {"path": str(tmp_path / "nothing.jsonl")}}
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "task": task})
+    with pytest.raises(ConfigError, match=r"task parquet: no file .*nothing\.jsonl"):
+        start(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_without_a_verifier_cannot_be_trained_on(tmp_path: Path, tiny_model: str) -> None:
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"prompt": "Write a poem."}) + "\n")
+    task = {"name": "parquet", "parquet": {"path": str(tmp_path / "mine.jsonl"), "verifier": "none", "answer_column": None}}
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "task": task})
+    with pytest.raises(ConfigError, match="has no verifier, and training needs rewards"):
+        start(config)
+
+
+def test_the_warning_of_a_bonus_without_signal_names_the_step_and_the_mend() -> None:
+    config = RunConfig.model_validate({"bonus": {"ridge": 0.01}})
+    text = no_signal_warning(3, {"bonus/spread": 2e-4, "bonus/ridge": 0.01}, config)
+    assert text.startswith("step 3:") and "2.0e-04" in text and 'set bonus.ridge = "auto"' in text
