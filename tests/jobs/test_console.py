@@ -85,3 +85,14 @@ def test_failure_ends_with_the_one_line_that_says_what_happened(terminal, capsys
     with RunConsole("repexp mine", 40, Console(file=io.StringIO(), force_terminal=terminal)) as console:
         console.failed("Traceback: ...", "error: the run failed: no more memory")
     assert capsys.readouterr().err.splitlines() == ["Traceback: ...", "error: the run failed: no more memory"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_warning_stays_to_the_end(terminal):
+    file = io.StringIO()
+    with RunConsole("repexp mine", 40, Console(file=file, force_terminal=terminal, width=220)) as console:
+        console.warn("the bonus carries no signal")
+        console.step(1, METRICS)
+        console.finish("mine", ["all is well"])
+    shown = file.getvalue()
+    assert "warning: the bonus carries no signal" in (shown.rpartition("0/40")[2] if terminal else shown)
