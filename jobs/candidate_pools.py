@@ -20,7 +20,7 @@ from buffers.records import FinishReason, VerdictStatus
 from jobs.evaluate import FloatArray
 from jobs.pool_statistics import IntArray, JudgedPool
 
-ORDERS = ("quality", "repexp", "random", "likeliest", "unlikeliest", "longest", "kmeans", "determinantal", "distinct_answers")
+ORDERS = ("repexp", "quality", "random", "likeliest", "unlikeliest", "longest", "kmeans", "determinantal", "distinct_answers")
 """Orders that a table may have, in the order in which reports list them."""
 
 RANDOM = "random"

@@ -1,7 +1,7 @@
 """The page of a pool report: one file, no scripts, no links, images inside.
 
-Text of models and data sets is hostile. The template escapes everything (autoescape, nothing is marked safe but the images made here), and
-a content security policy allows inline styles and embedded images alone.
+Text of models and data sets is hostile. The template escapes everything (nothing is marked safe), and a content security policy allows
+inline styles and embedded images alone.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def pass_at_k_figure(statistics: PoolStatistics) -> Drawing | None:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
         axes.set_ylabel("pass@k")
         axes.set_xlabel("k, candidates verified")
-        axes.set_title(f"Prompts solved by the first k candidates ({statistics.num_prompts} prompts)", loc="left")
+        axes.set_title(f"Share of {statistics.num_prompts} prompts solved by the first k candidates", loc="left")
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         labels = [label_of(name) for name in ranked]
         legend = axes.legend(
@@ -189,6 +189,7 @@ def _line(axes: Axes, curve: Curve, name: str, listed: Sequence[int]) -> None:
         markersize=6.5,
         markerfacecolor="white" if style.marker in "^vD" else style.colour,
         label=label_of(name),
+        clip_on=False,
         zorder=2 + style.width,
     )
 
@@ -233,7 +234,9 @@ def _log2_ratio(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _fraction(value: float, _: int | None) -> str:
-    return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
+    if value >= 1:
+        return f"{value:g}"
+    return f"{'≤ ' if value <= LOWEST_RATIO else ''}1/{1 / value:g}"
 
 
 def _mean_height(curve: Curve, listed: Sequence[int]) -> float:

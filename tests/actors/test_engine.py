@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import actors.engine
-from actors.engine import EngineError, PartialSample, Sample, StepLoop, WeightMismatch
+from actors.engine import EngineError, PartialSample, Sample, SampleRequest, StepLoop, WeightMismatch
 from buffers.records import FinishReason
 from learners.weights import WeightSnapshot, take_snapshot
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 class FakeEngine:
     """Samples 100, 101, … for a request; a prompt (n,) wants n tokens. Checks what it is given and that one thread gives it.
+    `calls` are the resets and the requests, as they came.
 
     When `throttled`, a step waits for a permit, so a test decides how far sampling gets.
     """
@@ -30,6 +31,7 @@ class FakeEngine:
         self.step_error: BaseException | None = None
         self.load_error: Exception | None = None
         self.num_steps = 0
+        self.calls: list[tuple[Any, ...]] = []
         self._throttled = throttled
         self._permits = threading.Semaphore(0)
         self._stepped = threading.Condition()
@@ -53,13 +55,19 @@ class FakeEngine:
     def _check_thread(self) -> None:
         assert threading.current_thread() is self._thread, "an engine is used by the thread that built it only"
 
-    def add(self, key: str, prompt_ids: Sequence[int]) -> None:
+    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None) -> None:
         self._check_thread()
         assert key not in self._running, f"{key} runs already"
+        self.calls.append(("add", key, max_tokens))
         (wanted,) = prompt_ids
         if wanted < 1:
             raise ValueError(f"prompt of {key} refused")
-        self._running[key] = (wanted, PartialSample())
+        self._running[key] = (wanted if max_tokens is None else min(wanted, max_tokens), PartialSample())
+
+    def reset(self, seed: int, *, keep_cache: bool = False) -> None:
+        self._check_thread()
+        assert not self._running, "a reset with requests under way"
+        self.calls.append(("reset", seed, keep_cache))
 
     def step(self) -> list[tuple[str, Sample]]:
         self._check_thread()
@@ -130,6 +138,12 @@ async def error_of(awaitable: Awaitable[Any]) -> Exception:
     pytest.fail(f"{found} instead of an error")
 
 
+def requests_of(**wanted: int | tuple[int, int]) -> list[SampleRequest]:
+    """`key=n` wants n tokens, `key=(n, limit)` at most `limit` of them."""
+    limits = {key: value if isinstance(value, tuple) else (value, None) for key, value in wanted.items()}
+    return [SampleRequest(key=key, prompt_ids=(number,), max_tokens=limit) for key, (number, limit) in limits.items()]
+
+
 def sample_of(num_tokens: int, reason: FinishReason = FinishReason.STOP, *, starts: tuple[int, ...] = (0,), values: Any = (0,)) -> Sample:
     return Sample(
         token_ids=tuple(range(100, 100 + num_tokens)),
@@ -167,6 +181,66 @@ def test_a_load_happens_between_two_steps_and_requests_go_on_under_the_new_versi
         assert await long == sample_of(5, starts=(0, tokens_before["long"]), values=(0, 7))
         assert await loop.sample("later", (2,)) == sample_of(2, values=(7,))
         loop.close()
+
+    run(main())
+
+
+def test_a_batch_begins_together_after_a_reset_and_comes_back_in_the_order_asked_for() -> None:
+    async def main() -> None:
+        loop, engine = make_loop()
+        found = await loop.sample_batch(requests_of(long=9, short=1, limited=(9, 4)), seed=7)
+        assert found == [sample_of(9), sample_of(1), sample_of(4)]
+        assert engine.calls == [("reset", 7, False), ("add", "long", None), ("add", "short", None), ("add", "limited", 4)]
+        assert engine.num_steps == 9
+        assert await loop.sample_batch(requests_of(long=2), seed=8, keep_cache=True) == [sample_of(2)]
+        assert engine.calls[4:] == [("reset", 8, True), ("add", "long", None)]
+        assert await loop.sample_batch([], seed=9) == []
+        loop.close()
+
+    run(main())
+
+
+def test_a_batch_is_refused_while_others_run_and_does_not_disturb_them() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        running = await begin(loop.sample("running", (3,)))
+        engine.permit(1)
+        await engine.wait_for_steps(1)
+        refused = await begin(loop.sample_batch(requests_of(a=2, b=2), seed=7))
+        engine.permit(10)
+        error = await error_of(refused)
+        assert isinstance(error, RuntimeError) and not isinstance(error, EngineError)
+        assert str(error) == "2 responses were to be sampled alone, but the engine has others under way"
+        assert await running == sample_of(3)
+        assert engine.calls == [("add", "running", None)]
+        assert await loop.sample_batch(requests_of(a=2, b=2), seed=7) == [sample_of(2), sample_of(2)]
+        loop.close()
+
+    run(main())
+
+
+def test_a_batch_of_which_a_request_is_refused_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        loop, engine = make_loop()
+        assert str(await error_of(loop.sample_batch(requests_of(a=2, bad=0, c=2), seed=7))) == "prompt of bad refused"
+        assert engine.num_steps == 0
+        assert await loop.sample_batch(requests_of(a=2, c=3), seed=7) == [sample_of(2), sample_of(3)]
+        loop.close()
+
+    run(main())
+
+
+def test_a_failing_engine_fails_the_batch() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        waiting = await begin(loop.sample_batch(requests_of(a=50, b=50), seed=7))
+        engine.permit(1)
+        await engine.wait_for_steps(1)
+        engine.step_error = MemoryError("out of memory")
+        engine.permit(1)
+        error = await error_of(waiting)
+        assert isinstance(error, EngineError) and "out of memory" in str(error)
+        assert isinstance(await error_of(loop.sample_batch(requests_of(a=1), seed=7)), EngineError)
 
     run(main())
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import Sample, WeightMismatch
+from actors.engine import Sample, SampleRequest, StepLoop, WeightMismatch
 from actors.reference_engine import ReferenceEngine
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
 from learners.weights import HEAD, WeightSnapshot, take_snapshot
-from tests.learners.samples import plain_logprobs
+from tests.learners.samples import plain_hidden_states, plain_logprobs
 
 CONFIG = RolloutConfig(engine="transformers", dtype="float32")
 EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
@@ -23,8 +24,19 @@ END = 2
 PROMPTS = {f"0:p{n}/0/0/{n}": [1, *range(10, 12 + n)] for n in range(8)}
 
 
-def make_engine(model: str, *, seed: int = 0, max_response_tokens: int = 10, temperature: float = 1.0) -> ReferenceEngine:
-    return ReferenceEngine(model, CONFIG, SamplingConfig(temperature=temperature, max_response_tokens=max_response_tokens), seed=seed)
+WAIT_S = 30.0  # bound of every wait
+T = TypeVar("T")
+
+
+def make_engine(
+    model: str, *, seed: int = 0, max_response_tokens: int = 10, temperature: float = 1.0, pool_states: bool = False
+) -> ReferenceEngine:
+    sampling = SamplingConfig(temperature=temperature, max_response_tokens=max_response_tokens)
+    return ReferenceEngine(model, CONFIG, sampling, seed=seed, pool_states=pool_states)
+
+
+def wait(main: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(main, WAIT_S))
 
 
 def run(engine: ReferenceEngine, prompts: Mapping[str, list[int]]) -> dict[str, Sample]:
@@ -155,6 +167,95 @@ def test_loaded_weights_are_those_sampled_with(tiny_model: str) -> None:
 def test_weights_of_another_precision_do_not_pass_for_the_published_ones(tiny_model: str) -> None:
     with pytest.raises(WeightMismatch, match=r"version 1 .* tensor"):
         make_engine(tiny_model).load(snapshot_of(changed_model(tiny_model, dtype="bfloat16")))
+
+
+# --- a batch of its own ------------------------------------------------------------------------------------------------
+
+
+def requests_of(prompts: Mapping[str, list[int]], *, max_tokens: int | None = None) -> list[SampleRequest]:
+    return [SampleRequest(key=key, prompt_ids=prompt_ids, max_tokens=max_tokens) for key, prompt_ids in prompts.items()]
+
+
+def test_a_batch_is_the_same_whatever_was_sampled_before_and_another_with_another_seed(tiny_model: str) -> None:
+    async def main() -> None:
+        loop = StepLoop(lambda: make_engine(tiny_model))
+        first = await loop.sample_batch(requests_of(PROMPTS), seed=7)
+        await loop.sample("9:other/0/0/0", [1, 40, 41])
+        other = await loop.sample_batch(requests_of(PROMPTS), seed=8)
+        again = await loop.sample_batch(requests_of(PROMPTS), seed=7)
+        assert again == first
+        assert all(mine.token_ids != others.token_ids for mine, others in zip(first, other, strict=True))
+        fresh = StepLoop(lambda: make_engine(tiny_model, seed=5))
+        assert await fresh.sample_batch(requests_of(PROMPTS), seed=7) == first
+        for each in (loop, fresh):
+            each.close()
+
+    wait(main())
+
+
+def test_a_request_s_own_limit_takes_the_place_of_the_config_s(tiny_model: str) -> None:
+    async def main() -> None:
+        loop = StepLoop(lambda: make_engine(tiny_model))
+        by_limit = {limit: await loop.sample_batch(requests_of(PROMPTS, max_tokens=limit), seed=7) for limit in (None, 3, 14)}
+        loop.close()
+        longest = {limit: max(len(sample.token_ids) for sample in samples) for limit, samples in by_limit.items()}
+        assert longest == {None: 10, 3: 3, 14: 14}
+        for short, long in zip(by_limit[3], by_limit[14], strict=True):
+            assert short.token_ids == long.token_ids[:3]
+            assert short.finish_reason is (FinishReason.STOP if short.token_ids[-1] == END else FinishReason.LENGTH)
+
+    wait(main())
+
+
+# --- hidden states seen while sampling ---------------------------------------------------------------------------------
+
+
+def assert_state_mean(sample: Sample, model: Any, prompt: list[int]) -> None:
+    """The mean own state of all tokens but the last; of a single token, the prompt's last state, which it was sampled from."""
+    with torch.no_grad():
+        states_TH = plain_hidden_states(model, prompt, sample.token_ids)
+        before_H = plain_hidden_states(model, prompt[:-1], prompt[-1:])[0]
+    expected_H = states_TH[:-1].mean(0) if len(states_TH) > 1 else before_H
+    assert sample.state_mean is not None and sample.state_mean.dtype == np.float32
+    np.testing.assert_allclose(sample.state_mean, expected_H.numpy(), rtol=0.0, atol=1e-5)
+
+
+def test_a_sample_carries_the_mean_state_of_all_its_tokens_but_the_last(tiny_model: str) -> None:
+    model = load_causal_lm(tiny_model, dtype="float32")
+    engine = make_engine(tiny_model, max_response_tokens=25, pool_states=True)
+    found = run(engine, {**PROMPTS, **{f"0:more/{n}": [1, 10, 11] for n in range(10)}})
+    prompts = {key: PROMPTS.get(key, [1, 10, 11]) for key in found}
+    assert {sample.finish_reason for sample in found.values()} == {FinishReason.STOP, FinishReason.LENGTH}
+    for key, sample in found.items():
+        assert_state_mean(sample, model, prompts[key])
+    assert not len(engine._pooled or ())
+
+
+def test_a_sample_of_one_token_carries_the_state_it_was_sampled_from(tiny_model: str) -> None:
+    model = load_causal_lm(tiny_model, dtype="float32")
+    for key, sample in run(make_engine(tiny_model, max_response_tokens=1, pool_states=True), PROMPTS).items():
+        assert len(sample.token_ids) == 1
+        assert_state_mean(sample, model, PROMPTS[key])
+
+
+def test_an_aborted_sample_carries_the_mean_of_what_it_had_or_none(tiny_model: str) -> None:
+    model = load_causal_lm(tiny_model, dtype="float32")
+    engine = make_engine(tiny_model, pool_states=True)
+    (started, prompt), (not_started, other_prompt), *_ = PROMPTS.items()
+    engine.add(started, prompt)
+    for _ in range(3):
+        engine.step()
+    engine.add(not_started, other_prompt)
+    aborted = dict(engine.abort([started, not_started]))
+    assert len(aborted[started].token_ids) == 3
+    assert_state_mean(aborted[started], model, prompt)
+    assert (aborted[not_started].token_ids, aborted[not_started].state_mean) == ((), None)
+
+
+def test_pooling_states_changes_nothing_that_is_sampled(tiny_model: str) -> None:
+    plain, pooled = (run(make_engine(tiny_model, pool_states=pool_states), PROMPTS) for pool_states in (False, True))
+    assert plain == pooled
+    assert all(sample.state_mean is None for sample in plain.values())
 
 
 # --- what a load must notice -------------------------------------------------------------------------------------------

@@ -2,24 +2,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import EngineError, Sample, WeightMismatch
+import actors.rollout
+from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
+from actors.engine import EngineError, PartialSample, Sample, SampleRequest, WeightMismatch
 from actors.reference_engine import ReferenceEngine
 from actors.rollout import RolloutWorker, request_keys
-from buffers.records import GroupRequest
+from bonus.config import BonusConfig
+from bonus.projection import sparse_projection
+from buffers.records import FinishReason, GroupRequest
 from buffers.schema import from_record_batch, validate_groups
 from learners.forward import load_causal_lm
 from learners.weights import WeightSnapshot, take_snapshot
-from tests.learners.samples import make_request, plain_logprobs
+from tests.learners.samples import make_request, plain_hidden_states, plain_logprobs
 
 WAIT_S = 30.0  # bound of every wait
 GROUP_SIZE = 4
@@ -28,7 +32,8 @@ MESSAGES = [{"role": "user", "content": "1 + 2?"}]
 T = TypeVar("T")
 
 
-def make_worker(model: str, **sampling: Any) -> RolloutWorker:
+def make_worker(model: str, *, features: dict[str, Any] | None = None, **sampling: Any) -> RolloutWorker:
+    """`features` are the arguments that decide whether a group carries hidden states, and how."""
     return RolloutWorker(
         worker_id="rollout-3",
         run_id="run",
@@ -36,6 +41,7 @@ def make_worker(model: str, **sampling: Any) -> RolloutWorker:
         config=RolloutConfig(engine="transformers", dtype="float32"),
         sampling=SamplingConfig(**{"max_response_tokens": 12, **sampling}),
         seed=0,
+        **(features or {}),
     )
 
 
@@ -243,3 +249,198 @@ def test_an_aborted_group_returns_what_was_sampled(tiny_model: str, monkeypatch:
         await worker.close()
 
     run(main())
+
+
+# --- pools and features ------------------------------------------------------------------------------------------------
+
+DIM = 6
+RAW: dict[str, Any] = {"pool_states": True}
+PROJECTED: dict[str, Any] = {"pool_states": True, "bonus": BonusConfig(dim=DIM), "projection_seed": 11}
+
+
+def in_worker(worker: RolloutWorker, *calls: Coroutine[Any, Any, tuple[pa.RecordBatch, Any]]) -> list[pa.RecordBatch]:
+    """Start the worker, make the calls one after another, close it."""
+
+    async def main() -> list[pa.RecordBatch]:
+        await worker.start()
+        batches = [(await call)[0] for call in calls]
+        await worker.close()
+        return batches
+
+    return run(main())
+
+
+def pool(model: str, *, seed: int = 7, features: dict[str, Any] | None = None, **sampling: Any) -> pa.RecordBatch:
+    worker = make_worker(model, features=features, **sampling)
+    return in_worker(worker, worker.sample_pool(request_of(), MESSAGES, seed))[0]
+
+
+def state_means(model_path: str, batch: pa.RecordBatch) -> np.ndarray:
+    """The mean own state of all tokens but the last, of a single token the prompt's last state, by plain forwards, (K, H)."""
+    model = load_causal_lm(model_path, dtype="float32")
+    means = []
+    for row in batch.select(["prompt_ids", "response_ids"]).to_pylist():
+        prompt, response = row["prompt_ids"], row["response_ids"]
+        with torch.no_grad():
+            states_TH = plain_hidden_states(model, prompt, response)[:-1]
+            before_1H = plain_hidden_states(model, prompt[:-1], prompt[-1:])
+        means.append((states_TH if len(states_TH) else before_1H).double().mean(0))
+    return torch.stack(means).numpy()
+
+
+def without_timing(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch.select([name for name in batch.schema.names if name != "generate_s"])
+
+
+def test_a_pool_is_a_whole_group_that_is_the_same_whatever_was_sampled_before_it(tiny_model: str) -> None:
+    worker = make_worker(tiny_model)
+    first, _, again, other = in_worker(
+        worker,
+        worker.sample_pool(request_of(5), MESSAGES, 7),
+        worker.generate(request_of(8), MESSAGES),
+        worker.sample_pool(request_of(5), MESSAGES, 7),
+        worker.sample_pool(request_of(5), MESSAGES, 8),
+    )
+    validate_groups(first, GROUP_SIZE)
+    (group,) = from_record_batch(first)
+    assert group.request == request_of(5)
+    assert len({rollout.response_ids for rollout in group.rollouts}) == GROUP_SIZE
+    assert without_timing(again).equals(without_timing(first))
+    assert without_timing(pool(tiny_model)).equals(without_timing(first))
+    pairs = zip(first.column("response_ids").to_pylist(), other.column("response_ids").to_pylist(), strict=True)
+    assert all(mine != others for mine, others in pairs)
+    assert first.column("feature").null_count == GROUP_SIZE
+
+
+def test_a_pool_is_refused_while_the_engine_has_other_requests(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch, step=2)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model)
+        await worker.start()
+        under_way = await begin(worker.generate(request_of(0), MESSAGES))
+        await gate.reached()
+        refused = await begin(worker.sample_pool(request_of(1), MESSAGES, 7))
+        gate.open()
+        with pytest.raises(RuntimeError, match="4 responses were to be sampled alone, but the engine has others under way"):
+            await refused
+        validate_groups((await under_way)[0], GROUP_SIZE)
+        await worker.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("method", ["generate", "sample_pool"])
+@pytest.mark.parametrize("max_response_tokens", [1, 12])
+def test_features_are_the_engine_s_mean_states(tiny_model: str, method: str, max_response_tokens: int) -> None:
+    worker = make_worker(tiny_model, features=RAW, max_response_tokens=max_response_tokens)
+    arguments = (7,) if method == "sample_pool" else ()
+    (batch,) = in_worker(worker, getattr(worker, method)(request_of(), MESSAGES, *arguments))
+    assert batch.schema.field("feature").type == pa.list_(pa.float32())
+    np.testing.assert_allclose(batch.column("feature").to_pylist(), state_means(tiny_model, batch), rtol=0.0, atol=1e-5)
+
+
+def test_with_a_bonus_config_features_are_projected(tiny_model: str) -> None:
+    raw, projected = pool(tiny_model, features=RAW), pool(tiny_model, features=PROJECTED)
+    kept = [name for name in raw.schema.names if name not in ("feature", "generate_s")]
+    assert projected.select(kept).equals(raw.select(kept))
+    means = state_means(tiny_model, raw)
+    expected = means @ sparse_projection(means.shape[1], DIM, seed=11).numpy()
+    np.testing.assert_allclose(projected.column("feature").to_pylist(), expected, rtol=0.0, atol=2e-5)
+
+
+def test_a_redrawn_projection_is_that_of_the_group(tiny_model: str) -> None:
+    redrawn = {**PROJECTED, "bonus": BonusConfig(dim=DIM, redraw_projection=True)}
+    fixed, once, again = (np.array(pool(tiny_model, features=f).column("feature").to_pylist()) for f in (PROJECTED, redrawn, redrawn))
+    assert np.array_equal(once, again)
+    assert np.abs(once - fixed).max() > 0.1
+
+
+class OneTokenEach:
+    """An engine whose responses have a token and a state each, but for the second, which was ended before its first."""
+
+    async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
+        samples = []
+        for number in range(len(requests)):
+            partial = PartialSample()
+            if number == 1:
+                samples.append(partial.finish(FinishReason.ABORTED))
+                continue
+            partial.append(5, -1.0, 0)
+            samples.append(partial.finish(FinishReason.LENGTH, np.full(32, number, np.float32)))
+        return samples
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("features", [RAW, PROJECTED], ids=["raw", "projected"])
+def test_only_a_response_without_a_token_has_no_feature(tiny_model: str, features: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors.rollout, "build_engine", lambda *args, **options: OneTokenEach())
+    batch = pool(tiny_model, features=features)
+    projection_HD = sparse_projection(32, DIM, seed=11).numpy() if features is PROJECTED else np.eye(32)
+    found = batch.column("feature").to_pylist()
+    assert [feature is None for feature in found] == [False, True, False, False]
+    for number in (0, 2, 3):
+        np.testing.assert_allclose(found[number], np.full(32, number) @ projection_HD, rtol=1e-6, atol=1e-6)
+
+
+def test_a_group_ended_before_its_first_token_has_no_features(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its requests and their end wait behind a step that belongs to another group."""
+    gate = Gate(monkeypatch, step=1)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model, features=PROJECTED)
+        await worker.start()
+        other = await begin(worker.generate(request_of(9), MESSAGES))
+        await gate.reached()
+        under_way = await begin(worker.generate(request_of(0), MESSAGES))
+        abort = await begin(worker.abort(0))
+        gate.open()
+        await abort
+        batch, usage = await under_way
+        validate_groups(batch, GROUP_SIZE)
+        assert (usage.response_tokens, batch.column("feature").null_count) == (0, GROUP_SIZE)
+        assert (await other)[0].column("feature").null_count == 0
+        await worker.close()
+
+    run(main())
+
+
+def novel(model: str, *, seed: int = 7, features: dict[str, Any] | None = None) -> tuple[pa.RecordBatch, Any]:
+    config = NovelSamplingConfig(enabled=True, chunk_tokens=4, candidates=3)
+
+    async def main() -> tuple[pa.RecordBatch, Any]:
+        worker = make_worker(model, features=features)
+        await worker.start()
+        try:
+            return await worker.sample_novel_pool(request_of(), MESSAGES, seed, config)
+        finally:
+            await worker.close()
+
+    return run(main())
+
+
+def test_a_novel_pool_is_a_whole_group_with_features_and_a_function_of_the_seed(tiny_model: str) -> None:
+    (found, usage), (again, _), (other, _) = (novel(tiny_model, seed=seed, features=PROJECTED) for seed in (7, 7, 8))
+    validate_groups(found, GROUP_SIZE)
+    assert from_record_batch(found)[0].request == request_of()
+    responses = found.column("response_ids").to_pylist()
+    assert all(1 <= len(response) <= 12 for response in responses)
+    assert usage.response_tokens == sum(map(len, responses))
+    assert [len(feature) for feature in found.column("feature").to_pylist()] == [DIM] * GROUP_SIZE
+    assert without_timing(again).equals(without_timing(found))
+    assert other.column("response_ids").to_pylist() != responses
+
+
+def test_a_novel_pool_needs_an_engine_that_pools_states(tiny_model: str) -> None:
+    with pytest.raises(ValueError, match="novel sampling needs an engine that pools hidden states"):
+        novel(tiny_model)
+
+
+@pytest.mark.parametrize("method", ["sample_pool", "sample_novel_pool"])
+def test_a_pool_of_a_prompt_that_is_too_long_names_the_problem(tiny_model: str, method: str) -> None:
+    worker = make_worker(tiny_model, max_prompt_tokens=5)
+    arguments = (NovelSamplingConfig(),) if method == "sample_novel_pool" else ()
+    with pytest.raises(ValueError, match=r"problem p5 has \d\d tokens, more than sampling\.max_prompt_tokens = 5"):
+        run(getattr(worker, method)(request_of(), MESSAGES, 7, *arguments))

@@ -1,7 +1,12 @@
-"""A real vLLM engine on the embedded model, in this process: what it samples, and that it proves the weights it holds."""
+"""A real vLLM engine on the embedded model, in this process: what it samples, the states it saw, and that it proves its weights.
+
+It decodes fewer responses at once than some tests ask for and takes in prompts in pieces, so that requests wait and prompts are cut.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,19 +17,23 @@ import pytest
 import torch
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import Sample, WeightMismatch
+from actors.engine import Sample, SampleRequest, StepLoop, WeightMismatch
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm, response_logprobs
 from learners.models import resolve_model
 from learners.packing import build_rows, pack
 from learners.weights import HEAD, WeightSnapshot, take_snapshot
-from tests.learners.samples import group_tokens
+from tests.learners.samples import group_tokens, plain_hidden_states
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
+HIDDEN = 576
 RESPONSE_TOKENS = 12
+MAX_SEQUENCES = 8
+MAX_BATCHED_TOKENS = 128
 MAX_STEPS = 500
+WAIT_S = 120.0  # bound of every wait
 QUESTIONS = [f"Tell me a long story about {n} animals and what they do all day long." for n in range(2, 8)]
 
 
@@ -38,9 +47,9 @@ def engine(model_path: str) -> Iterator[Any]:
     from actors.vllm_engine import VllmEngine
 
     environment, threads = dict(os.environ), torch.get_num_threads()
-    config = RolloutConfig(engine="vllm", kv_cache_gib=1, max_sequences=16)
+    config = RolloutConfig(engine="vllm", kv_cache_gib=1, max_sequences=MAX_SEQUENCES, max_batched_tokens=MAX_BATCHED_TOKENS)
     sampling = SamplingConfig(max_prompt_tokens=80, max_response_tokens=RESPONSE_TOKENS)
-    engine = VllmEngine(model_path, config, sampling, seed=0)
+    engine = VllmEngine(model_path, config, sampling, seed=0, pool_states=True)
     yield engine
     engine._engine.engine_core.shutdown()
     os.environ.clear()
@@ -127,13 +136,15 @@ def test_requests_go_on_under_new_weights_with_two_version_runs(engine: Any, pro
     engine.load(snapshot_of(original, 2))
     for key, prompt_ids in prompts.items():
         engine.add(f"in flight/{key}", prompt_ids)
-    for _ in range(4):  # the first step or two take in the prompts
+    for _ in range(5):  # the first three or four take in the prompts
         assert not engine.step()
     sampled = {key: len(partial.token_ids) for key, partial in engine._partial.items()}
-    assert all(1 <= count <= 4 for count in sampled.values())
+    assert all(1 <= count <= 5 for count in sampled.values())
     engine.load(snapshot_of(original, 3))
     for key, sample in finish(engine).items():
         assert (sample.version_starts, sample.version_values) == ((0, sampled[f"in flight/{key}"]), (2, 3))
+        assert sample.state_mean is not None and sample.state_mean.shape == (HIDDEN,)
+        assert np.isfinite(sample.state_mean).all() and sample.state_mean.any()
 
 
 def test_after_a_load_it_samples_from_the_new_weights(engine: Any, prompts: dict[str, list[int]], original: Any, perturbed: Any) -> None:
@@ -148,15 +159,103 @@ def test_after_a_load_it_samples_from_the_new_weights(engine: Any, prompts: dict
     assert mean_difference(found, prompts, original) > 0.2
 
 
-def test_abort_returns_the_tokens_so_far(engine: Any, prompts: dict[str, list[int]]) -> None:
+def test_abort_returns_the_tokens_so_far(engine: Any, prompts: dict[str, list[int]], original: Any) -> None:
+    engine.load(snapshot_of(original, 20))
     for key, prompt_ids in prompts.items():
         engine.add(f"aborted/{key}", prompt_ids)
     for _ in range(4):
         engine.step()
-    aborted = dict(engine.abort(["aborted/0", "aborted/1"]))
+    engine.add("aborted/late", prompts["0"])
+    aborted = dict(engine.abort(["aborted/0", "aborted/1", "aborted/late"]))
     assert {sample.finish_reason for sample in aborted.values()} == {FinishReason.ABORTED}
+    late = aborted.pop("aborted/late")
+    assert (late.token_ids, late.state_mean) == ((), None)
     assert all(1 <= len(sample.token_ids) == len(sample.logprobs) <= 4 for sample in aborted.values())
-    assert finish(engine).keys() == prompts.keys() - {"0", "1"}
+    others = finish(engine)
+    assert others.keys() == prompts.keys() - {"0", "1"}
+    assert_state_means({key.rpartition("/")[2]: sample for key, sample in aborted.items()} | others, prompts, original)
+
+
+# --- a batch of its own, and the states seen on the way ----------------------------------------------------------------
+
+
+def with_loop(engine: Any, use: Any) -> Any:
+    """What `use(loop)` returns, `loop` being the engine as the rollout worker sees it."""
+
+    async def main() -> Any:
+        loop = StepLoop(lambda: engine)
+        try:
+            return await use(loop)
+        finally:
+            loop.close()
+
+    return asyncio.run(asyncio.wait_for(main(), WAIT_S))
+
+
+def requests_of(prompts: Mapping[str, list[int]], number: int, *, max_tokens: int | None = None) -> list[SampleRequest]:
+    """`number` requests that take the prompts in turn."""
+    chosen = itertools.islice(itertools.cycle(prompts.items()), number)
+    return [SampleRequest(key=f"{n}:{key}", prompt_ids=prompt_ids, max_tokens=max_tokens) for n, (key, prompt_ids) in enumerate(chosen)]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def assert_state_means(samples: Mapping[str, Sample], prompts: Mapping[str, list[int]], model: Any) -> None:
+    """The mean of the tokens' own states, the last one's left out; of a single token, the prompt's last state."""
+    for key, sample in samples.items():
+        prompt = prompts[key]
+        with torch.no_grad():
+            states_TH = plain_hidden_states(model, prompt[:-1], [prompt[-1], *sample.token_ids[:-1]])
+        expected_H = (states_TH[1:].mean(0) if len(states_TH) > 1 else states_TH[0]).numpy()
+        assert sample.state_mean is not None and sample.state_mean.dtype == np.float32 and sample.state_mean.shape == (HIDDEN,)
+        assert cosine(sample.state_mean, expected_H) >= 0.999, f"{key}: {cosine(sample.state_mean, expected_H):.5f}"
+        assert abs(np.linalg.norm(sample.state_mean) / np.linalg.norm(expected_H) - 1) < 0.02
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1, 2])
+def test_every_sample_carries_its_mean_state(engine: Any, prompts: dict[str, list[int]], original: Any, max_tokens: int | None) -> None:
+    """Also those that waited for a place, and those whose prompt was taken in by pieces."""
+    engine.load(snapshot_of(original, 21))
+    requests = requests_of(prompts, 20, max_tokens=max_tokens)
+    assert len(requests) > MAX_SEQUENCES and sum(map(len, prompts.values())) > MAX_BATCHED_TOKENS
+    samples = with_loop(engine, lambda loop: loop.sample_batch(requests, seed=3))
+    assert max(len(sample.token_ids) for sample in samples) == (max_tokens or RESPONSE_TOKENS)
+    keyed = {request.key: sample for request, sample in zip(requests, samples, strict=True)}
+    assert_state_means(keyed, {request.key: list(request.prompt_ids) for request in requests}, original)
+
+
+def test_a_batch_is_the_same_whatever_was_sampled_before_and_another_with_another_seed(
+    engine: Any, prompts: dict[str, list[int]], original: Any
+) -> None:
+    engine.load(snapshot_of(original, 22))
+    requests = requests_of(prompts, 12)
+
+    async def use(loop: StepLoop) -> list[list[Sample]]:
+        first = await loop.sample_batch(requests, seed=7)
+        await loop.sample("another", prompts["3"])
+        other = await loop.sample_batch(requests, seed=8)
+        again = await loop.sample_batch(requests, seed=7)
+        cached = await loop.sample_batch(requests, seed=7, keep_cache=True)
+        return [first, other, again, cached]
+
+    first, other, again, cached = with_loop(engine, use)
+    assert again == first
+    assert all(np.array_equal(a.state_mean, b.state_mean) for a, b in zip(first, again, strict=True))
+    assert sum(mine.token_ids == others.token_ids for mine, others in zip(first, other, strict=True)) <= 2
+    assert len(cached) == len(first) and all(sample.token_ids for sample in cached)
+
+
+def test_a_batch_is_refused_while_others_run(engine: Any, prompts: dict[str, list[int]]) -> None:
+    async def use(loop: StepLoop) -> Sample:
+        running = asyncio.create_task(loop.sample("running", prompts["0"]))
+        await asyncio.sleep(0)  # up to its first wait: its command is queued before the next
+        with pytest.raises(RuntimeError, match="to be sampled alone, but the engine has others under way"):
+            await loop.sample_batch(requests_of(prompts, 2), seed=7)
+        return await running
+
+    assert len(with_loop(engine, use).token_ids) > 0
 
 
 def test_a_stale_tied_head_is_noticed(

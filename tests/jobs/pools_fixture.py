@@ -129,7 +129,7 @@ def _greedy(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     precision = np.eye(features.shape[1])
     left, order, scores = list(range(len(features))), [], np.zeros(len(features))
     while left:
-        novelty = np.einsum("nd,de,ne->n", features[left], precision, features[left])
+        novelty = ((features[left] @ precision) * features[left]).sum(axis=1)
         pick = left.pop(int(np.argmax(novelty)))
         direction = precision @ features[pick]
         scores[pick] = features[pick] @ direction

@@ -50,7 +50,7 @@ def test_answers_are_what_the_task_reads_or_else_what_the_verifier_read():
 
 def test_an_order_without_a_rank_for_every_candidate_is_left_out():
     table = small_table("10", "01").append_column("rank_kmeans", pa.array([0, 1, None, None], pa.int32()))
-    assert order_names(table) == ("quality", "repexp")
+    assert order_names(table) == ("repexp", "quality")
 
 
 def test_unknown_orders_come_last_by_name():

@@ -210,7 +210,7 @@ def test_prompts_without_any_verdict_are_left_out_and_counted(tmp_path):
 def test_orders_that_a_table_lacks_are_named(tmp_path):
     report, page, _ = write(tmp_path, small_table("010", "100", orders=("likeliest", "longest")))
     assert files(tmp_path) == files_of("passk")
-    assert "Not in this table: the orders quality, repexp, random, unlikeliest" in page.text
+    assert "Not in this table: the orders repexp, quality, random, unlikeliest" in page.text
     assert "Examples: what likeliest picks" in page.text
     assert report.warning is None
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.bootstrap import mean_curve, mean_estimate, resample_counts
+from jobs.bootstrap import mean_curve, resample_counts
 from jobs.evaluate import pass_at_k_curves
 from jobs.pool_statistics import (
     JudgedPool,
@@ -191,26 +191,12 @@ def test_listed_ks_are_those_asked_for_that_a_pool_has():
 # ---- intervals
 
 
-def test_the_interval_of_two_prompts_spans_both():
-    """Resamples of {0, 1} have mean 0, 1/2 or 1 with probability 1/4, 1/2, 1/4."""
-    estimate = mean_estimate(np.array([0.0, 1.0]), resample_counts(2, 500, 0))
-    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0.0, 1.0)
-
-
 def test_one_prompt_has_values_without_intervals():
     statistics = pool_statistics(judge([pool([0, 1, 0])]), num_resamples=50)
     assert statistics.random_pass_at_k.low is None
     assert statistics.orders["repexp"].efficiency.value == 1.0
     assert statistics.orders["repexp"].efficiency.high is None
     assert statistics.orders["repexp"].pass_at_k.at(2).low is None
-
-
-def test_intervals_of_many_prompts_are_those_of_the_normal_law():
-    values = np.random.default_rng(1).random(400)
-    estimate = mean_estimate(values, resample_counts(400, 4000, 0))
-    half = 1.96 * values.std() / 20
-    assert estimate.low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert estimate.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
 def test_the_same_seed_gives_the_same_intervals_and_another_seed_others():
