@@ -222,11 +222,11 @@ class _Session:
         report = write_report(table, settings, self._directory, seed=self._config.seed)
         num_selected = write_selected(table, self._config, self._directory / "selected.jsonl")
         for line in console_lines(report):
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._say(f"{self._directory}/report.html   pools.parquet   selected.jsonl ({num_selected} answers)   report.json")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Bar:
@@ -253,4 +253,4 @@ class _Bar:
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._done, description=speed)
         else:
-            self._console.print(f"pool {self._done}/{self._total}  {speed}", highlight=False, soft_wrap=True)
+            self._console.print(f"pool {self._done}/{self._total}  {speed}", highlight=False, markup=False, soft_wrap=True)

@@ -190,7 +190,7 @@ the largest (if above 1); where verdicts do not tell, the first {{ examples_of_a
 </p>
 <p class="soft">Why:
 {% if pick.score is not none %}
-score {{ "%.4g" | format(pick.score) }} given the picks before it
+score {{ "%.4g" | format(pick.score) }}{% if pick.place > 1 %}, given the picks before it{% endif +%}
 {%- else %}
 its place in the order
 {%- endif %}
