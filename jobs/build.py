@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 import ray
-from actors.bonus import BonusScorer
 
+from actors.bonus import BonusScorer
 from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from actors.encoder import HiddenStateEncoder
 from actors.learner import Learner
