@@ -66,7 +66,10 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
         except Stopped as stopped:
             done = len(session.store.finished())
             console.print(
-                f"stopped with {done} pools finished in {directory.path}; the same command goes on", highlight=False, soft_wrap=True
+                f"stopped with {done} pools finished in {directory.path}; the same command goes on",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
             return 128 + stopped.number
         except Exception as error:  # the seam to the person who started the job
