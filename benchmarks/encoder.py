@@ -1,0 +1,176 @@
+"""What the encoder adds to a forward pass, and what packing saves: seconds against bare passes of the same model over the same tokens.
+
+    python -m benchmarks.encoder                           # the embedded model, one thread (some minutes)
+    python -m benchmarks.encoder --groups 256 --device cuda
+
+Three ways over the same groups of synthetic tokens, one after the other in every repeat, medians over the repeats:
+
+    encoder   HiddenStateEncoder.encode, `--concurrent` groups at a time as in training: Arrow in, features out
+    packed    a bare forward pass over exactly the rows and masks that the encoder has just computed
+    repeated  a bare forward pass over a row a response, each with its prompt, sorted by length, under the same token budget
+
+Prints one JSON object a shape. Tokens are those of all responses, and of each group's prompt once, whatever is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from actors.config import EncoderConfig
+from actors.encoder import HiddenStateEncoder
+from bonus.config import BonusConfig
+from buffers.records import FinishReason, GroupRequest, Problem, Rollout
+from buffers.schema import to_record_batch
+from learners.models import resolve_model
+
+GROUP_SIZE = 8
+TOKEN_IDS = (10, 40_000)
+Inputs = dict[str, Any]
+"""Arguments of one forward pass of a decoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Lengths are uniform between the two numbers."""
+
+    name: str
+    prompt_tokens: tuple[int, int]
+    response_tokens: tuple[int, int]
+
+
+SHAPES = (
+    Shape(name="quick start", prompt_tokens=(37, 37), response_tokens=(1, 20)),
+    Shape(name="ragged", prompt_tokens=(30, 200), response_tokens=(20, 200)),
+)
+
+
+def make_group(group_id: int, shape: Shape, rng: np.random.Generator) -> pa.RecordBatch:
+    def ids(bounds: tuple[int, int]) -> tuple[int, ...]:
+        return tuple(rng.integers(*TOKEN_IDS, rng.integers(*bounds, endpoint=True)).tolist())
+
+    prompt_ids = ids(shape.prompt_tokens)
+    problem = Problem(task="none", problem_id=str(group_id), question="", answer="")
+    request = GroupRequest(group_id=group_id, problem=problem, num_responses=GROUP_SIZE, admitted_version=0)
+    responses = [ids(shape.response_tokens) for _ in range(GROUP_SIZE)]
+    rollouts = [
+        Rollout(
+            prompt_ids=prompt_ids,
+            response_ids=response_ids,
+            behavior_logprobs=(0.0,) * len(response_ids),
+            version_starts=(0,),
+            version_values=(0,),
+            finish_reason=FinishReason.LENGTH,
+            response_text="",
+        )
+        for response_ids in responses
+    ]
+    return to_record_batch("benchmark", request, rollouts, worker_id="none")
+
+
+async def encode_all(encoder: HiddenStateEncoder, groups: Sequence[pa.RecordBatch], concurrent: int) -> None:
+    """Every group by a call of its own, `concurrent` at a time: a lane takes the next one when its last is encoded."""
+    remaining = iter(groups)
+
+    async def lane() -> None:
+        for group in remaining:
+            await encoder.encode(group)
+
+    await asyncio.gather(*(lane() for _ in range(concurrent)))
+
+
+def repeated_prompts(groups: Sequence[pa.RecordBatch], *, max_tokens: int, device: str) -> Iterator[Inputs]:
+    """A row a response, padded on the right."""
+    rows = [row["prompt_ids"] + row["response_ids"] for group in groups for row in group.select(["prompt_ids", "response_ids"]).to_pylist()]
+    batch: list[list[int]] = []
+    for row in [*sorted(rows, key=len), None]:
+        if batch and (row is None or (len(batch) + 1) * len(row) > max_tokens):
+            lengths = torch.tensor([len(ids) for ids in batch])
+            input_ids = torch.zeros(len(batch), len(batch[-1]), dtype=torch.int64)
+            mask = torch.arange(len(batch[-1])) < lengths[:, None]
+            input_ids[mask] = torch.tensor([token for ids in batch for token in ids])
+            yield {"input_ids": input_ids.to(device), "attention_mask": mask.long().to(device), "use_cache": False}
+            batch = []
+        if row is not None:
+            batch.append(row)
+
+
+@torch.inference_mode()
+def forward_all(decoder: Any, passes: Sequence[Inputs], device: str) -> float:
+    """Seconds of the passes alone."""
+    started = time.monotonic()
+    for inputs in passes:
+        decoder(**inputs)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.monotonic() - started
+
+
+def measure(encoder: HiddenStateEncoder, shape: Shape, options: argparse.Namespace, config: EncoderConfig) -> dict[str, object]:
+    rng = np.random.default_rng(0)
+    groups = [make_group(number, shape, rng) for number in range(options.groups)]
+    num_tokens = sum(
+        len(row["response_ids"]) + (len(row["prompt_ids"]) if row["index"] == 0 else 0) for group in groups for row in group.to_pylist()
+    )
+    decoder = encoder._model.get_decoder()
+    repeated = list(repeated_prompts(groups, max_tokens=config.tokens_per_batch, device=options.device))
+    seconds: dict[str, list[float]] = {"encoder": [], "packed": [], "repeated": []}
+    for _ in range(1 + options.repeats):  # the first warms up
+        packed: list[Inputs] = []
+        watch = decoder.register_forward_pre_hook(lambda module, args, inputs, seen=packed: seen.append(inputs), with_kwargs=True)
+        started = time.monotonic()
+        asyncio.run(encode_all(encoder, groups, options.concurrent))
+        seconds["encoder"].append(time.monotonic() - started)
+        watch.remove()
+        seconds["packed"].append(forward_all(decoder, packed, options.device))
+        seconds["repeated"].append(forward_all(decoder, repeated, options.device))
+    measured = {name: values[1:] for name, values in seconds.items()}
+
+    def ratio(name: str) -> float:
+        return round(median(e / s for e, s in zip(measured["encoder"], measured[name], strict=True)), 3)
+
+    return {
+        "shape": shape.name,
+        "groups": len(groups),
+        "tokens": num_tokens,
+        "computed_tokens": {
+            name: sum(inputs["input_ids"].numel() for inputs in passes) for name, passes in (("packed", packed), ("repeated", repeated))
+        },
+        "passes": {"packed": len(packed), "repeated": len(repeated)},
+        "tokens_per_s": {name: round(num_tokens / median(values)) for name, values in measured.items()},
+        "seconds": {name: [round(value, 3) for value in values] for name, values in measured.items()},
+        "encoder_over_packed": ratio("packed"),
+        "encoder_over_repeated": ratio("repeated"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--groups", type=int, default=32, help="groups of 8 responses")
+    parser.add_argument("--concurrent", type=int, default=8, help="groups that wait for the encoder at once: prompts_per_step in training")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens-per-batch", type=int, default=EncoderConfig().tokens_per_batch)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    config = EncoderConfig(threads=options.threads, tokens_per_batch=options.tokens_per_batch)
+    encoder = HiddenStateEncoder(
+        model=resolve_model(options.model), config=config, group_size=GROUP_SIZE, bonus=BonusConfig(), device=options.device
+    )
+    for shape in SHAPES:
+        print(json.dumps(measure(encoder, shape, options, config)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
