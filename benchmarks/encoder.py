@@ -162,9 +162,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens-per-batch", type=int, default=EncoderConfig().tokens_per_batch)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=EncoderConfig().dtype)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    config = EncoderConfig(threads=options.threads, tokens_per_batch=options.tokens_per_batch)
+    config = EncoderConfig(threads=options.threads, tokens_per_batch=options.tokens_per_batch, dtype=options.dtype)
     encoder = HiddenStateEncoder(
         model=resolve_model(options.model), config=config, group_size=GROUP_SIZE, bonus=BonusConfig(), device=options.device
     )

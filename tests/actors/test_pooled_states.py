@@ -49,13 +49,15 @@ def test_responses_are_kept_apart_however_they_come_and_go() -> None:
 
 
 def test_what_is_taken_is_forgotten_and_its_slot_serves_another() -> None:
+    """Every second response has the key of the one before it but one."""
     pooled = PooledStates()
-    for key, value in (("a", 50.0), ("b", 1.0), ("a", 2.0)):  # the second "a" is another response
+    for number in range(200):
+        key, value = f"r{number % 2}", float(number + 1)
         for scale in (1.0, 2.0, 4.0):
             pooled.add([key], state(value * scale, 0.0, 0.0))
         assert taken(pooled, key) == [3.0 * value, 0.0, 0.0]
-    assert pooled.take("a") is None
-    assert pooled._sum_SH is not None and len(pooled._sum_SH) == 64  # one slot was enough; they come in blocks
+        assert pooled.take(key) is None
+    assert pooled._sum_SH is not None and len(pooled._sum_SH) == 64  # one was enough; slots come in blocks
 
 
 def test_slots_grow_with_the_responses_under_way_and_keep_what_they_hold() -> None:

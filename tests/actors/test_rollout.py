@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 import actors.rollout
 from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
 from actors.engine import EngineError, PartialSample, Sample, SampleRequest, WeightMismatch
+from actors.features import Projector
 from actors.reference_engine import ReferenceEngine
 from actors.rollout import RolloutWorker, request_keys
 from bonus.config import BonusConfig
@@ -349,11 +350,14 @@ def test_with_a_bonus_config_features_are_projected(tiny_model: str) -> None:
     np.testing.assert_allclose(projected.column("feature").to_pylist(), expected, rtol=0.0, atol=2e-5)
 
 
-def test_a_redrawn_projection_is_that_of_the_group(tiny_model: str) -> None:
+def test_a_redrawn_projection_is_that_of_the_problem_and_the_version_it_was_admitted_under(tiny_model: str) -> None:
     redrawn = {**PROJECTED, "bonus": BonusConfig(dim=DIM, redraw_projection=True)}
-    fixed, once, again = (np.array(pool(tiny_model, features=f).column("feature").to_pylist()) for f in (PROJECTED, redrawn, redrawn))
-    assert np.array_equal(once, again)
-    assert np.abs(once - fixed).max() > 0.1
+    for version in (0, 3):
+        worker = make_worker(tiny_model, features=redrawn)
+        (batch,) = in_worker(worker, worker.sample_pool(request_of(5, admitted_version=version), MESSAGES, 7))
+        means = torch.from_numpy(state_means(tiny_model, batch))
+        expected = Projector(redrawn["bonus"], hidden_size=means.shape[1], seed=11)(means, "p5", version)
+        np.testing.assert_allclose(batch.column("feature").to_pylist(), expected.numpy(), rtol=0.0, atol=2e-5)
 
 
 class OneTokenEach:
