@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import queue
 import threading
 from collections.abc import Awaitable, Coroutine, Sequence
 from types import SimpleNamespace
@@ -419,23 +420,44 @@ def test_an_engine_that_cannot_be_built_raises_in_the_constructor() -> None:
     assert caught.value is failure
 
 
+class WatchedQueue(queue.Queue[Any]):
+    """Tells when somebody waits for an item, other than looking whether there is one."""
+
+    def __init__(self, maxsize: int) -> None:
+        super().__init__(maxsize)
+        self.waited_for = threading.Event()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if timeout:
+            self.waited_for.set()
+        return super().get(block, timeout)
+
+
 def test_only_time_without_any_request_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that advances by 1 each time it is read: every wait for a command lasts 1."""
     reads = itertools.count()
     monkeypatch.setattr(actors.engine, "time", SimpleNamespace(monotonic=lambda: float(next(reads))))
+    monkeypatch.setattr(actors.engine, "queue", SimpleNamespace(Queue=WatchedQueue, Empty=queue.Empty))
 
     async def main() -> None:
         loop, engine = make_loop(throttled=True)
-        await loop.load(make_snapshot(1))
+        waited_for = loop._commands.waited_for  # type: ignore[attr-defined]
+
+        async def until_idle() -> None:
+            assert await asyncio.to_thread(waited_for.wait, WAIT_S), "the loop does not wait for a command"
+
+        await until_idle()
         running = await begin(loop.sample("a", (30,)))
         engine.permit(1)
         await engine.wait_for_steps(1)
         assert loop.take_idle_s() >= 1.0  # until the first command came
         engine.permit(19)
         await engine.wait_for_steps(20)
+        waited_for.clear()
         assert loop.take_idle_s() == 0.0
         engine.permit(10)
         await running
+        await until_idle()
         await loop.load(make_snapshot(2))
         assert loop.take_idle_s() >= 1.0  # between the end of the request and the load
         loop.close()

@@ -191,3 +191,22 @@ def test_killed_actor_ends_the_run_and_is_named(config, run_dir, title, name):
     assert f"error: the run failed: the {name} process died" in last_line
     saved = checkpoints(run_dir).latest()
     assert f"resumes from step {saved}" in last_line
+
+
+def test_several_encoders_and_a_memory_of_prompts_train(config, run_dir):
+    with Training(config, run_dir, "--set", "encoder.replicas=2", "--set", "bonus.memory=prompt", "--set", "steps=2") as training:
+        assert training.exit_code() == 0, training.output()
+        training.assert_no_process_left()
+    records = metrics_of(run_dir)
+    assert [record["bonus/remembered_prompts"] for record in records] == [P, 2 * P]
+    assert all(record["bonus/evicted_prompts"] == 0 for record in records)
+
+
+def test_features_of_the_policy_itself_need_no_encoder(config, run_dir):
+    settings = ("--set", "bonus.source=policy", "--set", "bonus.memory=none", "--set", "steps=2")
+    with Training(config, run_dir, *settings) as training:
+        training.wait_for_steps(1)
+        assert not [process for process in training.processes() if "encoder" in " ".join(process.cmdline()).lower()]
+        assert training.exit_code() == 0, training.output()
+    table = pq.read_table(run_dir / "rollouts")
+    assert table.column("feature").null_count == 0 and table.column("leverage").null_count == 0
