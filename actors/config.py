@@ -115,7 +115,7 @@ class NovelSamplingConfig(BaseModel):
     dim: int = Field(64, ge=1)
     """Size of the projected states that novelty is measured in."""
     ridge: float = Field(0.1, gt=0)
-    """lam of the novelty x'(lam·I + Σ xx')⁻¹x, in units of the mean energy of the first round's states."""
+    """lam of the novelty x'(lam·I + Σ xx')⁻¹x, in units of the mean energy of the first continuations sampled."""
     quality_exponent: float = Field(1.0, ge=0)
     """a: novelty is weighted with exp(2a(l − l_max)), l a continuation's mean log-prob. 0 is novelty alone, which on a weak model prefers
     what is incoherent."""

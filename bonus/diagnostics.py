@@ -89,7 +89,7 @@ def spread(leverage_GK: Tensor, valid_GK: Tensor) -> Tensor:
 def below_saturation(leverage_GK: Tensor, valid_GK: Tensor, seen_G: Tensor) -> Tensor:
     """distance_GK = (1 - 1/n) - leverage, n = `seen_G`; NaN outside the valid responses of comparable groups."""
     comparable_G1 = valid_GK.sum(dim=1, keepdim=True) > 1
-    distance_GK = 1.0 - 1.0 / seen_G[:, None].clamp(min=1) - leverage_GK
+    distance_GK = 1.0 - 1.0 / seen_G[:, None].double().clamp(min=1) - leverage_GK
     return torch.where(valid_GK & comparable_G1, distance_GK, torch.nan)
 
 

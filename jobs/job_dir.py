@@ -45,8 +45,12 @@ class JobDirectory:
             self._lock = open(self.path / LOCK, "a+")
         except OSError as error:
             raise ConfigError(f"{self._kind} {self.path} cannot be used: {error.strerror}; {self._elsewhere}") from None
-        self._acquire(self._lock)
-        self._check_identity()
+        try:
+            self._acquire(self._lock)
+            self._check_identity()
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
