@@ -36,6 +36,7 @@ from jobs.session import EXIT_FAILED, prepare_environment
 from learners.models import ModelError, check_model, resolve_model
 from tasks.base import Task, TaskError
 from tasks.registry import make_task
+from tasks.stream import IndexedTask
 
 NAMED_FAILURES = (ActorDied, Deadline, VerifierFailure, TaskError, OSError)
 
@@ -90,6 +91,8 @@ def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list
             raise ConfigError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
         if from_pools:
             return task, []
+        if config.problems == 0 and isinstance(task, IndexedTask):
+            raise ConfigError(f"problems = 0 asks for the whole split '{config.split}', but task {task.name} has no end: give --problems N")
         stream = task.problems(config.split)
         problems = list(itertools.islice(stream, config.problems or None))
     except (TaskError, ValueError) as error:

@@ -102,6 +102,7 @@ def test_mistakes_are_refused_in_one_line(tmp_path: Path, tiny_model: str) -> No
     assert "no such model" in refusal("--out", out, "--model", "./no such model")
     assert "gsm8k" in refusal("--out", out, "--task", "gsm8k") and not Path(out).exists()
     assert "train" in refusal("--out", out, "--split", "nowhere", "--model", tiny_model)
+    assert "has no end" in refusal("--out", out, "--problems", "0", "--model", tiny_model)
     assert "there are no pools" in refusal("--out", out, "--from-pools", str(tmp_path / "nothing.parquet"))
     other = tmp_path / "other.parquet"
     pq.write_table(pq.read_table(_any_parquet(tmp_path)), other)
