@@ -16,12 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from bonus.orders import ORDERS
 from buffers.records import FinishReason, VerdictStatus
 from jobs.evaluate import FloatArray
 from jobs.pool_statistics import IntArray, JudgedPool
-
-ORDERS = ("repexp", "quality", "random", "likeliest", "unlikeliest", "longest", "kmeans", "determinantal", "distinct_answers")
-"""Orders that a table may have, in the order in which reports list them."""
 
 RANDOM = "random"
 FEATURED = ("repexp", "quality")
@@ -88,7 +86,8 @@ def order_names(table: pa.Table) -> tuple[str, ...]:
     """Orders of the table that have a rank for every candidate, the known ones first."""
     names = [name.removeprefix(RANK_PREFIX) for name in table.column_names if name.startswith(RANK_PREFIX)]
     whole = [name for name in names if not table[RANK_PREFIX + name].null_count]
-    return tuple(sorted(whole, key=lambda name: (ORDERS.index(name) if name in ORDERS else len(ORDERS), name)))
+    places = {name: place for place, name in enumerate(ORDERS)}
+    return tuple(sorted(whole, key=lambda name: (places.get(name, len(places)), name)))
 
 
 def candidate_pools(table: pa.Table) -> tuple[CandidatePool, ...]:

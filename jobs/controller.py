@@ -27,6 +27,7 @@ from typing import Any
 
 from buffers.records import GroupRequest, GroupUsage, WeightUpdate
 from buffers.replay import InsertResult
+from jobs.failures import first_error
 from jobs.handles import Handle
 from jobs.run import Run, Sampled, Scored, VerdictCounter
 
@@ -109,7 +110,7 @@ class Controller:
                 for task in tasks:
                     task.cancel()
         except BaseExceptionGroup as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
         return self._step
 
     async def _admit_loop(self) -> None:
@@ -240,9 +241,3 @@ class Controller:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error that is not itself a group."""
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

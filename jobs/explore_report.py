@@ -11,7 +11,6 @@ report says so and shows the rest.
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from jobs.atomic import replacing
 from jobs.bootstrap import Curve, Estimate
 from jobs.candidate_pools import FEATURED, RANDOM, CandidatePool, candidate_pools
 from jobs.explore_examples import Example, choose_examples
@@ -163,9 +163,5 @@ def _json_bytes(record: Mapping[str, Any]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    staging = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
+    with replacing(path) as staging:
         staging.write_bytes(content)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)

@@ -7,14 +7,12 @@ import itertools
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -24,21 +22,18 @@ from jobs.config import ConfigError
 from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS, ExploreConfig
 from jobs.explore_report import console_lines, write_report
 from jobs.explorer import FINISHERS, Explorer, Sources
-from jobs.handles import Deadline, Handle
+from jobs.failures import NAMED_FAILURES, details, reason
+from jobs.handles import Handle
 from jobs.job_dir import JobDirectory
 from jobs.plan import available_memory_gib, explore_memory_gib
 from jobs.pools import PoolStore, known_verdicts, problem_of, read_pools, split_pools
-from jobs.ray_handle import ActorDied
 from jobs.reselect import needs_encoder, reselect
-from jobs.run import VerifierFailure
 from jobs.selected import write_selected
 from jobs.session import EXIT_FAILED, prepare_environment
 from learners.models import ModelError, check_model, resolve_model
 from tasks.base import Task, TaskError
 from tasks.registry import make_task
 from tasks.stream import IndexedTask
-
-NAMED_FAILURES = (ActorDied, Deadline, VerifierFailure, TaskError, OSError)
 
 
 class Stopped(Exception):
@@ -74,12 +69,10 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
             )
             return 128 + stopped.number
         except Exception as error:  # the seam to the person who started the job
-            detail = str(error.__cause__ or "") if isinstance(error, NAMED_FAILURES) else traceback.format_exc()
-            lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-            reason = lines[-1] if isinstance(error, RayError) else lines[0]
             done = len(session.store.finished())
-            print(*filter(None, (detail,)), file=sys.stderr)
-            print(f"error: the job failed: {reason.strip()} ({done} pools are finished; the same command goes on)", file=sys.stderr)
+            if text := details(error, named=(*NAMED_FAILURES, OSError)):
+                print(text, file=sys.stderr)
+            print(f"error: the job failed: {reason(error)} ({done} pools are finished; the same command goes on)", file=sys.stderr)
             return EXIT_FAILED
 
 

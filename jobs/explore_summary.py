@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bonus.orders import ORDERS
 from buffers.records import VerdictStatus
 from jobs.bootstrap import Estimate
-from jobs.candidate_pools import FEATURED, ORDERS, CandidatePool, label_of
+from jobs.candidate_pools import FEATURED, CandidatePool, label_of
 from jobs.explore_examples import TEXT_LIMIT, visible_text
 from jobs.pool_picks import mean_of_known
 from jobs.pool_statistics import PoolStatistics

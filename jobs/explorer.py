@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from buffers.records import GroupRequest, GroupUsage, Problem, Verdict
 from jobs.explore_config import ExploreConfig
+from jobs.failures import first_error
 from jobs.handles import Handle
 from jobs.ordering import rank_pool
 from jobs.pools import PoolStore, known_verdicts, sampled_pool, with_columns, with_verdicts
@@ -68,7 +69,7 @@ class Explorer:
                 for task in finishers:
                     task.cancel()
         except BaseExceptionGroup as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
 
     async def _sample_loop(self, worker: Handle, numbered: Iterator[tuple[int, Problem]]) -> None:
         for number, problem in numbered:
@@ -128,8 +129,3 @@ class Explorer:
 
     async def _call(self, handle: Handle, method: str, *args: Any, waiting_for: str) -> Any:
         return await handle.call(method, *args, timeout_s=self._config.wait_timeout_s, waiting_for=waiting_for)
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -16,6 +16,7 @@ from typing import IO, Any, Self
 
 from pydantic import BaseModel
 
+from jobs.atomic import replacing
 from jobs.config import ConfigError, changed_keys
 
 LOCK, CONFIG = "run.lock", "config.json"
@@ -77,9 +78,8 @@ class JobDirectory:
                     f"{self._kind} {self.path} belongs to a run with another configuration: {', '.join(changed[:3])}"
                     f"{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}; {self._elsewhere}, or delete it"
                 )
-        staging = file.with_suffix(".partial")
-        staging.write_text(json.dumps(self._config.model_dump(mode="json"), indent=1))
-        staging.replace(file)
+        with replacing(file) as staging:
+            staging.write_text(json.dumps(self._config.model_dump(mode="json"), indent=1))
 
 
 def read_json(file: Path) -> dict[str, Any]:

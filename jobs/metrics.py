@@ -7,6 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
+from jobs.atomic import replacing
+
 
 class MetricsWriter:
     """Appends one record a step; on resume, what came after the restored step is dropped first."""
@@ -46,7 +48,6 @@ def read_metrics(jsonl: Path) -> list[dict[str, float]]:
 
 def _keep_until(jsonl: Path, step: int) -> list[dict[str, float]]:
     kept = [record for record in read_metrics(jsonl) if record["step"] <= step]
-    staging = jsonl.with_suffix(".partial")
-    staging.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    staging.replace(jsonl)
+    with replacing(jsonl) as staging:
+        staging.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     return kept

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from buffers.records import Problem, Verdict, VerdictStatus
+from jobs.atomic import replacing
 from jobs.config import ConfigError
 
 VERSION_KEY, SETTINGS_KEY = b"repexp.pools", b"repexp.explore"
 POOLS_VERSION = "1.0"
-RANK = "rank_"
 
 SAMPLED_COLUMNS: dict[str, pa.DataType] = {
     "task": pa.string(),
@@ -183,10 +182,5 @@ def read_pools(path: str) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    """Whole under its name, or not at all."""
-    staging = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
+    with replacing(path) as staging:
         pq.write_table(table, staging, compression="zstd")
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.atomic import replacing
 from jobs.explore_config import ExploreConfig
 
 COLUMNS = ("problem_id", "question", "response_text", "final_answer", "verdict_status", "reward", "mean_logprob")
@@ -18,8 +19,7 @@ def write_selected(table: pa.Table, config: ExploreConfig, path: Path) -> int:
     rank = f"rank_{config.primary_order}"
     chosen = table.filter(pc.less(table[rank], config.select[-1]))
     num_written = 0
-    staging = path.with_suffix(".partial")
-    with open(staging, "w", encoding="utf-8") as file:
+    with replacing(path) as staging, open(staging, "w", encoding="utf-8") as file:
         by_problem: dict[str, list[dict[str, object]]] = {}
         for row in chosen.select([*COLUMNS, rank]).to_pylist():
             by_problem.setdefault(row["problem_id"], []).append(row)
@@ -28,5 +28,4 @@ def write_selected(table: pa.Table, config: ExploreConfig, path: Path) -> int:
                 record = {"problem_id": row["problem_id"], "rank": row[rank]} | {name: row[name] for name in COLUMNS[1:]}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 num_written += 1
-    staging.replace(path)
     return num_written

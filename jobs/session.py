@@ -7,29 +7,23 @@ import json
 import os
 import shutil
 import signal
-import traceback
 from pathlib import Path
-
-from ray.exceptions import RayError, RayTaskError
 
 from jobs.build import close_all, namespace, num_actors, ray_session, start_components
 from jobs.config import ConfigError, RunConfig
 from jobs.console import RunConsole
 from jobs.controller import Controller
-from jobs.handles import Deadline
+from jobs.failures import details, reason
 from jobs.metrics import MetricsWriter
-from jobs.ray_handle import ActorDied
-from jobs.run import Components, Run, VerifierFailure, make_admission
+from jobs.run import Components, Run, make_admission
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from jobs.summary import summary_lines
 from jobs.synchronous import SynchronousTrainer
-from learners.checkpoint import CheckpointError
 from learners.models import EMBEDDED, ModelError, check_model, resolve_model
 from tasks.registry import make_task
 from tasks.stream import ProblemStream
 
 EXIT_FAILED = 1
-NAMED_FAILURES = (ActorDied, Deadline, VerifierFailure, CheckpointError)
 
 
 def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous: bool) -> int:
@@ -55,7 +49,7 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
             except ConfigError:
                 raise
             except Exception as error:  # the seam to the person who started the run
-                console.failed(_details(error), _failure(run, error))
+                console.failed(details(error), _failure(run, error))
                 return EXIT_FAILED
             except KeyboardInterrupt:
                 console.failed("", "stopped before the first step; nothing to save")
@@ -73,20 +67,11 @@ def _problem_stream(config: RunConfig) -> ProblemStream:
         raise ConfigError(str(error)) from None
 
 
-def _details(error: Exception) -> str:
-    """What is worth reading before the last line: the traceback of a surprise, the cause of a failure with a name."""
-    if isinstance(error, NAMED_FAILURES):
-        return str(error.__cause__ or "")
-    return str(error) if isinstance(error, RayError) else traceback.format_exc()
-
-
 def _failure(run: RunDirectory, error: Exception) -> str:
     """One line: what failed, and what is left to go on from."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-    reason = lines[-1].strip() if isinstance(error, RayTaskError) else lines[0].strip()
     latest = run.checkpoints.latest()
     left = f"the same command resumes from step {latest}" if latest is not None else "there is no checkpoint yet"
-    return f"error: the run failed: {reason} ({left})"
+    return f"error: the run failed: {reason(error)} ({left})"
 
 
 def _start_step(run: RunDirectory, resume: str) -> int:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,11 @@ from bonus.config import BonusConfig
 from bonus.projection import sparse_projection
 from buffers.schema import concat_groups, list_column_arrays, split_groups
 from learners.forward import load_causal_lm
+from tests.actors.coroutines import WAIT_S, begin, run
 from tests.learners.samples import make_group, plain_hidden_states, ragged_batch, ragged_groups
 
-WAIT_S = 30.0  # bound of every wait
 GROUP_SIZE, HIDDEN, LAYERS, DIM = 4, 32, 2, 6
 UNKNOWN_TOKEN = 5000
-T = TypeVar("T")
 
 
 def make_encoder(
@@ -41,17 +40,6 @@ def make_encoder(
 def make_raw_encoder(model: str, *, group_size: int | None = GROUP_SIZE, **config: Any) -> HiddenStateEncoder:
     """Without a bonus config: its features are the states themselves."""
     return HiddenStateEncoder(model=model, config=EncoderConfig(dtype="float32", **config), group_size=group_size)
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(main, WAIT_S))
-
-
-async def begin(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """The task, run up to its first wait."""
-    task = asyncio.create_task(coroutine)
-    await asyncio.sleep(0)
-    return task
 
 
 async def encode_all(encoder: HiddenStateEncoder, batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:

@@ -4,9 +4,9 @@ import asyncio
 import itertools
 import queue
 import threading
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +15,7 @@ import actors.engine
 from actors.engine import EngineError, PartialSample, Sample, SampleRequest, StepLoop, WeightMismatch
 from buffers.records import FinishReason
 from learners.weights import WeightSnapshot, take_snapshot
-
-WAIT_S = 20.0  # bound of every wait
-T = TypeVar("T")
+from tests.actors.coroutines import WAIT_S, begin, run
 
 
 class FakeEngine:
@@ -118,17 +116,6 @@ def make_loop(**settings: Any) -> tuple[StepLoop, FakeEngine]:
 
 def make_snapshot(version: int) -> WeightSnapshot:
     return take_snapshot([("w", torch.ones(2, 2))], version=version)
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(main, WAIT_S))
-
-
-async def begin(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """The task, run up to its first wait: its command is then queued."""
-    task = asyncio.create_task(coroutine)
-    await asyncio.sleep(0)
-    return task
 
 
 async def error_of(awaitable: Awaitable[Any]) -> Exception:

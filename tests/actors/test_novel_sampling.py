@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +14,12 @@ from actors.reference_engine import ReferenceEngine
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
 from learners.weights import WeightSnapshot
+from tests.actors.coroutines import run
 from tests.learners.samples import plain_hidden_states, plain_logprobs
 
-WAIT_S = 60.0  # bound of every wait
 END = 2
 PROMPT = [1, 10, 11]
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
-T = TypeVar("T")
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(main, WAIT_S))
 
 
 def make_config(**settings: Any) -> NovelSamplingConfig:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +24,12 @@ from buffers.records import FinishReason, GroupRequest
 from buffers.schema import from_record_batch, validate_groups
 from learners.forward import load_causal_lm
 from learners.weights import WeightSnapshot, take_snapshot
+from tests.actors.coroutines import WAIT_S, begin, run
 from tests.learners.samples import make_request, plain_hidden_states, plain_logprobs
 
-WAIT_S = 30.0  # bound of every wait
 GROUP_SIZE = 4
 END = 2
 MESSAGES = [{"role": "user", "content": "1 + 2?"}]
-T = TypeVar("T")
 
 
 def make_worker(model: str, *, features: dict[str, Any] | None = None, **sampling: Any) -> RolloutWorker:
@@ -48,17 +47,6 @@ def make_worker(model: str, *, features: dict[str, Any] | None = None, **samplin
 
 def request_of(group_id: int = 5, **settings: int) -> GroupRequest:
     return make_request(group_id, num_responses=GROUP_SIZE, **settings)
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(main, WAIT_S))
-
-
-async def begin(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """The task, run up to its first wait: its command is then queued."""
-    task = asyncio.create_task(coroutine)
-    await asyncio.sleep(0)
-    return task
 
 
 def generate(model: str, *requests: GroupRequest, **sampling: Any) -> list[pa.RecordBatch]:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from jobs.candidate_pools import ORDERS, candidate_pools
+from bonus.orders import ORDERS
+from jobs.candidate_pools import candidate_pools
 from jobs.explore_plots import STYLES, efficiency_figure, first_correct_figure, pass_at_k_figure, style_of
 from jobs.pool_statistics import judge, pool_statistics
 from tests.jobs.pools_fixture import small_table

@@ -1,0 +1,22 @@
+"""Running coroutines in tests, never without a bound."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+WAIT_S = 30
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(main, WAIT_S))
+
+
+async def begin(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """The task, run up to its first wait: what it asked of an engine is then queued."""
+    task = asyncio.create_task(coroutine)
+    await asyncio.sleep(0)
+    return task
