@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from learners.precision import Dtype
+
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -38,8 +40,8 @@ class RolloutConfig(BaseModel):
     """Rollout workers at the start of the run."""
     max_sequences: int = Field(64, ge=1)
     """Responses an engine decodes at once. A worker is given max_sequences // responses_per_prompt groups at a time."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the engine."""
+    dtype: Dtype = "auto"
+    """Precision of the engine. auto: bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     kv_cache_gib: int = Field(1, ge=1)
     """Memory for keys and values on CPU. vLLM takes whole GiB only."""
     block_size: int = Field(32, gt=0, multiple_of=32)
@@ -65,7 +67,7 @@ class EncoderConfig(BaseModel):
 
     tokens_per_batch: int = Field(2048, gt=0)
     """Upper bound of padded tokens in one forward pass, and of tokens taken from waiting groups at once. A longer row still goes alone."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Dtype = "auto"
     """Precision of the forward pass; features are averaged and projected in float32, scored in float64."""
     threads: int = Field(1, ge=1)
     """CPU threads of an encoder."""

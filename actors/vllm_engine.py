@@ -29,6 +29,7 @@ from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import EngineError, PartialSample, Sample, SampleRequest, WeightMismatch
 from actors.pooled_states import PooledStates
 from buffers.records import FinishReason
+from learners.precision import resolve_dtype
 from learners.weights import HEAD, WeightSnapshot, fingerprint_by, first_mismatch, load_snapshot
 
 QUIET_LOGGERS = ("vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
@@ -60,7 +61,7 @@ def _engine_arguments(model: str, config: RolloutConfig, sampling: SamplingConfi
     )
     return {
         "model": model,
-        "dtype": config.dtype,
+        "dtype": resolve_dtype(config.dtype, on_gpu=on_gpu),
         "seed": seed,
         "max_model_len": sampling.max_prompt_tokens + sampling.max_response_tokens,
         "max_num_seqs": config.max_sequences,

@@ -1,6 +1,6 @@
 """What the encoder adds to a forward pass, and what packing saves: seconds against bare passes of the same model over the same tokens.
 
-    python -m benchmarks.encoder                  # the embedded model on one thread; add --dtype float32 on a CPU without AVX-512 bf16
+    python -m benchmarks.encoder                  # the embedded model on one thread
     python -m benchmarks.encoder --groups 512 --device cuda
 
 Three ways over the same groups of synthetic tokens, one after the other in every repeat, medians over the repeats:
@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,7 @@ from bonus.config import BonusConfig
 from buffers.records import FinishReason, GroupRequest, Problem, Rollout
 from buffers.schema import to_record_batch
 from learners.models import resolve_model
+from learners.precision import Dtype
 
 GROUP_SIZE = 8
 TOKEN_IDS = (10, 40_000)
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens-per-batch", type=int, default=EncoderConfig().tokens_per_batch)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=EncoderConfig().dtype)
+    parser.add_argument("--dtype", choices=get_args(Dtype), default=EncoderConfig().dtype)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     config = EncoderConfig(threads=options.threads, tokens_per_batch=options.tokens_per_batch, dtype=options.dtype)

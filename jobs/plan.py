@@ -10,6 +10,7 @@ from pathlib import Path
 from actors.config import EncoderConfig, RolloutConfig
 from jobs.config import ConfigError, RunConfig
 from jobs.explore_config import ExploreConfig
+from learners.precision import Dtype, resolve_dtype
 
 BASE_PROCESS_GIB = 0.7
 """A process with torch, transformers and Ray loaded."""
@@ -79,22 +80,23 @@ def _memory_gib(config: RunConfig) -> float | None:
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
-    weight_bytes = 2 if config.learner.dtype == "bfloat16" else 4
-    learner = parameters * (weight_bytes + 4 * 4) / 2**30 + BASE_PROCESS_GIB + config.learner.tokens_per_micro_batch * 1e-3
+    weight_bytes = bytes_of(config.learner.dtype)
+    copy_bytes = weight_bytes if weight_bytes < 4 else 0  # float32 weights are their own masters
+    learner = parameters * (copy_bytes + 4 * 4) / 2**30 + BASE_PROCESS_GIB + config.learner.tokens_per_micro_batch * 1e-3
     rollout = _rollout_gib(parameters, config.rollout)
     encoders = config.encoder.replicas if config.bonus.enabled and config.bonus.source == "encoder" else 0
     encoder = encoders * _encoder_gib(parameters, config.encoder) + (BASE_PROCESS_GIB if config.bonus.enabled else 0.0)
-    published = 2 * parameters * 2 / 2**30
+    published = 2 * parameters * weight_bytes / 2**30
     return learner + config.rollout.workers * rollout + encoder + published + config.replay.max_bytes / 2**30 * 0.1 + RAY_GIB + DRIVER_GIB
 
 
 def _rollout_gib(parameters: int, config: RolloutConfig) -> float:
     """Weights, and a packed copy of them, in the engine's precision; KV cache; process."""
-    return parameters * 2 * BYTES[config.dtype] / 2**30 + BASE_PROCESS_GIB + ENGINE_GIB + config.kv_cache_gib
+    return parameters * 2 * bytes_of(config.dtype, config.num_gpus) / 2**30 + BASE_PROCESS_GIB + ENGINE_GIB + config.kv_cache_gib
 
 
 def _encoder_gib(parameters: int, config: EncoderConfig) -> float:
-    return parameters * BYTES[config.dtype] / 2**30 + BASE_PROCESS_GIB
+    return parameters * bytes_of(config.dtype, config.num_gpus) / 2**30 + BASE_PROCESS_GIB
 
 
 def explore_memory_gib(config: ExploreConfig, *, sampling: bool) -> float | None:
@@ -129,8 +131,13 @@ def _disk_gib(config: RunConfig) -> float | None:
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
-    weight_bytes = 2 if config.learner.dtype == "bfloat16" else 4
+    weight_bytes = bytes_of(config.learner.dtype)
     return parameters * ((weight_bytes + 3 * 4) * (config.checkpoint.keep + 1) + weight_bytes) / 2**30
+
+
+def bytes_of(dtype: Dtype, num_gpus: float = 0) -> int:
+    """Bytes of a weight."""
+    return BYTES[resolve_dtype(dtype, on_gpu=num_gpus > 0)]
 
 
 def _num_parameters(model: str) -> int | None:

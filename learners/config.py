@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from learners.precision import Dtype
+
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -65,7 +67,7 @@ class LearnerConfig(OptimiserConfig):
 
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Dtype = "auto"
     """Precision of forward and backward. Master weights, gradients summed over micro-batches and AdamW moments are float32."""
     tokens_per_micro_batch: int = Field(2048, gt=0)
     """Upper bound of padded tokens in one forward pass (a group's prompt counts once). A single longer group still goes

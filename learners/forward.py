@@ -5,15 +5,16 @@ Axes: B rows, L row length, N response tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from learners.packing import PackedRows
+from learners.precision import Dtype, resolve_dtype
 
 
-def load_causal_lm(path: str, *, dtype: str, device: str = "cpu") -> Any:
+def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str = "cpu") -> Any:
     """A Hugging Face causal language model in evaluation mode (no dropout: sampler and learner are one distribution).
 
     On CPU the bfloat16 backward of scaled-dot-product attention with a mask is slow: written out, a training step on rows of
@@ -21,6 +22,8 @@ def load_causal_lm(path: str, *, dtype: str, device: str = "cpu") -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    if dtype != "float64":
+        dtype = resolve_dtype(dtype, on_gpu=device != "cpu")
     attention = "eager" if dtype == "bfloat16" and device == "cpu" else "sdpa"
     model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention)
     return model.to(device).eval()

@@ -38,7 +38,8 @@ def test_fewer_than_two_cores_are_pointed_out(cores, status):
     ("total", "available", "status"),
     [(4 * GIB, 4 * GIB, "fail"), (16 * GIB, 8 * GIB, "warn"), (16 * GIB, 12 * GIB, "ok"), (None, None, "warn")],
 )
-def test_memory_against_the_need_of_the_quick_start(total, available, status):
+def test_memory_against_the_need_of_the_quick_start(monkeypatch, total, available, status):
+    monkeypatch.setattr(doctor, "QUICKSTART_MEMORY_GIB", 11)
     assert status_of(doctor.check_memory(total, available)) == status
 
 
