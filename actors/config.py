@@ -56,6 +56,8 @@ class RolloutConfig(BaseModel):
     """GPUs a worker reserves."""
     start_timeout_s: float = Field(300.0, gt=0)
     """A worker that is not ready by then ends the run with a message that names it."""
+    progress_tokens: int = Field(32, ge=1)
+    """Tokens a response may grow by before they are reported: what a lost worker can cost of it."""
     group_timeout_s: float = Field(300.0, gt=0)
     """A group that a worker has not finished by then ends the run with a message that names both."""
 

@@ -112,12 +112,28 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupUsage:
-    """What generating one group took: token counts and seconds since the worker got the request."""
+    """What generating one group took: token counts and seconds since the worker got the request.
+
+    `resumed_tokens` of the `response_tokens` were sampled before, by another worker; `num_aborted` responses are unfinished.
+    """
 
     worker_id: str
     prompt_tokens: int
     response_tokens: int
     generate_s: float
+    resumed_tokens: int = 0
+    num_aborted: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heartbeat:
+    """How far a rollout worker is: the version it holds, tokens in the progress reported with it by group, tokens ever sampled."""
+
+    worker_id: str
+    version: int
+    tokens_by_group: Mapping[int, int]
+    sampled_tokens: int
+    rss_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

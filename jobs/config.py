@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -28,6 +28,50 @@ Config = TypeVar("Config", bound=BaseModel)
 
 class ConfigError(ValueError):
     """The configuration is refused; the message is one line that names the key and the mend."""
+
+
+class SupervisionConfig(BaseModel):
+    """When a part of the run counts as lost, and how often it is replaced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    heartbeat_s: float = Field(5.0, gt=0)
+    """A rollout worker says at least this often how far it is."""
+    hang_timeout_s: float = Field(120.0, gt=0)
+    """A worker that has said nothing, or sampled no token of the groups it has, for so long is killed and replaced."""
+    max_group_tries: int = Field(3, ge=1)
+    """Workers a group is given to. A group that so many workers were lost with is dropped, and its problem counts an attempt."""
+    max_failures: int = Field(5, ge=1)
+    """Losses in a row of one role (rollout, encoder, verifier, learner, replay, bonus) with nothing done in between that end the run with
+    the last one's error."""
+    backoff_s: float = Field(1.0, ge=0)
+    """Seconds before a lost process is replaced; doubled with each further loss in a row."""
+    backoff_max_s: float = Field(60.0, ge=0)
+    """Upper bound of these seconds."""
+    drain_timeout_s: float = Field(60.0, ge=0)
+    """A worker that leaves may finish its groups for so long; what it has not finished then goes on elsewhere from its tokens."""
+
+
+class AutoscaleConfig(BaseModel):
+    """Who decides how many rollout workers there are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: Literal["off", "queue"] = "off"
+    """off: `rollout.workers`, until `jobs.scale` says otherwise. queue: one more while the learner waits for groups, one less while the
+    workers wait for room (`jobs.autoscale`)."""
+    min_workers: int = Field(1, ge=1)
+    max_workers: int = Field(8, ge=1)
+    interval_s: float = Field(30.0, gt=0)
+    """Waiting shares are measured over so long, and no change follows another sooner."""
+    waiting_share: float = Field(0.25, gt=0, lt=1)
+    """Share of the interval that the learner (or the workers) must have waited for a change."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers = {self.min_workers} exceeds max_workers = {self.max_workers}")
+        return self
 
 
 class RunConfig(BaseModel):
@@ -62,6 +106,8 @@ class RunConfig(BaseModel):
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+    autoscale: AutoscaleConfig = AutoscaleConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -100,7 +146,8 @@ class RunConfig(BaseModel):
 
 
 CHANGEABLE_ON_RESUME = (
-    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint", "task.gsm8k.path", "task.parquet.path"),
+    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint", "supervision", "autoscale"),
+    *("task.gsm8k.path", "task.parquet.path"),
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch"),
 )
