@@ -2,11 +2,11 @@
 
 Two interfaces, one above the other:
 
-    AsyncEngine   sample / sample_batch / abort / load / close, awaited by the rollout worker   (AsyncLLM implements it directly)
-    StepEngine    add / step / abort / reset / load, called by one thread                        (LLMEngine, the reference engine)
+    AsyncEngine   sample / sample_batch / partials / abort / load / close, awaited by the rollout worker  (AsyncLLM implements it)
+    StepEngine    add / step / partials / abort / reset / load, called by one thread                      (LLMEngine, the reference engine)
 
 `StepLoop` turns a StepEngine into an AsyncEngine. A load happens between two steps, so requests go on under the new weights
-and every token carries the version it was sampled under.
+and every token carries the version it was sampled under. A request may begin with tokens that another engine has sampled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,26 +48,53 @@ class Sample:
     version_values: tuple[int, ...]
     finish_reason: FinishReason
     state_mean: np.ndarray | None = field(default=None, compare=False)
-    """(H,) float32, where the engine pools hidden states: see `actors.pooled_states`."""
+    """(H,) float32, where the engine pools hidden states (`actors.pooled_states`) and has sampled all of the tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRequest:
-    """One response to sample: after `prompt_ids`, at most `max_tokens` tokens (None: as many as the sampling config allows)."""
+    """One response to sample: after `prompt_ids`, at most `max_tokens` tokens (None: as many as the sampling config allows).
+
+    `sampled` are tokens of the response that were sampled before, fewer than it may have: it goes on after them, and they are its
+    first tokens, log-probs and versions.
+    """
 
     key: str
     prompt_ids: Sequence[int]
     max_tokens: int | None = None
+    sampled: Sample | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where an engine is between two steps: running requests' tokens so far, and how many tokens it has sampled since it was built."""
+
+    samples: Mapping[str, Sample]
+    sampled_tokens: int
 
 
 @dataclass(slots=True)
 class PartialSample:
-    """Grows by a token at a time while an engine samples."""
+    """Grows by a token at a time while an engine samples; its first `num_resumed` tokens were sampled before."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     version_starts: list[int] = field(default_factory=list)
     version_values: list[int] = field(default_factory=list)
+    num_resumed: int = 0
+
+    @classmethod
+    def after(cls, sampled: Sample | None) -> PartialSample:
+        """What goes on after `sampled`; empty without it."""
+        if sampled is None:
+            return cls()
+        return cls(
+            token_ids=list(sampled.token_ids),
+            logprobs=list(sampled.logprobs),
+            version_starts=list(sampled.version_starts),
+            version_values=list(sampled.version_values),
+            num_resumed=len(sampled.token_ids),
+        )
 
     def append(self, token_id: int, logprob: float, version: int) -> None:
         if not self.version_values or self.version_values[-1] != version:
@@ -77,13 +104,14 @@ class PartialSample:
         self.logprobs.append(logprob)
 
     def finish(self, reason: FinishReason, state_mean: np.ndarray | None = None) -> Sample:
+        """The tokens so far. `state_mean`, of the tokens sampled here, is kept where those are all."""
         return Sample(
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
             version_starts=tuple(self.version_starts),
             version_values=tuple(self.version_values),
             finish_reason=reason,
-            state_mean=state_mean,
+            state_mean=None if self.num_resumed else state_mean,
         )
 
 
@@ -91,8 +119,12 @@ class StepEngine(Protocol):
     """An engine that samples in steps. Not thread-safe: one thread calls everything."""
 
     version: int
+    sampled_tokens: int
+    """Tokens sampled since it was built."""
 
-    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None) -> None: ...
+    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None, sampled: Sample | None = None) -> None:
+        """See `SampleRequest`."""
+        ...
 
     def step(self) -> list[tuple[str, Sample]]:
         """Sample about one token for every running request; return those that finished."""
@@ -100,6 +132,10 @@ class StepEngine(Protocol):
 
     def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
         """Stop requests and return their tokens so far, with finish_reason ABORTED."""
+        ...
+
+    def partials(self, keys: Sequence[str]) -> dict[str, Sample]:
+        """Of those that run, the tokens so far with finish_reason ABORTED and without a state mean. They go on undisturbed."""
         ...
 
     def load(self, snapshot: WeightSnapshot) -> None:
@@ -118,7 +154,10 @@ class StepEngine(Protocol):
 class AsyncEngine(Protocol):
     """What the rollout worker awaits."""
 
-    async def sample(self, key: str, prompt_ids: Sequence[int]) -> Sample: ...
+    async def sample(self, key: str, prompt_ids: Sequence[int], sampled: Sample | None = None) -> Sample:
+        """See `SampleRequest`. Raises RuntimeError for a key that runs already."""
+        ...
+
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
         """All of `requests`, alone in the engine and begun together after `reset`: the same samples whatever was sampled before.
         Raises RuntimeError while other requests run."""
@@ -128,12 +167,69 @@ class AsyncEngine(Protocol):
         """The aborted requests' `sample` calls return their tokens so far."""
         ...
 
+    async def partials(self, keys: Sequence[str]) -> Progress:
+        """As `StepEngine.partials`, after what was asked for before. Every request that has ended by then returns to its caller first."""
+        ...
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens sampled since it was built, as of the last step; never waits."""
+        ...
+
+    async def wait_for_tokens(self, total: float) -> None:
+        """Until so many tokens have been sampled since it was built (math.inf: for good). Raises EngineError once the engine has failed."""
+        ...
+
     async def load(self, snapshot: WeightSnapshot) -> None: ...
     def take_idle_s(self) -> float:
         """Seconds without any request since the last call."""
         ...
 
     def close(self) -> None: ...
+
+
+class TokenCounter:
+    """Tokens an engine has sampled, counted by its thread, and whoever waits for more of them. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._total = 0
+        self._waiting: list[tuple[float, Future[None]]] = []
+        self._failure: EngineError | None = None
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    def advance(self, total: int) -> None:
+        with self._lock:
+            self._total = total
+            due = [waiter for waiter in self._waiting if waiter[0] <= total]
+            self._waiting = [waiter for waiter in self._waiting if waiter[0] > total]
+        for _, done in due:
+            done.set_result(None)
+
+    def fail(self, error: EngineError) -> None:
+        """Nothing will be sampled any more: every wait, present and future, raises `error`."""
+        with self._lock:
+            self._failure = error
+            waiting, self._waiting = self._waiting, []
+        for _, done in waiting:
+            done.set_exception(error)
+
+    async def wait_for(self, total: float) -> None:
+        waiter: tuple[float, Future[None]] = (total, _uncancellable())
+        with self._lock:
+            if self._failure is not None:
+                raise EngineError(str(self._failure)) from self._failure
+            if self._total >= total:
+                return
+            self._waiting.append(waiter)
+        try:
+            await asyncio.wrap_future(waiter[1])
+        finally:
+            with self._lock, suppress(ValueError):
+                self._waiting.remove(waiter)
 
 
 class StepLoop:
@@ -146,6 +242,7 @@ class StepLoop:
         """`build` runs in the new thread (engines bind to the thread that made them); its failure is raised here."""
         self._commands: queue.Queue[tuple[Callable[[StepEngine], Any], Future[Any]] | None] = queue.Queue(maxsize=QUEUE_CAP)
         self._waiting: dict[str, Future[Sample]] = {}
+        self._sampled = TokenCounter()
         self._failure: BaseException | None = None
         self._idle_s = 0.0
         started: Future[None] = Future()
@@ -153,15 +250,18 @@ class StepLoop:
         self._thread.start()
         started.result()  # bounded by the caller's start timeout: the actor's constructor is awaited with a deadline
 
-    async def sample(self, key: str, prompt_ids: Sequence[int]) -> Sample:
+    async def sample(self, key: str, prompt_ids: Sequence[int], sampled: Sample | None = None) -> Sample:
         done: Future[Sample] = _uncancellable()
+        ended = asyncio.wrap_future(done)  # before anything else is asked, so that it is told in its order
 
         def add(engine: StepEngine) -> None:
-            engine.add(key, prompt_ids)
+            if key in self._waiting:
+                raise RuntimeError(f"request {key} runs already")
+            engine.add(key, prompt_ids, sampled=sampled)
             self._waiting[key] = done
 
         await self._call(add)
-        return await asyncio.wrap_future(done)
+        return await ended
 
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
         done: dict[str, Future[Sample]] = {request.key: _uncancellable() for request in requests}
@@ -173,7 +273,7 @@ class StepLoop:
             added: list[str] = []
             try:
                 for request in requests:
-                    engine.add(request.key, request.prompt_ids, request.max_tokens)
+                    engine.add(request.key, request.prompt_ids, request.max_tokens, request.sampled)
                     added.append(request.key)
             except Exception:
                 engine.abort(added)
@@ -185,6 +285,17 @@ class StepLoop:
 
     async def abort(self, keys: Sequence[str]) -> None:
         await self._call(lambda engine: self._resolve(engine.abort([key for key in keys if key in self._waiting])))
+
+    async def partials(self, keys: Sequence[str]) -> Progress:
+        progress: Progress = await self._call(lambda engine: Progress(samples=engine.partials(keys), sampled_tokens=engine.sampled_tokens))
+        return progress
+
+    @property
+    def sampled_tokens(self) -> int:
+        return self._sampled.total
+
+    async def wait_for_tokens(self, total: float) -> None:
+        await self._sampled.wait_for(total)
 
     async def load(self, snapshot: WeightSnapshot) -> None:
         def load(engine: StepEngine) -> None:
@@ -225,7 +336,9 @@ class StepLoop:
         try:
             while self._drain(engine):
                 if engine.has_unfinished:
-                    self._resolve(engine.step())
+                    finished = engine.step()
+                    self._sampled.advance(engine.sampled_tokens)  # first: who gets a sample finds its tokens counted
+                    self._resolve(finished)
         except BaseException as error:  # a seam: handed to every caller
             self._fail(error)
 
@@ -264,6 +377,7 @@ class StepLoop:
             if not done.done():
                 done.set_exception(EngineError(f"the engine failed: {error!r}"))
         self._waiting.clear()
+        self._sampled.fail(EngineError(f"the engine failed: {error!r}"))
         self._refuse_commands(error)
 
     def _refuse_commands(self, error: BaseException) -> None:

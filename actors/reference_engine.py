@@ -1,14 +1,15 @@
 """A plain transformers engine: exact, deterministic, slow. For tests, and for machines without vLLM.
 
-The seed part of a response's key is all its randomness and every sequence is computed by itself, so what it samples under
-given weights does not depend on what else is running: a whole asynchronous run is reproducible bit for bit.
+The seed part of a response's key and a token's position in it are all its randomness, and every sequence is computed by itself. So
+what it samples under given weights does not depend on what else is running, nor on which engine has sampled the tokens before:
+a whole asynchronous run is reproducible bit for bit.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -23,9 +24,8 @@ from learners.weights import HEAD, WeightSnapshot, fingerprint, first_mismatch
 @dataclass(slots=True)
 class _Running:
     prompt_ids: list[int]
-    generator: torch.Generator
     max_tokens: int
-    partial: PartialSample = field(default_factory=PartialSample)
+    partial: PartialSample
 
 
 class ReferenceEngine:
@@ -41,14 +41,11 @@ class ReferenceEngine:
         self._running: dict[str, _Running] = {}
         self._pooled = PooledStates() if pool_states else None
         self.version = 0
+        self.sampled_tokens = 0
 
-    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None) -> None:
-        seed = zlib.crc32(f"{self._seed}/{key.partition(':')[2] or key}".encode())
-        generator = torch.Generator().manual_seed(seed)
-        limit = self._sampling.max_response_tokens
-        self._running[key] = _Running(
-            prompt_ids=list(prompt_ids), generator=generator, max_tokens=limit if max_tokens is None else max_tokens
-        )
+    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None, sampled: Sample | None = None) -> None:
+        limit = self._sampling.max_response_tokens if max_tokens is None else max_tokens
+        self._running[key] = _Running(prompt_ids=list(prompt_ids), max_tokens=limit, partial=PartialSample.after(sampled))
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
         """What is sampled depends on the engine's seed and the keys; `seed` takes the place of the former."""
@@ -76,12 +73,21 @@ class ReferenceEngine:
             self._pooled.add([key], state_H[None])
         logits_V = self._model.get_output_embeddings()(state_H).float() / self._sampling.temperature
         logprobs_V = logits_V.log_softmax(-1)
-        token_id = int(torch.multinomial(logprobs_V.exp(), 1, generator=running.generator))
+        token_id = int(torch.multinomial(logprobs_V.exp(), 1, generator=self._generator(key, len(running.partial.token_ids))))
         running.partial.append(token_id, float(logprobs_V[token_id]), self.version)
+        self.sampled_tokens += 1
         return token_id
+
+    def _generator(self, key: str, position: int) -> torch.Generator:
+        """All the randomness of one token."""
+        seed = zlib.crc32(f"{self._seed}/{key.partition(':')[2] or key}/{position}".encode())
+        return torch.Generator().manual_seed(seed)
 
     def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
         return [(key, self._finish(key, FinishReason.ABORTED)) for key in keys]
+
+    def partials(self, keys: Sequence[str]) -> dict[str, Sample]:
+        return {key: self._running[key].partial.finish(FinishReason.ABORTED) for key in keys if key in self._running}
 
     @torch.no_grad()
     def load(self, snapshot: WeightSnapshot) -> None:

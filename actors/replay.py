@@ -3,6 +3,11 @@
 inserted = replay.insert(encoded, verdicts, version)         # a producer; FULL means: wait and try again
 batch, drawn = replay.sample(num_groups, version)             # the learn loop; stale groups are taken out first
 replay.log(step, scored, advantages)                          # after the gradient: one Parquet file a step
+
+In place of a replay that was lost, a new one first learns which groups are known, then gets those that were held again:
+
+replay.take_over(seen_below, not_seen)
+replay.insert(encoded, verdicts, version)                     # or insert_rows, of what `held_rows` once said
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from buffers.config import ReplayConfig
 from buffers.records import GroupOutcome, Verdict
 from buffers.replay import InsertResult, ReplayBuffer, ReplayState
 from buffers.rollout_log import RolloutLog
-from buffers.schema import ROLLOUT_SCHEMA, group_ids, with_outcome, with_scores, with_verdicts
+from buffers.schema import ROLLOUT_SCHEMA, concat_groups, group_ids, split_groups, with_outcome, with_scores, with_verdicts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,22 +71,51 @@ class Replay(Checkpointed):
         batch = self._buffer.sample(num_groups, version=version)
         drawn = Drawn(
             group_ids=() if batch is None else tuple(int(group_id) for group_id in group_ids(batch)),
-            stale_ids=tuple(int(group_ids(group)[0]) for group in stale),
+            stale_ids=tuple(_id_of(group) for group in stale),
             held_groups=self._buffer.num_groups,
             held_bytes=self._buffer.nbytes,
         )
         return batch, drawn
 
     def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> None:
-        """Write the groups trained on in `step`, and those dropped as stale since the step before."""
-        stale, self._stale = self._stale, []
+        """Write the groups trained on in `step`, and those dropped as stale since the step before.
+
+        May be repeated when its answer was lost, also by a replay that took over: the stale groups that an earlier call wrote stay.
+        Where it raises, nothing has changed.
+        """
         if self._log is not None:
-            bonus = batch.column("bonus").fill_null(0.0).to_numpy()
-            trained = with_outcome(with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
-            self._log.append(step, [trained, *(with_outcome(group, step, GroupOutcome.STALE) for group in stale)])
+            written = split_groups(self._log.batch(step, GroupOutcome.STALE)) if self._log.has(step) else []
+            ids = {_id_of(group) for group in written}
+            stale = [with_outcome(group, step, GroupOutcome.STALE) for group in self._stale if _id_of(group) not in ids]
+            self._log.append(step, [trained_rows(batch, step, advantages), *written, *stale])
+        self._stale = []
+
+    def take_over(self, seen_below: int, not_seen: Sequence[int]) -> None:
+        """In place of a replay that was lost: every group below `seen_below` but those in `not_seen` was in it.
+
+        Raises ValueError unless this replay is as new.
+        """
+        self._buffer.take_over(seen_below, not_seen)
+
+    def insert_rows(self, rows: pa.Table, ids: Sequence[int]) -> None:
+        """Take the groups `ids` out of what `held_rows` said. Whether one is stale is found when a batch is drawn.
+
+        Raises ValueError for a group that is not in `rows` or does not fit.
+        """
+        groups = {_id_of(group): group for group in split_groups(concat_groups(rows.to_batches()))} if len(rows) else {}
+        for group_id in ids:
+            if group_id not in groups:
+                raise ValueError(f"group {group_id} is not among the rows: {sorted(groups)}")
+            result = self._buffer.insert(groups[group_id], version=0)
+            if result is InsertResult.FULL:
+                raise ValueError(f"group {group_id} does not fit into replay.max_bytes = {self._config.max_bytes}")
 
     def held_ids(self) -> list[int]:
         return self._buffer.held_ids
+
+    def held_rows(self) -> tuple[pa.Table, list[int]]:
+        """The groups held, bulk, and their ids."""
+        return self._buffer.held_rows(), self._buffer.held_ids
 
     def save(self, directory: Path) -> None:
         state = self._buffer.state_dict()
@@ -99,6 +133,16 @@ class Replay(Checkpointed):
         """On resume: drop the log of steps that will be trained again."""
         if self._log is not None:
             self._log.truncate(step)
+
+
+def trained_rows(batch: pa.RecordBatch, step: int, advantages: Sequence[float]) -> pa.RecordBatch:
+    """`batch` as the rollout log keeps it: its bonuses (0 where there were none), one advantage a row, and that `step` trained on it."""
+    bonus = batch.column("bonus").fill_null(0.0).to_numpy()
+    return with_outcome(with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
+
+
+def _id_of(group: pa.RecordBatch) -> int:
+    return int(group_ids(group)[0])
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -2,7 +2,9 @@
 
 worker = RolloutWorker(worker_id="rollout-0", ...)
 batch, usage = await worker.generate(request, messages)   # K responses to one prompt, several groups at once
+batch, usage = await worker.generate(request, messages, resume)   # the same, from what another worker has sampled of it
 batch, usage = await worker.sample_pool(request, messages, seed)  # the same, alone in the engine and reproducible
+progress, heartbeat = await worker.watch(cursor, timeout_s)   # all tokens of the groups in here, when there is news
 await worker.update(snapshot)                             # new weights, requests kept
 await worker.abort(group_id)
 """
@@ -10,22 +12,45 @@ await worker.abort(group_id)
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
-from actors.engine import AsyncEngine, Sample, SampleRequest, StepLoop
+from actors.engine import AsyncEngine, PartialSample, Sample, SampleRequest, StepLoop
 from actors.features import Projector
 from actors.novel_sampling import NovelSampler
 from bonus.config import BonusConfig
-from buffers.records import GroupRequest, GroupUsage, Rollout, WeightUpdate
-from buffers.schema import to_record_batch, with_features
+from buffers.arrays import list_array, string_array
+from buffers.records import FinishReason, GroupRequest, GroupUsage, Heartbeat, Rollout, WeightUpdate
+from buffers.schema import ROLLOUT_SCHEMA, to_record_batch, with_features
 from learners.weights import WeightSnapshot
+
+PROGRESS_SCHEMA: pa.Schema = pa.schema(
+    [
+        ROLLOUT_SCHEMA.field(name)
+        for name in ("group_id", "index", "response_ids", "behavior_logprobs", "version_starts", "version_values", "finish_reason")
+    ]
+)
+"""What is known of a response on its way; "aborted" is one that has not ended."""
+
+REFRESH_SHARE, REFRESH_MAX_S = 0.25, 1.0
+"""Of a `watch` that nothing wakes, the last so much is for asking the engine, which answers after its step."""
+
+NOTHING = PartialSample().finish(FinishReason.ABORTED)
+
+
+class DataError(ValueError):
+    """The problem itself cannot be used: trying again is no use."""
 
 
 def build_engine(model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int, pool_states: bool = False) -> AsyncEngine:
@@ -51,6 +76,46 @@ def request_keys(request: GroupRequest) -> list[str]:
     """
     seed = f"{request.problem.problem_id}/{request.admitted_version}/{request.attempt}"
     return [f"{request.group_id}:{seed}/{index}" for index in range(request.num_responses)]
+
+
+def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *, max_tokens: int) -> dict[int, Sample]:
+    """What rows with the columns of PROGRESS_SCHEMA hold of the request's responses, by index; one of `max_tokens` has ended by its length.
+
+    Raises ValueError for an index that the group does not have, or has twice.
+    """
+    found: dict[int, Sample] = {}
+    own = resume.filter(pc.equal(resume["group_id"], request.group_id)).select(PROGRESS_SCHEMA.names)
+    for row in own.to_pylist():
+        index, reason = row["index"], FinishReason(row["finish_reason"])
+        if index in found or not 0 <= index < request.num_responses:
+            raise ValueError(f"group {request.group_id} of {request.num_responses} responses cannot be resumed from a row of index {index}")
+        at_limit = reason is FinishReason.ABORTED and len(row["response_ids"]) >= max_tokens
+        found[index] = Sample(
+            token_ids=tuple(row["response_ids"]),
+            logprobs=tuple(row["behavior_logprobs"]),
+            version_starts=tuple(row["version_starts"]),
+            version_values=tuple(row["version_values"]),
+            finish_reason=FinishReason.LENGTH if at_limit else reason,
+        )
+    return found
+
+
+@dataclass(slots=True)
+class _Response:
+    """`sample` is what is known of it: all where it has ended, else what it came with, or had when the engine was last asked."""
+
+    key: str
+    sample: Sample
+    num_resumed: int
+    is_running: bool
+
+
+@dataclass(slots=True)
+class _Group:
+    """A group in the worker."""
+
+    responses: list[_Response]
+    is_aborted: bool = False
 
 
 class RolloutWorker:
@@ -87,7 +152,14 @@ class RolloutWorker:
         self._projector: Projector | None = None
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self._engine: AsyncEngine | None = None
-        self._running: dict[int, list[str]] = {}
+        self._groups: dict[int, _Group] = {}
+        self._version = 0
+        self._num_news = 0
+        self._has_news = asyncio.Event()
+        self._told = (0, 0)
+        """Tokens and news at the last report."""
+        self._leaving: asyncio.Future[Any] | None = None
+        """Held, so that it is not collected before it is done."""
 
     async def start(self) -> str:
         """Build the engine; returns the worker's id once it can serve."""
@@ -98,20 +170,33 @@ class RolloutWorker:
             self._engine = await asyncio.to_thread(build_engine, self._model, self._config, self._sampling, **options)
         return self._worker_id
 
-    async def generate(self, request: GroupRequest, messages: Sequence[dict[str, str]]) -> tuple[pa.RecordBatch, GroupUsage]:
-        """Sample the group. Aborted responses come back with their tokens so far.
+    async def generate(
+        self, request: GroupRequest, messages: Sequence[dict[str, str]], resume: pa.RecordBatch | pa.Table | None = None
+    ) -> tuple[pa.RecordBatch, GroupUsage]:
+        """Sample the group. Aborted responses come back with their tokens so far; seconds are those in this worker.
 
-        Raises ValueError when the prompt is longer than `max_prompt_tokens`, EngineError when the engine has failed.
+        `resume` has rows with the columns of PROGRESS_SCHEMA, of this and any other group: a progress batch, or the batch of an
+        aborted group. Responses that have ended are kept as they are, "aborted" ones go on after their tokens, and those without a row
+        begin. With `pool_states` it is ignored: nobody knows the hidden states of the old tokens.
+        Where it raises or is cancelled, none of its requests stays in the engine.
+        Raises DataError when the prompt is longer than `max_prompt_tokens`, EngineError when the engine has failed, RuntimeError when
+        the group is in the worker already.
         """
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
-        keys = request_keys(request)
-        self._running[request.group_id] = keys
+        group = self._enter(request, resume)
         try:
-            timed = await asyncio.gather(*(self._sample_timed(key, prompt_ids) for key in keys))
+            seconds = await asyncio.gather(*(self._respond(group, response, prompt_ids) for response in group.responses))
+        except BaseException:  # cancelled, or one of them refused
+            self._leaving = asyncio.gather(self.abort(request.group_id), return_exceptions=True)
+            await asyncio.sleep(0)  # up to its first wait: what the engine is asked later comes after
+            raise
         finally:
-            del self._running[request.group_id]
-        return self._batch(request, prompt_ids, [sample for sample, _ in timed], [seconds for _, seconds in timed], started)
+            del self._groups[request.group_id]
+            self._note_news()
+        samples = [response.sample for response in group.responses]
+        resumed_tokens = sum(response.num_resumed for response in group.responses)
+        return self._batch(request, prompt_ids, samples, seconds, started, resumed_tokens=resumed_tokens)
 
     async def sample_pool(self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int) -> tuple[pa.RecordBatch, GroupUsage]:
         """Sample the group with nothing else in the engine, begun from `seed`: the same pool whatever was sampled before it.
@@ -138,13 +223,53 @@ class RolloutWorker:
 
     async def abort(self, group_id: int) -> None:
         """End a group early; its `generate` returns what was sampled. Unknown groups are ignored: they have ended."""
-        await self._serving().abort(self._running.get(group_id, []))
+        group = self._groups.get(group_id)
+        if group is not None:
+            group.is_aborted = True  # for those that have not asked the engine yet
+            await self._serving().abort([response.key for response in group.responses if response.is_running])
+
+    async def watch(self, cursor: int, timeout_s: float) -> tuple[pa.RecordBatch, Heartbeat]:
+        """All that is known of the groups in the worker, as soon as there is news or `timeout_s` is over (a little before).
+
+        News since the call that returned `sampled_tokens == cursor` (0 for the first) are `config.progress_tokens` more tokens for each
+        running response on average, a response that ended, or a group that came or left. The batch has PROGRESS_SCHEMA and a row for
+        every response with a token. While the engine does not answer, because it is in a step, rows are as they were and the next
+        call asks again; `sampled_tokens` is as of the engine's last step. Raises EngineError once the engine has failed.
+        """
+        engine = self._serving()
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        await self._until_news(cursor, timeout_s - min(REFRESH_SHARE * timeout_s, REFRESH_MAX_S))
+        try:
+            async with asyncio.timeout_at(deadline):
+                sampled_tokens = await self._refresh()
+            self._told = (sampled_tokens, self._num_news)
+        except TimeoutError:
+            sampled_tokens = engine.sampled_tokens
+            self._told = (sampled_tokens, -1)  # what there was to tell has not been told
+        rows = [
+            (group_id, index, response.sample)
+            for group_id, group in self._groups.items()
+            for index, response in enumerate(group.responses)
+            if response.sample.token_ids
+        ]
+        tokens_by_group: Counter[int] = Counter()
+        for group_id, _, sample in rows:
+            tokens_by_group[group_id] += len(sample.token_ids)
+        heartbeat = Heartbeat(
+            worker_id=self._worker_id,
+            version=self._version,
+            tokens_by_group=dict(tokens_by_group),
+            sampled_tokens=sampled_tokens,
+            rss_bytes=psutil.Process().memory_info().rss,
+        )
+        return _progress_batch(rows), heartbeat
 
     async def update(self, snapshot: WeightSnapshot) -> WeightUpdate:
         """Load new weights between two steps and prove them. Raises WeightMismatch, after which the worker serves nothing."""
         engine = self._serving()
         started = time.monotonic()
         await engine.load(snapshot)
+        self._version = snapshot.version
         return WeightUpdate(
             worker_id=self._worker_id, version=snapshot.version, load_s=time.monotonic() - started, idle_s=engine.take_idle_s()
         )
@@ -164,24 +289,94 @@ class RolloutWorker:
         )
         limit = self._sampling.max_prompt_tokens
         if len(prompt_ids) > limit:
-            raise ValueError(
+            raise DataError(
                 f"the prompt of problem {request.problem.problem_id} has {len(prompt_ids)} tokens, more than "
                 f"sampling.max_prompt_tokens = {limit}"
             )
         return prompt_ids
 
-    async def _sample_timed(self, key: str, prompt_ids: list[int]) -> tuple[Sample, float]:
+    def _enter(self, request: GroupRequest, resume: pa.RecordBatch | pa.Table | None) -> _Group:
+        if request.group_id in self._groups:
+            raise RuntimeError(f"group {request.group_id} is in {self._worker_id} already")
+        resumed: dict[int, Sample] = {}
+        if resume is not None and not self._pool_states:
+            resumed = resumed_samples(resume, request, max_tokens=self._sampling.max_response_tokens)
+        samples = [resumed.get(index, NOTHING) for index in range(request.num_responses)]
+        group = _Group(
+            responses=[
+                _Response(
+                    key=key, sample=sample, num_resumed=len(sample.token_ids), is_running=sample.finish_reason is FinishReason.ABORTED
+                )
+                for key, sample in zip(request_keys(request), samples, strict=True)
+            ]
+        )
+        self._groups[request.group_id] = group
+        self._note_news()
+        return group
+
+    async def _respond(self, group: _Group, response: _Response, prompt_ids: list[int]) -> float:
+        """The seconds it took to end the response."""
         started = time.monotonic()
-        return await self._serving().sample(key, prompt_ids), time.monotonic() - started
+        if not response.is_running:
+            return 0.0
+        if not group.is_aborted:
+            sampled = response.sample if response.num_resumed else None
+            response.sample = await self._serving().sample(response.key, prompt_ids, sampled)
+        response.is_running = False
+        self._note_news()
+        return time.monotonic() - started
+
+    def _note_news(self) -> None:
+        self._num_news += 1
+        self._has_news.set()
+        self._has_news = asyncio.Event()
+
+    async def _until_news(self, cursor: int, timeout_s: float) -> None:
+        sampled_tokens, num_told = self._told
+        if cursor == sampled_tokens and num_told != self._num_news:
+            return
+        engine = self._serving()
+        num_running = sum(response.is_running for group in self._groups.values() for response in group.responses)
+        due = cursor + self._config.progress_tokens * num_running if num_running else math.inf
+        waits = [asyncio.ensure_future(wait) for wait in (engine.wait_for_tokens(due), self._has_news.wait())]
+        try:
+            ended, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        for wait in ended:
+            wait.result()
+
+    async def _refresh(self) -> int:
+        """Learn what the running responses have, and how many tokens the engine had sampled by then.
+
+        A response that had ended by then has been told of before: the engine's answers reach this event loop in their order.
+        """
+        running = {response.key: response for group in self._groups.values() for response in group.responses if response.is_running}
+        progress = await self._serving().partials(list(running))
+        for key, sample in progress.samples.items():
+            if running[key].is_running:
+                running[key].sample = sample
+        return progress.sampled_tokens
 
     def _batch(
-        self, request: GroupRequest, prompt_ids: list[int], samples: Sequence[Sample], seconds: Sequence[float], started: float
+        self,
+        request: GroupRequest,
+        prompt_ids: list[int],
+        samples: Sequence[Sample],
+        seconds: Sequence[float],
+        started: float,
+        *,
+        resumed_tokens: int = 0,
     ) -> tuple[pa.RecordBatch, GroupUsage]:
         usage = GroupUsage(
             worker_id=self._worker_id,
             prompt_tokens=len(prompt_ids),
             response_tokens=sum(len(sample.token_ids) for sample in samples),
             generate_s=time.monotonic() - started,
+            resumed_tokens=resumed_tokens,
+            num_aborted=sum(sample.finish_reason is FinishReason.ABORTED for sample in samples),
+            sampled_tokens=self._serving().sampled_tokens,
         )
         rollouts = [self._rollout(prompt_ids, sample, elapsed_s) for sample, elapsed_s in zip(samples, seconds, strict=True)]
         batch = to_record_batch(self._run_id, request, rollouts, worker_id=self._worker_id)
@@ -213,3 +408,20 @@ class RolloutWorker:
             self._projector = Projector(self._bonus, hidden_size=hidden_size, seed=self._projection_seed)
         features_KD = self._projector(torch.from_numpy(mean_KH).double(), request.problem.problem_id, request.admitted_version)
         return with_features(batch, features_KD.numpy().astype(np.float32), valid)
+
+
+def _progress_batch(rows: Sequence[tuple[int, int, Sample]]) -> pa.RecordBatch:
+    """Of group ids, indices and tokens."""
+    samples = [sample for _, _, sample in rows]
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array([group_id for group_id, _, _ in rows], pa.int64()),
+            pa.array([index for _, index, _ in rows], pa.int32()),
+            list_array([sample.token_ids for sample in samples], np.int32),
+            list_array([sample.logprobs for sample in samples], np.float32),
+            list_array([sample.version_starts for sample in samples], np.int32),
+            list_array([sample.version_values for sample in samples], np.int64),
+            string_array(sample.finish_reason.value for sample in samples),
+        ],
+        schema=PROGRESS_SCHEMA,
+    )

@@ -16,8 +16,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import EngineError, PartialSample, Sample, SampleRequest, WeightMismatch
+from actors.engine import EngineError, PartialSample, Progress, Sample, SampleRequest, TokenCounter, WeightMismatch
 from actors.pooled_states import PooledStates
 from buffers.records import FinishReason
 from learners.precision import resolve_dtype
@@ -75,15 +75,24 @@ def _engine_arguments(model: str, config: RolloutConfig, sampling: SamplingConfi
     }
 
 
-def _sampling_params(sampling: SamplingConfig, max_tokens: int | None = None) -> Any:
+def _prompt(request: SampleRequest, version: int) -> Any:
+    """What was sampled before is to the engine a part of the prompt."""
+    from vllm.inputs import TokensPrompt
+
+    resumed = () if request.sampled is None else request.sampled.token_ids
+    return TokensPrompt(prompt_token_ids=[*request.prompt_ids, *resumed], cache_salt=str(version))
+
+
+def _sampling_params(sampling: SamplingConfig, request: SampleRequest) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    limit = sampling.max_response_tokens if request.max_tokens is None else request.max_tokens
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k or -1,
-        max_tokens=sampling.max_response_tokens if max_tokens is None else max_tokens,
+        max_tokens=limit - (0 if request.sampled is None else len(request.sampled.token_ids)),
         logprobs=0,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
@@ -107,20 +116,17 @@ class VllmEngine:
         arguments: dict[str, Any] = _engine_arguments(model, config, sampling, seed)
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._sampling = sampling
-        self._params = _sampling_params(sampling)
         self._partial: dict[str, PartialSample] = {}
         self._pools_states = pool_states
         if pool_states:
             self._engine.collective_rpc("pool_states")
         self.version = 0
+        self.sampled_tokens = 0
 
-    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None) -> None:
-        from vllm.inputs import TokensPrompt
-
-        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids), cache_salt=str(self.version))
-        params = self._params if max_tokens is None else _sampling_params(self._sampling, max_tokens)
-        self._engine.add_request(key, prompt, params)
-        self._partial[key] = PartialSample()
+    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None, sampled: Sample | None = None) -> None:
+        request = SampleRequest(key=key, prompt_ids=prompt_ids, max_tokens=max_tokens, sampled=sampled)
+        self._engine.add_request(key, _prompt(request, self.version), _sampling_params(self._sampling, request))
+        self._partial[key] = PartialSample.after(sampled)
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
         if not keep_cache:
@@ -128,25 +134,27 @@ class VllmEngine:
         self._engine.collective_rpc("seed_sampler", args=(seed,))
 
     def step(self) -> list[tuple[str, Sample]]:
-        finished = []
+        ended: dict[str, FinishReason] = {}
         for output in self._engine.step():
-            partial = self._partial[output.request_id]
             completion = output.outputs[0]
-            _extend(partial, completion, self.version)
+            _extend(self._partial[output.request_id], completion, self.version)
+            self.sampled_tokens += len(completion.token_ids)
             if output.finished:
-                finished.append((output.request_id, partial.finish(FinishReason(completion.finish_reason))))
-                del self._partial[output.request_id]
-        return self._with_states(finished)
+                ended[output.request_id] = FinishReason(completion.finish_reason)
+        return self._finish(ended)
 
     def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
         self._engine.abort_request(list(keys))
-        return self._with_states([(key, self._partial.pop(key).finish(FinishReason.ABORTED)) for key in keys])
+        return self._finish(dict.fromkeys(keys, FinishReason.ABORTED))
 
-    def _with_states(self, finished: list[tuple[str, Sample]]) -> list[tuple[str, Sample]]:
-        if not finished or not self._pools_states:
-            return finished
-        taken: dict[str, bytes] = self._engine.collective_rpc("take_states", args=([key for key, _ in finished],))[0]
-        return [(key, _with_state(sample, taken.get(key))) for key, sample in finished]
+    def partials(self, keys: Sequence[str]) -> dict[str, Sample]:
+        return _partials(self._partial, keys)
+
+    def _finish(self, ended: Mapping[str, FinishReason]) -> list[tuple[str, Sample]]:
+        taken: dict[str, bytes] = {}
+        if ended and self._pools_states:
+            taken = self._engine.collective_rpc("take_states", args=(list(ended),))[0]
+        return [(key, self._partial.pop(key).finish(reason, _state_mean(taken, key))) for key, reason in ended.items()]
 
     def load(self, snapshot: WeightSnapshot) -> None:
         found = self._engine.collective_rpc("load_weights_from", args=(snapshot,))
@@ -173,12 +181,13 @@ class AsyncVllmEngine:
         self._sampling = sampling
         self._partial: dict[str, PartialSample] = {}
         self._pools_states: bool | None = False if not pool_states else None  # None: to be switched on with the first request
+        self._sampled = TokenCounter()
         self._version = 0
         self._idle_s = 0.0
         self._idle_since: float | None = time.monotonic()
 
-    async def sample(self, key: str, prompt_ids: Sequence[int]) -> Sample:
-        return await self._sample(SampleRequest(key=key, prompt_ids=prompt_ids))
+    async def sample(self, key: str, prompt_ids: Sequence[int], sampled: Sample | None = None) -> Sample:
+        return await self._sample(SampleRequest(key=key, prompt_ids=prompt_ids, sampled=sampled))
 
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
         """As far as the engine core's schedule and kernels repeat: requests reach another process one by one."""
@@ -190,42 +199,75 @@ class AsyncVllmEngine:
         return list(await asyncio.gather(*(self._sample(request) for request in requests)))
 
     async def _sample(self, request: SampleRequest) -> Sample:
-        from vllm.inputs import TokensPrompt
-
         key = request.key
-        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids), cache_salt=str(self._version))
-        partial = self._partial[key] = PartialSample()
+        if key in self._partial:
+            raise RuntimeError(f"request {key} runs already")
+        prompt, params = _prompt(request, self._version), _sampling_params(self._sampling, request)
+        partial = self._partial[key] = PartialSample.after(request.sampled)
         self._note_busy()
         reason, taken = FinishReason.ABORTED, {}
         try:
-            if self._pools_states is None:
-                self._pools_states = True
-                await self._engine.collective_rpc("pool_states")
-            async for output in self._engine.generate(prompt, _sampling_params(self._sampling, request.max_tokens), request_id=key):
-                completion = output.outputs[0]
-                _extend(partial, completion, self._version)
-                if output.finished and completion.finish_reason in ("stop", "length"):
-                    reason = FinishReason(completion.finish_reason)
-            if self._pools_states:
-                taken = (await self._engine.collective_rpc("take_states", args=([key],)))[0]
+            with self._noting_failures():
+                if self._pools_states is None:
+                    self._pools_states = True
+                    await self._engine.collective_rpc("pool_states")
+                async for output in self._engine.generate(prompt, params, request_id=key):
+                    completion = output.outputs[0]
+                    _extend(partial, completion, self._version)
+                    self._sampled.advance(self._sampled.total + len(completion.token_ids))
+                    if output.finished and completion.finish_reason in ("stop", "length"):
+                        reason = FinishReason(completion.finish_reason)
+                if self._pools_states:
+                    taken = (await self._engine.collective_rpc("take_states", args=([key],)))[0]
         finally:
             del self._partial[key]
             self._note_idle()
-        return _with_state(partial.finish(reason), taken.get(key))
+        return partial.finish(reason, _state_mean(taken, key))
 
     async def abort(self, keys: Sequence[str]) -> None:
         await self._engine.abort([key for key in keys if key in self._partial])
 
+    async def partials(self, keys: Sequence[str]) -> Progress:
+        """Of the outputs that have come from the engine core."""
+        self._require_alive()
+        return Progress(samples=_partials(self._partial, keys), sampled_tokens=self._sampled.total)
+
+    @property
+    def sampled_tokens(self) -> int:
+        return self._sampled.total
+
+    async def wait_for_tokens(self, total: float) -> None:
+        self._require_alive()
+        await self._sampled.wait_for(total)
+
+    def _require_alive(self) -> None:
+        with self._noting_failures():
+            if self._engine.errored:
+                raise self._engine.dead_error
+
+    @contextmanager
+    def _noting_failures(self) -> Iterator[None]:
+        """vLLM's own errors become an EngineError, and whoever waits for tokens gets one too."""
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        try:
+            yield
+        except (EngineDeadError, EngineGenerateError) as error:
+            failure = EngineError(f"the engine failed: {error!r}")
+            self._sampled.fail(failure)
+            raise failure from error
+
     async def load(self, snapshot: WeightSnapshot) -> None:
         """Pause keeping the requests, load from a file in shared memory, prove, go on. After a failure it stays paused."""
-        await self._engine.pause_generation(mode="keep", clear_cache=False)
-        with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
-            path = Path(directory) / "weights"
-            await asyncio.to_thread(snapshot.save, path)
-            found = await self._engine.collective_rpc("load_weights_from", args=(str(path),))
-        _require_match(snapshot, found)
-        self._version = snapshot.version
-        await self._engine.resume_generation()
+        with self._noting_failures():
+            await self._engine.pause_generation(mode="keep", clear_cache=False)
+            with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+                path = Path(directory) / "weights"
+                await asyncio.to_thread(snapshot.save, path)
+                found = await self._engine.collective_rpc("load_weights_from", args=(str(path),))
+            _require_match(snapshot, found)
+            self._version = snapshot.version
+            await self._engine.resume_generation()
 
     def take_idle_s(self) -> float:
         now = time.monotonic()
@@ -248,8 +290,12 @@ class AsyncVllmEngine:
             self._idle_since = time.monotonic()
 
 
-def _with_state(sample: Sample, state_mean: bytes | None) -> Sample:
-    return sample if state_mean is None else replace(sample, state_mean=np.frombuffer(state_mean, dtype=np.float32))
+def _partials(partial: Mapping[str, PartialSample], keys: Sequence[str]) -> dict[str, Sample]:
+    return {key: partial[key].finish(FinishReason.ABORTED) for key in keys if key in partial}
+
+
+def _state_mean(taken: Mapping[str, bytes], key: str) -> np.ndarray | None:
+    return np.frombuffer(taken[key], dtype=np.float32) if key in taken else None
 
 
 class EngineWorker:

@@ -115,6 +115,7 @@ class GroupUsage:
     """What generating one group took: token counts and seconds since the worker got the request.
 
     `resumed_tokens` of the `response_tokens` were sampled before, by another worker; `num_aborted` responses are unfinished.
+    `sampled_tokens` counts all that the worker ever sampled, up to here.
     """
 
     worker_id: str
@@ -123,6 +124,7 @@ class GroupUsage:
     generate_s: float
     resumed_tokens: int = 0
     num_aborted: int = 0
+    sampled_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

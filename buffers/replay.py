@@ -7,8 +7,10 @@ A policy version is the number of the weights. The bound, for every token of eve
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from itertools import pairwise
 from typing import TypedDict
 
 import pyarrow as pa
@@ -29,8 +31,9 @@ class InsertResult(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayCounters:
-    """Groups since the run began. Held now = inserted - sampled - evicted."""
+    """Groups since the run began, or since this buffer took over from one that was lost. Held now = inserted - sampled - evicted."""
 
+    taken_over: int = 0  # count as seen without having been in this buffer
     inserted: int = 0
     sampled: int = 0
     evicted: int = 0  # became stale while held
@@ -139,6 +142,19 @@ class ReplayBuffer:
         self._counters = replace(self._counters, evicted=self._counters.evicted + len(stale))
         return [self._held.pop(group_id).batch for group_id in stale]
 
+    def take_over(self, seen_below: int, not_seen: Iterable[int]) -> None:
+        """Stand in for a buffer that was lost: of the ids below `seen_below` all but those in `not_seen` were seen by it, and are refused
+        as duplicates.
+
+        Raises ValueError unless this buffer is as new.
+        """
+        if self._seen.ranges:
+            raise ValueError(f"a buffer that has seen {len(self._seen)} groups of its own cannot take over from another")
+        expected = sorted({group_id for group_id in not_seen if 0 <= group_id < seen_below})
+        gaps = pairwise([-1, *expected, seen_below])
+        self._seen = IdRanges((before + 1, after) for before, after in gaps if before + 1 < after)
+        self._counters = replace(self._counters, taken_over=len(self._seen))
+
     def check_valid(self) -> None:
         """Raise AssertionError with the broken invariant."""
         self._seen.check_valid()
@@ -152,12 +168,16 @@ class ReplayBuffer:
         counters = self._counters
         left = counters.inserted - counters.sampled - counters.evicted
         assert left == self.num_groups, f"{counters} leave {left} groups, but {self.num_groups} are held"
-        assert len(self._seen) == counters.inserted, f"{len(self._seen)} ids seen but {counters.inserted} groups inserted"
+        known = counters.taken_over + counters.inserted
+        assert len(self._seen) == known, f"{len(self._seen)} ids seen but {counters.taken_over} taken over and {counters.inserted} inserted"
+
+    def held_rows(self) -> pa.Table:
+        """The groups held, lowest id first."""
+        return pa.Table.from_batches([self._held[group_id].batch for group_id in self.held_ids], schema=ROLLOUT_SCHEMA)
 
     def state_dict(self) -> ReplayState:
-        batches = [self._held[group_id].batch for group_id in self.held_ids]
         return ReplayState(
-            rows=pa.Table.from_batches(batches, schema=ROLLOUT_SCHEMA),
+            rows=self.held_rows(),
             seen_ranges=[[start, stop] for start, stop in self._seen.ranges],
             counters=asdict(self._counters),
         )

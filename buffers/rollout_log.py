@@ -5,11 +5,14 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from buffers.records import GroupOutcome
 from buffers.schema import ROLLOUT_SCHEMA, check_schema, conform
 
 _STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
@@ -25,6 +28,7 @@ class RolloutLog:
         ...
         log.append(step, [trained_batch, *stale_batches])
     table = log.read()
+    batch = log.batch(step, GroupOutcome.TRAINED)  # what that step was trained on, row for row, bit for bit
     """
 
     def __init__(self, filesystem: fs.FileSystem, directory: str) -> None:
@@ -34,16 +38,22 @@ class RolloutLog:
     def append(self, step: int, batches: Sequence[pa.RecordBatch]) -> None:
         """Write the rows of one step, replacing what an earlier attempt at the same step wrote.
 
-        The rows appear under the final name by a rename, so a reader or a crash of this process never meets half a file.
+        The rows appear under the final name by a rename, so a reader or a crash of this process never meets half a file. Where the
+        write fails, what an earlier attempt wrote stays, and this one's space is given back.
         """
         for batch in batches:
             check_schema(batch.schema)
         table = pa.Table.from_batches(batches, schema=ROLLOUT_SCHEMA)
         self._filesystem.create_dir(self._directory, recursive=True)
         path = self._path(step)
-        with self._filesystem.open_output_stream(path + _PARTIAL_SUFFIX) as sink:
-            pq.write_table(table, sink, compression="zstd")
-        self._filesystem.move(path + _PARTIAL_SUFFIX, path)
+        try:
+            with self._filesystem.open_output_stream(path + _PARTIAL_SUFFIX) as sink:
+                pq.write_table(table, sink, compression="zstd")
+            self._filesystem.move(path + _PARTIAL_SUFFIX, path)
+        except OSError:
+            with suppress(OSError):
+                self._filesystem.delete_file(path + _PARTIAL_SUFFIX)
+            raise
 
     def truncate(self, after_step: int) -> None:
         """Remove the files of later steps and anything left half-written."""
@@ -62,6 +72,19 @@ class RolloutLog:
         """
         tables = [self._read_step(step) for step in (self.steps() if steps is None else steps)]
         return pa.concat_tables(tables) if tables else ROLLOUT_SCHEMA.empty_table()
+
+    def has(self, step: int) -> bool:
+        return bool(self._filesystem.get_file_info(self._path(step)).type == fs.FileType.File)
+
+    def batch(self, step: int, outcome: GroupOutcome) -> pa.RecordBatch:
+        """The rows of `step` with this outcome, in the order of the log, as one batch of as many rows as there are.
+
+        Those of TRAINED are what the step was trained on, with its bonuses and rewards, in the order in which it was. Raises
+        FileNotFoundError for a step that was not logged.
+        """
+        rows = self._read_step(step)
+        none = pa.RecordBatch.from_pylist([], schema=ROLLOUT_SCHEMA)
+        return pa.concat_batches([none, *rows.filter(pc.equal(rows["outcome"], outcome.value)).to_batches()])
 
     def _read_step(self, step: int) -> pa.Table:
         with self._filesystem.open_input_file(self._path(step)) as source:

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.bonus import BonusScorer
 from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
@@ -30,10 +31,12 @@ from actors.vllm_engine import engine_environment
 from jobs.config import RunConfig
 from jobs.handles import Handle
 from jobs.ray_handle import RayHandle
-from jobs.run import Components
 from tasks.config import TaskConfig
 
 OBJECT_STORE_BYTES = 2 << 30
+SPARE_CPUS = 64
+"""CPUs a private Ray believes to have beyond those its first actors reserve: a run on one machine may be scaled up too."""
+SEED_STEP = 7919
 TEMP_ROOT = Path("/tmp")
 TEMP_PREFIX = "rx-"
 ENCODER_CONCURRENCY = 1000
@@ -61,7 +64,7 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     try:
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, num_actors + 1),
+            num_cpus=max(os.cpu_count() or 1, num_actors + 1) + SPARE_CPUS,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             namespace=namespace,
@@ -83,57 +86,80 @@ def _remove_orphans() -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-async def start_components(config: RunConfig, model: str, *, run_id: str, log_directory: str) -> Components:
-    """Create every actor and wait until all can serve. Raises the first actor's own error."""
-    from_policy = config.bonus.enabled and config.bonus.source == "policy"
-    workers = [
-        rollout_worker(
-            index,
+class RayFactory:
+    """Makes the actors of a training run (`jobs.run.Factory`)."""
+
+    def __init__(self, config: RunConfig, model: str, *, run_id: str, log_directory: str) -> None:
+        self._config = config
+        self._model = model
+        self._run_id = run_id
+        self._log_directory = log_directory
+        self._from_policy = config.bonus.enabled and config.bonus.source == "policy"
+
+    def rollout_worker(self, number: int) -> RayHandle:
+        """The reference engine draws by the keys of requests: with one seed for all, a group is the same on whichever worker."""
+        config = self._config
+        spread = 0 if config.rollout.engine == "transformers" else SEED_STEP * number
+        return rollout_worker(
+            number,
             config.rollout,
             config.sampling,
-            model=model,
-            run_id=run_id,
-            seed=config.seed + 7919 * index,
-            pool_states=from_policy,
-            bonus=config.bonus if from_policy else None,
+            model=self._model,
+            run_id=self._run_id,
+            seed=config.seed + spread,
+            pool_states=self._from_policy,
+            bonus=config.bonus if self._from_policy else None,
             projection_seed=config.seed,
         )
-        for index in range(config.rollout.workers)
-    ]
-    learner = _actor(
-        Learner,
-        "learner",
-        _threads(config.learner.threads),
-        model,
-        config.learner,
-        temperature=config.sampling.temperature,
-        group_size=config.responses_per_prompt,
-        reuse_snapshot_buffer=True,
-    )
-    num_encoders = config.encoder.replicas if config.bonus.enabled and not from_policy else 0
-    encoders = [
-        encoder(index, config.encoder, model=model, group_size=config.responses_per_prompt, seed=config.seed, bonus=config.bonus)
-        for index in range(num_encoders)
-    ]
-    scorer = (
-        _actor(BonusScorer, "bonus", _threads(1), bonus=config.bonus, group_size=config.responses_per_prompt, seed=config.seed)
-        if config.bonus.enabled
-        else None
-    )
-    verifiers = verifier_pool(config.task, config.verifier, max_concurrency=config.prompts_per_step)
-    replay = _actor(
-        Replay,
-        "replay",
-        {},
-        group_size=config.responses_per_prompt,
-        prompts_per_step=config.prompts_per_step,
-        max_policy_lag=config.max_policy_lag,
-        config=config.replay,
-        log_directory=log_directory,
-    )
-    components = Components(workers=workers, encoders=encoders, bonus=scorer, verifier=verifiers, replay=replay, learner=learner)
-    await all_ready(workers, [learner, *encoders, *([scorer] if scorer else [])], timeout_s=config.rollout.start_timeout_s)
-    return components
+
+    def encoder(self, number: int) -> RayHandle:
+        config = self._config
+        return encoder(
+            number, config.encoder, model=self._model, group_size=config.responses_per_prompt, seed=config.seed, bonus=config.bonus
+        )
+
+    def learner(self) -> RayHandle:
+        config = self._config
+        return _actor(
+            Learner,
+            "learner",
+            _threads(config.learner.threads),
+            self._model,
+            config.learner,
+            temperature=config.sampling.temperature,
+            group_size=config.responses_per_prompt,
+            reuse_snapshot_buffer=True,
+        )
+
+    def bonus(self) -> RayHandle:
+        config = self._config
+        return _actor(
+            BonusScorer,
+            "bonus",
+            _threads(1),
+            bonus=config.bonus,
+            group_size=config.responses_per_prompt,
+            seed=config.seed,
+            on_this_node=True,
+        )
+
+    def verifier(self) -> RayHandle:
+        config = self._config
+        return verifier_pool(config.task, config.verifier, max_concurrency=config.prompts_per_step + 1)
+
+    def replay(self) -> RayHandle:
+        config = self._config
+        return _actor(
+            Replay,
+            "replay",
+            {},
+            group_size=config.responses_per_prompt,
+            prompts_per_step=config.prompts_per_step,
+            max_policy_lag=config.max_policy_lag,
+            config=config.replay,
+            log_directory=self._log_directory,
+            on_this_node=True,
+        )
 
 
 async def all_ready(workers: Sequence[Handle], others: Sequence[Handle], *, timeout_s: float) -> None:
@@ -205,11 +231,14 @@ def _actor(
     *args: Any,
     num_gpus: float = 0,
     max_concurrency: int | None = None,
+    on_this_node: bool = False,
     **kwargs: Any,
 ) -> RayHandle:
-    """One actor. `max_task_retries` stays 0: the controller requeues by id, Ray's own retries would run a call twice."""
+    """One actor. `max_task_retries` stays 0: the controller requeues by id, Ray's own retries would run a call twice.
+
+    Without a name of Ray's: a replacement may be made before the lost one's name is free again.
+    """
     options: dict[str, Any] = {
-        "name": name,
         "num_cpus": 1,
         "num_gpus": num_gpus,
         "max_restarts": 0,
@@ -218,4 +247,7 @@ def _actor(
     }
     if max_concurrency is not None:
         options["max_concurrency"] = max_concurrency
+    if on_this_node:  # it reads and writes the run directory
+        node_id = ray.get_runtime_context().get_node_id()
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return RayHandle(ray.remote(**options)(cls).remote(*args, **kwargs), name)

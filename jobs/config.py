@@ -44,6 +44,8 @@ class SupervisionConfig(BaseModel):
     max_failures: int = Field(5, ge=1)
     """Losses in a row of one role (rollout, encoder, verifier, learner, replay, bonus) with nothing done in between that end the run with
     the last one's error."""
+    max_data_failures: int = Field(20, ge=0)
+    """Groups in a row whose problem could not be used (too long a prompt) after which the run ends with the last one's error."""
     backoff_s: float = Field(1.0, ge=0)
     """Seconds before a lost process is replaced; doubled with each further loss in a row."""
     backoff_max_s: float = Field(60.0, ge=0)

@@ -1,37 +1,54 @@
-"""The asynchronous controller: one asyncio process that owns ids, slots and versions, and no data.
+"""The asynchronous controller: one asyncio process that owns ids, slots, versions and the desired state, and no data.
 
-     task ──problem──> [admit] ──request──> [rollout] ──batch──> [score] ──group──> replay
+     task ──problem──> [admit] ──request──> [rollouts] ──batch──> [score] ──group──> replay
                           ^                    ^                                      │
                     slot  │                    │ weights                              │ batch of P groups
                           └──── [publish] <────┴──────── version ──────── [learn] <───┘
 
-| loop    | consumes          | produces           | waits for               | unblocked by                     |
-|---------|-------------------|--------------------|-------------------------|----------------------------------|
-| admit   | free slots        | requests           | a slot                  | publish, a dropped group         |
-| rollout | requests          | sampled groups     | a request; the engine   | admit; the worker                |
-| score   | sampled groups    | groups in replay   | verdicts, features      | rollout; space: the learn loop   |
-| learn   | P groups          | a version          | P groups held in replay | score                            |
-| publish | a version         | live weights       | a trained version       | learn; every worker's load       |
+| loop     | consumes          | produces           | waits for                 | unblocked by                     |
+|----------|-------------------|--------------------|---------------------------|----------------------------------|
+| admit    | free slots        | requests           | a slot                    | publish, a dropped group         |
+| rollouts | requests          | sampled groups     | see `jobs.rollouts`       | admit; the workers               |
+| score    | sampled groups    | groups in replay   | verdicts, features        | rollouts; space: the learn loop  |
+| learn    | P groups          | a version          | P groups held in replay   | score                            |
+| publish  | a version         | live weights       | a trained version         | learn; every serving worker      |
 
 Checkpoints are taken by the learn loop between two steps; generation goes on meanwhile. All queues are bounded by the number of
-slots. Every call of a component has a deadline that names what it waits for, and an exception in any loop ends the run.
+slots. Every call of a component has a deadline that names what it waits for; what a lost process costs is told in `jobs.run` and
+`jobs.rollouts`. A bug in any loop ends the run with its own traceback.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from buffers.records import GroupRequest, GroupUsage, WeightUpdate
+import psutil
+
+from actors.replay import Drawn
+from buffers.records import GroupUsage, Heartbeat, WeightUpdate
 from buffers.replay import InsertResult
-from jobs.failures import first_error
-from jobs.handles import Handle
+from buffers.tokens import TokenWaste
+from jobs.autoscale import Meter
+from jobs.encoders import EncoderPool
+from jobs.events import EventKind
+from jobs.failures import first_error, kind_of, reason
+from jobs.fleet import LossBudget, WorkerState
+from jobs.handles import DataLost
+from jobs.rollouts import DATA, LOST, TIMEOUT, GroupWork, Rollouts
 from jobs.run import Run, Sampled, Scored, VerdictCounter
+from jobs.watchdog import Waits
+from learners.checkpoint import CheckpointError
 
 STALE = "stale"
+WASTE = {STALE: TokenWaste.STALE, TIMEOUT: TokenWaste.ABORTED, DATA: TokenWaste.FILTERED, LOST: TokenWaste.LOST}
+"""What the tokens of a dropped group count as."""
+RSS_TIMEOUT_S = 1.0
+KEPT_FAULTS = 10
 
 
 @dataclass
@@ -51,7 +68,7 @@ class Tally:
 
     def metrics(self) -> dict[str, float]:
         elapsed_s = time.monotonic() - self.since
-        response_tokens = sum(usage.response_tokens for usage in self.usages)
+        response_tokens = sum(usage.response_tokens - usage.resumed_tokens for usage in self.usages)
         per_worker = max(1, len({update.worker_id for update in self.updates}))
         return {
             "rollout/groups": float(len(self.usages)),
@@ -73,35 +90,86 @@ class Controller:
     step = await controller.run(start_step)       # returns the last step trained; a checkpoint of it exists
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, workers: int | None = None) -> None:
+        """`workers`: how many are wanted at first, if not `rollout.workers`."""
         self._run = run
         self._config = run.config
         self._admission = run.admission
-        self._requests: asyncio.Queue[GroupRequest] = asyncio.Queue(maxsize=run.admission.capacity)
+        self.rollouts = Rollouts(run, self, desired=workers or run.config.rollout.workers)
+        self.waits = Waits()
+        self.faults: deque[str] = deque(maxlen=KEPT_FAULTS)
+        self.num_faults: Counter[str] = Counter()
+        self.last_checkpoint: tuple[int, float] | None = None
+        self.trained_version = 0
+        self.meter = Meter()
+        self.tokens = run.tokens
+        self._note = run.note
+        self._noted_states: dict[str, WorkerState] = {}
         self._sampled: asyncio.Queue[Sampled] = asyncio.Queue(maxsize=run.admission.capacity)
         self._trained: asyncio.Queue[tuple[int, Any]] = asyncio.Queue(maxsize=1)
         self._changed = asyncio.Condition()  # slots, held groups, live version or the stop flag changed
-        self._held = 0
-        self._step = 0
-        self._checkpointed_step = -1
+        self._held: set[int] = set()
         self._stopping = False
+        self._notes: set[asyncio.Task[None]] = set()
+        self._tell_loss = run.on_loss
+        run.on_loss = self._component_lost
         self._stuck_after_s = run.config.rollout.group_timeout_s + 2 * run.config.wait_timeout_s
         self._tally = Tally()
         self._verdicts = VerdictCounter(max_error_rate=run.config.verifier.max_error_rate)
+        self._data_failures = 0
+        self._checkpoint_budget = LossBudget("checkpoint", run.config.supervision)
 
     def stop(self) -> None:
         """Ask for a graceful stop: the step in progress is finished and a checkpoint is written. Call from the event loop."""
         self._stopping = True
-        self._stop_note = asyncio.ensure_future(self._notify())
+        self._notify_soon()
 
-    async def run(self, start_step: int) -> int:
-        """Train from `start_step` (the steps already done). Raises the first exception of any loop."""
-        self._step = start_step
-        self._checkpointed_step = start_step if start_step else -1
-        self._held = len(await self._run.held_ids())
-        lanes = max(1, self._config.rollout.max_sequences // self._config.responses_per_prompt)
-        loops = [self._admit_loop(), self._publish_loop()]
-        loops += [self._rollout_loop(worker) for _ in range(lanes) for worker in self._run.components.workers]
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+    @property
+    def step(self) -> int:
+        return self._run.step
+
+    @property
+    def live_version(self) -> int:
+        return self._admission.live_version
+
+    @property
+    def encoders(self) -> EncoderPool:
+        return self._run.encoders
+
+    async def resize_verifier(self, num_workers: int) -> None:
+        """So many verifier processes."""
+        await self._run.resize_verifier(num_workers)
+
+    def token_counts(self) -> dict[str, int]:
+        """The token ledger."""
+        return self.tokens.counts()
+
+    def queues(self) -> dict[str, int]:
+        """Groups by where they are, and free slots."""
+        sampling = sum(len(worker.groups) for worker in self.rollouts.workers.values())
+        return {
+            "requests": self.rollouts.requests.qsize(),
+            "sampling": sampling,
+            "sampled": self._sampled.qsize(),
+            "held": len(self._held),
+            "free_slots": self._admission.free_slots,
+        }
+
+    async def run(self, start_step: int, *, alongside: Sequence[Coroutine[Any, Any, None]] = ()) -> int:
+        """Train from `start_step` (the steps already done), with the coroutines `alongside`, which end with it. Raises the first
+        exception of any loop."""
+        self._run.step = self.trained_version = start_step
+        if start_step:
+            self.last_checkpoint = (start_step, time.time())
+            snapshot, version = await self._run.weights()
+            await self.rollouts.publish(version, snapshot)
+            del snapshot
+        self._held = set(await self._run.held_ids())
+        loops = [self._admit_loop(), self._publish_loop(), self.rollouts.run(), *alongside]
         loops += [self._score_loop() for _ in range(self._config.prompts_per_step)]
         try:
             async with asyncio.TaskGroup() as group:
@@ -111,113 +179,245 @@ class Controller:
                     task.cancel()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
-        return self._step
+        return self._run.step
+
+    # ---- the loops ----
 
     async def _admit_loop(self) -> None:
         while True:
-            await self._until(lambda: self._admission.free_slots > 0 and not self._stopping)
+            with self.waits.waiting("admit", "a free slot"):
+                await self._until(lambda: self._admission.free_slots > 0 and not self._stopping)
             request = self._run.admit()
-            await self._requests.put(request)
-
-    async def _rollout_loop(self, worker: Handle) -> None:
-        """One lane: a worker has as many as it can decode groups at once."""
-        while True:
-            request = await self._requests.get()
-            sampled = await self._run.generate(worker, request)
-            self._tally.usages.append(sampled.usage)
-            await self._sampled.put(sampled)
+            self._note(
+                EventKind.ADMITTED,
+                group_id=request.group_id,
+                problem_id=request.problem.problem_id,
+                attempt=request.attempt,
+                version=request.admitted_version,
+            )
+            self.rollouts.submit(request)
 
     async def _score_loop(self) -> None:
         while True:
             sampled = await self._sampled.get()
-            scored = await self._run.verify_and_encode(sampled)
+            try:
+                with self.waits.waiting("score", f"verdicts and features of group {sampled.request.group_id}"):
+                    scored = await self._run.verify_and_encode(sampled)
+            except DataLost as error:  # the node that held its rows is gone: sample it again
+                self.note_fault("score", "data", error)
+                self.tokens.dropped(sampled.request.group_id, TokenWaste.LOST)
+                self.rollouts.submit(sampled.request)
+                continue
+            counts = Counter(verdict.status.value for verdict in scored.verdicts)
+            self._note(EventKind.VERDICTS, group_id=scored.request.group_id, counts=dict(counts))
             self._verdicts.add(scored.verdicts)
             self._tally.add_scored(scored)
             await self._insert(scored)
 
     async def _insert(self, scored: Scored) -> None:
         """Put a group into replay, waiting for the next step while it is full."""
-        step = self._step
+        group_id = scored.request.group_id
+        step = self._run.step
         while (result := await self._run.insert(scored, step)) is InsertResult.FULL:
-            await self._step_after(step)
-            step = self._step
+            with self.waits.waiting("insert", f"room in replay for group {group_id}"):
+                await self._until(lambda after=step: self._run.step > after)  # type: ignore[misc]
+            step = self._run.step
+        self._note(EventKind.INSERTED, group_id=group_id, result=result.value)
         async with self._changed:
-            if result is InsertResult.ACCEPTED:
-                self._held += 1
-            elif result is InsertResult.STALE:
-                self._admission.drop(scored.request.group_id, STALE)
+            if result is InsertResult.STALE:
+                self._drop(group_id, STALE)
+            else:
+                self._held.add(group_id)
             self._changed.notify_all()
-
-    async def _step_after(self, step: int) -> None:
-        await self._until(lambda: self._step > step)
 
     async def _learn_loop(self) -> None:
-        while self._step < self._config.steps and not self._stopping:
+        while self._run.step < self._config.steps and not self._stopping:
             waited_from = time.monotonic()
-            batch = await self._next_batch()
-            if batch is None:
+            with self.meter.learner_waits(), self.waits.waiting("learn", f"{self._config.prompts_per_step} groups in replay"):
+                batch, drawn = await self._next_batch()
+            if drawn is None:
                 break
             wait_s = time.monotonic() - waited_from
-            await self._train(batch, wait_s)
-            if self._step % self._config.checkpoint.every == 0:
-                await self._checkpoint()
-        if self._step != self._checkpointed_step:
+            with self.waits.waiting("train", f"training step {self._run.step + 1}"):
+                await self._train(batch, drawn, wait_s)
+            await self._save_what_is_due()
+        if self.last_checkpoint is None or self._run.step != self.last_checkpoint[0]:
             await self._checkpoint()
 
-    async def _next_batch(self) -> Any:
-        """The next step's batch, or None when a stop was asked for."""
+    async def _next_batch(self) -> tuple[Any, Drawn | None]:
+        """The next step's batch; nothing when a stop was asked for."""
         while True:
-            await self._until(lambda: self._held >= self._config.prompts_per_step or self._stopping)
+            await self._until(lambda: len(self._held) >= self._config.prompts_per_step or self._stopping)
             if self._stopping:
-                return None
-            batch, drawn = await self._run.draw(self._step)
+                return None, None
+            batch, drawn = await self._run.draw(self._run.step)
             async with self._changed:
                 for group_id in drawn.stale_ids:
-                    self._admission.drop(group_id, STALE)
-                self._held -= len(drawn.group_ids) + len(drawn.stale_ids)
+                    self._drop(group_id, STALE)
+                self._held.difference_update(drawn.group_ids, drawn.stale_ids)
                 self._changed.notify_all()
             if drawn.group_ids:
-                self._drawn = drawn
-                return batch
+                return batch, drawn
 
-    async def _train(self, batch: Any, wait_s: float) -> None:
-        scored, bonus_metrics = await self._run.add_bonus(batch, self._step)
-        report = await self._run.learn(scored, self._step + 1)
-        (snapshot, version), _ = await asyncio.gather(self._run.weights(), self._run.log(scored, self._step + 1, report))
-        self._admission.trained(self._drawn.group_ids, version=version)
-        await self._trained.put((version, snapshot))
-        async with self._changed:
-            self._step += 1
-            self._changed.notify_all()
-        metrics = {**report.metrics, **bonus_metrics, **self._tally.metrics(), **self._ledger_metrics(), "time/wait_for_batch_s": wait_s}
+    async def _train(self, batch: Any, drawn: Drawn, wait_s: float) -> None:
+        run = self._run
+        self._note(EventKind.BATCH, step=run.step + 1, group_ids=list(drawn.group_ids))
+        scored, bonus_metrics = await run.add_bonus(batch, run.step)
+        self._note(EventKind.ABSORBED, step=run.step + 1, groups=len(drawn.group_ids))
+        report = await run.learn(scored)
+        await run.log(scored, report)
+        for group_id in drawn.group_ids:
+            self.tokens.trained(group_id)
+        del batch, scored
+        snapshot, version = await run.weights()
+        self.trained_version = version
+        self._note(EventKind.TRAINED, step=run.step, version=version)
+        self._admission.trained(drawn.group_ids, version=version)
+        with self.waits.waiting("hand over", f"the publication of version {version - 1}"):
+            await self._trained.put((version, snapshot))
+        del snapshot
+        await self._notify()
+        metrics = {
+            **report.metrics,
+            **bonus_metrics,
+            **self._tally.metrics(),
+            **self._ledger_metrics(drawn),
+            **await self._memory_metrics(),
+        }
+        metrics["time/wait_for_batch_s"] = wait_s
         metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - wait_s - self._tally.checkpoint_s
         self._tally = Tally()
-        self._run.report(self._step, metrics)
-
-    def _ledger_metrics(self) -> dict[str, float]:
-        ledger = self._admission.ledger
-        return {
-            "replay/held_groups": float(self._drawn.held_groups),
-            "replay/held_mib": self._drawn.held_bytes / 2**20,
-            "groups/dropped_stale": float(ledger.dropped_by_reason.get(STALE, 0)),
-            "groups/quarantined": float(ledger.quarantined),
-        }
+        run.report(run.step, metrics)
 
     async def _publish_loop(self) -> None:
         while True:
             version, snapshot = await self._trained.get()
-            updates = await self._run.load_everywhere(snapshot)
+            await self.rollouts.publish(version, snapshot)
             del snapshot
-            self._tally.updates += updates
+            with self.waits.waiting("publish", f"every serving worker to load version {version}"):
+                await self.rollouts.published(version)
+            self._note(EventKind.PUBLISHED, version=version, workers=len(self.rollouts.fleet.serving))
             async with self._changed:
                 self._admission.published(version)
                 self._changed.notify_all()
 
+    # ---- checkpoints ----
+
+    async def _save_what_is_due(self) -> None:
+        every, learner_every = self._config.checkpoint.every, self._config.checkpoint.learner_every
+        try:
+            if self._run.step % every == 0:
+                await self._checkpoint()
+            elif learner_every and self._run.step % learner_every == 0:
+                await self._run.save_learner()
+        except CheckpointError as error:  # a full disk, say: the run goes on, and tries again when the next is due
+            self.note_fault("checkpoint", "checkpoint", error)
+            self._checkpoint_budget.lost(error)
+
     async def _checkpoint(self) -> None:
         started = time.monotonic()
-        await self._run.save_checkpoint(self._step)
-        self._checkpointed_step = self._step
+        with self.waits.waiting("checkpoint", f"the checkpoint of step {self._run.step}"):
+            await self._run.save_checkpoint()
+        self._checkpoint_budget.worked()
+        self._note(EventKind.CHECKPOINT, step=self._run.step)
+        self.last_checkpoint = (self._run.step, time.time())
         self._tally.checkpoint_s += time.monotonic() - started
+
+    # ---- what the rollout workers tell (`jobs.rollouts.Observer`) ----
+
+    def sampled(self, work: GroupWork, sampled: Sampled) -> None:
+        self._data_failures = 0
+        self._tally.usages.append(sampled.usage)
+        self._sampled.put_nowait(sampled)
+
+    def dropped(self, work: GroupWork, why: str, error: Exception | None) -> None:
+        """Raises `error` where problem after problem cannot be used."""
+        if error is not None:
+            self.note_fault("group", str(work.request.group_id), error)
+        if why == DATA and error is not None:
+            self._data_failures += 1
+            if self._data_failures > self._config.supervision.max_data_failures:
+                raise error
+        self._drop(work.request.group_id, why)
+        self._notify_soon()
+
+    def _drop(self, group_id: int, why: str) -> None:
+        self.tokens.dropped(group_id, WASTE[why])
+        self._admission.drop(group_id, why)
+        self._note(EventKind.DROPPED, group_id=group_id, reason=why)
+
+    def dispatched(self, work: GroupWork, worker: str) -> None:
+        group_id = work.request.group_id
+        self.tokens.started(worker, group_id, resumed_tokens=work.resumed_tokens)
+        self._note(EventKind.DISPATCHED, group_id=group_id, worker=worker, tries=work.tries, resumed_tokens=work.resumed_tokens)
+
+    def returned(self, work: GroupWork, worker: str, usage: GroupUsage | None) -> None:
+        tokens = None
+        if usage is not None:
+            tokens = usage.response_tokens
+            self.tokens.sampled(worker, usage.sampled_tokens)
+        self.tokens.finished(worker, work.request.group_id, tokens)
+        aborted = work.request.num_responses if usage is None else usage.num_aborted
+        self._note(EventKind.COMPLETED, group_id=work.request.group_id, worker=worker, tokens=tokens or 0, aborted=aborted)
+
+    def beat(self, worker: str, beat: Heartbeat) -> None:
+        self.tokens.sampled(worker, beat.sampled_tokens)
+        for group_id, tokens in beat.tokens_by_group.items():
+            self.tokens.kept(worker, group_id, tokens)
+
+    def ended(self, worker: str) -> None:
+        self.tokens.worker_ended(worker)
+
+    def updated(self, update: WeightUpdate) -> None:
+        self._tally.updates.append(update)
+
+    def changed(self, worker: str) -> None:
+        member = self.rollouts.fleet.members.get(worker)
+        if member is not None and self._noted_states.get(worker) != member.state:
+            self._noted_states = {name: state for name, state in self._noted_states.items() if name in self.rollouts.fleet.members}
+            self._noted_states[worker] = member.state
+            self._note(EventKind.WORKER, worker=worker, role="rollout", state=member.state.value, reason=member.detail)
+
+    def lost(self, worker: str, groups: list[int], error: Exception) -> None:
+        self._component_lost(worker, error)
+
+    def _component_lost(self, name: str, error: Exception) -> None:
+        self.note_fault(name.partition("-")[0], name, error)
+        self._tell_loss(name, error)
+
+    def note_fault(self, role: str, name: str, error: Exception) -> None:
+        """Counts it, and keeps it for whoever asks."""
+        kind = kind_of(error)
+        self.num_faults[kind] += 1
+        self.faults.append(f"{time.strftime('%H:%M:%S')} {name}: {reason(error)}")
+        self._note(EventKind.FAULT, role=role, name=name, kind=kind.value, error=reason(error))
+
+    # ---- metrics ----
+
+    def _ledger_metrics(self, drawn: Drawn) -> dict[str, float]:
+        ledger = self._admission.ledger
+        return {
+            "replay/held_groups": float(drawn.held_groups),
+            "replay/held_mib": drawn.held_bytes / 2**20,
+            "groups/dropped_stale": float(ledger.dropped_by_reason.get(STALE, 0)),
+            "groups/dropped": float(ledger.dropped),
+            "groups/quarantined": float(ledger.quarantined),
+            "faults/infrastructure": float(self.num_faults["infrastructure"]),
+            "faults/data": float(self.num_faults["data"]),
+            "rollout/workers": float(len(self.rollouts.fleet.serving)),
+            **self.tokens.metrics(),
+        }
+
+    async def _memory_metrics(self) -> dict[str, float]:
+        """Resident memory of every process that says so, in MiB."""
+        handles = self._run.supervised | {encoder.name: encoder for encoder in self._run.encoders.handles}
+        found = await asyncio.gather(*(handle.rss_bytes(timeout_s=RSS_TIMEOUT_S) for handle in handles.values()))
+        memory = {name: rss for name, rss in zip(handles, found, strict=True) if rss is not None}
+        memory |= {name: worker.beat.rss_bytes for name, worker in self.rollouts.workers.items() if worker.beat is not None}
+        memory["driver"] = psutil.Process().memory_info().rss
+        return {f"memory/{name}_mib": rss / 2**20 for name, rss in memory.items()}
+
+    # ---- waiting ----
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for `condition`. Raises when nothing in the whole run has changed for longer than its calls may take, which name
@@ -234,10 +434,15 @@ class Controller:
     def _stuck(self) -> str:
         in_flight = ", ".join(f"{r.group_id} ({r.problem.problem_id})" for r in self._admission.in_flight[:5])
         return (
-            f"nothing has moved for {self._stuck_after_s:g} s at step {self._step}: {self._held} groups held, "
+            f"nothing has moved for {self._stuck_after_s:g} s at step {self._run.step}: {len(self._held)} groups held, "
             f"{self._admission.free_slots} free slots, live version {self._admission.live_version}; in flight: {in_flight or 'none'}"
         )
 
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+    def _notify_soon(self) -> None:
+        task = asyncio.ensure_future(self._notify())
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)

@@ -1,19 +1,49 @@
-"""What a failed job says to the person who started it."""
+"""Failures by what can be done about them, and what a failed job says to the person who started it.
+
+| kind           | example                                       | what follows                                                        |
+|----------------|-----------------------------------------------|---------------------------------------------------------------------|
+| infrastructure | a process died or hangs, an engine failed     | replaced, its work given out again; `supervision.max_failures`       |
+| data           | a prompt that is too long                     | the group is dropped, then its problem; `max_attempts`               |
+| bug            | anything else                                 | the run ends at once with its own traceback                          |
+"""
 
 from __future__ import annotations
 
 import traceback
+from enum import StrEnum
 
 from ray.exceptions import RayError, RayTaskError
 
-from jobs.handles import Deadline
-from jobs.ray_handle import ActorDied
+from actors.engine import EngineError, WeightMismatch
+from actors.rollout import DataError
+from actors.verifier import VerifierPoolError
+from jobs.handles import ActorDied, DataLost, Deadline
 from jobs.run import VerifierFailure
 from learners.checkpoint import CheckpointError
 from tasks.base import TaskError
 
-NAMED_FAILURES = (ActorDied, Deadline, VerifierFailure, CheckpointError, TaskError)
+NAMED_FAILURES = (ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, TaskError)
 """Their messages say all there is to say; anything else is shown with its traceback."""
+
+
+class FailureKind(StrEnum):
+    """See the table above."""
+
+    INFRASTRUCTURE = "infrastructure"
+    DATA = "data"
+    BUG = "bug"
+
+
+def kind_of(error: BaseException) -> FailureKind:
+    """Of an exception as the controller sees it. An engine that does not hold the weights it was given is a bug, not bad luck."""
+    if isinstance(error, WeightMismatch):
+        return FailureKind.BUG
+    if isinstance(error, DataError):
+        return FailureKind.DATA
+    if isinstance(error, (ActorDied, Deadline, DataLost, EngineError, VerifierPoolError)):
+        return FailureKind.INFRASTRUCTURE
+    is_rays_own = isinstance(error, RayError) and not isinstance(error, RayTaskError)
+    return FailureKind.INFRASTRUCTURE if is_rays_own else FailureKind.BUG
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -29,7 +59,7 @@ def details(error: Exception, *, named: tuple[type[Exception], ...] = NAMED_FAIL
     return str(error) if isinstance(error, RayError) else traceback.format_exc()
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """One line: what failed."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     return (lines[-1] if isinstance(error, RayTaskError) else lines[0]).strip()

@@ -17,10 +17,32 @@ class Deadline(RuntimeError):
     """A call took longer than it may; the message says what was waited for."""
 
 
+class ActorDied(RuntimeError):
+    """The process of a component is gone; the message names it and what was waited for."""
+
+
+class DataLost(RuntimeError):
+    """What a reference pointed to is gone, with the node that held it; who was called is well."""
+
+
 class Handle(Protocol):
     name: str
 
-    async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any: ...
+    async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
+        """Raises the component's own exception, ActorDied, Deadline or DataLost."""
+        ...
+
+    async def placed(self) -> str | None:
+        """Until the component has the resources it asks for, which is as long as a cluster takes to grow; then the id of its node."""
+        ...
+
+    async def rss_bytes(self, *, timeout_s: float) -> int | None:
+        """Memory of its process; None where it does not say in time."""
+        ...
+
+    def kill(self) -> None:
+        """End its process at once; calls under way raise ActorDied."""
+        ...
 
 
 class LocalHandle:
@@ -30,16 +52,39 @@ class LocalHandle:
         self._target = target
         self.name = name
         self._one_at_a_time = asyncio.Lock()
+        self._killed = asyncio.Event()
 
     async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
-        function = getattr(self._target, method)
+        calling = asyncio.ensure_future(self._call(method, args))
+        killed = asyncio.ensure_future(self._killed.wait())
         try:
-            async with asyncio.timeout(timeout_s) as deadline:
-                if inspect.iscoroutinefunction(function):
-                    return await function(*args)
-                async with self._one_at_a_time:
-                    return await asyncio.to_thread(function, *args)
+            async with asyncio.timeout(timeout_s):
+                await asyncio.wait((calling, killed), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            if not deadline.expired():  # the component's own
-                raise
+            calling.cancel()
             raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}") from None
+        except asyncio.CancelledError:
+            calling.cancel()
+            raise
+        finally:
+            killed.cancel()
+        if self._killed.is_set():
+            calling.cancel()
+            raise ActorDied(f"the {self.name} process died while the run waited for {waiting_for}")
+        return calling.result()
+
+    async def _call(self, method: str, args: tuple[Any, ...]) -> Any:
+        function = getattr(self._target, method)
+        if inspect.iscoroutinefunction(function):
+            return await function(*args)
+        async with self._one_at_a_time:
+            return await asyncio.to_thread(function, *args)
+
+    async def placed(self) -> str | None:
+        return None
+
+    async def rss_bytes(self, *, timeout_s: float) -> int | None:
+        return None
+
+    def kill(self) -> None:
+        self._killed.set()

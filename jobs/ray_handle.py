@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ray.exceptions import RayActorError
+import psutil
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from jobs.handles import Deadline
-
-
-class ActorDied(RuntimeError):
-    """The process of an actor is gone; the message names it and what was waited for."""
+from jobs.handles import ActorDied, DataLost, Deadline
 
 
 class RayHandle:
@@ -29,8 +27,40 @@ class RayHandle:
                 value = await small
         except RayActorError as error:
             raise ActorDied(f"the {self.name} process died while the run waited for {waiting_for}") from error
+        except ObjectLostError as error:
+            raise DataLost(f"data that {self.name}.{method} needs was lost while the run waited for {waiting_for}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, ObjectLostError):
+                raise DataLost(f"data that {self.name}.{method} needs was lost while the run waited for {waiting_for}") from error
+            raise
         except TimeoutError:
             if not deadline.expired():  # the actor's own
                 raise
             raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}") from None
         return (*bulk, value) if bulk else value
+
+    async def placed(self) -> str | None:
+        try:
+            node_id: str = await self.actor.__ray_call__.remote(_node_id)
+            return node_id
+        except RayActorError as error:
+            raise ActorDied(f"the {self.name} process died while it was started") from error
+
+    async def rss_bytes(self, *, timeout_s: float) -> int | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                rss: int = await self.actor.__ray_call__.remote(_rss_bytes)
+                return rss
+        except (RayActorError, TimeoutError):
+            return None
+
+    def kill(self) -> None:
+        ray.kill(self.actor, no_restart=True)
+
+
+def _node_id(_: Any) -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _rss_bytes(_: Any) -> int:
+    return int(psutil.Process().memory_info().rss)

@@ -1,14 +1,17 @@
 """A training run's directory (`jobs.job_dir`), and what lies in it.
 
-RUN_DIR/config.json  checkpoints/  rollouts/  metrics.jsonl  tensorboard/  policy/  run.lock
+RUN_DIR/config.json  run.lock  checkpoints/  snapshots/  policy/  rollouts/  metrics.jsonl  tensorboard/  events.jsonl
+        status.json  desired.json
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from jobs.config import CHANGEABLE_ON_RESUME, RunConfig
+from jobs.events import EVENTS
 from jobs.job_dir import JobDirectory
 from learners.checkpoint import CheckpointManager
 
@@ -20,7 +23,16 @@ class RunDirectory(JobDirectory):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config.run_dir, config, changeable=CHANGEABLE_ON_RESUME, kind="run_dir", option="--set run_dir=...")
-        self.checkpoints = CheckpointManager(str(self.path / "checkpoints"), keep=config.checkpoint.keep)
+        storage = config.checkpoint.storage or str(self.path / "checkpoints")
+        self.checkpoints = CheckpointManager(storage, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
+
+    @property
+    def snapshots(self) -> CheckpointManager:
+        """The learner's state between checkpoints, for a learner that is lost; of no use to a resumed run."""
+        return CheckpointManager(str(self.path / "snapshots"), keep=1)
+
+    def forget_snapshots(self) -> None:
+        shutil.rmtree(self.path / "snapshots", ignore_errors=True)
 
     @property
     def rollouts(self) -> Path:
@@ -29,6 +41,10 @@ class RunDirectory(JobDirectory):
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.path / EVENTS
 
     @property
     def tensorboard(self) -> Path:

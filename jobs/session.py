@@ -7,15 +7,19 @@ import json
 import os
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from jobs.build import close_all, namespace, num_actors, ray_session, start_components
+from jobs.build import RayFactory, namespace, num_actors, ray_session
 from jobs.config import ConfigError, RunConfig
 from jobs.console import RunConsole
+from jobs.control import Control
 from jobs.controller import Controller
+from jobs.events import EventKind, EventLog
 from jobs.failures import details, reason
 from jobs.metrics import MetricsWriter
-from jobs.run import Components, Run, make_admission
+from jobs.run import Run, make_admission
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from jobs.summary import summary_lines
 from jobs.synchronous import SynchronousTrainer
@@ -49,9 +53,11 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
             except ConfigError:
                 raise
             except Exception as error:  # the seam to the person who started the run
+                session.control.enter("failed", reason(error))
                 console.failed(details(error), _failure(run, error))
                 return EXIT_FAILED
             except KeyboardInterrupt:
+                session.control.enter("stopped", "before the first step")
                 console.failed("", "stopped before the first step; nothing to save")
                 return 128 + signal.SIGINT
 
@@ -116,11 +122,15 @@ class _Session:
         self._config_path = config_path
         self._directory = directory
         self._console = console
-        self._trainer_class = SynchronousTrainer if synchronous else Controller
+        self._synchronous = synchronous
+        self.control = Control(directory.path, directory.run_id, config, warn=console.warn)
         self._signal: int | None = None
+        self._writer: MetricsWriter | None = None
+        self._events: EventLog | None = None
 
     async def run(self, start_step: int) -> int:
         config, console = self._config, self._console
+        self.control.enter("starting", step=start_step)
         console.status(f"model {config.model}: loading (the embedded model is unpacked once, about 20 s)")
         try:
             model = await asyncio.to_thread(resolve_model, config.model)
@@ -129,47 +139,80 @@ class _Session:
         console.status("starting Ray")
         with ray_session(namespace(config.run_dir), num_actors(config)):
             console.status("starting the engine and the learner (about 30 s on two cores)")
-            components = await start_components(config, model, run_id=self._directory.run_id, log_directory=str(self._directory.rollouts))
-            try:
-                return await self._train(components, start_step)
-            finally:
-                await close_all([*components.workers, components.verifier])
+            factory = RayFactory(config, model, run_id=self._directory.run_id, log_directory=str(self._directory.rollouts))
+            return await self._train(factory, start_step)
 
-    async def _train(self, components: Components, start_step: int) -> int:
+    async def _train(self, factory: RayFactory, start_step: int) -> int:
         config, directory = self._config, self._directory
-
-        def report(step: int, metrics: dict[str, float]) -> None:
-            writer.write(step, metrics)
-            self._console.step(step, metrics)
-            if "bonus/no_signal_warning" in metrics:
-                self._console.warn(no_signal_warning(step, metrics, config))
 
         run = Run(
             config=config,
-            components=components,
+            factory=factory,
             task=self._stream.task,
             stream=self._stream,
             admission=make_admission(config),
             checkpoints=directory.checkpoints,
-            report=report,
+            snapshots=directory.snapshots,
+            log_directory=str(directory.rollouts),
+            report=self._report,
+            on_loss=lambda name, error: self._console.warn(f"{name} is replaced: {reason(error)}"),
+            note=self._note,
         )
+        try:
+            await run.ready()
+            self._events = EventLog(directory.events, resume_step=start_step)
+            return await self._train_prepared(run, start_step)
+        finally:
+            await run.close()
+            if self._events is not None:
+                with suppress(OSError):
+                    self._events.close()
+
+    async def _train_prepared(self, run: Run, start_step: int) -> int:
+        config, directory = self._config, self._directory
+        directory.forget_snapshots()
         if start_step:
             self._console.status(f"restoring the checkpoint of step {start_step}")
             await run.restore_checkpoint(start_step)
         else:
             await run.forget_log_after(0)
-        writer = MetricsWriter(directory.metrics, directory.tensorboard, resume_step=start_step)
-        trainer = self._trainer_class(run)
-        self._stop_on_signal(trainer)
+        self._writer = writer = MetricsWriter(directory.metrics, directory.tensorboard, resume_step=start_step)
         self._console.status("sampling the first groups")
         try:
-            step = await trainer.run(start_step)
+            step = await self._run_trainer(run, start_step)
         finally:
             writer.close()
         if step >= config.steps:
-            await self._export(components, step)
+            await self._export(run, step)
+        stopped = "" if self._signal is None else f"by signal {self._signal}"
+        self.control.enter("finished" if step >= config.steps else "stopped", stopped, step=step)
         self._console.finish(directory.run_id, summary_lines(directory, self._config_path, writer.history, config.steps))
         return 0 if self._signal is None else 128 + self._signal
+
+    async def _run_trainer(self, run: Run, start_step: int) -> int:
+        if self._synchronous:
+            trainer = SynchronousTrainer(run)
+            self._stop_on_signal(trainer)
+            return await trainer.run(start_step)
+        controller = Controller(run, workers=self.control.desired.rollout)
+        self._stop_on_signal(controller)
+        return await controller.run(start_step, alongside=[self.control.loop(controller)])
+
+    def _report(self, step: int, metrics: dict[str, float]) -> None:
+        assert self._writer is not None
+        self._writer.write(step, metrics)
+        self.control.stepped(metrics)
+        self._console.step(step, metrics)
+        if "bonus/no_signal_warning" in metrics:
+            self._console.warn(no_signal_warning(step, metrics, self._config))
+
+    def _note(self, kind: EventKind, /, **fields: Any) -> None:
+        """An event that cannot be written is kept for the next try: the log is not what a run fails for."""
+        assert self._events is not None
+        try:
+            self._events.write(kind, **fields)
+        except OSError as error:
+            self._console.warn(f"{self._directory.events} cannot be written: {error.strerror}")
 
     def _stop_on_signal(self, trainer: Controller | SynchronousTrainer) -> None:
         """Installed after Ray, which sets handlers of its own. A second signal ends the run at once, without a checkpoint."""
@@ -185,11 +228,11 @@ class _Session:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop, number)
 
-    async def _export(self, components: Components, step: int) -> None:
+    async def _export(self, run: Run, step: int) -> None:
         """The final policy under its own name, whole or not at all."""
         staging = self._directory.path / "policy.partial"
         shutil.rmtree(staging, ignore_errors=True)
-        await components.learner.call(
+        await run.learner.call(
             "save_policy", str(staging), timeout_s=self._config.wait_timeout_s, waiting_for="the final policy to be written"
         )
         (staging / POLICY_STEP).write_text(json.dumps({"step": step}))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
+from buffers.records import WeightUpdate
 from buffers.replay import InsertResult
 from jobs.controller import Tally
+from jobs.handles import Handle
 from jobs.run import Run, VerdictCounter
 
 
@@ -17,43 +20,69 @@ class SynchronousTrainer:
         self._run = run
         self._verdicts = VerdictCounter(max_error_rate=run.config.verifier.max_error_rate)
         self._stopping = False
+        self._workers: list[Handle] = []
 
     def stop(self) -> None:
         self._stopping = True
 
     async def run(self, start_step: int) -> int:
-        config = self._run.config
-        step = start_step
-        while step < config.steps and not self._stopping:
-            await self._train(step + 1)
-            step += 1
-            if step % config.checkpoint.every == 0 or step == config.steps or self._stopping:
-                await self._run.save_checkpoint(step)
-        return step
+        """A lost rollout worker ends the run: there is nobody to go on with."""
+        run, config = self._run, self._run.config
+        run.step = start_step
+        self._workers = [run.factory.rollout_worker(number) for number in range(config.rollout.workers)]
+        try:
+            timeout_s = config.rollout.start_timeout_s
+            await asyncio.gather(
+                *(worker.call("start", timeout_s=timeout_s, waiting_for=f"{worker.name} to start") for worker in self._workers)
+            )
+            if start_step:
+                await self._load((await run.weights())[0])
+            while run.step < config.steps and not self._stopping:
+                await self._train()
+                if run.step % config.checkpoint.every == 0 or run.step == config.steps or self._stopping:
+                    await run.save_checkpoint()
+            return run.step
+        finally:
+            closing = (worker.call("close", timeout_s=20, waiting_for=f"{worker.name} to close") for worker in self._workers)
+            await asyncio.gather(*closing, return_exceptions=True)
 
-    async def _train(self, step: int) -> None:
+    async def _train(self) -> None:
         run, tally = self._run, Tally()
         generated_from = time.monotonic()
-        workers = run.components.workers
+        workers = self._workers
         requests = [run.admit() for _ in range(run.config.prompts_per_step)]
         sampled = await asyncio.gather(*(run.generate(workers[i % len(workers)], request) for i, request in enumerate(requests)))
         generate_s = time.monotonic() - generated_from
         tally.usages = [group.usage for group in sampled]
         for group in sampled:
+            run.tokens.started(group.usage.worker_id, group.request.group_id)
+            run.tokens.finished(group.usage.worker_id, group.request.group_id, group.usage.response_tokens)
+        for group in sampled:
             scored = await run.verify_and_encode(group)
             self._verdicts.add(scored.verdicts)
             tally.add_scored(scored)
-            result = await run.insert(scored, step - 1)
+            result = await run.insert(scored, run.step)
             if result is not InsertResult.ACCEPTED:
                 raise RuntimeError(f"replay refused group {group.request.group_id} of a synchronous step: {result}")
-        batch, drawn = await run.draw(step - 1)
-        batch, bonus_metrics = await run.add_bonus(batch, step - 1)
-        report = await run.learn(batch, step)
-        await run.log(batch, step, report)
+        batch, drawn = await run.draw(run.step)
+        batch, bonus_metrics = await run.add_bonus(batch, run.step)
+        report = await run.learn(batch)
+        await run.log(batch, report)
         run.admission.trained(drawn.group_ids, version=report.version)
+        for group_id in drawn.group_ids:
+            run.tokens.trained(group_id)
         snapshot, version = await run.weights()
-        tally.updates = await run.load_everywhere(snapshot)
+        tally.updates = await self._load(snapshot)
         run.admission.published(version)
-        metrics = {**report.metrics, **bonus_metrics, **tally.metrics(), "time/generate_s": generate_s}
+        metrics = {**report.metrics, **bonus_metrics, **tally.metrics(), **run.tokens.metrics(), "time/generate_s": generate_s}
         metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - generate_s - tally.encode_s
-        run.report(step, metrics)
+        run.report(run.step, metrics)
+
+    async def _load(self, snapshot: Any) -> list[WeightUpdate]:
+        """Every engine takes the weights and proves that it holds them."""
+        timeout_s = self._run.config.wait_timeout_s
+        loads = (
+            worker.call("update", snapshot, timeout_s=timeout_s, waiting_for=f"{worker.name} to load new weights")
+            for worker in self._workers
+        )
+        return list(await asyncio.gather(*loads))

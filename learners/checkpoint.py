@@ -1,6 +1,6 @@
 """Checkpoints: a directory that counts only once its `manifest.json` exists, written last, with sizes and checksums.
 
-    manager = CheckpointManager("file:///data/runs/a/checkpoints", keep=2)      # any pyarrow.fs URI or a local path
+    manager = CheckpointManager("file:///data/runs/a/checkpoints", keep=2, keep_every=100)    # any pyarrow.fs URI or a local path
     files = manager.save(step, "learner", learner.save)                          # in the process that owns the state
     files += manager.save(step, "encoder", encoder.save)
     manager.commit(step, files, meta)                                            # the controller, when all parts are there
@@ -11,6 +11,9 @@
 
 A part is written to and read from a plain local directory; remote storage is copied from and to.
 Formats are safetensors, Arrow and JSON: loading a checkpoint never runs code from it.
+
+The manifest is the last that is written and the first that is removed. So whenever a process is killed, or the disk is full, what
+counts is whole: a step that is being written does not count yet, one that is being removed no longer does.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
+from safetensors import SafetensorError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -51,18 +55,24 @@ class FileEntry:
 class CheckpointManager:
     """Writes, lists, verifies and prunes the checkpoints of one run. Holds no state but its address: safe to send anywhere."""
 
-    def __init__(self, uri: str, *, keep: int) -> None:
+    def __init__(self, uri: str, *, keep: int, keep_every: int = 0) -> None:
+        """The newest `keep` stay, and for good those whose step is a multiple of `keep_every` (0: none)."""
         self.uri = uri
         self._keep = keep
+        self._keep_every = keep_every
 
     def save(self, step: int, part: str, write: Callable[[Path], None]) -> list[FileEntry]:
         """Have `write(directory)` put one part's files into the checkpoint of `step`; returns them for the manifest.
 
-        A step that is written again does not count until it is committed again.
+        A step that is written again does not count until it is committed again. Raises CheckpointError when storage fails; what was
+        written of the step is then removed, so that a later save has the space.
         """
+        with self._giving_up_whole(step):
+            return self._save(step, part, write)
+
+    def _save(self, step: int, part: str, write: Callable[[Path], None]) -> list[FileEntry]:
         filesystem, root = self._open()
-        with suppress(FileNotFoundError):
-            filesystem.delete_file(posixpath.join(root, _name(step), MANIFEST))
+        self._remove_manifest(step)
         target = posixpath.join(root, _name(step), part)
         if _is_local(filesystem):
             shutil.rmtree(target, ignore_errors=True)
@@ -77,14 +87,22 @@ class CheckpointManager:
             return _entries(Path(staging), part)
 
     def commit(self, step: int, files: Sequence[FileEntry], meta: dict[str, Any]) -> None:
-        """Make the checkpoint of `step` count, then remove older complete ones beyond `keep` and older incomplete ones."""
-        filesystem, root = self._open()
+        """Make the checkpoint of `step` count, then remove older complete ones that are not kept, and older incomplete ones.
+
+        Raises CheckpointError when storage fails. Where only the removal failed the new checkpoint counts.
+        """
         manifest = {"format": FORMAT_VERSION, "step": step, "files": [asdict(file) for file in files], "meta": meta}
-        path = posixpath.join(root, _name(step), MANIFEST)
-        with filesystem.open_output_stream(path + ".partial") as stream:
-            stream.write(json.dumps(manifest).encode())
-        filesystem.move(path + ".partial", path)
+        with self._giving_up_whole(step):
+            filesystem, root = self._open()
+            path = posixpath.join(root, _name(step), MANIFEST)
+            with filesystem.open_output_stream(path + ".partial") as stream:
+                stream.write(json.dumps(manifest).encode())
+            filesystem.move(path + ".partial", path)
         self._prune(step)
+
+    def truncate(self, after_step: int) -> None:
+        """On resume: remove the checkpoints of later steps, complete or not. They are of a history that will not be gone on with."""
+        self._remove(step for step in self._all_steps() if step > after_step)
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -138,15 +156,47 @@ class CheckpointManager:
         with tempfile.TemporaryDirectory() as staging:
             target = Path(staging) / part
             target.mkdir()
-            fs.copy_files(source, str(target), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+            with suppress(FileNotFoundError):  # what is missing is named by the verification
+                fs.copy_files(source, str(target), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
             yield target
 
     def _prune(self, newest: int) -> None:
+        complete = self.steps()
+        kept = {*complete[-self._keep :], *(step for step in complete if self._keep_every and step % self._keep_every == 0)}
+        self._remove(step for step in self._all_steps() if step < newest and step not in kept)
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        """The manifest goes first: from then on the rest does not count, and what is left of it goes with the next removal."""
+        for step in steps:
+            try:
+                self._remove_manifest(step)
+                filesystem, root = self._open()
+                with suppress(FileNotFoundError):
+                    filesystem.delete_dir(posixpath.join(root, _name(step)))
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.uri}/{_name(step)} could not be removed ({_reason(error)}): delete it, or let this process write there"
+                ) from error
+
+    def _remove_manifest(self, step: int) -> None:
         filesystem, root = self._open()
-        kept = set(self.steps()[-self._keep :])
-        for step in self._all_steps():
-            if step < newest and step not in kept:
-                filesystem.delete_dir(posixpath.join(root, _name(step)))
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(posixpath.join(root, _name(step), MANIFEST))
+
+    @contextmanager
+    def _giving_up_whole(self, step: int) -> Iterator[None]:
+        """Remove what was written of `step` when storage fails, and say so in one line."""
+        try:
+            yield
+        except Exception as error:
+            if not _is_storage_error(error):
+                raise
+            with suppress(CheckpointError):
+                self._remove([step])
+            raise CheckpointError(
+                f"{self.uri}/{_name(step)} could not be written ({_reason(error)}): free space there or set checkpoint.storage to "
+                "another place; the checkpoints before it are untouched"
+            ) from error
 
     def _all_steps(self) -> list[int]:
         filesystem, root = self._open()
@@ -156,7 +206,10 @@ class CheckpointManager:
     def _open(self) -> tuple[fs.FileSystem, str]:
         if "://" not in self.uri:
             return fs.LocalFileSystem(), str(Path(self.uri).absolute())
-        filesystem, root = fs.FileSystem.from_uri(self.uri)
+        try:
+            filesystem, root = fs.FileSystem.from_uri(self.uri)
+        except (ValueError, OSError, ImportError) as error:
+            raise CheckpointError(f"{self.uri} is no place for checkpoints ({_reason(error)}): set checkpoint.storage") from None
         return filesystem, root
 
 
@@ -166,6 +219,15 @@ def _name(step: int) -> str:
 
 def _is_local(filesystem: fs.FileSystem) -> bool:
     return isinstance(filesystem, fs.LocalFileSystem)
+
+
+def _is_storage_error(error: Exception) -> bool:
+    """Of the operating system, from whatever library: those in Rust (safetensors, tokenizers) carry it as text only."""
+    return isinstance(error, (OSError, SafetensorError)) or "(os error " in str(error)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _is_file(filesystem: fs.FileSystem, path: str) -> bool:

@@ -87,3 +87,12 @@ class CheckpointConfig(BaseModel):
     """Steps between checkpoints. One is always written at the end and on a graceful stop."""
     keep: int = Field(2, ge=1)
     """Complete checkpoints kept; older ones are removed after a newer one is complete."""
+    keep_every: int = Field(0, ge=0)
+    """Checkpoints of steps that are a multiple of this are kept for good, besides the newest. 0: none. Those written at an end or a stop
+    are of whatever step that was, so choose a multiple of `every`."""
+    learner_every: int = Field(0, ge=0)
+    """Steps between saves of the learner's state alone, between checkpoints, so that a learner that is lost trains fewer steps again.
+    0: only whole checkpoints. One such state is kept."""
+    storage: str | None = None
+    """Where checkpoints go: a path, or a URI that `pyarrow.fs` knows (file, s3, gs, hdfs, fsspec+PROTOCOL), of this run alone. None: into
+    the run directory."""

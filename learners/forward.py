@@ -5,6 +5,7 @@ Axes: B rows, L row length, N response tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from learners.packing import PackedRows
 from learners.precision import Dtype, resolve_dtype
+
+_LOADING = threading.Lock()
+"""transformers changes torch's defaults for the whole process while it loads a model: two threads that load at once break each other."""
 
 
 def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str = "cpu") -> Any:
@@ -25,7 +29,8 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
     if dtype != "float64":
         dtype = resolve_dtype(dtype, on_gpu=device != "cpu")
     attention = "eager" if dtype == "bfloat16" and device == "cpu" else "sdpa"
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention)
+    with _LOADING:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention)
     return model.to(device).eval()
 
 

@@ -60,11 +60,15 @@ class PolicyLearner:
         self._snapshot_buffer: np.ndarray | None = None
         self.version = 0
 
-    def step(self, batch: pa.RecordBatch) -> StepReport:
+    def step(self, batch: pa.RecordBatch, version: int | None = None) -> StepReport:
         """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one.
 
-        Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch is applied, the version stays.
+        `version`: the one that `batch` is to be trained on by, if the caller says; ValueError where the learner has another, so that
+        no batch is trained on twice. Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch is
+        applied, the version stays.
         """
+        if version is not None and version != self.version:
+            raise ValueError(f"the learner is at version {self.version}, the batch is for version {version}")
         started = time.monotonic()
         advantages_GK = self._advantages(batch)
         groups = read_groups(batch, self._group_size)

@@ -2,31 +2,35 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import queue
 import threading
 from collections.abc import Awaitable, Sequence
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import actors.engine
-from actors.engine import EngineError, PartialSample, Sample, SampleRequest, StepLoop, WeightMismatch
+from actors.engine import EngineError, PartialSample, Progress, Sample, SampleRequest, StepLoop, WeightMismatch
 from buffers.records import FinishReason
 from learners.weights import WeightSnapshot, take_snapshot
 from tests.actors.coroutines import WAIT_S, begin, run
 
 
 class FakeEngine:
-    """Samples 100, 101, … for a request; a prompt (n,) wants n tokens. Checks what it is given and that one thread gives it.
-    `calls` are the resets and the requests, as they came.
+    """Samples 100, 101, … for a request; a prompt (n,) wants n tokens, those sampled before included. Checks what it is given and that
+    one thread gives it. `calls` are the resets and the requests, as they came.
 
     When `throttled`, a step waits for a permit, so a test decides how far sampling gets.
     """
 
     def __init__(self, *, throttled: bool = False) -> None:
         self.version = 0
+        self.sampled_tokens = 0
         self.step_error: BaseException | None = None
         self.load_error: Exception | None = None
         self.num_steps = 0
@@ -42,26 +46,27 @@ class FakeEngine:
     def permit(self, num_steps: int = 1) -> None:
         self._permits.release(num_steps)
 
-    async def wait_for_steps(self, num_steps: int) -> None:
-        def wait() -> bool:
-            with self._stepped:
-                return self._stepped.wait_for(lambda: self.num_steps >= num_steps, WAIT_S)
+    def block_until_steps(self, num_steps: int) -> None:
+        with self._stepped:
+            stepped = self._stepped.wait_for(lambda: self.num_steps >= num_steps, WAIT_S)
+        assert stepped, f"{self.num_steps} steps within {WAIT_S} s, not {num_steps}"
 
-        assert await asyncio.to_thread(wait), f"{self.num_steps} steps within {WAIT_S} s, not {num_steps}"
+    async def wait_for_steps(self, num_steps: int) -> None:
+        await asyncio.to_thread(self.block_until_steps, num_steps)
 
     # what the loop calls
 
     def _check_thread(self) -> None:
         assert threading.current_thread() is self._thread, "an engine is used by the thread that built it only"
 
-    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None) -> None:
+    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None, sampled: Sample | None = None) -> None:
         self._check_thread()
         assert key not in self._running, f"{key} runs already"
         self.calls.append(("add", key, max_tokens))
         (wanted,) = prompt_ids
         if wanted < 1:
             raise ValueError(f"prompt of {key} refused")
-        self._running[key] = (wanted if max_tokens is None else min(wanted, max_tokens), PartialSample())
+        self._running[key] = (wanted if max_tokens is None else min(wanted, max_tokens), PartialSample.after(sampled))
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
         self._check_thread()
@@ -78,6 +83,7 @@ class FakeEngine:
         finished = []
         for key, (wanted, partial) in list(self._running.items()):
             partial.append(100 + len(partial.token_ids), -0.5, self.version)
+            self.sampled_tokens += 1
             if len(partial.token_ids) == wanted:
                 finished.append((key, partial.finish(FinishReason.STOP)))
                 del self._running[key]
@@ -89,6 +95,10 @@ class FakeEngine:
     def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
         self._check_thread()
         return [(key, self._running.pop(key)[1].finish(FinishReason.ABORTED)) for key in keys]
+
+    def partials(self, keys: Sequence[str]) -> dict[str, Sample]:
+        self._check_thread()
+        return {key: self._running[key][1].finish(FinishReason.ABORTED) for key in keys if key in self._running}
 
     def load(self, snapshot: WeightSnapshot) -> None:
         self._check_thread()
@@ -229,6 +239,117 @@ def test_a_failing_engine_fails_the_batch() -> None:
         error = await error_of(waiting)
         assert isinstance(error, EngineError) and "out of memory" in str(error)
         assert isinstance(await error_of(loop.sample_batch(requests_of(a=1), seed=7)), EngineError)
+
+    run(main())
+
+
+def test_a_request_goes_on_after_tokens_that_were_sampled_before() -> None:
+    async def main() -> None:
+        loop, _ = make_loop()
+        before = sample_of(2, FinishReason.ABORTED, values=(3,))
+        assert await loop.sample("a", (5,), before) == sample_of(5, starts=(0, 2), values=(3, 0))
+        resumed = SampleRequest(key="b", prompt_ids=(9,), max_tokens=4, sampled=before)
+        assert await loop.sample_batch([resumed], seed=7) == [sample_of(4, starts=(0, 2), values=(3, 0))]
+        assert loop.sampled_tokens == 3 + 2
+        loop.close()
+
+    run(main())
+
+
+def test_a_key_that_runs_is_refused_and_its_request_goes_on() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        running, refused = await begin(loop.sample("a", (3,))), await begin(loop.sample("a", (5,)))
+        engine.permit(10)
+        assert str(await error_of(refused)) == "request a runs already"
+        assert await running == sample_of(3)
+        loop.close()
+
+    run(main())
+
+
+def test_partials_are_taken_between_two_steps_and_disturb_nobody() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        before = sample_of(1, FinishReason.ABORTED, values=(0,))
+        running = [await begin(loop.sample("a", (5,))), await begin(loop.sample("resumed", (6,), before))]
+        engine.permit(2)
+        await engine.wait_for_steps(2)
+        asking = await begin(loop.partials(["a", "resumed", "never heard of"]))
+        engine.permit(1)
+        found = await asking
+        assert found.samples.keys() == {"a", "resumed"}
+        num_tokens = len(found.samples["a"].token_ids)
+        assert found.samples["a"] == sample_of(num_tokens, FinishReason.ABORTED) and 2 <= num_tokens <= 3
+        assert found.samples["resumed"] == sample_of(num_tokens + 1, FinishReason.ABORTED)
+        assert found.sampled_tokens == 2 * num_tokens
+        engine.permit(10)
+        assert [await task for task in running] == [sample_of(5), sample_of(6)]
+        assert await loop.partials(["a", "resumed"]) == Progress(samples={}, sampled_tokens=10)
+        loop.close()
+
+    run(main())
+
+
+def test_who_is_told_of_progress_has_been_told_before_of_all_that_ended_by_then() -> None:
+    """A request that is added and sampled to its end while the event loop is busy, and asked for then."""
+
+    async def main() -> None:
+        loop, engine = make_loop()
+        told: list[str] = []
+
+        async def tell(name: str, call: Awaitable[Any]) -> None:
+            await call
+            told.append(name)
+
+        ended = await begin(tell("ended", loop.sample("a", (1,))))
+        engine.block_until_steps(1)
+        asked = asyncio.create_task(tell("progress", loop.partials(["a"])))
+        last: Future[None] = Future()
+        asyncio.get_running_loop().call_soon(lambda: (loop._commands.put_nowait((lambda _: None, last)), last.result(WAIT_S)))
+        await asyncio.gather(ended, asked)
+        assert told == ["ended", "progress"]
+        loop.close()
+
+    run(main())
+
+
+async def is_over(task: asyncio.Task[Any], loop: StepLoop) -> bool:
+    """Whether the engine has told the task; a call to the engine and back passes first."""
+    await loop.partials([])
+    await asyncio.sleep(0)
+    return task.done()
+
+
+def test_a_wait_for_tokens_ends_when_they_are_sampled_and_not_before() -> None:
+    async def main() -> None:
+        loop, _ = make_loop()
+        await loop.wait_for_tokens(0)
+        waits = [await begin(loop.wait_for_tokens(total)) for total in (6, 7, math.inf)]
+        await loop.sample("a", (4,))
+        assert [await is_over(wait, loop) for wait in waits] == [False, False, False]
+        await loop.sample("b", (2,))
+        assert [await is_over(wait, loop) for wait in waits] == [True, False, False]
+        assert loop.sampled_tokens == 6
+        await loop.wait_for_tokens(6)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+        assert not loop._sampled._waiting, "who gives up waiting is forgotten"
+        loop.close()
+
+    run(main())
+
+
+def test_a_wait_for_tokens_ends_with_the_engine_s_failure() -> None:
+    async def main() -> None:
+        loop, engine = make_loop(throttled=True)
+        waiting, forever = await begin(loop.sample("a", (50,))), await begin(loop.wait_for_tokens(math.inf))
+        engine.step_error = MemoryError("out of memory")
+        engine.permit(1)
+        for wait in (forever, waiting, loop.wait_for_tokens(1), loop.partials(["a"])):
+            error = await error_of(wait)
+            assert isinstance(error, EngineError) and "out of memory" in str(error)
 
     run(main())
 
@@ -460,6 +581,22 @@ def test_versions_of_a_partial_sample_are_runs() -> None:
     found = partial.finish(FinishReason.LENGTH)
     assert (found.version_starts, found.version_values) == ((0, 2, 4), (0, 2, 3))
     assert found.token_ids == (5, 6, 7, 8, 9)
+
+
+@pytest.mark.parametrize(("version", "starts", "values"), [(2, (0, 2), (0, 2)), (3, (0, 2, 3), (0, 2, 3))])
+def test_tokens_after_those_sampled_before_begin_a_version_run_only_where_the_version_differs(
+    version: int, starts: tuple[int, ...], values: tuple[int, ...]
+) -> None:
+    before = Sample(
+        token_ids=(5, 6, 7), logprobs=(-1.0, -2.0, -3.0), version_starts=(0, 2), version_values=(0, 2), finish_reason=FinishReason.ABORTED
+    )
+    partial = PartialSample.after(before)
+    assert partial.finish(FinishReason.ABORTED) == before
+    partial.append(8, -4.0, version)
+    found = partial.finish(FinishReason.LENGTH, np.ones(4, np.float32))
+    assert (found.token_ids, found.logprobs) == ((5, 6, 7, 8), (-1.0, -2.0, -3.0, -4.0))
+    assert (found.version_starts, found.version_values) == (starts, values)
+    assert found.state_mean is None, "the states of the first three are not known"
 
 
 def test_a_sample_without_tokens_has_no_versions() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import Sample, SampleRequest, StepLoop, WeightMismatch
+from actors.engine import PartialSample, Sample, SampleRequest, StepLoop, WeightMismatch
 from actors.reference_engine import ReferenceEngine
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
@@ -54,6 +54,27 @@ def finish(engine: ReferenceEngine) -> dict[str, Sample]:
     pytest.fail("a response never ended")
 
 
+def partial_of(token_ids: list[int]) -> Sample:
+    """Sampled elsewhere, under version 2."""
+    partial = PartialSample()
+    for token_id in token_ids:
+        partial.append(token_id, -1.0, 2)
+    return partial.finish(FinishReason.ABORTED)
+
+
+def cut(sample: Sample, num_tokens: int) -> Sample:
+    """The first tokens of a response that was sampled under one version."""
+    assert 0 <= num_tokens <= len(sample.token_ids) and sample.version_starts == (0,)
+    has_run = slice(0, 1 if num_tokens else 0)
+    return Sample(
+        token_ids=sample.token_ids[:num_tokens],
+        logprobs=sample.logprobs[:num_tokens],
+        version_starts=sample.version_starts[has_run],
+        version_values=sample.version_values[has_run],
+        finish_reason=FinishReason.ABORTED,
+    )
+
+
 def changed_model(path: str, *, dtype: str = "float32") -> Any:
     """The model after a training step, so to speak."""
     model = load_causal_lm(path, dtype=dtype)
@@ -83,15 +104,19 @@ def test_log_probs_are_those_of_a_plain_forward_under_the_sampling_temperature(t
         assert_logprobs(sample, model, PROMPTS[key], temperature=temperature)
 
 
-def test_tokens_are_drawn_from_the_distribution_whose_log_probs_are_given(tiny_model: str) -> None:
-    """Of 200 first tokens the share of the likeliest is its probability, within four standard errors."""
+@pytest.mark.parametrize("num_before", [0, 1, 5])
+def test_tokens_are_drawn_from_the_distribution_whose_log_probs_are_given(tiny_model: str, num_before: int) -> None:
+    """Of 200 tokens at one position the share of the likeliest is its probability, within four standard errors."""
     model = load_causal_lm(tiny_model, dtype="float32")
-    prompt = [1, 10, 11]
+    prompt, before = [1, 10, 11], partial_of([12, 13, 14, 15, 16][:num_before])
     with torch.no_grad():
-        probability_V = model(input_ids=torch.tensor([prompt])).logits[0, -1].div(0.3).softmax(-1)
-    found = run(make_engine(tiny_model, temperature=0.3, max_response_tokens=1), {f"0:p/{n}": prompt for n in range(200)})
+        probability_V = model(input_ids=torch.tensor([[*prompt, *before.token_ids]])).logits[0, -1].div(0.3).softmax(-1)
+    engine = make_engine(tiny_model, temperature=0.3, max_response_tokens=num_before + 1)
+    for n in range(200):
+        engine.add(f"0:p/{n}", prompt, sampled=before)
+    found = finish(engine)
     likeliest = int(probability_V.argmax())
-    share = np.mean([sample.token_ids[0] == likeliest for sample in found.values()])
+    share = np.mean([sample.token_ids[num_before] == likeliest for sample in found.values()])
     expected = float(probability_V[likeliest])
     assert 0.1 < expected < 0.95
     assert abs(share - expected) < 4 * (expected * (1 - expected) / 200) ** 0.5
@@ -150,6 +175,62 @@ def test_abort_returns_the_tokens_so_far(tiny_model: str) -> None:
         assert sample.finish_reason is FinishReason.ABORTED
         assert (sample.token_ids, sample.logprobs) == (whole[key].token_ids[:2], whole[key].logprobs[:2])
     assert finish(engine) == {key: whole[key] for key in others}
+
+
+def test_partials_are_the_tokens_so_far_and_disturb_nobody(tiny_model: str) -> None:
+    whole = run(make_engine(tiny_model, pool_states=True), PROMPTS)
+    engine = make_engine(tiny_model, pool_states=True)
+    for key, prompt_ids in PROMPTS.items():
+        engine.add(key, prompt_ids)
+    first, second, *_ = PROMPTS
+    assert engine.partials([first]) == {first: cut(whole[first], 0)}
+    for _ in range(2):
+        assert not engine.step()
+    found = engine.partials([first, second, "never heard of"])
+    assert found == {key: cut(whole[key], 2) for key in (first, second)}
+    assert all(sample.state_mean is None for sample in found.values())
+    assert engine.sampled_tokens == 2 * len(PROMPTS)
+    assert finish(engine) == whole
+    assert engine.sampled_tokens == sum(len(sample.token_ids) for sample in whole.values())
+
+
+def test_a_response_cut_anywhere_goes_on_in_another_engine_as_if_it_had_not_been(tiny_model: str) -> None:
+    """Token for token and bit for bit, and so does one that is cut twice."""
+    whole = run(make_engine(tiny_model), PROMPTS)
+    for num_tokens in range(10):
+        cut_short = {key: cut(sample, num_tokens) for key, sample in whole.items() if num_tokens < len(sample.token_ids)}
+        assert len(cut_short) >= 4
+        engine = make_engine(tiny_model)
+        for key, sample in reversed(cut_short.items()):
+            engine.add(key, PROMPTS[key], sampled=sample)
+        early = dict(engine.step())
+        again = dict(engine.abort([key for key in cut_short if key not in early]))
+        assert again == {key: cut(whole[key], num_tokens + 1) for key in again}
+        third = make_engine(tiny_model)
+        for key, sample in again.items():
+            third.add(key, PROMPTS[key], sampled=sample)
+        assert early | finish(third) == {key: whole[key] for key in cut_short}
+        assert engine.sampled_tokens == len(cut_short)
+
+
+def test_under_other_weights_the_old_tokens_stay_and_the_new_ones_are_a_version_run_of_their_own(tiny_model: str) -> None:
+    old, new = load_causal_lm(tiny_model, dtype="float32"), changed_model(tiny_model)
+    whole = run(make_engine(tiny_model), PROMPTS)
+    engine = make_engine(tiny_model)
+    engine.load(snapshot_of(new, version=4))
+    for num_tokens in range(1, 10):
+        cut_short = {key: cut(sample, num_tokens) for key, sample in whole.items() if num_tokens < len(sample.token_ids)}
+        for key, sample in cut_short.items():
+            engine.add(key, PROMPTS[key], sampled=sample)
+        found = finish(engine)
+        assert found.keys() == cut_short.keys()
+        for key, sample in found.items():
+            assert (sample.version_starts, sample.version_values) == ((0, num_tokens), (0, 4))
+            assert sample.token_ids[:num_tokens] == whole[key].token_ids[:num_tokens]
+            assert sample.logprobs[:num_tokens] == whole[key].logprobs[:num_tokens]
+            assert len(sample.token_ids) == 10 or sample.token_ids[-1] == END
+            assert_logprobs(sample, old, PROMPTS[key], slice(0, num_tokens))
+            assert_logprobs(sample, new, PROMPTS[key], slice(num_tokens, None))
 
 
 def test_loaded_weights_are_those_sampled_with(tiny_model: str) -> None:
@@ -250,6 +331,17 @@ def test_an_aborted_sample_carries_the_mean_of_what_it_had_or_none(tiny_model: s
     assert len(aborted[started].token_ids) == 3
     assert_state_mean(aborted[started], model, prompt)
     assert (aborted[not_started].token_ids, aborted[not_started].state_mean) == ((), None)
+
+
+def test_a_continued_sample_has_no_mean_state_for_the_states_of_its_first_tokens_are_not_known(tiny_model: str) -> None:
+    whole = run(make_engine(tiny_model, pool_states=True), PROMPTS)
+    engine = make_engine(tiny_model, pool_states=True)
+    for key, prompt_ids in PROMPTS.items():
+        engine.add(key, prompt_ids, sampled=cut(whole[key], 2))
+    found = finish(engine)
+    assert found == whole
+    assert all(sample.state_mean is None for sample in found.values())
+    assert not len(engine._pooled or ()), "a slot was not given back"
 
 
 def test_pooling_states_changes_nothing_that_is_sampled(tiny_model: str) -> None:

@@ -138,6 +138,94 @@ def test_the_log_can_be_switched_off(tmp_path: Path) -> None:
     assert not (tmp_path / "log").exists()
 
 
+def outcomes(directory: Path, step: int) -> list[tuple[int, str]]:
+    """(group, outcome) in the order of the log, once a group."""
+    return [(row["group_id"], row["outcome"]) for row in read_log(directory, step)[::GROUP_SIZE]]
+
+
+def with_stale_groups(directory: Path) -> tuple[Replay, pa.RecordBatch]:
+    """A replay that found group 0 stale when it was offered and 1 when batch [2] was drawn, which is what it returns."""
+    replay = make_replay(directory)
+    insert(replay, 1, sampled=0)
+    insert(replay, 0, sampled=0, version=2)
+    insert(replay, 2, sampled=2)
+    batch, _ = replay.sample(1, version=2)
+    assert batch is not None
+    return replay, batch
+
+
+def test_a_step_logged_twice_keeps_its_stale_groups_once(tmp_path: Path) -> None:
+    replay, batch = with_stale_groups(tmp_path)
+    replay.log(3, batch, [0.5, -0.5])
+    before = read_log(tmp_path, 3)
+    assert outcomes(tmp_path, 3) == [(2, "trained"), (0, "stale"), (1, "stale")]
+    replay.log(3, batch, [0.5, -0.5])
+    assert read_log(tmp_path, 3) == before
+    insert(replay, 5, sampled=0, version=2)
+    replay.log(3, batch, [0.5, -0.5])
+    assert outcomes(tmp_path, 3) == [(2, "trained"), (0, "stale"), (1, "stale"), (5, "stale")]
+    replay.log(4, batch, [0.5, -0.5])
+    assert outcomes(tmp_path, 4) == [(2, "trained")]
+
+
+def test_a_step_logged_again_by_a_replay_that_took_over_keeps_its_stale_groups(tmp_path: Path) -> None:
+    first, batch = with_stale_groups(tmp_path)
+    first.log(3, batch, [0.5, -0.5])
+    second = make_replay(tmp_path)
+    second.take_over(3, [])
+    second.log(3, batch, [0.5, -0.5])
+    assert outcomes(tmp_path, 3) == [(2, "trained"), (0, "stale"), (1, "stale")]
+
+
+def test_a_step_whose_log_failed_is_logged_again_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replay, batch = with_stale_groups(tmp_path)
+
+    def write_half(table: pa.Table, sink: pa.NativeFile, **_: object) -> None:
+        sink.write(b"PAR1")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as full:
+        full.setattr(pq, "write_table", write_half)
+        with pytest.raises(OSError, match="disk full"):
+            replay.log(3, batch, [0.5, -0.5])
+    assert list(tmp_path.iterdir()) == []
+    insert(replay, 5, sampled=0, version=2)
+    replay.log(3, batch, [0.5, -0.5])
+    assert outcomes(tmp_path, 3) == [(2, "trained"), (0, "stale"), (1, "stale"), (5, "stale")]
+
+
+def test_a_new_replay_takes_over_from_one_that_was_lost(tmp_path: Path) -> None:
+    lost = make_replay(tmp_path)
+    for group_id in (0, 1, 2, 4):
+        insert(lost, group_id)
+    lost.sample(2, version=0)
+    rows, ids = lost.held_rows()
+    assert ids == [2, 4]
+    new = make_replay(tmp_path)
+    new.take_over(6, [2, 3, 4, 5])
+    new.insert_rows(rows, [4])
+    new.insert_rows(rows, [2, 4])  # again, its answer was lost
+    assert insert(new, 3) is InsertResult.ACCEPTED
+    assert [insert(new, group_id) for group_id in (0, 1, 2)] == [InsertResult.DUPLICATE] * 3
+    batch, drawn = new.sample(3, version=0)
+    assert batch is not None and drawn.group_ids == (2, 3, 4)
+    expected, _ = lost.sample(2, version=0)
+    assert expected is not None
+    assert concat_groups([batch.slice(0, GROUP_SIZE), batch.slice(2 * GROUP_SIZE)]).equals(expected)
+
+
+def test_rows_that_a_replay_cannot_take_are_refused(tmp_path: Path) -> None:
+    lost = make_replay(tmp_path)
+    insert(lost, 3)
+    rows, _ = lost.held_rows()
+    with pytest.raises(ValueError, match=r"group 4 is not among the rows: \[3\]"):
+        make_replay(tmp_path).insert_rows(rows, [4])
+    small = make_replay(tmp_path, max_bytes=int(1.5 * concat_groups([sampled_group(0)]).get_total_buffer_size()))
+    insert(small, 0)
+    with pytest.raises(ValueError, match=r"group 3 does not fit into replay.max_bytes = "):
+        small.insert_rows(rows, [3])
+
+
 def test_a_replay_saved_and_restored_gives_the_same_next_outputs(tmp_path: Path) -> None:
     straight = make_replay(tmp_path / "log")
     for group_id in (0, 1, 2, 5, 6):

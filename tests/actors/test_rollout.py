@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -17,11 +19,11 @@ from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
 from actors.engine import EngineError, PartialSample, Sample, SampleRequest, WeightMismatch
 from actors.features import Projector
 from actors.reference_engine import ReferenceEngine
-from actors.rollout import RolloutWorker, request_keys
+from actors.rollout import PROGRESS_SCHEMA, DataError, RolloutWorker, request_keys
 from bonus.config import BonusConfig
 from bonus.projection import sparse_projection
-from buffers.records import FinishReason, GroupRequest
-from buffers.schema import from_record_batch, validate_groups
+from buffers.records import FinishReason, GroupRequest, Heartbeat
+from buffers.schema import from_record_batch, list_column_arrays, validate_groups
 from learners.forward import load_causal_lm
 from learners.weights import WeightSnapshot, take_snapshot
 from tests.actors.coroutines import WAIT_S, begin, run
@@ -32,13 +34,13 @@ END = 2
 MESSAGES = [{"role": "user", "content": "1 + 2?"}]
 
 
-def make_worker(model: str, *, features: dict[str, Any] | None = None, **sampling: Any) -> RolloutWorker:
+def make_worker(model: str, *, features: dict[str, Any] | None = None, progress_tokens: int = 32, **sampling: Any) -> RolloutWorker:
     """`features` are the arguments that decide whether a group carries hidden states, and how."""
     return RolloutWorker(
         worker_id="rollout-3",
         run_id="run",
         model=model,
-        config=RolloutConfig(engine="transformers", dtype="float32"),
+        config=RolloutConfig(engine="transformers", dtype="float32", progress_tokens=progress_tokens),
         sampling=SamplingConfig(**{"max_response_tokens": 12, **sampling}),
         seed=0,
         **(features or {}),
@@ -95,6 +97,44 @@ class Gate:
         self._opened.set()
 
 
+class Throttle:
+    """Steps sample nothing until the test permits some; in between the engine answers. `error` is raised by the next that is permitted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: Exception | None = None
+        self._condition = threading.Condition()
+        self._num_permits = 0
+        original = ReferenceEngine.step
+
+        def throttled(engine: ReferenceEngine) -> list[tuple[str, Sample]]:
+            with self._condition:
+                if not self._condition.wait_for(lambda: self._num_permits > 0, timeout=0.002):
+                    return []
+            if self.error is not None:
+                raise self.error
+            finished = original(engine)
+            with self._condition:
+                self._num_permits -= 1
+                self._condition.notify_all()
+            return finished
+
+        monkeypatch.setattr(ReferenceEngine, "step", throttled)
+
+    def permit(self, num_steps: int) -> None:
+        with self._condition:
+            self._num_permits = num_steps
+            self._condition.notify_all()
+
+    async def used_up(self) -> None:
+        """Until all permitted steps have been made."""
+
+        def wait() -> bool:
+            with self._condition:
+                return self._condition.wait_for(lambda: self._num_permits == 0, WAIT_S)
+
+        assert await asyncio.to_thread(wait), f"{self._num_permits} steps were not made within {WAIT_S} s"
+
+
 def test_a_group_comes_back_whole_and_valid(tiny_model: str) -> None:
     async def main() -> None:
         worker = make_worker(tiny_model)
@@ -114,6 +154,7 @@ def test_a_group_comes_back_whole_and_valid(tiny_model: str) -> None:
         assert usage.prompt_tokens == len(prompt_ids)
         assert usage.response_tokens == sum(len(rollout.response_ids) for rollout in group.rollouts)
         assert usage.generate_s > 0
+        assert (usage.resumed_tokens, usage.num_aborted) == (0, 0)
 
     run(main())
 
@@ -162,7 +203,7 @@ def test_a_prompt_that_is_too_long_names_the_problem_and_both_numbers(tiny_model
     async def main() -> None:
         worker = make_worker(tiny_model, max_prompt_tokens=5)
         await worker.start()
-        with pytest.raises(ValueError, match=r"problem p7 has \d\d tokens, more than sampling\.max_prompt_tokens = 5"):
+        with pytest.raises(DataError, match=r"problem p7 has \d\d tokens, more than sampling\.max_prompt_tokens = 5"):
             await worker.generate(request_of(7), MESSAGES)
         await worker.close()
 
@@ -233,11 +274,446 @@ def test_an_aborted_group_returns_what_was_sampled(tiny_model: str, monkeypatch:
         responses, all_of_them = batch.column("response_ids").to_pylist(), whole.column("response_ids").to_pylist()
         assert len(responses[0]) == 4
         assert usage.response_tokens == sum(map(len, responses))
+        assert (usage.resumed_tokens, usage.num_aborted) == (0, GROUP_SIZE)
         assert all(response == expected[: len(response)] for response, expected in zip(responses, all_of_them, strict=True))
         await worker.abort(0)  # has ended: nothing happens
         await worker.close()
 
     run(main())
+
+
+def test_a_group_that_is_in_the_worker_already_is_refused_and_undisturbed(tiny_model: str) -> None:
+    async def main() -> None:
+        worker = make_worker(tiny_model)
+        await worker.start()
+        under_way = await begin(worker.generate(request_of(0), MESSAGES))
+        with pytest.raises(RuntimeError, match="group 0 is in rollout-3 already"):
+            await worker.generate(request_of(0), MESSAGES)
+        validate_groups((await under_way)[0], GROUP_SIZE)
+        await worker.generate(request_of(0), MESSAGES)  # it has left
+        await worker.close()
+
+    run(main())
+
+
+def test_a_group_that_is_cancelled_leaves_the_engine_and_may_come_again(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = generate(tiny_model, request_of(0))
+    throttle = Throttle(monkeypatch)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model)
+        await worker.start()
+        for _ in range(2):
+            given_up = await begin(worker.generate(request_of(0), MESSAGES))
+            throttle.permit(2)
+            await throttle.used_up()
+            given_up.cancel()
+            await asyncio.wait([given_up])
+            assert given_up.cancelled()
+            assert not (await worker._serving().partials(request_keys(request_of(0)))).samples
+        throttle.permit(100)
+        batch, _ = await worker.generate(request_of(0), MESSAGES)
+        assert without_timing(batch).equals(without_timing(whole))
+        await worker.close()
+
+    run(main())
+
+
+def test_a_group_of_which_a_response_is_refused_leaves_the_engine(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    throttle = Throttle(monkeypatch)
+    add = ReferenceEngine.add
+
+    def refuse_the_third(engine: ReferenceEngine, key: str, *args: Any, **options: Any) -> None:
+        if key.endswith("/2"):
+            raise KeyError("refused")
+        add(engine, key, *args, **options)
+
+    monkeypatch.setattr(ReferenceEngine, "add", refuse_the_third)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model)
+        await worker.start()
+        with pytest.raises(KeyError, match="refused"):
+            await worker.generate(request_of(0), MESSAGES)
+        assert not (await worker._serving().partials(request_keys(request_of(0)))).samples
+        throttle.permit(1)
+        await worker.close()
+
+    run(main())
+
+
+# --- going on where another worker stopped ------------------------------------------------------------------------------
+
+
+def cut(batch: pa.RecordBatch, *lengths: int | None) -> pa.RecordBatch:
+    """A progress batch: of each row the first so many tokens, "aborted"; None or more than there are: the row as it ended."""
+    rows = batch.select(PROGRESS_SCHEMA.names).to_pylist()
+    for row, length in zip(rows, lengths, strict=True):
+        if length is not None and length < len(row["response_ids"]):
+            assert row["version_starts"] == [0]
+            row |= {name: row[name][:length] for name in ("response_ids", "behavior_logprobs")} | {"finish_reason": "aborted"}
+            row |= {name: row[name] if length else [] for name in ("version_starts", "version_values")}
+    return pa.RecordBatch.from_pylist(rows, schema=PROGRESS_SCHEMA)
+
+
+def num_tokens(batch: pa.RecordBatch) -> int:
+    return len(list_column_arrays(batch, "response_ids")[0])
+
+
+def resumed(
+    model: str, request: GroupRequest, resume: pa.RecordBatch | pa.Table, *, load: WeightSnapshot | None = None, **settings: Any
+) -> tuple[pa.RecordBatch, Any]:
+    """The group, sampled by a fresh worker from what is known of it."""
+
+    async def main() -> tuple[pa.RecordBatch, Any]:
+        worker = make_worker(model, **settings)
+        await worker.start()
+        try:
+            if load is not None:
+                await worker.update(load)
+            return await worker.generate(request, MESSAGES, resume)
+        finally:
+            await worker.close()
+
+    return run(main())
+
+
+@pytest.mark.parametrize("length", range(13))
+def test_a_group_cut_anywhere_goes_on_in_another_worker_as_if_it_had_not_been(tiny_model: str, length: int) -> None:
+    (whole,) = generate(tiny_model, request_of(3))
+    resume = cut(whole, *[length] * GROUP_SIZE)
+    batch, usage = resumed(tiny_model, request_of(3), resume)
+    assert without_timing(batch).equals(without_timing(whole))
+    assert usage.resumed_tokens == num_tokens(resume)
+    assert (usage.response_tokens, usage.num_aborted) == (num_tokens(whole), 0)
+    assert usage.sampled_tokens == usage.response_tokens - usage.resumed_tokens
+
+
+def test_under_other_weights_the_old_tokens_stay_and_the_new_ones_are_a_version_run_of_their_own(tiny_model: str) -> None:
+    (whole,) = generate(tiny_model, request_of(3))
+    lengths = (5, 1, 0, None)
+    batch, usage = resumed(tiny_model, request_of(3), cut(whole, *lengths), load=snapshot_of(tiny_model, version=6))
+    validate_groups(batch, GROUP_SIZE)
+    sampled = ["response_ids", "behavior_logprobs", "version_starts", "version_values", "finish_reason"]
+    before, after = whole.select(sampled).to_pylist(), batch.select(sampled).to_pylist()
+    for old, new, length in zip(before[:2], after[:2], lengths[:2], strict=True):
+        assert (new["version_starts"], new["version_values"]) == ([0, length], [0, 6])
+        for name in ("response_ids", "behavior_logprobs"):
+            assert new[name][:length] == old[name][:length]
+        assert new["response_ids"] != old["response_ids"]
+    assert (after[2]["version_starts"], after[2]["version_values"]) == ([0], [6])
+    assert after[3] == before[3]
+    assert usage.resumed_tokens == 5 + 1 + len(before[3]["response_ids"])
+
+
+@pytest.mark.parametrize("kind", [pa.Table, pa.RecordBatch])
+def test_what_has_ended_is_kept_what_has_begun_goes_on_and_the_rest_begins(tiny_model: str, kind: type) -> None:
+    """In any order, and next to rows of other groups, whose tokens are another's."""
+    whole, other = generate(tiny_model, request_of(3), request_of(4))
+    own = cut(whole, None, 4, 0, 7).filter(pa.array([True, True, False, True]))
+    rows = pa.Table.from_batches([other.select(PROGRESS_SCHEMA.names), own.take([2, 0, 1])])
+    batch, usage = resumed(tiny_model, request_of(3), rows if kind is pa.Table else rows.combine_chunks().to_batches()[0])
+    assert without_timing(batch).equals(without_timing(whole))
+    assert usage.resumed_tokens == num_tokens(own)
+
+
+def test_a_response_that_was_cut_at_its_limit_ends_there_and_asks_nothing_of_the_engine(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = generate(tiny_model, request_of(0))
+    assert min(map(len, whole.column("response_ids").to_pylist())) > 5
+    resume = cut(whole, *[5] * GROUP_SIZE)
+    monkeypatch.setattr(ReferenceEngine, "add", lambda *args, **options: pytest.fail("the engine was asked"))
+    batch, usage = resumed(tiny_model, request_of(0), resume, max_response_tokens=5)
+    assert set(batch.column("finish_reason").to_pylist()) == {"length"}
+    assert batch.column("response_ids").equals(resume.column("response_ids"))
+    assert (usage.resumed_tokens, usage.response_tokens, usage.num_aborted) == (20, 20, 0)
+
+
+def test_an_aborted_group_goes_on_from_its_own_batch_and_may_be_aborted_again(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = generate(tiny_model, request_of(0))
+    throttle = Throttle(monkeypatch)
+
+    async def main() -> None:
+        batch = None
+        for steps in (2, 3, 100):
+            worker = make_worker(tiny_model)
+            await worker.start()
+            under_way = await begin(worker.generate(request_of(0), MESSAGES, batch))
+            throttle.permit(steps)
+            if steps < 100:
+                await throttle.used_up()
+                await worker.abort(0)
+            before, (batch, usage) = batch, await under_way
+            assert usage.resumed_tokens == (0 if before is None else num_tokens(before))
+            assert usage.num_aborted == batch.column("finish_reason").to_pylist().count("aborted")
+            assert batch.select(PROGRESS_SCHEMA.names).equals(cut(whole, *[{2: 2, 3: 5, 100: None}[steps]] * GROUP_SIZE))
+            await worker.close()
+        assert without_timing(batch).equals(without_timing(whole))
+
+    run(main())
+
+
+def test_a_group_aborted_before_it_asks_the_engine_keeps_what_it_came_with(tiny_model: str) -> None:
+    (whole,) = generate(tiny_model, request_of(0))
+    resume = cut(whole, 3, 0, None, 1)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model)
+        await worker.start()
+        under_way = await begin(worker.generate(request_of(0), MESSAGES, resume))
+        await worker.abort(0)
+        batch, usage = await under_way
+        assert batch.select(PROGRESS_SCHEMA.names).equals(resume)
+        assert usage.response_tokens == usage.resumed_tokens == num_tokens(resume)
+        assert usage.num_aborted == resume.column("finish_reason").to_pylist().count("aborted") == 3
+        await worker.close()
+
+    run(main())
+
+
+def test_where_states_are_pooled_a_group_begins_again_for_nobody_knows_those_of_its_old_tokens(tiny_model: str) -> None:
+    worker = make_worker(tiny_model, features=RAW)
+    (whole,) = in_worker(worker, worker.generate(request_of(3), MESSAGES))
+    batch, usage = resumed(tiny_model, request_of(3), cut(whole, 3, None, 5, 0), features=RAW)
+    assert without_timing(batch).equals(without_timing(whole))
+    assert usage.resumed_tokens == 0 and batch.column("feature").null_count == 0
+
+
+@pytest.mark.parametrize("indices", [[0, 0], [4], [-1]])
+def test_rows_that_are_not_one_for_each_response_at_most_are_refused(tiny_model: str, indices: list[int]) -> None:
+    (whole,) = generate(tiny_model, request_of(3))
+    row = cut(whole, *[2] * GROUP_SIZE).to_pylist()[0]
+    rows = pa.RecordBatch.from_pylist([row | {"index": index} for index in indices], schema=PROGRESS_SCHEMA)
+    with pytest.raises(ValueError, match=rf"group 3 of 4 responses cannot be resumed from a row of index {indices[-1]}"):
+        resumed(tiny_model, request_of(3), rows)
+
+
+# --- watching -----------------------------------------------------------------------------------------------------------
+
+
+def check_report(report: tuple[pa.RecordBatch, Heartbeat]) -> tuple[pa.RecordBatch, Heartbeat]:
+    """The report, whose heartbeat counts the tokens of its batch."""
+    batch, heartbeat = report
+    assert batch.schema.equals(PROGRESS_SCHEMA)
+    counted: dict[int, int] = {}
+    for row in batch.to_pylist():
+        assert len(row["response_ids"]) == len(row["behavior_logprobs"]) > 0
+        assert row["version_starts"][0] == 0 and len(row["version_starts"]) == len(row["version_values"])
+        counted[row["group_id"]] = counted.get(row["group_id"], 0) + len(row["response_ids"])
+    assert heartbeat.tokens_by_group == counted
+    assert (heartbeat.worker_id, heartbeat.rss_bytes > 0) == ("rollout-3", True)
+    return batch, heartbeat
+
+
+async def started(worker: RolloutWorker, *requests: GroupRequest) -> list[asyncio.Task[Any]]:
+    """The groups, under way and told of."""
+    await worker.start()
+    tasks = [await begin(worker.generate(request, MESSAGES)) for request in requests]
+    _, heartbeat = check_report(await worker.watch(0, WAIT_S))
+    assert heartbeat.sampled_tokens == 0
+    return tasks
+
+
+def test_a_watch_ends_when_running_responses_have_grown_by_so_many_tokens_on_average(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = generate(tiny_model, request_of(0))
+    throttle = Throttle(monkeypatch)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model, progress_tokens=3)
+        (under_way,) = await started(worker, request_of(0))
+        cursor = 0
+        for length in (3, 6):
+            watching = await begin(worker.watch(cursor, WAIT_S))
+            throttle.permit(2)
+            await throttle.used_up()
+            await worker._serving().partials([])  # to the engine and back
+            assert not watching.done()
+            throttle.permit(1)
+            batch, heartbeat = check_report(await watching)
+            assert batch.equals(cut(whole, *[length] * GROUP_SIZE))
+            cursor = heartbeat.sampled_tokens
+            assert cursor == length * GROUP_SIZE
+        throttle.permit(100)
+        assert without_timing((await under_way)[0]).equals(without_timing(whole))
+        await worker.close()
+
+    run(main())
+
+
+def test_a_watch_ends_when_a_response_ends(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = generate(tiny_model, request_of(0), max_response_tokens=2)
+    throttle = Throttle(monkeypatch)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model, progress_tokens=1000, max_response_tokens=2)
+        resume = cut(whole, 1, None, None, 0)
+        await worker.start()
+        under_way = await begin(worker.generate(request_of(0), MESSAGES, resume))
+        batch, heartbeat = check_report(await worker.watch(0, WAIT_S))
+        assert batch.equals(resume.slice(0, 3)) and heartbeat.sampled_tokens == 0  # a row without a token says nothing
+        watching = await begin(worker.watch(0, WAIT_S))
+        throttle.permit(1)
+        batch, heartbeat = check_report(await watching)
+        assert batch.equals(cut(whole, None, None, None, 1)) and heartbeat.sampled_tokens == 2
+        watching = await begin(worker.watch(2, WAIT_S))
+        throttle.permit(1)
+        assert without_timing((await under_way)[0]).equals(without_timing(whole))
+        assert check_report(await watching)[1].sampled_tokens == 3
+        await worker.close()
+
+    run(main())
+
+
+def test_a_watch_ends_when_a_group_comes_and_when_it_leaves(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Throttle(monkeypatch)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model)
+        await worker.start()
+        watching = await begin(worker.watch(0, WAIT_S))
+        under_way = await begin(worker.generate(request_of(0), MESSAGES))
+        assert check_report(await watching)[0].num_rows == 0
+        watching = await begin(worker.watch(0, WAIT_S))
+        under_way.cancel()
+        assert check_report(await watching)[0].num_rows == 0
+        await worker.close()
+
+    run(main())
+
+
+def test_a_watch_without_news_ends_with_its_time_and_tells_all_there_is(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = generate(tiny_model, request_of(0))
+    throttle = Throttle(monkeypatch)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model)
+        await worker.start()
+        batch, heartbeat = check_report(await worker.watch(0, 0.05))
+        assert (batch.num_rows, heartbeat.sampled_tokens, heartbeat.version) == (0, 0, 0)
+        await worker.update(snapshot_of(tiny_model, version=6))
+        await worker.update(snapshot_of(tiny_model, version=7, noise=0.0))
+        under_way = await begin(worker.generate(request_of(0), MESSAGES))
+        check_report(await worker.watch(0, WAIT_S))
+        throttle.permit(2)
+        await throttle.used_up()
+        batch, heartbeat = check_report(await worker.watch(0, 0.8))
+        assert batch.select(["response_ids"]).equals(cut(whole, 2, 2, 2, 2).select(["response_ids"]))
+        assert set(map(tuple, batch.column("version_values").to_pylist())) == {(7,)}
+        assert (heartbeat.sampled_tokens, heartbeat.version) == (8, 7)
+        throttle.permit(100)
+        await under_way
+        await worker.close()
+
+    run(main())
+
+
+def test_while_the_engine_is_stuck_in_a_step_a_watch_tells_what_is_known_and_the_count_stands_still(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = generate(tiny_model, request_of(0))
+    gate, throttle = Gate(monkeypatch, step=3), Throttle(monkeypatch)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model, progress_tokens=1000)
+        (under_way,) = await started(worker, request_of(0))
+        throttle.permit(2)
+        await throttle.used_up()
+        known, heartbeat = check_report(await worker.watch(8 - 1000 * GROUP_SIZE, WAIT_S))  # so much is due
+        assert known.equals(cut(whole, 2, 2, 2, 2)) and heartbeat.sampled_tokens == 8
+        throttle.permit(1)
+        await gate.reached()
+        for _ in range(2):
+            since = time.monotonic()
+            batch, heartbeat = check_report(await worker.watch(8, 0.1))
+            assert 0.09 < time.monotonic() - since < 5
+            assert batch.equals(known) and heartbeat.sampled_tokens == 8
+        watching = await begin(worker.watch(8, WAIT_S))  # what could not be told is told as soon as the engine answers
+        gate.open()
+        batch, heartbeat = check_report(await asyncio.wait_for(watching, WAIT_S / 3))
+        assert batch.equals(cut(whole, 3, 3, 3, 3)) and heartbeat.sampled_tokens == 12
+        throttle.permit(100)
+        assert without_timing((await under_way)[0]).equals(without_timing(whole))
+        await worker.close()
+
+    run(main())
+
+
+def test_a_watch_of_a_failed_engine_raises_at_once(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    throttle = Throttle(monkeypatch)
+
+    async def main() -> None:
+        worker = make_worker(tiny_model)
+        (under_way,) = await started(worker, request_of(0))
+        watching = await begin(worker.watch(0, WAIT_S))
+        throttle.error = MemoryError("out of memory")
+        throttle.permit(1)
+        for call in (watching, under_way, worker.watch(0, WAIT_S), worker.watch(5, WAIT_S)):
+            with pytest.raises(EngineError, match="out of memory"):
+                await call
+        await worker.close()
+
+    run(main())
+
+
+def test_a_watch_of_an_idle_worker_raises_when_a_load_fails(tiny_model: str) -> None:
+    async def main() -> None:
+        worker = make_worker(tiny_model)
+        await worker.start()
+        watching = await begin(worker.watch(0, WAIT_S))
+        snapshot = snapshot_of(tiny_model)
+        dict(snapshot.tensors())["model.norm.weight"][3] += 1
+        with pytest.raises(WeightMismatch):
+            await worker.update(snapshot)
+        with pytest.raises(EngineError, match=r"model\.norm\.weight"):
+            await watching
+        await worker.close()
+
+    run(main())
+
+
+def test_reports_and_groups_that_came_back_add_up_to_all_the_tokens_sampled(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that come at any time, of which one is resumed and one aborted; each report costs the engine one look."""
+    (whole,) = generate(tiny_model, request_of(1), max_response_tokens=25)
+    resume = cut(whole, 4, 9, 0, None)
+    looks = []
+    partials = ReferenceEngine.partials
+    monkeypatch.setattr(ReferenceEngine, "partials", lambda engine, keys: looks.append(keys) or partials(engine, keys))
+
+    async def main() -> pa.RecordBatch:
+        worker = make_worker(tiny_model, progress_tokens=2, max_response_tokens=25)
+        await worker.start()
+        tasks: dict[int, asyncio.Task[Any]] = {}
+        cursor = num_reports = 0
+        rows_of_2: pa.RecordBatch | None = None
+        while len(tasks) < 4 or not all(task.done() for task in tasks.values()):
+            if len(tasks) < 4:
+                group_id = len(tasks)
+                tasks[group_id] = await begin(worker.generate(request_of(group_id), MESSAGES, resume if group_id == 1 else None))
+            batch, heartbeat = check_report(await worker.watch(cursor, WAIT_S))
+            num_reports += 1
+            left = [group_id for group_id in tasks if group_id not in worker._groups]
+            assert not set(left) & heartbeat.tokens_by_group.keys()
+            usages = [tasks[group_id].result()[1] for group_id in left]
+            came_back = sum(usage.response_tokens - usage.resumed_tokens for usage in usages)
+            taken_over = num_tokens(resume) if 1 in heartbeat.tokens_by_group else 0
+            assert came_back + sum(heartbeat.tokens_by_group.values()) - taken_over == heartbeat.sampled_tokens >= cursor
+            cursor = heartbeat.sampled_tokens
+            own = batch.filter(pc.equal(batch["group_id"], 2))
+            if own.num_rows == GROUP_SIZE and rows_of_2 is None and "aborted" in own.column("finish_reason").to_pylist():
+                rows_of_2 = own
+                await worker.abort(2)
+        await worker.close()
+        assert len(looks) == num_reports > 10
+        assert without_timing(tasks[1].result()[0]).equals(without_timing(whole))
+        assert tasks[2].result()[1].num_aborted > 0 and rows_of_2 is not None
+        return rows_of_2
+
+    found, usage = resumed(tiny_model, request_of(2), run(main()), max_response_tokens=25)  # as if the worker had died then
+    (expected,) = generate(tiny_model, request_of(2), max_response_tokens=25)
+    assert usage.resumed_tokens > 0 and without_timing(found).equals(without_timing(expected))
 
 
 # --- pools and features ------------------------------------------------------------------------------------------------
@@ -351,6 +827,8 @@ def test_a_redrawn_projection_is_that_of_the_problem_and_the_version_it_was_admi
 class OneTokenEach:
     """An engine whose responses have a token and a state each, but for the second, which was ended before its first."""
 
+    sampled_tokens = 3
+
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
         samples = []
         for number in range(len(requests)):
@@ -434,5 +912,5 @@ def test_a_novel_pool_needs_an_engine_that_pools_states(tiny_model: str) -> None
 def test_a_pool_of_a_prompt_that_is_too_long_names_the_problem(tiny_model: str, method: str) -> None:
     worker = make_worker(tiny_model, max_prompt_tokens=5)
     arguments = (NovelSamplingConfig(),) if method == "sample_novel_pool" else ()
-    with pytest.raises(ValueError, match=r"problem p5 has \d\d tokens, more than sampling\.max_prompt_tokens = 5"):
+    with pytest.raises(DataError, match=r"problem p5 has \d\d tokens, more than sampling\.max_prompt_tokens = 5"):
         run(getattr(worker, method)(request_of(), MESSAGES, 7, *arguments))

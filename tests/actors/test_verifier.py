@@ -9,8 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import psutil
+import pyarrow as pa
 import pytest
 
 from actors.config import VerifierConfig
@@ -18,7 +22,7 @@ from actors.verifier import VerifierPool, VerifierPoolError
 from buffers.records import VerdictStatus
 from tasks.config import TaskConfig
 from tasks.registry import make_task
-from tests.actors.verifier_fakes import PROBLEM, make_exiting_task, make_fake_task, make_unbuildable_task
+from tests.actors.verifier_fakes import PROBLEM, make_exiting_task, make_fake_task, make_task_unless, make_unbuildable_task
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 1.0
@@ -69,6 +73,20 @@ def warm_up(pool: VerifierPool, num_workers: int) -> set[int]:
 def children() -> set[int]:
     """Living children of this process, whoever started them."""
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+def worker_processes() -> set[int]:
+    """The same, as the system tells it: with what nobody keeps a record of."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie is one, too
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.add(child.pid)
+    return found
+
+
+def parent_threads() -> int:
+    return sum(thread.name == "verifier-parent" for thread in threading.enumerate())
 
 
 def is_alive(pid: int) -> bool:
@@ -259,6 +277,190 @@ def test_close_ends_a_call_in_another_thread(tmp_path: Path) -> None:
     thread.join(WAIT_S)
     assert not thread.is_alive() and "closed" in str(errors[0])
     assert not is_alive(int(hanging.read_text()))
+
+
+# ---- resize ----
+
+
+def test_a_pool_that_is_resized_under_load_answers_every_response_once_and_rightly() -> None:
+    before, before_threads, num_threads = worker_processes(), parent_threads(), 3
+    stop = threading.Event()
+
+    def verify(thread: int) -> int:
+        num_calls = 0
+        while not stop.is_set() or num_calls < 3:
+            words = [f"{thread} {num_calls} {index}" for index in range(8)]
+            responses = ["correct", *words, "raise", "sleep 0.02", ""]
+            verdicts = pool.verify(PROBLEM, responses)
+            assert [verdict.answer for verdict in verdicts[1:9]] == words
+            found = [verdict.status.value for verdict in verdicts]
+            assert found == ["correct", *["incorrect"] * 8, "error", "incorrect", "unparsed"]
+            num_calls += 1
+        return num_calls
+
+    with VerifierPool(TaskConfig(), VerifierConfig(timeout_s=20.0), task_factory=make_fake_task) as pool:
+        with ThreadPoolExecutor(num_threads) as threads:
+            calls = [threads.submit(verify, thread) for thread in range(num_threads)]
+            try:
+                for size in (3, 1):
+                    pool.resize(size)
+                    assert pool.num_workers == size == len(worker_processes() - before)
+                    assert parent_threads() == before_threads + 1
+            finally:
+                stop.set()
+            num_calls = sum(call.result(WAIT_S) for call in calls)
+        stats = pool.stats()
+        assert (stats.num_verdicts, stats.num_correct, stats.num_error) == (12 * num_calls, num_calls, num_calls)
+        assert stats.num_rebuilds == 0
+    assert worker_processes() == before
+
+
+def test_what_waits_behind_a_hang_goes_to_the_new_workers_and_the_hang_ends_at_its_deadline(tmp_path: Path) -> None:
+    hanging, before = tmp_path / "pid", worker_processes()
+    config = VerifierConfig(num_workers=1, timeout_s=3.0)
+    with VerifierPool(TaskConfig(), config, task_factory=make_fake_task) as pool, ThreadPoolExecutor(3) as threads:
+        first = threads.submit(statuses, pool, f"hang {hanging}")
+        wait_until(hanging.exists, "the worker hangs")
+        second = threads.submit(statuses, pool, "correct", "wrong")
+        resized = threads.submit(pool.resize, 2)
+        assert second.result(WAIT_S) == [VerdictStatus.CORRECT, VerdictStatus.INCORRECT]
+        assert not first.done() and not resized.done(), "the old worker has its full time"
+        assert first.result(WAIT_S) == [VerdictStatus.TIMEOUT]
+        resized.result(WAIT_S)
+        assert pool.stats().num_rebuilds == 0
+        assert not is_alive(int(hanging.read_text()))
+        assert len(worker_processes() - before) == 2
+    assert worker_processes() == before
+
+
+def test_what_the_old_workers_do_not_end_in_time_is_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline of a stopped clock never comes: its response goes to the new workers."""
+    hanging = tmp_path / "pid"
+    config = VerifierConfig(num_workers=1, timeout_s=600.0)
+    with VerifierPool(TaskConfig(), config, task_factory=make_fake_task) as pool, ThreadPoolExecutor(1) as threads:
+        call = threads.submit(statuses, pool, f"hang_once {hanging}", "correct")
+        wait_until(hanging.exists, "the worker hangs")
+        monkeypatch.setattr("actors.verifier._KILL_S", -600.0)
+        pool.resize(2)
+        assert call.result(WAIT_S) == [VerdictStatus.INCORRECT, VerdictStatus.CORRECT]
+        assert pool.stats().num_rebuilds == 0
+
+
+def test_a_crash_while_the_pool_is_resized_costs_its_own_response_only() -> None:
+    config = VerifierConfig(num_workers=2, timeout_s=2.0)
+    with VerifierPool(TaskConfig(), config, task_factory=make_fake_task) as pool, ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(statuses, pool, "correct", crash, "wrong", "sleep 0.1") for crash in ("exit", "sigkill")]
+        pool.resize(1)
+        for call in calls:
+            first, crashed, *others = [status.value for status in call.result(WAIT_S)]
+            assert [first, *others] == ["correct", "incorrect", "incorrect"]
+            assert crashed in ("error", "timeout"), "pebble may see the death before it knows which response the worker had"
+
+
+def test_a_resize_to_the_same_size_keeps_the_workers(pool: VerifierPool) -> None:
+    before = pids(pool)
+    pool.resize(1)
+    assert pids(pool) == before
+
+
+def test_a_pool_without_workers_is_refused(pool: VerifierPool) -> None:
+    with pytest.raises(ValueError, match="not 0"):
+        pool.resize(0)
+    assert pool.num_workers == 1
+
+
+def test_a_closed_pool_is_not_resized() -> None:
+    pool = VerifierPool(TaskConfig(), VerifierConfig(num_workers=1), task_factory=make_fake_task)
+    pool.close()
+    before = worker_processes()
+    for size in (1, 2):
+        with pytest.raises(VerifierPoolError, match="closed"):
+            pool.resize(size)
+    assert worker_processes() == before
+
+
+def test_a_resize_whose_workers_cannot_start_leaves_the_old_ones(tmp_path: Path) -> None:
+    before, broken = worker_processes(), tmp_path / "broken"
+    with VerifierPool(TaskConfig(), VerifierConfig(), task_factory=partial(make_task_unless, broken)) as pool:
+        (worker,) = pids(pool)
+        broken.touch()
+        with pytest.raises(VerifierPoolError, match="none of 2 new verifier workers"):
+            pool.resize(2)
+        assert pids(pool) == {worker} == worker_processes() - before
+        assert (pool.num_workers, pool.stats().num_rebuilds) == (1, 0)
+
+
+def test_a_broken_pool_is_resized(pool: VerifierPool) -> None:
+    (worker,) = pids(pool)
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: not is_alive(worker), "the worker is dead")
+    pool.resize(2)
+    assert statuses(pool, "correct", "wrong") == [VerdictStatus.CORRECT, VerdictStatus.INCORRECT]
+    assert pool.num_workers == 2
+
+
+def test_workers_that_break_after_a_resize_are_replaced_by_as_many() -> None:
+    before = worker_processes()
+    with VerifierPool(TaskConfig(), VerifierConfig(num_workers=1, timeout_s=TIMEOUT_S), task_factory=make_fake_task) as pool:
+        pool.resize(2)
+        for worker in warm_up(pool, 2):
+            os.kill(worker, signal.SIGKILL)
+        assert statuses(pool, "correct", "wrong") == [VerdictStatus.CORRECT, VerdictStatus.INCORRECT]
+        wait_until(lambda: len(worker_processes() - before) == 2, "two workers live")
+
+
+def test_close_ends_a_resize_under_way_and_both_lots_of_workers(tmp_path: Path) -> None:
+    hanging, before, before_threads = tmp_path / "pid", worker_processes(), parent_threads()
+    pool = VerifierPool(TaskConfig(), VerifierConfig(timeout_s=600.0), task_factory=make_fake_task)
+    with ThreadPoolExecutor(2) as threads:
+        call = threads.submit(pool.verify, PROBLEM, [f"hang {hanging}"])
+        wait_until(hanging.exists, "the worker hangs")
+        resized = threads.submit(pool.resize, 2)
+        wait_until(lambda: pool.num_workers == 2, "the new workers have taken over")
+        pool.close()
+        with pytest.raises(VerifierPoolError, match="closed"):
+            call.result(WAIT_S)
+        resized.result(WAIT_S)
+    assert worker_processes() == before
+    assert parent_threads() == before_threads
+
+
+# ---- the end of processes, from outside ----
+
+
+def test_verdicts_come_though_every_worker_is_killed_while_it_verifies(tmp_path: Path) -> None:
+    files = [tmp_path / "first", tmp_path / "second"]
+    config = VerifierConfig(num_workers=2, timeout_s=600.0)
+    with VerifierPool(TaskConfig(), config, task_factory=make_fake_task) as pool, ThreadPoolExecutor(1) as threads:
+        call = threads.submit(statuses, pool, *[f"hang_once {file}" for file in files], "correct", "wrong")
+        wait_until(lambda: all(file.exists() for file in files), "both workers hang")
+        for file in files:
+            os.kill(int(file.read_text()), signal.SIGKILL)
+        assert [status.value for status in call.result(WAIT_S)] == ["incorrect", "incorrect", "correct", "incorrect"]
+        warm_up(pool, 2)
+
+
+def test_a_stopped_worker_costs_its_response_only_and_is_replaced(tmp_path: Path) -> None:
+    """pebble waits three seconds beyond the deadline for a process that does not follow SIGTERM."""
+    hanging = tmp_path / "pid"
+    config = VerifierConfig(num_workers=1, timeout_s=TIMEOUT_S)
+    with VerifierPool(TaskConfig(), config, task_factory=make_fake_task) as pool, ThreadPoolExecutor(1) as threads:
+        call = threads.submit(statuses, pool, f"hang {hanging}", "correct")
+        wait_until(hanging.exists, "the worker hangs")
+        worker = int(hanging.read_text())
+        os.kill(worker, signal.SIGSTOP)
+        assert call.result(WAIT_S) == [VerdictStatus.TIMEOUT, VerdictStatus.CORRECT]
+        assert not is_alive(worker)
+        assert len(pids(pool)) == 1 and pool.stats().num_rebuilds == 0
+
+
+def test_a_batch_may_be_verified_again_even_while_it_is_being_verified(shared_pool: VerifierPool) -> None:
+    batch = pa.record_batch({"response_text": ["correct", "", "wrong", "raise"]})
+    copy = pa.record_batch({"response_text": batch.column("response_text").to_pylist()})
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: shared_pool.verify_batch(PROBLEM, batch), range(6)))
+    assert {tuple(verdict.status.value for verdict in verdicts) for verdicts in found} == {("correct", "unparsed", "incorrect", "error")}
+    assert batch.equals(copy)
 
 
 OWNER = """

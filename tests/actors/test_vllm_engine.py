@@ -1,4 +1,5 @@
 """A real vLLM engine on the embedded model, in this process: what it samples, the states it saw, and that it proves its weights.
+Once AsyncLLM, in processes of its own.
 
 It decodes fewer responses at once than some tests ask for and takes in prompts in pieces, so that requests wait and prompts are cut.
 """
@@ -7,23 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import Sample, SampleRequest, StepLoop, WeightMismatch
+from actors.engine import EngineError, Progress, Sample, SampleRequest, StepLoop, WeightMismatch
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm, response_logprobs
 from learners.models import resolve_model
 from learners.packing import build_rows, pack
 from learners.weights import HEAD, WeightSnapshot, take_snapshot
-from tests.learners.samples import group_tokens, plain_hidden_states
+from tests.learners.samples import group_tokens, plain_hidden_states, plain_logprobs
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -33,6 +36,8 @@ RESPONSE_TOKENS = 12
 MAX_SEQUENCES = 8
 MAX_BATCHED_TOKENS = 128
 MAX_STEPS = 500
+TOLERANCE = 1e-3
+"""Of mean log-prob differences, float32 against float32."""
 WAIT_S = 120.0  # bound of every wait
 QUESTIONS = [f"Tell me a long story about {n} animals and what they do all day long." for n in range(2, 8)]
 
@@ -47,7 +52,9 @@ def engine(model_path: str) -> Iterator[Any]:
     from actors.vllm_engine import VllmEngine
 
     environment, threads = dict(os.environ), torch.get_num_threads()
-    config = RolloutConfig(engine="vllm", kv_cache_gib=1, max_sequences=MAX_SEQUENCES, max_batched_tokens=MAX_BATCHED_TOKENS)
+    config = RolloutConfig(
+        engine="vllm", dtype="float32", kv_cache_gib=1, max_sequences=MAX_SEQUENCES, max_batched_tokens=MAX_BATCHED_TOKENS
+    )
     sampling = SamplingConfig(max_prompt_tokens=80, max_response_tokens=RESPONSE_TOKENS)
     engine = VllmEngine(model_path, config, sampling, seed=0, pool_states=True)
     yield engine
@@ -76,7 +83,7 @@ def prompts(model_path: str) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def original(model_path: str) -> Any:
-    """float32 throughout, so that only the engine's rounding is measured; every weight is a bfloat16 number."""
+    """float32, as the engine."""
     return load_causal_lm(model_path, dtype="float32")
 
 
@@ -87,12 +94,12 @@ def perturbed(model_path: str) -> Any:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.008 * torch.randn(parameter.shape, generator=generator)).copy_(parameter.bfloat16())
+            parameter.add_(0.008 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
 def snapshot_of(model: Any, version: int) -> WeightSnapshot:
-    return take_snapshot(((name, parameter.bfloat16()) for name, parameter in model.named_parameters()), version=version, tied_to=EMBEDDING)
+    return take_snapshot(model.named_parameters(), version=version, tied_to=EMBEDDING)
 
 
 def run(engine: Any, prompts: Mapping[str, list[int]], tag: str) -> dict[str, Sample]:
@@ -128,7 +135,7 @@ def test_it_samples_from_the_model(engine: Any, prompts: dict[str, list[int]], o
         assert len(sample.token_ids) == len(sample.logprobs) <= RESPONSE_TOKENS
         assert (sample.version_starts, sample.version_values) == ((0,), (1,))
         assert sample.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
-    assert mean_difference(found, prompts, original) < 0.06
+    assert mean_difference(found, prompts, original) < TOLERANCE
     assert not engine.has_unfinished
 
 
@@ -154,8 +161,8 @@ def test_after_a_load_it_samples_from_the_new_weights(engine: Any, prompts: dict
     engine.load(snapshot_of(perturbed, 5))
     found = run(engine, prompts, "after")
     assert all(sample.version_values == (5,) for sample in found.values())
-    assert mean_difference(before, prompts, original) < 0.06
-    assert mean_difference(found, prompts, perturbed) < 0.06
+    assert mean_difference(before, prompts, original) < TOLERANCE
+    assert mean_difference(found, prompts, perturbed) < TOLERANCE
     assert mean_difference(found, prompts, original) > 0.2
 
 
@@ -174,6 +181,87 @@ def test_abort_returns_the_tokens_so_far(engine: Any, prompts: dict[str, list[in
     others = finish(engine)
     assert others.keys() == prompts.keys() - {"0", "1"}
     assert_state_means({key.rpartition("/")[2]: sample for key, sample in aborted.items()} | others, prompts, original)
+
+
+# --- going on after tokens sampled before ------------------------------------------------------------------------------
+
+
+def cut_short(engine: Any, prompts: Mapping[str, list[int]], tag: str, *, steps: int) -> dict[str, Sample]:
+    """What the prompts have got after so many steps, by prompt; those without a token are left out."""
+    keys = {f"{tag}/{key}": key for key in prompts}
+    for key in keys:
+        engine.add(key, prompts[keys[key]])
+    for _ in range(steps):
+        assert not engine.step()
+    so_far = engine.partials([*keys, "never heard of"])
+    aborted = dict(engine.abort(list(keys)))
+    assert so_far == aborted and not engine.has_unfinished
+    return {keys[key]: sample for key, sample in aborted.items() if sample.token_ids}
+
+
+def differences(samples: Mapping[str, Sample], prompts: Mapping[str, list[int]], model: Any, positions: Mapping[str, slice]) -> np.ndarray:
+    """|log-prob of the engine − log-prob of a transformers forward| of the tokens at `positions`."""
+    found = []
+    for key, sample in samples.items():
+        with torch.no_grad():
+            logprob_T = plain_logprobs(model, prompts[key], sample.token_ids).numpy()
+        found.append(np.abs(logprob_T - np.array(sample.logprobs))[positions[key]])
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("new_weights", [False, True], ids=["same weights", "new weights"])
+def test_a_cut_response_goes_on_after_its_own_tokens(
+    engine: Any, prompts: dict[str, list[int]], original: Any, perturbed: Any, new_weights: bool
+) -> None:
+    engine.load(snapshot_of(original, 40))
+    before = cut_short(engine, prompts, f"cut {new_weights}", steps=7)
+    assert len(before) >= 4
+    if new_weights:
+        engine.load(snapshot_of(perturbed, 41))
+    sampled_tokens = engine.sampled_tokens
+    for key, sample in before.items():
+        engine.add(f"resumed {new_weights}/{key}", prompts[key], sampled=sample)
+    found = finish(engine)
+    assert found.keys() == before.keys()
+    old = {key: slice(0, len(sample.token_ids)) for key, sample in before.items()}
+    new = {key: slice(len(sample.token_ids), None) for key, sample in before.items()}
+    for key, sample in found.items():
+        assert sample.token_ids[old[key]] == before[key].token_ids
+        assert sample.logprobs[old[key]] == before[key].logprobs
+        assert len(before[key].token_ids) < len(sample.token_ids) == len(sample.logprobs) <= RESPONSE_TOKENS
+        assert (sample.finish_reason is FinishReason.LENGTH) == (len(sample.token_ids) == RESPONSE_TOKENS)
+        runs = ((0, old[key].stop), (40, 41)) if new_weights else ((0,), (40,))
+        assert (sample.version_starts, sample.version_values) == runs
+        assert sample.state_mean is None, "nobody knows the states of its first tokens"
+    assert engine.sampled_tokens - sampled_tokens == sum(len(sample.token_ids[new[key]]) for key, sample in found.items())
+    assert differences(found, prompts, original, old).mean() < TOLERANCE
+    assert differences(found, prompts, perturbed if new_weights else original, new).mean() < TOLERANCE
+    if new_weights:
+        assert differences(found, prompts, original, new).mean() > 0.2
+
+
+def test_a_likely_response_that_is_cut_goes_on_as_it_would_have(engine: Any, prompts: dict[str, list[int]], original: Any) -> None:
+    """Where the first token of the whole response is nearly certain, it is the continuation's too: the cut is in its prompt."""
+    engine.load(snapshot_of(original, 42))
+    whole = run(engine, prompts, "whole")
+    certain = {
+        (key, position)
+        for key, sample in whole.items()
+        for position, logprob in enumerate(sample.logprobs)
+        if position and logprob > -0.005
+    }
+    assert certain, "no prompt has a nearly certain token"
+    for key, position in certain:
+        before = replace(
+            whole[key],
+            token_ids=whole[key].token_ids[:position],
+            logprobs=whole[key].logprobs[:position],
+            finish_reason=FinishReason.ABORTED,
+        )
+        engine.add(f"likely/{key}:{position}", prompts[key], sampled=before)
+    found = finish(engine)
+    same = [found[f"{key}:{position}"].token_ids[position] == whole[key].token_ids[position] for key, position in certain]
+    assert np.mean(same) > 0.9
 
 
 # --- a batch of its own, and the states seen on the way ----------------------------------------------------------------
@@ -280,7 +368,7 @@ def test_a_stale_tied_head_is_noticed(
             engine.load(snapshot_of(perturbed, 7))
     assert skipped and engine.version == 6
     engine.load(snapshot_of(perturbed, 8))
-    assert mean_difference(run(engine, prompts, "mended"), prompts, perturbed) < 0.06
+    assert mean_difference(run(engine, prompts, "mended"), prompts, perturbed) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -303,3 +391,58 @@ def test_one_changed_column_of_a_fused_matrix_is_named(engine: Any, original: An
         engine.load(snapshot)
     engine.load(snapshot_of(original, 11))
     assert engine.version == 11
+
+
+# --- in processes of its own --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_async_llm_goes_on_after_what_was_cut_tells_how_far_it_is_and_says_when_it_died(
+    environment: None, model_path: str, prompts: dict[str, list[int]], original: Any
+) -> None:
+    async def main() -> None:
+        from actors.vllm_engine import AsyncVllmEngine
+
+        config = RolloutConfig(engine="vllm-async", dtype="float32", max_sequences=MAX_SEQUENCES, max_batched_tokens=MAX_BATCHED_TOKENS)
+        others = {child.pid for child in psutil.Process().children(recursive=True)}
+        engine = AsyncVllmEngine(model_path, config, SamplingConfig(max_prompt_tokens=80, max_response_tokens=40), seed=0)
+        try:
+            await engine.load(snapshot_of(original, 1))
+            running = asyncio.create_task(engine.sample("a", prompts["0"]))
+            await engine.wait_for_tokens(6)
+            progress = await engine.partials(["a", "never heard of"])
+            assert progress.samples.keys() == {"a"} and progress.sampled_tokens == len(progress.samples["a"].token_ids) >= 6
+            with pytest.raises(RuntimeError, match="request a runs already"):
+                await engine.sample("a", prompts["0"])
+            await engine.abort(["a"])
+            before = await running
+            assert before.token_ids[: progress.sampled_tokens] == progress.samples["a"].token_ids
+            assert before.finish_reason is FinishReason.ABORTED and len(before.token_ids) == engine.sampled_tokens < 40
+            await engine.load(snapshot_of(original, 2))
+            found = await engine.sample("a", prompts["0"], before)
+            cut = len(before.token_ids)
+            assert (found.token_ids[:cut], found.logprobs[:cut]) == (before.token_ids, before.logprobs)
+            assert (found.version_starts, found.version_values) == ((0, cut), (1, 2))
+            assert cut < len(found.token_ids) <= 40 and found.finish_reason is not FinishReason.ABORTED
+            assert mean_difference({"0": found}, prompts, original) < TOLERANCE
+            assert await engine.partials(["a"]) == Progress(samples={}, sampled_tokens=len(found.token_ids))
+
+            waiting = [asyncio.create_task(call) for call in (engine.sample("b", prompts["1"]), engine.wait_for_tokens(math.inf))]
+            await engine.wait_for_tokens(engine.sampled_tokens + 1)
+            for child in psutil.Process().children(recursive=True):
+                if child.pid not in others and "EngineCore" in child.name():
+                    child.kill()
+            for call in (*waiting, engine.partials(["b"]), engine.wait_for_tokens(math.inf), engine.load(snapshot_of(original, 3))):
+                with pytest.raises(EngineError, match="the engine failed: EngineDeadError"):
+                    await call
+        finally:
+            engine.close()
+
+    asyncio.run(asyncio.wait_for(main(), 2 * WAIT_S))

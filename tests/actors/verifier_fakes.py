@@ -18,7 +18,7 @@ PROBLEM = Problem(task="fake", problem_id="fake/train/0", question="What now?", 
 
 class FakeTask:
     """Commands: "correct", "raise", "exit", "sigkill", "regex", "none", "pid", "sleep SECONDS", "crash_once FILE",
-    "hang FILE". Any other text is incorrect, the empty one unparsed."""
+    "hang FILE", "hang_once FILE". Any other text is incorrect, the empty one unparsed."""
 
     name: str = "fake"
 
@@ -74,6 +74,10 @@ class FakeTask:
         partial.rename(path)
         self._regex("")
 
+    def _hang_once(self, path: str) -> None:
+        if not Path(path).exists():
+            self._hang(path)
+
 
 def make_fake_task() -> Task:
     return FakeTask()
@@ -85,3 +89,8 @@ def make_unbuildable_task() -> Task:
 
 def make_exiting_task() -> Task:
     os._exit(4)
+
+
+def make_task_unless(path: Path) -> Task:
+    """A worker that dies when it starts, once `path` exists."""
+    return make_exiting_task() if path.exists() else FakeTask()

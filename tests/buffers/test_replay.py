@@ -138,6 +138,52 @@ def test_a_restored_buffer_gives_the_same_next_outputs(make_group: MakeGroup, se
     restored.check_valid()
 
 
+def test_a_buffer_that_takes_over_knows_every_group_but_those_that_never_arrived(make_group: MakeGroup) -> None:
+    replay = make_replay()
+    replay.take_over(6, [4, 0, 9])
+    replay.check_valid()
+    refused = {group_id for group_id in range(8) if replay.insert(make_group(group_id), version=0) is InsertResult.DUPLICATE}
+    assert refused == {1, 2, 3, 5}
+    assert replay.held_ids == [0, 4, 6, 7]
+    assert (replay.counters.taken_over, replay.counters.inserted) == (4, 4)
+    replay.check_valid()
+    restored = make_replay()
+    restored.load_state_dict(through_files(replay.state_dict()))
+    assert restored.insert(make_group(3), version=0) is InsertResult.DUPLICATE
+    assert group_ids(restored.sample(4, version=0)).tolist() == [0, 4, 6, 7]
+    restored.check_valid()
+
+
+@pytest.mark.parametrize(("seen_below", "not_seen", "num_seen"), [(0, [], 0), (3, [0, 1, 2], 0), (3, [], 3), (3, [2, 2], 2)])
+def test_what_is_taken_over_may_be_nothing_or_everything(
+    make_group: MakeGroup, seen_below: int, not_seen: list[int], num_seen: int
+) -> None:
+    replay = make_replay()
+    replay.take_over(seen_below, not_seen)
+    replay.check_valid()
+    results = [replay.insert(make_group(group_id), version=0) for group_id in range(seen_below)]
+    assert results.count(InsertResult.DUPLICATE) == num_seen
+    replay.check_valid()
+
+
+def test_a_buffer_in_use_does_not_take_over(make_group: MakeGroup) -> None:
+    replay = make_replay()
+    replay.insert(make_group(0), version=0)
+    replay.sample(1, version=0)
+    with pytest.raises(ValueError, match="has seen 1 groups of its own"):
+        replay.take_over(5, [])
+
+
+def test_a_buffer_saved_before_there_was_any_taking_over_is_restored(make_group: MakeGroup) -> None:
+    replay = make_replay()
+    replay.insert(make_group(0), version=0)
+    state = replay.state_dict()
+    del state["counters"]["taken_over"]
+    restored = make_replay()
+    restored.load_state_dict(state)
+    assert restored.held_ids == [0]
+
+
 def test_an_empty_buffer_is_saved_and_restored() -> None:
     restored = make_replay()
     restored.load_state_dict(through_files(make_replay().state_dict()))

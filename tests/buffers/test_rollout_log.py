@@ -51,7 +51,9 @@ def test_truncate_removes_later_steps_and_half_written_files(log: RolloutLog, ma
     assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["notes.txt", "step_000001.parquet"]
 
 
-def test_a_write_that_fails_leaves_the_earlier_file(log: RolloutLog, make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_earlier_file_alone(
+    log: RolloutLog, make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     log.append(1, [make_group(0)])
 
     def write_half(table: pa.Table, sink: pa.NativeFile, **_: object) -> None:
@@ -62,6 +64,20 @@ def test_a_write_that_fails_leaves_the_earlier_file(log: RolloutLog, make_group:
     with pytest.raises(OSError, match="disk full"):
         log.append(1, [make_group(9)])
     assert log.read().column("group_id").to_pylist() == [0, 0]
+    assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["step_000001.parquet"]
+
+
+def test_the_batch_of_a_step_has_the_rows_of_one_outcome_in_the_order_logged(log: RolloutLog, make_group: MakeGroup) -> None:
+    trained = [with_outcome(make_group(group_id), 1, GroupOutcome.TRAINED) for group_id in (7, 2)]
+    stale = with_outcome(make_group(4), 1, GroupOutcome.STALE)
+    log.append(1, [trained[0], stale, trained[1]])
+    assert log.batch(1, GroupOutcome.TRAINED).equals(concat_groups(trained))
+    assert log.batch(1, GroupOutcome.STALE).equals(stale)
+    log.append(2, trained)
+    assert log.batch(2, GroupOutcome.STALE).num_rows == 0
+    assert [log.has(step) for step in (1, 2, 3)] == [True, True, False]
+    with pytest.raises(FileNotFoundError, match="step_000003"):
+        log.batch(3, GroupOutcome.TRAINED)
 
 
 def test_an_empty_log_and_an_empty_step_are_read_as_no_rows(log: RolloutLog) -> None:

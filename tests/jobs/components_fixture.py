@@ -4,7 +4,8 @@
     assert run.train() == 3
     run.check_valid()
 
-Faults are injected from outside: `run.learner.step = broken`, or a function around every call of the components (`around`).
+Faults are injected from outside: a component's method is replaced when it is made (`on_made`), a function goes around every call of the
+components (`around`), or a process is killed (`run.handles["learner"].kill()`).
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
 from jobs.controller import Controller
+from jobs.events import EventKind
 from jobs.handles import Handle, LocalHandle
-from jobs.run import Components, Run, make_admission
+from jobs.run import Run, make_admission
 from jobs.run_dir import RunDirectory
 from jobs.synchronous import SynchronousTrainer
 from tasks.registry import make_task
@@ -43,6 +45,10 @@ PROMPTS, RESPONSES = 2, 4
 
 Around = Callable[[str, str, tuple[Any, ...], Callable[[], Awaitable[Any]]], Awaitable[Any]]
 """around(component, method, arguments, proceed): what happens instead of a call; `proceed()` makes it."""
+
+
+OnMade = Callable[[str, Any], None]
+"""on_made(name, component): called with every component that is made, before anybody calls it."""
 
 
 def small_config(model: str, directory: Path, **values: Any) -> RunConfig:
@@ -89,11 +95,28 @@ class Interposed:
     async def call(self, method: str, *args: Any, **options: Any) -> Any:
         return await self._around(self.name, method, args, lambda: self._handle.call(method, *args, **options))
 
+    async def placed(self) -> str | None:
+        return await self._handle.placed()
+
+    async def rss_bytes(self, *, timeout_s: float) -> int | None:
+        return await self._handle.rss_bytes(timeout_s=timeout_s)
+
+    def kill(self) -> None:
+        self._handle.kill()
+
 
 class LocalRun:
     """One start of a run in `config.run_dir`: everything fresh, restored from the newest checkpoint if there is one."""
 
-    def __init__(self, config: RunConfig, *, judge: Any = None, around: Around | None = None, synchronous: bool = False) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        judge: Any = None,
+        around: Around | None = None,
+        synchronous: bool = False,
+        on_made: OnMade | None = None,
+    ) -> None:
         self.config = config
         self.directory = RunDirectory(config)
         self.checkpoints = self.directory.checkpoints
@@ -101,33 +124,67 @@ class LocalRun:
         self.stream = ProblemStream(self.task, "train", config.seed)
         self.admission = make_admission(config)
         self.reports: list[tuple[int, dict[str, float]]] = []
+        self.events: list[tuple[EventKind, dict[str, Any]]] = []
         self.on_report: Callable[[int], None] = lambda step: None
-        self.workers = [self._worker(index) for index in range(config.rollout.workers)]
-        encoded = config.bonus.enabled and config.bonus.source == "encoder"
-        self.encoders = [self._encoder() for _ in range(config.encoder.replicas)] if encoded else []
-        self.bonus = self._bonus() if config.bonus.enabled else None
-        self.verifier = judge or CoinJudge()
-        self.replay = Replay(
+        self.judge = judge or CoinJudge()
+        self.parts: dict[str, list[Any]] = {}
+        """Every component ever made, by role, oldest first."""
+        self.handles: dict[str, Handle] = {}
+        """The newest handle by name: `run.handles["learner"].kill()`."""
+        self._around = around
+        self._on_made = on_made
+        self.run = Run(
+            config=config,
+            factory=self,
+            task=self.task,
+            stream=self.stream,
+            admission=self.admission,
+            checkpoints=self.checkpoints,
+            snapshots=self.directory.snapshots,
+            log_directory=str(self.directory.rollouts),
+            report=self._report,
+            note=self._note,
+        )
+        self.trainer = (SynchronousTrainer if synchronous else Controller)(self.run)
+
+    # ---- jobs.run.Factory ----
+
+    def rollout_worker(self, number: int) -> Handle:
+        return self._handle(self._worker(number), f"rollout-{number}")
+
+    def encoder(self, number: int) -> Handle:
+        return self._handle(self._encoder(), f"encoder-{number}")
+
+    def learner(self) -> Handle:
+        config = self.config
+        learner = Learner(config.model, config.learner, temperature=config.sampling.temperature, group_size=config.responses_per_prompt)
+        return self._handle(learner, "learner")
+
+    def bonus(self) -> Handle:
+        return self._handle(self._bonus(), "bonus")
+
+    def verifier(self) -> Handle:
+        return self._handle(self.judge, "verifier")
+
+    def replay(self) -> Handle:
+        config = self.config
+        replay = Replay(
             group_size=config.responses_per_prompt,
             prompts_per_step=config.prompts_per_step,
             max_policy_lag=config.max_policy_lag,
             config=config.replay,
             log_directory=str(self.directory.rollouts),
         )
-        self.learner = Learner(
-            config.model, config.learner, temperature=config.sampling.temperature, group_size=config.responses_per_prompt
-        )
-        self.components = self._components(around)
-        self.run = Run(
-            config=config,
-            components=self.components,
-            task=self.task,
-            stream=self.stream,
-            admission=self.admission,
-            checkpoints=self.checkpoints,
-            report=self._report,
-        )
-        self.trainer = (SynchronousTrainer if synchronous else Controller)(self.run)
+        return self._handle(replay, "replay")
+
+    def _handle(self, target: Any, name: str) -> Handle:
+        local = LocalHandle(target, name)
+        handle: Handle = Interposed(local, self._around) if self._around else local
+        if self._on_made:
+            self._on_made(name, target)
+        self.parts.setdefault(name.partition("-")[0], []).append(target)
+        self.handles[name] = handle
+        return handle
 
     def _worker(self, index: int) -> RolloutWorker:
         config = self.config
@@ -154,23 +211,13 @@ class LocalRun:
         config = self.config
         return BonusScorer(bonus=config.bonus, group_size=config.responses_per_prompt, seed=config.seed)
 
-    def _components(self, around: Around | None) -> Components:
-        def handle(target: Any, name: str) -> Handle:
-            local = LocalHandle(target, name)
-            return Interposed(local, around) if around else local
-
-        return Components(
-            workers=[handle(worker, f"rollout-{index}") for index, worker in enumerate(self.workers)],
-            encoders=[handle(encoder, f"encoder-{index}") for index, encoder in enumerate(self.encoders)],
-            bonus=handle(self.bonus, "bonus") if self.bonus else None,
-            verifier=handle(self.verifier, "verifier"),
-            replay=handle(self.replay, "replay"),
-            learner=handle(self.learner, "learner"),
-        )
-
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         self.reports.append((step, metrics))
         self.on_report(step)
+
+    def _note(self, kind: EventKind, /, **fields: Any) -> None:
+        self.events.append((kind, fields))
+        self.run.tokens.check_sums()
 
     def train(self) -> int:
         """Train in an event loop of its own; returns the last step."""
@@ -178,16 +225,22 @@ class LocalRun:
 
     async def train_async(self) -> int:
         start_step = self.checkpoints.latest() or 0
-        try:
-            async with asyncio.timeout(BOUND_S):
-                for worker in self.workers:
-                    await worker.start()
-                if start_step:
-                    await self.run.restore_checkpoint(start_step)
-                return await self.trainer.run(start_step)
-        finally:
-            for worker in self.workers:
-                await worker.close()
+        async with asyncio.timeout(BOUND_S):
+            if start_step:
+                await self.run.restore_checkpoint(start_step)
+            return await self.trainer.run(start_step)
+
+    # ---- what was learnt ----
+
+    @property
+    def the_learner(self) -> Learner:
+        """The newest one."""
+        learner: Learner = self.parts["learner"][-1]
+        return learner
+
+    @property
+    def the_bonus(self) -> BonusScorer | None:
+        return self.parts["bonus"][-1] if "bonus" in self.parts else None
 
     def logged(self, outcome: str = "trained") -> list[dict[str, Any]]:
         """Rows of the rollout log with `outcome`, in step order."""
@@ -207,8 +260,10 @@ class LocalRun:
         """What holds after any run that came to its end, however it went."""
         steps = self.config.steps
         self.admission.check_valid()
+        self.run.tokens.check_sums()
+        assert self.run.tokens.counts()["trained"] == sum(len(row["response_ids"]) for row in self.logged())
         assert self.checkpoints.latest() == steps
-        assert self.learner.version == steps
+        assert self.the_learner.version == steps
         rows, trained = self.logged(), self.trained_problems()
         assert Counter(row["step"] for row in rows) == {step: PROMPTS * RESPONSES for step in range(1, steps + 1)}
         assert len(set(trained)) == steps * PROMPTS, "a problem was trained on twice"
@@ -225,11 +280,11 @@ class LocalRun:
     def state(self, directory: Path) -> dict[str, torch.Tensor]:
         """All that is learnt, by name: parameters, moments, covariance. The generator of the process is shared, hence left out."""
         directory.mkdir(parents=True)
-        self.learner.save(directory)
+        self.the_learner.save(directory)
         state = {f"policy/{name}": tensor for name, tensor in load_file(directory / "policy" / "model.safetensors").items()}
         state |= {f"optimiser/{name}": tensor for name, tensor in load_file(directory / "optimiser.safetensors").items() if name != "rng"}
-        if self.bonus is not None:
-            self.bonus.save(directory)
+        if self.the_bonus is not None:
+            self.the_bonus.save(directory)
             state |= {f"bonus/{name}": tensor for name, tensor in load_file(directory / "bonus.safetensors").items()}
         return state
 

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
+from safetensors import SafetensorError
 
 import learners.checkpoint
 from learners.checkpoint import MANIFEST, CheckpointError, CheckpointManager, FileEntry
@@ -50,13 +58,12 @@ def complete(manager: CheckpointManager, step: int, content: str | None = None) 
     manager.commit(step, save(manager, step, content), {**META, "step": step})
 
 
-@pytest.fixture(params=["path", "file-uri", "remote"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where checkpoints go: a plain path, a URI, and storage that is copied from and to."""
-    (tmp_path / "run").mkdir()
-    if request.param == "remote":
-        monkeypatch.setattr(learners.checkpoint, "_is_local", lambda filesystem: False)
-    return str(tmp_path / "run") if request.param == "path" else (tmp_path / "run").as_uri()
+@pytest.fixture(params=["path", "file-uri", "fsspec-uri"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where checkpoints go: a plain path, a URI, and a filesystem that is copied from and to, as object stores are."""
+    root = tmp_path / "run"
+    root.mkdir()
+    return {"path": str(root), "file-uri": root.as_uri(), "fsspec-uri": f"fsspec+file://{root}"}[request.param]
 
 
 @pytest.fixture
@@ -124,6 +131,25 @@ def test_the_newest_keep_are_kept(manager: CheckpointManager, root: Path) -> Non
     assert [read_back(manager, step) for step in (3, 12)] == ["content 3", "content 12"]
 
 
+def test_every_mth_is_kept_for_good_besides_the_newest(uri: str) -> None:
+    manager = CheckpointManager(uri, keep=2, keep_every=4)
+    for step in range(1, 12):
+        complete(manager, step)
+    assert manager.steps() == [4, 8, 10, 11]
+    assert [read_back(manager, step) for step in manager.steps()] == [f"content {step}" for step in (4, 8, 10, 11)]
+
+
+def test_on_resume_what_is_of_later_steps_is_removed(manager: CheckpointManager, root: Path) -> None:
+    complete(manager, 3)
+    complete(manager, 6)
+    save(manager, 9)
+    manager.truncate(after_step=5)
+    assert [path.name for path in root.iterdir()] == ["step_000003"]
+    assert (manager.latest(), read_back(manager, 3)) == (3, "content 3")
+    manager.truncate(after_step=0)
+    assert manager.latest() is None
+
+
 def test_older_ones_stay_until_the_newer_one_is_complete(manager: CheckpointManager) -> None:
     complete(manager, 1)
     complete(manager, 2)
@@ -158,12 +184,39 @@ def test_a_complete_step_written_again_does_not_count_until_it_is_committed_agai
     assert (read_back(manager, 2), read_back(manager, 2, "encoder")) == ("twice", "twice e")
 
 
-def test_a_failing_write_leaves_nothing_that_counts(manager: CheckpointManager) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # as tokenizers say it
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_write_that_fails_is_named_with_the_mend_and_leaves_nothing(
+    manager: CheckpointManager, uri: str, root: Path, error: Exception
+) -> None:
     def write(directory: Path) -> None:
         (directory / "weights").write_text("half")
-        raise OSError("no space left on device")
+        raise error
 
-    with pytest.raises(OSError, match="no space left"):
+    complete(manager, 1)
+    manager.save(2, "learner", writer("content 2"))
+    with pytest.raises(CheckpointError, match="No space left on device") as caught:
+        manager.save(2, "encoder", write)
+    assert str(caught.value).startswith(f"{uri}/step_000002 could not be written (")
+    assert "free space there or set checkpoint.storage" in str(caught.value) and "\n" not in str(caught.value)
+    assert caught.value.__cause__ is error
+    assert [path.name for path in root.iterdir()] == ["step_000001"]
+    complete(manager, 2)
+    assert (manager.steps(), read_back(manager, 2)) == ([1, 2], "content 2")
+
+
+def test_a_bug_in_a_write_stays_what_it_is(manager: CheckpointManager) -> None:
+    def write(directory: Path) -> None:
+        raise KeyError("master/lm_head")
+
+    with pytest.raises(KeyError):
         manager.save(1, "learner", write)
     assert manager.steps() == []
 
@@ -220,3 +273,199 @@ def test_other_files_in_the_directory_are_no_checkpoints(manager: CheckpointMana
     complete(manager, 9)
     assert manager.steps() == [8, 9]
     assert (root / "step_9").exists() and (root / "notes.txt").exists()
+
+
+def test_an_address_that_is_no_place_is_refused_with_its_key(tmp_path: Path) -> None:
+    for uri in ("nope://bucket/run", "fsspec+nope://bucket/run"):
+        with pytest.raises(CheckpointError, match=rf"{uri.replace('+', '.')} is no place for checkpoints .*: set checkpoint.storage"):
+            CheckpointManager(uri, keep=1).latest()
+
+
+def test_a_store_without_files_holds_checkpoints(tmp_path: Path) -> None:
+    uri = "fsspec+memory:///of-a-test"
+    manager = CheckpointManager(uri, keep=2, keep_every=3)
+    try:
+        for step in range(1, 6):
+            complete(manager, step)
+        assert manager.steps() == [3, 4, 5]
+        assert read_back(CheckpointManager(uri, keep=1), 5, "encoder") == "content 5 e"
+        store = fsspec.filesystem("memory")
+        store.pipe("/of-a-test/step_000005/learner/weights", b"content 6")
+        with pytest.raises(CheckpointError, match="learner/weights is damaged"):
+            manager.restore(5, "learner", must_not_read)
+        store.rm("/of-a-test/step_000005/learner", recursive=True)
+        with pytest.raises(CheckpointError, match="is missing"):
+            manager.restore(5, "learner", must_not_read)
+        manager.truncate(after_step=4)
+        assert manager.latest() == 4
+    finally:
+        fsspec.filesystem("memory").rm("/of-a-test", recursive=True)
+
+
+# ---- a process that is killed, a disk that is full ----
+
+
+class Faults:
+    """Calls `strike(kind)` at every change of the disk from the `first` on; kind is "write" or "delete"."""
+
+    def __init__(self, first: int, strike: Callable[[str], None]) -> None:
+        self.num_changes = 0
+        self._first = first
+        self._strike = strike
+
+    def change(self, kind: str) -> None:
+        self.num_changes += 1
+        if self.num_changes > self._first:
+            self._strike(kind)
+
+
+class FaultyDisk(fs.FSSpecHandler):
+    """A local directory behind the interface of remote storage. Directories are removed file by file."""
+
+    def __init__(self, faults: Faults) -> None:
+        super().__init__(LocalFileSystem())
+        self._faults = faults
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        self._faults.change("write")
+        super().create_dir(path, recursive)
+
+    def delete_dir(self, path: str) -> None:
+        self.delete_dir_contents(path)
+        self._faults.change("delete")
+        os.rmdir(path)
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
+        for entry in sorted(Path(path).iterdir()):
+            if entry.is_dir():
+                self.delete_dir(str(entry))
+            else:
+                self._faults.change("delete")
+                entry.unlink()
+
+    def delete_file(self, path: str) -> None:
+        self._faults.change("delete")
+        super().delete_file(path)
+
+    def move(self, src: str, dest: str) -> None:
+        self._faults.change("write")
+        os.replace(src, dest)
+
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        self._faults.change("write")
+        stream = super().open_output_stream(path, metadata)
+        self._faults.change("write")  # an empty file
+        return stream
+
+
+class FaultyCheckpoints(CheckpointManager):
+    """Every change it makes to a local directory goes through `faults`, also those of the parts it writes."""
+
+    def __init__(self, directory: Path, faults: Faults, *, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(str(directory), keep=2)
+        disk = FaultyDisk(faults)
+        self._filesystem = fs.PyFileSystem(disk)
+        self._faults = faults
+        monkeypatch.setattr(learners.checkpoint, "_is_local", lambda filesystem: not remote)
+
+        def remove_tree(target: str, ignore_errors: bool) -> None:
+            assert ignore_errors
+            if Path(target).exists():
+                disk.delete_dir(target)
+
+        if not remote:
+            monkeypatch.setattr(learners.checkpoint.shutil, "rmtree", remove_tree)
+
+    def _open(self) -> tuple[fs.FileSystem, str]:
+        return self._filesystem, self.uri
+
+    def write_steps(self, *steps: int) -> None:
+        for step in steps:
+            files = []
+            for part in ("learner", "encoder"):
+                files += self.save(step, part, self._write(f"content {step}" + (" e" if part == "encoder" else "")))
+            self.commit(step, files, {**META, "step": step})
+
+    def _write(self, content: str) -> Callable[[Path], None]:
+        def write(directory: Path) -> None:
+            self._faults.change("write")
+            (directory / "weights").write_text(content[:3])
+            self._faults.change("write")
+            writer(content)(directory)
+            self._faults.change("write")
+
+        return write
+
+
+def assert_whole(manager: CheckpointManager, *, at_least: int) -> None:
+    """All that counts can be restored."""
+    assert (manager.latest() or 0) >= at_least
+    for step in manager.steps():
+        assert (read_back(manager, step), read_back(manager, step, "encoder")) == (f"content {step}", f"content {step} e")
+        assert manager.meta(step)["step"] == step
+
+
+def num_changes(directory: Path, *, remote: bool) -> int:
+    """Changes of the disk while two checkpoints are written, each of which removes an older one, and one is written again."""
+    complete_two(directory)
+    faults = Faults(10**9, lambda kind: None)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        FaultyCheckpoints(directory, faults, remote=remote, monkeypatch=monkeypatch).write_steps(3, 4, 4)
+    shutil.rmtree(directory)
+    return faults.num_changes
+
+
+def complete_two(directory: Path) -> CheckpointManager:
+    plain = CheckpointManager(str(directory), keep=2)
+    complete(plain, 1)
+    complete(plain, 2)
+    return plain
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+def test_whenever_the_process_is_killed_what_counts_is_whole(tmp_path: Path, remote: bool) -> None:
+    changes = num_changes(tmp_path / "dry", remote=remote)
+    assert changes > 50
+    latest = set()
+    for first in range(changes + 1):
+        plain = complete_two(tmp_path / f"{first}")
+        child = os.fork()
+        if not child:
+            faults = Faults(first, lambda kind: os.kill(os.getpid(), signal.SIGKILL))
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                FaultyCheckpoints(tmp_path / f"{first}", faults, remote=remote, monkeypatch=monkeypatch).write_steps(3, 4, 4)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) is (first < changes)
+        assert_whole(plain, at_least=2)
+        latest.add(plain.latest())
+        complete(plain, 5)
+        complete(plain, 6)
+        assert sorted(path.name for path in (tmp_path / f"{first}").iterdir()) == ["step_000005", "step_000006"]
+        assert_whole(plain, at_least=6)
+    assert latest == {2, 3, 4}
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+@pytest.mark.parametrize("failing", ["write", "delete"])
+def test_whenever_the_disk_fails_the_checkpoint_before_restores_and_a_later_save_works(tmp_path: Path, remote: bool, failing: str) -> None:
+    def strike(kind: str) -> None:
+        if kind == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    num_failures = 0
+    for first in range(num_changes(tmp_path / "dry", remote=remote)):
+        directory = tmp_path / f"{first}"
+        plain = complete_two(directory)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            broken = FaultyCheckpoints(directory, Faults(first, strike), remote=remote, monkeypatch=monkeypatch)
+            try:
+                broken.write_steps(3, 4, 4)
+            except CheckpointError as error:
+                num_failures += 1
+                assert str(directory) in str(error) and "No space left" in str(error) and "\n" not in str(error)
+                assert ("free space there" if failing == "write" else "could not be") in str(error)
+        assert_whole(plain, at_least=2)
+        complete(plain, 5)
+        assert_whole(plain, at_least=5)
+    assert num_failures > 20

@@ -1,0 +1,253 @@
+"""Where every sampled response token went: trained on, still under way, or wasted, and why.
+
+    worker samples ──progress──> kept ──group drawn──> trained
+          │                        └──group dropped──> wasted: aborted, stale, filtered, lost
+          └──worker ended, or has no group left──────> wasted: lost
+
+A pure state machine, told about by messages that may be late, repeated or out of order: a worker's reports are cumulative, so an old one
+changes nothing; a group is one worker's at a time, so what another says of it changes nothing; and an ended worker is not listened to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class TokenWaste(StrEnum):
+    """Why a sampled token is never trained on."""
+
+    ABORTED = "aborted"  # its group was given up while it was sampled: too slow, too many tries, the run's end
+    STALE = "stale"  # its group was too old for the policy
+    FILTERED = "filtered"  # its group was not wanted: nothing to learn from, or no verdict
+    LOST = "lost"  # it went with a worker or a node before anyone else had it
+
+
+@dataclass(slots=True)
+class _Group:
+    """Tokens of one group that are safe; who samples it now; why they are waste, if the group was dropped while it was sampled."""
+
+    tokens: int = 0
+    worker_id: str | None = None
+    cause: TokenWaste | None = None
+
+
+@dataclass(slots=True)
+class _Account:
+    """One worker: the newest of its reports; how many of its tokens went into a group or to waste; the groups it samples."""
+
+    reported: int = 0
+    settled: int = 0
+    groups: set[int] = field(default_factory=set)
+
+    @property
+    def sampled(self) -> int:
+        return max(self.reported, self.settled)
+
+    @property
+    def unkept(self) -> int:
+        return self.sampled - self.settled
+
+
+class TokenLedger:
+    """Accounts for every response token of a run.
+
+        ledger.started("rollout-0", 7)                         # group 7 is given to a worker
+        ledger.sampled("rollout-0", 640)                       # a heartbeat: all it ever sampled, whatever for,
+        ledger.kept("rollout-0", 7, 320)                       # and what of a group is safe by now
+        ledger.worker_ended("rollout-0")                       # 320 tokens are lost
+        ledger.started("rollout-1", 7)                         # it goes on from the 320 tokens kept, not sampled twice
+        ledger.finished("rollout-1", 7, 500)                   # the whole group is here; 180 of it are this worker's
+        ledger.trained(7)                                      # or dropped(7, TokenWaste.STALE)
+
+    With S_w the tokens worker w is known to have sampled, A_w those of them settled (kept for a group, or wasted), and K_g the tokens kept
+    of group g, at every moment
+
+        generated = Σ_w S_w  =  trained + wasted + in_flight,      in_flight = Σ_{g alive} K_g + Σ_{w alive} (S_w − A_w)
+
+    where the first sum goes over all workers there ever were and g is alive from `started` until `trained` or `dropped`. A worker that
+    samples no group has nothing under way: what nobody keeps of it then is lost at once, as it is at its end. Tokens a worker sampled
+    after its last report are not known to exist.
+
+    S_w is the largest of its reports, or A_w where results overtook them. Where the worker's total is reported before, or with,
+    whatever says that tokens are kept, each number is exact, token for token; else `generated` and `in_flight` are short by what
+    the next report brings, and the identity still holds. (Exact, too, only if no old report of a group is on its way from a worker that
+    is given that group a second time with less of it kept.)
+
+    A `worker_id` names one process: it is not used again after `worker_ended`. A method that raises has changed nothing.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[int, _Group] = {}
+        self._workers: dict[str, _Account] = {}
+        self._ended: set[str] = set()
+        self._generated_by_ended = 0
+        self._trained = 0
+        self._wasted = dict.fromkeys(TokenWaste, 0)
+
+    # ---- what workers tell ----
+
+    def started(self, worker_id: str, group_id: int, *, resumed_tokens: int | None = None) -> None:
+        """`worker_id` samples the group from now on; whoever had it before does not. It goes on from `resumed_tokens`, by default from
+        all that is kept; what is kept beyond them is lost. Raises ValueError where it goes on from more than is kept, where the
+        group was dropped and is not yet let go, and for a worker that has ended."""
+        if worker_id in self._ended:
+            raise ValueError(f"{worker_id} has ended: it cannot be given group {group_id}")
+        group = self._groups.get(group_id) or _Group()
+        tokens = group.tokens if resumed_tokens is None else resumed_tokens
+        if group.cause is not None:
+            raise ValueError(f"group {group_id} was dropped ({group.cause})")
+        if not 0 <= tokens <= group.tokens:
+            raise ValueError(f"group {group_id} cannot go on from {tokens} tokens: {group.tokens} are kept")
+        self._release(group_id, group)
+        self._wasted[TokenWaste.LOST] += group.tokens - tokens
+        group.tokens, group.worker_id = tokens, worker_id
+        self._groups[group_id] = group
+        self._account(worker_id).groups.add(group_id)
+
+    def sampled(self, worker_id: str, total: int) -> None:
+        """`worker_id` has sampled `total` response tokens since it began, for whatever group."""
+        if worker_id in self._ended:
+            return
+        account = self._account(worker_id)
+        account.reported = max(account.reported, total)
+        self._lose_what_nobody_keeps(account)
+
+    def kept(self, worker_id: str, group_id: int, tokens: int) -> None:
+        """`tokens` tokens of the group, resumed ones included, are safe outside of the worker that samples it."""
+        group = self._groups.get(group_id)
+        if group is None or group.worker_id != worker_id or tokens <= group.tokens:
+            return  # late, or from a worker that has the group no more
+        grown = tokens - group.tokens
+        group.tokens = tokens
+        self._workers[worker_id].settled += grown
+        if group.cause is not None:
+            self._wasted[group.cause] += grown
+
+    def finished(self, worker_id: str, group_id: int, tokens: int | None = None) -> None:
+        """The worker samples the group no more, which has come to `tokens` tokens (None: those that are kept). To be told of a group
+        that ended, was handed over or was dropped, once the worker has let go of it."""
+        if tokens is not None:
+            self.kept(worker_id, group_id, tokens)
+        group = self._groups.get(group_id)
+        if group is not None and group.worker_id == worker_id:
+            self._release(group_id, group)
+
+    def worker_ended(self, worker_id: str) -> None:
+        """Its process is gone, or will not be listened to any more: what it sampled and nobody keeps is lost."""
+        account = self._workers.pop(worker_id, _Account())
+        self._ended.add(worker_id)
+        for group_id in account.groups:
+            self._let_go(group_id, self._groups[group_id])
+        self._generated_by_ended += account.sampled
+        self._wasted[TokenWaste.LOST] += account.unkept
+
+    # ---- what becomes of groups ----
+
+    def trained(self, group_id: int) -> None:
+        """A gradient used the group. Raises ValueError for one that is being sampled, or is not alive."""
+        group = self._groups.get(group_id)
+        if group is None or group.worker_id is not None or group.cause is not None:
+            raise ValueError(f"group {group_id} cannot be trained on: it is {'unknown' if group is None else 'not finished, or dropped'}")
+        self._trained += self._groups.pop(group_id).tokens
+
+    def dropped(self, group_id: int, cause: TokenWaste) -> None:
+        """The group will not be trained on. It may still be sampled: what is then kept of it is waste too. One that nobody was ever
+        given, or that was dropped before, has no tokens to waste."""
+        group = self._groups.get(group_id)
+        if group is None or group.cause is not None:
+            return
+        self._wasted[cause] += group.tokens
+        if group.worker_id is None:
+            del self._groups[group_id]
+        else:
+            group.cause = cause
+
+    # ---- numbers ----
+
+    @property
+    def generated(self) -> int:
+        return self._generated_by_ended + sum(account.sampled for account in self._workers.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Tokens of living groups and tokens that workers have yet to hand out; not computed from the other numbers."""
+        kept = sum(group.tokens for group in self._groups.values() if group.cause is None)
+        return kept + sum(account.unkept for account in self._workers.values())
+
+    def counts(self) -> dict[str, int]:
+        """generated, trained, in_flight, wasted_CAUSE."""
+        wasted = {f"wasted_{cause}": tokens for cause, tokens in self._wasted.items()}
+        return {"generated": self.generated, "trained": self._trained, "in_flight": self.in_flight, **wasted}
+
+    def metrics(self) -> dict[str, float]:
+        """The counts as tokens/NAME (docs/metrics.md)."""
+        return {f"tokens/{name}": float(count) for name, count in self.counts().items()}
+
+    def check_sums(self) -> None:
+        """Raise AssertionError unless generated = trained + in flight + wasted, and each of them is possible."""
+        counts = self.counts()
+        generated = counts.pop("generated")
+        assert generated == sum(counts.values()), f"{generated} tokens were generated, {sum(counts.values())} are accounted for: {counts}"
+        assert min(counts.values()) >= 0, f"a count is negative: {counts}"
+        for group_id, group in self._groups.items():
+            owns = group.worker_id is not None and group_id in self._workers[group.worker_id].groups
+            assert owns == (group.worker_id is not None), f"{group.worker_id} does not know that it samples group {group_id}"
+            assert owns or group.cause is None, f"group {group_id} was dropped and nobody samples it"
+
+    # ---- checkpoints ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that outlives the workers, in values JSON can hold."""
+        return {
+            "generated": self.generated,
+            "trained": self._trained,
+            "wasted": {cause.value: tokens for cause, tokens in self._wasted.items()},
+            "unkept": sum(account.unkept for account in self._workers.values()),
+            "groups": [[group_id, group.tokens] for group_id, group in sorted(self._groups.items()) if group.cause is None],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, held: Collection[int]) -> None:
+        """Continue from a checkpoint whose replay holds the groups `held`. All workers are new; what was in flight and is in no group
+        of `held` is lost. What was sampled after the checkpoint is not known of. Raises ValueError if `held` names a group that was
+        not alive."""
+        groups = {int(group_id): int(tokens) for group_id, tokens in state["groups"]}
+        unknown = sorted(set(held) - groups.keys())
+        if unknown:
+            raise ValueError(f"replay holds groups {unknown}, of which the token ledger knows nothing")
+        self._groups = {group_id: _Group(tokens=groups[group_id]) for group_id in sorted(held)}
+        self._workers, self._ended = {}, set()
+        self._generated_by_ended = state["generated"]
+        self._trained = state["trained"]
+        self._wasted = {cause: state["wasted"][cause.value] for cause in TokenWaste}
+        self._wasted[TokenWaste.LOST] += state["unkept"] + sum(
+            tokens for group_id, tokens in groups.items() if group_id not in self._groups
+        )
+        self.check_sums()
+
+    # ---- parts ----
+
+    def _account(self, worker_id: str) -> _Account:
+        return self._workers.setdefault(worker_id, _Account())
+
+    def _release(self, group_id: int, group: _Group) -> None:
+        """The worker that has the group, if there is one, has it no more."""
+        if group.worker_id is None:
+            return
+        account = self._workers[group.worker_id]
+        account.groups.remove(group_id)
+        self._let_go(group_id, group)
+        self._lose_what_nobody_keeps(account)
+
+    def _let_go(self, group_id: int, group: _Group) -> None:
+        group.worker_id = None
+        if group.cause is not None:
+            del self._groups[group_id]
+
+    def _lose_what_nobody_keeps(self, account: _Account) -> None:
+        """A worker without groups will never hand out what it has not handed out yet."""
+        if not account.groups:
+            self._wasted[TokenWaste.LOST] += account.unkept
+            account.settled = account.sampled

@@ -1,0 +1,64 @@
+"""The encoders of a run: stateless, so their number may change at any time.
+
+pool = EncoderPool(make, 2)
+batch, encode_s = await pool.encode(group_id, batch, timeout_s=900)
+await pool.resize(3, timeout_s=300)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from jobs.supervised import Supervised
+
+
+class EncoderPool:
+    """Shares groups out among supervised encoders. One that leaves finishes what it has."""
+
+    def __init__(self, make: Callable[[int], Supervised], size: int) -> None:
+        """`make(number)` makes an encoder; numbers are never used twice."""
+        self._make = make
+        self._next_number = 0
+        self.handles = [self._new() for _ in range(size)]
+        self._busy: dict[str, int] = {}
+        self._idle = asyncio.Condition()
+
+    def __len__(self) -> int:
+        return len(self.handles)
+
+    def groups_in(self, name: str) -> int:
+        """Groups under way in one encoder."""
+        return self._busy.get(name, 0)
+
+    async def encode(self, group_id: int, batch: Any, *, timeout_s: float) -> tuple[Any, float]:
+        """The batch (a reference) with features, and the seconds it took."""
+        encoder = self.handles[group_id % len(self.handles)]
+        self._busy[encoder.name] = self.groups_in(encoder.name) + 1
+        try:
+            encoded: tuple[Any, float] = await encoder.call(
+                "encode", batch, returns=2, timeout_s=timeout_s, waiting_for=f"features of group {group_id}"
+            )
+            return encoded
+        finally:
+            self._busy[encoder.name] -= 1
+            async with self._idle:
+                self._idle.notify_all()
+
+    async def resize(self, size: int, *, timeout_s: float) -> None:
+        """Grow once the new ones can serve; shrink, then wait until those that left are idle and end them."""
+        new = [self._new() for _ in range(size - len(self.handles))]
+        await asyncio.gather(*(encoder.ready(timeout_s=timeout_s) for encoder in new))
+        self.handles += new
+        leaving, self.handles = self.handles[size:], self.handles[:size]
+        for encoder in leaving:
+            async with self._idle, asyncio.timeout(timeout_s):
+                await self._idle.wait_for(lambda name=encoder.name: self.groups_in(name) == 0)  # type: ignore[misc]
+            self._busy.pop(encoder.name, None)
+            encoder.kill()
+
+    def _new(self) -> Supervised:
+        number = self._next_number
+        self._next_number += 1
+        return self._make(number)

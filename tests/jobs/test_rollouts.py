@@ -1,0 +1,500 @@
+"""Lives of rollout workers, with scripted workers in this process: what is given to whom, and what becomes of it."""
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.engine import EngineError, WeightMismatch
+from actors.rollout import DataError
+from buffers.records import GroupRequest, GroupUsage, Heartbeat, Problem, WeightUpdate
+from jobs.config import RunConfig
+from jobs.handles import ActorDied, DataLost, Deadline, LocalHandle
+from jobs.rollouts import DATA, LOST, TIMEOUT, Rollouts
+from jobs.run import Run
+from tests.actors.coroutines import run
+
+BOUND_S = 10.0
+
+
+class ScriptedWorker:
+    """Samples when it is told to. A group's rows are a list of what was done for it, by whom."""
+
+    def __init__(self, name: str, scene: "Scene") -> None:
+        self.name = name
+        self.scene = scene
+        self.version = 0
+        self.sampled_tokens = 0
+        self.asked: dict[int, tuple[GroupRequest, Any]] = {}
+        self.ends: dict[int, asyncio.Future[tuple[Any, int]]] = {}
+        self.times_given: Counter[int] = Counter()
+        self.moved = asyncio.Condition()
+        self.closed = False
+
+    async def start(self) -> str:
+        if self.scene.start_error is not None:
+            raise self.scene.start_error
+        await self.scene.may_start.wait()
+        return self.name
+
+    async def generate(self, request: GroupRequest, messages: Any, resume: Any) -> tuple[Any, GroupUsage]:
+        group_id = request.group_id
+        self.asked[group_id] = (request, resume)
+        self.times_given[group_id] += 1
+        self.ends[group_id] = asyncio.get_running_loop().create_future()
+        await self.scene.note()
+        try:
+            rows, num_aborted = await self.ends[group_id]
+        finally:
+            del self.asked[group_id], self.ends[group_id]
+        usage = GroupUsage(worker_id=self.name, prompt_tokens=1, response_tokens=4, generate_s=0.1, num_aborted=num_aborted)
+        return rows, usage
+
+    async def watch(self, cursor: int, timeout_s: float) -> tuple[Any, Heartbeat]:
+        async with self.moved:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self.moved.wait_for(lambda: self.sampled_tokens > cursor)
+            except TimeoutError:
+                pass
+        beat = Heartbeat(
+            worker_id=self.name,
+            version=self.version,
+            tokens_by_group=dict.fromkeys(self.asked, self.sampled_tokens),
+            sampled_tokens=self.sampled_tokens,
+            rss_bytes=2**20,
+        )
+        return f"progress of {self.name} at {self.sampled_tokens}", beat
+
+    async def update(self, snapshot: Any) -> WeightUpdate:
+        await self.scene.may_load.wait()
+        if self.scene.load_error is not None:
+            raise self.scene.load_error
+        self.version = snapshot
+        return WeightUpdate(worker_id=self.name, version=snapshot, load_s=0.0, idle_s=0.0)
+
+    async def abort(self, group_id: int) -> None:
+        if group_id in self.ends and not self.ends[group_id].done():
+            self.ends[group_id].set_result((f"rows of {group_id} by {self.name}", 2))
+
+    async def close(self) -> None:
+        self.closed = True
+
+    # ---- what a test does to it ----
+
+    async def sample(self, tokens: int) -> None:
+        async with self.moved:
+            self.sampled_tokens += tokens
+            self.moved.notify_all()
+
+    def finish(self, group_id: int) -> None:
+        self.ends[group_id].set_result((f"rows of {group_id} by {self.name}", 0))
+
+    def fail(self, group_id: int, error: Exception) -> None:
+        self.ends[group_id].set_exception(error)
+
+
+class Scene:
+    """Rollouts over scripted workers; it is their observer too.
+
+    async with Scene(workers=2) as scene: ...
+    """
+
+    def __init__(self, *, workers: int = 1, lanes: int = 2, **supervision: Any) -> None:
+        settings = {"heartbeat_s": 0.02, "hang_timeout_s": BOUND_S, "backoff_s": 0.0, "drain_timeout_s": BOUND_S, **supervision}
+        config = RunConfig.model_validate(
+            {
+                "responses_per_prompt": 2,
+                "rollout": {"max_sequences": 2 * lanes, "group_timeout_s": supervision.pop("group_timeout_s", BOUND_S)},
+                "supervision": {name: value for name, value in settings.items() if name != "group_timeout_s"},
+            }
+        )
+        self.workers: dict[str, ScriptedWorker] = {}
+        self.handles: dict[str, LocalHandle] = {}
+        self.may_start, self.may_load = asyncio.Event(), asyncio.Event()
+        self.may_start.set()
+        self.may_load.set()
+        self.start_error: Exception | None = None
+        self.load_error: Exception | None = None
+        self.done: list[tuple[int, Any]] = []
+        self.drops: list[tuple[int, str]] = []
+        self.losses: list[tuple[str, list[int]]] = []
+        self._changed = asyncio.Condition()
+        task = SimpleNamespace(prompt=lambda problem: [])
+        parts = SimpleNamespace(config=config, task=task, factory=self, admission=SimpleNamespace(capacity=100))
+        parts.generate = lambda handle, request, resume=None: Run.generate(parts, handle, request, resume)
+        self.rollouts = Rollouts(parts, self, desired=workers)
+
+    async def __aenter__(self) -> "Scene":
+        self.running = asyncio.create_task(self.rollouts.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.running.cancel()
+        await asyncio.wait([self.running])
+
+    def rollout_worker(self, number: int) -> LocalHandle:
+        name = f"rollout-{number}"
+        self.workers[name] = ScriptedWorker(name, self)
+        self.handles[name] = LocalHandle(self.workers[name], name)
+        return self.handles[name]
+
+    def submit(self, *group_ids: int) -> None:
+        for group_id in group_ids:
+            problem = Problem(task="t", problem_id=f"p{group_id}", question="?", answer="!")
+            self.rollouts.submit(GroupRequest(group_id=group_id, problem=problem, num_responses=2, admitted_version=0))
+
+    def who_has(self, group_id: int) -> str | None:
+        return next((name for name, worker in self.workers.items() if group_id in worker.asked and name in self.rollouts.workers), None)
+
+    def state(self, name: str) -> str:
+        return self.rollouts.fleet.members[name].state.value
+
+    async def until(self, condition: Any) -> Any:
+        """Until something that was noted makes it true."""
+        async with self._changed, asyncio.timeout(BOUND_S):
+            while not (found := condition()):
+                await self._changed.wait()
+            return found
+
+    async def until_given(self, group_id: int, *, but: str | None = None) -> ScriptedWorker:
+        name = await self.until(lambda: (found := self.who_has(group_id)) and found != but and found)
+        return self.workers[name]
+
+    async def until_serving(self, num: int) -> None:
+        await self.until(lambda: len(self.rollouts.fleet.serving) == num)
+
+    async def note(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _note_soon(self) -> None:
+        self._noting = asyncio.ensure_future(self.note())
+
+    # ---- jobs.rollouts.Observer ----
+
+    def sampled(self, work: Any, sampled: Any) -> None:
+        self.done.append((work.request.group_id, sampled.batch))
+        self._note_soon()
+
+    def dropped(self, work: Any, why: str, error: Exception | None) -> None:
+        self.drops.append((work.request.group_id, why))
+        self._note_soon()
+
+    def dispatched(self, work: Any, worker: str) -> None:
+        pass
+
+    def returned(self, work: Any, worker: str, usage: GroupUsage | None) -> None:
+        pass
+
+    def beat(self, worker: str, beat: Heartbeat) -> None:
+        self._note_soon()
+
+    def ended(self, worker: str) -> None:
+        pass
+
+    def updated(self, update: WeightUpdate) -> None:
+        self._note_soon()
+
+    def changed(self, worker: str) -> None:
+        self._note_soon()
+
+    def lost(self, worker: str, groups: list[int], error: Exception) -> None:
+        self.losses.append((worker, sorted(groups)))
+
+
+def test_groups_go_to_free_lanes_lowest_id_first():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=2) as scene:
+            scene.submit(7, 3, 5)
+            worker = await scene.until_given(5)
+            assert sorted(worker.asked) == [3, 5]
+            worker.finish(3)
+            await scene.until_given(7)
+            assert scene.done == [(3, "rows of 3 by rollout-0")]
+
+    run(scenario())
+
+
+def test_groups_of_a_lost_worker_go_on_elsewhere_from_what_is_safe():
+    async def scenario() -> None:
+        async with Scene(workers=2, lanes=1) as scene:
+            scene.submit(0)
+            first = await scene.until_given(0)
+            await first.sample(10)
+            await scene.until(
+                lambda: scene.rollouts.workers[first.name].beat and scene.rollouts.workers[first.name].beat.sampled_tokens == 10
+            )
+            scene.handles[first.name].kill()
+            second = await scene.until_given(0, but=first.name)
+            request, resume = second.asked[0]
+            assert request.group_id == 0
+            assert resume == f"progress of {first.name} at 10"
+            assert scene.losses == [(first.name, [0])]
+            second.finish(0)
+            await scene.until(lambda: scene.done)
+            await scene.until_serving(2)
+            assert "rollout-2" in scene.rollouts.workers, "the lost one is replaced"
+
+    run(scenario())
+
+
+def test_a_group_that_was_not_in_the_last_report_begins_anew():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1, heartbeat_s=BOUND_S) as scene:
+            scene.submit(0)
+            first = await scene.until_given(0)
+            scene.handles[first.name].kill()
+            second = await scene.until_given(0, but=first.name)
+            assert second.asked[0][1] is None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "error", [ActorDied("killed"), EngineError("the engine failed"), Deadline("hangs")], ids=lambda e: type(e).__name__
+)
+def test_any_loss_found_by_a_group_is_the_workers(error):
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=2) as scene:
+            scene.submit(0, 1)
+            first = await scene.until_given(1)
+            if isinstance(error, Deadline):  # of the watch, not of a group: that is the group's
+                scene.workers[first.name].watch = _raises(error)
+                await first.sample(1)
+            else:
+                first.fail(0, error)
+            second = await scene.until_given(1, but=first.name)
+            await scene.until_given(0, but=first.name)
+            assert scene.losses == [(first.name, [0, 1])]
+            assert sorted(second.asked) == [0, 1]
+
+    run(scenario())
+
+
+def _raises(error: Exception) -> Any:
+    async def raising(*_: Any) -> None:
+        raise error
+
+    return raising
+
+
+def test_a_worker_that_samples_nothing_is_lost_though_it_answers():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1, hang_timeout_s=0.1) as scene:
+            scene.submit(0)
+            first = await scene.until_given(0)
+            await scene.until_given(0, but=first.name)
+            assert scene.losses[0] == (first.name, [0])
+
+    run(scenario())
+
+
+def test_a_worker_without_groups_may_be_idle_for_ever():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1, hang_timeout_s=0.05) as scene:
+            await scene.until_serving(1)
+            beats = 0
+
+            def counted() -> bool:
+                nonlocal beats
+                beats += 1
+                return beats > 10
+
+            await scene.until(counted)
+            assert scene.losses == []
+
+    run(scenario())
+
+
+def test_a_group_that_costs_too_many_workers_is_dropped():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1, max_group_tries=2) as scene:
+            scene.submit(0)
+            last = None
+            for _ in range(2):
+                worker = await scene.until_given(0, but=last)
+                last = worker.name
+                scene.handles[last].kill()
+            await scene.until(lambda: scene.drops)
+            assert scene.drops == [(0, LOST)]
+
+    run(scenario())
+
+
+def test_a_group_that_takes_too_long_is_dropped_and_its_worker_stays():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1, group_timeout_s=0.05) as scene:
+            scene.submit(0, 1)
+            await scene.until(lambda: len(scene.drops) == 2)
+            assert scene.drops == [(0, TIMEOUT), (1, TIMEOUT)]
+            assert scene.losses == []
+
+    run(scenario())
+
+
+def test_a_problem_that_cannot_be_used_is_dropped_and_its_worker_stays():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1) as scene:
+            scene.submit(0, 1)
+            (await scene.until_given(0)).fail(0, DataError("the prompt is too long"))
+            await scene.until_given(1)
+            assert (scene.drops, scene.losses) == ([(0, DATA)], [])
+
+    run(scenario())
+
+
+def test_rows_that_went_with_a_node_are_sampled_anew_by_a_worker_that_stays():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1) as scene:
+            scene.submit(0)
+            worker = await scene.until_given(0)
+            worker.fail(0, DataLost("the rows are gone"))
+            await scene.until(lambda: worker.times_given[0] == 2)
+            assert worker.asked[0][1] is None
+            assert scene.losses == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), WeightMismatch("not the weights")], ids=lambda e: type(e).__name__)
+def test_a_bug_ends_the_run_with_its_own_error(error):
+    async def scenario() -> None:
+        async with Scene(workers=2, lanes=1) as scene:
+            scene.submit(0)
+            (await scene.until_given(0)).fail(0, error)
+            with pytest.raises(BaseExceptionGroup) as raised:
+                await scene.running
+            assert raised.value.subgroup(lambda found: found is error)
+
+    run(scenario())
+
+
+def test_a_worker_that_cannot_start_ends_the_run_at_once_with_its_own_error():
+    async def scenario() -> None:
+        scene = Scene(workers=1)
+        scene.start_error = ValueError("no such model")
+        async with scene:
+            with pytest.raises(BaseExceptionGroup) as raised:
+                await scene.running
+            assert raised.value.subgroup(lambda found: found is scene.start_error)
+
+    run(scenario())
+
+
+def test_a_joiner_is_given_nothing_before_it_holds_the_newest_weights():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1) as scene:
+            await scene.until_serving(1)
+            await scene.rollouts.publish(1, 1)
+            await scene.rollouts.published(1)
+            scene.may_load.clear()
+            await scene.rollouts.scale(2)
+            await scene.until(lambda: len(scene.workers) == 2 and scene.state("rollout-1") == "stale")
+            scene.submit(0, 1)
+            await scene.until_given(0)
+            assert scene.who_has(1) is None
+            scene.may_load.set()
+            assert (await scene.until_given(1)).name == "rollout-1"
+            assert scene.workers["rollout-1"].version == 1
+
+    run(scenario())
+
+
+def test_a_version_is_published_when_all_who_serve_have_it_or_are_gone():
+    async def scenario() -> None:
+        async with Scene(workers=2) as scene:
+            await scene.until_serving(2)
+            scene.may_load.clear()
+            await scene.rollouts.publish(1, 1)
+            publishing = asyncio.create_task(scene.rollouts.published(1))
+            await asyncio.sleep(0)
+            assert not publishing.done()
+            for name in list(scene.rollouts.workers):
+                scene.handles[name].kill()
+            async with asyncio.timeout(BOUND_S):
+                await publishing
+
+    run(scenario())
+
+
+def test_shrinking_lets_groups_finish_first():
+    async def scenario() -> None:
+        async with Scene(workers=2, lanes=1) as scene:
+            scene.submit(0, 1)
+            await scene.until_given(0)
+            await scene.until_given(1)
+            await scene.rollouts.scale(1)
+            await scene.until(lambda: scene.state("rollout-1") == "draining")
+            leaver = scene.workers["rollout-1"]
+            (group_id,) = leaver.asked
+            scene.submit(2)
+            leaver.finish(group_id)
+            await scene.until(lambda: scene.state("rollout-1") == "dead")
+            assert leaver.closed
+            assert scene.done == [(group_id, f"rows of {group_id} by rollout-1")]
+            assert scene.who_has(2) is None
+
+    run(scenario())
+
+
+def test_what_is_not_finished_in_time_is_handed_over_with_its_tokens():
+    async def scenario() -> None:
+        async with Scene(workers=2, lanes=2, drain_timeout_s=0.0) as scene:
+            await scene.until_serving(2)
+            scene.submit(0, 1, 2)
+            for group_id in range(3):
+                await scene.until_given(group_id)
+            handed_over = [group_id for group_id in range(3) if scene.who_has(group_id) == "rollout-1"]
+            await scene.rollouts.scale(1)
+            await scene.until(lambda: scene.state("rollout-1") == "dead")
+            stays = scene.workers["rollout-0"]
+            for group_id in [group_id for group_id in stays.asked if group_id not in handed_over]:
+                stays.finish(group_id)
+            for group_id in handed_over:
+                assert (await scene.until_given(group_id)) is stays
+                assert stays.asked[group_id][1] == f"rows of {group_id} by rollout-1"
+                stays.finish(group_id)
+            assert handed_over
+            assert scene.losses == [] and scene.drops == []
+
+    run(scenario())
+
+
+def test_a_worker_that_still_starts_can_leave():
+    async def scenario() -> None:
+        scene = Scene(workers=1)
+        async with scene:
+            await scene.until_serving(1)
+            scene.may_start.clear()
+            await scene.rollouts.scale(2)
+            await scene.until(lambda: len(scene.workers) == 2)
+            await scene.rollouts.scale(1)
+            await scene.until(lambda: scene.state("rollout-1") == "dead")
+            assert scene.losses == []
+
+    run(scenario())
+
+
+def test_one_on_a_node_that_goes_leaves_and_is_replaced():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1) as scene:
+            scene.submit(0)
+            first = await scene.until_given(0)
+            await scene.rollouts.drain(first.name, "its node is about to go", within_s=0.0)
+            second = await scene.until_given(0, but=first.name)
+            assert second.asked[0][1] == f"rows of 0 by {first.name}"
+            await scene.until(lambda: scene.state(first.name) == "dead")
+
+    run(scenario())
+
+
+def test_the_end_closes_every_worker():
+    async def scenario() -> None:
+        async with Scene(workers=3) as scene:
+            await scene.until_serving(3)
+        assert all(worker.closed for worker in scene.workers.values())
+
+    run(scenario())
