@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from bonus.diagnostics import BonusDiagnostics
+from buffers.tokens import TokenLedger
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "actors/bonus.py", "jobs/controller.py", "jobs/synchronous.py")
-GROUPS = "reward|groups|verifier|response|bonus|advantage|learner|policy|mismatch|mismatch_lag0|rollout|time|replay"
+GROUPS = "reward|groups|verifier|response|bonus|advantage|learner|policy|mismatch|mismatch_lag0|rollout|time|replay|faults"
 
 
 def metrics_written() -> set[str]:
@@ -17,6 +18,7 @@ def metrics_written() -> set[str]:
     for source in SOURCES:
         names |= set(re.findall(rf'"((?:{GROUPS})/[\w@]+)"', (ROOT / source).read_text()))
     names |= {f"bonus/{name.removeprefix('bonus_')}" for name in BonusDiagnostics.__dataclass_fields__}
+    names |= TokenLedger().metrics().keys()
     return names | {f"mismatch/{kind}" for kind in ("mean", "p95", "max", "outside_band")}
 
 
@@ -28,7 +30,7 @@ def metrics_documented() -> set[str]:
         for name in re.findall(r"`([^`]+)`", cell):
             section = name.partition("/")[0] or section
             names.add(name if not name.startswith("/") else section + name)
-    return names - {"step", "time", "mismatch_lag0/…"}
+    return names - {"step", "time", "mismatch_lag0/…", "memory/…"}
 
 
 def test_every_metric_written_is_documented_and_no_other():

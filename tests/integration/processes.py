@@ -93,8 +93,11 @@ class Job:
 
     def named(self, title: str) -> psutil.Process:
         """The process that Ray gave this title."""
-        (process,) = [process for process in self.processes() if " ".join(process.cmdline()).startswith(title)]
+        (process,) = self.all_named(title)
         return process
+
+    def all_named(self, title: str) -> list[psutil.Process]:
+        return [process for process in self.processes() if title_of(process).startswith(title)]
 
     def signal(self, number: int, *, group: bool = False) -> None:
         """To the driver, or like a terminal to all that share its process group. Notes the processes that there are before."""
@@ -151,6 +154,14 @@ def is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def title_of(process: psutil.Process) -> str:
+    """Empty once it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def name_of(process: psutil.Process) -> str:

@@ -1,6 +1,5 @@
 """A run through `python -m jobs.train`: real Ray, real processes, the tiny model and the reference engine."""
 
-import os
 import signal
 from pathlib import Path
 
@@ -178,19 +177,6 @@ def test_killed_driver_leaves_no_process_and_the_next_start_resumes(config, run_
     assert_checkpoint_loads(run_dir, saved + 2)
     files = sorted(file.name for file in (run_dir / "rollouts").iterdir())
     assert files == [f"step_{step:06d}.parquet" for step in range(1, saved + 3)]
-
-
-@pytest.mark.parametrize(("title", "name"), [("ray::Learner", "learner"), ("ray::RolloutWorker", "rollout-0")])
-def test_killed_actor_ends_the_run_and_is_named(config, run_dir, title, name):
-    with Training(config, run_dir, *ENDLESS) as training:
-        training.wait_for_steps(3)
-        os.kill(training.named(title).pid, signal.SIGKILL)
-        assert training.exit_code(timeout_s=60) == 1, training.output()
-        training.assert_no_process_left()
-        last_line = training.output().splitlines()[-1]
-    assert f"error: the run failed: the {name} process died" in last_line
-    saved = checkpoints(run_dir).latest()
-    assert f"resumes from step {saved}" in last_line
 
 
 def test_several_encoders_and_a_memory_of_prompts_train(config, run_dir):

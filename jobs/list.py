@@ -1,0 +1,83 @@
+"""`python -m jobs.list [--address http://HEAD:8265]`: the runs of a cluster, or of this machine.
+
+Exit codes: 0, 2 refused (one line says why).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.remote import ADDRESS_HELP, Job, address_of, connect
+from jobs.run_state import read_status
+from jobs.runs import LOCAL_RUNS, STORAGE, age, answering, is_alive, local_runs
+from jobs.status_screen import phase_of
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.list", description="List runs.")
+    parser.add_argument("--address", help=ADDRESS_HELP)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return answering(lambda: _main(parse_arguments(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    address = address_of(options.address)
+    if address is None:
+        rows, nothing = local_rows(local_runs(), time.time()), f"no runs in ./{LOCAL_RUNS} or {STORAGE}"
+    else:
+        rows, nothing = remote_rows(connect(address).jobs(), time.time()), f"no runs on the cluster at {address}"
+    if not rows:
+        print(nothing)
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in rows[0]:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table, highlight=False)
+    return 0
+
+
+def local_rows(directories: Sequence[Path], now: float) -> list[dict[str, str]]:
+    """A row a run, from its status file and its lock."""
+    rows = []
+    for directory in directories:
+        status = read_status(directory)
+        if status is not None:
+            phase = phase_of(status, is_alive=is_alive(directory))
+            step = f"{status.step}/{status.steps}"
+            rows.append(
+                {"run": directory.name, "phase": phase, "step": step, "last word": f"{age(status.updated, now)} ago", "in": str(directory)}
+            )
+    return rows
+
+
+def remote_rows(jobs: Sequence[Job], now: float) -> list[dict[str, str]]:
+    """A row a run, of its newest job; `jobs` are given oldest first."""
+    newest = {job.run: job for job in jobs}
+    return [
+        {
+            "run": job.run,
+            "job": job.id,
+            "state": job.state.lower(),
+            "started": f"{age(job.started, now)} ago" if job.started else "-",
+            "duration": age(job.started, job.ended or now) if job.started else "-",
+            "commit": job.metadata.get("commit", "-"),
+            "kept in": job.storage,
+        }
+        for job in sorted(newest.values(), key=lambda job: job.run)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""`python -m jobs.status RUN [--address http://HEAD:8265]`: how a run is, on one screen.
+
+RUN is a run directory or a name; with an address, a name on that cluster. Exit codes: 0, 2 refused (one line says why), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from jobs.remote import ADDRESS_HELP, Cluster, Job, address_of, connect
+from jobs.run_state import RunStatus, read_status
+from jobs.runs import Refusal, age, answering, find_run, is_alive
+from jobs.status_screen import one_line, screen
+
+LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 5.0
+"""Between two looks with --watch; on a cluster each is a small job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A run at one look at it."""
+
+    status: RunStatus | None
+    is_alive: bool
+    job: str = ""
+    """What the cluster says of its job."""
+
+    @property
+    def is_over(self) -> bool:
+        return not self.is_alive
+
+    def as_json(self) -> str:
+        """One line: the record of status.json, and whether a process goes on with it."""
+        values = {} if self.status is None else self.status.model_dump(mode="json")
+        return json.dumps(values | {"alive": self.is_alive} | ({"job": self.job} if self.job else {}))
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.status", description="Say how a run is.")
+    parser.add_argument("run", help="its directory or its name")
+    parser.add_argument("--address", help=ADDRESS_HELP)
+    parser.add_argument("--json", action="store_true", help="print the record of RUN_DIR/status.json, one line")
+    parser.add_argument("--watch", action="store_true", help="look again and again until the run ends")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return answering(lambda: _main(parse_arguments(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    address = address_of(options.address)
+    if address is None:
+        directory = find_run(options.run)
+        look, interval_s = lambda: look_at(directory), LOCAL_INTERVAL_S
+    else:
+        cluster = connect(address)
+        look, interval_s = lambda: look_on(cluster, options.run), REMOTE_INTERVAL_S
+    show(looks(look, time.sleep, interval_s) if options.watch else iter([look()]), Console(), as_json=options.json, watch=options.watch)
+    return 0
+
+
+def look_at(directory: Path) -> Look:
+    """A run of this machine. Raises Refusal for one that has never said anything."""
+    status, alive = read_status(directory), is_alive(directory)
+    if status is None and not alive:
+        raise Refusal(f"{directory} has no status.json that can be read: nothing was run in it yet, or not by this version")
+    return Look(status=status, is_alive=alive)
+
+
+def look_on(cluster: Cluster, run: str) -> Look:
+    """A run of a cluster. That of an ended job is shown too, from the file that it left."""
+    job = cluster.newest(run)
+    return Look(status=cluster.read_status(job) if job.state != "PENDING" else None, is_alive=job.is_live, job=job_line(job, time.time()))
+
+
+def job_line(job: Job, now: float) -> str:
+    """What the cluster says of a job."""
+    times = [f"started {age(job.started, now)} ago"] if job.started else []
+    times += [f"ended {age(job.ended, now)} ago"] if job.ended else []
+    said = f": {job.message}" if job.message and job.state in ("PENDING", "FAILED") else ""
+    return f"{job.id} {job.state.lower()}, {', '.join(times)}{said}" if times else f"{job.id} {job.state.lower()}{said}"
+
+
+def looks(look: Callable[[], Look], sleep: Callable[[float], None], interval_s: float) -> Iterator[Look]:
+    """One after the other until the run is over."""
+    while True:
+        now = look()
+        yield now
+        if now.is_over:
+            return
+        sleep(interval_s)
+
+
+def show(looks: Iterator[Look], console: Console, *, as_json: bool, watch: bool) -> None:
+    """On a terminal a watched run is one screen that changes; elsewhere a line for every change of its phase or step."""
+    if as_json:
+        for look in looks:
+            print(look.as_json(), flush=True)
+    elif watch and console.is_terminal:
+        with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+            for look in looks:
+                live.update(_rendered(look), refresh=True)
+    elif watch:
+        last = ""
+        for look in looks:
+            line = one_line(look.status, is_alive=look.is_alive) if look.status else _nothing_yet(look)
+            if line != last:
+                console.print(line, highlight=False, soft_wrap=True)
+            last = line
+    else:
+        for look in looks:
+            console.print(_rendered(look), highlight=False)
+
+
+def _rendered(look: Look):
+    if look.status is None:
+        return _nothing_yet(look)
+    return screen(look.status, is_alive=look.is_alive, now=time.time(), job=look.job)
+
+
+def _nothing_yet(look: Look) -> str:
+    return f"the run has not said anything yet{f' ({look.job})' if look.job else ''}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

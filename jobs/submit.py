@@ -1,0 +1,239 @@
+"""`python -m jobs.submit CONFIG.toml --address http://HEAD:8265 [--set key=value ...]`: train on a cluster.
+
+Sends the working directory and has its head run `python -m jobs.train CONFIG`. A run whose name the cluster knows is resumed; one that is going on
+is not started twice. Exit codes: 0 submitted (with --follow: the run ended well), 1 the run failed, 2 refused (one line says why), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from jobs.config import RunConfig, load_config
+from jobs.follow import follow
+from jobs.package import Package, commit, mib, select
+from jobs.remote import ADDRESS_HELP, APP, TRAIN, Cluster, Job, address_of, connect, shell_path
+from jobs.runs import STORAGE, Refusal, answering
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+STOP_WAIT_S = (60, 600)
+"""Least and most seconds between SIGTERM and SIGKILL of a stopped job: a step is finished and a checkpoint written in it."""
+OUTSIDE = "submitted"
+"""Folder of the package into which a config from outside of the working directory is copied."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """All that a job is made of, but for the package."""
+
+    run: str
+    job_id: str
+    storage: str
+    config: str
+    """Path of the config inside the package."""
+    overrides: tuple[str, ...]
+    python: str
+    resumes: bool
+    env_vars: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+    @property
+    def entrypoint(self) -> str:
+        """`exec`: the signal of a stopped job goes to the run itself, and its exit code is the job's."""
+        settings = "".join(f" --set {shlex.quote(override)}" for override in self.overrides)
+        return (
+            f"exec {shlex.quote(self.python)} -m jobs.train {shlex.quote(self.config)}{settings}"
+            f" --set run_dir={shell_path(self.storage, self.run)}"
+        )
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.submit", description="Train on a Ray cluster.")
+    parser.add_argument("config", help="TOML file, for example configs/quickstart.toml")
+    parser.add_argument("--address", help=ADDRESS_HELP)
+    parser.add_argument("--run", metavar="NAME", help="name of the run; default: the last part of the config's run_dir")
+    parser.add_argument("--storage", metavar="DIR", help=f"directory on the head that keeps runs; default: {STORAGE}, or where the run is")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable"
+    )
+    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files to leave here; repeatable")
+    parser.add_argument("--python", metavar="PATH", help="interpreter on the head; default: python, of the environment Ray was started in")
+    parser.add_argument("--follow", action="store_true", help="show the run's output to its end")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return answering(lambda: _main(parse_arguments(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    run = run_name(options.run, config)
+    address = address_of(options.address)
+    if address is None:
+        raise Refusal("no cluster is named: give --address http://HEAD:8265")
+    root = Path.cwd()
+    package = select(root, options.exclude)
+    package.check_size()
+    where, extra = config_in_package(Path(options.config), package)
+    if extra:
+        print(f"config     {options.config} is not in the package and sent along as {where}")
+    cluster = connect(address)
+    submission = prepare(
+        config,
+        run=run,
+        jobs=cluster.jobs(),
+        used_ids=cluster.used_ids(),
+        config_path=where,
+        overrides=options.overrides,
+        storage=options.storage,
+        python=options.python,
+        commit=commit(root),
+        environment=os.environ,
+    )
+    send(cluster, submission, package, extra)
+    print(f"submitted  {submission.job_id}: {what_follows(submission)}")
+    for label, command in commands(submission, options, address):
+        print(f"{label:<10} {command}")
+    return follow(cluster, submission.job_id) if options.follow else 0
+
+
+def run_name(option: str | None, config: RunConfig) -> str:
+    """Raises Refusal for a name that is no good as a part of a path and of a job's id."""
+    name = option or PurePosixPath(config.run_dir).name
+    if not RUN_NAME.fullmatch(name):
+        raise Refusal(f"run name {name!r}: letters, digits, '.', '_' and '-' only, the first a letter or digit; give another with --run")
+    return name
+
+
+def config_in_package(config: Path, package: Package) -> tuple[str, dict[str, Path]]:
+    """Its path inside the package, and what has to be added for that: a config from elsewhere, or one that is left behind, is copied in."""
+    file = config.resolve()
+    if file.is_relative_to(package.root.resolve()):
+        inside = file.relative_to(package.root.resolve()).as_posix()
+        if inside in package.sizes:
+            return inside, {}
+    name = f"{OUTSIDE}/{file.name}"
+    return name, {name: file}
+
+
+def prepare(
+    config: RunConfig,
+    *,
+    run: str,
+    jobs: Sequence[Job],
+    used_ids: Collection[str],
+    config_path: str,
+    overrides: Sequence[str],
+    storage: str | None,
+    python: str | None,
+    commit: str,
+    environment: Mapping[str, str],
+) -> Submission:
+    """What to submit, given the jobs of the cluster (oldest first). Raises Refusal when the run is going on, or is kept elsewhere."""
+    earlier = [job for job in jobs if job.run == run]
+    for job in earlier:
+        if job.is_live:
+            raise Refusal(f"run {run} is {job.state.lower()} already, as job {job.id}: stop it first, or choose another name with --run")
+    known_storage = earlier[-1].storage if earlier else None
+    chosen = (storage or known_storage or STORAGE).rstrip("/")
+    if not chosen.startswith(("/", "~/")):
+        raise Refusal(f"--storage {chosen}: give a whole path on the head, /DIR or ~/DIR")
+    if known_storage is not None and chosen != known_storage:
+        raise Refusal(
+            f"run {run} is kept in {known_storage}, not in {chosen}: leave --storage out to resume it, or choose another name with --run"
+        )
+    python = python or (earlier[-1].python if earlier else "python")
+    return Submission(
+        run=run,
+        job_id=next(job_id for number in range(1, len(used_ids) + 2) if (job_id := f"{run}-{number}") not in used_ids),
+        storage=chosen,
+        config=config_path,
+        overrides=tuple(override for override in overrides if override.partition("=")[0].strip() != "run_dir"),
+        python=python,
+        resumes=bool(earlier),
+        env_vars=job_environment(config, environment),
+        metadata={
+            **{"app": APP, "kind": TRAIN, "run": run, "storage": chosen, "python": python},
+            **{"config": config_path, "config_hash": config_hash(config), "commit": commit},
+        },
+    )
+
+
+def job_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables of the run's processes. The auth mode is said outright: what Ray does without it depends on what ran before on a machine."""
+    least, most = STOP_WAIT_S
+    variables = {
+        "RAY_JOB_STOP_WAIT_TIME_S": str(int(min(most, max(least, config.wait_timeout_s)))),
+        "RAY_AUTH_MODE": environment.get("RAY_AUTH_MODE") or "disabled",
+    }
+    return variables | {name: environment[name] for name in ("HF_HUB_OFFLINE",) if name in environment}
+
+
+def config_hash(config: RunConfig) -> str:
+    """Of what the run computes and with what; not of where it is kept."""
+    values = config.model_dump(mode="json", exclude={"run_dir"})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapping[str, Path]) -> None:
+    """Say what is sent, send it, start the job."""
+    with tempfile.TemporaryDirectory() as directory:
+        archive = Path(directory) / "package.zip"
+        package.write(archive, extra=extra)
+        print(
+            f"package    {len(package.sizes) + len(extra)} files, {mib(package.total_bytes)} ({mib(archive.stat().st_size)} compressed),"
+            f" commit {submission.metadata['commit']}",
+            flush=True,
+        )
+        cluster.submit(
+            job_id=submission.job_id,
+            entrypoint=submission.entrypoint,
+            runtime_env={"working_dir": str(archive), "env_vars": dict(submission.env_vars)},
+            metadata=dict(submission.metadata),
+        )
+
+
+def what_follows(submission: Submission) -> str:
+    where = f"{submission.storage}/{submission.run} on the head"
+    return f"resumes run {submission.run} in {where}" if submission.resumes else f"run {submission.run}, kept in {where}"
+
+
+def commands(submission: Submission, options: argparse.Namespace, address: str) -> list[tuple[str, str]]:
+    """How to look after the run, each line as it is typed."""
+    python = shlex.quote(_shown(Path(sys.executable)))
+    where = f"{shlex.quote(submission.run)} --address {shlex.quote(address)}"
+    again = [options.config, "--address", address, "--run", submission.run, "--storage", submission.storage]
+    again += [word for override in submission.overrides for word in ("--set", override)]
+    again += [word for pattern in options.exclude for word in ("--exclude", pattern)]
+    again += ["--python", submission.python] if options.python else []
+    return [
+        ("follow", f"{python} -m jobs.follow {where}"),
+        ("status", f"{python} -m jobs.status {where} --watch"),
+        ("scale", f"{python} -m jobs.scale {where} --rollout 2"),
+        ("stop", f"{python} -m jobs.stop {where} --wait"),
+        ("resume", f"{python} -m jobs.submit {' '.join(map(_word, again))}"),
+    ]
+
+
+def _word(text: str) -> str:
+    """Quoted for a shell; a leading ~ is the head's home and must not become this machine's."""
+    return f"'{text}'" if text.startswith("~") else shlex.quote(text)
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current directory where it lies in it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Faults in a run of real processes: the tiny model and the reference engine under real Ray."""
+
+import json
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.events import EventKind, batches, read_events
+from jobs.run_state import Desired, RunStatus, read_status, write_desired
+from tests.integration.processes import Training, metrics_of, steps_of, wait_until
+from tests.integration.test_ray_run import ENDLESS, K, P, assert_checkpoint_loads, checkpoints, config, run_dir
+
+__all__ = ["config", "run_dir"]  # fixtures
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(400)]
+
+QUICK = ("--set", "supervision.backoff_s=0.1", "--set", "supervision.heartbeat_s=0.5")
+ROLES = {
+    "rollout": "ray::RolloutWorker",
+    "encoder": "ray::HiddenStateEncoder",
+    "verifier": "ray::VerifierPool",
+    "bonus": "ray::BonusScorer",
+    "replay": "ray::Replay",
+    "learner": "ray::Learner",
+}
+
+
+def faults_of(run_dir: Path) -> Counter:
+    """Losses by role, from the event log."""
+    file = run_dir / "events.jsonl"
+    return Counter(event.fields["role"] for event in read_events(file) if event.kind is EventKind.FAULT) if file.exists() else Counter()
+
+
+def status_of(run_dir: Path) -> RunStatus:
+    status = read_status(run_dir)
+    assert status is not None
+    return status
+
+
+def serving(run_dir: Path) -> list[str]:
+    return [worker.name for worker in status_of(run_dir).workers if worker.role == "rollout" and worker.state == "serving"]
+
+
+def wait_for(training: Training, condition, *, what: str, timeout_s: float = 90) -> None:
+    def holds() -> bool:
+        assert training.process.poll() is None, training.output()[-3000:]
+        return condition()
+
+    wait_until(holds, timeout_s=timeout_s, what=what)
+
+
+def wait_for_more_steps(training: Training, num: int = 2) -> None:
+    training.wait_for_steps(len(steps_of(training.run_dir)) + num)
+
+
+def assert_accounted(run_dir: Path) -> None:
+    """Every step once, every problem trained on once, no token beyond the bound, the tokens add up, the batches are those recorded."""
+    records = metrics_of(run_dir)
+    steps = [record["step"] for record in records]
+    assert steps == list(range(1, len(steps) + 1))
+    rows = [
+        row for file in sorted((run_dir / "rollouts").iterdir()) for row in pq.read_table(file).to_pylist() if row["outcome"] == "trained"
+    ]
+    assert Counter(row["step"] for row in rows) == dict.fromkeys(steps, P * K)
+    problems = [row["problem_id"] for row in rows[::K]]
+    assert len(set(problems)) == len(problems), "a problem was trained on twice"
+    assert max(row["step"] - 1 - min(row["version_values"]) for row in rows if row["version_values"]) <= 1
+    last = records[-1]
+    spent = (
+        sum(value for name, value in last.items() if name.startswith("tokens/wasted_")) + last["tokens/trained"] + last["tokens/in_flight"]
+    )
+    assert last["tokens/generated"] == spent
+    assert last["tokens/trained"] == sum(len(row["response_ids"]) for row in rows)
+    recorded = batches(read_events(run_dir / "events.jsonl"))
+    by_step: dict[int, list[int]] = {}
+    for row in rows[::K]:
+        by_step.setdefault(row["step"], []).append(row["group_id"])
+    assert {step: recorded[step] for step in by_step} == by_step
+
+
+def test_every_role_is_killed_once_and_the_run_goes_on(config, run_dir):
+    with Training(config, run_dir, *ENDLESS, *QUICK) as training:
+        training.wait_for_steps(3)
+        for role, title in ROLES.items():
+            os.kill(training.named(title).pid, signal.SIGKILL)
+            wait_for(training, lambda role=role: faults_of(run_dir)[role] == 1, what=f"the loss of the {role} to be noticed")
+            wait_for_more_steps(training)
+        training.signal(signal.SIGINT)
+        assert training.exit_code(timeout_s=60) == 130, training.output()
+        training.assert_no_process_left()
+    assert faults_of(run_dir) == dict.fromkeys(ROLES, 1)
+    assert_accounted(run_dir)
+    assert_checkpoint_loads(run_dir, steps_of(run_dir)[-1])
+    assert "rollout-0 is replaced: " in training.output()
+    assert "learner is replaced: " in training.output()
+
+
+def test_roles_that_hang_are_found_and_replaced(config, run_dir):
+    """Stopped processes answer nothing, and do not die either."""
+    limits = ("--set", "supervision.hang_timeout_s=6", "--set", "wait_timeout_s=15")
+    with Training(config, run_dir, *ENDLESS, *QUICK, *limits) as training:
+        training.wait_for_steps(3)
+        for role in ("rollout", "encoder", "learner"):
+            os.kill(training.named(ROLES[role]).pid, signal.SIGSTOP)
+            wait_for(training, lambda role=role: faults_of(run_dir)[role] >= 1, what=f"the hanging {role} to be noticed")
+            wait_for_more_steps(training)
+        training.signal(signal.SIGINT)
+        assert training.exit_code(timeout_s=60) == 130, training.output()
+        training.assert_no_process_left()
+    assert_accounted(run_dir)
+    assert_checkpoint_loads(run_dir, steps_of(run_dir)[-1])
+
+
+def test_workers_come_and_go_as_asked_and_the_number_outlives_the_run(config, run_dir):
+    with Training(config, run_dir, *ENDLESS, *QUICK) as training:
+        training.wait_for_steps(2)
+        assert status_of(run_dir).phase == "training"
+        write_desired(run_dir, Desired(rollout=3, verifier=2, encoder=2))
+        wait_for(training, lambda: len(serving(run_dir)) == 3, what="three workers to serve")
+        wait_for(training, lambda: status_of(run_dir).desired == {"rollout": 3, "verifier": 2, "encoder": 2}, what="the desired numbers")
+        wait_for(training, lambda: len(training.all_named("ray::HiddenStateEncoder")) == 2, what="a second encoder")
+        wait_for_more_steps(training)
+        joined = serving(run_dir)
+        os.kill(training.named("ray::RolloutWorker").pid, signal.SIGKILL)
+        write_desired(run_dir, Desired(rollout=2, verifier=1, encoder=1))
+        wait_for(training, lambda: len(serving(run_dir)) == 2 and faults_of(run_dir)["rollout"] == 1, what="two workers to be left")
+        wait_for(training, lambda: len(training.all_named("ray::HiddenStateEncoder")) == 1, what="one encoder to be left")
+        wait_for_more_steps(training)
+        write_desired(run_dir, Desired(rollout=2, stop=True))
+        assert training.exit_code(timeout_s=60) == 0, training.output()
+        training.assert_no_process_left()
+    assert len(joined) == 3
+    assert status_of(run_dir).phase == "stopped"
+    assert_accounted(run_dir)
+    stopped_at = checkpoints(run_dir).latest()
+    assert stopped_at == steps_of(run_dir)[-1]
+    with Training(config, run_dir, "--set", f"steps={stopped_at + 3}", *QUICK) as training:
+        assert training.exit_code() == 0, training.output()
+        training.assert_no_process_left()
+    assert json.loads((run_dir / "desired.json").read_text())["stop"] is False
+    assert status_of(run_dir).phase == "finished"
+    assert status_of(run_dir).desired["rollout"] == 2
+    assert_accounted(run_dir)
