@@ -4,7 +4,7 @@
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # The interpreter .venv is made from.
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
-# Passed on by train, test, test-unit and doctor: make train ARGS="--set learner.lr=1e-5"
+# Passed on by train, test, test-unit, chaos and doctor: make train ARGS="--set learner.lr=1e-5"
 ARGS ?=
 # Where `make lock` finds torch: uv's name for PyTorch's CPU index, or "--find-links DIR", "--index URL", ...
 LOCK_FLAGS ?= --torch-backend cpu
@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 PACKAGES := actors bonus buffers jobs learners tasks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-unit lint format lock doctor clean
+.PHONY: help venv train test test-unit chaos lint format lock doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,11 @@ train: venv  ## train on the embedded model and tasks: configs/quickstart.toml (
 test: venv  ## run every test this machine can run (ARGS are passed on)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-unit: venv  ## run the tests that need neither Ray nor vLLM
-	$(BIN)/python -m pytest -m "not ray and not engine" $(ARGS)
+test-unit: venv  ## run the tests that need neither Ray nor vLLM, without those of `make chaos`
+	$(BIN)/python -m pytest -m "not ray and not engine and not chaos" $(ARGS)
+
+chaos: venv  ## run the tests that inject faults into whole runs
+	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 lint: venv  ## check format, lint, direction of imports, types
 	$(BIN)/ruff format --check .

@@ -34,6 +34,8 @@ from jobs.run_state import Desired, RunPhase, RunStatus, WorkerStatus, read_desi
 TICK_S = 1.0
 DRAIN_MARGIN_S = 5.0
 """A worker on a node that goes leaves so much earlier than the node."""
+NEVER_LATE = ("admit",)
+"""Loops that wait most of the time where all is well: a slot is free when a step was trained on."""
 SHOWN_METRICS = ("reward/mean", "reward/pass@1", "reward/pass@K", "rollout/tokens_per_s", "time/step_s", "policy/lag_mean", "bonus/mean")
 
 
@@ -95,7 +97,10 @@ class Control:
             await self._autoscale(controller)
             await self._leave_draining_nodes(controller)
             for overdue in controller.waits.overdue():
-                self._warn(str(overdue))
+                if overdue.loop in NEVER_LATE:
+                    continue
+                under_way = controller.rollouts.longest_under_way() if overdue.loop == "learn" else []
+                self._warn("; ".join([str(overdue), *(["longest under way: " + ", ".join(under_way)] if under_way else [])]))
             self.write()
 
     async def _read_desired(self, controller: Controller) -> None:

@@ -24,6 +24,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,8 @@ WASTE = {STALE: TokenWaste.STALE, TIMEOUT: TokenWaste.ABORTED, DATA: TokenWaste.
 """What the tokens of a dropped group count as."""
 RSS_TIMEOUT_S = 1.0
 KEPT_FAULTS = 10
+FIRST_GROUPS_S = 60.0
+"""What the learner's first wait may take, engines' start included, without being called unusual (`jobs.watchdog` allows thrice that)."""
 
 
 @dataclass
@@ -233,7 +236,7 @@ class Controller:
     async def _learn_loop(self) -> None:
         while self._run.step < self._config.steps and not self._stopping:
             waited_from = time.monotonic()
-            with self.meter.learner_waits(), self.waits.waiting("learn", f"{self._config.prompts_per_step} groups in replay"):
+            with self.meter.learner_waits(), self._waiting_for_groups():
                 batch, drawn = await self._next_batch()
             if drawn is None:
                 break
@@ -243,6 +246,9 @@ class Controller:
             await self._save_what_is_due()
         if self.last_checkpoint is None or self._run.step != self.last_checkpoint[0]:
             await self._checkpoint()
+
+    def _waiting_for_groups(self) -> AbstractContextManager[None]:
+        return self.waits.waiting("learn", f"{self._config.prompts_per_step} groups in replay", usual_s=FIRST_GROUPS_S)
 
     async def _next_batch(self) -> tuple[Any, Drawn | None]:
         """The next step's batch; nothing when a stop was asked for."""

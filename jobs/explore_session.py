@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from buffers.records import GroupUsage, Problem
 from jobs.build import all_ready, close_all, encoder, namespace, ray_session, rollout_worker, verifier_pool
 from jobs.config import ConfigError
+from jobs.environment import prepare_environment
 from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS, ExploreConfig
 from jobs.explore_report import console_lines, write_report
 from jobs.explorer import FINISHERS, Explorer, Sources
@@ -29,7 +30,7 @@ from jobs.plan import available_memory_gib, explore_memory_gib
 from jobs.pools import PoolStore, known_verdicts, problem_of, read_pools, split_pools
 from jobs.reselect import needs_encoder, reselect
 from jobs.selected import write_selected
-from jobs.session import EXIT_FAILED, prepare_environment
+from jobs.session import EXIT_FAILED
 from learners.models import ModelError, check_model, resolve_model
 from tasks.base import Task, TaskError
 from tasks.registry import make_task

@@ -1,6 +1,6 @@
 """`python -m jobs.follow RUN --address http://HEAD:8265`: the output of a run on a cluster, to its end.
 
-Exit codes: 0 the run ended well, 1 it failed, 2 refused (one line says why), 130 Ctrl-C (the run goes on).
+Exit codes: 0 the job succeeded, 1 it failed or was stopped, 2 refused (one line says why), 130 Ctrl-C (the run goes on).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.remote import ADDRESS_HELP, ENDED_WELL, Cluster, address_of, connect
+from jobs.remote import ADDRESS_HELP, Cluster, address_of, connect
 from jobs.runs import EXIT_FAILED, EXIT_INTERRUPTED, Refusal, answering
 
 
@@ -42,7 +42,7 @@ def follow(cluster: Cluster, job_id: str) -> int:
         print(f"\n{job_id} goes on")
         return EXIT_INTERRUPTED
     print(f"{job_id}: {job.state.lower()}" + (f" ({job.message})" if job.state == "FAILED" else ""))
-    return 0 if job.state in ENDED_WELL else EXIT_FAILED
+    return 0 if job.state == "SUCCEEDED" else EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ class LocalHandle:
         self._killed = asyncio.Event()
 
     async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
+        if self._killed.is_set():  # the dead begin nothing
+            raise self._died(waiting_for)
         calling = asyncio.ensure_future(self._call(method, args))
         killed = asyncio.ensure_future(self._killed.wait())
         try:
@@ -70,8 +72,11 @@ class LocalHandle:
             killed.cancel()
         if self._killed.is_set():
             calling.cancel()
-            raise ActorDied(f"the {self.name} process died while the run waited for {waiting_for}")
+            raise self._died(waiting_for)
         return calling.result()
+
+    def _died(self, waiting_for: str) -> ActorDied:
+        return ActorDied(f"the {self.name} process died while the run waited for {waiting_for}")
 
     async def _call(self, method: str, args: tuple[Any, ...]) -> Any:
         function = getattr(self._target, method)

@@ -11,13 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from jobs.remote import ADDRESS_HELP, Job, address_of, connect
 from jobs.run_state import read_status
 from jobs.runs import LOCAL_RUNS, STORAGE, age, answering, is_alive, local_runs
-from jobs.status_screen import phase_of
+from jobs.status_screen import phase_of, wide_console
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -44,7 +43,7 @@ def _main(options: argparse.Namespace) -> int:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    Console().print(table, highlight=False)
+    wide_console().print(table, highlight=False)
     return 0
 
 

@@ -70,9 +70,8 @@ def select(root: Path, excludes: Sequence[str] = ()) -> Package:
     if not (root / "jobs" / "train.py").is_file():
         raise Refusal(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
     patterns = (*EXCLUDED, *excludes)
-    paths = _git_files(root)
-    if paths is None:
-        paths = _all_files(root, patterns)
+    known = _git_files(root)
+    paths = _all_files(root, patterns) if known is None else known
     return Package(
         root=root, sizes={path: size for path in paths if not is_excluded(path, patterns) and (size := _size(root / path)) is not None}
     )

@@ -6,8 +6,8 @@
     cluster.ask(job, "scale", ["--rollout", "2"])   # `python -m jobs.scale` on the head
     for text in cluster.follow(job.id): ...
 
-What has to happen beside the run's files is done by helper jobs of a second. They need no CPU, run on the head like the run's driver, take the
-package that the run's job came with, so that nothing is sent, and are deleted afterwards; their metadata says what they are.
+What has to happen beside the run's files is done by helper jobs of a second. They need no CPU, run on the head like the run's driver,
+take the package that the run's job came with, so that nothing is sent, and are deleted afterwards; their metadata says what they are.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import shlex
 import time
 import uuid
@@ -24,8 +25,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
-
-from pydantic import ValidationError
 
 from jobs.run_state import STATUS, RunStatus
 from jobs.runs import Refusal, unknown_run
@@ -40,6 +39,8 @@ FOLLOW_RETRY_S = 1.0
 MAX_LOST_CONNECTIONS = 5
 """In a row, with nothing of the log read between them."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 120.0
+RAYS_LINE = re.compile(r"\d{4}-\d\d-\d\d \S+\s+[A-Z]+ job_manager\.py:\d+ -- ")
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 ADDRESS_HELP = "job server of the cluster's head, http://HEAD:8265; default: $RAY_API_SERVER_ADDRESS, then $RAY_ADDRESS where that is http"
 TOKEN_HELP = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (or RAY_AUTH_TOKEN)"
 
@@ -84,7 +85,7 @@ class Answer:
 
 def address_of(option: str | None) -> str | None:
     """The job server that a command is about; None: this machine's own runs. Raises Refusal for an address of another kind."""
-    address = option or os.environ.get("RAY_API_SERVER_ADDRESS") or ""
+    address = option or os.environ.get(ADDRESS_VARIABLE) or ""
     if not address and os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://")):
         address = os.environ["RAY_ADDRESS"]
     if not address:
@@ -96,15 +97,23 @@ def address_of(option: str | None) -> str | None:
 
 def connect(address: str) -> Cluster:
     """A cluster by its job server, asked once. Raises Refusal."""
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # the client lets this variable override its own argument
-    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with _refusing(address):
-        return Cluster(_client(address), address)
+    before = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = address  # the client lets this variable override its own argument
+    try:
+        with _refusing(address):
+            return Cluster(_client(address), address)
+    finally:
+        if before is None:
+            del os.environ[ADDRESS_VARIABLE]
+        else:
+            os.environ[ADDRESS_VARIABLE] = before
 
 
 def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient  # a second of imports, after everything that can be refused without it
+
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # each sets itself to INFO on import
 
     class Client(JobSubmissionClient):
         """With deadlines: Ray's own waits for ever on a head that does not answer."""
@@ -175,7 +184,7 @@ class Cluster:
         """The job that a run goes on in. Raises Refusal when there is none."""
         job = self.newest(run)
         if not job.is_live:
-            raise Refusal(f"run {run} is not going on: its last job {job.id} is {job.state.lower()}; submit it again to resume it")
+            raise Refusal(f"run {run} is not going on: its last job {job.id} has ended ({job.state.lower()}); submit it again to resume it")
         return job
 
     def job(self, job_id: str) -> Job:
@@ -207,9 +216,11 @@ class Cluster:
         answer = self._run_helper(job.run, f"cat {shell_path(job.storage, job.run, STATUS)}")
         if answer.exit_code != 0:
             return None
+        text = "\n".join(answer.lines)
         try:
-            return RunStatus.model_validate(json.loads("\n".join(answer.lines)))
-        except (ValueError, ValidationError):
+            record, _ = json.JSONDecoder().raw_decode(text[max(0, text.find("{")) :])
+            return RunStatus.model_validate(record)
+        except ValueError:  # no JSON, or (a ValidationError) not such a record
             return None
 
     def ask(self, job: Job, command: str, arguments: Sequence[str]) -> Answer:
@@ -329,9 +340,7 @@ def shell_path(storage: str, run: str, file: str = "") -> str:
 
 
 def _own_lines(output: str, job_id: str) -> Iterator[str]:
-    """What the command itself printed: all that follows Ray's line about its start."""
-    begun = False
+    """What the command itself printed. Ray's lines about the start are before it, or, of a fast command, after it."""
     for line in output.splitlines():
-        if begun:
+        if not line.startswith(f"Running entrypoint for job {job_id}:") and not RAYS_LINE.match(line):
             yield line
-        begun = begun or line.startswith(f"Running entrypoint for job {job_id}:")

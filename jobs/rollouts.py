@@ -45,6 +45,8 @@ class GroupWork:
     resume: Any = None
     """A reference to rows that `RolloutWorker.generate` goes on from, with so many tokens of the group."""
     resumed_tokens: int = 0
+    given_at: float = 0.0
+    """When it was last given to a worker (monotonic seconds)."""
 
     def __lt__(self, other: GroupWork) -> bool:
         return self.request.group_id < other.request.group_id
@@ -167,6 +169,15 @@ class Rollouts:
         serving = self._serving()
         return 1.0 - sum(len(worker.groups) for worker in serving) / (len(serving) * self._lanes) if serving else 0.0
 
+    def longest_under_way(self, num: int = 3) -> list[str]:
+        """The groups that workers have had for longest, in words."""
+        under_way = [(work, worker.name) for worker in self.workers.values() for work in worker.groups.values()]
+        longest, now = sorted(under_way, key=lambda pair: pair[0].given_at)[:num], time.monotonic()
+        return [
+            f"group {work.request.group_id} ({work.request.problem.problem_id}) on {name} for {now - work.given_at:.0f} s"
+            for work, name in longest
+        ]
+
     # ---- who gets what ----
 
     async def _dispatch_loop(self) -> None:
@@ -180,6 +191,7 @@ class Rollouts:
                 work = self.requests.get_nowait()
             worker = min(free, key=lambda worker: len(worker.groups))
             work.tries += 1
+            work.given_at = time.monotonic()
             worker.groups[work.request.group_id] = work
             self._observer.dispatched(work, worker.name)
             worker.inbox.put_nowait(work)

@@ -100,6 +100,7 @@ class Run:
         report: Report,
         on_loss: OnLoss = lambda role, error: None,
         note: Callable[..., None] = lambda kind, **fields: None,
+        run_id: str = "",
     ) -> None:
         self.config = config
         self.factory = factory
@@ -111,6 +112,7 @@ class Run:
         self.report = report
         self.on_loss = on_loss
         self.note = note
+        self.run_id = run_id
         self.tokens = TokenLedger()
         self.step = 0
         self.held: dict[int, Scored] = {}
@@ -250,7 +252,12 @@ class Run:
         for part, handle in self.stateful.items():
             waiting_for = f"part '{part}' of the checkpoint of step {step}"
             files += await self._call(handle, "save_part", self.checkpoints, step, part, waiting_for=waiting_for)
-        meta = {"admission": self.admission.state_dict(), "stream": self.stream.state_dict(), "tokens": self.tokens.state_dict()}
+        meta = {
+            "run_id": self.run_id,
+            "admission": self.admission.state_dict(),
+            "stream": self.stream.state_dict(),
+            "tokens": self.tokens.state_dict(),
+        }
         await asyncio.to_thread(self.checkpoints.commit, step, files, meta)
 
     async def save_learner(self) -> None:

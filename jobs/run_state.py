@@ -135,7 +135,7 @@ def read_desired(directory: Path) -> Desired:
 
 def _write(path: Path, record: BaseModel) -> None:
     with replacing(path) as staging:
-        staging.write_text(record.model_dump_json(indent=1), encoding="utf-8")
+        staging.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> Any:

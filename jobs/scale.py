@@ -1,7 +1,7 @@
 """`python -m jobs.scale RUN --rollout 8 [--verifier 4] [--encoder 2] [--address http://HEAD:8265]`: resize a live run.
 
-Writes what is wanted into RUN_DIR/desired.json; the run reads it within a second, starts workers or lets some leave, and a resumed run goes on
-with it. Exit codes: 0 asked, 2 refused (one line says why).
+Writes what is wanted into RUN_DIR/desired.json; the run reads it within a second, starts workers or lets some leave, and a resumed run
+goes on with it. Exit codes: 0 asked, 2 refused (one line says why).
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from jobs.build import RayFactory, namespace, num_actors, ray_session
@@ -16,6 +15,7 @@ from jobs.config import ConfigError, RunConfig
 from jobs.console import RunConsole
 from jobs.control import Control
 from jobs.controller import Controller
+from jobs.environment import prepare_environment
 from jobs.events import EventKind, EventLog
 from jobs.failures import details, reason
 from jobs.metrics import MetricsWriter
@@ -23,7 +23,8 @@ from jobs.run import Run, make_admission
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from jobs.summary import summary_lines
 from jobs.synchronous import SynchronousTrainer
-from learners.models import EMBEDDED, ModelError, check_model, resolve_model
+from learners.checkpoint import CheckpointError
+from learners.models import ModelError, check_model, resolve_model
 from tasks.registry import make_task
 from tasks.stream import ProblemStream
 
@@ -37,7 +38,9 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
     except ModelError as error:
         raise ConfigError(str(error)) from None
     stream = _problem_stream(config)
-    with RunDirectory(config) as run:
+    run_directory = RunDirectory(config)
+    _require_own_storage(run_directory, config.checkpoint.storage)
+    with run_directory as run:
         start_step = _start_step(run, resume)
         if start_step >= config.steps and run.policy_step == start_step:
             print(
@@ -80,6 +83,19 @@ def _failure(run: RunDirectory, error: Exception) -> str:
     return f"error: the run failed: {reason(error)} ({left})"
 
 
+def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
+    """Raises ConfigError for a `checkpoint.storage` that cannot be read or is another run's."""
+    if storage is None:
+        return
+    try:
+        latest = run.checkpoints.latest()
+        owner = run.run_id if latest is None else run.checkpoints.meta(latest).get("run_id", run.run_id)
+    except CheckpointError as error:
+        raise ConfigError(f"checkpoint.storage = {storage!r}: {error}") from None
+    if owner != run.run_id:
+        raise ConfigError(f"checkpoint.storage = {storage!r} holds the checkpoints of run '{owner}': give this run an address of its own")
+
+
 def _start_step(run: RunDirectory, resume: str) -> int:
     latest = run.checkpoints.latest()
     if resume == "latest" and latest is None:
@@ -87,14 +103,6 @@ def _start_step(run: RunDirectory, resume: str) -> int:
     if resume == "never" and latest is not None:
         raise ConfigError(f"--resume never: {run.path} has a checkpoint of step {latest}; choose another with --set run_dir=...")
     return latest or 0
-
-
-def prepare_environment(model: str) -> None:
-    """The embedded model and local directories need no hub; without this, loading them would still ask it."""
-    if model in EMBEDDED or Path(model).is_dir():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def no_signal_warning(step: int, metrics: dict[str, float], config: RunConfig) -> str:
@@ -157,6 +165,7 @@ class _Session:
             report=self._report,
             on_loss=lambda name, error: self._console.warn(f"{name} is replaced: {reason(error)}"),
             note=self._note,
+            run_id=directory.run_id,
         )
         try:
             await run.ready()

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from jobs.remote import ADDRESS_HELP, Cluster, Job, address_of, connect
 from jobs.run_state import RunStatus, read_status
 from jobs.runs import Refusal, age, answering, find_run, is_alive
-from jobs.status_screen import one_line, screen
+from jobs.status_screen import one_line, screen, wide_console
 
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 5.0
 """Between two looks with --watch; on a cluster each is a small job."""
@@ -33,10 +33,6 @@ class Look:
     is_alive: bool
     job: str = ""
     """What the cluster says of its job."""
-
-    @property
-    def is_over(self) -> bool:
-        return not self.is_alive
 
     def as_json(self) -> str:
         """One line: the record of status.json, and whether a process goes on with it."""
@@ -65,7 +61,9 @@ def _main(options: argparse.Namespace) -> int:
     else:
         cluster = connect(address)
         look, interval_s = lambda: look_on(cluster, options.run), REMOTE_INTERVAL_S
-    show(looks(look, time.sleep, interval_s) if options.watch else iter([look()]), Console(), as_json=options.json, watch=options.watch)
+    show(
+        looks(look, time.sleep, interval_s) if options.watch else iter([look()]), wide_console(), as_json=options.json, watch=options.watch
+    )
     return 0
 
 
@@ -96,7 +94,7 @@ def looks(look: Callable[[], Look], sleep: Callable[[float], None], interval_s: 
     while True:
         now = look()
         yield now
-        if now.is_over:
+        if not now.is_alive:
             return
         sleep(interval_s)
 
@@ -122,7 +120,7 @@ def show(looks: Iterator[Look], console: Console, *, as_json: bool, watch: bool)
             console.print(_rendered(look), highlight=False)
 
 
-def _rendered(look: Look):
+def _rendered(look: Look) -> RenderableType:
     if look.status is None:
         return _nothing_yet(look)
     return screen(look.status, is_alive=look.is_alive, now=time.time(), job=look.job)

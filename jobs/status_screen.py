@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +27,12 @@ METRICS = (
     ("step s", "time/step_s", ".1f"),
 )
 """Heading, metric, format: see docs/metrics.md."""
+
+
+def wide_console() -> Console:
+    """As wide as the terminal; wide enough for any table where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
 
 
 def phase_of(status: RunStatus, *, is_alive: bool) -> str:
@@ -64,7 +70,8 @@ def screen(status: RunStatus, *, is_alive: bool, now: float, job: str = "") -> R
 
 def one_line(status: RunStatus, *, is_alive: bool) -> str:
     """For a log: where the run is."""
-    return f"{status.run_id}: {phase_of(status, is_alive=is_alive)}, step {status.step}/{status.steps}{_figure(status, 'reward', 'reward/mean', '.3f')}"
+    where = f"{status.run_id}: {phase_of(status, is_alive=is_alive)}, step {status.step}/{status.steps}"
+    return where + _figure(status, *METRICS[0])
 
 
 def count(number: int) -> str:

@@ -1,6 +1,7 @@
 """`python -m jobs.stop RUN [--wait] [--address http://HEAD:8265]`: have a run finish its step, write a checkpoint and end.
 
-The same command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2 refused (one line says why).
+The same command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2 refused (one line
+says why).
 """
 
 from __future__ import annotations

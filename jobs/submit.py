@@ -1,7 +1,8 @@
 """`python -m jobs.submit CONFIG.toml --address http://HEAD:8265 [--set key=value ...]`: train on a cluster.
 
-Sends the working directory and has its head run `python -m jobs.train CONFIG`. A run whose name the cluster knows is resumed; one that is going on
-is not started twice. Exit codes: 0 submitted (with --follow: the run ended well), 1 the run failed, 2 refused (one line says why), 130 Ctrl-C.
+Sends the working directory and has the head run `python -m jobs.train CONFIG`. A run whose name the cluster knows is resumed; one that
+is going on is not started twice. Exit codes: 0 submitted (with --follow: and done), 1 with --follow: failed or stopped, 2 refused (one
+line says why), 130 Ctrl-C (what was submitted goes on).
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def prepare(
 
 
 def job_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables of the run's processes. The auth mode is said outright: what Ray does without it depends on what ran before on a machine."""
+    """Variables of the run's processes. The auth mode is said outright: without it, what Ray does depends on what ran before."""
     least, most = STOP_WAIT_S
     variables = {
         "RAY_JOB_STOP_WAIT_TIME_S": str(int(min(most, max(least, config.wait_timeout_s)))),

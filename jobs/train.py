@@ -23,6 +23,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     parser.add_argument("--resume", choices=("auto", "latest", "never"), default="auto", help="default: resume when there is a checkpoint")
+    parser.add_argument(
+        "--replay-events", metavar="RUN_DIR", help="train again on the recorded batches of that run, in their order, without engines or Ray"
+    )
     parser.add_argument("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
     return parser.parse_args(arguments)
 
@@ -33,8 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         if options.synchronous and config.max_policy_lag != 0:
             raise ConfigError(f"--synchronous needs max_policy_lag = 0, the configuration has {config.max_policy_lag}")
+        if options.replay_events and (options.synchronous or options.resume != "auto"):
+            raise ConfigError("--replay-events goes with neither --synchronous nor --resume: it begins at the first batch")
         if options.dry_run:
             return _dry_run(config)
+        if options.replay_events:
+            return _replay(config, options.replay_events)
         return _train(config, options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,6 +56,14 @@ def _dry_run(config: RunConfig) -> int:
     for line in make_plan(config).lines():
         console.print(line, highlight=False, soft_wrap=True)
     return 0
+
+
+def _replay(config: RunConfig, source: str) -> int:
+    from jobs.environment import prepare_environment
+    from jobs.replay_events import replay_session
+
+    prepare_environment(config.model)
+    return replay_session(config, source)
 
 
 def _train(config: RunConfig, options: argparse.Namespace) -> int:

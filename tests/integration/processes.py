@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,12 +38,16 @@ class Job:
         job.assert_no_process_left()
     """
 
-    def __init__(self, directory: Path, module: str, *arguments: str) -> None:
+    def __init__(self, directory: Path, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self._mark = uuid.uuid4().hex
         self._seen: dict[int, psutil.Process] = {}
         self._temporary: set[str] = set()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment |= {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", MARK: self._mark}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment = (
+            inherited
+            | dict(environment or {})
+            | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", MARK: self._mark}
+        )
         self._output = (directory.parent / f"output-{self._mark[:6]}.txt").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -129,8 +133,8 @@ class Training(Job):
         training.wait_for_steps(1)
     """
 
-    def __init__(self, config: Path, run_dir: Path, *arguments: str) -> None:
-        super().__init__(run_dir, "jobs.train", str(config), "--set", f"run_dir={run_dir}", *arguments)
+    def __init__(self, config: Path, run_dir: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__(run_dir, "jobs.train", str(config), "--set", f"run_dir={run_dir}", *arguments, environment=environment)
         self.run_dir = run_dir
 
     def wait_for_steps(self, num: int, *, timeout_s: float = 120) -> None:

@@ -2,12 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
+import tempfile
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from jobs.events import EventKind, batches, read_events
 from jobs.run_state import Desired, RunStatus, read_status, write_desired
@@ -125,7 +132,7 @@ def test_workers_come_and_go_as_asked_and_the_number_outlives_the_run(config, ru
         wait_for(training, lambda: len(training.all_named("ray::HiddenStateEncoder")) == 2, what="a second encoder")
         wait_for_more_steps(training)
         joined = serving(run_dir)
-        os.kill(training.named("ray::RolloutWorker").pid, signal.SIGKILL)
+        os.kill(training.all_named("ray::RolloutWorker")[0].pid, signal.SIGKILL)
         write_desired(run_dir, Desired(rollout=2, verifier=1, encoder=1))
         wait_for(training, lambda: len(serving(run_dir)) == 2 and faults_of(run_dir)["rollout"] == 1, what="two workers to be left")
         wait_for(training, lambda: len(training.all_named("ray::HiddenStateEncoder")) == 1, what="one encoder to be left")
@@ -145,3 +152,54 @@ def test_workers_come_and_go_as_asked_and_the_number_outlives_the_run(config, ru
     assert status_of(run_dir).phase == "finished"
     assert status_of(run_dir).desired["rollout"] == 2
     assert_accounted(run_dir)
+
+
+# ---- nodes ----
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> Iterator[Cluster]:
+    """A head with room for everything but a rollout worker, in a short temporary directory."""
+    directory = tempfile.mkdtemp(prefix="rxn-", dir="/tmp")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_TMPDIR", directory)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=len(ROLES) - 1, object_store_memory=200 * 2**20, include_dashboard=False)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def add_node(cluster: Cluster):
+    return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False)
+
+
+def test_a_worker_leaves_a_node_that_goes_and_survives_one_that_dies(config, run_dir, cluster):
+    """First a notice: the worker drains, its place is taken on another node. Then that node dies with the worker on it."""
+    first = add_node(cluster)
+    with Training(config, run_dir, *ENDLESS, *QUICK, environment={"RAY_ADDRESS": cluster.address}) as training:
+        training.wait_for_steps(2)
+        second = add_node(cluster)
+        deadline_ms = int((time.time() + 60) * 1000)
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        is_accepted, why_not = ray._raylet.GcsClient(address=cluster.address).drain_node(first.node_id, reason, "a test", deadline_ms)
+        assert is_accepted, why_not
+        wait_for(training, lambda: serving(run_dir) == ["rollout-1"], what="the worker to leave for the other node")
+        assert "rollout-0" not in faults_names(run_dir), "it was let go, not lost"
+        wait_for_more_steps(training)
+        cluster.remove_node(second, allow_graceful=False)
+        wait_for(training, lambda: faults_of(run_dir)["rollout"] == 1, what="the dead node to be noticed")
+        add_node(cluster)
+        wait_for(training, lambda: serving(run_dir) == ["rollout-2"], what="a worker on the third node")
+        wait_for_more_steps(training)
+        training.signal(signal.SIGINT)
+        assert training.exit_code(timeout_s=60) == 130, training.output()
+    assert_accounted(run_dir)
+    assert_checkpoint_loads(run_dir, steps_of(run_dir)[-1])
+
+
+def faults_names(run_dir: Path) -> set[str]:
+    return {event.fields["name"] for event in read_events(run_dir / "events.jsonl") if event.kind is EventKind.FAULT}

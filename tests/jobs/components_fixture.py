@@ -84,6 +84,16 @@ class CoinJudge:
         return Verdict(status=VerdictStatus.CORRECT if correct else VerdictStatus.INCORRECT, reward=float(correct))
 
 
+class VerifierProcess:
+    """A process around the judge: what is done to it is not done to the next one."""
+
+    def __init__(self, judge: Any) -> None:
+        self._judge = judge
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._judge, name)
+
+
 class Interposed:
     """A handle with a function around each of its calls."""
 
@@ -164,7 +174,7 @@ class LocalRun:
         return self._handle(self._bonus(), "bonus")
 
     def verifier(self) -> Handle:
-        return self._handle(self.judge, "verifier")
+        return self._handle(VerifierProcess(self.judge), "verifier")
 
     def replay(self) -> Handle:
         config = self.config
@@ -225,10 +235,14 @@ class LocalRun:
 
     async def train_async(self) -> int:
         start_step = self.checkpoints.latest() or 0
-        async with asyncio.timeout(BOUND_S):
-            if start_step:
-                await self.run.restore_checkpoint(start_step)
-            return await self.trainer.run(start_step)
+        try:
+            async with asyncio.timeout(BOUND_S):
+                if start_step:
+                    await self.run.restore_checkpoint(start_step)
+                return await self.trainer.run(start_step)
+        finally:
+            for worker in self.parts.get("rollout", []):  # engines of killed workers have a thread in this process
+                await RolloutWorker.close(worker)
 
     # ---- what was learnt ----
 
@@ -252,6 +266,28 @@ class LocalRun:
         rows = self.logged()
         return [row["problem_id"] for row in rows[:: self.config.responses_per_prompt]]
 
+    def samples(self) -> list[tuple[str, ...]]:
+        """All that was trained on, in order."""
+        columns = ("step", "problem_id", "index", "response_ids", "behavior_logprobs", "version_values", "reward", "bonus", "advantage")
+        return [tuple(str(row[column]) for column in columns) for row in self.logged()]
+
+    def noted(self, kind: EventKind, **fields: Any) -> list[dict[str, Any]]:
+        """Events of this kind that have these fields, in order."""
+        return [event for found, event in self.events if found is kind and fields.items() <= event.items()]
+
+    def outcomes(self) -> Counter[tuple[str, str]]:
+        """(problem, what became of it) of every problem that the stream has handed out, over all starts."""
+        found = [(problem, "trained") for problem in self.trained_problems()]
+        found += [(request.problem.problem_id, "in flight") for request in self.admission.in_flight]
+        found += [(entry["problem"]["problem_id"], "waiting") for entry in self.admission.state_dict()["waiting"]]
+        found += [(entry.problem.problem_id, "quarantined") for entry in self.admission.quarantined]
+        return Counter(found)
+
+    def problems_handed_out(self) -> list[str]:
+        """Over all starts, in order."""
+        fresh = ProblemStream(self.task, "train", self.config.seed)
+        return [next(fresh).problem_id for _ in range(self.stream.cursor)]
+
     def lags(self) -> list[int]:
         """Versions between the sampling of a trained row's oldest token and its gradient."""
         return [row["step"] - 1 - min(row["version_values"]) for row in self.logged()]
@@ -267,15 +303,53 @@ class LocalRun:
         rows, trained = self.logged(), self.trained_problems()
         assert Counter(row["step"] for row in rows) == {step: PROMPTS * RESPONSES for step in range(1, steps + 1)}
         assert len(set(trained)) == steps * PROMPTS, "a problem was trained on twice"
-        assert max(self.lags()) <= self.config.max_policy_lag
+        assert len({row["group_id"] for row in rows}) == steps * PROMPTS, "a group was trained on twice"
+        for row in rows:
+            newest = row["step"] - 1
+            versions = set(row["version_values"])
+            assert versions <= set(range(newest - self.config.max_policy_lag, newest + 1)), f"{versions} in step {row['step']}"
         ledger = self.admission.ledger
         assert ledger.trained + ledger.released == steps * PROMPTS
-        elsewhere = [request.problem for request in self.admission.in_flight]
-        waiting = [entry["problem"]["problem_id"] for entry in self.admission.state_dict()["waiting"]]
-        accounted = trained + [problem.problem_id for problem in elsewhere] + waiting
-        accounted += [entry.problem.problem_id for entry in self.admission.quarantined]
-        fresh = ProblemStream(self.task, "train", self.config.seed)
-        assert sorted(accounted) == sorted(next(fresh).problem_id for _ in range(self.stream.cursor)), "a problem was lost or doubled"
+        accounted = Counter(problem for problem, _ in self.outcomes().elements())
+        assert accounted == Counter(self.problems_handed_out()), "a problem was lost or doubled"
+        if isinstance(self.trainer, Controller):
+            self._check_events(self.trainer)
+
+    def _check_events(self, trainer: Controller) -> None:
+        """What was noted in this start adds up to what there is."""
+        admitted = [event["group_id"] for event in self.noted(EventKind.ADMITTED)]
+        drawn = [group_id for event in self.noted(EventKind.BATCH) for group_id in event["group_ids"]]
+        dropped = [event["group_id"] for event in self.noted(EventKind.DROPPED)]
+        in_flight = [request.group_id for request in self.admission.in_flight]
+        ended = Counter(drawn + dropped + in_flight)
+        assert set(ended.values()) <= {1}, f"a group has two ends: {ended.most_common(3)}"
+        assert ended.keys() >= set(admitted), f"groups without an end: {set(admitted) - ended.keys()}"
+        assert len(self.noted(EventKind.FAULT)) == sum(trainer.num_faults.values())
+        self._check_joiners()
+
+    def _check_joiners(self) -> None:
+        """A worker that joined after a version was live everywhere samples nothing under an older one."""
+        live, live_when_joined, given = 0, {}, {}
+        for kind, event in self.events:
+            if kind is EventKind.PUBLISHED:
+                live = event["version"]
+            elif kind is EventKind.WORKER and event["state"] == "serving":
+                live_when_joined[event["worker"]] = live
+            elif kind is EventKind.DISPATCHED:
+                given[event["group_id"]] = event
+        for row in self.logged():
+            last = given.get(row["group_id"])
+            if last is not None and last["resumed_tokens"] == 0:
+                assert min(row["version_values"]) >= live_when_joined[row["worker_id"]], f"{row['worker_id']} sampled under old weights"
+
+    def check_restorable(self, directory: Path) -> None:
+        """The last checkpoint is whole, and a fresh start from it has all that was learnt."""
+        fresh = LocalRun(self.config)
+        asyncio.run(fresh.run.restore_checkpoint(self.config.steps))
+        assert_same_state(self.state(directory / "mine"), fresh.state(directory / "restored"))
+        fresh.admission.check_valid()
+        fresh.run.tokens.check_sums()
+        assert Counter(problem for problem, _ in fresh.outcomes().elements()) == Counter(fresh.problems_handed_out())
 
     def state(self, directory: Path) -> dict[str, torch.Tensor]:
         """All that is learnt, by name: parameters, moments, covariance. The generator of the process is shared, hence left out."""

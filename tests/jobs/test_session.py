@@ -9,6 +9,7 @@ import pytest
 
 from jobs.config import ConfigError, RunConfig
 from jobs.session import no_signal_warning, run_session
+from learners.checkpoint import CheckpointManager
 
 
 def start(config: RunConfig) -> int:
@@ -35,3 +36,19 @@ def test_the_warning_of_a_bonus_without_signal_names_the_step_and_the_mend() -> 
     config = RunConfig.model_validate({"bonus": {"ridge": 0.01}})
     text = no_signal_warning(3, {"bonus/spread": 2e-4, "bonus/ridge": 0.01}, config)
     assert text.startswith("step 3:") and "2.0e-04" in text and 'set bonus.ridge = "auto"' in text
+
+
+def test_storage_of_another_run_is_refused_and_its_own_is_not(tmp_path: Path, tiny_model: str) -> None:
+    storage = tmp_path / "storage"
+    manager = CheckpointManager(str(storage), keep=1)
+    manager.commit(3, manager.save(3, "learner", lambda directory: None), {"run_id": "theirs"})
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": str(storage)}})
+    with pytest.raises(ConfigError, match=r"holds the checkpoints of run 'theirs': give this run an address of its own"):
+        start(config)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_storage_that_is_no_address_is_refused(tmp_path: Path, tiny_model: str) -> None:
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": "nowhere://x"}})
+    with pytest.raises(ConfigError, match=r"checkpoint\.storage = 'nowhere://x'"):
+        start(config)

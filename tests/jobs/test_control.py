@@ -1,0 +1,101 @@
+"""A run that says how it is and does what it is asked for, in this process."""
+
+import asyncio
+
+import pytest
+
+import jobs.control
+from jobs.control import Control
+from jobs.run_state import Desired, read_status, write_desired
+from tests.jobs.components_fixture import BOUND_S, LocalRun, small_config
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    monkeypatch.setattr(jobs.control, "TICK_S", 0.01)
+
+
+class Watched:
+    """A LocalRun with its Control; `asked` are wishes by the step after which they are written."""
+
+    def __init__(self, model, tmp_path, asked=(), **settings):
+        self.run = LocalRun(small_config(model, tmp_path, **settings))
+        self.path = self.run.directory.path
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.warnings = []
+        self.control = Control(self.path, "test", self.run.config, warn=self.warnings.append)
+        self.seen = []
+        self.asked = dict(asked)
+        self.run.on_report = self._on_report
+
+    def _on_report(self, step):
+        self.control.stepped(self.run.reports[-1][1])
+        self.seen.append(read_status(self.path))
+        if step in self.asked:
+            write_desired(self.path, self.asked[step])
+
+    def train(self):
+        async def scenario():
+            async with asyncio.timeout(BOUND_S):
+                trainer = self.run.trainer
+                return await trainer.run(0, alongside=[self.control.loop(trainer)])
+
+        return asyncio.run(scenario())
+
+
+def test_status_tells_step_workers_queues_and_tokens(tiny_model, tmp_path):
+    watched = Watched(tiny_model, tmp_path, steps=6)
+    assert watched.train() == 6
+    watched.control.write()
+    status = read_status(watched.path)
+    assert (status.step, status.steps, status.trained_version) == (6, 6, 6)
+    assert status.desired == {"rollout": 1, "verifier": 1, "encoder": 1}
+    assert {worker.role for worker in status.workers} == {"rollout", "encoder"}
+    assert status.tokens["generated"] > 0
+    assert status.last_checkpoint == 6
+    assert set(status.queues) == {"requests", "sampling", "sampled", "held", "free_slots"}
+    assert status.metrics["reward/mean"] == watched.run.reports[-1][1]["reward/mean"]
+    watched.run.check_valid()
+
+
+def test_a_wish_for_workers_is_met_and_kept(tiny_model, tmp_path):
+    watched = Watched(tiny_model, tmp_path, {2: Desired(rollout=3), 30: Desired(rollout=1)}, steps=60, checkpoint={"every": 1000})
+    assert watched.train() == 60
+    most = max(len(watched.run.parts["rollout"]), 0)
+    assert most == 3
+    assert watched.control.desired.rollout == 1
+    assert watched.run.trainer.rollouts.desired == 1
+    watched.run.check_valid()
+
+
+def test_a_wish_to_stop_writes_a_checkpoint_and_is_forgotten_by_the_next_start(tiny_model, tmp_path):
+    watched = Watched(tiny_model, tmp_path, {2: Desired(stop=True, rollout=2)}, steps=100_000, checkpoint={"every": 100_000})
+    step = watched.train()
+    assert 2 <= step < 100_000
+    assert watched.run.checkpoints.latest() == step
+    again = Control(watched.path, "test", watched.run.config, warn=print)
+    assert again.desired == Desired(rollout=2)
+
+
+def test_wishes_that_cannot_be_read_are_told_and_change_nothing(tiny_model, tmp_path):
+    watched = Watched(tiny_model, tmp_path, steps=4)
+    watched.asked = {}
+    report = watched.run.on_report
+
+    def damage(step):
+        report(step)
+        (watched.path / "desired.json").write_text("{")
+
+    watched.run.on_report = damage
+    assert watched.train() == 4
+    assert any("desired.json is damaged" in warning for warning in watched.warnings)
+
+
+def test_a_status_that_cannot_be_written_stops_nothing(tiny_model, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    watched = Watched(tiny_model, tmp_path, steps=3)
+    monkeypatch.setattr(jobs.control, "write_status", full)
+    assert watched.train() == 3
+    assert "status.json cannot be written: No space left on device" in watched.warnings

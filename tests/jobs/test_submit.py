@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from jobs import submit as command
+from jobs.config import RunConfig
+from jobs.package import is_excluded, select
+from jobs.remote import Cluster, Job
+from jobs.runs import Refusal
+from tests.jobs.runs_fixture import FakeClient, add_run
+
+ADDRESS = "http://head:8265"
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch) -> Path:
+    """A checkout (not of git) with things that belong to a job and things that do not."""
+    root = tmp_path / "tree"
+    for name in (
+        "jobs/train.py",
+        "jobs/__pycache__/train.pyc",
+        "configs/mine.toml",
+        "data/big.bin",
+        "runs/a/status.json",
+        ".venv/bin/python",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("steps = 3\n")
+    (root / "jobs/data").mkdir()
+    (root / "jobs/data/kept.py").write_text("")
+    monkeypatch.chdir(root)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    return root
+
+
+@pytest.fixture
+def client(monkeypatch) -> FakeClient:
+    client = FakeClient()
+    monkeypatch.setattr(command, "connect", lambda address: Cluster(client, address))
+    return client
+
+
+def job(number: int, state: str, **changes) -> Job:
+    return Job(**({"id": f"mine-{number}", "run": "mine", "state": state, "storage": "~/repexp-runs"} | changes))
+
+
+def prepared(jobs=(), **changes) -> command.Submission:
+    settings = {
+        **{"run": "mine", "jobs": jobs, "used_ids": {job.id for job in jobs}, "config_path": "configs/mine.toml", "overrides": []},
+        **{"storage": None, "python": None, "commit": "abc", "environment": {}},
+    }
+    return command.prepare(RunConfig(), **(settings | changes))
+
+
+def refusal(capsys, *arguments: str) -> str:
+    assert command.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_config_is_submitted_under_its_own_name(tree, client, capsys):
+    arguments = ["configs/mine.toml", "--address", ADDRESS, "--set", "learner.lr=1e-5", "--set", 'model="my model"', "--run", "mine"]
+    assert command.main(arguments) == 0
+    (details,) = client.jobs.values()
+    assert details.submission_id == "mine-1"
+    assert details.entrypoint == (
+        "exec python -m jobs.train configs/mine.toml --set learner.lr=1e-5 --set 'model=\"my model\"'"
+        ' --set run_dir="$HOME"/repexp-runs/mine'
+    )
+    assert details.metadata is not None and details.runtime_env is not None
+    assert details.metadata["kind"] == "train" and details.metadata["run"] == "mine" and details.metadata["commit"] == "unknown"
+    assert len(details.metadata["config_hash"]) == 12
+    assert details.runtime_env["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "600", "RAY_AUTH_MODE": "disabled"}
+    out = capsys.readouterr().out
+    assert "package    3 files, 0.0 MiB" in out
+    assert "submitted  mine-1: run mine, kept in ~/repexp-runs/mine on the head" in out
+
+
+def test_the_commands_printed_are_taken_by_the_commands_as_they_are(tree, client, capsys):
+    from jobs import follow, scale, status, stop
+
+    assert command.main(["configs/mine.toml", "--address", ADDRESS, "--run", "mine", "--set", "steps=4", "--storage", "~/here"]) == 0
+    lines = [line.split(None, 1) for line in capsys.readouterr().out.splitlines()]
+    printed = {label: rest for label, rest in lines if label in ("follow", "status", "scale", "stop", "resume")}
+    assert len(printed) == 5
+    parsers = {"follow": follow, "status": status, "scale": scale, "stop": stop, "resume": command}
+    for label, text in printed.items():
+        shell = subprocess.run(["sh", "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True, timeout=10, check=True)
+        _python, _, module, *arguments = shell.stdout.splitlines()
+        assert module == parsers[label].__name__
+        options = parsers[label].parse_arguments(arguments)
+        assert options.run == "mine" and options.address == ADDRESS
+    assert (options.storage, options.overrides) == ("~/here", ["steps=4"])
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_run_that_is_going_on_is_not_started_twice(state):
+    with pytest.raises(Refusal, match=f"run mine is {state.lower()} already, as job mine-2: stop it first, or choose another name"):
+        prepared([job(1, "FAILED"), job(2, state)])
+
+
+def test_a_run_that_has_ended_is_resumed_where_it_is():
+    submission = prepared([job(1, "FAILED", storage="/mnt/runs", python="/opt/python")])
+    assert submission.resumes and submission.job_id == "mine-2"
+    assert submission.entrypoint == "exec /opt/python -m jobs.train configs/mine.toml --set run_dir=/mnt/runs/mine"
+
+
+def test_a_run_of_another_name_goes_beside_it():
+    submission = prepared([job(1, "RUNNING", run="other")])
+    assert not submission.resumes and submission.storage == "~/repexp-runs"
+
+
+def test_a_run_is_not_started_anew_in_another_place():
+    with pytest.raises(Refusal, match="run mine is kept in ~/repexp-runs, not in /mnt: leave --storage out"):
+        prepared([job(1, "STOPPED")], storage="/mnt")
+
+
+def test_a_storage_that_would_end_with_the_job_is_refused():
+    with pytest.raises(Refusal, match="whole path on the head"):
+        prepared(storage="runs")
+
+
+def test_ids_of_any_job_are_left_alone():
+    assert prepared(used_ids={"mine-1", "mine-2"}).job_id == "mine-3"
+
+
+def test_of_two_submissions_at_the_same_moment_the_second_is_refused(tree, client, capsys, monkeypatch):
+    add_run(client, "mine-1", "mine", "RUNNING")
+    monkeypatch.setattr(Cluster, "jobs", lambda self: [])
+    monkeypatch.setattr(Cluster, "used_ids", lambda self: set())
+    assert "already exists" in refusal(capsys, "configs/mine.toml", "--address", ADDRESS, "--run", "mine")
+
+
+@pytest.mark.parametrize(("wait_s", "stop_s"), [(5, "60"), (300, "300"), (7200, "600")])
+def test_a_stopped_job_has_the_time_for_a_checkpoint(wait_s, stop_s):
+    assert command.job_environment(RunConfig(wait_timeout_s=wait_s), {})["RAY_JOB_STOP_WAIT_TIME_S"] == stop_s
+
+
+def test_the_auth_mode_is_always_said_and_being_offline_where_it_is_so_here():
+    assert command.job_environment(RunConfig(), {})["RAY_AUTH_MODE"] == "disabled"
+    variables = command.job_environment(RunConfig(), {"RAY_AUTH_MODE": "token", "HF_HUB_OFFLINE": "1", "RAY_AUTH_TOKEN": "secret"})
+    assert variables["RAY_AUTH_MODE"] == "token" and variables["HF_HUB_OFFLINE"] == "1"
+    assert "secret" not in variables.values()
+
+
+def test_the_name_is_the_last_part_of_run_dir_also_when_that_is_overridden(tree, client):
+    assert command.main(["configs/mine.toml", "--address", ADDRESS, "--set", "run_dir=runs/named"]) == 0
+    (details,) = client.jobs.values()
+    assert details.submission_id == "named-1"
+    assert details.entrypoint.count("run_dir") == 1
+
+
+def test_the_hash_tells_what_is_computed_not_where():
+    config = RunConfig()
+    assert command.config_hash(config) == command.config_hash(config.model_copy(update={"run_dir": "elsewhere"}))
+    assert command.config_hash(config) != command.config_hash(config.model_copy(update={"seed": 1}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["configs/none.toml", "--address", ADDRESS], "config file configs/none.toml does not exist"),
+        (["configs/mine.toml", "--address", ADDRESS, "--set", "stepps=3"], "did you mean 'steps'"),
+        (["configs/mine.toml", "--address", ADDRESS, "--run", "a/b"], "run name 'a/b'"),
+        (["configs/mine.toml"], "no cluster is named"),
+        (["configs/mine.toml", "--address", "head:6379"], "write it as http://HEAD:8265"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_before_the_cluster_is_asked(tree, monkeypatch, capsys, arguments, why):
+    monkeypatch.setattr(command, "connect", None)
+    assert why in refusal(capsys, *arguments)
+
+
+def test_outside_of_a_checkout_there_is_nothing_to_send(tree, monkeypatch, capsys):
+    monkeypatch.chdir(tree / "configs")
+    assert "has no jobs/train.py" in refusal(capsys, "mine.toml", "--address", ADDRESS)
+
+
+def test_validating_and_packaging_import_neither_torch_nor_ray():
+    code = (
+        "import jobs.submit, jobs.status, jobs.scale, jobs.stop, jobs.list, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    assert not set(done.stdout.split()) & {"torch", "ray", "vllm", "transformers"}
+
+
+def test_data_runs_environments_and_caches_stay_here(tree):
+    assert sorted(select(tree).sizes) == ["configs/mine.toml", "jobs/data/kept.py", "jobs/train.py"]
+    assert sorted(select(tree, ["*.toml", "/jobs/data"]).sizes) == ["jobs/train.py"]
+
+
+def test_what_git_ignores_stays_here_and_new_files_go_along(tree):
+    (tree / ".gitignore").write_text("*.secret\n")
+    (tree / "jobs/key.secret").write_text("x")
+    subprocess.run(["git", "init", "-q"], cwd=tree, check=True, timeout=30)
+    assert sorted(select(tree).sizes) == [".gitignore", "configs/mine.toml", "jobs/data/kept.py", "jobs/train.py"]
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "excluded"),
+    [
+        ("jobs/__pycache__/a.pyc", "__pycache__", True),
+        ("data/a", "/data", True),
+        ("bonus/data/a", "/data", False),
+        ("bonus/data/a", "bonus/data/", True),
+        ("bonus/database", "bonus/data", False),
+        ("a/b.npy", "*.npy", True),
+        ("configs/a.toml", "/configs/*.toml", True),
+    ],
+)
+def test_patterns_name_files_and_directories(path, pattern, excluded):
+    assert is_excluded(path, [pattern]) is excluded
+
+
+def test_a_package_that_is_too_large_is_refused_with_what_is_largest(tree):
+    (tree / "models").mkdir()
+    (tree / "models/weights.bin").write_bytes(bytes(3 << 20))
+    (tree / "notes.txt").write_bytes(bytes(2 << 20))
+    package = select(tree)
+    package.check_size()
+    with pytest.raises(Refusal) as refused:
+        package.check_size(4 << 20)
+    assert "is 5.0 MiB, 4.0 MiB at most can be sent: leave out with --exclude models (3.0 MiB), notes.txt (2.0 MiB)" in str(refused.value)
+
+
+def test_the_same_files_are_the_same_archive_whenever_it_is_made(tree, tmp_path):
+    select(tree).write(tmp_path / "first.zip", extra={})
+    (tree / "jobs/train.py").touch()
+    select(tree).write(tmp_path / "second.zip", extra={})
+    assert (tmp_path / "first.zip").read_bytes() == (tmp_path / "second.zip").read_bytes()
+
+
+def test_a_config_from_elsewhere_is_sent_along(tree, tmp_path, client, capsys, monkeypatch):
+    (tmp_path / "far.toml").write_text("seed = 5\n")
+    sent = {}
+
+    def submit_job(**options) -> str:
+        with zipfile.ZipFile(options["runtime_env"]["working_dir"]) as archive:
+            sent.update({name: archive.read(name) for name in archive.namelist()})
+        return FakeClient.submit_job(client, **options)
+
+    monkeypatch.setattr(client, "submit_job", submit_job)
+    assert command.main([str(tmp_path / "far.toml"), "--address", ADDRESS, "--run", "far"]) == 0
+    assert sent["submitted/far.toml"] == b"seed = 5\n" and "jobs/train.py" in sent
+    assert "jobs.train submitted/far.toml" in client.jobs["far-1"].entrypoint
+    assert "far.toml is not in the package and sent along as submitted/far.toml" in capsys.readouterr().out
