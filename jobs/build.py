@@ -50,6 +50,7 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     The private one lives in a short temporary directory (Unix sockets have short names), without a dashboard, and without
     token authentication: it listens for this process only.
     """
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that were given up: what matters was awaited
     if os.environ.get("RAY_ADDRESS"):
         ray.init(namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
         try:

@@ -206,7 +206,7 @@ class Rollouts:
         self._observer.changed(name)
         try:
             await self._until_draining(worker, self._start(worker))
-            if not worker.draining.is_set():
+            if worker.groups or not worker.draining.is_set():  # it may have been given some as soon as it could serve
                 await self._serve(worker)
             self.fleet.left(name, time.monotonic())
             self._observer.ended(name)
@@ -254,9 +254,9 @@ class Rollouts:
             await worker.draining.wait()
             assert worker.leave_by is not None
             _, busy = await asyncio.wait(lanes, timeout=max(0.0, worker.leave_by - time.monotonic()))
-            if busy:
+            while busy:  # again, for what it had not begun when it was asked
                 await self._hand_over(worker)
-                await asyncio.wait(lanes)
+                _, busy = await asyncio.wait(busy, timeout=self._supervision.heartbeat_s)
             for task in others:
                 task.cancel()
 
@@ -270,12 +270,12 @@ class Rollouts:
                 self._take_back(work, worker, None)
                 work.resume, work.resumed_tokens = None, 0
                 self._give_back(work, None)
-            except Deadline as error:
-                self._observer.dropped(work, TIMEOUT, error)
+            except Deadline as error:  # dropped if it was the group: a worker that cannot let go of it is lost, and the group is not
                 await worker.handle.call(
                     "abort", group_id, timeout_s=self._supervision.hang_timeout_s, waiting_for=f"{worker.name} to abort group {group_id}"
                 )
                 self._take_back(work, worker, None)
+                self._observer.dropped(work, TIMEOUT, error)
             except Exception as error:
                 if kind_of(error) is not FailureKind.DATA:
                     raise

@@ -59,7 +59,7 @@ def screen(status: RunStatus, *, is_alive: bool, now: float, job: str = "") -> R
     parts += [Text(note, style="bold yellow")] if note else []
     parts += [Text(status.detail, style="red" if status.phase == "failed" else "")] if status.detail else []
     parts.append(_facts(status, now, job))
-    if status.workers:
+    if status.workers and is_alive:  # of a run that is over, there are none, whatever its last word was
         parts.append(_workers(status, now))
     if status.waits and is_alive:
         parts.append(_waits(status, now))

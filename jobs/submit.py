@@ -86,8 +86,6 @@ def _main(options: argparse.Namespace) -> int:
     package = select(root, options.exclude)
     package.check_size()
     where, extra = config_in_package(Path(options.config), package)
-    if extra:
-        print(f"config     {options.config} is not in the package and sent along as {where}")
     cluster = connect(address)
     submission = prepare(
         config,
@@ -101,6 +99,8 @@ def _main(options: argparse.Namespace) -> int:
         commit=commit(root),
         environment=os.environ,
     )
+    if extra:
+        print(f"config     {options.config} is not in the package and sent along as {where}")
     send(cluster, submission, package, extra)
     print(f"submitted  {submission.job_id}: {what_follows(submission)}")
     for label, command in commands(submission, options, address):

@@ -1,9 +1,9 @@
 """Faults in a whole run in this process, each at a moment of the run's own progress: the n-th call of a method.
 
-    chaos = Chaos(Fault("learner", "step", nth=2, how=How.BEFORE))
-    run = chaos.start(config)
-    assert run.train() == 4
-    check(run, chaos, tmp_path)
+chaos = Chaos(Fault("learner", "step", nth=2, how=How.BEFORE))
+run = chaos.start(config)
+assert run.train() == 4
+check(run, chaos, tmp_path)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from actors.engine import Sample
 from actors.reference_engine import ReferenceEngine
 from buffers.records import FinishReason
 from jobs.config import RunConfig
+from jobs.controller import KEPT_FAULTS
 from jobs.events import EventKind
 from learners.weights import WeightSnapshot
 from tests.jobs.components_fixture import BOUND_S, Around, LocalRun, small_config
@@ -112,13 +113,13 @@ class Chaos:
         elif id(self._targets[name]) in self._hanging:
             setattr(self._targets[name], method, _never)
         result = await (self._otherwise(name, method, args, proceed) if self._otherwise else proceed())
-        self._note(name, method, result)
         if fault is None and method == "watch" and result[1].tokens_by_group:
             fault = self._due(name, PROGRESS)
         if fault is not None and fault.how in (How.AFTER, How.TOLD):
             self.kill(name)
             if fault.how is How.AFTER:
                 return await proceed()  # which the dead do not answer
+        self._note(name, method, result)
         return result
 
     def kill(self, name: str) -> None:
@@ -194,14 +195,16 @@ async def _never(*args: Any) -> Any:
     await asyncio.Event().wait()
 
 
-def check(run: LocalRun, chaos: Chaos, directory: Path) -> None:
-    """Everything that must hold after a run that came to its end, and that every fault happened and was noted."""
+def check(run: LocalRun, chaos: Chaos, directory: Path, *, nothing_else: bool = True) -> None:
+    """Everything that must hold after a run that came to its end, and that every fault happened and was noted. `nothing_else`: and no
+    other loss was, which a short deadline on a busy machine may bring."""
     assert not chaos.waiting, f"did not happen: {[str(fault) for fault in chaos.waiting]}"
     run.check_valid()
     run.check_restorable(directory)
-    noted = Counter(event["role"] for event in run.noted(EventKind.FAULT))
-    assert noted == Counter(fault.who.partition("-")[0] for fault in chaos.fired)
-    assert run.reports[-1][1]["faults/infrastructure"] <= len(chaos.fired)
+    noted = Counter(event["role"] for event in run.noted(EventKind.FAULT, kind="infrastructure"))
+    fired = Counter(fault.who.partition("-")[0] for fault in chaos.fired)
+    assert noted == fired if nothing_else else noted >= fired
+    assert len(run.trainer.faults) == min(KEPT_FAULTS, sum(run.trainer.num_faults.values()))
 
 
 def check_every_token(run: LocalRun, chaos: Chaos) -> None:

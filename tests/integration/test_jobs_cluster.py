@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -241,6 +242,16 @@ def test_a_run_that_is_stopped_while_it_starts_ends_too(head, config):
     head.done("submit", config, *ENDLESS, "--run", "early")
     head.done("stop", "early", "--wait")
     assert not head.status("early")["alive"]
+
+
+def test_a_run_whose_driver_was_killed_is_said_to_be_gone(head, config):
+    head.done("submit", config, *ENDLESS, "--run", "killed")
+    file = head.run_dir("killed") / "status.json"
+    wait_until(file.is_file, timeout_s=60, what="the first status")
+    os.kill(json.loads(file.read_text())["pid"], signal.SIGKILL)
+    assert head.command("follow", "killed").returncode == 1
+    screen = head.done("status", "killed")
+    assert "the process is gone" in screen and "killed-1 failed" in screen
 
 
 def test_a_run_that_fails_shows_its_last_words_to_who_follows_it(head, config):

@@ -271,7 +271,7 @@ class LocalRun:
         columns = ("step", "problem_id", "index", "response_ids", "behavior_logprobs", "version_values", "reward", "bonus", "advantage")
         return [tuple(str(row[column]) for column in columns) for row in self.logged()]
 
-    def noted(self, kind: EventKind, **fields: Any) -> list[dict[str, Any]]:
+    def noted(self, kind: EventKind, /, **fields: Any) -> list[dict[str, Any]]:
         """Events of this kind that have these fields, in order."""
         return [event for found, event in self.events if found is kind and fields.items() <= event.items()]
 

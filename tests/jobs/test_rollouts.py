@@ -118,6 +118,7 @@ class Scene:
         self.may_load.set()
         self.start_error: Exception | None = None
         self.load_error: Exception | None = None
+        self.send_away_when_given = False
         self.done: list[tuple[int, Any]] = []
         self.drops: list[tuple[int, str]] = []
         self.losses: list[tuple[str, list[int]]] = []
@@ -184,7 +185,9 @@ class Scene:
         self._note_soon()
 
     def dispatched(self, work: Any, worker: str) -> None:
-        pass
+        if self.send_away_when_given:
+            self._leaving = asyncio.ensure_future(self.rollouts.drain(worker, "its node is about to go", within_s=BOUND_S))
+            self.send_away_when_given = False
 
     def returned(self, work: Any, worker: str, usage: GroupUsage | None) -> None:
         pass
@@ -335,6 +338,24 @@ def test_a_group_that_takes_too_long_is_dropped_and_its_worker_stays():
     run(scenario())
 
 
+def test_a_group_whose_worker_cannot_let_go_of_it_goes_on_elsewhere_and_is_not_dropped():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1, group_timeout_s=0.2, hang_timeout_s=0.2) as scene:
+            scene.submit(0)
+            first = await scene.until_given(0)
+            first.abort = _never
+            second = await scene.until_given(0, but=first.name)
+            second.finish(0)
+            await scene.until(lambda: scene.done)
+            assert (scene.drops, scene.losses) == ([], [(first.name, [0])])
+
+    run(scenario())
+
+
+async def _never(*_: Any) -> None:
+    await asyncio.Event().wait()
+
+
 def test_a_problem_that_cannot_be_used_is_dropped_and_its_worker_stays():
     async def scenario() -> None:
         async with Scene(workers=1, lanes=1) as scene:
@@ -461,6 +482,38 @@ def test_what_is_not_finished_in_time_is_handed_over_with_its_tokens():
             assert scene.losses == [] and scene.drops == []
 
     run(scenario())
+
+
+def test_one_that_is_given_a_group_and_sent_away_before_it_has_begun_to_serve_finishes_it():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1) as scene:
+            scene.send_away_when_given = True
+            scene.submit(0)
+            worker = await scene.until_given(0)
+            worker.finish(0)
+            await scene.until(lambda: scene.done)
+
+    run(scenario())
+
+
+def test_a_group_that_was_not_begun_when_it_was_to_be_handed_over_is_asked_for_again():
+    async def scenario() -> None:
+        async with Scene(workers=2, lanes=1, drain_timeout_s=0.0) as scene:
+            scene.submit(0)
+            leaver = await scene.until_given(0)
+            abort, leaver.abort = leaver.abort, _ignore_once(leaver)
+            await scene.rollouts.drain(leaver.name, "its node is about to go", within_s=0.0)
+            assert (await scene.until_given(0, but=leaver.name)).asked[0][1] == f"rows of 0 by {leaver.name}"
+            assert leaver.abort == abort
+
+    run(scenario())
+
+
+def _ignore_once(worker: ScriptedWorker) -> Any:
+    async def ignore(group_id: int) -> None:
+        del worker.abort
+
+    return ignore
 
 
 def test_a_worker_that_still_starts_can_leave():
