@@ -27,7 +27,7 @@ from jobs.autoscale import decide
 from jobs.config import RunConfig
 from jobs.controller import Controller
 from jobs.failures import kind_of, reason
-from jobs.fleet import Member
+from jobs.fleet import Member, WorkerState
 from jobs.preemption import draining_nodes
 from jobs.run_state import Desired, RunPhase, RunStatus, WorkerStatus, read_desired, write_desired, write_status
 
@@ -179,7 +179,7 @@ class Control:
             "step": controller.step,
             "trained_version": controller.trained_version,
             "live_version": controller.live_version,
-            "workers": (*map(self._worker, controller.rollouts.fleet.members.values()), *self._encoders(controller)),
+            "workers": (*self._rollouts(controller), *self._encoders(controller)),
             "desired": self._desired_counts(controller),
             "queues": controller.queues(),
             "tokens": controller.token_counts(),
@@ -201,9 +201,13 @@ class Control:
     def _uses_encoders(self) -> bool:
         return self._config.bonus.enabled and self._config.bonus.source == "encoder"
 
-    def _worker(self, member: Member) -> WorkerStatus:
-        assert self._controller is not None
-        worker = self._controller.rollouts.workers.get(member.name)
+    def _rollouts(self, controller: Controller) -> list[WorkerStatus]:
+        """Those that are there, and the last few that were lost; not those that left as they were asked to."""
+        members = controller.rollouts.fleet.members.values()
+        return [self._worker(controller, member) for member in members if member.was_lost or member.state is not WorkerState.DEAD]
+
+    def _worker(self, controller: Controller, member: Member) -> WorkerStatus:
+        worker = controller.rollouts.workers.get(member.name)
         beat = worker.beat if worker else None
         return WorkerStatus(
             name=member.name,

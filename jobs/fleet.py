@@ -40,6 +40,7 @@ class Member:
     since: float
     version: int = -1
     detail: str = ""
+    was_lost: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +141,7 @@ class Fleet:
 
     def lost(self, name: str, error: Exception, reason: str, now: float) -> None:
         """It is gone. Raises `error` when too many were lost in a row, or when none ever got as far as to serve."""
+        self.members[name].was_lost = True
         self._enter(self.members[name], WorkerState.DEAD, now, reason)
         self._forget_the_dead()
         self._not_before = float("inf")  # if this raises, nobody is to be started any more
