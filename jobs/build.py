@@ -79,6 +79,17 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def missing_cpus(num_actors: int) -> str | None:
+    """What to say where the cluster attached to has fewer CPUs than the actors reserve; None where it has enough."""
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    if cpus >= num_actors:
+        return None
+    return (
+        f"the cluster has {cpus:g} CPUs and this run reserves {num_actors}: what does not fit waits until it grows "
+        f"(on one machine: ray start --head --num-cpus {num_actors + 2})"
+    )
+
+
 def _remove_orphans() -> None:
     """Delete the directories of private Rays whose driver was killed: named after its process id, and ours."""
     for directory in TEMP_ROOT.glob(f"{TEMP_PREFIX}*-*"):

@@ -10,7 +10,7 @@ import signal
 from contextlib import suppress
 from typing import Any
 
-from jobs.build import RayFactory, namespace, num_actors, ray_session
+from jobs.build import RayFactory, missing_cpus, namespace, num_actors, ray_session
 from jobs.config import ConfigError, RunConfig
 from jobs.console import RunConsole
 from jobs.control import Control
@@ -146,6 +146,8 @@ class _Session:
             raise ConfigError(str(error)) from None
         console.status("starting Ray")
         with ray_session(namespace(config.run_dir), num_actors(config)):
+            if (too_few := missing_cpus(num_actors(config))) is not None:
+                console.warn(too_few)
             console.status("starting the engine and the learner (about 30 s on two cores)")
             factory = RayFactory(config, model, run_id=self._directory.run_id, log_directory=str(self._directory.rollouts))
             return await self._train(factory, start_step)

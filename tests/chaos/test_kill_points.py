@@ -72,7 +72,7 @@ def test_every_problem_is_trained_once_however_often_the_run_dies(config, seed, 
     assert deaths == [True] * DEATHS
     steps = (RunDirectory(settings).checkpoints.latest() or 0) + 2
     run = LocalRun(settings.model_copy(update={"steps": steps}))
-    assert run.train() == steps; print("STEPS", steps, run.stream.cursor)
+    assert run.train() == steps
     run.check_valid()
     outcomes = run.outcomes()
     assert set(outcomes.values()) == {1}
