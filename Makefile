@@ -25,14 +25,14 @@ venv: .venv/cpu.lock  ## make .venv from requirements/cpu.lock (instant when it 
 train: venv  ## train on the embedded model and tasks: configs/quickstart.toml (ARGS are passed on)
 	$(BIN)/python -m jobs.train configs/quickstart.toml $(ARGS)
 
-test: venv  ## run every test this machine can run (ARGS are passed on)
-	$(BIN)/python -m pytest $(ARGS)
+test: venv  ## run every test this machine can run, but those that take minutes each (ARGS are passed on)
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
 
 test-unit: venv  ## run the tests that need neither Ray nor vLLM, without those of `make chaos`
-	$(BIN)/python -m pytest -m "not ray and not engine and not chaos" $(ARGS)
+	$(BIN)/python -m pytest -m "not ray and not engine and not chaos and not long" $(ARGS)
 
-chaos: venv  ## run the tests that inject faults into whole runs
-	$(BIN)/python -m pytest -m chaos $(ARGS)
+chaos: venv  ## run the tests that inject faults into whole runs, those that take minutes too
+	$(BIN)/python -m pytest -m "chaos or long" $(ARGS)
 
 lint: venv  ## check format, lint, direction of imports, types
 	$(BIN)/ruff format --check .

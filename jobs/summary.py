@@ -32,6 +32,8 @@ def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[st
         for label, name in COMPARED:
             before, after = window_means(history, name)
             lines.append(f"  {label:<19} {before:.2f} -> {after:.2f}  ({after - before:+.2f}, first {WINDOW} steps against last {WINDOW})")
+    if history and "tokens/generated" in history[-1]:
+        lines.append(f"  {tokens_line(history[-1])}")
     where, python = _shown(run.path), _shown(Path(sys.executable))
     policy = f"{where}/policy  (a Hugging Face directory)" if done >= total_steps else "written when all steps are done"
     lines += [
@@ -43,6 +45,17 @@ def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[st
         f"curves          {python} -m tensorboard.main --logdir {where}/tensorboard",
     ]
     return lines
+
+
+def tokens_line(record: dict[str, float]) -> str:
+    """Where the run's sampled tokens went; causes of waste only where there was some."""
+    tokens = {name.removeprefix("tokens/"): int(count) for name, count in record.items() if name.startswith("tokens/")}
+    waste = {name.removeprefix("wasted_"): count for name, count in tokens.items() if name.startswith("wasted_")}
+    causes = ", ".join(f"{count:,} {cause}" for cause, count in waste.items() if count)
+    return (
+        f"{'tokens':<19} {tokens['generated']:,} generated = {tokens['trained']:,} trained on + {tokens['in_flight']:,} in flight "
+        f"+ {sum(waste.values()):,} wasted{f' ({causes})' if causes else ''}"
+    )
 
 
 def _shown(path: Path) -> str:

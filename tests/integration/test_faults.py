@@ -109,6 +109,7 @@ def test_every_role_is_killed_once_and_the_run_goes_on(config, run_dir):
     assert "learner is replaced: " in training.output()
 
 
+@pytest.mark.long
 def test_roles_that_hang_are_found_and_replaced(config, run_dir):
     """Stopped processes answer nothing, and do not die either."""
     limits = ("--set", "supervision.hang_timeout_s=6", "--set", "wait_timeout_s=15")
@@ -181,6 +182,7 @@ def add_node(cluster: Cluster):
     return cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=100 * 2**20, include_dashboard=False)
 
 
+@pytest.mark.long
 def test_a_worker_leaves_a_node_that_goes_and_survives_one_that_dies(config, run_dir, cluster):
     """First a notice: the worker drains, its place is taken on another node. Then that node dies with the worker on it."""
     first = add_node(cluster)

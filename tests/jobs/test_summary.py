@@ -2,7 +2,7 @@ import pytest
 
 from jobs.config import RunConfig
 from jobs.run_dir import RunDirectory
-from jobs.summary import summary_lines, window_means
+from jobs.summary import summary_lines, tokens_line, window_means
 
 
 def history(*rewards: float) -> list[dict[str, float]]:
@@ -54,3 +54,17 @@ def test_paths_below_the_current_directory_are_shown_relative(tmp_path, monkeypa
 
 def test_summary_of_a_run_stopped_before_its_first_step(tmp_path):
     assert "0 of 6 steps trained" in summary(tmp_path, [])
+
+
+def test_tokens_are_shown_as_a_sum_with_the_causes_there_were():
+    record = {"step": 3, "tokens/generated": 1500.0, "tokens/trained": 1000.0, "tokens/in_flight": 300.0, "tokens/wasted_lost": 200.0}
+    line = tokens_line(record | {"tokens/wasted_stale": 0.0})
+    assert line.endswith("1,500 generated = 1,000 trained on + 300 in flight + 200 wasted (200 lost)")
+    assert tokens_line(record | {"tokens/wasted_lost": 0.0}).endswith("+ 0 wasted")
+
+
+def test_summary_has_the_tokens_of_the_newest_step(tmp_path):
+    records = history(*[0.5] * 6)
+    assert "generated" not in summary(tmp_path, records)
+    records[-1] |= {"tokens/generated": 10.0, "tokens/trained": 10.0, "tokens/in_flight": 0.0}
+    assert "10 generated = 10 trained on + 0 in flight + 0 wasted" in summary(tmp_path, records)
