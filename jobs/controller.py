@@ -50,8 +50,10 @@ WASTE = {STALE: TokenWaste.STALE, TIMEOUT: TokenWaste.ABORTED, DATA: TokenWaste.
 """What the tokens of a dropped group count as."""
 RSS_TIMEOUT_S = 1.0
 KEPT_FAULTS = 10
-FIRST_GROUPS_S = 60.0
-"""What the learner's first wait may take, engines' start included, without being called unusual (`jobs.watchdog` allows thrice that)."""
+FIRST_WAIT_S = 60.0
+"""What the first wait of a loop may take without being called unusual (`jobs.watchdog` allows thrice that)."""
+SHORT_WAIT_S = 30.0
+"""A wait of less is not called unusual."""
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Controller:
         self._config = run.config
         self._admission = run.admission
         self.rollouts = Rollouts(run, self, desired=workers or run.config.rollout.workers)
-        self.waits = Waits()
+        self.waits = Waits(floor_s=SHORT_WAIT_S)
         self.faults: deque[str] = deque(maxlen=KEPT_FAULTS)
         self.num_faults: Counter[str] = Counter()
         self.last_checkpoint: tuple[int, float] | None = None
@@ -188,7 +190,7 @@ class Controller:
 
     async def _admit_loop(self) -> None:
         while True:
-            with self.waits.waiting("admit", "a free slot"):
+            with self._waiting("admit", "a free slot"):
                 await self._until(lambda: self._admission.free_slots > 0 and not self._stopping)
             request = self._run.admit()
             self._note(
@@ -204,7 +206,7 @@ class Controller:
         while True:
             sampled = await self._sampled.get()
             try:
-                with self.waits.waiting("score", f"verdicts and features of group {sampled.request.group_id}"):
+                with self._waiting("score", f"verdicts and features of group {sampled.request.group_id}"):
                     scored = await self._run.verify_and_encode(sampled)
             except DataLost as error:  # the node that held its rows is gone: sample it again
                 self.note_fault("score", "data", error)
@@ -222,7 +224,7 @@ class Controller:
         group_id = scored.request.group_id
         step = self._run.step
         while (result := await self._run.insert(scored, step)) is InsertResult.FULL:
-            with self.waits.waiting("insert", f"room in replay for group {group_id}"):
+            with self._waiting("insert", f"room in replay for group {group_id}"):
                 await self._until(lambda after=step: self._run.step > after)  # type: ignore[misc]
             step = self._run.step
         self._note(EventKind.INSERTED, group_id=group_id, result=result.value)
@@ -236,19 +238,16 @@ class Controller:
     async def _learn_loop(self) -> None:
         while self._run.step < self._config.steps and not self._stopping:
             waited_from = time.monotonic()
-            with self.meter.learner_waits(), self._waiting_for_groups():
+            with self.meter.learner_waits(), self._waiting("learn", f"{self._config.prompts_per_step} groups in replay"):
                 batch, drawn = await self._next_batch()
             if drawn is None:
                 break
             wait_s = time.monotonic() - waited_from
-            with self.waits.waiting("train", f"training step {self._run.step + 1}"):
+            with self._waiting("train", f"training step {self._run.step + 1}"):
                 await self._train(batch, drawn, wait_s)
             await self._save_what_is_due()
         if self.last_checkpoint is None or self._run.step != self.last_checkpoint[0]:
             await self._checkpoint()
-
-    def _waiting_for_groups(self) -> AbstractContextManager[None]:
-        return self.waits.waiting("learn", f"{self._config.prompts_per_step} groups in replay", usual_s=FIRST_GROUPS_S)
 
     async def _next_batch(self) -> tuple[Any, Drawn | None]:
         """The next step's batch; nothing when a stop was asked for."""
@@ -279,7 +278,7 @@ class Controller:
         self.trained_version = version
         self._note(EventKind.TRAINED, step=run.step, version=version)
         self._admission.trained(drawn.group_ids, version=version)
-        with self.waits.waiting("hand over", f"the publication of version {version - 1}"):
+        with self._waiting("hand over", f"the publication of version {version - 1}"):
             await self._trained.put((version, snapshot))
         del snapshot
         await self._notify()
@@ -300,7 +299,7 @@ class Controller:
             version, snapshot = await self._trained.get()
             await self.rollouts.publish(version, snapshot)
             del snapshot
-            with self.waits.waiting("publish", f"every serving worker to load version {version}"):
+            with self._waiting("publish", f"every serving worker to load version {version}"):
                 await self.rollouts.published(version)
             self._note(EventKind.PUBLISHED, version=version, workers=len(self.rollouts.fleet.serving))
             async with self._changed:
@@ -322,7 +321,7 @@ class Controller:
 
     async def _checkpoint(self) -> None:
         started = time.monotonic()
-        with self.waits.waiting("checkpoint", f"the checkpoint of step {self._run.step}"):
+        with self._waiting("checkpoint", f"the checkpoint of step {self._run.step}"):
             await self._run.save_checkpoint()
         self._checkpoint_budget.worked()
         self._note(EventKind.CHECKPOINT, step=self._run.step)
@@ -424,6 +423,9 @@ class Controller:
         return {f"memory/{name}_mib": rss / 2**20 for name, rss in memory.items()}
 
     # ---- waiting ----
+
+    def _waiting(self, loop: str, waiting_for: str) -> AbstractContextManager[None]:
+        return self.waits.waiting(loop, waiting_for, usual_s=FIRST_WAIT_S)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for `condition`. Raises when nothing in the whole run has changed for longer than its calls may take, which name

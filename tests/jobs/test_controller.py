@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -706,3 +707,32 @@ def test_no_schedule_breaks_an_invariant_or_stops_the_run(config, tmp_path, lag)
 
 def test_tiny_model_is_a_model_like_any_other(tiny_model):
     assert resolve_model(tiny_model) == tiny_model
+
+
+def test_a_lost_learner_comes_back_from_its_newest_snapshot_and_trains_only_the_steps_since(config, tmp_path):
+    """Without one it would train from the beginning: there is no checkpoint yet. What comes out is the same bit for bit."""
+    settings = {"steps": 7, "max_policy_lag": 0, "checkpoint": {"every": 100, "learner_every": 2}, "supervision": {"backoff_s": 0.0}}
+    undisturbed = LocalRun(config(run_dir=str(tmp_path / "undisturbed"), **settings))
+    undisturbed.train()
+    learners: list[Any] = []
+    steps_of_second: list[int] = []
+
+    def count_steps(name, part):
+        if name != "learner":
+            return
+        learners.append(part)
+        step = part.step
+
+        def counted(batch, version=None):
+            if part is not learners[0]:
+                steps_of_second.append(part.version)
+            return step(batch, version)
+
+        part.step = counted
+
+    run = LocalRun(config(run_dir=str(tmp_path / "lost"), **settings), on_made=count_steps)
+    run.on_report = lambda step: run.handles["learner"].kill() if step == 5 else None
+    assert run.train() == 7
+    run.check_valid()
+    assert steps_of_second == [4, 5, 6], "step 5 again, from the snapshot of step 4; then the rest"
+    assert_same_state(undisturbed.state(tmp_path / "a"), run.state(tmp_path / "b"))
