@@ -3,6 +3,7 @@
 The direction of imports is checked by import-linter (`make lint`).
 """
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -58,3 +59,13 @@ def test_doctor_imports_the_standard_library_only():
     allowed = set(sys.stdlib_module_names) | {"__main__", "jobs", "learners"}  # of these, only what needs no more than that
     startup = imports_of("sys")  # what the interpreter's own site hooks bring in
     assert imports_of("jobs.doctor") <= allowed | startup
+
+
+def test_actors_are_called_through_handles_only():
+    """Whose calls cannot be made without a deadline and a name for what is waited for: mypy sees to that."""
+    where_ray_comes_in = {"jobs/build.py", "jobs/ray_handle.py"}
+    files = [file for folder in PACKAGES for file in (REPOSITORY / folder).rglob("*.py")]
+    assert len(files) > 50
+    calls = re.compile(r"\.remote\(|\bray\.(get|wait)\(")
+    found = {str(file.relative_to(REPOSITORY)) for file in files if calls.search(file.read_text())}
+    assert found == where_ray_comes_in
