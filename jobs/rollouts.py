@@ -98,8 +98,9 @@ class Rollouts:
 
     rollouts.submit(request)                 # from the admit loop
     await rollouts.run()                     # never returns; raises when workers are lost over and over
-    rollouts.publish(version, snapshot); await rollouts.published(version)
-    rollouts.desired = 3
+    await rollouts.publish(version, snapshot)
+    await rollouts.published(version)
+    await rollouts.scale(3)
     """
 
     def __init__(self, run: Run, observer: Observer, *, desired: int) -> None:
@@ -303,7 +304,9 @@ class Rollouts:
         getting, leaving = asyncio.ensure_future(worker.inbox.get()), asyncio.ensure_future(worker.draining.wait())
         try:
             await asyncio.wait((getting, leaving), return_when=asyncio.FIRST_COMPLETED)
-            return getting.result() if getting.done() else None
+            if getting.done():
+                return getting.result()
+            return None if worker.inbox.empty() else worker.inbox.get_nowait()  # both may come at once
         finally:
             getting.cancel()
             leaving.cancel()

@@ -237,8 +237,11 @@ class LocalRun:
         start_step = self.checkpoints.latest() or 0
         try:
             async with asyncio.timeout(BOUND_S):
+                self.directory.forget_snapshots()
                 if start_step:
                     await self.run.restore_checkpoint(start_step)
+                else:
+                    await self.run.forget_log_after(0)
                 return await self.trainer.run(start_step)
         finally:
             for worker in self.parts.get("rollout", []):  # engines of killed workers have a thread in this process
