@@ -115,7 +115,7 @@ class Control:
         if asked.stop:
             controller.stop()
         if asked.rollout is not None and asked.rollout != controller.rollouts.desired:
-            await controller.rollouts.scale(asked.rollout)
+            await controller.scale("rollout", asked.rollout, by="jobs.scale")
 
     def _reconcile(self, controller: Controller) -> None:
         """Verifiers and encoders to the number asked for, one change at a time, beside everything else."""
@@ -135,10 +135,10 @@ class Control:
 
     async def _resize(self, controller: Controller, verifier: int, encoder: int) -> None:
         if verifier != self._verifiers:
-            await controller.resize_verifier(verifier)
+            await controller.scale("verifier", verifier, by="jobs.scale")
             self._verifiers = verifier
         if encoder != len(controller.encoders):
-            await controller.encoders.resize(encoder, timeout_s=self._config.rollout.start_timeout_s)
+            await controller.scale("encoder", encoder, by="jobs.scale")
 
     async def _autoscale(self, controller: Controller) -> None:
         config = self._config.autoscale
@@ -154,7 +154,7 @@ class Control:
         desired = decide(meter.take(), current, config, last_change_s=since_change_s)
         if desired != current:
             self._last_change = now
-            await controller.rollouts.scale(desired)
+            await controller.scale("rollout", desired, by="autoscale")
 
     async def _leave_draining_nodes(self, controller: Controller) -> None:
         located = {worker.name: worker.node_id for worker in controller.rollouts.workers.values() if worker.node_id is not None}

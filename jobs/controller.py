@@ -145,9 +145,15 @@ class Controller:
     def encoders(self) -> EncoderPool:
         return self._run.encoders
 
-    async def resize_verifier(self, num_workers: int) -> None:
-        """So many verifier processes."""
-        await self._run.resize_verifier(num_workers)
+    async def scale(self, role: str, count: int, *, by: str) -> None:
+        """From now on so many rollout workers, verifier processes or encoders, as `by` wishes."""
+        self._note(EventKind.DESIRED, role=role, count=count, by=by)
+        if role == "rollout":
+            await self.rollouts.scale(count)
+        elif role == "verifier":
+            await self._run.resize_verifier(count)
+        else:
+            await self._run.encoders.resize(count, timeout_s=self._config.rollout.start_timeout_s)
 
     def token_counts(self) -> dict[str, int]:
         """The token ledger."""
