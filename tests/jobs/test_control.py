@@ -6,6 +6,7 @@ import pytest
 
 import jobs.control
 from jobs.control import Control
+from jobs.events import EventKind
 from jobs.run_state import Desired, read_status, write_desired
 from tests.jobs.components_fixture import BOUND_S, LocalRun, small_config
 
@@ -18,8 +19,8 @@ def often(monkeypatch):
 class Watched:
     """A LocalRun with its Control; `asked` are wishes by the step after which they are written."""
 
-    def __init__(self, model, tmp_path, asked=(), **settings):
-        self.run = LocalRun(small_config(model, tmp_path, **settings))
+    def __init__(self, model, tmp_path, asked=(), around=None, **settings):
+        self.run = LocalRun(small_config(model, tmp_path, **settings), around=around)
         self.path = self.run.directory.path
         self.path.mkdir(parents=True, exist_ok=True)
         self.warnings = []
@@ -99,3 +100,21 @@ def test_a_status_that_cannot_be_written_stops_nothing(tiny_model, tmp_path, mon
     monkeypatch.setattr(jobs.control, "write_status", full)
     assert watched.train() == 3
     assert "status.json cannot be written: No space left on device" in watched.warnings
+
+
+def test_autoscaling_adds_workers_while_the_learner_waits_for_groups(tiny_model, tmp_path):
+    """Each worker samples one group at a time, slowly; the bounds hold, and the log says who wanted what."""
+
+    async def slow(name, method, args, proceed):
+        if method == "generate":
+            await asyncio.sleep(0.2)
+        return await proceed()
+
+    settings = {"autoscale": {"policy": "queue", "max_workers": 3, "interval_s": 0.3}, "rollout": {"max_sequences": 4}, "steps": 15}
+    watched = Watched(tiny_model, tmp_path, around=slow, checkpoint={"every": 100}, **settings)
+    assert watched.train() == 15
+    watched.run.check_valid()
+    wanted = [fields["count"] for kind, fields in watched.run.events if kind is EventKind.DESIRED]
+    assert wanted[:2] == [2, 3]
+    assert max(wanted) == 3
+    assert {fields["by"] for kind, fields in watched.run.events if kind is EventKind.DESIRED} == {"autoscale"}
