@@ -238,12 +238,14 @@ def test_a_run_is_submitted_watched_resized_stopped_and_resumed(head, config):
     assert [line.split()[:3] for line in head.done("list").splitlines() if "tiny" in line] == [["tiny", "tiny-2", "succeeded"]]
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_while_it_starts_ends_too(head, config):
     head.done("submit", config, *ENDLESS, "--run", "early")
     head.done("stop", "early", "--wait")
     assert not head.status("early")["alive"]
 
 
+@pytest.mark.long
 def test_a_run_whose_driver_was_killed_is_said_to_be_gone(head, config):
     head.done("submit", config, *ENDLESS, "--run", "killed")
     file = head.run_dir("killed") / "status.json"
@@ -254,6 +256,7 @@ def test_a_run_whose_driver_was_killed_is_said_to_be_gone(head, config):
     assert "the process is gone" in screen and "killed-1 failed" in screen
 
 
+@pytest.mark.long
 def test_a_run_that_fails_shows_its_last_words_to_who_follows_it(head, config):
     failed = head.command("submit", config, "--run", "broken", "--set", "model=/nowhere/model", "--follow")
     assert failed.returncode == 1
