@@ -36,7 +36,7 @@ def quick_config(model: str, directory: Path, **values: Any) -> RunConfig:
     that its features do not depend on what else waits."""
     base: dict[str, Any] = {
         "steps": 3,
-        "sampling": {"max_response_tokens": 8},
+        "sampling": {"max_response_tokens": 6},
         "rollout": {"engine": "transformers", "dtype": "float32", "group_timeout_s": BOUND_S, "workers": 2, "progress_tokens": 2},
         "encoder": {"dtype": "float32", "tokens_per_batch": 1},
         "supervision": {"backoff_s": 0.0, "heartbeat_s": 0.5},
@@ -156,7 +156,7 @@ class Chaos:
                 setattr(target, method, stall)
 
     def _die_halfway(self, name: str, target: Any, method: str) -> None:
-        """Everything up to now is on the disk, of the last file a half; then its process is gone."""
+        """Every file that the call writes is there, a half of each; then its process is gone."""
         loop = asyncio.get_running_loop()
 
         def die() -> None:

@@ -13,7 +13,7 @@ from tests.jobs.components_fixture import BOUND_S, PROMPTS, Around, LocalRun, ra
 
 pytestmark = pytest.mark.chaos
 
-RUNS, DEATHS, MOST_STEPS = 12, 9, 24
+RUNS, DEATHS, MOST_STEPS = 10, 10, 26
 
 
 class KilledRun:
@@ -53,7 +53,10 @@ class KilledRun:
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_model, tmp_path_factory):
     """A start that goes on for longer than any of those that die, at a lag of 0."""
-    run = LocalRun(quick_config(tiny_model, tmp_path_factory.mktemp("uninterrupted"), steps=MOST_STEPS, max_policy_lag=0))
+    sampling = {"max_response_tokens": 4}
+    run = LocalRun(
+        quick_config(tiny_model, tmp_path_factory.mktemp("uninterrupted"), steps=MOST_STEPS, max_policy_lag=0, sampling=sampling)
+    )
     run.train()
     run.check_valid()
     return run
@@ -65,10 +68,11 @@ def test_every_problem_is_trained_once_however_often_the_run_dies(config, seed, 
     settings = config(
         steps=1000,
         max_policy_lag=seed % 3,
+        sampling={"max_response_tokens": 4},
         checkpoint={"every": rng.choice([1, 1, 2]), "learner_every": rng.choice([0, 1])},
     )
     delays = random_delays(rng, most_s=0.002)
-    deaths = [KilledRun(settings, calls=rng.randint(3, 100), delays=delays).dies() for _ in range(DEATHS)]
+    deaths = [KilledRun(settings, calls=rng.randint(3, 80), delays=delays).dies() for _ in range(DEATHS)]
     assert deaths == [True] * DEATHS
     steps = (RunDirectory(settings).checkpoints.latest() or 0) + 2
     run = LocalRun(settings.model_copy(update={"steps": steps}))

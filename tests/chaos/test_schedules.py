@@ -107,3 +107,7 @@ def test_no_schedule_loses_or_doubles_anything_or_stops_the_run(config, tmp_path
     assert chaos.fired
     if seed % 4 == 0:
         check_every_token(run, chaos)
+    if settings.max_policy_lag == 0 and not run.admission.ledger.dropped:  # then it is a function of its configuration
+        undisturbed = LocalRun(config(steps=STEPS, max_policy_lag=0, seed=seed, run_dir=str(tmp_path / "undisturbed")))
+        undisturbed.train()
+        assert run.samples() == undisturbed.samples()

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from jobs.handles import Deadline, LocalHandle
+from jobs.handles import ActorDied, Deadline, LocalHandle
 
 BOUND_S = 20.0
 
@@ -121,3 +121,17 @@ def test_timeout_inside_the_component_is_its_own_error_not_a_deadline():
 def test_unknown_method_is_an_error():
     with pytest.raises(AttributeError, match="nothing_like_it"):
         asyncio.run(call(LocalHandle(Target(), "learner"), "nothing_like_it"))
+
+
+def test_the_dead_begin_nothing():
+    target = Target()
+    target.release.set()
+
+    async def scenario() -> None:
+        handle = LocalHandle(target, "learner")
+        handle.kill()
+        with pytest.raises(ActorDied, match=r"^the learner process died while the run waited for the answer to group 7$"):
+            await call(handle, "work", 0)
+
+    asyncio.run(scenario())
+    assert target.order == []
