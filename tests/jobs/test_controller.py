@@ -21,7 +21,6 @@ from jobs.console import COLUMNS
 from jobs.run import VerifierFailure
 from learners.models import resolve_model
 from tests.jobs.components_fixture import (
-    BOUND_S,
     PROMPTS,
     RESPONSES,
     CoinJudge,
@@ -493,53 +492,6 @@ def test_stopped_run_goes_on_to_its_end(config):
     assert second.train() == 5
     second.check_valid()
     assert [step for step, _ in second.reports] == [3, 4, 5]
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_run_killed_anywhere_and_restarted_trains_every_problem_once(config, seed):
-    """Three times the run dies at a random call (a save included) and starts again from its newest checkpoint."""
-    rng = random.Random(seed)
-    settings = config(steps=8, checkpoint={"every": 1}, max_policy_lag=seed % 3)
-    delays = random_delays(rng, most_s=0.005)
-    deaths = [KilledRun(settings, after=rng.randrange(12, 40), delays=delays).dies() for _ in range(3)]
-    assert deaths == [True] * 3  # a step takes 15 calls: none gets to the end
-    run = LocalRun(settings)
-    assert run.train() == 8
-    run.check_valid()
-
-
-class KilledRun:
-    """A run that is gone before its n-th call of a component."""
-
-    def __init__(self, config, *, after: int, delays) -> None:
-        self._left = after
-        self._delays = delays
-        self._killed = asyncio.Event()
-        self._run = LocalRun(config, around=self._around)
-
-    async def _around(self, name, method, args, proceed):
-        self._left -= 1
-        if self._left <= 0 and method != "close":
-            self._killed.set()
-            await asyncio.Event().wait()
-        return await self._delays(name, method, args, proceed)
-
-    def dies(self) -> bool:
-        """Whether it died before its end. Threads in a call still finish it, as a process of its own would."""
-        return asyncio.run(self._train())
-
-    async def _train(self) -> bool:
-        training = asyncio.create_task(self._run.train_async())
-        killed = asyncio.create_task(self._killed.wait())
-        async with asyncio.timeout(BOUND_S):
-            await asyncio.wait({training, killed}, return_when=asyncio.FIRST_COMPLETED)
-        died = not training.done()
-        training.cancel()
-        killed.cancel()
-        await asyncio.wait({training, killed})
-        if not died:
-            training.result()  # a failure of its own is a failure of this test
-        return died
 
 
 # ---- back-pressure and staleness ----
