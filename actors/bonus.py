@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from pyarrow import fs
 from safetensors.torch import load_file, save_file
@@ -84,9 +83,7 @@ class BonusScorer(Checkpointed):
         """
         log = RolloutLog(fs.LocalFileSystem(), directory)
         for step in range(self.ready() + 1, up_to_step + 1):
-            rows = log.read([step])
-            trained = rows.filter(pc.equal(rows["outcome"], GroupOutcome.TRAINED.value)).combine_chunks()
-            self._absorb(trained.to_batches()[0], step - 1)
+            self._absorb(log.batch(step, GroupOutcome.TRAINED), step - 1)
         return self.ready()
 
     def save(self, directory: Path) -> None:

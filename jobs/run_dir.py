@@ -7,7 +7,6 @@ RUN_DIR/config.json  run.lock  checkpoints/  snapshots/  policy/  rollouts/  met
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from jobs.config import CHANGEABLE_ON_RESUME, RunConfig
@@ -32,7 +31,7 @@ class RunDirectory(JobDirectory):
         return CheckpointManager(str(self.path / "snapshots"), keep=1)
 
     def forget_snapshots(self) -> None:
-        shutil.rmtree(self.path / "snapshots", ignore_errors=True)
+        self.snapshots.truncate(after_step=-1)
 
     @property
     def rollouts(self) -> Path:

@@ -58,15 +58,20 @@ LOSSES = [
 ]
 
 
+def assert_as_undisturbed(run, undisturbed, tmp_path):
+    """The same samples and the same state, bit for bit."""
+    state, samples = undisturbed
+    assert run.samples() == samples
+    assert_same_state(run.state(tmp_path / "state"), state)
+
+
 @pytest.mark.parametrize("fault", LOSSES, ids=str)
 def test_a_loss_changes_nothing_of_what_is_learnt(config, tmp_path, undisturbed, fault):
     chaos = Chaos(fault)
     run = chaos.start(config(max_policy_lag=0))
     assert run.train() == 3
     check(run, chaos, tmp_path)
-    state, samples = undisturbed
-    assert run.samples() == samples
-    assert_same_state(run.state(tmp_path / "state"), state)
+    assert_as_undisturbed(run, undisturbed, tmp_path)
 
 
 HANGS = [
@@ -92,9 +97,7 @@ def test_a_hang_changes_nothing_of_what_is_learnt(config, tmp_path, undisturbed,
     run = chaos.start(config(max_policy_lag=0, **limits))
     assert run.train() == 3
     check(run, chaos, tmp_path, nothing_else=False)
-    state, samples = undisturbed
-    assert run.samples() == samples
-    assert_same_state(run.state(tmp_path / "state"), state)
+    assert_as_undisturbed(run, undisturbed, tmp_path)
 
 
 def test_a_worker_that_hangs_for_longer_than_a_group_may_take_is_lost_and_its_groups_are_not(config, tmp_path):
@@ -126,9 +129,7 @@ def test_a_replacement_that_is_lost_too_changes_nothing_of_what_is_learnt(config
     run = chaos.start(config(max_policy_lag=0))
     assert run.train() == 3
     check(run, chaos, tmp_path)
-    state, samples = undisturbed
-    assert run.samples() == samples
-    assert_same_state(run.state(tmp_path / "state"), state)
+    assert_as_undisturbed(run, undisturbed, tmp_path)
 
 
 IN_RESUMING = [
@@ -150,9 +151,7 @@ def test_a_loss_while_a_run_is_resumed_changes_nothing_of_what_is_learnt(config,
     assert run.train() == 3
     run.check_valid()
     assert chaos.fired
-    state, samples = undisturbed
-    assert run.samples() == samples
-    assert_same_state(run.state(tmp_path / "state"), state)
+    assert_as_undisturbed(run, undisturbed, tmp_path)
 
 
 @pytest.mark.parametrize("lag", [1, 2])
@@ -222,9 +221,7 @@ def test_an_engine_that_fails_is_replaced_with_its_worker(config, tmp_path, undi
     run.check_valid()
     (fault,) = run.noted(EventKind.FAULT, role="rollout", kind="infrastructure")
     assert "no memory for the cache" in fault["error"]
-    state, samples = undisturbed
-    assert run.samples() == samples
-    assert_same_state(run.state(tmp_path / "state"), state)
+    assert_as_undisturbed(run, undisturbed, tmp_path)
 
 
 def test_a_slow_worker_holds_up_no_step(config):

@@ -20,6 +20,41 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MARK = "REPEXP_TEST_MARK"
 
 
+PROMPTS, RESPONSES = 2, 4
+
+
+def tiny_settings(model: str) -> str:
+    """A run of small steps with a gradient in each, as TOML; keys that belong before the first section may be put in front."""
+    return f"""
+        model = "{model}"
+        prompts_per_step = {PROMPTS}
+        responses_per_prompt = {RESPONSES}
+        wait_timeout_s = 60
+
+        [sampling]
+        max_response_tokens = 6
+
+        [rollout]
+        engine = "transformers"
+        dtype = "float32"
+
+        [encoder]
+        dtype = "float32"
+
+        [bonus]
+        dim = 8
+        memory = "run"
+        gate = "always"
+
+        [learner]
+        dtype = "float32"
+        lr = 1e-3
+
+        [replay]
+        max_bytes = 1000000
+    """
+
+
 def wait_until(condition: Callable[[], Any], *, timeout_s: float, what: str) -> Any:
     """Poll `condition` until it is true; returns its value."""
     deadline = time.monotonic() + timeout_s

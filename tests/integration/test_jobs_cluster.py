@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.processes import MARK, REPOSITORY, is_alive, metrics_of, psutil_or_none, steps_of, wait_until
+from tests.integration.processes import MARK, REPOSITORY, is_alive, metrics_of, psutil_or_none, steps_of, tiny_settings, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -162,37 +162,7 @@ def head() -> Iterator[Head]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> str:
     file = tmp_path_factory.mktemp("config") / "tiny.toml"
-    file.write_text(
-        f"""
-        run_dir = "runs/tiny"
-        model = "{tiny_model}"
-        prompts_per_step = 2
-        responses_per_prompt = 4
-        wait_timeout_s = 60
-
-        [sampling]
-        max_response_tokens = 6
-
-        [rollout]
-        engine = "transformers"
-        dtype = "float32"
-
-        [encoder]
-        dtype = "float32"
-
-        [bonus]
-        dim = 8
-        memory = "run"
-        gate = "always"
-
-        [learner]
-        dtype = "float32"
-        lr = 1e-3
-
-        [replay]
-        max_bytes = 1000000
-        """
-    )
+    file.write_text(f'run_dir = "runs/tiny"\n{tiny_settings(tiny_model)}')
     return str(file)
 
 

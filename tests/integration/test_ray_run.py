@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from buffers.schema import ROLLOUT_SCHEMA, check_schema, validate_groups
 from learners.checkpoint import CheckpointManager
-from tests.integration.processes import Training, metrics_of, steps_of, wait_until
+from tests.integration.processes import PROMPTS as P
+from tests.integration.processes import RESPONSES as K
+from tests.integration.processes import Training, metrics_of, steps_of, tiny_settings, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
-P, K = 2, 4
 RAYS_OWN_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They hold nothing of ours and outlive a killed driver by a minute: Ray 2.60 has them report to the dead GCS with that timeout."""
 ENDLESS = ("--set", "steps=100000", "--set", "checkpoint.every=2")
@@ -23,37 +24,7 @@ ENDLESS = ("--set", "steps=100000", "--set", "checkpoint.every=2")
 @pytest.fixture
 def config(tmp_path, tiny_model) -> Path:
     file = tmp_path / "tiny.toml"
-    file.write_text(
-        f"""
-        model = "{tiny_model}"
-        steps = 3
-        prompts_per_step = {P}
-        responses_per_prompt = {K}
-        wait_timeout_s = 60
-
-        [sampling]
-        max_response_tokens = 6
-
-        [rollout]
-        engine = "transformers"
-        dtype = "float32"
-
-        [encoder]
-        dtype = "float32"
-
-        [bonus]
-        dim = 8
-        memory = "run"
-        gate = "always"
-
-        [learner]
-        dtype = "float32"
-        lr = 1e-3
-
-        [replay]
-        max_bytes = 1000000
-        """
-    )
+    file.write_text(f"steps = 3\n{tiny_settings(tiny_model)}")
     return file
 
 

@@ -166,7 +166,7 @@ def test_lag_of_zero_is_the_synchronous_trainer(config, tmp_path):
     assert not torch.equal(state["policy/model.norm.weight"], initial["policy/model.norm.weight"])
     assert state["bonus/covariance.second_moment_DD"].norm() > 0
     assert_same_state(state, other.state(tmp_path / "other"))
-    assert samples_of(one) == samples_of(other)
+    assert one.samples() == other.samples()
     for (step, metrics), (other_step, other_metrics) in zip(one.reports, other.reports, strict=True):
         assert step == other_step
         shared = {name for name in metrics.keys() & other_metrics.keys() if not is_timing(name)}
@@ -193,12 +193,6 @@ def is_timing(name: str) -> bool:
     return name.startswith("time/") or name.endswith("_per_s") or name == "rollout/idle_s"
 
 
-def samples_of(run: LocalRun) -> list[tuple]:
-    """All that was trained on, in order."""
-    columns = ("step", "problem_id", "index", "response_ids", "behavior_logprobs", "version_values", "reward", "bonus", "advantage")
-    return [tuple(map(str, (row[column] for column in columns))) for row in run.logged()]
-
-
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_straight_run_is_a_run_cut_in_two(config, tmp_path, cut):
     settings = config(steps=4, max_policy_lag=0)
@@ -211,7 +205,7 @@ def test_straight_run_is_a_run_cut_in_two(config, tmp_path, cut):
     second.check_valid()
     assert [step for step, _ in second.reports] == list(range(cut + 1, 5))
     assert_same_state(straight.state(tmp_path / "one"), second.state(tmp_path / "other"))
-    assert samples_of(straight) == samples_of(second)
+    assert straight.samples() == second.samples()
     for (_, metrics), (_, other_metrics) in zip(straight.reports[cut:], second.reports, strict=True):
         learnt = [name for name in metrics if name.partition("/")[0] in ("learner", "policy", "bonus", "reward") and not is_timing(name)]
         assert len(learnt) > 15
@@ -222,7 +216,7 @@ def test_one_seed_is_one_run_and_another_seed_is_another(config, tmp_path):
     def train(name: str, seed: int) -> list[tuple]:
         run = LocalRun(config(steps=2, max_policy_lag=0, seed=seed, run_dir=str(tmp_path / name)))
         run.train()
-        return samples_of(run)
+        return run.samples()
 
     first = train("a", 3)
     assert train("b", 3) == first
