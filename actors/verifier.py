@@ -64,14 +64,19 @@ class VerifierStats:
 
     num_correct: int
     num_incorrect: int
-    num_unparsed: int
+    num_no_answer: int
+    num_malformed: int
     num_timeout: int
     num_error: int
     num_rebuilds: int
 
     @property
     def num_verdicts(self) -> int:
-        return self.num_correct + self.num_incorrect + self.num_unparsed + self.num_timeout + self.num_error
+        return self.num_scored + self.num_timeout + self.num_error
+
+    @property
+    def num_scored(self) -> int:
+        return self.num_correct + self.num_incorrect + self.num_no_answer + self.num_malformed
 
     @property
     def error_rate(self) -> float:

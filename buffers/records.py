@@ -19,17 +19,23 @@ class FinishReason(StrEnum):
 
 
 class VerdictStatus(StrEnum):
-    """What the verifier found. Only the first three are judgements of the answer."""
+    """What the verifier found. The first four are judgements of the response; the last two say that there is none."""
 
     CORRECT = "correct"
     INCORRECT = "incorrect"
-    UNPARSED = "unparsed"  # the response states no answer that could be read: scored as not correct
+    NO_ANSWER = "no_answer"  # the response states no answer: scored as not correct
+    MALFORMED = "malformed"  # it states one that is not of the form asked for, or cannot be read: scored as not correct
     TIMEOUT = "timeout"  # the deadline passed: not scored, never counted as wrong
     ERROR = "error"  # the verifier failed: not scored, never counted as wrong
 
     @property
     def is_scored(self) -> bool:
         return self not in (VerdictStatus.TIMEOUT, VerdictStatus.ERROR)
+
+    @classmethod
+    def _missing_(cls, value: object) -> VerdictStatus | None:
+        """Logs and pools written before the two were told apart say "unparsed"."""
+        return cls.NO_ANSWER if value == "unparsed" else None
 
 
 class GroupOutcome(StrEnum):

@@ -73,7 +73,7 @@ class Arithmetic:
         return last_word(response) if problem.answer.isalpha() else last_number(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Reward 1.0 where the response ends in the answer, else 0.0; UNPARSED (0.0) where it states none."""
+        """Reward 1.0 where the response ends in the answer, else 0.0; NO_ANSWER (0.0) where it states none."""
         return judge(self.final_answer(problem, response), self.final_answer(problem, problem.answer))
 
     def _draw(self, split: str, index: int) -> tuple[Kind, Question]:

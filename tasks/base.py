@@ -59,9 +59,9 @@ class Task(Protocol):
 
 
 def judge(found: str | None, expected: str | None) -> Verdict:
-    """The verdict on an answer in canonical form: reward 1.0 where it equals `expected`, else 0.0; UNPARSED (0.0) where there is none."""
+    """The verdict on an answer in canonical form: reward 1.0 where it equals `expected`, else 0.0; NO_ANSWER (0.0) where there is none."""
     if found is None:
-        return Verdict(status=VerdictStatus.UNPARSED, reward=0.0)
+        return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
     is_correct = found == expected
     status = VerdictStatus.CORRECT if is_correct else VerdictStatus.INCORRECT
     return Verdict(status=status, reward=float(is_correct), answer=found[:_MAX_ANSWER_CHARS])

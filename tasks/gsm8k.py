@@ -67,7 +67,7 @@ class Gsm8k:
         return final_number(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Reward 1.0 where the response states the right number, whatever its spelling, else 0.0; UNPARSED (0.0) where it states none."""
+        """Reward 1.0 where the response states the right number, whatever its spelling, else 0.0; NO_ANSWER (0.0) where it states none."""
         return judge(final_number(response), final_number(problem.answer))
 
     def _read(self, stem: str) -> list[Problem]:

@@ -69,7 +69,7 @@ class ParquetTask:
         return final_number(response) if self._config.verifier == "number" else final_text(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Reward 1.0 where the final answer is the row's, else 0.0; UNPARSED (0.0) where there is none. TaskError with verifier "none"."""
+        """Reward 1.0 where the final answer is the row's, else 0.0; NO_ANSWER (0.0) where there is none. TaskError with verifier "none"."""
         match self._config.verifier:
             case "number":
                 return judge(self.final_answer(problem, response), final_number(problem.answer))

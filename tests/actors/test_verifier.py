@@ -114,8 +114,8 @@ def test_no_responses_give_no_verdicts(shared_pool: VerifierPool) -> None:
 
 def test_empty_answers_keep_their_place(shared_pool: VerifierPool) -> None:
     found = statuses(shared_pool, "", "correct", "", "wrong", "")
-    unparsed, correct, incorrect = VerdictStatus.UNPARSED, VerdictStatus.CORRECT, VerdictStatus.INCORRECT
-    assert found == [unparsed, correct, unparsed, incorrect, unparsed]
+    no_answer, correct, incorrect = VerdictStatus.NO_ANSWER, VerdictStatus.CORRECT, VerdictStatus.INCORRECT
+    assert found == [no_answer, correct, no_answer, incorrect, no_answer]
 
 
 @pytest.mark.parametrize("hang", ["sleep 600", "regex"])
@@ -124,7 +124,7 @@ def test_hang_is_killed_at_the_deadline_and_leaves_its_neighbours_alone(shared_p
     started = time.monotonic()
     verdicts = shared_pool.verify(PROBLEM, ["correct", "wrong", hang, "", "correct"])
     assert time.monotonic() - started < TIMEOUT_S + 1.0
-    assert [verdict.status.value for verdict in verdicts] == ["correct", "incorrect", "timeout", "unparsed", "correct"]
+    assert [verdict.status.value for verdict in verdicts] == ["correct", "incorrect", "timeout", "no_answer", "correct"]
     assert verdicts[2].reward is None and "timeout_s" in (verdicts[2].detail or "")
     after = warm_up(shared_pool, CONFIG.num_workers)
     assert len(before - after) == 1, "the hung worker, and no other, was replaced"
@@ -211,7 +211,7 @@ def test_stats_count_every_verdict(pool: VerifierPool) -> None:
     assert pool.stats().error_rate == 0.0
     pool.verify(PROBLEM, ["correct", "correct", "wrong", "", "raise"])
     stats = pool.stats()
-    assert (stats.num_correct, stats.num_incorrect, stats.num_unparsed, stats.num_timeout, stats.num_error) == (2, 1, 1, 0, 1)
+    assert (stats.num_correct, stats.num_incorrect, stats.num_no_answer, stats.num_timeout, stats.num_error) == (2, 1, 1, 0, 1)
     assert stats.num_verdicts == 5 and stats.error_rate == pytest.approx(0.2)
 
 
@@ -294,7 +294,7 @@ def test_a_pool_that_is_resized_under_load_answers_every_response_once_and_right
             verdicts = pool.verify(PROBLEM, responses)
             assert [verdict.answer for verdict in verdicts[1:9]] == words
             found = [verdict.status.value for verdict in verdicts]
-            assert found == ["correct", *["incorrect"] * 8, "error", "incorrect", "unparsed"]
+            assert found == ["correct", *["incorrect"] * 8, "error", "incorrect", "no_answer"]
             num_calls += 1
         return num_calls
 
@@ -459,7 +459,7 @@ def test_a_batch_may_be_verified_again_even_while_it_is_being_verified(shared_po
     copy = pa.record_batch({"response_text": batch.column("response_text").to_pylist()})
     with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(lambda _: shared_pool.verify_batch(PROBLEM, batch), range(6)))
-    assert {tuple(verdict.status.value for verdict in verdicts) for verdicts in found} == {("correct", "unparsed", "incorrect", "error")}
+    assert {tuple(verdict.status.value for verdict in verdicts) for verdicts in found} == {("correct", "no_answer", "incorrect", "error")}
     assert batch.equals(copy)
 
 

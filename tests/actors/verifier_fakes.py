@@ -18,7 +18,7 @@ PROBLEM = Problem(task="fake", problem_id="fake/train/0", question="What now?", 
 
 class FakeTask:
     """Commands: "correct", "raise", "exit", "sigkill", "regex", "none", "pid", "sleep SECONDS", "crash_once FILE",
-    "hang FILE", "hang_once FILE". Any other text is incorrect, the empty one unparsed."""
+    "hang FILE", "hang_once FILE". Any other text is incorrect, the empty one no answer."""
 
     name: str = "fake"
 
@@ -31,7 +31,7 @@ class FakeTask:
     def verify(self, problem: Problem, response: str) -> Verdict:
         assert problem == PROBLEM, f"a worker got {problem}"
         if not response:
-            return Verdict(status=VerdictStatus.UNPARSED, reward=0.0)
+            return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
         command, _, argument = response.partition(" ")
         detail = getattr(self, f"_{command}", lambda _: "no command")(argument)
         if detail is NotImplemented:

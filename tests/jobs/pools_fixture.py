@@ -25,7 +25,7 @@ COLUMNS = {
     "score_repexp": pa.float64(),
     "score_quality": pa.float64(),
 }
-STATUSES = {"1": "correct", "0": "incorrect", "?": "unparsed", "t": "timeout", "e": "error", ".": None}
+STATUSES = {"1": "correct", "0": "incorrect", "?": "no_answer", "t": "timeout", "e": "error", ".": None}
 
 
 def row(problem: int, index: int, ranks: Mapping[str, int], **values: Any) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _realistic_pool(rng: np.random.Generator, problem: int, num: int, dim: int) 
             finish_reason="length" if lengths[i] > 160 else "stop",
             mean_logprob=float(logprob[i]),
             feature=features[i].tolist(),
-            verdict_status="correct" if correct[i] else "unparsed" if incoherent[i] else "incorrect",
+            verdict_status="correct" if correct[i] else "no_answer" if incoherent[i] else "incorrect",
             reward=float(correct[i]),
             verdict_answer=None if incoherent[i] else str(cluster[i]),
             score_repexp=float(novelty[i]),

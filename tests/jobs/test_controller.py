@@ -56,7 +56,7 @@ def test_run_with_the_real_verifiers_finishes_with_a_checkpoint(config):
     assert [step for step, _ in run.reports] == [1, 2, 3]
     assert pool.stats().num_verdicts >= 3 * PROMPTS * RESPONSES
     assert pool.stats().error_rate == 0
-    assert all(row["verdict_status"] in ("correct", "incorrect", "unparsed") for row in run.logged())
+    assert all(row["verdict_status"] in ("correct", "incorrect", "no_answer") for row in run.logged())
 
 
 @pytest.mark.parametrize("bonus", [{"memory": "prompt"}, {"memory": "none", "source": "policy"}, {"staleness_discount": 0.5}], ids=str)

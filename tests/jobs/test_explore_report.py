@@ -123,7 +123,7 @@ def test_the_summary_names_the_result_and_what_it_was_measured_on(realistic):
     assert "24 prompts of sums, 32 candidates each: 768 in all." in summary
     assert "repexp (novelty): " in summary and "Efficiency" in summary
     assert "model tiny, selection.ridge 1.0." in summary
-    assert "tokens on average" in summary and "cut off" in summary and "unparsed" in summary
+    assert "tokens on average" in summary and "cut off" in summary and "no_answer" in summary
 
 
 def test_console_lines_fit_a_terminal(realistic):
@@ -228,7 +228,7 @@ def test_what_could_not_be_scored_counts_as_not_correct_and_is_said(tmp_path):
     assert record["overview"]["verdicts"] == {
         "correct": 1,
         "incorrect": 1,
-        "unparsed": 0,
+        "no_answer": 0,
         "timeout": 1,
         "error": 1,
         "not verified": 0,

@@ -38,6 +38,6 @@ def test_too_few_verdicts_are_no_rate():
 
 def test_timeouts_count_and_wrong_answers_do_not():
     counter = VerdictCounter(max_error_rate=0.0)
-    counter.add(verdicts(100, 0) + [Verdict(status=VerdictStatus.UNPARSED, reward=0.0)] * 100)
+    counter.add(verdicts(100, 0) + [Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)] * 100)
     with pytest.raises(VerifierFailure, match="1 of 201"):
         counter.add([Verdict(status=VerdictStatus.TIMEOUT, reward=None)])

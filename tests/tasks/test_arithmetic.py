@@ -171,18 +171,18 @@ def test_own_answers_are_correct_in_any_wording(split: str) -> None:
         (NUMERIC, "7 or 8", VerdictStatus.INCORRECT),
         (NUMERIC, "8, no, 7", VerdictStatus.CORRECT),
         (NUMERIC, "9" * 100_000, VerdictStatus.INCORRECT),
-        (NUMERIC, "seven", VerdictStatus.UNPARSED),
-        (NUMERIC, "", VerdictStatus.UNPARSED),
+        (NUMERIC, "seven", VerdictStatus.NO_ANSWER),
+        (NUMERIC, "", VerdictStatus.NO_ANSWER),
         (SPELLING, "cat", VerdictStatus.INCORRECT),
         (SPELLING, "Tac!", VerdictStatus.CORRECT),
-        (SPELLING, "42", VerdictStatus.UNPARSED),
+        (SPELLING, "42", VerdictStatus.NO_ANSWER),
     ],
 )
 def test_verdict(problem: Problem, response: str, status: VerdictStatus) -> None:
     verdict = MIXED.verify(problem, response)
     assert verdict.status is status
     assert verdict.reward == float(status is VerdictStatus.CORRECT)
-    assert (verdict.answer is None) is (status is VerdictStatus.UNPARSED)
+    assert (verdict.answer is None) is (status is VerdictStatus.NO_ANSWER)
 
 
 @pytest.mark.parametrize(

@@ -155,8 +155,8 @@ def test_task_travels_light_however_often_it_was_read(gsm8k_directory: Path) -> 
         ("72, no, \\boxed{73}", VerdictStatus.INCORRECT, "73"),
         ("\\boxed{-72}", VerdictStatus.INCORRECT, "-72"),
         ("\\boxed{7" + "2" * 1000 + "}", VerdictStatus.INCORRECT, "7" + "2" * 63),
-        ("\\boxed{x}, that is 72", VerdictStatus.UNPARSED, None),
-        ("I do not know", VerdictStatus.UNPARSED, None),
+        ("\\boxed{x}, that is 72", VerdictStatus.NO_ANSWER, None),
+        ("I do not know", VerdictStatus.NO_ANSWER, None),
     ],
 )
 def test_verdict(response: str, status: VerdictStatus, answer: str | None) -> None:

@@ -165,7 +165,7 @@ def test_number_verifier_compares_values_with_the_answer_that_the_gold_text_stat
     for gold in ("4", "4.00", "$4", "8/2", "2 + 2 = 4\n#### 4"):
         problem = Problem(task="parquet", problem_id="x", question="?", answer=gold)
         assert [task.verify(problem, text).reward for text in ("It is \\boxed{4}", "so 4.0", "5")] == [1.0, 1.0, 0.0]
-    assert task.verify(PROBLEM, "four").status is VerdictStatus.UNPARSED
+    assert task.verify(PROBLEM, "four").status is VerdictStatus.NO_ANSWER
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_number_verifier_compares_values_with_the_answer_that_the_gold_text_stat
         ("\\boxed{\\text{New York}}, I think", VerdictStatus.CORRECT),
         ("It is New York", VerdictStatus.INCORRECT),
         ("New York\nor Boston", VerdictStatus.INCORRECT),
-        (" \n", VerdictStatus.UNPARSED),
+        (" \n", VerdictStatus.NO_ANSWER),
     ],
 )
 def test_exact_verifier_compares_the_last_box_or_line(response: str, status: VerdictStatus) -> None:
