@@ -50,8 +50,10 @@ class HiddenStateEncoder:
         seed: int = 0,
         bonus: BonusConfig | None = None,
         device: str = "cpu",
+        alone: bool = False,
     ) -> None:
-        """`group_size` None: each call brings one group. Raises ValueError for a layer that the model does not have."""
+        """`group_size` None: each call brings one group. `alone`: calls are not encoded together, so that a feature depends on nothing but
+        its own group. Raises ValueError for a layer that the model does not have."""
         torch.set_num_threads(config.threads)
         self._config = config
         self._group_size = group_size
@@ -59,6 +61,7 @@ class HiddenStateEncoder:
         self._model: Any = load_causal_lm(model, dtype=config.dtype, device=device).requires_grad_(False)
         keep_layers(self._model, config.layer)
         self._projector = Projector(bonus, hidden_size=self._model.config.hidden_size, seed=seed) if bonus else None
+        self._alone = alone
         self._waiting: list[_Job] = []
         self._room = asyncio.Semaphore(config.max_waiting)
         self._working: asyncio.Task[None] | None = None
@@ -95,9 +98,9 @@ class HiddenStateEncoder:
                         job.done.set_result(result)
 
     def _take(self) -> list[_Job]:
-        """The calls that wait, in order of arrival, as many as fit the token budget; at least one."""
+        """The calls that wait, in order of arrival, as many as fit the token budget; at least one, and no more where each goes alone."""
         taken = [self._waiting.pop(0)]
-        budget = self._config.tokens_per_batch - taken[0].num_tokens
+        budget = 0 if self._alone else self._config.tokens_per_batch - taken[0].num_tokens
         while self._waiting and self._waiting[0].num_tokens <= budget:
             taken.append(self._waiting.pop(0))
             budget -= taken[-1].num_tokens

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ def request_keys(request: GroupRequest) -> list[str]:
     return [f"{request.group_id}:{seed}/{index}" for index in range(request.num_responses)]
 
 
+def group_seed(key: str) -> str:
+    """What all keys of a group share behind the colon."""
+    return key.partition(":")[2].rpartition("/")[0]
+
+
 def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *, max_tokens: int) -> dict[int, Sample]:
     """What rows with the columns of PROGRESS_SCHEMA hold of the request's responses, by index; one of `max_tokens` has ended by its length.
 
@@ -137,7 +143,10 @@ class RolloutWorker:
         pool_states: bool = False,
         bonus: BonusConfig | None = None,
         projection_seed: int = 0,
+        isolated: bool = False,
     ) -> None:
+        """`isolated`: groups are sampled one at a time and begun from a seed of their own, so that a group is the same whenever, wherever
+        and after whatever it is sampled. Whoever calls `generate` then waits for the one before."""
         from transformers import AutoTokenizer
 
         self._worker_id = worker_id
@@ -149,6 +158,7 @@ class RolloutWorker:
         self._pool_states = pool_states
         self._bonus = bonus
         self._projection_seed = projection_seed
+        self._isolated = isolated
         self._projector: Projector | None = None
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self._engine: AsyncEngine | None = None
@@ -186,7 +196,10 @@ class RolloutWorker:
         prompt_ids = self._prompt_ids(request, messages)
         group = self._enter(request, resume)
         try:
-            seconds = await asyncio.gather(*(self._respond(group, response, prompt_ids) for response in group.responses))
+            if self._isolated:
+                seconds = await self._respond_alone(group, prompt_ids)
+            else:
+                seconds = await asyncio.gather(*(self._respond(group, response, prompt_ids) for response in group.responses))
         except BaseException:  # cancelled, or one of them refused
             self._leaving = asyncio.gather(self.abort(request.group_id), return_exceptions=True)
             await asyncio.sleep(0)  # up to its first wait: what the engine is asked later comes after
@@ -325,6 +338,17 @@ class RolloutWorker:
         response.is_running = False
         self._note_news()
         return time.monotonic() - started
+
+    async def _respond_alone(self, group: _Group, prompt_ids: list[int]) -> list[float]:
+        """All responses of the group, with nothing else in the engine."""
+        started = time.monotonic()
+        requests = [SampleRequest(key=response.key, prompt_ids=prompt_ids) for response in group.responses]
+        seed = zlib.crc32(f"{self._seed}/{group_seed(requests[0].key)}".encode())
+        samples = await self._serving().sample_batch(requests, seed=seed)
+        for response, sample in zip(group.responses, samples, strict=True):
+            response.sample, response.is_running = sample, False
+        self._note_news()
+        return [time.monotonic() - started] * len(samples)
 
     def _note_news(self) -> None:
         self._num_news += 1

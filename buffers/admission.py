@@ -175,11 +175,12 @@ class Admission:
             "dropped": dict(self._dropped),
         }
 
-    def load_state_dict(self, state: dict[str, Any], *, held: Collection[int]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, held: Collection[int], keep_lost: bool = False) -> None:
         """Continue from a checkpoint whose replay holds the groups `held`.
 
         Groups in flight and held stay in flight. Those in flight elsewhere are gone: they are dropped as "restored" and wait at the
-        front, in id order, with the attempt they had. Trained groups are released: the restored engines load the checkpoint's
+        front, in id order, with the attempt they had; with `keep_lost` they stay in flight too, to be sampled again as they were
+        admitted. Trained groups are released: the restored engines load the checkpoint's
         weights, so the newest version trained is live. Raises ValueError if `held` names a group that was not in flight, or more
         groups than there are slots.
         """
@@ -187,8 +188,10 @@ class Admission:
         kept = set(held)
         if kept - requests.keys():
             raise ValueError(f"replay holds groups {sorted(kept - requests.keys())}, which the ledger does not have in flight")
+        if keep_lost:
+            kept = set(requests)
         if len(kept) > self._capacity:
-            raise ValueError(f"replay holds {len(kept)} groups, more than the {self._capacity} slots of this configuration")
+            raise ValueError(f"the checkpoint has {len(kept)} groups in flight, more than the {self._capacity} slots of this configuration")
         lost = [requests[group_id] for group_id in sorted(requests.keys() - kept)]
         waiting = [Waiting(problem=problem_from_json(entry["problem"]), attempt=entry["attempt"]) for entry in state["waiting"]]
         self._in_flight = {group_id: requests[group_id] for group_id in sorted(kept)}

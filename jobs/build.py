@@ -109,9 +109,9 @@ class RayFactory:
         self._from_policy = config.bonus.enabled and config.bonus.source == "policy"
 
     def rollout_worker(self, number: int) -> RayHandle:
-        """The reference engine draws by the keys of requests: with one seed for all, a group is the same on whichever worker."""
+        """Groups that are drawn by the keys of their requests are the same on whichever worker, with one seed for all."""
         config = self._config
-        spread = 0 if config.rollout.engine == "transformers" else SEED_STEP * number
+        spread = 0 if config.deterministic or config.rollout.engine == "transformers" else SEED_STEP * number
         return rollout_worker(
             number,
             config.rollout,
@@ -122,12 +122,19 @@ class RayFactory:
             pool_states=self._from_policy,
             bonus=config.bonus if self._from_policy else None,
             projection_seed=config.seed,
+            isolated=config.isolates_groups,
         )
 
     def encoder(self, number: int) -> RayHandle:
         config = self._config
         return encoder(
-            number, config.encoder, model=self._model, group_size=config.responses_per_prompt, seed=config.seed, bonus=config.bonus
+            number,
+            config.encoder,
+            model=self._model,
+            group_size=config.responses_per_prompt,
+            seed=config.seed,
+            bonus=config.bonus,
+            alone=config.deterministic,
         )
 
     def learner(self) -> RayHandle:

@@ -95,6 +95,10 @@ class RunConfig(BaseModel):
     """K: responses in a group. Centring needs at least two."""
     max_policy_lag: int = Field(1, ge=0)
     """S: a token sampled more than S versions ago is never trained on. 0 is the synchronous trainer."""
+    deterministic: bool = False
+    """true: which groups a step trains on, and under which weights they are sampled, is fixed, so the same configuration gives the same
+    policy bit for bit, also when the run is killed and resumed. Slow groups then hold up their step, weights are not changed in flight,
+    and a vLLM engine samples one group at a time (`jobs.fixed_order`). For debugging and for papers."""
     max_attempts: int = Field(5, ge=1)
     """A problem whose group was dropped this often is quarantined and named."""
     wait_timeout_s: float = Field(900.0, gt=0)
@@ -145,6 +149,12 @@ class RunConfig(BaseModel):
     @property
     def responses_per_step(self) -> int:
         return self.prompts_per_step * self.responses_per_prompt
+
+    @property
+    def isolates_groups(self) -> bool:
+        """Whether a worker samples one group at a time, so that it depends on nothing else in the engine. The reference engine computes
+        every sequence by itself anyway."""
+        return self.deterministic and self.rollout.engine != "transformers"
 
 
 CHANGEABLE_ON_RESUME = (

@@ -15,7 +15,7 @@
 
 Checkpoints are taken by the learn loop between two steps; generation goes on meanwhile. All queues are bounded by the number of
 slots. Every call of a component has a deadline that names what it waits for; what a lost process costs is told in `jobs.run` and
-`jobs.rollouts`. A bug in any loop ends the run with its own traceback.
+`jobs.rollouts`. With `deterministic = true` the learn, publish and checkpoint parts also wait for what `jobs.fixed_order` says. A bug in any loop ends the run with its own traceback.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from typing import Any
 import psutil
 
 from actors.replay import Drawn
-from buffers.records import GroupUsage, Heartbeat, WeightUpdate
+from buffers.records import GroupRequest, GroupUsage, Heartbeat, WeightUpdate
 from buffers.replay import InsertResult
 from buffers.tokens import TokenWaste
 from jobs.autoscale import Meter
 from jobs.encoders import EncoderPool
 from jobs.events import EventKind
 from jobs.failures import first_error, kind_of, reason
+from jobs.fixed_order import FixedOrder
 from jobs.fleet import LossBudget, WorkerState
 from jobs.handles import DataLost
 from jobs.rollouts import DATA, LOST, TIMEOUT, GroupWork, Rollouts
@@ -100,6 +101,7 @@ class Controller:
         self._run = run
         self._config = run.config
         self._admission = run.admission
+        self._order = FixedOrder(run.admission, prompts_per_step=run.config.prompts_per_step) if run.config.deterministic else None
         self.rollouts = Rollouts(run, self, desired=workers or run.config.rollout.workers)
         self.waits = Waits(floor_s=SHORT_WAIT_S)
         self.faults: deque[str] = deque(maxlen=KEPT_FAULTS)
@@ -180,6 +182,9 @@ class Controller:
             await self.rollouts.publish(version, snapshot)
             del snapshot
         self._held = set(await self._run.held_ids())
+        for request in self._admission.in_flight:
+            if request.group_id not in self._held:
+                self._submit(request)
         loops = [self._admit_loop(), self._publish_loop(), self.rollouts.run(), *alongside]
         loops += [self._score_loop() for _ in range(self._config.prompts_per_step)]
         try:
@@ -197,7 +202,7 @@ class Controller:
     async def _admit_loop(self) -> None:
         while True:
             with self._waiting("admit", "a free slot"):
-                await self._until(lambda: self._admission.free_slots > 0 and not self._stopping)
+                await self._until(lambda: self._admission.free_slots > 0 and (not self._stopping or self._order is not None))
             request = self._run.admit()
             self._note(
                 EventKind.ADMITTED,
@@ -206,7 +211,12 @@ class Controller:
                 attempt=request.attempt,
                 version=request.admitted_version,
             )
-            self.rollouts.submit(request)
+            self._submit(request)
+
+    def _submit(self, request: GroupRequest) -> None:
+        if self._order is not None:
+            self._order.submitted(request.group_id)
+        self.rollouts.submit(request)
 
     async def _score_loop(self) -> None:
         while True:
@@ -217,7 +227,7 @@ class Controller:
             except DataLost as error:  # the node that held its rows is gone: sample it again
                 self.note_fault("score", "data", error)
                 self.tokens.dropped(sampled.request.group_id, TokenWaste.LOST)
-                self.rollouts.submit(sampled.request)
+                self._submit(sampled.request)
                 continue
             counts = Counter(verdict.status.value for verdict in scored.verdicts)
             self._note(EventKind.VERDICTS, group_id=scored.request.group_id, counts=dict(counts))
@@ -231,6 +241,7 @@ class Controller:
         step = self._run.step
         while (result := await self._run.insert(scored, step)) is InsertResult.FULL:
             with self._waiting("insert", f"room in replay for group {group_id}"):
+                self._require_room()
                 await self._until(lambda after=step: self._run.step > after)  # type: ignore[misc]
             step = self._run.step
         self._note(EventKind.INSERTED, group_id=group_id, result=result.value)
@@ -258,7 +269,7 @@ class Controller:
     async def _next_batch(self) -> tuple[Any, Drawn | None]:
         """The next step's batch; nothing when a stop was asked for."""
         while True:
-            await self._until(lambda: len(self._held) >= self._config.prompts_per_step or self._stopping)
+            await self._until(lambda: self._next_batch_is_in() or self._stopping)
             if self._stopping:
                 return None, None
             batch, drawn = await self._run.draw(self._run.step)
@@ -269,6 +280,19 @@ class Controller:
                 self._changed.notify_all()
             if drawn.group_ids:
                 return batch, drawn
+
+    def _next_batch_is_in(self) -> bool:
+        if self._order is not None:
+            return self._order.next_batch_is_in(self._held)
+        return len(self._held) >= self._config.prompts_per_step
+
+    def _require_room(self) -> None:
+        """Raises ValueError where a group that must wait for room would be waited for."""
+        if self._order is not None:
+            raise ValueError(
+                f"replay is full and deterministic = true holds up to {self._admission.capacity} groups: "
+                f"raise replay.max_bytes = {self._config.replay.max_bytes}"
+            )
 
     async def _train(self, batch: Any, drawn: Drawn, wait_s: float) -> None:
         run = self._run
@@ -303,6 +327,9 @@ class Controller:
     async def _publish_loop(self) -> None:
         while True:
             version, snapshot = await self._trained.get()
+            if self._order is not None:
+                with self._waiting("publish", f"every group to be sampled under version {version - 1}"):
+                    await self._until(self._order.may_publish)
             await self.rollouts.publish(version, snapshot)
             del snapshot
             with self._waiting("publish", f"every serving worker to load version {version}"):
@@ -326,6 +353,9 @@ class Controller:
             self._checkpoint_budget.lost(error)
 
     async def _checkpoint(self) -> None:
+        if (order := self._order) is not None:
+            with self._waiting("checkpoint", f"the groups sampled under versions before {self._run.step}"):
+                await self._until(lambda: order.may_save(self._run.step, self._held))
         started = time.monotonic()
         with self._waiting("checkpoint", f"the checkpoint of step {self._run.step}"):
             await self._run.save_checkpoint()
@@ -340,6 +370,9 @@ class Controller:
         self._data_failures = 0
         self._tally.usages.append(sampled.usage)
         self._sampled.put_nowait(sampled)
+        if self._order is not None:
+            self._order.sampled(work.request.group_id)
+            self._notify_soon()
 
     def dropped(self, work: GroupWork, why: str, error: Exception | None) -> None:
         """Raises `error` where problem after problem cannot be used."""
@@ -355,6 +388,10 @@ class Controller:
     def _drop(self, group_id: int, why: str) -> None:
         self.tokens.dropped(group_id, WASTE[why])
         self._admission.drop(group_id, why)
+        if self._order is not None:
+            self._order.dropped(group_id)
+            if self._order.num_dropped == 1:
+                self.faults.append(f"group {group_id} was dropped ({why}): from here on another start may differ, deterministic or not")
         self._note(EventKind.DROPPED, group_id=group_id, reason=why)
 
     def dispatched(self, work: GroupWork, worker: str) -> None:

@@ -108,8 +108,9 @@ class Rollouts:
         self._observer = observer
         self._supervision = run.config.supervision
         bonus = run.config.bonus
-        self._can_resume = not (bonus.enabled and bonus.source == "policy")  # the hidden states of old tokens are not known elsewhere
-        self._lanes = max(1, run.config.rollout.max_sequences // run.config.responses_per_prompt)
+        isolated = run.config.isolates_groups  # then a group is begun again as a whole, as it was begun the first time
+        self._can_resume = not isolated and not (bonus.enabled and bonus.source == "policy")  # whose old tokens' states nobody else knows
+        self._lanes = 1 if isolated else max(1, run.config.rollout.max_sequences // run.config.responses_per_prompt)
         self.fleet = Fleet("rollout", desired=desired, config=run.config.supervision)
         self.workers: dict[str, Worker] = {}
         self.requests: asyncio.PriorityQueue[GroupWork] = asyncio.PriorityQueue(maxsize=run.admission.capacity)

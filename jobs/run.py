@@ -278,7 +278,7 @@ class Run:
         await self.forget_log_after(step)
         self._restored_rows, ids = await self._call(self.replay, "held_rows", returns=2, waiting_for="replay's rows")
         self._restored_ids = set(ids)
-        self.admission.load_state_dict(meta["admission"], held=ids)
+        self.admission.load_state_dict(meta["admission"], held=ids, keep_lost=self.config.deterministic)
         self.stream.load_state_dict(meta["stream"])
         self.tokens.load_state_dict(meta.get("tokens") or no_tokens(ids), held=ids)
 

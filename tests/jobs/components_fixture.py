@@ -209,12 +209,18 @@ class LocalRun:
             pool_states=config.bonus.enabled and config.bonus.source == "policy",
             bonus=config.bonus,
             projection_seed=config.seed,
+            isolated=config.isolates_groups,
         )
 
     def _encoder(self) -> HiddenStateEncoder:
         config = self.config
         return HiddenStateEncoder(
-            model=config.model, config=config.encoder, bonus=config.bonus, group_size=config.responses_per_prompt, seed=config.seed
+            model=config.model,
+            config=config.encoder,
+            bonus=config.bonus,
+            group_size=config.responses_per_prompt,
+            seed=config.seed,
+            alone=config.deterministic,
         )
 
     def _bonus(self) -> BonusScorer:
