@@ -23,31 +23,20 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
-from actors.engine import AsyncEngine, PartialSample, Sample, SampleRequest, StepLoop
+from actors.engine import AsyncEngine, Sample, SampleRequest, StepLoop
 from actors.features import Projector
 from actors.novel_sampling import NovelSampler
+from actors.progress import NOTHING, News, progress_batch, resumed_samples
 from bonus.config import BonusConfig
-from buffers.arrays import list_array, string_array
 from buffers.records import FinishReason, GroupRequest, GroupUsage, Heartbeat, Rollout, WeightUpdate
-from buffers.schema import ROLLOUT_SCHEMA, to_record_batch, with_features
+from buffers.schema import to_record_batch, with_features
 from learners.weights import WeightSnapshot
-
-PROGRESS_SCHEMA: pa.Schema = pa.schema(
-    [
-        ROLLOUT_SCHEMA.field(name)
-        for name in ("group_id", "index", "response_ids", "behavior_logprobs", "version_starts", "version_values", "finish_reason")
-    ]
-)
-"""What is known of a response on its way; "aborted" is one that has not ended."""
 
 REFRESH_SHARE, REFRESH_MAX_S = 0.25, 1.0
 """Of a `watch` that nothing wakes, the last so much is for asking the engine, which answers after its step."""
-
-NOTHING = PartialSample().finish(FinishReason.ABORTED)
 
 
 class DataError(ValueError):
@@ -82,28 +71,6 @@ def request_keys(request: GroupRequest) -> list[str]:
 def group_seed(key: str) -> str:
     """What all keys of a group share behind the colon."""
     return key.partition(":")[2].rpartition("/")[0]
-
-
-def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *, max_tokens: int) -> dict[int, Sample]:
-    """What rows with the columns of PROGRESS_SCHEMA hold of the request's responses, by index; one of `max_tokens` has ended by its length.
-
-    Raises ValueError for an index that the group does not have, or has twice.
-    """
-    found: dict[int, Sample] = {}
-    own = resume.filter(pc.equal(resume["group_id"], request.group_id)).select(PROGRESS_SCHEMA.names)
-    for row in own.to_pylist():
-        index, reason = row["index"], FinishReason(row["finish_reason"])
-        if index in found or not 0 <= index < request.num_responses:
-            raise ValueError(f"group {request.group_id} of {request.num_responses} responses cannot be resumed from a row of index {index}")
-        at_limit = reason is FinishReason.ABORTED and len(row["response_ids"]) >= max_tokens
-        found[index] = Sample(
-            token_ids=tuple(row["response_ids"]),
-            logprobs=tuple(row["behavior_logprobs"]),
-            version_starts=tuple(row["version_starts"]),
-            version_values=tuple(row["version_values"]),
-            finish_reason=FinishReason.LENGTH if at_limit else reason,
-        )
-    return found
 
 
 @dataclass(slots=True)
@@ -164,10 +131,7 @@ class RolloutWorker:
         self._engine: AsyncEngine | None = None
         self._groups: dict[int, _Group] = {}
         self._version = 0
-        self._num_news = 0
-        self._has_news = asyncio.Event()
-        self._told = (0, 0)
-        """Tokens and news at the last report."""
+        self._news = News()
         self._leaving: asyncio.Future[Any] | None = None
         """Held, so that it is not collected before it is done."""
 
@@ -206,7 +170,7 @@ class RolloutWorker:
             raise
         finally:
             del self._groups[request.group_id]
-            self._note_news()
+            self._news.note()
         samples = [response.sample for response in group.responses]
         resumed_tokens = sum(response.num_resumed for response in group.responses)
         return self._batch(request, prompt_ids, samples, seconds, started, resumed_tokens=resumed_tokens)
@@ -251,14 +215,16 @@ class RolloutWorker:
         """
         engine = self._serving()
         deadline = asyncio.get_running_loop().time() + timeout_s
-        await self._until_news(cursor, timeout_s - min(REFRESH_SHARE * timeout_s, REFRESH_MAX_S))
+        num_running = sum(response.is_running for group in self._groups.values() for response in group.responses)
+        due = cursor + self._config.progress_tokens * num_running if num_running else math.inf
+        await self._news.wait(cursor, engine.wait_for_tokens(due), timeout_s - min(REFRESH_SHARE * timeout_s, REFRESH_MAX_S))
         try:
             async with asyncio.timeout_at(deadline):
                 sampled_tokens = await self._refresh()
-            self._told = (sampled_tokens, self._num_news)
+            self._news.told(sampled_tokens)
         except TimeoutError:
             sampled_tokens = engine.sampled_tokens
-            self._told = (sampled_tokens, -1)  # what there was to tell has not been told
+            self._news.not_told(sampled_tokens)
         rows = [
             (group_id, index, response.sample)
             for group_id, group in self._groups.items()
@@ -275,7 +241,7 @@ class RolloutWorker:
             sampled_tokens=sampled_tokens,
             rss_bytes=psutil.Process().memory_info().rss,
         )
-        return _progress_batch(rows), heartbeat
+        return progress_batch(rows), heartbeat
 
     async def update(self, snapshot: WeightSnapshot) -> WeightUpdate:
         """Load new weights between two steps and prove them. Raises WeightMismatch, after which the worker serves nothing."""
@@ -324,7 +290,7 @@ class RolloutWorker:
             ]
         )
         self._groups[request.group_id] = group
-        self._note_news()
+        self._news.note()
         return group
 
     async def _respond(self, group: _Group, response: _Response, prompt_ids: list[int]) -> float:
@@ -336,7 +302,7 @@ class RolloutWorker:
             sampled = response.sample if response.num_resumed else None
             response.sample = await self._serving().sample(response.key, prompt_ids, sampled)
         response.is_running = False
-        self._note_news()
+        self._news.note()
         return time.monotonic() - started
 
     async def _respond_alone(self, group: _Group, prompt_ids: list[int]) -> list[float]:
@@ -347,29 +313,8 @@ class RolloutWorker:
         samples = await self._serving().sample_batch(requests, seed=seed)
         for response, sample in zip(group.responses, samples, strict=True):
             response.sample, response.is_running = sample, False
-        self._note_news()
+        self._news.note()
         return [time.monotonic() - started] * len(samples)
-
-    def _note_news(self) -> None:
-        self._num_news += 1
-        self._has_news.set()
-        self._has_news = asyncio.Event()
-
-    async def _until_news(self, cursor: int, timeout_s: float) -> None:
-        sampled_tokens, num_told = self._told
-        if cursor == sampled_tokens and num_told != self._num_news:
-            return
-        engine = self._serving()
-        num_running = sum(response.is_running for group in self._groups.values() for response in group.responses)
-        due = cursor + self._config.progress_tokens * num_running if num_running else math.inf
-        waits = [asyncio.ensure_future(wait) for wait in (engine.wait_for_tokens(due), self._has_news.wait())]
-        try:
-            ended, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        for wait in ended:
-            wait.result()
 
     async def _refresh(self) -> int:
         """Learn what the running responses have, and how many tokens the engine had sampled by then.
@@ -432,20 +377,3 @@ class RolloutWorker:
             self._projector = Projector(self._bonus, hidden_size=hidden_size, seed=self._projection_seed)
         features_KD = self._projector(torch.from_numpy(mean_KH).double(), request.problem.problem_id, request.admitted_version)
         return with_features(batch, features_KD.numpy().astype(np.float32), valid)
-
-
-def _progress_batch(rows: Sequence[tuple[int, int, Sample]]) -> pa.RecordBatch:
-    """Of group ids, indices and tokens."""
-    samples = [sample for _, _, sample in rows]
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array([group_id for group_id, _, _ in rows], pa.int64()),
-            pa.array([index for _, index, _ in rows], pa.int32()),
-            list_array([sample.token_ids for sample in samples], np.int32),
-            list_array([sample.logprobs for sample in samples], np.float32),
-            list_array([sample.version_starts for sample in samples], np.int32),
-            list_array([sample.version_values for sample in samples], np.int64),
-            string_array(sample.finish_reason.value for sample in samples),
-        ],
-        schema=PROGRESS_SCHEMA,
-    )

@@ -15,7 +15,8 @@
 
 Checkpoints are taken by the learn loop between two steps; generation goes on meanwhile. All queues are bounded by the number of
 slots. Every call of a component has a deadline that names what it waits for; what a lost process costs is told in `jobs.run` and
-`jobs.rollouts`. With `deterministic = true` the learn, publish and checkpoint parts also wait for what `jobs.fixed_order` says. A bug in any loop ends the run with its own traceback.
+`jobs.rollouts`. With `deterministic = true` drawing, publishing and saving also wait for what `jobs.fixed_order` says. A bug in any
+loop ends the run with its own traceback.
 """
 
 from __future__ import annotations

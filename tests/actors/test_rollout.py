@@ -18,8 +18,9 @@ import actors.rollout
 from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
 from actors.engine import EngineError, PartialSample, Sample, SampleRequest, WeightMismatch
 from actors.features import Projector
+from actors.progress import PROGRESS_SCHEMA
 from actors.reference_engine import ReferenceEngine
-from actors.rollout import PROGRESS_SCHEMA, DataError, RolloutWorker, request_keys
+from actors.rollout import DataError, RolloutWorker, request_keys
 from bonus.config import BonusConfig
 from bonus.projection import sparse_projection
 from buffers.records import FinishReason, GroupRequest, Heartbeat
@@ -790,6 +791,39 @@ def test_a_pool_is_refused_while_the_engine_has_other_requests(tiny_model: str, 
         with pytest.raises(RuntimeError, match="4 responses were to be sampled alone, but the engine has others under way"):
             await refused
         validate_groups((await under_way)[0], GROUP_SIZE)
+        await worker.close()
+
+    run(main())
+
+
+def test_an_isolated_worker_samples_a_group_alike_whatever_it_has_sampled_before(tiny_model: str) -> None:
+    first, other = (request_of(group_id, admitted_version=group_id) for group_id in (5, 6))
+
+    def sampled(*requests: GroupRequest) -> pa.RecordBatch:
+        worker = make_worker(tiny_model, features={"isolated": True})
+        return without_timing(in_worker(worker, *(worker.generate(request, MESSAGES) for request in requests))[-1])
+
+    alone = sampled(first)
+    assert sampled(other, first).equals(alone)
+    assert not sampled(other).column("response_ids").equals(alone.column("response_ids"))
+
+
+def test_an_isolated_group_that_is_aborted_returns_what_was_sampled_and_leaves_the_engine(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        gate = Gate(monkeypatch, step=4)
+        worker = make_worker(tiny_model, features={"isolated": True})
+        await worker.start()
+        generating = asyncio.create_task(worker.generate(request_of(5), MESSAGES))
+        await gate.reached()
+        aborting = asyncio.create_task(worker.abort(5))
+        gate.open()
+        await aborting
+        batch, usage = await generating
+        assert usage.num_aborted == GROUP_SIZE and num_tokens(batch) < 12 * GROUP_SIZE
+        _, usage = await worker.generate(request_of(6), MESSAGES)
+        assert usage.num_aborted == 0
         await worker.close()
 
     run(main())

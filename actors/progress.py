@@ -1,0 +1,116 @@
+"""What is known of responses on their way: told by a rollout worker while it samples, gone on from by another.
+
+batch = progress_batch([(group_id, index, sample), ...])         # PROGRESS_SCHEMA
+samples = resumed_samples(batch, request, max_tokens=256)        # by index
+
+news = News()
+news.note()                                                       # something happened that is worth telling
+await news.wait(cursor, engine.wait_for_tokens(due), timeout_s)
+news.told(sampled_tokens)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.engine import PartialSample, Sample
+from buffers.arrays import list_array, string_array
+from buffers.records import FinishReason, GroupRequest
+from buffers.schema import ROLLOUT_SCHEMA
+
+PROGRESS_SCHEMA: pa.Schema = pa.schema(
+    [
+        ROLLOUT_SCHEMA.field(name)
+        for name in ("group_id", "index", "response_ids", "behavior_logprobs", "version_starts", "version_values", "finish_reason")
+    ]
+)
+"""What is known of a response on its way; "aborted" is one that has not ended."""
+
+NOTHING = PartialSample().finish(FinishReason.ABORTED)
+
+
+def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *, max_tokens: int) -> dict[int, Sample]:
+    """What rows with the columns of PROGRESS_SCHEMA hold of the request's responses, by index; one of `max_tokens` has ended by its length.
+
+    Raises ValueError for an index that the group does not have, or has twice.
+    """
+    found: dict[int, Sample] = {}
+    own = resume.filter(pc.equal(resume["group_id"], request.group_id)).select(PROGRESS_SCHEMA.names)
+    for row in own.to_pylist():
+        index, reason = row["index"], FinishReason(row["finish_reason"])
+        if index in found or not 0 <= index < request.num_responses:
+            raise ValueError(f"group {request.group_id} of {request.num_responses} responses cannot be resumed from a row of index {index}")
+        at_limit = reason is FinishReason.ABORTED and len(row["response_ids"]) >= max_tokens
+        found[index] = Sample(
+            token_ids=tuple(row["response_ids"]),
+            logprobs=tuple(row["behavior_logprobs"]),
+            version_starts=tuple(row["version_starts"]),
+            version_values=tuple(row["version_values"]),
+            finish_reason=FinishReason.LENGTH if at_limit else reason,
+        )
+    return found
+
+
+class News:
+    """Whether there is something to tell. Of one event loop."""
+
+    def __init__(self) -> None:
+        self._num = 0
+        self._has_some = asyncio.Event()
+        self._told = (0, 0)
+        """Tokens and news at the last report."""
+
+    def note(self) -> None:
+        """Something happened that is worth telling at once."""
+        self._num += 1
+        self._has_some.set()
+        self._has_some = asyncio.Event()
+
+    def told(self, sampled_tokens: int) -> None:
+        """All there is was told, with so many tokens sampled by then."""
+        self._told = (sampled_tokens, self._num)
+
+    def not_told(self, sampled_tokens: int) -> None:
+        """What there was to tell has not been told."""
+        self._told = (sampled_tokens, -1)
+
+    async def wait(self, cursor: int, enough_tokens: Coroutine[Any, Any, None], timeout_s: float) -> None:
+        """Until `enough_tokens` or news, at most `timeout_s`; not at all where the report that brought `cursor` left something untold.
+
+        Raises what `enough_tokens` raises.
+        """
+        sampled_tokens, num_told = self._told
+        if cursor == sampled_tokens and num_told != self._num:
+            enough_tokens.close()
+            return
+        waits = [asyncio.ensure_future(wait) for wait in (enough_tokens, self._has_some.wait())]
+        try:
+            ended, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        for wait in ended:
+            wait.result()
+
+
+def progress_batch(rows: Sequence[tuple[int, int, Sample]]) -> pa.RecordBatch:
+    """Of group ids, indices and tokens."""
+    samples = [sample for _, _, sample in rows]
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array([group_id for group_id, _, _ in rows], pa.int64()),
+            pa.array([index for _, index, _ in rows], pa.int32()),
+            list_array([sample.token_ids for sample in samples], np.int32),
+            list_array([sample.logprobs for sample in samples], np.float32),
+            list_array([sample.version_starts for sample in samples], np.int32),
+            list_array([sample.version_values for sample in samples], np.int64),
+            string_array(sample.finish_reason.value for sample in samples),
+        ],
+        schema=PROGRESS_SCHEMA,
+    )
