@@ -26,6 +26,7 @@ from buffers.records import GroupOutcome, Verdict
 from buffers.replay import InsertResult, ReplayBuffer, ReplayState
 from buffers.rollout_log import RolloutLog
 from buffers.schema import ROLLOUT_SCHEMA, concat_groups, group_ids, split_groups, with_outcome, with_scores, with_verdicts
+from learners.checkpoint import CheckpointManager, FileEntry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +39,14 @@ class Drawn:
     held_bytes: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Logged:
+    """The rollout log after a step: its bytes, and steps removed from it so far for want of room."""
+
+    nbytes: int = 0
+    removed_steps: int = 0
+
+
 class Replay(Checkpointed):
     """Whole groups between verification and gradient, and the record of what became of each."""
 
@@ -47,6 +56,8 @@ class Replay(Checkpointed):
         self._buffer = ReplayBuffer(group_size=group_size, max_policy_lag=max_policy_lag, config=config)
         self._log = RolloutLog(fs.LocalFileSystem(), log_directory) if config.log_rollouts else None
         self._stale: list[pa.RecordBatch] = []  # taken out, not yet in the log
+        self._removed_steps = 0
+        self._checkpoints: CheckpointManager | None = None  # the one that this was last saved with
 
     def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int) -> InsertResult:
         """Offer one group with its verdicts. FULL: nothing changed, offer it again; STALE: it goes to the log as such.
@@ -77,18 +88,28 @@ class Replay(Checkpointed):
         )
         return batch, drawn
 
-    def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> None:
+    def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> Logged:
         """Write the groups trained on in `step`, and those dropped as stale since the step before.
 
         May be repeated when its answer was lost, also by a replay that took over: the stale groups that an earlier call wrote stay.
-        Where it raises, nothing has changed.
+        Where it raises (RolloutLogError), nothing has changed.
         """
-        if self._log is not None:
-            written = split_groups(self._log.batch(step, GroupOutcome.STALE)) if self._log.has(step) else []
-            ids = {_id_of(group) for group in written}
-            stale = [with_outcome(group, step, GroupOutcome.STALE) for group in self._stale if _id_of(group) not in ids]
-            self._log.append(step, [trained_rows(batch, step, advantages), *written, *stale])
+        if self._log is None:
+            self._stale = []
+            return Logged()
+        written = split_groups(self._log.batch(step, GroupOutcome.STALE)) if self._log.has(step) else []
+        ids = {_id_of(group) for group in written}
+        stale = [with_outcome(group, step, GroupOutcome.STALE) for group in self._stale if _id_of(group) not in ids]
+        self._log.append(step, [trained_rows(batch, step, advantages), *written, *stale])
         self._stale = []
+        max_bytes = int(self._config.log_max_mib * 2**20)
+        if self._log.nbytes > max_bytes and self._checkpoints is not None:
+            self._removed_steps += self._log.prune(max_bytes, keep_after=self._checkpoints.latest() or 0)
+        return Logged(nbytes=self._log.nbytes, removed_steps=self._removed_steps)
+
+    def save_part(self, manager: CheckpointManager, step: int, part: str) -> list[FileEntry]:
+        self._checkpoints = manager
+        return super().save_part(manager, step, part)
 
     def take_over(self, seen_below: int, not_seen: Sequence[int]) -> None:
         """In place of a replay that was lost: every group below `seen_below` but those in `not_seen` was in it.

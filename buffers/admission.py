@@ -191,7 +191,7 @@ class Admission:
         if keep_lost:
             kept = set(requests)
         if len(kept) > self._capacity:
-            raise ValueError(f"the checkpoint has {len(kept)} groups in flight, more than the {self._capacity} slots of this configuration")
+            raise ValueError(f"the checkpoint keeps {len(kept)} groups, more than the {self._capacity} slots of this configuration")
         lost = [requests[group_id] for group_id in sorted(requests.keys() - kept)]
         waiting = [Waiting(problem=problem_from_json(entry["problem"]), attempt=entry["attempt"]) for entry in state["waiting"]]
         self._in_flight = {group_id: requests[group_id] for group_id in sorted(kept)}

@@ -19,6 +19,10 @@ _STEP_FILE = re.compile(r"step_(\d{6,})\.parquet")
 _PARTIAL_SUFFIX = ".partial"
 
 
+class RolloutLogError(RuntimeError):
+    """A step could not be written down: a full disk, say. The message names the file and the reason."""
+
+
 class RolloutLog:
     """Writes and reads `DIRECTORY/step_000012.parquet`. A file is there whole or not at all.
 
@@ -29,34 +33,39 @@ class RolloutLog:
         log.append(step, [trained_batch, *stale_batches])
     table = log.read()
     batch = log.batch(step, GroupOutcome.TRAINED)  # what that step was trained on, row for row, bit for bit
+    log.prune(max_bytes, keep_after=checkpoint_step)  # the oldest go, as long as there is too much
     """
 
     def __init__(self, filesystem: fs.FileSystem, directory: str) -> None:
         self._filesystem = filesystem
         self._directory = directory.rstrip("/")
+        self._sizes: dict[int, int] | None = None  # bytes by step, once they were asked for
 
     def append(self, step: int, batches: Sequence[pa.RecordBatch]) -> None:
         """Write the rows of one step, replacing what an earlier attempt at the same step wrote.
 
         The rows appear under the final name by a rename, so a reader or a crash of this process never meets half a file. Where the
-        write fails, what an earlier attempt wrote stays, and this one's space is given back.
+        write fails (RolloutLogError), what an earlier attempt wrote stays, and this one's space is given back.
         """
         for batch in batches:
             check_schema(batch.schema)
         table = pa.Table.from_batches(batches, schema=ROLLOUT_SCHEMA)
-        self._filesystem.create_dir(self._directory, recursive=True)
         path = self._path(step)
         try:
+            self._filesystem.create_dir(self._directory, recursive=True)
             with self._filesystem.open_output_stream(path + _PARTIAL_SUFFIX) as sink:
                 pq.write_table(table, sink, compression="zstd")
             self._filesystem.move(path + _PARTIAL_SUFFIX, path)
-        except OSError:
+        except OSError as error:
             with suppress(OSError):
                 self._filesystem.delete_file(path + _PARTIAL_SUFFIX)
-            raise
+            raise RolloutLogError(f"the rollout log of step {step} cannot be written ({path}): {str(error).splitlines()[0]}") from error
+        if self._sizes is not None:
+            self._sizes[step] = self._size(step)
 
     def truncate(self, after_step: int) -> None:
         """Remove the files of later steps and anything left half-written."""
+        self._sizes = None
         for name in self._names():
             match = _STEP_FILE.fullmatch(name.removesuffix(_PARTIAL_SUFFIX))
             if match and (name.endswith(_PARTIAL_SUFFIX) or int(match[1]) > after_step):
@@ -64,6 +73,32 @@ class RolloutLog:
 
     def steps(self) -> list[int]:
         return sorted(int(match[1]) for name in self._names() if (match := _STEP_FILE.fullmatch(name)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(self._all_sizes().values())
+
+    def prune(self, max_bytes: int, *, keep_after: int) -> int:
+        """Remove the oldest steps while there is more than `max_bytes`, none after `keep_after`; returns how many."""
+        sizes = self._all_sizes()
+        removed = 0
+        for step in sorted(sizes):
+            if step > keep_after or self.nbytes <= max_bytes:
+                break
+            self._filesystem.delete_file(self._path(step))
+            del sizes[step]
+            removed += 1
+        return removed
+
+    def _all_sizes(self) -> dict[int, int]:
+        if self._sizes is None:
+            self._sizes = {step: self._size(step) for step in self.steps()}
+        return self._sizes
+
+    def _size(self, step: int) -> int:
+        size: int = self._filesystem.get_file_info(self._path(step)).size
+        return size
 
     def read(self, steps: Iterable[int] | None = None) -> pa.Table:
         """The rows of `steps`, by default all of them, in step order.

@@ -76,6 +76,17 @@ class AutoscaleConfig(BaseModel):
         return self
 
 
+class LogsConfig(BaseModel):
+    """What the logs of a run may take on disk; of the rollout log `replay.log_max_mib` says so. The newest half of it is always kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    events_max_mib: int = Field(1024, ge=1)
+    """events.jsonl and events.older.jsonl, about 2 KiB a group. `--replay-events` needs all events from the first."""
+    metrics_max_mib: int = Field(256, ge=1)
+    """metrics.jsonl and metrics.older.jsonl, about 3 KiB a step."""
+
+
 class RunConfig(BaseModel):
     """Everything a run is made of."""
 
@@ -114,6 +125,7 @@ class RunConfig(BaseModel):
     checkpoint: CheckpointConfig = CheckpointConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     autoscale: AutoscaleConfig = AutoscaleConfig()
+    logs: LogsConfig = LogsConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -158,7 +170,7 @@ class RunConfig(BaseModel):
 
 
 CHANGEABLE_ON_RESUME = (
-    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint", "supervision", "autoscale"),
+    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint", "supervision", "autoscale", "logs"),
     *("task.gsm8k.path", "task.parquet.path"),
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -14,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-SHOWN_STEPS = 14
+SHOWN_STEPS, SHOWN_WARNINGS = 14, 12
 Column = tuple[str, str, str]
 COLUMNS: tuple[Column, ...] = (
     ("reward", "reward/mean", ".2f"),
@@ -47,9 +48,9 @@ class RunConsole:
         self._console = console or Console()
         self._title = title
         self._total_steps = total_steps
-        self._rows: list[tuple[int, dict[str, float]]] = []
+        self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=SHOWN_STEPS)
         self._status = ""
-        self._warnings: list[str] = []
+        self._warnings: deque[str] = deque(maxlen=SHOWN_WARNINGS)
         self._live = Live(console=self._console, refresh_per_second=4, transient=False) if self._console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -79,7 +80,7 @@ class RunConsole:
             self._live.update(self._render())
 
     def warn(self, text: str) -> None:
-        """A line that stays to the end of the run."""
+        """A line that stays to the end of the run, or until there are newer ones in its place."""
         self._warnings.append(text)
         if self._live is None:
             self._console.print(f"warning: {text}", highlight=False, soft_wrap=True)
@@ -111,7 +112,7 @@ class RunConsole:
         table.add_column("step", justify="right", no_wrap=True)
         for heading, _, _ in shown:
             table.add_column(heading, justify="right", width=_column_width(heading))
-        for step, metrics in self._rows[-SHOWN_STEPS:]:
+        for step, metrics in self._rows:
             table.add_row(str(step), *(cell(metrics, name, form) for _, name, form in shown))
         progress = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self._total_steps, completed=done, width=20)

@@ -31,9 +31,10 @@ from typing import Any
 
 import psutil
 
-from actors.replay import Drawn
-from buffers.records import GroupRequest, GroupUsage, Heartbeat, WeightUpdate
+from actors.replay import Drawn, Logged
+from buffers.records import GroupRequest, GroupUsage, Heartbeat, StepReport, WeightUpdate
 from buffers.replay import InsertResult
+from buffers.rollout_log import RolloutLogError
 from buffers.tokens import TokenWaste
 from jobs.autoscale import Meter
 from jobs.encoders import EncoderPool
@@ -126,6 +127,8 @@ class Controller:
         self._verdicts = VerdictCounter(max_error_rate=run.config.verifier.max_error_rate)
         self._data_failures = 0
         self._checkpoint_budget = LossBudget("checkpoint", run.config.supervision)
+        self._log_budget = LossBudget("rollout log", run.config.supervision)
+        self._log_was_cut = False
 
     def stop(self) -> None:
         """Ask for a graceful stop: the step in progress is finished and a checkpoint is written. Call from the event loop."""
@@ -251,6 +254,8 @@ class Controller:
                 self._drop(group_id, STALE)
             else:
                 self._held.add(group_id)
+                if self._order is not None:
+                    self._order.settled(group_id)
             self._changed.notify_all()
 
     async def _learn_loop(self) -> None:
@@ -301,7 +306,7 @@ class Controller:
         scored, bonus_metrics = await run.add_bonus(batch, run.step)
         self._note(EventKind.ABSORBED, step=run.step + 1, groups=len(drawn.group_ids))
         report = await run.learn(scored)
-        await run.log(scored, report)
+        logged = await self._log(scored, report)
         for group_id in drawn.group_ids:
             self.tokens.trained(group_id)
         del batch, scored
@@ -318,6 +323,8 @@ class Controller:
             **bonus_metrics,
             **self._tally.metrics(),
             **self._ledger_metrics(drawn),
+            "replay/log_mib": logged.nbytes / 2**20,
+            "replay/log_removed_steps": float(logged.removed_steps),
             **await self._memory_metrics(),
         }
         metrics["time/wait_for_batch_s"] = wait_s
@@ -325,11 +332,28 @@ class Controller:
         self._tally = Tally()
         run.report(run.step, metrics)
 
+    async def _log(self, batch: Any, report: StepReport) -> Logged:
+        """A full disk may be mended while the run waits, for as long as losses may follow one another."""
+        while True:
+            try:
+                logged = await self._run.log(batch, report)
+            except RolloutLogError as error:
+                self._trouble("rollout log", error)
+                delay_s = self._log_budget.lost(error)
+                with self._waiting("log", f"room for the rollout log of step {self._run.step + 1}"):
+                    await asyncio.sleep(delay_s)
+                continue
+            self._log_budget.worked()
+            if logged.removed_steps and not self._log_was_cut:
+                self._run.warn(f"the rollout log has reached replay.log_max_mib = {self._config.replay.log_max_mib:g}: its oldest steps go")
+                self._log_was_cut = True
+            return logged
+
     async def _publish_loop(self) -> None:
         while True:
             version, snapshot = await self._trained.get()
             if self._order is not None:
-                with self._waiting("publish", f"every group to be sampled under version {version - 1}"):
+                with self._waiting("publish", f"every group of version {version - 1} to be in replay"):
                     await self._until(self._order.may_publish)
             await self.rollouts.publish(version, snapshot)
             del snapshot
@@ -350,13 +374,13 @@ class Controller:
             elif learner_every and self._run.step % learner_every == 0:
                 await self._run.save_learner()
         except CheckpointError as error:  # a full disk, say: the run goes on, and tries again when the next is due
-            self.note_fault("checkpoint", "checkpoint", error)
+            self._trouble("checkpoint", error)
             self._checkpoint_budget.lost(error)
 
     async def _checkpoint(self) -> None:
         if (order := self._order) is not None:
-            with self._waiting("checkpoint", f"the groups sampled under versions before {self._run.step}"):
-                await self._until(lambda: order.may_save(self._run.step, self._held))
+            with self._waiting("checkpoint", f"version {self._run.step} to be live"):
+                await self._until(lambda: order.may_save(self._run.step))
         started = time.monotonic()
         with self._waiting("checkpoint", f"the checkpoint of step {self._run.step}"):
             await self._run.save_checkpoint()
@@ -371,9 +395,6 @@ class Controller:
         self._data_failures = 0
         self._tally.usages.append(sampled.usage)
         self._sampled.put_nowait(sampled)
-        if self._order is not None:
-            self._order.sampled(work.request.group_id)
-            self._notify_soon()
 
     def dropped(self, work: GroupWork, why: str, error: Exception | None) -> None:
         """Raises `error` where problem after problem cannot be used."""
@@ -392,7 +413,7 @@ class Controller:
         if self._order is not None:
             self._order.dropped(group_id)
             if self._order.num_dropped == 1:
-                self.faults.append(f"group {group_id} was dropped ({why}): from here on another start may differ, deterministic or not")
+                self._run.warn(f"group {group_id} was dropped ({why}): from here on another start may differ, deterministic or not")
         self._note(EventKind.DROPPED, group_id=group_id, reason=why)
 
     def dispatched(self, work: GroupWork, worker: str) -> None:
@@ -433,6 +454,11 @@ class Controller:
     def _component_lost(self, name: str, error: Exception) -> None:
         self.note_fault(name.partition("-")[0], name, error)
         self._tell_loss(name, error)
+
+    def _trouble(self, what: str, error: Exception) -> None:
+        """The run goes on, and whoever started it can do something about it."""
+        self.note_fault(what, what, error)
+        self._run.warn(reason(error))
 
     def note_fault(self, role: str, name: str, error: Exception) -> None:
         """Counts it, and keeps it for whoever asks."""

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from jobs.handles import Deadline
 from jobs.supervised import Supervised
 
 
@@ -23,6 +24,7 @@ class EncoderPool:
         self._next_number = 0
         self.handles = [self._new() for _ in range(size)]
         self._busy: dict[str, int] = {}
+        self._leaving: dict[str, Supervised] = {}
         self._idle = asyncio.Condition()
 
     def __len__(self) -> int:
@@ -43,20 +45,33 @@ class EncoderPool:
             return encoded
         finally:
             self._busy[encoder.name] -= 1
+            self._end_idle()
             async with self._idle:
                 self._idle.notify_all()
 
     async def resize(self, size: int, *, timeout_s: float) -> None:
-        """Grow once the new ones can serve; shrink, then wait until those that left are idle and end them."""
+        """Grow once the new ones can serve; shrink, then wait until those that left are idle, upon which each is ended.
+
+        Raises Deadline where they are not in time: they still end with the last group they have.
+        """
         new = [self._new() for _ in range(size - len(self.handles))]
         await asyncio.gather(*(encoder.ready(timeout_s=timeout_s) for encoder in new))
         self.handles += new
         leaving, self.handles = self.handles[size:], self.handles[:size]
-        for encoder in leaving:
+        self._leaving |= {encoder.name: encoder for encoder in leaving}
+        self._end_idle()
+        try:
             async with self._idle, asyncio.timeout(timeout_s):
-                await self._idle.wait_for(lambda name=encoder.name: self.groups_in(name) == 0)  # type: ignore[misc]
-            self._busy.pop(encoder.name, None)
-            encoder.kill()
+                await self._idle.wait_for(lambda: not self._leaving)
+        except TimeoutError:
+            busy = ", ".join(f"{name} has {self.groups_in(name)} groups" for name in self._leaving)
+            raise Deadline(f"encoders that are to leave took over {timeout_s:g} s to finish: {busy}") from None
+
+    def _end_idle(self) -> None:
+        """End those that are to leave and have nothing more to do."""
+        for name in [name for name in self._leaving if self.groups_in(name) == 0]:
+            self._busy.pop(name, None)
+            self._leaving.pop(name).kill()
 
     def _new(self) -> Supervised:
         number = self._next_number

@@ -8,8 +8,8 @@
 
     recorded = batches(read_events(path))                    # {1: [0, 1, 2], ...}: what `jobs.replay_events` trains on again
 
-Nothing is ever removed. A run that goes on from a checkpoint says so by RESUMED; what it then does again supersedes what was written of the
-later steps. An event of a group or a worker carries the step of the last event that had one.
+What exceeds the cap is forgotten, oldest first (`jobs.rolling`). A run that goes on from a checkpoint says so by RESUMED; what it then
+does again supersedes what was written of the later steps. An event of a group or a worker carries the step of the last event that had one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
+
+from jobs.rolling import parts, roll
 
 MAX_BUFFERED_EVENTS = 1000
 """Written at the latest when there are so many: what a killed process can lose."""
@@ -104,12 +106,14 @@ class Event:
 class EventLog:
     """Appends to a run's event log. One process at a time; bounded memory."""
 
-    def __init__(self, path: Path, *, resume_step: int = 0) -> None:
+    def __init__(self, path: Path, *, resume_step: int = 0, max_bytes: int | None = None) -> None:
         """Go on behind what earlier starts wrote, which is marked as superseded beyond `resume_step`."""
+        self._path = path
+        self._max_bytes = max_bytes
         self._seq, self._step = 0, resume_step
         self._buffered: deque[str] = deque(maxlen=MAX_KEPT_EVENTS)
         end, last = _end(path)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = self._open()
         os.ftruncate(self._file, end)
         if last is not None:
             self._seq = last.seq + 1
@@ -138,6 +142,12 @@ class EventLog:
             os.ftruncate(self._file, before)
             raise
         self._buffered.clear()
+        if self._max_bytes is not None and roll(self._path, self._max_bytes):
+            os.close(self._file)
+            self._file = self._open()
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def close(self) -> None:
         try:
@@ -151,14 +161,15 @@ def read_events(path: Path) -> Iterator[Event]:
 
     Raises FileNotFoundError without a log and ValueError, with the number of the line, for one that is damaged.
     """
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield _event(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}, line {number} is no event: {line[:80]!r}") from None
+    for part in parts(path) or [path]:
+        with open(part, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield _event(json.loads(line))
+                except (ValueError, KeyError, TypeError):
+                    raise ValueError(f"{part}, line {number} is no event: {line[:80]!r}") from None
 
 
 def batches(events: Iterable[Event]) -> dict[int, list[int]]:
@@ -179,10 +190,12 @@ def _event(record: dict[str, Any]) -> Event:
 
 
 def _end(path: Path) -> tuple[int, Event | None]:
-    """Where the last whole line ends, and its event."""
-    if not path.exists():
+    """Where the last whole line of the file ends, and the last event of the log."""
+    if not parts(path):
         return 0, None
     last = deque(read_events(path), maxlen=1)
-    with open(path, "rb") as file:
-        end = sum(len(line) for line in file if line.endswith(b"\n"))
+    end = 0
+    if path.exists():
+        with open(path, "rb") as file:
+            end = sum(len(line) for line in file if line.endswith(b"\n"))
     return end, last[0] if last else None

@@ -17,12 +17,13 @@ from ray.exceptions import RayError, RayTaskError
 from actors.engine import EngineError, WeightMismatch
 from actors.rollout import DataError
 from actors.verifier import VerifierPoolError
+from buffers.rollout_log import RolloutLogError
 from jobs.handles import ActorDied, DataLost, Deadline
 from jobs.run import VerifierFailure
 from learners.checkpoint import CheckpointError
 from tasks.base import TaskError
 
-NAMED_FAILURES = (ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, TaskError)
+NAMED_FAILURES = (ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError)
 """Their messages say all there is to say; anything else is shown with its traceback."""
 
 

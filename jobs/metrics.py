@@ -8,25 +8,34 @@ import time
 from pathlib import Path
 
 from jobs.atomic import replacing
+from jobs.rolling import parts, roll
+
+KEPT_RECORDS = 1000
+"""Of the first and of the last steps, in memory."""
 
 
 class MetricsWriter:
     """Appends one record a step; on resume, what came after the restored step is dropped first."""
 
-    def __init__(self, jsonl: Path, tensorboard: Path, *, resume_step: int = 0) -> None:
+    def __init__(self, jsonl: Path, tensorboard: Path, *, resume_step: int = 0, max_bytes: int | None = None) -> None:
         from tensorboardX import SummaryWriter
 
         self._jsonl = jsonl
+        self._max_bytes = max_bytes
         if resume_step == 0:
             shutil.rmtree(tensorboard, ignore_errors=True)
         self.history = _keep_until(jsonl, resume_step)
+        """The first records and the last ones: what a summary is about."""
         self._board = SummaryWriter(str(tensorboard), purge_step=resume_step + 1 if resume_step else None)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         record = {"step": step, "time": time.time(), **metrics}
         with open(self._jsonl, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self._max_bytes is not None:
+            roll(self._jsonl, self._max_bytes)
         self.history.append(record)
+        del self.history[KEPT_RECORDS:-KEPT_RECORDS]
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 
@@ -36,18 +45,26 @@ class MetricsWriter:
 
 def read_metrics(jsonl: Path) -> list[dict[str, float]]:
     """The records of a run in step order; a half-written last line (the writer was killed) is left out."""
+    return [record for part in parts(jsonl) for record in _read(part)]
+
+
+def _read(part: Path) -> list[dict[str, float]]:
     records: list[dict[str, float]] = []
-    if jsonl.exists():
-        for line in jsonl.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
+    for line in part.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
     return records
 
 
 def _keep_until(jsonl: Path, step: int) -> list[dict[str, float]]:
-    kept = [record for record in read_metrics(jsonl) if record["step"] <= step]
-    with replacing(jsonl) as staging:
-        staging.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    """Drop the records of later steps from every file; returns those kept, without the middle of very many."""
+    kept: list[dict[str, float]] = []
+    for part in parts(jsonl):
+        records = [record for record in _read(part) if record["step"] <= step]
+        with replacing(part) as staging:
+            staging.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        kept += records
+    del kept[KEPT_RECORDS:-KEPT_RECORDS]
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Plan:
     processes: dict[str, int]
     memory_gib: float | None
     disk_gib: float | None
+    log_gib: float
 
     def lines(self) -> list[str]:
         memory, disk = (
@@ -49,7 +51,7 @@ class Plan:
             f"whole run: {self.steps} steps, {self.total_responses} responses trained on",
             f"in flight: at most {self.max_groups_in_flight} groups between prompt and live gradient",
             f"processes: {processes}",
-            f"memory: {memory}; disk for checkpoints: {disk}",
+            f"memory: {memory}; disk for checkpoints: {disk}, for logs at most {self.log_gib:.1f} GiB",
         ]
 
 
@@ -72,6 +74,7 @@ def make_plan(config: RunConfig) -> Plan:
         processes=processes,
         memory_gib=_memory_gib(config),
         disk_gib=_disk_gib(config),
+        log_gib=(config.replay.log_rollouts * config.replay.log_max_mib + config.logs.events_max_mib + config.logs.metrics_max_mib) / 1024,
     )
 
 
@@ -127,12 +130,20 @@ def explore_lines(config: ExploreConfig) -> list[str]:
 
 
 def _disk_gib(config: RunConfig) -> float | None:
-    """Policy, float32 masters and two moments, for the checkpoints kept and the one being written, and the final policy."""
+    """Policy, float32 masters and two moments, for every checkpoint and learner's snapshot kept and one of each being written; the final
+    policy."""
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
     weight_bytes = bytes_of(config.learner.dtype)
-    return parameters * ((weight_bytes + 3 * 4) * (config.checkpoint.keep + 1) + weight_bytes) / 2**30
+    checkpoint = config.checkpoint
+    kept = checkpoint.keep + 1
+    if checkpoint.keep_every:
+        common = math.lcm(checkpoint.keep_every, checkpoint.every)  # steps that are a multiple of both are kept for good
+        kept += max(0, config.steps // common - checkpoint.keep)  # the newest are counted already
+    if checkpoint.learner_every:
+        kept += 2
+    return parameters * ((weight_bytes + 3 * 4) * kept + weight_bytes) / 2**30
 
 
 def bytes_of(dtype: Dtype, num_gpus: float = 0) -> int:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from actors.replay import Drawn
+from actors.replay import Drawn, Logged
 from buffers.admission import Admission
 from buffers.records import GroupRequest, GroupUsage, StepReport, Verdict
 from buffers.replay import InsertResult
@@ -82,8 +82,8 @@ class Run:
     """What a trainer works with: configuration, components, and the state the controller's process owns.
 
     `report(step, metrics)` is called after every step, `on_loss(role, error)` whenever a process is lost, `note(kind, **fields)` with
-    every event (`jobs.events`). `step` counts the steps
-    trained: the version the learner has, and must have again if it is replaced.
+    every event (`jobs.events`), `warn(text)` with what whoever started the run should know. `step` counts the steps trained: the version
+    the learner has, and must have again if it is replaced.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Run:
         log_directory: str,
         report: Report,
         on_loss: OnLoss = lambda role, error: None,
+        warn: Callable[[str], None] = lambda text: None,
         note: Callable[..., None] = lambda kind, **fields: None,
         run_id: str = "",
     ) -> None:
@@ -111,6 +112,7 @@ class Run:
         self.snapshots = snapshots
         self.report = report
         self.on_loss = on_loss
+        self.warn = warn
         self.note = note
         self.run_id = run_id
         self.tokens = TokenLedger()
@@ -228,11 +230,13 @@ class Run:
         report: StepReport = await self._call(self.learner, "step", batch, self.step, waiting_for=f"training step {self.step + 1}")
         return report
 
-    async def log(self, batch: Any, report: StepReport) -> None:
-        """Write down what step `self.step + 1` was trained on; it then counts as trained."""
+    async def log(self, batch: Any, report: StepReport) -> Logged:
+        """Write down what step `self.step + 1` was trained on; it then counts as trained. Raises RolloutLogError where that cannot be
+        written: it may be asked for again."""
         step = self.step + 1
-        await self._call(self.replay, "log", step, batch, report.advantages, waiting_for=f"the rollout log of step {step}")
+        logged: Logged = await self._call(self.replay, "log", step, batch, report.advantages, waiting_for=f"the rollout log of step {step}")
         self.step = step
+        return logged
 
     async def weights(self) -> tuple[Any, int]:
         """The learner's current weights (a reference) and their version."""

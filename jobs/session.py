@@ -166,12 +166,13 @@ class _Session:
             log_directory=str(directory.rollouts),
             report=self._report,
             on_loss=lambda name, error: self._console.warn(f"{name} is replaced: {reason(error)}"),
+            warn=self._console.warn,
             note=self._note,
             run_id=directory.run_id,
         )
         try:
             await run.ready()
-            self._events = EventLog(directory.events, resume_step=start_step)
+            self._events = EventLog(directory.events, resume_step=start_step, max_bytes=config.logs.events_max_mib << 20)
             return await self._train_prepared(run, start_step)
         finally:
             await run.close()
@@ -187,7 +188,9 @@ class _Session:
             await run.restore_checkpoint(start_step)
         else:
             await run.forget_log_after(0)
-        self._writer = writer = MetricsWriter(directory.metrics, directory.tensorboard, resume_step=start_step)
+        self._writer = writer = MetricsWriter(
+            directory.metrics, directory.tensorboard, resume_step=start_step, max_bytes=config.logs.metrics_max_mib << 20
+        )
         self._console.status("sampling the first groups")
         try:
             step = await self._run_trainer(run, start_step)

@@ -10,6 +10,7 @@ from actors.replay import Replay
 from buffers.config import ReplayConfig
 from buffers.records import GroupOutcome
 from buffers.replay import InsertResult
+from buffers.rollout_log import RolloutLogError
 from buffers.schema import concat_groups, group_ids, with_scores
 from learners.checkpoint import CheckpointManager
 from tests.learners.samples import make_group, make_verdict
@@ -186,7 +187,7 @@ def test_a_step_whose_log_failed_is_logged_again_whole(tmp_path: Path, monkeypat
 
     with monkeypatch.context() as full:
         full.setattr(pq, "write_table", write_half)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(RolloutLogError, match="disk full"):
             replay.log(3, batch, [0.5, -0.5])
     assert list(tmp_path.iterdir()) == []
     insert(replay, 5, sampled=0, version=2)
@@ -262,3 +263,20 @@ def test_on_resume_the_log_of_later_steps_is_forgotten(tmp_path: Path) -> None:
         replay.log(step, batch, [0.0, 0.0])
     replay.forget_log_after(1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001.parquet"]
+
+
+def test_a_log_that_is_too_large_loses_its_oldest_steps_but_none_since_the_newest_checkpoint(tmp_path: Path) -> None:
+    checkpoints = CheckpointManager(str(tmp_path / "checkpoints"), keep=2)
+    replay = make_replay(tmp_path / "log", log_max_mib=1e-6)
+    logged = []
+    for step in range(1, 8):
+        insert(replay, step, sampled=step, version=step)
+        batch, _ = replay.sample(1, version=step)
+        logged.append(replay.log(step, with_scores(batch, [0.0, 0.0], [0.0, 0.0]), [0.0, 0.0]))
+        if step in (3, 5):
+            checkpoints.commit(step, replay.save_part(checkpoints, step, "replay"), {})
+        if step == 6:
+            replay.save_part(checkpoints, step, "replay")  # and the disk is full: it never counts
+    assert [entry.removed_steps for entry in logged] == [0, 0, 0, 3, 3, 5, 5]
+    assert sorted(path.name for path in (tmp_path / "log").iterdir()) == ["step_000006.parquet", "step_000007.parquet"]
+    assert logged[-1].nbytes == sum(path.stat().st_size for path in (tmp_path / "log").iterdir())

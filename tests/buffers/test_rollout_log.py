@@ -9,7 +9,7 @@ import pytest
 from pyarrow import fs
 
 from buffers.records import GroupOutcome
-from buffers.rollout_log import RolloutLog
+from buffers.rollout_log import RolloutLog, RolloutLogError
 from buffers.schema import ROLLOUT_SCHEMA, concat_groups, with_outcome
 
 MakeGroup = Callable[..., pa.RecordBatch]
@@ -61,7 +61,7 @@ def test_a_write_that_fails_leaves_the_earlier_file_alone(
         raise OSError("disk full")
 
     monkeypatch.setattr(pq, "write_table", write_half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RolloutLogError, match=r"the rollout log of step 1 cannot be written \(.*step_000001\.parquet\): disk full"):
         log.append(1, [make_group(9)])
     assert log.read().column("group_id").to_pylist() == [0, 0]
     assert sorted(path.name for path in (tmp_path / "rollouts").iterdir()) == ["step_000001.parquet"]
@@ -78,6 +78,23 @@ def test_the_batch_of_a_step_has_the_rows_of_one_outcome_in_the_order_logged(log
     assert [log.has(step) for step in (1, 2, 3)] == [True, True, False]
     with pytest.raises(FileNotFoundError, match="step_000003"):
         log.batch(3, GroupOutcome.TRAINED)
+
+
+def test_the_oldest_steps_go_when_there_is_too_much_but_none_that_is_needed(log: RolloutLog, make_group: MakeGroup, tmp_path: Path) -> None:
+    assert log.prune(0, keep_after=10) == 0
+    for step in range(1, 7):
+        log.append(step, [make_group(step)])
+    sizes = [(tmp_path / "rollouts" / f"step_{step:06d}.parquet").stat().st_size for step in range(1, 7)]
+    assert log.nbytes == sum(sizes)
+    assert log.prune(sum(sizes), keep_after=6) == 0
+    assert log.prune(sum(sizes) - 1, keep_after=6) == 1
+    assert (log.steps(), log.nbytes) == ([2, 3, 4, 5, 6], sum(sizes[1:]))
+    assert log.prune(0, keep_after=4) == 3
+    assert log.steps() == [5, 6]
+    log.append(6, [make_group(6), make_group(7)])  # again, larger
+    assert log.nbytes == sum(path.stat().st_size for path in (tmp_path / "rollouts").iterdir())
+    log.truncate(after_step=5)
+    assert log.nbytes == sizes[4]
 
 
 def test_an_empty_log_and_an_empty_step_are_read_as_no_rows(log: RolloutLog) -> None:

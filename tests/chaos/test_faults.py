@@ -10,13 +10,17 @@ import os
 import time
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from itertools import count
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from actors.reference_engine import ReferenceEngine
 from actors.rollout import DataError
 from actors.verifier import VerifierPool, VerifierPoolError
+from buffers.rollout_log import RolloutLogError
 from jobs.events import EventKind
 from learners.checkpoint import CheckpointError, CheckpointManager
 from tests.chaos.chaos_fixture import PROGRESS, Chaos, Fault, How, check, check_every_token, quick_config
@@ -372,6 +376,60 @@ def test_a_disk_that_is_full_at_the_end_ends_the_run_though_all_is_trained(confi
     run = LocalRun(config(steps=3, checkpoint={"every": 100}), on_made=DiskFull("learner").on_made)
     with pytest.raises(CheckpointError, match=r"step_000003 could not be written"):
         run.train()
+
+
+class LogFull:
+    """The rollout log cannot be written, so many times in a row from step 2 on."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def on_made(self, name: str, target: Any) -> None:
+        if name != "replay":
+            return
+        append = target._log.append
+
+        def refuse(step: int, batches: Sequence[pa.RecordBatch]) -> None:
+            if step >= 2 and self.left > 0:
+                self.left -= 1
+                raise RolloutLogError(f"the rollout log of step {step} cannot be written: No space left on device")
+            append(step, batches)
+
+        target._log.append = refuse
+
+
+def test_a_disk_that_is_full_for_the_rollout_log_is_waited_for_and_told(config, tmp_path):
+    full = LogFull(times=3)
+    run = LocalRun(config(steps=4), on_made=full.on_made)
+    assert run.train() == 4
+    run.check_valid()
+    run.check_restorable(tmp_path)
+    assert run.warnings == ["the rollout log of step 2 cannot be written: No space left on device"] * 3
+    assert len(run.noted(EventKind.FAULT, role="rollout log")) == 3
+
+
+def test_a_disk_that_stays_full_for_the_rollout_log_ends_the_run_which_resumes(config):
+    settings = config(steps=5, max_policy_lag=0, checkpoint={"every": 1}, supervision={"max_failures": 2, "backoff_s": 0.0})
+    run = LocalRun(settings, on_made=LogFull(times=100).on_made)
+    with pytest.raises(RolloutLogError, match=r"step 2 cannot be written: No space left"):
+        run.train()
+    assert run.checkpoints.steps() == [1]
+    again = LocalRun(settings)
+    assert again.train() == 5, "there is space again"
+    again.check_valid()
+
+
+def test_a_rollout_log_at_its_cap_keeps_what_a_lost_learner_is_brought_back_from(config, tmp_path):
+    settings = {"steps": 7, "max_policy_lag": 0, "checkpoint": {"every": 3}, "supervision": {"backoff_s": 0.0}}
+    straight = LocalRun(config(run_dir=str(tmp_path / "straight"), **settings))
+    straight.train()
+    run = LocalRun(config(run_dir=str(tmp_path / "capped"), replay={"log_max_mib": 1e-6}, **settings))
+    run.on_report = lambda step: run.handles["learner"].kill() if step == 5 else None
+    assert run.train() == 7
+    assert_same_state(straight.state(tmp_path / "a"), run.state(tmp_path / "b"))
+    assert [metrics["replay/log_removed_steps"] for _, metrics in run.reports] == [0, 0, 0, 3, 3, 3, 6]
+    (warning,) = run.warnings
+    assert "has reached replay.log_max_mib" in warning
 
 
 class DiskFull:

@@ -135,6 +135,7 @@ class LocalRun:
         self.admission = make_admission(config)
         self.reports: list[tuple[int, dict[str, float]]] = []
         self.events: list[tuple[EventKind, dict[str, Any]]] = []
+        self.warnings: list[str] = []
         self.on_report: Callable[[int], None] = lambda step: None
         self.judge = judge or CoinJudge()
         self.parts: dict[str, list[Any]] = {}
@@ -154,6 +155,7 @@ class LocalRun:
             log_directory=str(self.directory.rollouts),
             report=self._report,
             note=self._note,
+            warn=self.warnings.append,
         )
         self.trainer = (SynchronousTrainer if synchronous else Controller)(self.run)
 

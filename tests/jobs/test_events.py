@@ -216,3 +216,24 @@ def test_every_line_is_one_json_object_with_number_time_step_and_kind(path: Path
         record = json.loads(line)
         assert list(record)[:4] == ["seq", "time", "step", "event"]
         assert (record["seq"], record["step"]) == (number, 0)
+
+
+def test_a_log_that_reaches_its_cap_forgets_its_oldest_events_and_goes_on(path: Path) -> None:
+    cap = 20_000
+    log = EventLog(path, max_bytes=cap)
+    sizes = []
+    for step in range(1, 1001):
+        batch(log, step, step)
+        sizes.append(sum(file.stat().st_size for file in path.parent.iterdir()))
+        if step == 500:
+            log.close()
+            log = EventLog(path, resume_step=500, max_bytes=cap)
+    log.close()
+    assert cap / 3 < sizes[-1] and max(sizes) < cap + 200
+    numbers = [event.seq for event in read_events(path)]
+    assert numbers == list(range(numbers[0], 1001))
+    assert list(batches(read_events(path))) == list(range(1000 - len(numbers) + 1, 1001))
+    path.unlink()  # killed between the two renames: what came before is there, and the numbers go on
+    log = EventLog(path, resume_step=1000, max_bytes=cap)
+    log.close()
+    assert [event.kind for event in read_events(path)][-1] is EventKind.RESUMED

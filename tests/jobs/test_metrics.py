@@ -63,3 +63,26 @@ def test_tensorboard_holds_every_point_once_over_a_resume(tmp_path):
     board.Reload()
     points = [(event.step, event.value) for event in board.Scalars("reward/mean")]
     assert points == [(1, 1.0), (2, 2.0), (3, 3.5), (4, 4.5), (5, 5.5)]
+
+
+def test_records_that_exceed_the_cap_are_forgotten_oldest_first_and_a_resume_drops_from_what_is_left(tmp_path):
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", max_bytes=6000)
+    for step in range(1, 301):
+        writer.write(step, {"reward/mean": float(step)})
+    writer.close()
+    steps = [step for step, _ in rewards(tmp_path)]
+    assert steps == list(range(steps[0], 301))
+    assert 3000 < sum(path.stat().st_size for path in tmp_path.glob("metrics*.jsonl")) < 6200
+    assert [record["step"] for record in writer.history] == list(range(1, 301))
+    middle = steps[len(steps) // 4]
+    writer = write(tmp_path, range(middle + 1, middle + 3), resume_step=middle, offset=0.5)
+    assert [step for step, _ in rewards(tmp_path)] == list(range(steps[0], middle + 3))
+
+
+def test_of_very_many_records_the_first_and_the_last_stay_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.metrics.KEPT_RECORDS", 3)
+    writer = write(tmp_path, range(1, 21))
+    assert [record["step"] for record in writer.history] == [1, 2, 3, 18, 19, 20]
+    writer = write(tmp_path, range(11, 13), resume_step=10)
+    assert [record["step"] for record in writer.history] == [1, 2, 3, 10, 11, 12]
+    assert len(rewards(tmp_path)) == 12

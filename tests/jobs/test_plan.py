@@ -93,3 +93,24 @@ def test_quick_start_fits_into_a_laptop(monkeypatch, has_bfloat16, limit_gib):
 
 def test_memory_of_this_machine_is_plausible():
     assert 0.1 < available_memory_gib() < 100_000
+
+
+def test_disk_counts_every_checkpoint_that_will_be_kept(giant, monkeypatch):
+    monkeypatch.setattr("learners.precision.cpu_has_bfloat16", lambda: True)
+    policy, checkpoint = 2, 2 + 12  # bfloat16 weights; masters and two moments
+
+    def disk(steps: int = 100, **values: int) -> float | None:
+        return plan_of(model=giant, steps=steps, checkpoint={"every": 10, "keep": 2, **values}).disk_gib
+
+    assert disk() == pytest.approx(3 * checkpoint + policy)
+    assert disk(keep_every=20) == pytest.approx((3 + 5 - 2) * checkpoint + policy)
+    assert disk(keep_every=15) == pytest.approx((3 + 3 - 2) * checkpoint + policy)  # steps 30, 60, 90
+    assert disk(keep_every=200) == pytest.approx(3 * checkpoint + policy)
+    assert disk(learner_every=2) == pytest.approx(5 * checkpoint + policy)
+
+
+def test_plan_says_what_logs_may_take():
+    plan = plan_of(replay={"log_max_mib": 2048}, logs={"events_max_mib": 512, "metrics_max_mib": 512})
+    assert plan.log_gib == 3.0
+    assert plan_of(replay={"log_max_mib": 2048, "log_rollouts": False}, logs={"events_max_mib": 512, "metrics_max_mib": 512}).log_gib == 1.0
+    assert "for logs at most 3.0 GiB" in plan.lines()[-1]
