@@ -1,6 +1,7 @@
 """The replay actor: owns the replay buffer and the rollout log.
 
 inserted = replay.insert(encoded, verdicts, version)         # a producer; FULL means: wait and try again
+inserted = replay.insert(encoded, verdicts, version, filterable=True)   # FILTERED: only the log will have it
 batch, drawn = replay.sample(num_groups, version)             # the learn loop; stale groups are taken out first
 replay.log(step, scored, advantages)                          # after the gradient: one Parquet file a step
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs
 
 from actors.checkpointed import Checkpointed
@@ -25,8 +27,19 @@ from buffers.config import ReplayConfig
 from buffers.records import GroupOutcome, Verdict
 from buffers.replay import InsertResult, ReplayBuffer, ReplayState
 from buffers.rollout_log import RolloutLog
-from buffers.schema import ROLLOUT_SCHEMA, concat_groups, group_ids, split_groups, with_outcome, with_scores, with_verdicts
+from buffers.schema import (
+    ROLLOUT_SCHEMA,
+    concat_groups,
+    conform,
+    group_ids,
+    split_groups,
+    with_outcome,
+    with_scores,
+    with_shaped_rewards,
+    with_verdicts,
+)
 from learners.checkpoint import CheckpointManager, FileEntry
+from tasks.rewards import RewardConfig, reward_terms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,24 +63,41 @@ class Logged:
 class Replay(Checkpointed):
     """Whole groups between verification and gradient, and the record of what became of each."""
 
-    def __init__(self, *, group_size: int, prompts_per_step: int, max_policy_lag: int, config: ReplayConfig, log_directory: str) -> None:
+    def __init__(
+        self,
+        *,
+        group_size: int,
+        prompts_per_step: int,
+        max_policy_lag: int,
+        config: ReplayConfig,
+        log_directory: str,
+        rewards: RewardConfig = RewardConfig(),  # noqa: B008 (frozen)
+        max_response_tokens: int = 0,
+    ) -> None:
+        """`max_response_tokens` is what `rewards` measures length against."""
         self._config = config
+        self._rewards = rewards
+        self._max_response_tokens = max_response_tokens
         self._prompts_per_step = prompts_per_step
         self._buffer = ReplayBuffer(group_size=group_size, max_policy_lag=max_policy_lag, config=config)
         self._log = RolloutLog(fs.LocalFileSystem(), log_directory) if config.log_rollouts else None
-        self._stale: list[pa.RecordBatch] = []  # taken out, not yet in the log
+        self._aside: list[pa.RecordBatch] = []  # stale or filtered, with that outcome; not yet in the log
         self._removed_steps = 0
         self._checkpoints: CheckpointManager | None = None  # the one that this was last saved with
 
-    def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int) -> InsertResult:
-        """Offer one group with its verdicts. FULL: nothing changed, offer it again; STALE: it goes to the log as such.
+    def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int, filterable: bool = False) -> InsertResult:
+        """Offer one group with its verdicts. FULL: nothing changed, offer it again; STALE: it goes to the log as such, and so does
+        a `filterable` group whose scored rewards are all equal before they are shaped: FILTERED.
 
         Raises ValueError when replay is full with less than one step's groups: waiting would then wait for ever.
         """
-        batch = with_verdicts(batch, verdicts)
+        batch = self._with_rewards(with_verdicts(batch, verdicts), verdicts)
+        if filterable and len({verdict.reward for verdict in verdicts if verdict.reward is not None}) <= 1:
+            self._set_aside(batch, GroupOutcome.FILTERED)
+            return InsertResult.FILTERED
         result = self._buffer.insert(batch, version=version)
         if result is InsertResult.STALE:
-            self._stale.append(batch)
+            self._set_aside(batch, GroupOutcome.STALE)
         if result is InsertResult.FULL and self._buffer.num_groups < self._prompts_per_step:
             raise ValueError(
                 f"replay is full with {self._buffer.num_groups} groups and a step needs prompts_per_step = {self._prompts_per_step}: "
@@ -75,10 +105,31 @@ class Replay(Checkpointed):
             )
         return result
 
+    def _with_rewards(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict]) -> pa.RecordBatch:
+        if not self._rewards.is_shaped:
+            return batch
+        lengths = pc.list_value_length(batch.column("response_ids")).to_pylist()
+        terms = [
+            reward_terms(verdict, length, self._max_response_tokens, self._rewards)
+            for verdict, length in zip(verdicts, lengths, strict=True)
+        ]
+        return with_shaped_rewards(
+            batch,
+            reward=[term.total for term in terms],
+            format_term=[term.format for term in terms],
+            length_term=[term.length for term in terms],
+        )
+
+    def _set_aside(self, group: pa.RecordBatch, outcome: GroupOutcome) -> None:
+        """For the log of the next step."""
+        if _id_of(group) not in map(_id_of, self._aside):
+            self._aside.append(with_outcome(group, 0, outcome))
+
     def sample(self, num_groups: int, version: int) -> tuple[pa.RecordBatch | None, Drawn]:
         """Evict what is stale at `version`, then take `num_groups` groups; None while there are fewer."""
         stale = self._buffer.evict(version=version)
-        self._stale += stale
+        for group in stale:
+            self._set_aside(group, GroupOutcome.STALE)
         batch = self._buffer.sample(num_groups, version=version)
         drawn = Drawn(
             group_ids=() if batch is None else tuple(int(group_id) for group_id in group_ids(batch)),
@@ -89,23 +140,29 @@ class Replay(Checkpointed):
         return batch, drawn
 
     def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> Logged:
-        """Write the groups trained on in `step`, and those dropped as stale since the step before.
+        """Write the groups trained on in `step`, and those set aside since the step before: stale or filtered.
 
-        May be repeated when its answer was lost, also by a replay that took over: the stale groups that an earlier call wrote stay.
+        May be repeated when its answer was lost, also by a replay that took over: what an earlier call wrote of the latter stays.
         Where it raises (RolloutLogError), nothing has changed.
         """
         if self._log is None:
-            self._stale = []
+            self._aside = []
             return Logged()
-        written = split_groups(self._log.batch(step, GroupOutcome.STALE)) if self._log.has(step) else []
+        written = self._written_aside(step)
         ids = {_id_of(group) for group in written}
-        stale = [with_outcome(group, step, GroupOutcome.STALE) for group in self._stale if _id_of(group) not in ids]
-        self._log.append(step, [trained_rows(batch, step, advantages), *written, *stale])
-        self._stale = []
+        new = [at_step(group, step) for group in self._aside if _id_of(group) not in ids]
+        self._log.append(step, [trained_rows(batch, step, advantages), *written, *new])
+        self._aside = []
         max_bytes = int(self._config.log_max_mib * 2**20)
         if self._log.nbytes > max_bytes and self._checkpoints is not None:
             self._removed_steps += self._log.prune(max_bytes, keep_after=self._checkpoints.latest() or 0)
         return Logged(nbytes=self._log.nbytes, removed_steps=self._removed_steps)
+
+    def _written_aside(self, step: int) -> list[pa.RecordBatch]:
+        if self._log is None or not self._log.has(step):
+            return []
+        outcomes = (outcome for outcome in GroupOutcome if outcome is not GroupOutcome.TRAINED)
+        return [group for outcome in outcomes for group in split_groups(self._log.batch(step, outcome))]
 
     def save_part(self, manager: CheckpointManager, step: int, part: str) -> list[FileEntry]:
         self._checkpoints = manager
@@ -141,12 +198,13 @@ class Replay(Checkpointed):
     def save(self, directory: Path) -> None:
         state = self._buffer.state_dict()
         _write_table(directory / "replay.arrow", state["rows"])
-        _write_table(directory / "stale.arrow", pa.Table.from_batches(self._stale, schema=ROLLOUT_SCHEMA))
+        _write_table(directory / "aside.arrow", pa.Table.from_batches(self._aside, schema=ROLLOUT_SCHEMA))
         (directory / "replay.json").write_text(json.dumps({"seen_ranges": state["seen_ranges"], "counters": state["counters"]}))
 
     def load(self, directory: Path) -> None:
         rows = _read_table(directory / "replay.arrow")
-        self._stale = _read_table(directory / "stale.arrow").to_batches()
+        aside = directory / "aside.arrow"
+        self._aside = conform(_read_table(aside)).to_batches() if aside.exists() else []
         numbers = json.loads((directory / "replay.json").read_text())
         self._buffer.load_state_dict(ReplayState(rows=rows, seen_ranges=numbers["seen_ranges"], counters=numbers["counters"]))
 
@@ -154,6 +212,11 @@ class Replay(Checkpointed):
         """On resume: drop the log of steps that will be trained again."""
         if self._log is not None:
             self._log.truncate(step)
+
+
+def at_step(group: pa.RecordBatch, step: int) -> pa.RecordBatch:
+    """The group, which has its outcome, as one of `step`."""
+    return with_outcome(group, step, GroupOutcome(group.column("outcome")[0].as_py()))
 
 
 def trained_rows(batch: pa.RecordBatch, step: int, advantages: Sequence[float]) -> pa.RecordBatch:

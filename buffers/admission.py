@@ -1,7 +1,8 @@
 """Admission: how many groups may be on their way from prompt to live gradient, and what became of each that ever was.
 
     next_problem ──admit──> in flight ──trained──> trained, slot held ──published──> released
-                    ^           │ drop
+                    ^           ├─ filter ──> gone: another problem takes the slot
+                    │           │ drop
                     └─ waiting <┴─> quarantined, after max_attempts
 
 At most `(max_policy_lag + 1) * prompts_per_step` groups are in flight or trained but not yet live. With `max_policy_lag` 0 that is
@@ -18,6 +19,9 @@ from typing import Any
 
 from buffers.ledger import Ledger, Quarantined, Waiting, problem_from_json, problem_to_json, request_from_json, request_to_json
 from buffers.records import GroupRequest, Problem
+
+FILTERED = "filtered"
+"""The reason under which groups are counted that `Admission.filter` took out."""
 
 RESTORED = "restored"
 """The reason under which a restore counts groups that were in flight at the checkpoint but are not in replay."""
@@ -52,6 +56,8 @@ class Admission:
         self._quarantined: list[Quarantined] = []
         self._released = 0
         self._readmitted = 0
+        self._filtered = 0
+        self._num_admitted_live = 0  # groups admitted under the live version
         self._dropped: Counter[str] = Counter()
 
     @property
@@ -92,6 +98,7 @@ class Admission:
             readmitted=self._readmitted,
             waiting=len(self._waiting),
             quarantined=len(self._quarantined),
+            filtered=self._filtered,
         )
 
     def admit(self, next_problem: Callable[[], Problem]) -> GroupRequest:
@@ -105,12 +112,14 @@ class Admission:
             num_responses=self._group_size,
             admitted_version=self._live_version,
             attempt=waiting.attempt if waiting else 0,
+            place=self._num_admitted_live,
         )
         if waiting:
             self._waiting.popleft()
             self._readmitted += 1
         self._in_flight[request.group_id] = request
         self._next_id += 1
+        self._num_admitted_live += 1
         return request
 
     def drop(self, group_id: int, reason: str) -> None:
@@ -123,6 +132,13 @@ class Admission:
             self._waiting.append(Waiting(problem=request.problem, attempt=attempts))
         else:
             self._quarantined.append(Quarantined(problem=request.problem, group_id=group_id, attempts=attempts, reason=reason))
+
+    def filter(self, group_id: int) -> None:
+        """Give the slot back; the problem has had its turn."""
+        self._require_in_flight([group_id])
+        del self._in_flight[group_id]
+        self._dropped[FILTERED] += 1
+        self._filtered += 1
 
     def trained(self, group_ids: Iterable[int], *, version: int) -> None:
         """Record that the gradient which makes `version` used these groups. Their slots stay held until it is published."""
@@ -138,6 +154,8 @@ class Admission:
         """Record that every engine serves `version`: frees the slots of all groups trained into it or an earlier one."""
         if version < self._live_version:
             raise ValueError(f"version {version} cannot be published: version {self._live_version} is live already")
+        if version > self._live_version:
+            self._num_admitted_live = 0
         self._live_version = version
         done = [group_id for group_id, made in self._trained.items() if made <= version]
         for group_id in done:
@@ -172,6 +190,8 @@ class Admission:
             ],
             "released": self._released,
             "readmitted": self._readmitted,
+            "filtered": self._filtered,
+            "admitted_live": self._num_admitted_live,
             "dropped": dict(self._dropped),
         }
 
@@ -199,6 +219,8 @@ class Admission:
         self._trained = {}
         self._released = state["released"] + len(state["trained"])
         self._live_version = max([state["live_version"], *(made for _, made in state["trained"])])
+        self._num_admitted_live = state.get("admitted_live", 0) if self._live_version == state["live_version"] else 0
+        self._filtered = state.get("filtered", 0)
         self._next_id = state["next_id"]
         self._readmitted = state["readmitted"]
         self._dropped = Counter(state["dropped"])

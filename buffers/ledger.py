@@ -10,7 +10,7 @@ from buffers.records import GroupRequest, Problem
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ledger:
-    """Groups since the run began. Every group admitted is in exactly one of the four states, every one dropped in one of three."""
+    """Groups since the run began. Every group admitted is in exactly one of the four states, every one dropped in one of four."""
 
     admitted: int
     in_flight: int
@@ -21,6 +21,7 @@ class Ledger:
     readmitted: int  # dropped, and its problem admitted again
     waiting: int  # dropped, and its problem waiting to be
     quarantined: int  # dropped for good
+    filtered: int = 0  # dropped for good, because there was nothing to learn from it
 
     @property
     def outstanding(self) -> int:
@@ -31,7 +32,8 @@ class Ledger:
         """Raise AssertionError unless admitted = in flight + trained + released + dropped, and dropped likewise."""
         states = self.in_flight + self.trained + self.released + self.dropped
         assert self.admitted == states, f"admitted groups do not add up: {self}"
-        assert self.dropped == self.readmitted + self.waiting + self.quarantined, f"dropped groups do not add up: {self}"
+        ends = self.readmitted + self.waiting + self.quarantined + self.filtered
+        assert self.dropped == ends, f"dropped groups do not add up: {self}"
         assert self.dropped == sum(self.dropped_by_reason.values()), f"reasons do not add up: {self}"
 
 
@@ -74,6 +76,7 @@ def request_to_json(request: GroupRequest) -> dict[str, Any]:
         "num_responses": request.num_responses,
         "admitted_version": request.admitted_version,
         "attempt": request.attempt,
+        "place": request.place,
     }
 
 

@@ -43,6 +43,7 @@ class GroupOutcome(StrEnum):
 
     TRAINED = "trained"
     STALE = "stale"  # its oldest token was sampled more than max_policy_lag versions before it could be trained on
+    FILTERED = "filtered"  # its rewards were all alike, so another problem took its place (dynamic sampling)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +77,8 @@ class GroupRequest:
     """One admitted group: sample `num_responses` responses to `problem`.
 
     `group_id` counts admissions and never repeats within a run; `attempt` counts how often this problem's slot was
-    re-admitted after being dropped; `admitted_version` is the newest live policy version when the slot was taken.
+    re-admitted after being dropped; `admitted_version` is the newest live policy version when the slot was taken;
+    `place` counts the groups admitted under that version before it.
     """
 
     group_id: int
@@ -84,6 +86,7 @@ class GroupRequest:
     num_responses: int
     admitted_version: int
     attempt: int = 0
+    place: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

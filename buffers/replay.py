@@ -26,6 +26,7 @@ class InsertResult(StrEnum):
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"  # this id was accepted before: an insert can be retried when its answer was lost
     STALE = "stale"  # already too old: its slot should be dropped and its problem re-admitted
+    FILTERED = "filtered"  # nothing to learn from: its slot should be given to another problem (`actors.replay`)
     FULL = "full"  # would exceed max_bytes: the producer keeps the group and tries again
 
 

@@ -48,10 +48,11 @@ __all__ = [
     "with_features",
     "with_outcome",
     "with_scores",
+    "with_shaped_rewards",
     "with_verdicts",
 ]
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """major.minor. A minor version adds nullable columns; a major one changes what is there, and readers refuse it."""
 
 _VERSION_KEY = b"repexp.schema"
@@ -83,6 +84,8 @@ _COLUMNS: dict[str, pa.DataType] = {
     "verdict_answer": pa.string(),
     "verdict_detail": pa.string(),
     "verify_s": pa.float64(),
+    "reward_format": pa.float64(),
+    "reward_length": pa.float64(),
     # what the frozen encoder saw
     "feature": pa.list_(pa.float32()),
     # what was decided at consumption
@@ -99,7 +102,9 @@ _COLUMNS: dict[str, pa.DataType] = {
 
 _DECIDED_LATER = frozenset(list(_COLUMNS)[list(_COLUMNS).index("verdict_status") :])
 
-_ADDED_SINCE_1_0 = frozenset(("leverage", "group_spread", "group_saturation_distance", "group_effective_rank", "group_length_correlation"))
+_ADDED_IN_1_1 = ("leverage", "group_spread", "group_saturation_distance", "group_effective_rank", "group_length_correlation")
+_ADDED_IN_1_2 = ("reward_format", "reward_length")
+_ADDED_SINCE_1_0 = frozenset((*_ADDED_IN_1_1, *_ADDED_IN_1_2))
 ROLLOUT_SCHEMA: pa.Schema = pa.schema(
     [pa.field(name, kind, nullable=name in _DECIDED_LATER) for name, kind in _COLUMNS.items()],
     metadata={_VERSION_KEY: SCHEMA_VERSION.encode()},
@@ -186,6 +191,18 @@ def with_verdicts(batch: pa.RecordBatch, verdicts: Sequence[Verdict]) -> pa.Reco
         verdict_answer=string_array(v.answer for v in verdicts),
         verdict_detail=string_array(v.detail for v in verdicts),
         verify_s=pa.array([v.elapsed_s for v in verdicts], pa.float64()),
+    )
+
+
+def with_shaped_rewards(
+    batch: pa.RecordBatch, *, reward: Sequence[float | None], format_term: Sequence[float | None], length_term: Sequence[float | None]
+) -> pa.RecordBatch:
+    """The batch, which has its verdicts, with rewards that are more than the task's own, and what was added to these (`tasks.rewards`)."""
+    return _with_columns(
+        batch,
+        reward=pa.array(reward, pa.float64()),
+        reward_format=pa.array(format_term, pa.float64()),
+        reward_length=pa.array(length_term, pa.float64()),
     )
 
 
@@ -286,11 +303,12 @@ def _rollouts(group: pa.RecordBatch) -> tuple[Rollout, ...]:
 
 
 def _verdicts(group: pa.RecordBatch) -> tuple[Verdict | None, ...]:
-    rows = group.select(["verdict_status", "reward", "verdict_answer", "verdict_detail", "verify_s"]).to_pylist()
+    names = ["verdict_status", "reward", "reward_format", "reward_length", "verdict_answer", "verdict_detail", "verify_s"]
+    rows = group.select(names).to_pylist()
     return tuple(
         Verdict(
             status=VerdictStatus(row["verdict_status"]),
-            reward=row["reward"],
+            reward=None if row["reward"] is None else row["reward"] - (row["reward_format"] or 0.0) - (row["reward_length"] or 0.0),
             answer=row["verdict_answer"],
             detail=row["verdict_detail"],
             elapsed_s=row["verify_s"],

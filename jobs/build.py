@@ -134,7 +134,7 @@ class RayFactory:
             group_size=config.responses_per_prompt,
             seed=config.seed,
             bonus=config.bonus,
-            alone=config.deterministic,
+            alone=config.encodes_alone,
         )
 
     def learner(self) -> RayHandle:
@@ -176,6 +176,8 @@ class RayFactory:
             prompts_per_step=config.prompts_per_step,
             max_policy_lag=config.max_policy_lag,
             config=config.replay,
+            rewards=config.reward,
+            max_response_tokens=config.sampling.max_response_tokens,
             log_directory=self._log_directory,
             on_this_node=True,
         )

@@ -22,6 +22,7 @@ from bonus.config import BonusConfig
 from buffers.config import ReplayConfig
 from learners.config import CheckpointConfig, LearnerConfig
 from tasks.config import TaskConfig
+from tasks.rewards import RewardConfig
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -52,6 +53,19 @@ class SupervisionConfig(BaseModel):
     """Upper bound of these seconds."""
     drain_timeout_s: float = Field(60.0, ge=0)
     """A worker that leaves may finish its groups for so long; what it has not finished then goes on elsewhere from its tokens."""
+
+
+class DynamicSamplingConfig(BaseModel):
+    """Groups that there is nothing to learn from make room for others (DAPO, arXiv:2503.14476, section 3.2)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = False
+    """true: a group whose scored rewards are all equal is not trained on; the next problem takes its slot. It is counted, and its rows go
+    to the rollout log as "filtered". With the exploration bonus such a group does have something to teach: think twice."""
+    max_batches: int = Field(4, ge=1)
+    """So many steps' worth of groups are sampled for a step at the most; groups beyond are trained on as they are, so that a task that is
+    solved, or too hard, ends no run. 1: none is filtered."""
 
 
 class AutoscaleConfig(BaseModel):
@@ -125,6 +139,8 @@ class RunConfig(BaseModel):
     checkpoint: CheckpointConfig = CheckpointConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     autoscale: AutoscaleConfig = AutoscaleConfig()
+    reward: RewardConfig = RewardConfig()
+    dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
     logs: LogsConfig = LogsConfig()
 
     @model_validator(mode="after")
@@ -154,6 +170,11 @@ class RunConfig(BaseModel):
                 f"bonus.source = \"policy\" takes the engine's own states, the last layer's mean, but encoder.layer = {self.encoder.layer} "
                 f'and encoder.pooling = "{self.encoder.pooling}": set bonus.source to "encoder", or leave both out'
             )
+        if self.reward.overlong_tokens > self.sampling.max_response_tokens:
+            raise ValueError(
+                f"reward.overlong_tokens = {self.reward.overlong_tokens} exceeds sampling.max_response_tokens = "
+                f"{self.sampling.max_response_tokens}: the penalty would begin before the first token"
+            )
         if self.learner.advantage.beta > 0 and self.learner.advantage.alpha == 0 and not self.bonus.enabled:
             raise ValueError("learner.advantage.alpha = 0 and bonus.enabled = false leave no signal to learn from")
         return self
@@ -161,6 +182,12 @@ class RunConfig(BaseModel):
     @property
     def responses_per_step(self) -> int:
         return self.prompts_per_step * self.responses_per_prompt
+
+    @property
+    def encodes_alone(self) -> bool:
+        """Whether no group is encoded in the company of others: a feature's last bits depend on it, and at S = 0 a run is to be the
+        synchronous one, bit for bit."""
+        return self.deterministic or self.max_policy_lag == 0
 
     @property
     def isolates_groups(self) -> bool:

@@ -32,6 +32,7 @@ from typing import Any
 import psutil
 
 from actors.replay import Drawn, Logged
+from buffers.admission import FILTERED
 from buffers.records import GroupRequest, GroupUsage, Heartbeat, StepReport, WeightUpdate
 from buffers.replay import InsertResult
 from buffers.rollout_log import RolloutLogError
@@ -252,6 +253,8 @@ class Controller:
         async with self._changed:
             if result is InsertResult.STALE:
                 self._drop(group_id, STALE)
+            elif result is InsertResult.FILTERED:
+                self._filter(group_id)
             else:
                 self._held.add(group_id)
                 if self._order is not None:
@@ -416,6 +419,14 @@ class Controller:
                 self._run.warn(f"group {group_id} was dropped ({why}): from here on another start may differ, deterministic or not")
         self._note(EventKind.DROPPED, group_id=group_id, reason=why)
 
+    def _filter(self, group_id: int) -> None:
+        """There is nothing to learn from it; another problem takes its slot."""
+        self.tokens.dropped(group_id, TokenWaste.FILTERED)
+        self._admission.filter(group_id)
+        if self._order is not None:
+            self._order.settled(group_id)
+        self._note(EventKind.DROPPED, group_id=group_id, reason=FILTERED)
+
     def dispatched(self, work: GroupWork, worker: str) -> None:
         group_id = work.request.group_id
         self.tokens.started(worker, group_id, resumed_tokens=work.resumed_tokens)
@@ -475,7 +486,8 @@ class Controller:
             "replay/held_groups": float(drawn.held_groups),
             "replay/held_mib": drawn.held_bytes / 2**20,
             "groups/dropped_stale": float(ledger.dropped_by_reason.get(STALE, 0)),
-            "groups/dropped": float(ledger.dropped),
+            "groups/dropped": float(ledger.dropped - ledger.filtered),
+            "groups/filtered": float(ledger.filtered),
             "groups/quarantined": float(ledger.quarantined),
             "faults/infrastructure": float(self.num_faults["infrastructure"]),
             "faults/data": float(self.num_faults["data"]),

@@ -192,12 +192,17 @@ class Run:
     async def insert(self, scored: Scored, version: int) -> InsertResult:
         """DUPLICATE is what a group gets whose first answer was lost: it is in."""
         group_id = scored.request.group_id
-        result: InsertResult = await self._call(
-            self.replay, "insert", scored.batch, scored.verdicts, version, waiting_for=f"replay to take group {group_id}"
-        )
+        arguments = (scored.batch, scored.verdicts, version, self._is_filterable(scored.request))
+        result: InsertResult = await self._call(self.replay, "insert", *arguments, waiting_for=f"replay to take group {group_id}")
         if result in (InsertResult.ACCEPTED, InsertResult.DUPLICATE):
             self.held[group_id] = scored
         return result
+
+    def _is_filterable(self, request: GroupRequest) -> bool:
+        """Whether another may take its place: not if so many were sampled for the same step already. Version 0 samples for S steps more."""
+        dynamic = self.config.dynamic_sampling
+        steps = 1 + (self.config.max_policy_lag if request.admitted_version == 0 else 0)
+        return dynamic.enabled and request.place < (dynamic.max_batches - 1) * steps * self.config.prompts_per_step
 
     async def held_ids(self) -> list[int]:
         """Groups in replay."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from buffers.records import WeightUpdate
 from buffers.replay import InsertResult
+from buffers.tokens import TokenWaste
 from jobs.controller import Tally
 from jobs.handles import Handle
-from jobs.run import Run, VerdictCounter
+from jobs.run import Run, Sampled, VerdictCounter
 
 
 class SynchronousTrainer:
@@ -48,22 +49,16 @@ class SynchronousTrainer:
 
     async def _train(self) -> None:
         run, tally = self._run, Tally()
-        generated_from = time.monotonic()
         workers = self._workers
-        requests = [run.admit() for _ in range(run.config.prompts_per_step)]
-        sampled = await asyncio.gather(*(run.generate(workers[i % len(workers)], request) for i, request in enumerate(requests)))
-        generate_s = time.monotonic() - generated_from
-        tally.usages = [group.usage for group in sampled]
-        for group in sampled:
-            run.tokens.started(group.usage.worker_id, group.request.group_id)
-            run.tokens.finished(group.usage.worker_id, group.request.group_id, group.usage.response_tokens)
-        for group in sampled:
-            scored = await run.verify_and_encode(group)
-            self._verdicts.add(scored.verdicts)
-            tally.add_scored(scored)
-            result = await run.insert(scored, run.step)
-            if result is not InsertResult.ACCEPTED:
-                raise RuntimeError(f"replay refused group {group.request.group_id} of a synchronous step: {result}")
+        generate_s = 0.0
+        while (missing := run.config.prompts_per_step - len(run.held)) > 0:  # again for groups that were filtered out
+            requests = [run.admit() for _ in range(missing)]
+            began = time.monotonic()
+            sampled = await asyncio.gather(*(run.generate(workers[i % len(workers)], request) for i, request in enumerate(requests)))
+            generate_s += time.monotonic() - began
+            tally.usages += [group.usage for group in sampled]
+            for group in sampled:
+                await self._score(group, tally)
         batch, drawn = await run.draw(run.step)
         batch, bonus_metrics = await run.add_bonus(batch, run.step)
         report = await run.learn(batch)
@@ -77,6 +72,21 @@ class SynchronousTrainer:
         metrics = {**report.metrics, **bonus_metrics, **tally.metrics(), **run.tokens.metrics(), "time/generate_s": generate_s}
         metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - generate_s - tally.encode_s
         run.report(run.step, metrics)
+
+    async def _score(self, group: Sampled, tally: Tally) -> None:
+        """From responses to a group in replay, or to one that is filtered out."""
+        run, group_id = self._run, group.request.group_id
+        run.tokens.started(group.usage.worker_id, group_id)
+        run.tokens.finished(group.usage.worker_id, group_id, group.usage.response_tokens)
+        scored = await run.verify_and_encode(group)
+        self._verdicts.add(scored.verdicts)
+        tally.add_scored(scored)
+        result = await run.insert(scored, run.step)
+        if result is InsertResult.FILTERED:
+            run.tokens.dropped(group_id, TokenWaste.FILTERED)
+            run.admission.filter(group_id)
+        elif result is not InsertResult.ACCEPTED:
+            raise RuntimeError(f"replay refused group {group_id} of a synchronous step: {result}")
 
     async def _load(self, snapshot: Any) -> list[WeightUpdate]:
         """Every engine takes the weights and proves that it holds them."""

@@ -23,6 +23,7 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor) -> dict[str, fl
     lengths = np.diff(batch.column("response_ids").offsets.to_numpy())
     return {
         "reward/mean": float(np.nanmean(reward_GK)) if not np.isnan(reward_GK).all() else 0.0,
+        **_reward_terms(batch, reward_GK),
         "reward/pass@1": float(correct_GK.mean()),
         "reward/pass@K": float(correct_GK.any(-1).mean()),
         "groups/all_correct": float(correct_GK.all(-1).mean()),
@@ -34,6 +35,16 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor) -> dict[str, fl
         "response/tokens_mean": float(lengths.mean()),
         "response/truncated": float((finish == "length").mean()),
     }
+
+
+def _reward_terms(batch: pa.RecordBatch, reward_GK: np.ndarray) -> dict[str, float]:
+    """What shaped rewards are the sum of; nothing where they are the task's own."""
+    parts = {term: batch.column(f"reward_{term}") for term in ("format", "length")}
+    if all(column.null_count == len(column) for column in parts.values()):
+        return {}
+    means = {term: float(np.nanmean(column.to_numpy(zero_copy_only=False).astype(np.float64))) for term, column in parts.items()}
+    task = float(np.nanmean(reward_GK)) - sum(means.values())
+    return {"reward/task": task, **{f"reward/{term}": mean for term, mean in means.items()}}
 
 
 def bonus_alone_share(reward_GK: np.ndarray, advantages_GK: Tensor) -> float:

@@ -8,11 +8,12 @@ import pytest
 
 from actors.replay import Replay
 from buffers.config import ReplayConfig
-from buffers.records import GroupOutcome
+from buffers.records import GroupOutcome, Verdict, VerdictStatus
 from buffers.replay import InsertResult
 from buffers.rollout_log import RolloutLogError
-from buffers.schema import concat_groups, group_ids, with_scores
+from buffers.schema import concat_groups, from_record_batch, group_ids, with_scores
 from learners.checkpoint import CheckpointManager
+from tasks.rewards import RewardConfig
 from tests.learners.samples import make_group, make_verdict
 
 GROUP_SIZE = 2
@@ -280,3 +281,46 @@ def test_a_log_that_is_too_large_loses_its_oldest_steps_but_none_since_the_newes
     assert [entry.removed_steps for entry in logged] == [0, 0, 0, 3, 3, 5, 5]
     assert sorted(path.name for path in (tmp_path / "log").iterdir()) == ["step_000006.parquet", "step_000007.parquet"]
     assert logged[-1].nbytes == sum(path.stat().st_size for path in (tmp_path / "log").iterdir())
+
+
+def test_groups_that_teach_nothing_are_filtered_where_they_may_be_and_logged(tmp_path: Path) -> None:
+    replay = make_replay(tmp_path)
+
+    def offer(group_id: int, *rewards: float | None, filterable: bool = True) -> InsertResult:
+        return replay.insert(sampled_group(group_id), [make_verdict(reward) for reward in rewards], 0, filterable)
+
+    assert offer(0, 1.0, 1.0) is InsertResult.FILTERED
+    assert offer(1, 0.0, None) is InsertResult.FILTERED, "what could not be scored says nothing"
+    assert offer(2, 1.0, 0.0) is InsertResult.ACCEPTED
+    assert offer(3, 0.0, 0.0, filterable=False) is InsertResult.ACCEPTED
+    assert offer(0, 1.0, 1.0) is InsertResult.FILTERED, "its answer was lost"
+    assert replay.held_ids() == [2, 3]
+    replay.save(tmp_path)
+    restored = make_replay(tmp_path)
+    restored.load(tmp_path)
+    batch, _ = restored.sample(1, version=0)
+    restored.log(1, batch, [0.5, -0.5])
+    assert outcomes(tmp_path, 1) == [(2, "trained"), (0, "filtered"), (1, "filtered")]
+    restored.log(1, batch, [0.5, -0.5])
+    assert outcomes(tmp_path, 1) == [(2, "trained"), (0, "filtered"), (1, "filtered")]
+
+
+def test_shaped_rewards_are_kept_apart_from_the_task_s_own(tmp_path: Path) -> None:
+    replay = Replay(
+        group_size=GROUP_SIZE,
+        prompts_per_step=1,
+        max_policy_lag=1,
+        config=ReplayConfig(),
+        log_directory=str(tmp_path),
+        rewards=RewardConfig(format_penalty=0.25, overlong_tokens=2),
+        max_response_tokens=3,
+    )
+    formless = Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
+    replay.insert(sampled_group(0), [make_verdict(1.0), formless], 0)  # of two tokens and of one
+    batch, _ = replay.sample(1, version=0)
+    assert batch is not None
+    assert batch.column("reward").to_pylist() == [0.5, -0.25]
+    assert batch.column("reward_format").to_pylist() == [0.0, -0.25]
+    assert batch.column("reward_length").to_pylist() == [-0.5, 0.0]
+    (group,) = from_record_batch(batch)
+    assert [verdict.reward for verdict in group.verdicts if verdict] == [1.0, 0.0]

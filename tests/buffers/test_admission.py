@@ -159,3 +159,40 @@ def test_a_replay_that_does_not_fit_the_ledger_is_refused(next_problem: Callable
         make_admission().load_state_dict(admission.state_dict(), held=[1, 8])
     with pytest.raises(ValueError, match="3 groups, more than the 2 slots"):
         make_admission(max_policy_lag=0).load_state_dict(admission.state_dict(), held=[0, 1, 2])
+
+
+def test_a_filtered_group_gives_its_slot_to_another_problem_and_does_not_come_back(next_problem: Callable[[], Problem]) -> None:
+    admission = make_admission()
+    fill(admission, next_problem)
+    admission.filter(1)
+    admission.check_valid()
+    (replacement,) = fill(admission, next_problem)
+    assert (replacement, admission.in_flight[-1].problem.problem_id) == (4, "p4")
+    assert (admission.ledger.filtered, admission.ledger.waiting, admission.ledger.dropped_by_reason) == (1, 0, {"filtered": 1})
+    with pytest.raises(ValueError, match="group 1 is not in flight"):
+        admission.filter(1)
+    restored = make_admission()
+    restored.load_state_dict(json.loads(json.dumps(admission.state_dict())), held=[0, 2, 3, 4])
+    assert restored.ledger == admission.ledger
+
+
+def test_groups_are_counted_by_the_version_they_were_admitted_under(next_problem: Callable[[], Problem]) -> None:
+    admission = make_admission()
+    fill(admission, next_problem)
+    assert [request.place for request in admission.in_flight] == [0, 1, 2, 3]
+    admission.filter(0)
+    fill(admission, next_problem)
+    admission.trained([1, 2], version=1)
+    admission.published(1)
+    fill(admission, next_problem)
+    assert [(request.group_id, request.admitted_version, request.place) for request in admission.in_flight] == [
+        (3, 0, 3),
+        (4, 0, 4),
+        (5, 1, 0),
+        (6, 1, 1),
+    ]
+    restored = make_admission()
+    restored.load_state_dict(json.loads(json.dumps(admission.state_dict())), held=[3, 4, 5])
+    restored.filter(3)
+    assert restored.admit(next_problem).place == 2, "counted on over a restart"
+    assert restored.in_flight[1].place == 0

@@ -185,6 +185,8 @@ class LocalRun:
             prompts_per_step=config.prompts_per_step,
             max_policy_lag=config.max_policy_lag,
             config=config.replay,
+            rewards=config.reward,
+            max_response_tokens=config.sampling.max_response_tokens,
             log_directory=str(self.directory.rollouts),
         )
         return self._handle(replay, "replay")
@@ -222,7 +224,7 @@ class LocalRun:
             bonus=config.bonus,
             group_size=config.responses_per_prompt,
             seed=config.seed,
-            alone=config.deterministic,
+            alone=config.encodes_alone,
         )
 
     def _bonus(self) -> BonusScorer:
