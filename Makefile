@@ -9,6 +9,9 @@ ARGS ?=
 # Where `make lock` finds torch: uv's name for PyTorch's CPU index, or "--find-links DIR", "--index URL", ...
 LOCK_FLAGS ?= --torch-backend cpu
 
+# Tests that start neither Ray nor an engine run in two processes; those that do have the machine to themselves.
+SIDE_BY_SIDE ?= -n 2 --dist worksteal
+
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
@@ -26,10 +29,11 @@ train: venv  ## train on the embedded model and tasks: configs/quickstart.toml (
 	$(BIN)/python -m jobs.train configs/quickstart.toml $(ARGS)
 
 test: venv  ## run every test this machine can run, but those that take minutes each (ARGS are passed on)
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -m "not ray and not engine and not long" $(SIDE_BY_SIDE) $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m "(ray or engine) and not long" $(ARGS) || [ $$? -eq 5 ]
 
 test-unit: venv  ## run the tests that need neither Ray nor vLLM, without those of `make chaos`
-	$(BIN)/python -m pytest -m "not ray and not engine and not chaos and not long" $(ARGS)
+	$(BIN)/python -m pytest -m "not ray and not engine and not chaos and not long" $(SIDE_BY_SIDE) $(ARGS)
 
 chaos: venv  ## run the tests that inject faults into whole runs, those that take minutes too
 	$(BIN)/python -m pytest -m "chaos or long" $(ARGS)

@@ -39,12 +39,11 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor) -> dict[str, fl
 
 def _reward_terms(batch: pa.RecordBatch, reward_GK: np.ndarray) -> dict[str, float]:
     """What shaped rewards are the sum of; nothing where they are the task's own."""
-    parts = {term: batch.column(f"reward_{term}") for term in ("format", "length")}
-    if all(column.null_count == len(column) for column in parts.values()):
+    columns = [batch.column(name) for name in ("reward_format", "reward_length")]
+    if any(column.null_count == len(column) for column in columns):
         return {}
-    means = {term: float(np.nanmean(column.to_numpy(zero_copy_only=False).astype(np.float64))) for term, column in parts.items()}
-    task = float(np.nanmean(reward_GK)) - sum(means.values())
-    return {"reward/task": task, **{f"reward/{term}": mean for term, mean in means.items()}}
+    form, length = (float(np.nanmean(column.to_numpy(zero_copy_only=False).astype(np.float64))) for column in columns)
+    return {"reward/task": float(np.nanmean(reward_GK)) - form - length, "reward/format": form, "reward/length": length}
 
 
 def bonus_alone_share(reward_GK: np.ndarray, advantages_GK: Tensor) -> float:

@@ -229,6 +229,7 @@ def test_what_could_not_be_scored_counts_as_not_correct_and_is_said(tmp_path):
         "correct": 1,
         "incorrect": 1,
         "no_answer": 0,
+        "malformed": 0,
         "timeout": 1,
         "error": 1,
         "not verified": 0,
