@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.explore import main
 from tests.integration.processes import REPOSITORY, Job, wait_until
 
 RAYS_OWN_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -29,20 +31,17 @@ def explore(out: Path, *arguments: str) -> Job:
     return Job(out, "jobs.explore", *arguments)
 
 
-def refusal(*arguments: str, **environment: str) -> str:
-    """The one line of a start that is refused."""
-    clean = {name: value for name, value in os.environ.items() if name != "REPEXP_DATA"}
-    result = subprocess.run(
-        [sys.executable, "-m", "jobs.explore", *arguments],
-        cwd=REPOSITORY,
-        env={**clean, "PYTHONPATH": str(REPOSITORY), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert result.returncode == 2, result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+def refusal(*arguments: str) -> str:
+    """The one line of a start that is refused, in this process: what is refused has started nothing."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert main(arguments) == 2, said.getvalue()
+    return only_line(said.getvalue())
+
+
+def only_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), text
     return lines[0]
 
 
@@ -95,7 +94,15 @@ def test_ctrl_c_keeps_what_is_finished_and_pools_can_be_ordered_again(tmp_path: 
     assert len(rows_of(again)) == finished * CANDIDATES
 
 
-def test_mistakes_are_refused_in_one_line(tmp_path: Path, tiny_model: str) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2() -> None:
+    command = [sys.executable, "-m", "jobs.explore", "--set", "selection.rige=1"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2, result.stderr
+    assert "did you mean 'selection.ridge'" in only_line(result.stderr)
+
+
+def test_mistakes_are_refused_in_one_line(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REPEXP_DATA", raising=False)
     out = str(tmp_path / "out")
     assert "did you mean 'selection.ridge'" in refusal("--out", out, "--set", "selection.rige=1")
     assert "select = [8, 4]" in refusal("--out", out, "--select", "8,4")
