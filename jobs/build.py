@@ -125,6 +125,12 @@ class RayFactory:
             isolated=config.isolates_groups,
         )
 
+    def evaluation_worker(self) -> RayHandle:
+        """Another engine, without what training needs of one."""
+        config = self._config
+        options: dict[str, Any] = {"model": self._model, "run_id": self._run_id, "seed": config.seed}
+        return rollout_worker(0, config.rollout, config.sampling, name="evaluation", **options)
+
     def encoder(self, number: int) -> RayHandle:
         config = self._config
         return encoder(
@@ -197,9 +203,9 @@ async def close_all(handles: Sequence[Handle]) -> None:
     )
 
 
-def rollout_worker(index: int, config: RolloutConfig, sampling: SamplingConfig, **options: Any) -> RayHandle:
+def rollout_worker(index: int, config: RolloutConfig, sampling: SamplingConfig, *, name: str | None = None, **options: Any) -> RayHandle:
     """`options` are the other arguments of `RolloutWorker`."""
-    name = f"rollout-{index}"
+    name = name or f"rollout-{index}"
     return _actor(
         RolloutWorker,
         name,

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-SHOWN_STEPS, SHOWN_WARNINGS = 14, 12
+SHOWN_STEPS, SHOWN_REMARKS = 14, 12
 Column = tuple[str, str, str]
 COLUMNS: tuple[Column, ...] = (
     ("reward", "reward/mean", ".2f"),
@@ -50,7 +50,7 @@ class RunConsole:
         self._total_steps = total_steps
         self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=SHOWN_STEPS)
         self._status = ""
-        self._warnings: deque[str] = deque(maxlen=SHOWN_WARNINGS)
+        self._remarks: deque[tuple[str, str]] = deque(maxlen=SHOWN_REMARKS)
         self._live = Live(console=self._console, refresh_per_second=4, transient=False) if self._console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -81,9 +81,16 @@ class RunConsole:
 
     def warn(self, text: str) -> None:
         """A line that stays to the end of the run, or until there are newer ones in its place."""
-        self._warnings.append(text)
+        self._say(f"warning: {text}", "yellow")
+
+    def note(self, text: str) -> None:
+        """As `warn`, of what is well."""
+        self._say(text, "cyan")
+
+    def _say(self, text: str, style: str) -> None:
+        self._remarks.append((text, style))
         if self._live is None:
-            self._console.print(f"warning: {text}", highlight=False, soft_wrap=True)
+            self._console.print(text, highlight=False, soft_wrap=True)
         else:
             self._live.update(self._render())
 
@@ -120,7 +127,7 @@ class RunConsole:
         newest = self._rows[-1][1] if self._rows else {}
         words = ", ".join(f"{heading} {cell(newest, name, form)}" for heading, name, form in rest)
         below = [Text(words, style="dim")] if words and newest else []
-        below += [Text(f"warning: {text}", style="yellow") for text in self._warnings]
+        below += [Text(text, style=style) for text, style in self._remarks]
         return Group(progress, table, *below)
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +39,7 @@ from buffers.rollout_log import RolloutLogError
 from buffers.tokens import TokenWaste
 from jobs.autoscale import Meter
 from jobs.encoders import EncoderPool
+from jobs.evaluations import Evaluation, Evaluations
 from jobs.events import EventKind
 from jobs.failures import first_error, kind_of, reason
 from jobs.fixed_order import FixedOrder
@@ -99,13 +100,17 @@ class Controller:
     step = await controller.run(start_step)       # returns the last step trained; a checkpoint of it exists
     """
 
-    def __init__(self, run: Run, *, workers: int | None = None) -> None:
-        """`workers`: how many are wanted at first, if not `rollout.workers`."""
+    def __init__(
+        self, run: Run, *, workers: int | None = None, evaluation: Evaluation | None = None, evaluated: Collection[int] = ()
+    ) -> None:
+        """`workers`: how many are wanted at first, if not `rollout.workers`. `evaluation`: of the policy, now and then; `evaluated`: the
+        steps of which there is one from an earlier start."""
         self._run = run
         self._config = run.config
         self._admission = run.admission
         self._order = FixedOrder(run.admission, prompts_per_step=run.config.prompts_per_step) if run.config.deterministic else None
         self.rollouts = Rollouts(run, self, desired=workers or run.config.rollout.workers)
+        self.evaluations = Evaluations(run, evaluation, done=evaluated)
         self.waits = Waits(floor_s=SHORT_WAIT_S)
         self.faults: deque[str] = deque(maxlen=KEPT_FAULTS)
         self.num_faults: Counter[str] = Counter()
@@ -120,6 +125,7 @@ class Controller:
         self._changed = asyncio.Condition()  # slots, held groups, live version or the stop flag changed
         self._held: set[int] = set()
         self._stopping = False
+        self._stop_asked = asyncio.Event()
         self._notes: set[asyncio.Task[None]] = set()
         self._tell_loss = run.on_loss
         run.on_loss = self._component_lost
@@ -134,6 +140,7 @@ class Controller:
     def stop(self) -> None:
         """Ask for a graceful stop: the step in progress is finished and a checkpoint is written. Call from the event loop."""
         self._stopping = True
+        self._stop_asked.set()
         self._notify_soon()
 
     @property
@@ -185,12 +192,13 @@ class Controller:
             self.last_checkpoint = (start_step, time.time())
             snapshot, version = await self._run.weights()
             await self.rollouts.publish(version, snapshot)
+            self.evaluations.offer(start_step, snapshot)
             del snapshot
         self._held = set(await self._run.held_ids())
         for request in self._admission.in_flight:
             if request.group_id not in self._held:
                 self._submit(request)
-        loops = [self._admit_loop(), self._publish_loop(), self.rollouts.run(), *alongside]
+        loops = [self._admit_loop(), self._publish_loop(), self.rollouts.run(), self.evaluations.run_loop(), *alongside]
         loops += [self._score_loop() for _ in range(self._config.prompts_per_step)]
         try:
             async with asyncio.TaskGroup() as group:
@@ -274,6 +282,8 @@ class Controller:
             await self._save_what_is_due()
         if self.last_checkpoint is None or self._run.step != self.last_checkpoint[0]:
             await self._checkpoint()
+        with self._waiting("evaluate", "the last evaluation"):
+            await first_of(self.evaluations.finished(), self._stop_asked.wait())
 
     async def _next_batch(self) -> tuple[Any, Drawn | None]:
         """The next step's batch; nothing when a stop was asked for."""
@@ -317,6 +327,7 @@ class Controller:
         self.trained_version = version
         self._note(EventKind.TRAINED, step=run.step, version=version)
         self._admission.trained(drawn.group_ids, version=version)
+        self.evaluations.offer(run.step, snapshot)
         with self._waiting("hand over", f"the publication of version {version - 1}"):
             await self._trained.put((version, snapshot))
         del snapshot
@@ -536,3 +547,15 @@ class Controller:
         task = asyncio.ensure_future(self._notify())
         self._notes.add(task)
         task.add_done_callback(self._notes.discard)
+
+
+async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Until one of them has ended; the others are cancelled. Raises what it raises."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,4 +1,7 @@
-"""The one place that writes metrics: `metrics.jsonl` (a line a step) and TensorBoard. Names are defined in docs/metrics.md."""
+"""The one place that writes metrics: `metrics.jsonl` (a line a step), `eval.jsonl` (a line an evaluation) and TensorBoard.
+
+Names are defined in docs/metrics.md.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,18 @@ class MetricsWriter:
         self._max_bytes = max_bytes
         if resume_step == 0:
             shutil.rmtree(tensorboard, ignore_errors=True)
+        self.evaluated = {int(record["step"]) for record in _keep_until(evaluations_of(jsonl), resume_step)}
+        """Steps whose evaluations are there from earlier starts."""
         self.history = _keep_until(jsonl, resume_step)
         """The first records and the last ones: what a summary is about."""
         self._board = SummaryWriter(str(tensorboard), purge_step=resume_step + 1 if resume_step else None)
+
+    def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Of the policy of `step`, which may be one of a while ago."""
+        with open(evaluations_of(self._jsonl), "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         record = {"step": step, "time": time.time(), **metrics}
@@ -41,6 +53,11 @@ class MetricsWriter:
 
     def close(self) -> None:
         self._board.close()
+
+
+def evaluations_of(jsonl: Path) -> Path:
+    """Where the evaluations of a run are that has its metrics in `jsonl`."""
+    return jsonl.with_name("eval.jsonl")
 
 
 def read_metrics(jsonl: Path) -> list[dict[str, float]]:

@@ -71,6 +71,7 @@ class Factory(Protocol):
     """Makes components: a handle is there at once, its process is ready later."""
 
     def rollout_worker(self, number: int) -> Handle: ...
+    def evaluation_worker(self) -> Handle: ...
     def encoder(self, number: int) -> Handle: ...
     def learner(self) -> Handle: ...
     def bonus(self) -> Handle: ...
@@ -81,9 +82,9 @@ class Factory(Protocol):
 class Run:
     """What a trainer works with: configuration, components, and the state the controller's process owns.
 
-    `report(step, metrics)` is called after every step, `on_loss(role, error)` whenever a process is lost, `note(kind, **fields)` with
-    every event (`jobs.events`), `warn(text)` with what whoever started the run should know. `step` counts the steps trained: the version
-    the learner has, and must have again if it is replaced.
+    `report(step, metrics)` is called after every step, `evaluated(step, metrics)` after every evaluation of one, `on_loss(role, error)`
+    whenever a process is lost, `note(kind, **fields)` with every event (`jobs.events`), `warn(text)` with what whoever started the run
+    should know. `step` counts the steps trained: the version the learner has, and must have again if it is replaced.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Run:
         report: Report,
         on_loss: OnLoss = lambda role, error: None,
         warn: Callable[[str], None] = lambda text: None,
+        evaluated: Report = lambda step, metrics: None,
         note: Callable[..., None] = lambda kind, **fields: None,
         run_id: str = "",
     ) -> None:
@@ -113,6 +115,7 @@ class Run:
         self.report = report
         self.on_loss = on_loss
         self.warn = warn
+        self.evaluated = evaluated
         self.note = note
         self.run_id = run_id
         self.tokens = TokenLedger()

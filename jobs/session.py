@@ -114,6 +114,12 @@ def no_signal_warning(step: int, metrics: dict[str, float], config: RunConfig) -
     )
 
 
+def evaluation_line(step: int, metrics: dict[str, float]) -> str:
+    """What an evaluation found, in short."""
+    rates = sorted((int(name.rpartition("@")[2]), rate) for name, rate in metrics.items() if name.startswith("eval/pass@"))
+    return f"evaluation of step {step}: " + ", ".join(f"pass@{k} {rate:.2f}" for k, rate in rates)
+
+
 class _Session:
     def __init__(
         self,
@@ -167,6 +173,7 @@ class _Session:
             report=self._report,
             on_loss=lambda name, error: self._console.warn(f"{name} is replaced: {reason(error)}"),
             warn=self._console.warn,
+            evaluated=self._evaluated,
             note=self._note,
             run_id=directory.run_id,
         )
@@ -219,6 +226,11 @@ class _Session:
         self._console.step(step, metrics)
         if "bonus/no_signal_warning" in metrics:
             self._console.warn(no_signal_warning(step, metrics, self._config))
+
+    def _evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        assert self._writer is not None
+        self._writer.write_evaluation(step, metrics)
+        self._console.note(evaluation_line(step, metrics))
 
     def _note(self, kind: EventKind, /, **fields: Any) -> None:
         """An event that cannot be written is kept for the next try: the log is not what a run fails for."""

@@ -10,6 +10,7 @@ from buffers.records import WeightUpdate
 from buffers.replay import InsertResult
 from buffers.tokens import TokenWaste
 from jobs.controller import Tally
+from jobs.evaluations import Evaluation
 from jobs.handles import Handle
 from jobs.run import Run, Sampled, VerdictCounter
 
@@ -17,8 +18,9 @@ from jobs.run import Run, Sampled, VerdictCounter
 class SynchronousTrainer:
     """generate, verify and encode, score, learn, publish; then the next step. Takes what `Controller` takes."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, evaluation: Evaluation | None = None) -> None:
         self._run = run
+        self._evaluation = evaluation
         self._verdicts = VerdictCounter(max_error_rate=run.config.verifier.max_error_rate)
         self._stopping = False
         self._workers: list[Handle] = []
@@ -40,6 +42,8 @@ class SynchronousTrainer:
                 await self._load((await run.weights())[0])
             while run.step < config.steps and not self._stopping:
                 await self._train()
+                if self._evaluation is not None and self._evaluation.is_due(run.step):
+                    run.evaluated(run.step, await self._evaluation.run(run.step, self._workers, run.verifier))
                 if run.step % config.checkpoint.every == 0 or run.step == config.steps or self._stopping:
                     await run.save_checkpoint()
             return run.step

@@ -32,6 +32,7 @@ from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
 from jobs.controller import Controller
+from jobs.evaluations import Evaluation
 from jobs.events import EventKind
 from jobs.handles import Handle, LocalHandle
 from jobs.run import Run, make_admission
@@ -126,6 +127,7 @@ class LocalRun:
         around: Around | None = None,
         synchronous: bool = False,
         on_made: OnMade | None = None,
+        evaluation: Evaluation | None = None,
     ) -> None:
         self.config = config
         self.directory = RunDirectory(config)
@@ -136,6 +138,7 @@ class LocalRun:
         self.reports: list[tuple[int, dict[str, float]]] = []
         self.events: list[tuple[EventKind, dict[str, Any]]] = []
         self.warnings: list[str] = []
+        self.evaluated: list[tuple[int, dict[str, float]]] = []
         self.on_report: Callable[[int], None] = lambda step: None
         self.judge = judge or CoinJudge()
         self.parts: dict[str, list[Any]] = {}
@@ -156,13 +159,17 @@ class LocalRun:
             report=self._report,
             note=self._note,
             warn=self.warnings.append,
+            evaluated=lambda step, metrics: self.evaluated.append((step, metrics)),
         )
-        self.trainer = (SynchronousTrainer if synchronous else Controller)(self.run)
+        self.trainer = (SynchronousTrainer if synchronous else Controller)(self.run, evaluation=evaluation)
 
     # ---- jobs.run.Factory ----
 
     def rollout_worker(self, number: int) -> Handle:
-        return self._handle(self._worker(number), f"rollout-{number}")
+        return self._handle(self._worker(f"rollout-{number}"), f"rollout-{number}")
+
+    def evaluation_worker(self) -> Handle:
+        return self._handle(self._worker("evaluation"), "evaluation")
 
     def encoder(self, number: int) -> Handle:
         return self._handle(self._encoder(), f"encoder-{number}")
@@ -200,9 +207,8 @@ class LocalRun:
         self.handles[name] = handle
         return handle
 
-    def _worker(self, index: int) -> RolloutWorker:
+    def _worker(self, name: str) -> RolloutWorker:
         config = self.config
-        name = f"rollout-{index}"
         return RolloutWorker(
             worker_id=name,
             run_id="test",
@@ -254,7 +260,10 @@ class LocalRun:
                     await self.run.forget_log_after(0)
                 return await self.trainer.run(start_step)
         finally:
-            for worker in self.parts.get("rollout", []):  # engines of killed workers have a thread in this process
+            for worker in [
+                *self.parts.get("rollout", []),
+                *self.parts.get("evaluation", []),
+            ]:  # engines of killed workers have a thread in this process
                 await RolloutWorker.close(worker)
 
     # ---- what was learnt ----
