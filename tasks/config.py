@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from tasks.countdown import CountdownConfig
 from tasks.curriculum import CurriculumConfig
@@ -158,12 +158,21 @@ class TaskSections(BaseModel):
 
 
 class PartConfig(TaskSections):
-    """One part of a mixture."""
+    """One part of a mixture. Only the section of its own task may be given."""
 
     name: TaskName | None = None
     """Which task it is. Unset: the one that the part is called by."""
     weight: float = Field(default=1.0, gt=0)
     """How often it is drawn from, in proportion to the other parts."""
+
+    @property
+    def sections(self) -> dict[str, BaseModel]:
+        return {name: getattr(self, name) for name in TaskSections.model_fields}
+
+    @model_serializer(mode="wrap")
+    def _without_the_other_tasks(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        return {key: value for key, value in values.items() if key not in TaskSections.model_fields or key == _section(self.name)}
 
 
 class MixtureConfig(BaseModel):
@@ -174,17 +183,30 @@ class MixtureConfig(BaseModel):
     parts: dict[str, PartConfig] = Field(default_factory=dict)
     """By label: what a part's problems are called by in ids, logs and metrics."""
 
-    @model_validator(mode="after")
-    def _labels_name_tasks(self) -> Self:
-        for label, part in self.parts.items():
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", label):
-                raise ValueError(f"part '{label}': a label is made of up to 40 letters, digits, - and _")
-            is_task = label in get_args(TaskName)
-            if part.name is None and not is_task:
-                raise ValueError(f"part '{label}' is not called by a task: set its name to one of {', '.join(get_args(TaskName))}")
-            if is_task and part.name not in (None, label):
-                raise ValueError(f"part '{label}' has the name \"{part.name}\": a part called by a task is that task; call it otherwise")
-        return self
+    @field_validator("parts")
+    @classmethod
+    def _parts_have_names(cls, parts: dict[str, PartConfig]) -> dict[str, PartConfig]:
+        return {label: _named(label, part) for label, part in parts.items()}
+
+
+def _named(label: str, part: PartConfig) -> PartConfig:
+    """`part` with its name. Raises ValueError where there is none, or what is given of it contradicts."""
+    names = get_args(TaskName)
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", label):
+        raise ValueError(f"part '{label}': a label is made of up to 40 letters, digits, - and _")
+    if part.name is None and label not in names:
+        raise ValueError(f"part '{label}' is not called by a task: set its name to one of {', '.join(names)}")
+    if label in names and part.name not in (None, label):
+        raise ValueError(f"part '{label}' has the name \"{part.name}\": a part called by a task is that task; call it otherwise")
+    named = part if part.name else part.model_copy(update={"name": label})
+    others = part.model_fields_set & TaskSections.model_fields.keys() - {_section(named.name)}
+    if others:
+        raise ValueError(f"part '{label}' is the task {named.name}, but has a section {min(others)}")
+    return named
+
+
+def _section(name: str | None) -> str:
+    return (name or "").replace("-", "_")
 
 
 class TaskConfig(TaskSections):
@@ -193,8 +215,8 @@ class TaskConfig(TaskSections):
     name: Literal[TaskName, "mixture"] = "arithmetic"
     """Which task of `tasks.registry.TASKS`."""
     seed: int = 0
-    """Seed of the tasks that draw their problems; every split draws its own numbers from it. Which questions are held out does not depend on
-    it. Tasks of files have no use for it."""
+    """Seed of the tasks that draw their problems; every split draws its own numbers from it. Which questions are held out does not depend
+    on it. Tasks of files have no use for it."""
     mixture: MixtureConfig = MixtureConfig()
     """Several tasks as one."""
     curriculum: CurriculumConfig = CurriculumConfig()

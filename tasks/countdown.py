@@ -45,8 +45,7 @@ class CountdownConfig(PuzzleConfig):
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> Self:
-        for name in ("numbers", "number", "target"):
-            low, high = (f"min_{name}", f"max_{name}") if name == "numbers" else (f"{name}_min", f"{name}_max")
+        for low, high in (("min_numbers", "max_numbers"), ("number_min", "number_max"), ("target_min", "target_max")):
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} {getattr(self, low)} exceeds {high} {getattr(self, high)}")
         if not self.operations or len(set(self.operations)) < len(self.operations):

@@ -43,7 +43,7 @@ class CurriculumConfig(Section):
     enabled: bool = False
     """False: problems come in the task's order, whatever their rates."""
     floor: float = Field(default=0.1, ge=0.01, le=1)
-    """Smallest weight, that of problems always or never solved; 1 is no curriculum. Up to 1 / floor candidates are made for each problem."""
+    """Smallest weight, that of problems always or never solved; 1 is no curriculum. At worst 1 / floor candidates are made a problem."""
     decay: float = Field(default=0.95, gt=0, le=1)
     """What the earlier groups of a kind count at each new one: 0.95 remembers about 20 groups."""
     problem_decay: float = Field(default=0.5, gt=0, le=1)

@@ -49,7 +49,11 @@ _SYMBOLS = "".join(re.escape(sign) for sign in _SIGNS if len(sign) == 1 and sign
 TOKEN = re.compile(
     rf"""
       (?P<number> (?<! [{_NOT_X}0-9_.] ) (?: [0-9]++ (?: \.[0-9]++ )?+ | \.[0-9]++ ) (?! [{_NOT_X}_] | \.[0-9] ) )
-    | (?P<sign> [{_SYMBOLS}] | (?<! [A-Za-z_] ) [xX] (?= \s*+ [0-9.(\[{{\\] ) | \\ (?: (?: times|cdot|ast|div|[cdt]?frac ) (?! [A-Za-z] ) | [*{{}}] ) )
+    | (?P<sign>
+          [{_SYMBOLS}]
+        | (?<! [A-Za-z_] ) [xX] (?= \s*+ [0-9.(\[{{\\] )
+        | \\ (?: (?: times|cdot|ast|div|[cdt]?frac ) (?! [A-Za-z] ) | [*{{}}] )
+      )
     | (?P<space> (?: \s | ~ | \\ (?: [,;:! ] | (?: left|right|quad ) (?! [A-Za-z] ) ) )++ )
     """,
     re.VERBOSE,

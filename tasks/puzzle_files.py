@@ -3,7 +3,7 @@
     for filed in read_puzzles("countdown", "data/countdown", "train", must_use_all=False, held_out_share=0.1):
         print(filed.place, filed.puzzle.question, filed.solution)
 
-Columns: `nums` (or `numbers`) and `target`; or `extra`, a JSON object of numbers and target. `answer`, if there, is a solution or the target.
+Columns: `nums` (or `numbers`) and `target`; or `extra`, a JSON object of both. `answer`, if there, is a solution or the target.
 
 In a directory, split S is the file S.parquet or S.jsonl. The one file of a directory without it, or a file itself, is divided into train,
 dev and test by `Puzzle.split`, and "all" is all of it.
@@ -71,7 +71,8 @@ def _filed(row: Row, layout: tuple[str, ...], must_use_all: bool) -> FiledPuzzle
     numbers, target = _extra(row) if layout == ("extra",) else (row.values[column] for column in layout)
     if not isinstance(numbers, list) or not 1 <= len(numbers) <= _MAX_NUMBERS or not all(map(_is_number, [*numbers, target])):
         raise row.error(
-            f"1 to {_MAX_NUMBERS} numbers and a target are needed, whole and from 1 to {_MAX_NUMBER}, not {str(numbers)[:80]} and {str(target)[:20]}"
+            f"{str(numbers)[:80]} and {str(target)[:20]} are no puzzle: 1 to {_MAX_NUMBERS} numbers and a target, whole, from 1 to "
+            f"{_MAX_NUMBER}"
         )
     puzzle = Puzzle(numbers=tuple(numbers), target=target, must_use_all=must_use_all)
     return FiledPuzzle(place=f"{row.file.path.stem}/{row.number:06d}", puzzle=puzzle, solution=_solution(row, puzzle))

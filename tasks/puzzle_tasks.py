@@ -143,7 +143,5 @@ class _FiledPuzzles(_Puzzles):
 
     def problems(self, split: str) -> Iterator[Problem]:
         """Those of the file, in its order (`tasks.puzzle_files`)."""
-        filed = read_puzzles(
-            self.name, self._path, split, must_use_all=self._game.must_use_all, held_out_share=self._config.held_out_share
-        )
+        filed = read_puzzles(self.name, self._path, split, must_use_all=self._game.must_use_all, held_out_share=self._config.held_out_share)
         return (self._problem(one.place, one.puzzle, one.solution) for one in filed)

@@ -1,6 +1,6 @@
 """A generator of the library reasoning-gym, whose problems are the same in every process.
 
-    generator = Generator("chain_sum", {"max_terms": 3}, seed=7)
+    generator = Generator("chain_sum", {"max_terms": 3}, seed=7, size=1000)
     generator.require_reproducible()
     entry = generator.entry(0)
 
@@ -21,7 +21,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from hashlib import blake2b
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ __all__ = ["VERSION", "Entry", "Generator", "print_digests"]
 VERSION = "0.1.25"
 _NUM_COMPARED = 32
 _COMPARE_TIMEOUT_S = 120.0
-_SIZE = 2**30  # the library's generators are endless behind a size of their own
 _MARK = "\ndigests:"  # generators print, too
 
 
@@ -51,9 +49,10 @@ class Entry:
 class Generator:
     """See the module."""
 
-    def __init__(self, name: str, options: Mapping[str, Any], *, seed: int) -> None:
-        """Raises TaskError where the library, the generator or an option is not there, and where an option is refused."""
+    def __init__(self, name: str, options: Mapping[str, Any], *, seed: int, size: int) -> None:
+        """`size` bounds the index. Raises TaskError where library, generator or an option are not there, or the options are refused."""
         self.name = name
+        self.size = size
         self._options = dict(options)
         self._seed = seed
         self._dataset = self._make()
@@ -71,8 +70,9 @@ class Generator:
 
     def require_reproducible(self) -> None:
         """Raises TaskError unless another process, with other string hashes, makes the same first problems within two minutes."""
+        mine = self.digests()  # first: what goes wrong in any process is told better from here
         theirs = self._digests_of_another_process()
-        different = next((index for index, mine, their in zip(count(), self.digests(), theirs, strict=False) if mine != their), None)
+        different = next((index for index, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1]), None)
         if different is not None:
             raise self.error(
                 f"problem {different} is another one in another process: a run could not be resumed, and a test set would be none; "
@@ -81,7 +81,7 @@ class Generator:
 
     def digests(self) -> list[str]:
         """Of the problems that are compared."""
-        return [self.entry(index).digest(16) for index in range(_NUM_COMPARED)]
+        return [self.entry(index).digest(16) for index in range(min(_NUM_COMPARED, self.size))]
 
     def error(self, problem: str) -> TaskError:
         return _error(f"generator {self.name}: {problem}")
@@ -94,15 +94,15 @@ class Generator:
         if self.name not in DATASETS:
             raise _error(f"there is no generator '{self.name}'{_nearest(self.name, DATASETS)}")
         known = {field.name for field in fields(DATASETS[self.name][1])} - {"seed", "size"}
-        for option in self._options.keys() - known:
+        for option in sorted(self._options.keys() - known):
             raise self.error(f"it has no option '{option}'{_nearest(option, known)}")
         try:
-            return create_dataset(self.name, seed=self._seed, size=_SIZE, **self._options)
+            return create_dataset(self.name, seed=self._seed, size=self.size, **self._options)
         except Exception as error:
             raise self.error(f"it refuses the options {self._options}: {_reason(error)}") from None
 
     def _digests_of_another_process(self) -> list[str]:
-        request = json.dumps({"name": self.name, "options": self._options, "seed": self._seed})
+        request = json.dumps({"name": self.name, "options": self._options, "seed": self._seed, "size": self.size})
         path = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
         environment = {
             **os.environ,

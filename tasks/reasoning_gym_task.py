@@ -18,6 +18,7 @@ Splits share no question (`tasks.held_out`) and none occurs twice. They depend o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, Literal
@@ -75,9 +76,12 @@ class ReasoningGym:
         if dataset is None:
             raise TaskError(f"task {self.name}: no generator: set task.reasoning_gym.dataset, for example to chain_sum")
         seed = blake2b(f"{self._seed}/{dataset}/{split}".encode(), digest_size=4).digest()
-        generator = Generator(dataset, self._config.options, seed=int.from_bytes(seed, "big") // 2)
+        wanted = self._config.size if split == "train" else self._config.held_out_size
+        share = 1 - 2 * self._config.held_out_share if split == "train" else self._config.held_out_share
+        size = math.ceil(_DRAWS_PER_PROBLEM * wanted / share)
+        generator = Generator(dataset, self._config.options, size=size, seed=int.from_bytes(seed, "big") // 2)
         generator.require_reproducible()
-        return iter(self._drawn(split, generator))
+        return iter(self._drawn(split, generator, wanted))
 
     def prompt(self, problem: Problem) -> list[Message]:
         return [{"role": "user", "content": with_instruction(problem.question, self._config.instruction)}]
@@ -106,24 +110,20 @@ class ReasoningGym:
             case "expression":
                 return _puzzle(problem.answer).judge(response)
 
-    def _drawn(self, split: str, generator: Generator) -> list[Problem]:
+    def _drawn(self, split: str, generator: Generator, wanted: int) -> list[Problem]:
         """The generator's first questions that belong to `split`."""
-        config = self._config
-        wanted = config.size if split == "train" else config.held_out_size
-        share = 1 - 2 * config.held_out_share if split == "train" else config.held_out_share
-        num_draws = int(_DRAWS_PER_PROBLEM * wanted / share) + 1
         problems: dict[str, Problem] = {}
-        for index in range(num_draws):
+        for index in range(generator.size):
             entry = generator.entry(index)
             question = " ".join(entry.question.split())
-            if question not in problems and split_of(question, config.held_out_share) == split:
+            if question not in problems and split_of(question, self._config.held_out_share) == split:
                 problems[question] = self._problem(f"{generator.name}/{split}/{index:06d}", entry)
                 if len(problems) == wanted:
                     return list(problems.values())
         size = "size" if split == "train" else "held_out_size"
         raise generator.error(
-            f"only {len(problems)} different questions for split '{split}' among {num_draws}: lower task.reasoning_gym.{size} to that, or widen "
-            "the generator's options"
+            f"only {len(problems)} different questions for split '{split}' among {generator.size}: lower task.reasoning_gym.{size} to "
+            "that, or widen the generator's options"
         )
 
     def _problem(self, place: str, entry: Entry) -> Problem:
@@ -131,7 +131,7 @@ class ReasoningGym:
         readable = [scoring for scoring, is_readable in _IS_READABLE.items() if is_readable(entry.answer)]
         if self._config.scoring not in readable:
             raise TaskError(
-                f'task {self.name}: scoring = "{self._config.scoring}" cannot read the reference answer {entry.answer[:60]!r} of {dataset}: '
+                f'task {self.name}: scoring = "{self._config.scoring}" cannot read the answer {entry.answer[:60]!r} of {dataset}: '
                 f"set task.reasoning_gym.scoring to {' or '.join(readable)}"
             )
         return Problem(

@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 from tasks.arithmetic import Arithmetic
 from tasks.base import Task
-from tasks.config import TaskConfig, TaskSections
+from tasks.config import TaskConfig
 from tasks.countdown import Countdown
 from tasks.game24 import Game24
 from tasks.gsm8k import Gsm8k
@@ -47,11 +47,9 @@ def _make_mixture(config: TaskConfig) -> Task:
     """A part under its task's own name has the problems that the task has alone; others have a seed of their own."""
     parts: dict[str, Part] = {}
     for label, part in config.mixture.parts.items():
-        is_named = part.name not in (None, label)
-        seed = _part_seed(config.seed, label) if is_named else config.seed
-        sections = {section: getattr(part, section) for section in TaskSections.model_fields}
-        part_config = TaskConfig.model_validate({"name": part.name or label, "seed": seed, **sections})
-        parts[label] = Part(task=make_task(part_config), weight=part.weight)
+        seed = config.seed if part.name == label else _part_seed(config.seed, label)
+        task = make_task(TaskConfig.model_validate({"name": part.name, "seed": seed, **part.sections}))
+        parts[label] = Part(task=task, weight=part.weight)
     return Mixture(parts, config.seed)
 
 
