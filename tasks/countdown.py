@@ -6,7 +6,7 @@ solution that uses every number. A target that is among its numbers is drawn aga
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from random import Random
 from typing import Literal, Self
@@ -62,9 +62,9 @@ class Countdown:
         self._config = config
         self.must_use_all: bool = config.use_all
 
-    def draws(self, rng: Random) -> Iterator[Drawn | None]:
+    def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[Drawn | None]:
         num_numbers = between(rng, self._config.min_numbers, self._config.max_numbers)
-        return (self._draw(rng, num_numbers) for _ in repeat(None))
+        return (self._draw(rng, num_numbers, is_wanted) for _ in repeat(None))
 
     def published_prompt(self, puzzle: Puzzle) -> str:
         """Of TinyZero (github.com/Jiayi-Pan/TinyZero), which others took over."""
@@ -74,14 +74,14 @@ class Countdown:
             "the final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
         )
 
-    def _draw(self, rng: Random, num_numbers: int) -> Drawn | None:
+    def _draw(self, rng: Random, num_numbers: int, is_wanted: Callable[[Puzzle], bool]) -> Drawn | None:
         config = self._config
         numbers = tuple(between(rng, config.number_min, config.number_max) for _ in range(num_numbers))
         solution = self._combine(rng, [number_term(number) for number in numbers])
         if solution is None or solution.value in numbers or not config.target_min <= _whole(solution) <= config.target_max:
             return None
         puzzle = Puzzle(numbers=numbers, target=_whole(solution), must_use_all=config.use_all)
-        return Drawn(puzzle=puzzle, solution=solution.text)
+        return Drawn(puzzle=puzzle, solution=solution.text) if is_wanted(puzzle) else None
 
     def _combine(self, rng: Random, terms: list[Term]) -> Term | None:
         """None where no operation makes a whole positive number of a pair."""

@@ -5,7 +5,7 @@ Puzzles are drawn until one has a solution, which the exact solver decides: 1362
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from random import Random
 from typing import Self
@@ -59,16 +59,15 @@ class Game24:
     def __init__(self, config: Game24Config) -> None:
         self._config = config
 
-    def draws(self, rng: Random) -> Iterator[Drawn | None]:
-        return (self._draw(rng) for _ in repeat(None))
+    def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[Drawn | None]:
+        return (self._draw(rng, is_wanted) for _ in repeat(None))
 
     def published_prompt(self, puzzle: Puzzle) -> str:
         """The input-output prompt of Tree of Thoughts (Yao et al. 2023, arXiv:2305.10601), with its five examples."""
         return f"{_PUBLISHED}Input: {' '.join(map(str, puzzle.numbers))}\n"
 
-    def _draw(self, rng: Random) -> Drawn | None:
+    def _draw(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Drawn | None:
         numbers = tuple(between(rng, 1, self._config.number_max) for _ in range(_NUM_NUMBERS))
-        solution = solve(numbers, self._config.target, must_use_all=True)
-        if solution is None:
-            return None
-        return Drawn(puzzle=Puzzle(numbers=numbers, target=self._config.target, must_use_all=True), solution=solution.text)
+        puzzle = Puzzle(numbers=numbers, target=self._config.target, must_use_all=True)
+        solution = solve(numbers, self._config.target, must_use_all=True) if is_wanted(puzzle) else None
+        return None if solution is None else Drawn(puzzle=puzzle, solution=solution.text)

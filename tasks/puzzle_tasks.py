@@ -9,7 +9,7 @@ A drawn problem i of a split depends on (seed, split, i) and the configuration o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count, islice
@@ -59,8 +59,8 @@ class Game(Protocol):
     name: str
     must_use_all: bool
 
-    def draws(self, rng: Random) -> Iterator[Drawn | None]:
-        """Tries at one problem, without end, made with `rng.random` only. None: these numbers made no puzzle."""
+    def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[Drawn | None]:
+        """Tries at one problem, without end, made with `rng.random` only. None: these numbers made no puzzle, or none that is wanted."""
         ...
 
     def published_prompt(self, puzzle: Puzzle) -> str:
@@ -127,8 +127,9 @@ class _DrawnPuzzles(_Puzzles):
         if index < 0:
             raise ValueError(f"problem index {index} is negative")
         rng = Random(f"{self._seed}/{split}/{index}")
-        for drawn in islice(self._game.draws(rng), _MAX_DRAWS):
-            if drawn is not None and drawn.puzzle.split(self._config.held_out_share) == split:
+        draws = self._game.draws(rng, lambda puzzle: puzzle.split(self._config.held_out_share) == split)
+        for drawn in islice(draws, _MAX_DRAWS):
+            if drawn is not None:
                 return self._problem(f"{split}/{index:06d}", drawn.puzzle, drawn.solution)
         raise TaskError(
             f"task {self.name}: no puzzle for split '{split}' in {_MAX_DRAWS} draws with held_out_share {self._config.held_out_share}: "

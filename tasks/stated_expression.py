@@ -74,19 +74,18 @@ def read_expression(stated: str) -> Expression:
     if len(stated) > MAX_CHARS:
         raise ExpressionError(f"longer than {MAX_CHARS} characters")
     numbers: list[Expression] = []
-    unreadable: ExpressionError | None = None
+    errors: dict[bool, ExpressionError] = {}  # the first of a side with digits, and of one without
     for side in map(_bare, _EQUALS.split(_bare(stated))):
         try:
             expression = parse(side)
         except ExpressionError as error:
-            if unreadable is None and _DIGIT.search(side):
-                unreadable = error
+            errors.setdefault(_DIGIT.search(side) is not None, error)
         else:
             if len(expression.numbers) > 1:
                 return expression
             numbers.append(expression)
-    if unreadable is not None or not numbers:
-        raise unreadable or ExpressionError("no number")
+    if True in errors or not numbers:
+        raise errors.get(True) or errors[False]
     return numbers[0]
 
 

@@ -116,7 +116,9 @@ def test_what_is_no_expression_is_refused_with_the_reason(text: str, reason: str
         parse(text)
 
 
-@pytest.mark.parametrize("text", ["+".join("1" * MAX_NUMBERS), "(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH, "9" * 24, "1" + " " * (MAX_CHARS - 1)])
+@pytest.mark.parametrize(
+    "text", ["+".join("1" * MAX_NUMBERS), "(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH, "9" * 24, "1" + " " * (MAX_CHARS - 1)]
+)
 def test_limits_may_be_reached(text: str) -> None:
     assert parse(text).value is not None
 
