@@ -8,6 +8,7 @@ Every problem is a ConfigError with one line a person can act on. Importing this
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import types
 import typing
@@ -25,6 +26,8 @@ from tasks.config import TaskConfig
 from tasks.rewards import RewardConfig
 
 Config = TypeVar("Config", bound=BaseModel)
+
+LABEL = "LABEL"
 
 
 class ConfigError(ValueError):
@@ -198,11 +201,15 @@ class RunConfig(BaseModel):
 
 CHANGEABLE_ON_RESUME = (
     *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint", "supervision", "autoscale", "logs"),
-    *("task.gsm8k.path", "task.parquet.path"),
+    *("task.countdown.path", "task.game24.path", "task.gsm8k.path", "task.parquet.path"),
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch"),
 )
 """Keys and sections that say how long or with what means a run goes on, not what it computes."""
+
+
+_PART = re.compile(r"^task\.mixture\.parts\.[^.]+\.")
+"""What stands before a key of a mixture's part; it may change where the same key of the task may."""
 
 
 def changed_keys(saved: dict[str, Any], config: BaseModel, changeable: Sequence[str]) -> list[str]:
@@ -213,7 +220,7 @@ def changed_keys(saved: dict[str, Any], config: BaseModel, changeable: Sequence[
     defaults = _flatten(type(config)().model_dump(mode="json"))
     old, new = defaults | _flatten(saved), _flatten(config.model_dump(mode="json"))
     different = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
-    fixed = (key for key in different if not any(f"{key}.".startswith(f"{free}.") for free in changeable))
+    fixed = (key for key in different if not any(f"{_PART.sub('task.', key)}.".startswith(f"{free}.") for free in changeable))
     return [f"{key} ({old.get(key)!r} -> {new.get(key)!r})" for key in fixed]
 
 
@@ -278,9 +285,15 @@ def _refuse_unknown_keys(values: dict[str, Any], model: type[BaseModel], root: t
         field = model.model_fields.get(key)
         if field is None:
             raise ConfigError(f"{source}: unknown key '{prefix}{key}'{_suggestion(prefix, key, model, root)}")
-        section = _section(field.annotation)
-        if section is not None and isinstance(value, dict):
+        if not isinstance(value, dict):
+            continue
+        section, labelled = _section(field.annotation), _labelled_section(field.annotation)
+        if section is not None:
             _refuse_unknown_keys(value, section, root, source=source, prefix=f"{prefix}{key}.")
+        elif labelled is not None:
+            for label, part in value.items():
+                if isinstance(part, dict):
+                    _refuse_unknown_keys(part, labelled, root, source=source, prefix=f"{prefix}{key}.{label}.")
 
 
 def _suggestion(prefix: str, key: str, model: type[BaseModel], root: type[BaseModel]) -> str:
@@ -288,7 +301,7 @@ def _suggestion(prefix: str, key: str, model: type[BaseModel], root: type[BaseMo
     near = difflib.get_close_matches(key, model.model_fields, n=1)
     if near:
         return f"; did you mean '{prefix}{near[0]}'?"
-    dotted = all_keys(root)
+    dotted = sorted(all_keys(root), key=lambda name: LABEL not in name)  # a key of the task itself comes before one of a mixture's part
     by_last = {name.rpartition(".")[2]: name for name in dotted}
     elsewhere = difflib.get_close_matches(key, by_last, n=1)
     if elsewhere:
@@ -297,11 +310,16 @@ def _suggestion(prefix: str, key: str, model: type[BaseModel], root: type[BaseMo
 
 
 def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of a config model, sections left out."""
+    """Every dotted key of a config model, sections left out. What people name themselves is LABEL."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        section = _section(field.annotation)
-        keys += all_keys(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
+        section, labelled = _section(field.annotation), _labelled_section(field.annotation)
+        if section is not None:
+            keys += all_keys(section, f"{prefix}{name}.")
+        elif labelled is not None:
+            keys += all_keys(labelled, f"{prefix}{name}.{LABEL}.")
+        else:
+            keys.append(f"{prefix}{name}")
     return keys
 
 
@@ -311,6 +329,11 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return next((found for part in typing.get_args(annotation) if (found := _section(part))), None)
     return None
+
+
+def _labelled_section(annotation: Any) -> type[BaseModel] | None:
+    """Of a field that holds sections by labels of people's choice."""
+    return _section(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
 
 
 def _first_line(error: ValidationError) -> str:

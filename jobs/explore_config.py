@@ -80,7 +80,7 @@ class ExploreConfig(BaseModel):
 
 
 CHANGEABLE_BETWEEN_STARTS = (
-    *("out", "task.gsm8k.path", "task.parquet.path"),
+    *("out", "task.countdown.path", "task.game24.path", "task.gsm8k.path", "task.parquet.path", "task.curriculum"),
     *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "encoder.threads", "encoder.num_gpus", "verifier"),
 )
 """Keys that may differ when a stopped job is started again: they do not touch what is sampled or chosen."""

@@ -34,7 +34,7 @@ from jobs.session import EXIT_FAILED
 from learners.models import ModelError, check_model, resolve_model
 from tasks.base import Task, TaskError
 from tasks.registry import make_task
-from tasks.stream import IndexedTask
+from tasks.stream import is_endless
 
 
 class Stopped(Exception):
@@ -85,7 +85,7 @@ def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list
             raise ConfigError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
         if from_pools:
             return task, []
-        if config.problems == 0 and isinstance(task, IndexedTask):
+        if config.problems == 0 and is_endless(task):
             raise ConfigError(f"problems = 0 asks for the whole split '{config.split}', but task {task.name} has no end: give --problems N")
         stream = task.problems(config.split)
         problems = list(itertools.islice(stream, config.problems or None))

@@ -71,7 +71,7 @@ def _problem_stream(config: RunConfig) -> ProblemStream:
         task = make_task(config.task)
         if not task.has_verifier:
             raise ConfigError(f"task {task.name} has no verifier, and training needs rewards: set its verifier")
-        return ProblemStream(task, "train", config.seed)
+        return ProblemStream(task, "train", config.seed, config.task.curriculum)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -1,6 +1,6 @@
 """The question makers of the arithmetic task: one function a kind, `random numbers -> Question`.
 
-Only `Random.random` is drawn from: it is the one method whose sequence Python promises to keep between versions.
+Only `tasks.draws` is drawn from.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from random import Random
 from typing import TypeVar
 
 from tasks.config import ArithmeticConfig
+from tasks.draws import below
 from tasks.words import WORDS
 
-__all__ = ["MAKERS", "Kind", "Question", "below"]
+__all__ = ["MAKERS", "Kind", "Question"]
 
 _T = TypeVar("_T")
 
@@ -37,11 +38,6 @@ class Question:
 
     text: str
     answer: str
-
-
-def below(rng: Random, bound: int) -> int:
-    """A uniform integer in 0..bound-1."""
-    return int(rng.random() * bound)
 
 
 def make_sum(rng: Random, config: ArithmeticConfig) -> Question:

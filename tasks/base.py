@@ -17,11 +17,11 @@ from typing import Protocol
 
 from buffers.records import Problem, Verdict, VerdictStatus
 
-__all__ = ["Message", "Problem", "Task", "TaskError", "Verdict", "VerdictStatus", "judge", "with_instruction"]
+__all__ = ["MAX_ANSWER_CHARS", "Message", "Problem", "Task", "TaskError", "Verdict", "VerdictStatus", "judge", "with_instruction"]
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
 
-_MAX_ANSWER_CHARS = 64  # of an answer as recorded; comparison is of the whole
+MAX_ANSWER_CHARS = 64  # of an answer as recorded; comparison is of the whole
 
 
 class TaskError(ValueError):
@@ -64,7 +64,7 @@ def judge(found: str | None, expected: str | None) -> Verdict:
         return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
     is_correct = found == expected
     status = VerdictStatus.CORRECT if is_correct else VerdictStatus.INCORRECT
-    return Verdict(status=status, reward=float(is_correct), answer=found[:_MAX_ANSWER_CHARS])
+    return Verdict(status=status, reward=float(is_correct), answer=found[:MAX_ANSWER_CHARS])
 
 
 def with_instruction(question: str, instruction: str) -> str:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import re
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-__all__ = ["ArithmeticConfig", "ArithmeticWeights", "Gsm8kConfig", "ParquetConfig", "TaskConfig"]
+from tasks.countdown import CountdownConfig
+from tasks.curriculum import CurriculumConfig
+from tasks.game24 import Game24Config
+from tasks.reasoning_gym_task import ReasoningGymConfig
+
+__all__ = [
+    "ArithmeticConfig",
+    "ArithmeticWeights",
+    "Gsm8kConfig",
+    "MixtureConfig",
+    "ParquetConfig",
+    "PartConfig",
+    "TaskConfig",
+    "TaskName",
+    "TaskSections",
+]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 _MAX_OPERAND = 10**9
@@ -118,19 +134,96 @@ class ParquetConfig(BaseModel):
         return self
 
 
-class TaskConfig(BaseModel):
-    """The task a run trains on."""
+TaskName = Literal["arithmetic", "countdown", "game24", "gsm8k", "parquet", "reasoning-gym"]
+"""The tasks that are no mixture."""
+
+
+class TaskSections(BaseModel):
+    """A section for every task; that of a task not named is ignored."""
 
     model_config = _STRICT
 
-    name: Literal["arithmetic", "gsm8k", "parquet"] = "arithmetic"
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
+    """The arithmetic task."""
+    countdown: CountdownConfig = CountdownConfig()
+    """Countdown."""
+    game24: Game24Config = Game24Config()
+    """The Game of 24."""
+    gsm8k: Gsm8kConfig = Gsm8kConfig()
+    """The GSM8K task."""
+    parquet: ParquetConfig = ParquetConfig()
+    """The task of your own files."""
+    reasoning_gym: ReasoningGymConfig = ReasoningGymConfig()
+    """The generators of reasoning-gym."""
+
+
+class PartConfig(TaskSections):
+    """One part of a mixture. Only the section of its own task may be given."""
+
+    name: TaskName | None = None
+    """Which task it is. Unset: the one that the part is called by."""
+    weight: float = Field(default=1.0, gt=0)
+    """How often it is drawn from, in proportion to the other parts."""
+
+    @property
+    def sections(self) -> dict[str, BaseModel]:
+        return {name: getattr(self, name) for name in TaskSections.model_fields}
+
+    @model_serializer(mode="wrap")
+    def _without_the_other_tasks(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        return {key: value for key, value in values.items() if key not in TaskSections.model_fields or key == _section(self.name)}
+
+
+class MixtureConfig(BaseModel):
+    """The parts of a mixture."""
+
+    model_config = _STRICT
+
+    parts: dict[str, PartConfig] = Field(default_factory=dict)
+    """By label: what a part's problems are called by in ids, logs and metrics."""
+
+    @field_validator("parts")
+    @classmethod
+    def _parts_have_names(cls, parts: dict[str, PartConfig]) -> dict[str, PartConfig]:
+        return {label: _named(label, part) for label, part in parts.items()}
+
+
+def _named(label: str, part: PartConfig) -> PartConfig:
+    """`part` with its name. Raises ValueError where there is none, or what is given of it contradicts."""
+    names = get_args(TaskName)
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", label):
+        raise ValueError(f"part '{label}': a label is made of up to 40 letters, digits, - and _")
+    if part.name is None and label not in names:
+        raise ValueError(f"part '{label}' is not called by a task: set its name to one of {', '.join(names)}")
+    if label in names and part.name not in (None, label):
+        raise ValueError(f"part '{label}' has the name \"{part.name}\": a part called by a task is that task; call it otherwise")
+    named = part if part.name else part.model_copy(update={"name": label})
+    others = part.model_fields_set & TaskSections.model_fields.keys() - {_section(named.name)}
+    if others:
+        raise ValueError(f"part '{label}' is the task {named.name}, but has a section {min(others)}")
+    return named
+
+
+def _section(name: str | None) -> str:
+    return (name or "").replace("-", "_")
+
+
+class TaskConfig(TaskSections):
+    """The task a run trains on."""
+
+    name: Literal[TaskName, "mixture"] = "arithmetic"
     """Which task of `tasks.registry.TASKS`."""
     seed: int = 0
-    """Seed of the arithmetic task's streams; every split draws its own numbers from it. Which questions are held out does not depend on it.
-    Tasks of files have no use for it."""
-    arithmetic: ArithmeticConfig = ArithmeticConfig()
-    """The arithmetic task; ignored by other tasks."""
-    gsm8k: Gsm8kConfig = Gsm8kConfig()
-    """The GSM8K task; ignored by other tasks."""
-    parquet: ParquetConfig = ParquetConfig()
-    """The task of your own files; ignored by other tasks."""
+    """Seed of the tasks that draw their problems; every split draws its own numbers from it. Which questions are held out does not depend
+    on it. Tasks of files have no use for it."""
+    mixture: MixtureConfig = MixtureConfig()
+    """Several tasks as one."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """Problems chosen by how often the policy solves them. In training only."""
+
+    @model_validator(mode="after")
+    def _mixture_has_parts(self) -> Self:
+        if self.name == "mixture" and not self.mixture.parts:
+            raise ValueError('name = "mixture" without parts: add sections [task.mixture.parts.LABEL]')
+        return self

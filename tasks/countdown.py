@@ -1,0 +1,107 @@
+"""Countdown: reach the target with some of the numbers, each at most once (or, where `use_all` is set, with all of them).
+
+A puzzle is drawn by combining numbers at random, two at a time, into whole positive ones until one is left: the target. So it has a
+solution that uses every number. A target that is among its numbers is drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from random import Random
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tasks.draws import below, between
+from tasks.exact_expression import Term, combined, number_term
+from tasks.number_puzzle import Puzzle
+from tasks.puzzle_tasks import Drawn, PuzzleConfig
+
+__all__ = ["Countdown", "CountdownConfig"]
+
+Sign = Literal["+", "-", "*", "/"]
+
+
+class CountdownConfig(PuzzleConfig):
+    """Where Countdown's puzzles come from, how they are put, and how hard those are that are drawn."""
+
+    use_all: bool = False
+    """Whether an answer must use every number. False: each at most once. Part of the question, hence of the problem id."""
+    min_numbers: int = Field(default=3, ge=2, le=6)
+    """Fewest numbers of a puzzle; each count up to max_numbers is equally frequent."""
+    max_numbers: int = Field(default=4, ge=2, le=6)
+    """Most numbers of a puzzle."""
+    number_min: int = Field(default=1, ge=1, le=10**6)
+    """Smallest number."""
+    number_max: int = Field(default=99, ge=1, le=10**6)
+    """Largest number; numbers are uniform in number_min..number_max, and may be equal."""
+    target_min: int = Field(default=10, ge=1, le=10**6)
+    """Smallest target."""
+    target_max: int = Field(default=99, ge=1, le=10**6)
+    """Largest target."""
+    operations: tuple[Sign, ...] = ("+", "-", "*", "/")
+    """What the solution that a puzzle is drawn with is made of. Answers may use all four, whatever stands here."""
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> Self:
+        for low, high in (("min_numbers", "max_numbers"), ("number_min", "number_max"), ("target_min", "target_max")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} {getattr(self, low)} exceeds {high} {getattr(self, high)}")
+        if not self.operations or len(set(self.operations)) < len(self.operations):
+            raise ValueError(f"operations {list(self.operations)}: name at least one of + - * /, none twice")
+        return self
+
+
+class Countdown:
+    """The game (`tasks.puzzle_tasks.Game`)."""
+
+    name: str = "countdown"
+
+    def __init__(self, config: CountdownConfig) -> None:
+        self._config = config
+        self.must_use_all: bool = config.use_all
+
+    def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[Drawn | None]:
+        num_numbers = between(rng, self._config.min_numbers, self._config.max_numbers)
+        return (self._draw(rng, num_numbers, is_wanted) for _ in repeat(None))
+
+    def published_prompt(self, puzzle: Puzzle) -> str:
+        """Of TinyZero (github.com/Jiayi-Pan/TinyZero), which others took over."""
+        return (
+            f"Using the numbers [{', '.join(map(str, puzzle.numbers))}], create an equation that equals {puzzle.target}. You can use basic "
+            "arithmetic operations (+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And return "
+            "the final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
+        )
+
+    def _draw(self, rng: Random, num_numbers: int, is_wanted: Callable[[Puzzle], bool]) -> Drawn | None:
+        config = self._config
+        numbers = tuple(between(rng, config.number_min, config.number_max) for _ in range(num_numbers))
+        solution = self._combine(rng, [number_term(number) for number in numbers])
+        if solution is None or solution.value in numbers or not config.target_min <= _whole(solution) <= config.target_max:
+            return None
+        puzzle = Puzzle(numbers=numbers, target=_whole(solution), must_use_all=config.use_all)
+        return Drawn(puzzle=puzzle, solution=solution.text) if is_wanted(puzzle) else None
+
+    def _combine(self, rng: Random, terms: list[Term]) -> Term | None:
+        """None where no operation makes a whole positive number of a pair."""
+        while len(terms) > 1:
+            left = terms.pop(below(rng, len(terms)))
+            right = terms.pop(below(rng, len(terms)))
+            if _whole(left) < _whole(right):
+                left, right = right, left
+            possible = [sign for sign in self._config.operations if _makes_whole_positive(_whole(left), sign, _whole(right))]
+            if not possible:
+                return None
+            terms.append(combined(left, possible[below(rng, len(possible))], right))
+        return terms[0]
+
+
+def _whole(term: Term) -> int:
+    assert term.value is not None
+    return int(term.value)
+
+
+def _makes_whole_positive(left: int, sign: str, right: int) -> bool:
+    """Of a left side that is at least as large."""
+    return {"-": left > right, "/": left % right == 0}.get(sign, True)

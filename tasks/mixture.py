@@ -1,0 +1,90 @@
+"""Several tasks as one: every problem is drawn from one of them, in proportion to their weights.
+
+    mixture = Mixture({"sums": Part(task=arithmetic, weight=3), "gsm8k": Part(task=gsm8k, weight=1)}, seed=0)
+    for problem in mixture.problems("train"):
+        verdict = mixture.verify(problem, generate(mixture.prompt(problem)))
+
+Which part the problem at an index comes from depends on (seed, split, index) and the weights alone. Each part is read in its own order: of
+n problems drawn from a part, they are its first n. A problem is its part's, named after its label: `Problem.task` is the label, and
+an id starts with it. Under the label of its own name a part's problems are those that it has alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, count
+from random import Random
+
+from tasks.base import Message, Problem, Task, Verdict
+
+__all__ = ["Mixture", "Part"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A task, and how often it is drawn from in proportion to the others. The weight is positive."""
+
+    task: Task
+    weight: float
+
+
+class Mixture:
+    """See the module for the loop that uses it. Parts go by their labels; their order has no effect."""
+
+    name: str = "mixture"
+
+    def __init__(self, parts: Mapping[str, Part], seed: int) -> None:
+        self.parts: Mapping[str, Part] = dict(sorted(parts.items()))
+        self.has_verifier: bool = all(part.task.has_verifier for part in self.parts.values())
+        self._seed = seed
+
+    def problems(self, split: str) -> Iterator[Problem]:
+        """Problems of `split`, none twice: a part that has come to its end is no longer drawn from. Endless where a part is.
+
+        Raises TaskError where a part does.
+        """
+        remaining = {label: part.task.problems(split) for label, part in self.parts.items()}
+        return self._drawn(split, remaining)
+
+    def label_at(self, split: str, index: int, labels: Sequence[str] | None = None) -> str:
+        """The label of the part that problem `index` of `split` is drawn from; of `labels`, in the order of `parts`, where given."""
+        labels = labels or tuple(self.parts)
+        bounds = list(accumulate(self.parts[label].weight for label in labels))
+        drawn = Random(f"{self._seed}/{split}/{index}").random() * bounds[-1]
+        return next((label for label, bound in zip(labels, bounds, strict=True) if drawn < bound), labels[-1])
+
+    def labelled(self, label: str, problem: Problem) -> Problem:
+        """`problem` of the part `label`, as the mixture's."""
+        if problem.task == label:
+            return problem
+        return replace(problem, task=label, problem_id=f"{label}/{problem.problem_id.removeprefix(f'{problem.task}/')}")
+
+    def prompt(self, problem: Problem) -> list[Message]:
+        return self._task(problem).prompt(problem)
+
+    def final_answer(self, problem: Problem, response: str) -> str | None:
+        """As the part of the problem reads it."""
+        return self._task(problem).final_answer(problem, response)
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        """As the part of the problem judges it."""
+        return self._task(problem).verify(problem, response)
+
+    def _task(self, problem: Problem) -> Task:
+        part = self.parts.get(problem.task)
+        if part is None:
+            raise ValueError(f"problem '{problem.problem_id}' is of '{problem.task}', and the mixture's parts are {', '.join(self.parts)}")
+        return part.task
+
+    def _drawn(self, split: str, remaining: dict[str, Iterator[Problem]]) -> Iterator[Problem]:
+        for index in count():
+            while remaining:
+                label = self.label_at(split, index, tuple(remaining))
+                problem = next(remaining[label], None)
+                if problem is not None:
+                    yield self.labelled(label, problem)
+                    break
+                del remaining[label]
+            else:
+                return
