@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bonus.orders import ORDERS
 from buffers.records import FinishReason, VerdictStatus
-from jobs.evaluate import FloatArray
+from jobs.pass_at_k import FloatArray
 from jobs.pool_statistics import IntArray, JudgedPool
 
 RANDOM = "random"

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from jobs.bootstrap import Curve
 from jobs.candidate_pools import FEATURED, RANDOM, label_of
-from jobs.evaluate import FloatArray
+from jobs.pass_at_k import FloatArray
 from jobs.pool_statistics import Outcomes, PoolStatistics, random_first_correct
 
 DPI = 150

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.evaluate import miss_at_k_curves, pass_at_k, pass_at_k_curves
+from jobs.pass_at_k import miss_at_k_curves, pass_at_k, pass_at_k_curves
 
 VECTORS = Path(__file__).resolve().parents[3] / "shared" / "vectors" / "repexp.npz"
 
