@@ -66,8 +66,8 @@ def require_memory(needed_gib: float | None) -> None:
     available_gib = available_memory_gib()
     if needed_gib is not None and needed_gib > available_gib:
         raise ConfigError(
-            f"this job needs about {needed_gib:.1f} GiB of memory and {available_gib:.1f} GiB are available: close other programs, or lower "
-            "rollout.workers or rollout.kv_cache_gib"
+            f"this job needs about {needed_gib:.1f} GiB of memory and {available_gib:.1f} GiB are available: close other programs, or "
+            "lower rollout.workers or rollout.kv_cache_gib"
         )
 
 
