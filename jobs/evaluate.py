@@ -1,7 +1,124 @@
-"""`python -m jobs.evaluate`: placeholder of this commit; pass@k keeps its public name."""
+"""`python -m jobs.evaluate --model M [--model …] [CONFIG.toml]`: pass@k of one or more models, and how they compare.
+
+Samples n responses to every problem, judges them all, and reports pass@k and majority votes with intervals, how varied the answers are, how
+likely a base model finds them, and, of several models, their differences and sample efficiency. `jobs.evaluation_config` has every key.
+
+    python -m jobs.evaluate --model runs/quickstart --model smollm2-135m --samples 256 --problems 100 --out runs/evaluation
+
+Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped; the same command then goes on.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jobs.config import ConfigError, changed_keys, merged, read_values, source_of, validated
+from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
 from jobs.pass_at_k import pass_at_k
 
-__all__ = ["pass_at_k"]
+if TYPE_CHECKING:
+    from jobs.evaluated_models import EvaluatedModel
+
+__all__ = ["main", "pass_at_k"]
+
+EXIT_REFUSED = 2
+
+FLAGS: dict[str, tuple[str, str]] = {
+    "base-model": ("base_model", "report how likely this model finds all responses"),
+    "task": ("task.name", "whose problems; by default those of the run"),
+    "data": ("task.{task}.path", "where the task's files are"),
+    "split": ("split", "split of the task"),
+    "problems": ("problems", "how many problems (0: the whole split)"),
+    "samples": ("samples", "responses to each problem"),
+    "k": ("k", "of pass@k, e.g. 1,2,4,8"),
+    "out": ("out", "directory of samples and report"),
+    "workers": ("rollout.workers", "engines that sample"),
+    "seed": ("seed", ""),
+}
+"""Flag, the key it sets, help. Every other key: --set."""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="pass@k of models, and how they compare.")
+    parser.add_argument("config", nargs="?", help="TOML file; the flags override it")
+    parser.add_argument(
+        "--model",
+        action="append",
+        dest="models",
+        metavar="MODEL",
+        help="a run (RUN@STEP for a checkpoint), directory, embedded alias or hub id; repeatable (models)",
+    )
+    for flag, (key, text) in FLAGS.items():
+        parser.add_argument(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        values = values_of(options)
+        config, models, base = resolve(values, source=source_of(options.config))
+        if options.dry_run:
+            return _dry_run(config, models, base)
+        from jobs.evaluate_session import run_evaluate  # pulls in Ray: only once the configuration stands
+
+        return run_evaluate(config, models, base)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+def values_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the file says, over it the flags, over them --set."""
+    given = {flag: value for flag in FLAGS if (value := getattr(options, flag.replace("-", "_"))) is not None}
+    task = given.get("task") or read_values(options.config).get("task", {}).get("name", "gsm8k")
+    overrides = [f"{FLAGS[flag][0].format(task=task)}={f'[{value}]' if flag == 'k' else value}" for flag, value in given.items()]
+    values = read_values(options.config, overrides + options.overrides)
+    return values | ({"models": options.models} if options.models else {})
+
+
+def resolve(values: dict[str, Any], *, source: str) -> tuple[EvaluateConfig, list[EvaluatedModel], EvaluatedModel | None]:
+    """The configuration, with a run's own task, sampling, rollout and verifier where nothing else is said; and the models it names.
+
+    Raises ConfigError for what does not fit together, a model that is not there, and runs that differ in what is left to them.
+    """
+    from jobs.evaluated_models import find_model, find_models
+
+    named = validated(EvaluateConfig, values, source=source)
+    models = find_models(named.models)
+    own = [model for model in models if model.settings is not None]
+    configs = [validated(EvaluateConfig, _with_settings_of(model, values), source=f"{model.label} and {source}") for model in own]
+    for model, config in zip(own[1:], configs[1:], strict=True):
+        if different := changed_keys(configs[0].model_dump(mode="json"), config, CHANGEABLE_BETWEEN_STARTS):
+            raise ConfigError(
+                f"{own[0].label} and {model.label} differ in {', '.join(different[:3])}: say which one is meant, by --set or flags"
+            )
+    config = configs[0] if configs else named
+    return config, models, None if config.base_model is None else find_model(config.base_model)
+
+
+def _with_settings_of(model: EvaluatedModel, values: dict[str, Any]) -> dict[str, Any]:
+    assert model.settings is not None
+    return merged({name: model.settings[name] for name in TAKEN_FROM_A_RUN if name in model.settings}, values)
+
+
+def _dry_run(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
+    from rich.console import Console
+
+    from jobs.plan import evaluate_lines, evaluate_memory_gib
+
+    console = Console()
+    console.print_json(config.model_dump_json())
+    memory = evaluate_memory_gib(config, [model.model for model in models], base.model if base else None)
+    for line in evaluate_lines(config, [model.describe() for model in models], base.describe() if base else None, memory):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,6 +14,7 @@ from rich.console import Console
 from buffers.records import Problem
 from jobs.build import all_ready, close_all, encoder, namespace, ray_session, rollout_worker, verifier_pool
 from jobs.config import ConfigError
+from jobs.console import say
 from jobs.environment import prepare_environment
 from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS, ExploreConfig
 from jobs.explore_report import console_lines, write_report
@@ -21,7 +22,7 @@ from jobs.explorer import Explorer, Sources
 from jobs.handles import Handle
 from jobs.job_dir import JobDirectory
 from jobs.plan import explore_memory_gib
-from jobs.pool_job import Bar, interruptibly, problems_of, require_memory, require_model, run_to_end, say
+from jobs.pool_job import Bar, interruptibly, problems_of, require_memory, require_model, run_to_end
 from jobs.pool_pipeline import FINISHERS
 from jobs.pools import PoolStore, known_verdicts, problem_of, read_pools, split_pools
 from jobs.reselect import needs_encoder, reselect

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from buffers.records import GroupUsage, Problem
 from jobs.config import ConfigError
+from jobs.console import say
 from jobs.failures import NAMED_FAILURES, details, reason
 from jobs.plan import available_memory_gib
 from learners.models import ModelError, check_model
@@ -115,11 +116,6 @@ async def interruptibly(work: Coroutine[Any, Any, None]) -> None:
 
 
 # ---- progress ----
-
-
-def say(console: Console, text: str) -> None:
-    """A line as it is, however wide the terminal."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Bar:

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ JUDGED_COLUMNS: dict[str, pa.DataType] = {
     "verdict_detail": pa.string(),
     "score_repexp": pa.float64(),
     "score_quality": pa.float64(),
+    "base_mean_logprob": pa.float64(),
 }
 
 
@@ -165,12 +166,17 @@ class PoolStore:
                 writer.write_table(pool.replace_schema_metadata(self._metadata))
         shutil.rmtree(self._parts, ignore_errors=True)
 
-    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The compacted pools; of their columns those that are asked for and there."""
-        if columns is not None:
-            present = set(pq.read_schema(self.file).names)
-            columns = [name for name in columns if name in present]
-        return pq.read_table(self.file, columns=columns)
+    def read(self) -> pa.Table:
+        """The compacted pools."""
+        return pq.read_table(self.file)
+
+    def read_pools(self, wanted: Callable[[PoolKey], bool], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The compacted pools that are wanted, one at a time; of their columns those that are asked for and there."""
+        with pq.ParquetFile(self.file) as file:
+            present = [name for name in columns if name in file.schema_arrow.names]
+            for number in range(file.num_row_groups):
+                if wanted(self._key_of(file.read_row_group(number, columns=list(self._key)).slice(0, 1))):
+                    yield file.read_row_group(number, columns=present)
 
     def _compacted_keys(self) -> Iterator[PoolKey]:
         if self.file.is_file():
