@@ -52,8 +52,8 @@ def metric_rows(models: Models, ks: Sequence[int], majority_ks: Sequence[int]) -
         MetricRow(name="tokens", values=tuple(report.tokens for report in reports), digits=1),
         MetricRow(name="cut off at the limit", values=tuple(report.truncated for report in reports)),
         MetricRow(name="entropy, nats a token", values=tuple(report.entropy for report in reports), digits=3),
-        MetricRow(name="base log-prob a token", values=tuple(report.base_logprob for report in reports), digits=3),
-        MetricRow(name="  of correct responses", values=tuple(report.base_logprob_correct for report in reports), digits=3),
+        MetricRow(name="base log-prob a token", values=tuple(report.base_logprob for report in reports), digits=2),
+        MetricRow(name="  of correct responses", values=tuple(report.base_logprob_correct for report in reports), digits=2),
         MetricRow(name="base log-likelihood", values=tuple(report.base_loglikelihood for report in reports), digits=1),
     ]
     return [row for row in rows if any(value is not None for value in row.values)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.config import VerifierConfig
 from buffers.records import Problem
@@ -46,10 +47,13 @@ class Evaluator:
         settings: EvaluatorSettings,
         *,
         label: str,
+        version: int = 0,
         keep: Callable[[pa.Table], None],
         on_pool: OnPool,
     ) -> None:
+        """`label` names the model in the samples, `version` is the one that the workers hold (0: as they were started)."""
         self._label = label
+        self._version = version
         self._keep = keep
         self._judge = Judge(task, verifier, settings.verifier, timeout_s=settings.wait_timeout_s)
         sampling = PoolSampling(num_responses=settings.samples, seed=settings.seed, prompt=task.prompt, timeout_s=settings.pool_timeout_s)
@@ -60,6 +64,10 @@ class Evaluator:
         await self._pipeline.run(problems)
 
     async def _finish(self, problem: Problem, batch: pa.RecordBatch) -> None:
+        if others := set(pc.list_flatten(batch.column("version_values")).to_pylist()) - {self._version}:
+            raise RuntimeError(
+                f"the evaluation of version {self._version} was sampled in part under version {min(others)}: {problem.problem_id}"
+            )
         pool = self._judge.answered(problem, sampled_pool(batch).drop_columns(["feature"]))
         judged = await self._judge.judged(problem, pool, range(pool.num_rows))
         labelled = judged.add_column(0, MODEL, pa.array([self._label] * judged.num_rows, pa.string()))
