@@ -29,7 +29,6 @@ EXIT_REFUSED = 2
 FLAGS: dict[str, tuple[str, str]] = {
     "base-model": ("base_model", "report how likely this model finds all responses"),
     "task": ("task.name", "whose problems; by default those of the run"),
-    "data": ("task.{task}.path", "where the task's files are"),
     "split": ("split", "split of the task"),
     "problems": ("problems", "how many problems (0: the whole split)"),
     "samples": ("samples", "responses to each problem"),
@@ -53,6 +52,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     for flag, (key, text) in FLAGS.items():
         parser.add_argument(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
+    parser.add_argument("--data", metavar="PATH", help="where the task's files are (task.TASK.path)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     return parser.parse_args(arguments)
@@ -61,8 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
-        values = values_of(options)
-        config, models, base = resolve(values, source=source_of(options.config))
+        config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
         if options.dry_run:
             return _dry_run(config, models, base)
         from jobs.evaluate_session import run_evaluate  # pulls in Ray: only once the configuration stands
@@ -76,33 +75,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def values_of(options: argparse.Namespace) -> dict[str, Any]:
     """What the file says, over it the flags, over them --set."""
     given = {flag: value for flag in FLAGS if (value := getattr(options, flag.replace("-", "_"))) is not None}
-    task = given.get("task") or read_values(options.config).get("task", {}).get("name", "gsm8k")
-    overrides = [f"{FLAGS[flag][0].format(task=task)}={f'[{value}]' if flag == 'k' else value}" for flag, value in given.items()]
+    overrides = [f"{FLAGS[flag][0]}={f'[{value}]' if flag == 'k' else value}" for flag, value in given.items()]
     values = read_values(options.config, overrides + options.overrides)
     return values | ({"models": options.models} if options.models else {})
 
 
-def resolve(values: dict[str, Any], *, source: str) -> tuple[EvaluateConfig, list[EvaluatedModel], EvaluatedModel | None]:
+def resolve(
+    values: dict[str, Any], *, source: str, data: str | None = None
+) -> tuple[EvaluateConfig, list[EvaluatedModel], EvaluatedModel | None]:
     """The configuration, with a run's own task, sampling, rollout and verifier where nothing else is said; and the models it names.
 
-    Raises ConfigError for what does not fit together, a model that is not there, and runs that differ in what is left to them.
+    `data` is the path of the task, whichever it turns out to be. Raises ConfigError for what does not fit together, a model that is not
+    there, and runs that differ in what is left to them.
     """
     from jobs.evaluated_models import find_model, find_models
 
-    named = validated(EvaluateConfig, values, source=source)
-    models = find_models(named.models)
+    models = find_models(validated(EvaluateConfig, values, source=source).models)
     own = [model for model in models if model.settings is not None]
-    configs = [validated(EvaluateConfig, _with_settings_of(model, values), source=f"{model.label} and {source}") for model in own]
+    configs = [validated(EvaluateConfig, _beneath(model, values), source=f"{model.label} and {source}") for model in own]
     for model, config in zip(own[1:], configs[1:], strict=True):
         if different := changed_keys(configs[0].model_dump(mode="json"), config, CHANGEABLE_BETWEEN_STARTS):
             raise ConfigError(
                 f"{own[0].label} and {model.label} differ in {', '.join(different[:3])}: say which one is meant, by --set or flags"
             )
-    config = configs[0] if configs else named
+    values = _beneath(own[0], values) if own else values
+    config = validated(EvaluateConfig, values, source=source)
+    if data is not None:
+        config = validated(EvaluateConfig, merged(values, {"task": {config.task.name: {"path": data}}}), source=source)
     return config, models, None if config.base_model is None else find_model(config.base_model)
 
 
-def _with_settings_of(model: EvaluatedModel, values: dict[str, Any]) -> dict[str, Any]:
+def _beneath(model: EvaluatedModel, values: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings, with `values` over them."""
     assert model.settings is not None
     return merged({name: model.settings[name] for name in TAKEN_FROM_A_RUN if name in model.settings}, values)
 

@@ -18,7 +18,8 @@ from tests.jobs.evaluate_fixture import make_run
 
 
 def resolved(*arguments: str) -> EvaluateConfig:
-    config, _, _ = resolve(values_of(parse_arguments(arguments)), source="command line")
+    options = parse_arguments(arguments)
+    config, _, _ = resolve(values_of(options), source="command line", data=options.data)
     return config
 
 
@@ -62,6 +63,13 @@ def test_a_run_brings_its_task_sampling_and_engine(runs: Path) -> None:
     assert config.task.arithmetic.sum_max == 20
     assert config.sampling.max_response_tokens == 12
     assert config.rollout.engine == "transformers"
+
+
+def test_data_is_the_path_of_the_task_that_a_run_brings(runs: Path, tiny_model: str) -> None:
+    make_run(runs / "own", tiny_model, checkpoints=[10], settings={"task": {"name": "parquet", "parquet": {"path": "old"}}})
+    assert resolved("--model", "own", "--data", "new").task.parquet.path == "new"
+    with pytest.raises(ConfigError, match=r"unknown key 'task\.arithmetic\.path'"):
+        resolved("--model", "a", "--data", "new")
 
 
 def test_what_is_said_beats_what_a_run_brings(runs: Path, tmp_path: Path) -> None:
@@ -108,6 +116,7 @@ def test_mistakes_are_refused_in_one_line(runs: Path, tiny_model: str, tmp_path:
     assert "no split 'nowhere'" in refusal(capsys, *model, "--split", "nowhere")
     assert "has no end" in refusal(capsys, *model, "--problems", "0")
     assert "samples" in refusal(capsys, *model, "--samples", "0")
+    assert "task = 'gsm8k'" in refusal(capsys, *model, "--set", "task=gsm8k")
     assert "did you mean 'sampling.temperature'" in refusal(capsys, *model, "--set", "sampling.temprature=1")
     assert "does not exist" in refusal(capsys, "nothing.toml")
     rows = tmp_path / "rows.jsonl"
