@@ -86,6 +86,21 @@ class EncoderConfig(BaseModel):
     """Over a response's own tokens: their mean (the paper; over twice as efficient there) or the last token's state."""
 
 
+class ScorerConfig(BaseModel):
+    """The scorer: a frozen model that says how likely it finds the responses of others."""
+
+    model_config = STRICT
+
+    tokens_per_batch: int = Field(1024, gt=0)
+    """Upper bound of padded tokens in one forward pass; their logits are held at once. A longer row still goes alone."""
+    dtype: Dtype = "auto"
+    """Precision of the forward pass; log-probs are made in float32 and added up in float64."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the scorer."""
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs it reserves; above 0 it runs on one."""
+
+
 class VerifierConfig(BaseModel):
     """How many processes verify, and what they may cost."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.evaluate import FloatArray
+from jobs.pass_at_k import FloatArray
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000

@@ -21,11 +21,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.bonus import BonusScorer
-from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
+from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
 from actors.encoder import HiddenStateEncoder
 from actors.learner import Learner
 from actors.replay import Replay
 from actors.rollout import RolloutWorker
+from actors.scorer import ResponseScorer
 from actors.verifier import VerifierPool
 from actors.vllm_engine import engine_environment
 from jobs.config import RunConfig
@@ -230,6 +231,18 @@ def encoder(index: int, config: EncoderConfig, **options: Any) -> RayHandle:
         num_gpus=config.num_gpus,
         max_concurrency=ENCODER_CONCURRENCY,
         **options,
+    )
+
+
+def scorer(config: ScorerConfig, *, model: str) -> RayHandle:
+    return _actor(
+        ResponseScorer,
+        "scorer",
+        _threads(config.threads),
+        model=model,
+        config=config,
+        device="cuda" if config.num_gpus else "cpu",
+        num_gpus=config.num_gpus,
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bonus.orders import ORDERS
 from buffers.records import FinishReason, VerdictStatus
-from jobs.evaluate import FloatArray
+from jobs.pass_at_k import FloatArray
 from jobs.pool_statistics import IntArray, JudgedPool
 
 RANDOM = "random"
@@ -49,6 +49,8 @@ class CandidatePool:
     num_tokens_N: IntArray
     truncated_N: NDArray[np.bool_]
     mean_logprob_N: FloatArray
+    base_mean_logprob_N: FloatArray
+    """As the one before, per token, but under a base model."""
     statuses: Sequence[VerdictStatus | None]
     answers: Sequence[str | None]
     """The final answer each states, where one could be read."""
@@ -128,6 +130,7 @@ def _pool(rows: pa.Table, orders: Sequence[str]) -> CandidatePool:
         num_tokens_N=pc.fill_null(pc.list_value_length(rows["response_ids"]), 0).to_numpy().astype(np.int64),
         truncated_N=np.array([reason == FinishReason.LENGTH for reason in rows["finish_reason"].to_pylist()]),
         mean_logprob_N=_floats(rows, "mean_logprob"),
+        base_mean_logprob_N=_floats(rows, "base_mean_logprob"),
         statuses=[None if status is None else VerdictStatus(status) for status in _values(rows, "verdict_status")],
         answers=_answers(rows),
         features_ND=_features(rows, name),

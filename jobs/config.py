@@ -238,18 +238,41 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def load(kind: type[Config], path: str | None, overrides: Sequence[str] = ()) -> Config:
     """Read `path` (TOML; None for an empty one), apply `key.sub=value` overrides, validate as `kind`. Raises ConfigError."""
+    return validated(kind, read_values(path, overrides), source=source_of(path))
+
+
+def read_values(path: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a person has written: the file, and over it the overrides. Raises ConfigError."""
     values = _read_toml(path) if path is not None else {}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"--set {override!r}: write it as key=value, for example --set seed=1")
         _assign(values, key.strip(), _parse_value(text.strip()))
-    source = path or "command line"
+    return values
+
+
+def validated(kind: type[Config], values: dict[str, Any], *, source: str) -> Config:
+    """`values` as a configuration; `source` is where they come from, in messages. Raises ConfigError."""
     _refuse_unknown_keys(values, kind, kind, source=source)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_first_line(error)}") from None
+
+
+def source_of(path: str | None) -> str:
+    return path or "command line"
+
+
+def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`values` with those of `over` in the place of theirs, section by section."""
+    both = {
+        key: merged(values[key], over[key])
+        for key in values.keys() & over.keys()
+        if isinstance(values[key], dict) and isinstance(over[key], dict)
+    }
+    return values | over | both
 
 
 def _read_toml(path: str) -> dict[str, Any]:

@@ -150,3 +150,8 @@ def cell(metrics: dict[str, float], name: str, form: str) -> str:
     """A metric as text; a dash where this step has no such figure (no group had signal, say)."""
     value = metrics.get(name)
     return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def say(console: Console, text: str) -> None:
+    """A line as it is, however wide the terminal."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

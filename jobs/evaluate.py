@@ -1,50 +1,128 @@
-"""Evaluation. For now the estimators every pass rate in this project uses; the job around them comes with the evaluation tasks."""
+"""`python -m jobs.evaluate --model M [--model …] [CONFIG.toml]`: pass@k of one or more models, and how they compare.
+
+Samples n responses to every problem, judges them all, and reports pass@k and majority votes with intervals, how varied the answers are, how
+likely a base model finds them, and, of several models, their differences and sample efficiency. `jobs.evaluation_config` has every key.
+
+    python -m jobs.evaluate --model runs/quickstart --model smollm2-135m --samples 256 --problems 100 --out runs/evaluation
+
+Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped; the same command then goes on.
+"""
 
 from __future__ import annotations
 
-from math import comb
-from typing import Any
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from jobs.config import ConfigError, changed_keys, merged, read_values, source_of, validated
+from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
+from jobs.pass_at_k import pass_at_k
 
-FloatArray = NDArray[np.float64]
+if TYPE_CHECKING:
+    from jobs.evaluated_models import EvaluatedModel
+
+__all__ = ["main", "pass_at_k"]
+
+EXIT_REFUSED = 2
+
+FLAGS: dict[str, tuple[str, str]] = {
+    "base-model": ("base_model", "report how likely this model finds all responses"),
+    "task": ("task.name", "whose problems; by default those of the run"),
+    "split": ("split", "split of the task"),
+    "problems": ("problems", "how many problems (0: the whole split)"),
+    "samples": ("samples", "responses to each problem"),
+    "k": ("k", "of pass@k, e.g. 1,2,4,8"),
+    "out": ("out", "directory of samples and report"),
+    "workers": ("rollout.workers", "engines that sample"),
+    "seed": ("seed", ""),
+}
+"""Flag, the key it sets, help. Every other key: --set."""
 
 
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased probability that k responses drawn without replacement from n, of which c are correct, hold a correct one.
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="pass@k of models, and how they compare.")
+    parser.add_argument("config", nargs="?", help="TOML file; the flags override it")
+    parser.add_argument(
+        "--model",
+        action="append",
+        dest="models",
+        metavar="MODEL",
+        help="a run (RUN@STEP for a checkpoint), directory, embedded alias or hub id; repeatable (models)",
+    )
+    for flag, (key, text) in FLAGS.items():
+        parser.add_argument(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
+    parser.add_argument("--data", metavar="PATH", help="where the task's files are (task.TASK.path)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    return parser.parse_args(arguments)
 
-    1 − C(n − c, k) / C(n, k) (Chen et al. 2021, arXiv:2107.03374). Raises ValueError unless 0 ≤ c ≤ n and 1 ≤ k ≤ n.
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
+        if options.dry_run:
+            return _dry_run(config, models, base)
+        from jobs.evaluate_session import run_evaluate  # pulls in Ray: only once the configuration stands
+
+        return run_evaluate(config, models, base)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+def values_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the file says, over it the flags, over them --set."""
+    given = {flag: value for flag in FLAGS if (value := getattr(options, flag.replace("-", "_"))) is not None}
+    overrides = [f"{FLAGS[flag][0]}={f'[{value}]' if flag == 'k' else value}" for flag, value in given.items()]
+    values = read_values(options.config, overrides + options.overrides)
+    return values | ({"models": options.models} if options.models else {})
+
+
+def resolve(
+    values: dict[str, Any], *, source: str, data: str | None = None
+) -> tuple[EvaluateConfig, list[EvaluatedModel], EvaluatedModel | None]:
+    """The configuration, with a run's own task, sampling, rollout and verifier where nothing else is said; and the models it names.
+
+    `data` is the path of the task, whichever it turns out to be. Raises ConfigError for what does not fit together, a model that is not
+    there, and runs that differ in what is left to them.
     """
-    if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
-    return 1.0 - comb(n - c, k) / comb(n, k)
+    from jobs.evaluated_models import find_model, find_models
+
+    models = find_models(validated(EvaluateConfig, values, source=source).models)
+    own = [model for model in models if model.settings is not None]
+    configs = [validated(EvaluateConfig, _beneath(model, values), source=f"{model.label} and {source}") for model in own]
+    for model, config in zip(own[1:], configs[1:], strict=True):
+        if different := changed_keys(configs[0].model_dump(mode="json"), config, CHANGEABLE_BETWEEN_STARTS):
+            raise ConfigError(
+                f"{own[0].label} and {model.label} differ in {', '.join(different[:3])}: say which one is meant, by --set or flags"
+            )
+    values = _beneath(own[0], values) if own else values
+    config = validated(EvaluateConfig, values, source=source)
+    if data is not None:
+        config = validated(EvaluateConfig, merged(values, {"task": {config.task.name: {"path": data}}}), source=source)
+    return config, models, None if config.base_model is None else find_model(config.base_model)
 
 
-def miss_at_k_curves(num_responses_P: ArrayLike, num_correct_P: ArrayLike, max_k: int) -> FloatArray:
-    """1 − pass@k for k = 1 … `max_k` (columns) and P prompts (rows), to a relative error of about k·1e-16 however small it is.
-
-    C(n − c, k) / C(n, k) = Π_{i<k} (n − c − i) / (n − i). Where k exceeds n, all n responses are drawn. Raises ValueError unless
-    0 ≤ c ≤ n, 1 ≤ n and 1 ≤ max_k.
-    """
-    n_P1 = np.asarray(num_responses_P, dtype=np.int64).reshape(-1, 1)
-    c_P1 = np.asarray(num_correct_P, dtype=np.int64).reshape(-1, 1)
-    if n_P1.shape != c_P1.shape or (c_P1 < 0).any() or (c_P1 > n_P1).any() or (n_P1 < 1).any() or max_k < 1:
-        raise ValueError(f"pass@k needs 0 <= c <= n, 1 <= n and 1 <= max_k for every prompt, got {_worst(n_P1, c_P1)} and max_k={max_k}")
-    drawn_K = np.arange(max_k)
-    incorrect_left_PK = np.clip(n_P1 - c_P1 - drawn_K, 0, None)
-    left_PK = n_P1 - drawn_K
-    factor_PK = np.where(left_PK > 0, incorrect_left_PK / np.clip(left_PK, 1, None), 1.0)
-    return np.cumprod(factor_PK, axis=1)
+def _beneath(model: EvaluatedModel, values: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings, with `values` over them."""
+    assert model.settings is not None
+    return merged({name: model.settings[name] for name in TAKEN_FROM_A_RUN if name in model.settings}, values)
 
 
-def pass_at_k_curves(num_responses_P: ArrayLike, num_correct_P: ArrayLike, max_k: int) -> FloatArray:
-    """`pass_at_k` for k = 1 … `max_k` (columns) and P prompts (rows); where k exceeds n, that of k = n. Raises as `miss_at_k_curves`."""
-    return 1.0 - miss_at_k_curves(num_responses_P, num_correct_P, max_k)
+def _dry_run(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
+    from rich.console import Console
+
+    from jobs.plan import evaluate_lines, evaluate_memory_gib
+
+    console = Console()
+    console.print_json(config.model_dump_json())
+    memory = evaluate_memory_gib(config, [model.model for model in models], base.model if base else None)
+    for line in evaluate_lines(config, [model.describe() for model in models], base.describe() if base else None, memory):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 0
 
 
-def _worst(n_P1: NDArray[Any], c_P1: NDArray[Any]) -> str:
-    if n_P1.shape != c_P1.shape:
-        return f"{len(n_P1)} n and {len(c_P1)} c"
-    wrong = np.flatnonzero((c_P1 < 0) | (c_P1 > n_P1) | (n_P1 < 1))
-    return ", ".join(f"n={n_P1[row, 0]}, c={c_P1[row, 0]}" for row in wrong[:3]) or "valid counts"
+if __name__ == "__main__":
+    sys.exit(main())

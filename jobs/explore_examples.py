@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.candidate_pools import CandidatePool
-from jobs.evaluate import FloatArray
+from jobs.pass_at_k import FloatArray
 from jobs.pool_picks import unit_features
 from jobs.pool_statistics import Outcomes, random_first_correct
 

@@ -6,44 +6,23 @@ png, numbers = figure.png, figure.numbers
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from jobs.bootstrap import Curve
 from jobs.candidate_pools import FEATURED, RANDOM, label_of
-from jobs.evaluate import FloatArray
+from jobs.pass_at_k import FloatArray
+from jobs.plots import FONT, Drawing, Style, draw_band, draw_line, log2_k, log2_ratio, numbers_of, png_of, raised, room, whole
 from jobs.pool_statistics import Outcomes, PoolStatistics, random_first_correct
 
-DPI = 150
 LARGEST_CIRCLE = 420.0
-LOWEST_RATIO = 1 / 16
-FONT: dict[Any, Any] = {
-    "text.parse_math": False,
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.labelsize": 11,
-    "legend.fontsize": 10,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Style:
-    colour: str
-    line: Any
-    marker: str
-    width: float = 1.1
-
 
 STYLES: Mapping[str, Style] = {
     "repexp": Style(colour="#0b3c78", line="-", marker="o", width=2.6),
@@ -57,12 +36,6 @@ STYLES: Mapping[str, Style] = {
     "distinct_answers": Style(colour="#222222", line=":", marker="*"),
 }
 OTHER_STYLES = tuple(Style(colour="#555555", line=line, marker=marker) for line in ("-", "--", "-.") for marker in ("1", "2", "3", "4"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    png: bytes
-    numbers: dict[str, Any]
 
 
 def style_of(order: str) -> Style:
@@ -81,11 +54,11 @@ def pass_at_k_figure(statistics: PoolStatistics) -> Drawing | None:
         figure = Figure(figsize=(9.6, 5.4), layout="constrained")
         axes = figure.add_subplot()
         for name in (RANDOM, *FEATURED):
-            _band(axes, curves.get(name), name)
+            draw_band(axes, curves.get(name), style_of(name))
         for name in sorted(ranked, key=lambda name: style_of(name).width):
-            _line(axes, curves[name], name, statistics.ks)
-        _log2_k(axes, max(curve.ks[-1] for curve in curves.values()))
-        axes.set_ylim(*_room(curves.values()))
+            draw_line(axes, curves[name], style_of(name), label_of(name), statistics.ks)
+        log2_k(axes, max(curve.ks[-1] for curve in curves.values()))
+        axes.set_ylim(*room(curves.values()))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
         axes.set_ylabel("pass@k")
         axes.set_xlabel("k, candidates verified")
@@ -103,7 +76,9 @@ def pass_at_k_figure(statistics: PoolStatistics) -> Drawing | None:
             title="best on average first",
         )
         legend.set_alignment("left")
-        return Drawing(png=_png(figure), numbers={"order_of_legend": ranked, "curves": {name: _numbers(curves[name]) for name in ranked}})
+        return Drawing(
+            png=png_of(figure), numbers={"order_of_legend": ranked, "curves": {name: numbers_of(curves[name]) for name in ranked}}
+        )
 
 
 def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
@@ -120,7 +95,7 @@ def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
         for axes, name in zip(panels, names, strict=True):
             order_S = outcomes.first_correct[name][solvable_P]
             numbers[name] = _scatter(axes, name, random_S, order_S, limit=outcomes.max_k)
-        return Drawing(png=_png(figure), numbers=numbers)
+        return Drawing(png=png_of(figure), numbers=numbers)
 
 
 def efficiency_figure(statistics: PoolStatistics) -> Drawing | None:
@@ -133,22 +108,16 @@ def efficiency_figure(statistics: PoolStatistics) -> Drawing | None:
         figure = Figure(figsize=(0.6 + 4.7 * len(curves), 4.4), layout="constrained")
         panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
         for axes, (name, curve) in zip(panels, curves.items(), strict=True):
-            _log2_k(axes, max(curve.ks[-1] for curve in curves.values()))
-            _log2_ratio(axes, list(curves.values()))
+            log2_k(axes, max(curve.ks[-1] for curve in curves.values()))
+            log2_ratio(axes, list(curves.values()))
             axes.axhline(1.0, color="#222222", linewidth=1.2)
-            drawn = _raised(curve, axes.get_ylim()[0])
-            _band(axes, drawn, name)
-            _line(axes, drawn, name, statistics.ks)
+            drawn = raised(curve, axes.get_ylim()[0])
+            draw_band(axes, drawn, style_of(name))
+            draw_line(axes, drawn, style_of(name), label_of(name), statistics.ks)
             axes.set_title(label_of(name), loc="left")
             axes.set_xlabel("k, candidates verified")
         panels[0].set_ylabel("verifications by random choice\nfor the same pass rate, over k")
-        return Drawing(png=_png(figure), numbers={name: _numbers(curve) for name, curve in curves.items()})
-
-
-def _raised(curve: Curve, floor: float) -> Curve:
-    """`curve` with what a logarithmic axis cannot show put on its lower edge."""
-    raised = {name: tuple(max(floor, v) for v in values) for name in ("value", "low", "high") if (values := getattr(curve, name))}
-    return replace(curve, **raised)
+        return Drawing(png=png_of(figure), numbers={name: numbers_of(curve) for name, curve in curves.items()})
 
 
 def _scatter(axes: Axes, name: str, random_S: FloatArray, order_S: FloatArray, *, limit: int) -> dict[str, Any]:
@@ -166,7 +135,7 @@ def _scatter(axes: Axes, name: str, random_S: FloatArray, order_S: FloatArray, *
     for set_scale, set_limit, axis in ((axes.set_xscale, axes.set_xlim, axes.xaxis), (axes.set_yscale, axes.set_ylim, axes.yaxis)):
         set_scale("log", base=2)
         set_limit(*ends)
-        axis.set_major_formatter(FuncFormatter(_whole))
+        axis.set_major_formatter(FuncFormatter(whole))
     title = f"{saved} prompts below, {cost} above, {len(order_S) - saved - cost} on the diagonal"
     axes.set_title(f"{label_of(name)}\n{title}", loc="left")
     axes.set_xlabel("random choice, expected verifications")
@@ -174,82 +143,7 @@ def _scatter(axes: Axes, name: str, random_S: FloatArray, order_S: FloatArray, *
     return {"random_expected": random_S.tolist(), "order": order_S.astype(int).tolist(), "below": saved, "above": cost}
 
 
-def _line(axes: Axes, curve: Curve, name: str, listed: Sequence[int]) -> None:
-    """Markers at the listed k, where tables have the numbers."""
-    style = style_of(name)
-    marked = [place for place, k in enumerate(curve.ks) if k in listed or len(curve.ks) == 1]
-    axes.plot(
-        curve.ks,
-        curve.value,
-        color=style.colour,
-        linestyle=style.line,
-        linewidth=style.width,
-        marker=style.marker,
-        markevery=marked,
-        markersize=6.5,
-        markerfacecolor="white" if style.marker in "^vD" else style.colour,
-        label=label_of(name),
-        clip_on=False,
-        zorder=2 + style.width,
-    )
-
-
-def _band(axes: Axes, curve: Curve | None, name: str) -> None:
-    if curve is not None and curve.low is not None and curve.high is not None:
-        style = style_of(name)
-        axes.fill_between(curve.ks, curve.low, curve.high, color=style.colour, alpha=0.16, linewidth=0)
-        for end in (curve.low, curve.high):
-            axes.plot(curve.ks, end, color=style.colour, linestyle=style.line, linewidth=0.6, alpha=0.7)
-
-
-def _log2_k(axes: Axes, max_k: int) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(0.93, max_k * 1.08)
-    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=20))
-    axes.xaxis.set_major_formatter(FuncFormatter(_whole))
-    axes.xaxis.minorticks_off()
-    axes.grid(True, color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _whole(value: float, _: int | None) -> str:
-    return f"{value:g}"
-
-
-def _room(curves: Any) -> tuple[float, float]:
-    highest = max(max(curve.high or curve.value) for curve in curves)
-    return -0.02 * max(highest, 0.05), 1.06 * max(highest, 0.05)
-
-
-def _log2_ratio(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Equal factors are equal distances, around 1. What is smaller than 1/16, 0 above all, stands on the lower edge."""
-    values = np.concatenate([np.concatenate([c.value, c.low or c.value, c.high or c.value]) for c in curves])
-    smallest = max(LOWEST_RATIO, values.min())
-    axes.set_yscale("log", base=2)
-    axes.set_ylim(2.0 ** (np.floor(np.log2(min(0.5, smallest)))), 2.0 ** (np.log2(max(2.0, values.max())) + 0.15))
-    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=20))
-    axes.yaxis.set_major_formatter(FuncFormatter(_fraction))
-    axes.yaxis.minorticks_off()
-
-
-def _fraction(value: float, _: int | None) -> str:
-    if value >= 1:
-        return f"{value:g}"
-    return f"{'≤ ' if value <= LOWEST_RATIO else ''}1/{1 / value:g}"
-
-
 def _mean_height(curve: Curve, listed: Sequence[int]) -> float:
     """Over the listed k that the curve has."""
     values = [value for k, value in zip(curve.ks, curve.value, strict=True) if k in listed]
     return float(np.mean(values)) if values else 0.0
-
-
-def _numbers(curve: Curve) -> dict[str, Any]:
-    return {"ks": curve.ks, "value": curve.value, "low": curve.low, "high": curve.high}
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()

@@ -10,7 +10,6 @@ report says so and shows the rest.
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,15 +19,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.atomic import replacing
 from jobs.bootstrap import Curve, Estimate
 from jobs.candidate_pools import FEATURED, RANDOM, CandidatePool, candidate_pools
 from jobs.explore_examples import Example, choose_examples
 from jobs.explore_html import render_html
-from jobs.explore_plots import Drawing, efficiency_figure, first_correct_figure, pass_at_k_figure
+from jobs.explore_plots import efficiency_figure, first_correct_figure, pass_at_k_figure
 from jobs.explore_summary import Overview, flattened, notes, overview, summary_sentences
 from jobs.pool_picks import Picks, picks_of_order
 from jobs.pool_statistics import JudgedPool, Outcomes, PoolStatistics, judge, novelty_worse_than_random, pool_statistics
+from jobs.report import json_bytes, one_line, write_figure, write_file
 
 RANDOM_DRAW = "random_draw"
 WIDTH = 100
@@ -73,11 +72,11 @@ def write_report(table: pa.Table, settings: Mapping[str, Any], directory: Path, 
     }
     directory.mkdir(parents=True, exist_ok=True)
     for name, drawing in figures.items():
-        _write_figure(directory / name, drawing)
+        write_figure(directory / name, drawing)
     record = report.to_json()
-    pngs = {name: drawing.png for name, drawing in figures.items() if drawing is not None}
-    _write(directory / "report.json", _json_bytes(record))
-    _write(directory / "report.html", render_html(record, pngs).encode())
+    drawn = {name: drawing for name, drawing in figures.items() if drawing is not None}
+    write_file(directory / "report.json", json_bytes(record))
+    write_file(directory / "report.html", render_html(record, drawn).encode())
     return report
 
 
@@ -85,7 +84,7 @@ def console_lines(report: Report) -> list[str]:
     """The summary and a table of orders, plain text of at most 100 columns."""
     lines: list[str] = []
     for paragraph in (*report.summary, *([f"WARNING: {report.warning}"] if report.warning else []), *report.notes):
-        lines += textwrap.wrap(_one_line(paragraph), WIDTH, subsequent_indent="  ")
+        lines += textwrap.wrap(one_line(paragraph), WIDTH, subsequent_indent="  ")
     return lines + (["", *_order_lines(report.statistics)] if report.statistics else [])
 
 
@@ -139,29 +138,5 @@ def _order_lines(statistics: PoolStatistics) -> list[str]:
         ratio = "" if efficiency is None else f"{efficiency.value:.2f}"
         if efficiency is not None and efficiency.low is not None:
             ratio += f" ({efficiency.low:.2f} to {efficiency.high:.2f})"
-        lines.append(f"{_one_line(name)[:16]:<17}{cells}{'-' if first is None else f'{first.value:.1f}':>10}  {ratio}".rstrip())
+        lines.append(f"{one_line(name)[:16]:<17}{cells}{'-' if first is None else f'{first.value:.1f}':>10}  {ratio}".rstrip())
     return lines
-
-
-def _one_line(text: str) -> str:
-    """Nothing of a table's own text (names of tasks) may steer a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def _write_figure(stem: Path, drawing: Drawing | None) -> None:
-    png, numbers = stem.with_suffix(".png"), stem.with_suffix(".json")
-    if drawing is None:
-        png.unlink(missing_ok=True)
-        numbers.unlink(missing_ok=True)
-    else:
-        _write(png, drawing.png)
-        _write(numbers, _json_bytes(drawing.numbers))
-
-
-def _json_bytes(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as staging:
-        staging.write_bytes(content)

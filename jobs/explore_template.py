@@ -1,62 +1,7 @@
-"""The template of a pool report's page (Jinja; rendered by `jobs.explore_html` with everything escaped)."""
-
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --ink: #1c1e21; --soft: #5b6169; --line: #d8dce0; --paper: #ffffff; --card: #f6f7f8; --warn: #9a3b00; --good: #14663f;
-}
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ea; --soft: #a4abb3; --line: #3a4047; --paper: #16181b; --card: #1f2226; --warn: #ffb27a; --good: #7fd6a7; }
-}
-body {
-  margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
-  background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
-}
-h1 { font-size: 1.6rem; }
-h2 { font-size: 1.2rem; margin-top: 2.4rem; }
-h3 { font-size: 1rem; margin-top: 1.6rem; }
-p, li { max-width: 52rem; }
-.soft, figcaption { color: var(--soft); font-size: .9rem; }
-.warning { border-left: .3rem solid var(--warn); padding: .4rem .8rem; background: var(--card); }
-.warning strong { color: var(--warn); }
-.correct { color: var(--good); font-weight: 600; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.settings td:last-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; border-radius: 4px; background: #fff; }
-details { border: 1px solid var(--line); border-radius: 4px; margin: .6rem 0; padding: .5rem .9rem; }
-summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
-.pick { border-top: 1px solid var(--line); margin-top: .8rem; padding-top: .6rem; }
-.pick p { margin: .2rem 0; overflow-wrap: anywhere; }
-pre {
-  background: var(--card); padding: .6rem .8rem; margin: .3rem 0; border-radius: 4px; font-size: .85rem;
-  white-space: pre-wrap; overflow-wrap: anywhere; max-height: 22rem; overflow-y: auto; unicode-bidi: isolate;
-}
-"""
+"""The template of a pool report's page (Jinja; rendered by `jobs.report` with everything escaped)."""
 
 PAGE = """\
-{% macro figure(name, alternative) %}
-{% if name in images %}
-<figure>
-<img src="data:image/png;base64,{{ images[name] }}" alt="{{ alternative }}">
-<figcaption>{{ captions[name] }}</figcaption>
-</figure>
-{% endif %}
-{% endmacro %}
 {% set statistics = report.statistics %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Exploration report</title>
-<style>{{ style }}</style>
-</head>
 <body>
 <h1>Exploration report</h1>
 {% if report.warning %}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.config import EncoderConfig, RolloutConfig
 from jobs.config import ConfigError, RunConfig
+from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
 from learners.precision import Dtype, resolve_dtype
 
@@ -125,6 +127,31 @@ def explore_lines(config: ExploreConfig) -> list[str]:
         f"features: {features}, {config.selection.dim} dimensions; order: {config.primary_order}",
         f"processes: {config.rollout.workers} rollout worker{', 1 encoder' if not config.from_engine else ''}"
         f"{f', {config.verifier.num_workers} verifier process' if config.verify != 'none' else ''}",
+        f"memory: {'unknown before the model is fetched' if memory is None else f'about {memory:.1f} GiB'}",
+    ]
+
+
+def evaluate_memory_gib(config: EvaluateConfig, models: Sequence[str], base: str | None) -> float | None:
+    """What `jobs.evaluate` needs at its worst moment: models take turns. None where one of them is not here yet."""
+    parameters = [_num_parameters(model) for model in models]
+    base_parameters = _num_parameters(base) if base is not None else 0
+    if base_parameters is None or any(number is None for number in parameters):
+        return None
+    engines = config.rollout.workers * _rollout_gib(max(number for number in parameters if number is not None), config.rollout)
+    weight_bytes = bytes_of(config.scorer.dtype, config.scorer.num_gpus)
+    scorer = BASE_PROCESS_GIB + base_parameters * weight_bytes / 2**30 + config.scorer.tokens_per_batch * 1e-3 if base is not None else 0.0
+    return max(engines, scorer) + RAY_GIB + BASE_PROCESS_GIB + DRIVER_GIB
+
+
+def evaluate_lines(config: EvaluateConfig, models: Sequence[str], base: str | None, memory: float | None) -> list[str]:
+    """What `jobs.evaluate` will do, for people; `models` and `base` as they are described."""
+    problems = f"{config.problems} problems" if config.problems else f"all problems of split {config.split}"
+    return [
+        *(f"model: {model}" for model in models),
+        *([f"likelihood under: {base}"] if base is not None else []),
+        f"each: {problems} of task {config.task.name}, split {config.split}, x {config.samples} samples of at most "
+        f"{config.sampling.max_response_tokens} tokens at temperature {config.sampling.temperature:g}",
+        f"processes: {config.rollout.workers} rollout worker, {config.verifier.num_workers} verifier process; models take turns",
         f"memory: {'unknown before the model is fetched' if memory is None else f'about {memory:.1f} GiB'}",
     ]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.candidate_pools import CandidatePool
-from jobs.evaluate import FloatArray, pass_at_k
+from jobs.pass_at_k import FloatArray, pass_at_k
 from jobs.pool_statistics import IntArray
 
 FIRST_PICKS = 8

@@ -32,7 +32,7 @@ from jobs.bootstrap import (
     mean_estimate,
     resample_counts,
 )
-from jobs.evaluate import FloatArray, miss_at_k_curves
+from jobs.pass_at_k import FloatArray, miss_at_k_curves
 
 MAX_FALSE_WARNINGS = 0.025
 EVERY_K_UP_TO, KS_PER_DOUBLING = 64, 32

@@ -1,8 +1,9 @@
 """Pools of candidate answers as an Arrow table, and where they are kept while a job runs.
 
-    store = PoolStore(directory)
-    store.add(pool)                 # one file a finished prompt, whole or not there
-    table = store.compact()         # OUT/pools.parquet
+    store = PoolStore(directory, settings)
+    store.add(pool)                 # one file a finished pool, whole or not there
+    store.compact(order)            # OUT/pools.parquet
+    table = store.read()
 
 A row is a candidate, a pool its adjacent rows. There is no clock in it: the same job writes the same rows, however often it was killed.
 """
@@ -13,7 +14,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from jobs.config import ConfigError
 
 VERSION_KEY, SETTINGS_KEY = b"repexp.pools", b"repexp.explore"
 POOLS_VERSION = "1.0"
+
+PoolKey = tuple[str, ...]
 
 SAMPLED_COLUMNS: dict[str, pa.DataType] = {
     "task": pa.string(),
@@ -50,6 +53,7 @@ JUDGED_COLUMNS: dict[str, pa.DataType] = {
     "verdict_detail": pa.string(),
     "score_repexp": pa.float64(),
     "score_quality": pa.float64(),
+    "base_mean_logprob": pa.float64(),
 }
 
 
@@ -108,10 +112,11 @@ def problem_of(pool: pa.Table) -> Problem:
     return Problem(task=first["task"], problem_id=first["problem_id"], question=first["question"], answer=first["reference_answer"])
 
 
-def split_pools(table: pa.Table) -> Iterator[pa.Table]:
-    """One table a problem, in the order they stand."""
-    ids = table["problem_id"].to_numpy()
-    starts = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]
+def split_pools(table: pa.Table, key: Sequence[str] = ("problem_id",)) -> Iterator[pa.Table]:
+    """One table a pool, in the order they stand: adjacent rows with the same values of `key`."""
+    columns = [table[name].to_numpy() for name in key]
+    changes = np.any([ids[1:] != ids[:-1] for ids in columns], axis=0)
+    starts = [0, *(np.flatnonzero(changes) + 1).tolist(), table.num_rows]
     for start, stop in itertools.pairwise(starts):
         if stop > start:
             yield table.slice(start, stop - start)
@@ -120,37 +125,69 @@ def split_pools(table: pa.Table) -> Iterator[pa.Table]:
 class PoolStore:
     """`OUT/parts/` holds one file a finished pool; `OUT/pools.parquet` all of them once the job has ended."""
 
-    def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, settings: Mapping[str, Any], *, file: str = "pools.parquet", key: Sequence[str] = ("problem_id",)
+    ) -> None:
+        """`key`: the columns that tell one pool from another."""
         self._parts = directory / "parts"
-        self.file = directory / "pools.parquet"
+        self.file = directory / file
+        self._key = tuple(key)
         self._metadata = {VERSION_KEY: POOLS_VERSION.encode(), SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
 
-    def finished(self) -> set[str]:
-        """Problems whose pools are complete: sampled, ordered, judged."""
-        done = set(pq.read_table(self.file, columns=["problem_id"])["problem_id"].unique().to_pylist()) if self.file.is_file() else set()
-        for part in self._part_files():
-            done.add(pq.read_table(part, columns=["problem_id"])["problem_id"][0].as_py())
-        return done
+    def finished(self) -> set[PoolKey]:
+        """Pools that are complete: sampled, judged, and whatever else the job does before it adds them."""
+        return set(self._compacted_keys()) | set(self._parts_by_key())
 
     def add(self, pool: pa.Table) -> None:
+        """In the place of the pool of the same key, if there is one."""
         self._parts.mkdir(exist_ok=True)
-        name = hashlib.sha256(problem_of(pool).problem_id.encode()).hexdigest()[:24]
-        _write(pool.replace_schema_metadata(self._metadata), self._parts / f"{name}.parquet")
+        name = hashlib.sha256("\x1f".join(self._key_of(pool)).encode()).hexdigest()[:24]
+        with replacing(self._parts / f"{name}.parquet") as staging:
+            pq.write_table(pool.replace_schema_metadata(self._metadata), staging, compression="zstd")
 
-    def compact(self, order: Sequence[str]) -> pa.Table:
-        """All pools as one file, problems in the order of `order`; the parts are then removed."""
-        tables = [pq.read_table(self.file)] if self.file.is_file() else []
-        tables += [pq.read_table(part) for part in self._part_files()]
-        pools = {problem_of(pool).problem_id: pool for table in tables for pool in split_pools(table)}
-        if not pools:
+    def parts(self) -> Iterator[pa.Table]:
+        """The pools that were added since the last `compact`, one at a time."""
+        return (_without_metadata(pq.read_table(part)) for part in self._part_files())
+
+    def compact(self, order: Sequence[PoolKey]) -> None:
+        """All pools as one file, in the order of `order`, a row group each; the parts are then removed. One pool is in memory at a time."""
+        parts = self._parts_by_key()
+        if not parts and self.file.is_file():
+            return
+        old = {self._key_of(pool): pool for pool in split_pools(pq.read_table(self.file), self._key)} if self.file.is_file() else {}
+        if not parts:
             raise ConfigError(f"{self.file.parent} has no finished pool yet")
-        place = {problem_id: number for number, problem_id in enumerate(order)}
-        chosen = sorted(pools, key=lambda problem_id: (place.get(problem_id, len(place)), problem_id))
-        table = pa.concat_tables([pools[problem_id].replace_schema_metadata(None) for problem_id in chosen])
-        table = table.replace_schema_metadata(self._metadata)
-        _write(table, self.file)
+        place = {key: number for number, key in enumerate(order)}
+        chosen = sorted(parts.keys() | old.keys(), key=lambda key: (place.get(key, len(place)), key))
+        schema = pq.read_schema(next(iter(parts.values()))).with_metadata(self._metadata)
+        with replacing(self.file) as staging, pq.ParquetWriter(staging, schema, compression="zstd") as writer:
+            for key in chosen:
+                pool = pq.read_table(parts[key]) if key in parts else old[key]
+                writer.write_table(pool.replace_schema_metadata(self._metadata))
         shutil.rmtree(self._parts, ignore_errors=True)
-        return table
+
+    def read(self) -> pa.Table:
+        """The compacted pools."""
+        return pq.read_table(self.file)
+
+    def read_pools(self, wanted: Callable[[PoolKey], bool], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The compacted pools that are wanted, one at a time; of their columns those that are asked for and there."""
+        with pq.ParquetFile(self.file) as file:
+            present = [name for name in columns if name in file.schema_arrow.names]
+            for number in range(file.num_row_groups):
+                if wanted(self._key_of(file.read_row_group(number, columns=list(self._key)).slice(0, 1))):
+                    yield file.read_row_group(number, columns=present)
+
+    def _compacted_keys(self) -> Iterator[PoolKey]:
+        if self.file.is_file():
+            keys = pq.read_table(self.file, columns=list(self._key)).group_by(list(self._key)).aggregate([])
+            yield from (tuple(row[name] for name in self._key) for row in keys.to_pylist())
+
+    def _parts_by_key(self) -> dict[PoolKey, Path]:
+        return {self._key_of(pq.read_table(part, columns=list(self._key)).slice(0, 1)): part for part in self._part_files()}
+
+    def _key_of(self, pool: pa.Table) -> PoolKey:
+        return tuple(pool[name][0].as_py() for name in self._key)
 
     def _part_files(self) -> list[Path]:
         return sorted(self._parts.glob("*.parquet")) if self._parts.is_dir() else []
@@ -181,6 +218,5 @@ def read_pools(path: str) -> tuple[pa.Table, dict[str, Any]]:
     return table, json.loads(metadata.get(SETTINGS_KEY, b"{}"))
 
 
-def _write(table: pa.Table, path: Path) -> None:
-    with replacing(path) as staging:
-        pq.write_table(table, staging, compression="zstd")
+def _without_metadata(table: pa.Table) -> pa.Table:
+    return table.replace_schema_metadata(None)

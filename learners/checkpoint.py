@@ -119,14 +119,17 @@ class CheckpointManager:
         return meta
 
     def restore(self, step: int, part: str, read: Callable[[Path], None]) -> None:
-        """Verify every file of one part, then have `read(directory)` load it. Raises CheckpointError naming a damaged file."""
+        """Verify every file of one part, then have `read(directory)` load it. Raises CheckpointError naming a damaged file.
+
+        `part` may be a folder of one: "learner/policy".
+        """
         files = [FileEntry(**file) for file in self._manifest(step)["files"] if file["path"].startswith(f"{part}/")]
         if not files:
             raise CheckpointError(f"the checkpoint of step {step} in {self.uri} has no part '{part}'")
-        with self._local_copy(step, part) as directory:
+        with self._local_copy(step, part) as checkpoint:
             for file in files:
-                _verify(directory.parent / file.path, file, self._mend(step))
-            read(directory)
+                _verify(checkpoint / file.path, file, self._mend(step))
+            read(checkpoint / part)
 
     def _mend(self, step: int) -> str:
         return f"delete {self.uri}/{_name(step)} to resume from the checkpoint before it"
@@ -148,17 +151,20 @@ class CheckpointManager:
 
     @contextmanager
     def _local_copy(self, step: int, part: str) -> Iterator[Path]:
+        """A directory of this machine that has the checkpoint's part in it."""
         filesystem, root = self._open()
-        source = posixpath.join(root, _name(step), part)
+        source = posixpath.join(root, _name(step))
         if _is_local(filesystem):
             yield Path(source)
             return
         with tempfile.TemporaryDirectory() as staging:
             target = Path(staging) / part
-            target.mkdir()
+            target.mkdir(parents=True)
             with suppress(FileNotFoundError):  # what is missing is named by the verification
-                fs.copy_files(source, str(target), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
-            yield target
+                fs.copy_files(
+                    posixpath.join(source, part), str(target), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem()
+                )
+            yield Path(staging)
 
     def _prune(self, newest: int) -> None:
         complete = self.steps()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from bonus.diagnostics import BonusDiagnostics
 from buffers.tokens import TokenLedger
+from jobs.evaluation import evaluate_outcomes
+from tests.jobs.samples_fixture import outcomes_of
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "actors/bonus.py", "jobs/controller.py", "jobs/synchronous.py")
@@ -19,6 +21,7 @@ def metrics_written() -> set[str]:
         names |= set(re.findall(rf'"((?:{GROUPS})/[\w@]+)"', (ROOT / source).read_text()))
     names |= {f"bonus/{name.removeprefix('bonus_')}" for name in BonusDiagnostics.__dataclass_fields__}
     names |= TokenLedger().metrics().keys()
+    names |= {re.sub(r"@\d+$", "@k", name) for name in evaluate_outcomes(outcomes_of("1x", "11")).metrics()} | {"eval/step"}
     return names | {f"mismatch/{kind}" for kind in ("mean", "p95", "max", "outside_band")}
 
 

@@ -95,11 +95,12 @@ class LocalExplore:
     def run(self) -> pa.Table:
         """Sample what is not finished; returns the whole table."""
         asyncio.run(self._run())
-        return self.store.compact([problem.problem_id for problem in self.problems])
+        self.store.compact([(problem.problem_id,) for problem in self.problems])
+        return self.store.read()
 
     async def _run(self) -> None:
         finished = self.store.finished()
-        waiting = [problem for problem in self.problems if problem.problem_id not in finished]
+        waiting = [problem for problem in self.problems if (problem.problem_id,) not in finished]
         try:
             async with asyncio.timeout(BOUND_S):
                 for worker in self.workers:
@@ -119,4 +120,5 @@ class LocalExplore:
         sources = self.sources(self.make_encoder() if encode else None)
         explorer = Explorer(self.config, self.task, self.store, sources, self._note)
         asyncio.run(reselect(pools, explorer, sources.encoder, self.config, self.store.add))
-        return self.store.compact([problem_of(pool).problem_id for pool in pools])
+        self.store.compact([(problem_of(pool).problem_id,) for pool in pools])
+        return self.store.read()

@@ -1,81 +1,136 @@
-from itertools import combinations
-from math import comb
-from pathlib import Path
+"""`python -m jobs.evaluate` up to the point where something is started."""
 
-import numpy as np
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from jobs.evaluate import miss_at_k_curves, pass_at_k, pass_at_k_curves
-
-VECTORS = Path(__file__).resolve().parents[3] / "shared" / "vectors" / "repexp.npz"
-
-
-def test_pass_at_k_is_the_share_of_draws_that_hold_a_correct_one():
-    for n in range(1, 8):
-        for c in range(n + 1):
-            for k in range(1, n + 1):
-                draws = list(combinations([True] * c + [False] * (n - c), k))
-                assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws), abs=1e-15), (n, c, k)
+from jobs import evaluate
+from jobs.config import ConfigError
+from jobs.evaluate import main, parse_arguments, pass_at_k, resolve, values_of
+from jobs.evaluation_config import EvaluateConfig
+from jobs.job_dir import CONFIG, LOCK
+from tests.jobs.evaluate_fixture import make_run
 
 
-def test_pass_at_k_is_exact_where_factorials_overflow_floats():
-    assert pass_at_k(10_000, 1, 5_000) == 0.5
-    assert pass_at_k(10_000, 0, 9_999) == 0.0
-    assert pass_at_k(10_000, 2, 9_999) == 1.0
+def resolved(*arguments: str) -> EvaluateConfig:
+    options = parse_arguments(arguments)
+    config, _, _ = resolve(values_of(options), source="command line", data=options.data)
+    return config
 
 
-@pytest.mark.parametrize(("n", "c", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5), (0, 0, 1)])
-def test_pass_at_k_refuses_the_impossible(n, c, k):
-    with pytest.raises(ValueError, match=f"n={n}, c={c}, k={k}"):
-        pass_at_k(n, c, k)
+@pytest.fixture
+def runs(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs a, b (both of sums to 20) and c (of sums to 50) in ./runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, largest in (("a", 20), ("b", 20), ("c", 50)):
+        settings: dict[str, Any] = {
+            "task": {"name": "arithmetic", "arithmetic": {"sum_max": largest}},
+            "sampling": {"max_response_tokens": 12},
+            "rollout": {"engine": "transformers", "workers": 3 if name == "b" else 1},
+        }
+        make_run(tmp_path / "runs" / name, tiny_model, checkpoints=[10], settings=settings)
+    return tmp_path / "runs"
 
 
-def test_curves_equal_the_scalar_estimator():
-    counts = [(n, c) for n in range(1, 13) for c in range(n + 1)]
-    curves = pass_at_k_curves([n for n, _ in counts], [c for _, c in counts], 12)
-    assert curves.shape == (len(counts), 12)
-    for (n, c), curve in zip(counts, curves, strict=True):
-        np.testing.assert_allclose(curve[:n], [pass_at_k(n, c, k) for k in range(1, n + 1)], rtol=0, atol=1e-15)
+def test_pass_at_k_keeps_its_public_name() -> None:
+    assert evaluate.pass_at_k is pass_at_k
+    assert pass_at_k(4, 2, 2) == pytest.approx(5 / 6)
 
 
-def test_beyond_the_last_response_a_curve_stays_as_it_is():
-    np.testing.assert_allclose(pass_at_k_curves([2, 2, 2], [0, 1, 2], 5), [[0] * 5, [0.5, 1, 1, 1, 1], [1] * 5])
+def test_the_module_is_light_to_import() -> None:
+    code = "import jobs.evaluate, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert not {"ray", "torch", "transformers", "vllm", "matplotlib"} & set(done.stdout.split())
 
 
-def test_misses_are_exact_where_one_minus_pass_at_k_rounds_to_zero():
-    miss = miss_at_k_curves([64], [32], 40)[0]
-    assert miss[31] == pytest.approx(1 / comb(64, 32), rel=1e-13)
-    assert 1.0 - pass_at_k_curves([64], [32], 40)[0][31] == 0.0
-    assert (miss[32:] == 0.0).all()
+def test_flags_set_keys_and_the_file_is_beneath_them(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('samples = 64\nproblems = 7\nmodels = ["smollm2-135m"]\n[task]\nname = "gsm8k"\n')
+    config = resolved(str(file), "--samples", "8", "--k", "1,4", "--data", "somewhere", "--set", "seed=3")
+    assert (config.samples, config.problems, config.k, config.seed) == (8, 7, (1, 4), 3)
+    assert (config.task.name, config.task.gsm8k.path) == ("gsm8k", "somewhere")
+    assert config.models == ("smollm2-135m",)
 
 
-def test_curves_are_stable_for_many_responses():
-    curve = pass_at_k_curves([10_000], [3], 10_000)[0]
-    ks = [1, 10, 1_000, 5_000, 9_000, 9_997]
-    np.testing.assert_allclose(curve[np.array(ks) - 1], [pass_at_k(10_000, 3, k) for k in ks], rtol=1e-11)
+def test_a_run_brings_its_task_sampling_and_engine(runs: Path) -> None:
+    config = resolved("--model", "a", "--samples", "8")
+    assert config.task.arithmetic.sum_max == 20
+    assert config.sampling.max_response_tokens == 12
+    assert config.rollout.engine == "transformers"
 
 
-@pytest.mark.parametrize(
-    ("n", "c", "max_k", "named"),
-    [
-        ([4, 3], [1, 5], 2, "n=3, c=5"),
-        ([4], [-1], 2, "c=-1"),
-        ([0], [0], 2, "n=0"),
-        ([4], [1], 0, "max_k=0"),
-        ([4, 4], [1], 2, "2 n and 1 c"),
-    ],
-)
-def test_curves_refuse_the_impossible(n, c, max_k, named):
-    with pytest.raises(ValueError, match=named):
-        miss_at_k_curves(n, c, max_k)
+def test_data_is_the_path_of_the_task_that_a_run_brings(runs: Path, tiny_model: str) -> None:
+    make_run(runs / "own", tiny_model, checkpoints=[10], settings={"task": {"name": "parquet", "parquet": {"path": "old"}}})
+    assert resolved("--model", "own", "--data", "new").task.parquet.path == "new"
+    with pytest.raises(ConfigError, match=r"unknown key 'task\.arithmetic\.path'"):
+        resolved("--model", "a", "--data", "new")
 
 
-@pytest.mark.skipif(not VECTORS.is_file(), reason=f"{VECTORS} is not there")
-def test_pass_at_k_agrees_with_the_shared_vectors():
-    vectors = np.load(VECTORS)
-    cases = zip(vectors["passk_n"], vectors["passk_c"], strict=True)
-    value = [[pass_at_k(int(n), int(c), int(k)) for k in vectors["passk_k"]] for n, c in cases]
-    assert vectors["passk_value"].size > 4
-    np.testing.assert_allclose(value, vectors["passk_value"], rtol=0, atol=1e-12)
-    curves = pass_at_k_curves(vectors["passk_n"], vectors["passk_c"], int(vectors["passk_k"].max()))
-    np.testing.assert_allclose(curves[:, vectors["passk_k"] - 1], vectors["passk_value"], rtol=0, atol=1e-12)
+def test_what_is_said_beats_what_a_run_brings(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[sampling]\nmax_response_tokens = 30\n")
+    config = resolved(str(file), "--model", "a", "--set", "task.arithmetic.sum_max=99")
+    assert (config.sampling.max_response_tokens, config.sampling.max_prompt_tokens) == (30, 128)
+    assert config.task.arithmetic.sum_max == 99
+
+
+def test_runs_that_agree_but_for_their_means_go_together_and_others_do_not(runs: Path) -> None:
+    assert resolved("--model", "a", "--model", "b", "--model", "smollm2-135m").task.arithmetic.sum_max == 20
+    with pytest.raises(
+        ConfigError, match=r"a step 10 and c step 10 differ in task.arithmetic.sum_max \(20 -> 50\): say which one is meant"
+    ):
+        resolved("--model", "a", "--model", "c")
+    assert resolved("--model", "a", "--model", "c", "--set", "task.arithmetic.sum_max=30").task.arithmetic.sum_max == 30
+
+
+def test_a_dry_run_names_the_policies_and_starts_nothing(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "a", "--model", "smollm2-135m", "--base-model", "smollm2-135m", "--out", "out", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "model: a step 10: the checkpoint in" in text
+    assert "likelihood under: smollm2-135m" in text
+    assert "x 256 samples of at most 12 tokens" in text
+    assert not Path("out").exists()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_mistakes_are_refused_in_one_line(runs: Path, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ("--model", tiny_model, "--out", "out")
+    assert "asks for pass@512, but there are 256 samples" in refusal(capsys, *model, "--k", "1,512")
+    assert "k = [4, 2] must be increasing" in refusal(capsys, *model, "--k", "4,2")
+    assert "nor a hub id" in refusal(capsys, "--model", "quickstart", "--out", "out")
+    assert "nor a hub id" in refusal(capsys, *model, "--base-model", "runs/nothing")
+    assert "has no policy of step 11" in refusal(capsys, "--model", "a@11", "--out", "out")
+    assert "is there twice" in refusal(capsys, *model, "--model", tiny_model)
+    assert "no split 'nowhere'" in refusal(capsys, *model, "--split", "nowhere")
+    assert "has no end" in refusal(capsys, *model, "--problems", "0")
+    assert "samples" in refusal(capsys, *model, "--samples", "0")
+    assert "task = 'gsm8k'" in refusal(capsys, *model, "--set", "task=gsm8k")
+    assert "did you mean 'sampling.temperature'" in refusal(capsys, *model, "--set", "sampling.temprature=1")
+    assert "does not exist" in refusal(capsys, "nothing.toml")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "?", "answer": "1"}\n')
+    ungraded = ("--task", "parquet", "--data", str(rows), "--set", "task.parquet.verifier=none")
+    assert "task parquet has no verifier, and evaluation needs verdicts" in refusal(capsys, *model, *ungraded)
+    assert not Path("out").exists()
+
+
+def test_the_directory_of_another_job_is_refused(tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / LOCK).touch()
+    (other / CONFIG).write_text(resolved("--model", tiny_model, "--samples", "8").model_dump_json())
+    line = refusal(capsys, "--model", tiny_model, "--samples", "16", "--out", str(other))
+    assert "belongs to a run with another configuration: samples (8 -> 16)" in line
+    assert "choose another with --out DIR" in line

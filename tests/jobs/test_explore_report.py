@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from jobs import explore_report
 from jobs.explore_report import Report, console_lines, write_report
 from tests.jobs.pools_fixture import as_table, realistic_table, row, small_table
 
@@ -291,7 +290,7 @@ def test_an_interrupted_write_leaves_the_file_that_was_there(tmp_path, monkeypat
     def broken(self, target):
         raise OSError("no space")
 
-    monkeypatch.setattr(explore_report.Path, "replace", broken)
+    monkeypatch.setattr(Path, "replace", broken)
     with pytest.raises(OSError, match="no space"):
         write_report(small_table("000", "001"), {}, tmp_path)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.bootstrap import mean_curve, resample_counts
-from jobs.evaluate import pass_at_k_curves
+from jobs.pass_at_k import pass_at_k_curves
 from jobs.pool_statistics import (
     JudgedPool,
     Outcomes,

@@ -1,0 +1,42 @@
+"""The scorer: a frozen model that says how likely it finds responses, whoever sampled them.
+
+    mean_logprobs = scorer.mean_logprobs(batch)        # one prompt and its responses; a number each, None for an empty one
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from actors.config import ScorerConfig
+from learners.forward import load_causal_lm
+from learners.policy_learner import read_groups
+from learners.scoring import response_loglikelihoods
+
+
+class ResponseScorer:
+    """A model that is only read. One call at a time."""
+
+    def __init__(self, *, model: str, config: ScorerConfig, device: str = "cpu") -> None:
+        torch.set_num_threads(config.threads)
+        self._config = config
+        self._device = torch.device(device)
+        self._model: Any = load_causal_lm(model, dtype=config.dtype, device=device).requires_grad_(False)
+
+    def mean_logprobs(self, batch: pa.RecordBatch) -> list[float | None]:
+        """Mean log-prob, in nats, of each response's tokens, the end-of-turn token included, at temperature 1.
+
+        `batch` has the columns prompt_ids, all rows the same, and response_ids.
+        """
+        groups = read_groups(batch, batch.num_rows)
+        loglikelihood_R, num_tokens_R = response_loglikelihoods(
+            self._model, groups, tokens_per_batch=self._config.tokens_per_batch, device=self._device
+        )
+        pairs = zip(loglikelihood_R.tolist(), num_tokens_R.tolist(), strict=True)
+        return [total / num_tokens if num_tokens else None for total, num_tokens in pairs]
+
+    def ready(self) -> int:
+        """Returns the number of parameters once the model is loaded."""
+        return sum(parameter.numel() for parameter in self._model.parameters())

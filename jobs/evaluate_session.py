@@ -1,0 +1,172 @@
+"""One start of `jobs.evaluate`: lock the directory, sample and judge model after model, score under the base model, report.
+
+model 1: engines start ──> every problem's pool ──> engines end;  model 2: …;  then the scorer, alone;  then the report
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from rich.console import Console
+
+from buffers.records import Problem
+from jobs.build import all_ready, close_all, namespace, ray_session, rollout_worker, scorer, verifier_pool
+from jobs.config import ConfigError
+from jobs.console import say
+from jobs.environment import prepare_environment
+from jobs.evaluate_report import write_report
+from jobs.evaluate_summary import print_summary
+from jobs.evaluated_models import EvaluatedModel, PinnedModel, PinnedModels
+from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, EvaluateConfig
+from jobs.evaluator import POOL_KEY, Evaluator, EvaluatorSettings
+from jobs.handles import Handle
+from jobs.job_dir import JobDirectory
+from jobs.plan import evaluate_memory_gib
+from jobs.pool_job import Bar, interruptibly, problems_of, require_memory, run_to_end
+from jobs.pool_pipeline import FINISHERS
+from jobs.pools import PoolStore, with_columns
+from tasks.base import Task, TaskError
+from tasks.registry import make_task
+
+SAMPLES = "samples.parquet"
+BASE_COLUMN = "base_mean_logprob"
+
+
+def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
+    """Returns the exit code. Raises ConfigError when the job is refused; nothing was then touched."""
+    task = _task(config)
+    problems = problems_of(task, config.split, config.problems)
+    everything = [*models, *([base] if base else [])]
+    require_memory(evaluate_memory_gib(config, [model.model for model in models], base.model if base else None))
+    prepare_environment(*(str(model.run.path) if model.run else model.model for model in everything))
+    console = Console()
+    with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out DIR") as directory:
+        session = _Session(config, task, problems, directory.path, console)
+        work = session.run(models, base)
+        return run_to_end(lambda: asyncio.run(work), console, directory.path, lambda: len(session.store.finished()))
+
+
+def _task(config: EvaluateConfig) -> Task:
+    try:
+        task = make_task(config.task)
+    except TaskError as error:
+        raise ConfigError(str(error)) from None
+    if not task.has_verifier:
+        raise ConfigError(f"task {task.name} has no verifier, and evaluation needs verdicts: set its verifier")
+    return task
+
+
+class _Session:
+    def __init__(self, config: EvaluateConfig, task: Task, problems: Sequence[Problem], directory: Path, console: Console) -> None:
+        self._config = config
+        self._task = task
+        self._problems = problems
+        self._directory = directory
+        self._console = console
+        self.store = PoolStore(directory, config.model_dump(mode="json"), file=SAMPLES, key=POOL_KEY)
+
+    async def run(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> None:
+        """Do what is not done yet, then report on all of it."""
+        pins = PinnedModels(self._directory)
+        pinned = [pins.known(model.name) or await asyncio.to_thread(pins.pin, model) for model in models]
+        if base is not None and pins.known(base.name) is None:
+            await asyncio.to_thread(pins.pin, base)
+        waiting = self._waiting(pinned)
+        to_score = base is not None and (bool(waiting) or any(BASE_COLUMN not in pool.column_names for pool in self.store.parts()))
+        if waiting or to_score:
+            await interruptibly(self._fill(models, waiting, base if to_score else None, pins))
+        labels = [one.label for one in pinned]
+        self.store.compact([(label, problem.problem_id) for label in labels for problem in self._problems])
+        await asyncio.to_thread(pins.release)
+        self._report(labels)
+
+    def _waiting(self, pinned: Sequence[PinnedModel]) -> dict[str, list[Problem]]:
+        """By label, the problems that a model has no finished pool of; models without any are left out."""
+        finished = self.store.finished()
+        missing = {one.label: [problem for problem in self._problems if (one.label, problem.problem_id) not in finished] for one in pinned}
+        return {label: problems for label, problems in missing.items() if problems}
+
+    async def _fill(
+        self, models: Sequence[EvaluatedModel], waiting: dict[str, list[Problem]], base: EvaluatedModel | None, pins: PinnedModels
+    ) -> None:
+        config = self._config
+        todo = [one for one in [await asyncio.to_thread(pins.pin, model) for model in models] if one.label in waiting]
+        with ray_session(namespace(config.out), config.rollout.workers + 2):
+            if todo:
+                await self._sample_all(todo, waiting, total=len(models) * len(self._problems))
+            if base is not None:
+                await self._score(await asyncio.to_thread(pins.pin, base))
+
+    async def _sample_all(self, todo: Sequence[PinnedModel], waiting: dict[str, list[Problem]], *, total: int) -> None:
+        verifier = verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS)
+        try:
+            with Bar(self._console, total=total, done=total - sum(map(len, waiting.values()))) as bar:
+                for model in todo:
+                    await self._sample(model, waiting[model.label], verifier, bar)
+        finally:
+            await close_all([verifier])
+
+    async def _sample(self, model: PinnedModel, problems: Sequence[Problem], verifier: Handle, bar: Bar) -> None:
+        """One model's engines, from their start to their end: the next one's need the memory."""
+        config = self._config
+        self._say(f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
+        workers = [
+            rollout_worker(index, config.rollout, config.sampling, model=model.path, run_id="evaluate", seed=config.seed)
+            for index in range(config.rollout.workers)
+        ]
+        settings = EvaluatorSettings(
+            samples=config.samples,
+            seed=config.seed,
+            verifier=config.verifier,
+            pool_timeout_s=config.pool_timeout_s,
+            wait_timeout_s=config.wait_timeout_s,
+        )
+        try:
+            await all_ready(workers, [], timeout_s=config.rollout.start_timeout_s)
+            evaluator = Evaluator(self._task, workers, verifier, settings, label=model.label, keep=self.store.add, on_pool=bar.advance)
+            await evaluator.run(problems)
+        finally:
+            await close_all(workers)
+            for worker in workers:
+                worker.kill()
+
+    async def _score(self, base: PinnedModel) -> None:
+        """Give the pools that lack it how likely the base model finds their responses."""
+        config = self._config
+        handle = scorer(config.scorer, model=base.path)
+        self._say(f"likelihood under {base.label}: loading")
+        await all_ready([], [handle], timeout_s=config.rollout.start_timeout_s)
+        lacking = [BASE_COLUMN not in pool.column_names for pool in self.store.parts()]
+        with Bar(self._console, total=len(lacking), done=len(lacking) - sum(lacking), what="scored pool") as bar:
+            for pool in self.store.parts():
+                if BASE_COLUMN not in pool.column_names:
+                    scored = await self._scored(handle, pool)
+                    await asyncio.to_thread(self.store.add, scored)
+                    bar.advance(None)
+
+    async def _scored(self, handle: Handle, pool: pa.Table) -> pa.Table:
+        batch = pool.select(["prompt_ids", "response_ids"]).combine_chunks().to_batches()[0]
+        waiting_for = f"the likelihood of the responses to {pool['problem_id'][0].as_py()}"
+        values = await handle.call("mean_logprobs", batch, timeout_s=self._config.wait_timeout_s, waiting_for=waiting_for)
+        return with_columns(pool, {BASE_COLUMN: values})
+
+    def _report(self, labels: Sequence[str]) -> None:
+        config = self._config
+        report = write_report(
+            self.store,
+            labels,
+            config.model_dump(mode="json"),
+            self._directory,
+            max_k=config.samples,
+            ks=config.k,
+            num_resamples=config.resamples,
+            seed=config.seed,
+        )
+        print_summary(report, self._console)
+        self._say(f"{self._directory}/report.html   {SAMPLES}   report.json")
+
+    def _say(self, text: str) -> None:
+        say(self._console, text)
