@@ -46,7 +46,7 @@ TEMPERATURE_FIT, TEMPERATURE_SLOPES = 0.7, (0.03, 0.75)
 that is no broken model (of temperature infinity)."""
 CONCENTRATION, EXTREME = 0.5, 2.0
 """Share of the sum of |d| in its largest twentieth, and the largest |d|, from which few tokens are what is wrong."""
-RELATED, DIVERGING = 0.5, 0.4
+RELATED, DIVERGING = 0.8, 0.65
 """Correlation of both log-probs, and −2·mean(d)/var(d), below which the log-probs are those of other tokens. The latter is 1 where d
 comes of two distributions of which one was sampled from, and 0 where it is unrelated to what was sampled."""
 TENSOR_DIVERGENCE = 0.15
