@@ -23,7 +23,7 @@ class Denominators:
     """Response tokens."""
     num_responses: int
     """Responses that have tokens."""
-    constant_tokens: int | None = None
+    constant_tokens: int = 0
     """The length that stands for every response's."""
 
 
@@ -43,7 +43,7 @@ def sequence_mean(values_N: Tensor, response_N: Tensor, over: Denominators) -> T
 
 def constant(values_N: Tensor, response_N: Tensor, over: Denominators) -> Tensor:
     """1/(R·L) · Σ_t x_t with one L = constant_tokens for all: Dr. GRPO (arXiv:2503.20783), where L is the longest a response may be."""
-    if over.constant_tokens is None:
+    if not over.constant_tokens:
         raise ValueError('aggregation = "constant" needs constant_tokens')
     return values_N.sum() / (over.num_responses * over.constant_tokens)
 

@@ -90,8 +90,8 @@ class LossConfig(BaseModel):
     """"clip": the policy ratio is clipped from below at 1 − clip_low."""
     clip_high: float = Field(0.28, ge=0)
     """"clip": the policy ratio is clipped from above at 1 + clip_high (asymmetric by default: DAPO's clip-higher)."""
-    dual_clip: float | None = Field(None, gt=1)
-    """"clip": bounds what a token with negative advantage can cost at dual_clip · |A| (dual-clip PPO: 3). None: unbounded."""
+    dual_clip: float = Field(0.0, ge=0)
+    """"clip": bounds what a token with negative advantage can cost at dual_clip · |A|, above 1 (dual-clip PPO: 3). 0 is off."""
     gspo_clip_low: float = Field(3e-4, ge=0, lt=1)
     """"gspo": the response's ratio is clipped from below at 1 − gspo_clip_low. A geometric mean over tokens, it stays far closer to 1 than
     a token's ratio; with another numeric format than the engine's it already differs by more, so raise both."""
@@ -103,8 +103,8 @@ class LossConfig(BaseModel):
     """How tokens become one number (`learners.aggregation`). "token_mean" (DAPO): mean over all tokens of the batch; "sequence_mean"
     (GRPO, GSPO): mean over a response's tokens, then over responses, so that a token of a long one counts less; "constant" (Dr. GRPO):
     sum over tokens / (responses · constant_tokens)."""
-    constant_tokens: int | None = Field(None, ge=1)
-    """"constant": the length every response is divided by, as a rule sampling.max_response_tokens."""
+    constant_tokens: int = Field(0, ge=0)
+    """"constant": the length every response is divided by, as a rule sampling.max_response_tokens. 0 with any other aggregation."""
     correction: Correction = "truncated_is"
     """Off-policy correction of tokens sampled under an older policy (`learners.corrections`), d = log pi_proximal − log pi_behaviour, the
     proximal policy being the one the batch was begun with. "truncated_is": min(exp d, is_cap); "masked_is" (IcePop): exp d within
@@ -113,8 +113,8 @@ class LossConfig(BaseModel):
     against the behaviour policy, and nothing is weighted. "none" is refused when max_policy_lag > 0, unless accept_uncorrected is set."""
     is_cap: float = Field(2.0, gt=0)
     """"truncated_is", "sequence_truncated_is": cap of the importance weight."""
-    mask_band: tuple[float, float] | None = None
-    """"masked_is", "sequence_masked_is": weights outside [low, high] become 0. None: [0.5, 5] for tokens (IcePop), [0, 2] for a product
+    mask_band: tuple[float, float] | Literal["auto"] = "auto"
+    """"masked_is", "sequence_masked_is": weights outside [low, high] become 0. "auto": [0.5, 5] for tokens (IcePop), [0, 2] for a product
     and [0.98, 1.02] for a geometric mean over a response."""
     sequence_ratio: SequenceRatio = "product"
     """"sequence_truncated_is", "sequence_masked_is": a response's ratio is the "product" of its tokens' (unbiased, of a variance that grows
@@ -131,16 +131,18 @@ class LossConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.dual_clip is not None and self.surrogate != "clip":
+        if 0 < self.dual_clip <= 1:
+            raise ValueError(f"dual_clip = {self.dual_clip} would cut ratios below 1: set it above 1, or to 0 for none")
+        if self.dual_clip and self.surrogate != "clip":
             raise ValueError(f'dual_clip = {self.dual_clip} contradicts surrogate = "{self.surrogate}": it bounds surrogate = "clip" alone')
-        if (self.aggregation == "constant") != (self.constant_tokens is not None):
+        if (self.aggregation == "constant") != (self.constant_tokens > 0):
             raise ValueError(
                 f'aggregation = "{self.aggregation}" contradicts constant_tokens = {self.constant_tokens}: '
                 'aggregation = "constant" needs it, as a rule sampling.max_response_tokens, and no other takes it'
             )
-        if self.mask_band is not None and self.correction not in ("masked_is", "sequence_masked_is"):
+        if self.mask_band != "auto" and self.correction not in ("masked_is", "sequence_masked_is"):
             raise ValueError(f'mask_band = {list(self.mask_band)} contradicts correction = "{self.correction}", which has no band')
-        if self.mask_band is not None and not 0 <= self.mask_band[0] < 1 < self.mask_band[1]:
+        if self.mask_band != "auto" and not 0 <= self.mask_band[0] < 1 < self.mask_band[1]:
             raise ValueError(f"mask_band = {list(self.mask_band)} must have 0 <= low < 1 < high: a weight of 1 is no mismatch")
         if self.accept_uncorrected and self.correction != "none":
             raise ValueError(f'accept_uncorrected = true contradicts correction = "{self.correction}": set it to false')
@@ -150,7 +152,7 @@ class LossConfig(BaseModel):
     def band(self) -> tuple[float, float]:
         """The mask band in force. Raises KeyError for a correction that has none."""
         ratio = self.sequence_ratio if self.correction == "sequence_masked_is" else None
-        return self.mask_band if self.mask_band is not None else _MASK_BANDS[self.correction, ratio]
+        return self.mask_band if self.mask_band != "auto" else _MASK_BANDS[self.correction, ratio]
 
     @property
     def is_by_response(self) -> bool:

@@ -58,7 +58,7 @@ def gspo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
     """
     ratio_N = mean_by_response(inputs.logprob_N - inputs.anchor_logprob_N, inputs.response_N).exp()
     clipped_ratio_N = ratio_N.clamp(1 - config.gspo_clip_low, 1 + config.gspo_clip_high)
-    return _pessimistic(ratio_N, clipped_ratio_N, inputs.advantage_N, None)
+    return _pessimistic(ratio_N, clipped_ratio_N, inputs.advantage_N)
 
 
 def cispo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
@@ -79,12 +79,12 @@ def reinforce(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
     return SurrogateOutput(value_N=inputs.advantage_N * inputs.logprob_N, clipped_N=torch.zeros_like(inputs.advantage_N, dtype=torch.bool))
 
 
-def _pessimistic(ratio_N: Tensor, clipped_ratio_N: Tensor, advantage_N: Tensor, dual_clip: float | None) -> SurrogateOutput:
+def _pessimistic(ratio_N: Tensor, clipped_ratio_N: Tensor, advantage_N: Tensor, dual_clip: float = 0.0) -> SurrogateOutput:
     """The smaller of both terms; with `dual_clip` never below dual_clip·A where A is negative."""
     free_N, clipped_N = ratio_N * advantage_N, clipped_ratio_N * advantage_N
     value_N = torch.minimum(free_N, clipped_N)
     limited_N = clipped_N < free_N
-    if dual_clip is not None:
+    if dual_clip:
         floor_N = torch.where(advantage_N < 0, dual_clip * advantage_N, -torch.inf)
         limited_N = limited_N | (value_N < floor_N)
         value_N = torch.maximum(value_N, floor_N)

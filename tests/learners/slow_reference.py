@@ -56,7 +56,7 @@ def surrogate_of(response: Sequence[Token], fixed: Sequence[Token], t: int, conf
         case "clip":
             ratio = math.exp(token.logprob - anchor_of(token, config))
             value = pessimistic(ratio, 1 - config.clip_low, 1 + config.clip_high, token.advantage)
-            if config.dual_clip is not None and token.advantage < 0:
+            if config.dual_clip and token.advantage < 0:
                 value = max(value, config.dual_clip * token.advantage)
             return value
 
@@ -105,7 +105,6 @@ def aggregated(values: Sequence[Sequence[float]], config: LossConfig) -> float:
         case "sequence_mean":
             return sum(sum(response) / len(response) for response in responses) / len(responses)
         case "constant":
-            assert config.constant_tokens is not None
             return sum(sum(response) / config.constant_tokens for response in responses) / len(responses)
 
 

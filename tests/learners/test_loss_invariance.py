@@ -31,7 +31,7 @@ TEMPERATURE = 0.8
 LOSSES: dict[str, dict[str, Any]] = {
     **{name: {"surrogate": name, "correction": "none"} for name in SURROGATES},  # against the behaviour policy ratios differ from 1
     **{name: {"correction": name, "trust_region_max": 9.0, "trust_region_mean": 3.0} for name in CORRECTIONS},
-    **{name: {"aggregation": name, "constant_tokens": 9 if name == "constant" else None} for name in AGGREGATIONS},
+    **{name: {"aggregation": name, "constant_tokens": 9 if name == "constant" else 0} for name in AGGREGATIONS},
     **{
         f"kl {name} in the loss": {"kl": {"where": "loss", "estimator": name, "coefficient": 0.5}} for name in KL_ESTIMATORS if name != "k1"
     },

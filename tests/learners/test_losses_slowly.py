@@ -165,11 +165,11 @@ def test_the_batch_shows_both_sides_of_every_limit() -> None:
         _, output = whole(batch, config)
         if config.surrogate != "reinforce":
             assert is_some(output.clipped_N), label(config)
-        if config.mask_band is not None or config.correction == "trust_region_mask":
+        if config.mask_band != "auto" or config.correction == "trust_region_mask":
             assert is_some(output.is_weight_N == 0), label(config)
         if config.correction.endswith("truncated_is") and config.is_cap < 2:
             assert is_some(output.is_weight_N == config.is_cap), label(config)
-    plain, dual = (whole(batch, LossConfig(clip_high=0.2, dual_clip=bound))[1].clipped_N.sum() for bound in (None, 1.5))
+    plain, dual = (whole(batch, LossConfig(clip_high=0.2, dual_clip=bound))[1].clipped_N.sum() for bound in (0, 1.5))
     assert dual > plain
 
 
