@@ -91,7 +91,7 @@ class Replay(Checkpointed):
 
         Raises ValueError when replay is full with less than one step's groups: waiting would then wait for ever.
         """
-        batch = self._with_rewards(with_verdicts(batch, verdicts), verdicts)
+        batch = with_rewards(batch, verdicts, self._rewards, self._max_response_tokens)
         if filterable and len({verdict.reward for verdict in verdicts if verdict.reward is not None}) <= 1:
             self._set_aside(batch, GroupOutcome.FILTERED)
             return InsertResult.FILTERED
@@ -104,21 +104,6 @@ class Replay(Checkpointed):
                 f"raise replay.max_bytes = {self._config.max_bytes}"
             )
         return result
-
-    def _with_rewards(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict]) -> pa.RecordBatch:
-        if not self._rewards.is_shaped:
-            return batch
-        lengths = pc.list_value_length(batch.column("response_ids")).to_pylist()
-        terms = [
-            reward_terms(verdict, length, self._max_response_tokens, self._rewards)
-            for verdict, length in zip(verdicts, lengths, strict=True)
-        ]
-        return with_shaped_rewards(
-            batch,
-            reward=[term.total for term in terms],
-            format_term=[term.format for term in terms],
-            length_term=[term.length for term in terms],
-        )
 
     def _set_aside(self, group: pa.RecordBatch, outcome: GroupOutcome) -> None:
         """For the log of the next step."""
@@ -217,6 +202,21 @@ class Replay(Checkpointed):
 def at_step(group: pa.RecordBatch, step: int) -> pa.RecordBatch:
     """The group, which has its outcome, as one of `step`."""
     return with_outcome(group, step, GroupOutcome(group.column("outcome")[0].as_py()))
+
+
+def with_rewards(batch: pa.RecordBatch, verdicts: Sequence[Verdict], config: RewardConfig, max_response_tokens: int) -> pa.RecordBatch:
+    """The group with its verdicts, and what `config` makes of them."""
+    batch = with_verdicts(batch, verdicts)
+    if not config.is_shaped:
+        return batch
+    lengths = pc.list_value_length(batch.column("response_ids")).to_pylist()
+    terms = [reward_terms(verdict, length, max_response_tokens, config) for verdict, length in zip(verdicts, lengths, strict=True)]
+    return with_shaped_rewards(
+        batch,
+        reward=[term.total for term in terms],
+        format_term=[term.format for term in terms],
+        length_term=[term.length for term in terms],
+    )
 
 
 def trained_rows(batch: pa.RecordBatch, step: int, advantages: Sequence[float]) -> pa.RecordBatch:

@@ -1,6 +1,6 @@
 """The scorer: a frozen model that says how likely it finds responses, whoever sampled them.
 
-    mean_logprobs = scorer.mean_logprobs(batch)        # one prompt and its responses; a number each, None for an empty one
+mean_logprobs = scorer.mean_logprobs(batch)        # one prompt and its responses; a number each, None for an empty one
 """
 
 from __future__ import annotations

@@ -148,10 +148,11 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.max_policy_lag > 0 and self.learner.loss.correction == "none":
+        loss = self.learner.loss
+        if self.max_policy_lag > 0 and loss.correction == "none" and not loss.accept_uncorrected:
             raise ValueError(
                 f'max_policy_lag = {self.max_policy_lag} with learner.loss.correction = "none" would train off-policy uncorrected: '
-                'set the correction to "truncated_is" or max_policy_lag to 0'
+                'set the correction to "truncated_is" or max_policy_lag to 0, or learner.loss.accept_uncorrected to true if that is meant'
             )
         if self.learner.mini_batches > self.prompts_per_step:
             raise ValueError(
@@ -368,4 +369,5 @@ def _first_line(error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if not location:
         return message + more
-    return f"{'.'.join(location)} = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+    given = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"  # a whole section says nothing of what is wrong in it
+    return f"{'.'.join(location)}{given}: {message[0].lower()}{message[1:]}{more}"

@@ -81,13 +81,15 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def _memory_gib(config: RunConfig) -> float | None:
-    """Weights, float32 masters, gradients and AdamW moments, KV cache, processes. None for a model that is not here yet."""
+    """Weights, float32 masters, gradients and AdamW moments, the reference where there is one, KV cache, processes. None for a model that
+    is not here yet."""
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
     weight_bytes = bytes_of(config.learner.dtype)
     copy_bytes = weight_bytes if weight_bytes < 4 else 0  # float32 weights are their own masters
-    learner = parameters * (copy_bytes + 4 * 4) / 2**30 + BASE_PROCESS_GIB + config.learner.tokens_per_micro_batch * 1e-3
+    reference_bytes = weight_bytes if config.learner.loss.kl.where != "off" else 0
+    learner = parameters * (copy_bytes + 4 * 4 + reference_bytes) / 2**30 + BASE_PROCESS_GIB + config.learner.tokens_per_micro_batch * 1e-3
     rollout = _rollout_gib(parameters, config.rollout)
     encoders = config.encoder.replicas if config.bonus.enabled and config.bonus.source == "encoder" else 0
     encoder = encoders * _encoder_gib(parameters, config.encoder) + (BASE_PROCESS_GIB if config.bonus.enabled else 0.0)

@@ -10,6 +10,7 @@ import signal
 from contextlib import suppress
 from typing import Any
 
+from jobs.advice import MismatchAdvice, no_signal_warning
 from jobs.build import RayFactory, missing_cpus, namespace, num_actors, ray_session
 from jobs.config import ConfigError, RunConfig
 from jobs.console import RunConsole
@@ -105,15 +106,6 @@ def _start_step(run: RunDirectory, resume: str) -> int:
     return latest or 0
 
 
-def no_signal_warning(step: int, metrics: dict[str, float], config: RunConfig) -> str:
-    """What a bonus that orders nothing means, and what to change."""
-    mend = 'set bonus.ridge = "auto"' if config.bonus.ridge != "auto" else "check bonus.dim and the encoder"
-    return (
-        f"step {step}: the exploration bonus carries no signal: its median spread within a group is {metrics['bonus/spread']:.1e} "
-        f"(below 1e-3) at ridge {metrics['bonus/ridge']:.3g}; {mend} (docs/algorithm.md)"
-    )
-
-
 def evaluation_line(step: int, metrics: dict[str, float]) -> str:
     """What an evaluation found, in short."""
     rates = sorted((int(name.rpartition("@")[2]), rate) for name, rate in metrics.items() if name.startswith("eval/pass@"))
@@ -139,6 +131,7 @@ class _Session:
         self._synchronous = synchronous
         self.control = Control(directory.path, directory.run_id, config, warn=console.warn)
         self._signal: int | None = None
+        self._mismatch_advice = MismatchAdvice()
         self._writer: MetricsWriter | None = None
         self._events: EventLog | None = None
 
@@ -226,6 +219,8 @@ class _Session:
         self._console.step(step, metrics)
         if "bonus/no_signal_warning" in metrics:
             self._console.warn(no_signal_warning(step, metrics, self._config))
+        for text in self._mismatch_advice.new(step, metrics):
+            self._console.warn(text)
 
     def _evaluated(self, step: int, metrics: dict[str, float]) -> None:
         assert self._writer is not None

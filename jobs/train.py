@@ -26,6 +26,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--replay-events", metavar="RUN_DIR", help="train again on the recorded batches of that run, in their order, without engines or Ray"
     )
+    parser.add_argument(
+        "--replay-from", metavar="DIR", help="train on saved rollouts, without engines or Ray: those of a run, or .jsonl and .parquet rows"
+    )
+    parser.add_argument("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards anew")
     parser.add_argument("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
     return parser.parse_args(arguments)
 
@@ -38,10 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--synchronous needs max_policy_lag = 0, the configuration has {config.max_policy_lag}")
         if options.replay_events and (options.synchronous or options.resume != "auto"):
             raise ConfigError("--replay-events goes with neither --synchronous nor --resume: it begins at the first batch")
+        if options.replay_from and (options.synchronous or options.resume != "auto" or options.replay_events):
+            raise ConfigError(
+                "--replay-from goes with none of --synchronous, --resume and --replay-events: it begins at the first rollouts"
+            )
+        if options.rescore and not options.replay_from:
+            raise ConfigError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
         if options.dry_run:
             return _dry_run(config)
         if options.replay_events:
-            return _replay(config, options.replay_events)
+            return _replay_events(config, options.replay_events)
+        if options.replay_from:
+            return _replay_from(config, options.replay_from, rescore=options.rescore)
         return _train(config, options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -58,12 +70,20 @@ def _dry_run(config: RunConfig) -> int:
     return 0
 
 
-def _replay(config: RunConfig, source: str) -> int:
+def _replay_events(config: RunConfig, source: str) -> int:
     from jobs.environment import prepare_environment
     from jobs.replay_events import replay_session
 
     prepare_environment(config.model)
     return replay_session(config, source)
+
+
+def _replay_from(config: RunConfig, source: str, *, rescore: bool) -> int:
+    from jobs.environment import prepare_environment
+    from jobs.replay_from import replay_from_session
+
+    prepare_environment(config.model)
+    return replay_from_session(config, source, rescore=rescore)
 
 
 def _train(config: RunConfig, options: argparse.Namespace) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from learners.config import AdvantageConfig
+from learners.config import AdvantageConfig, Normalise
 
 EPSILON = 1e-6
 """Added to the standard deviation, as the authors' trainer does."""
@@ -17,10 +20,10 @@ def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageCo
     combine = "reward" (arXiv:2510.11686, §4):   A = normalise(alpha·r + beta·b)
     combine = "advantage" (ours):                A = normalise(alpha·r) + beta·(b − mean(b))
 
-    with normalise(x) = (x − mean(x)) / (std(x, ddof=1) + 1e-6) over the group ("std", GRPO) or x − mean(x) ("mean").
+    normalise is one of NORMALISERS; the mean of the bonuses is that of the group, whatever it is.
 
-    A NaN reward marks a response that could not be scored: it is left out of its group's statistics and gets advantage 0.
-    A group with fewer than two scored responses gets advantage 0 throughout.
+    A NaN reward marks a response that could not be scored: it is left out of all statistics and gets advantage 0. A group with fewer than
+    two scored responses gets advantage 0 throughout, or with normalise "batch", which needs no other response of the group, a batch.
 
     Raises ValueError on shapes that differ.
     """
@@ -29,21 +32,84 @@ def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageCo
     scored_GK = ~torch.isnan(rewards_GK)
     reward_GK = config.alpha * torch.nan_to_num(rewards_GK.to(torch.float64))
     bonus_GK = config.beta * bonuses_GK.to(torch.float64)
+    normaliser = NORMALISERS[config.normalise]
     if config.beta == 0:
-        advantages_GK = _normalise(reward_GK, scored_GK, config.normalise)
+        advantages_GK = normaliser.function(reward_GK, scored_GK)
     elif config.combine == "reward":
-        advantages_GK = _normalise(reward_GK + bonus_GK, scored_GK, config.normalise)
+        advantages_GK = normaliser.function(reward_GK + bonus_GK, scored_GK)
     else:
-        advantages_GK = _normalise(reward_GK, scored_GK, config.normalise) + _normalise(bonus_GK, scored_GK, "mean")
-    usable_GK = scored_GK & (scored_GK.sum(-1, keepdim=True) >= 2)
+        advantages_GK = normaliser.function(reward_GK, scored_GK) + mean(bonus_GK, scored_GK)
+    num_compared = scored_GK.sum() if normaliser.over_batch else scored_GK.sum(-1, keepdim=True)
+    usable_GK = scored_GK & (num_compared >= 2)
     return torch.where(usable_GK, advantages_GK, torch.zeros_like(advantages_GK))
 
 
-def _normalise(values_GK: Tensor, scored_GK: Tensor, how: str) -> Tensor:
-    count_G1 = scored_GK.sum(-1, keepdim=True).clamp(min=1)
-    mean_G1 = (values_GK * scored_GK).sum(-1, keepdim=True) / count_G1
-    centred_GK = (values_GK - mean_G1) * scored_GK
-    if how == "mean":
-        return centred_GK
-    variance_G1 = centred_GK.square().sum(-1, keepdim=True) / (count_G1 - 1).clamp(min=1)
+def mean(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
+    """x − mean(x) over the group: Dr. GRPO (arXiv:2503.20783). A group counts by how far its rewards differ."""
+    mean_G1 = (values_GK * scored_GK).sum(-1, keepdim=True) / _count(scored_GK)
+    return (values_GK - mean_G1) * scored_GK
+
+
+def std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
+    """(x − mean(x)) / (std(x, ddof=1) + 1e-6) over the group: GRPO (arXiv:2402.03300). Groups with any contrast count alike."""
+    centred_GK = mean(values_GK, scored_GK)
+    variance_G1 = centred_GK.square().sum(-1, keepdim=True) / (_count(scored_GK) - 1).clamp(min=1)
     return centred_GK / (variance_G1.sqrt() + EPSILON)
+
+
+def leave_one_out(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
+    """x_i − mean of the group's other x_j: RLOO (arXiv:2402.14740), unbiased. It is n/(n − 1) times `mean`, with n scored responses."""
+    count_G1 = _count(scored_GK)
+    return mean(values_GK, scored_GK) * count_G1 / (count_G1 - 1).clamp(min=1)
+
+
+def batch(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
+    """(x − mean(x)) / (std(x, ddof=1) + 1e-6) over all scored responses of the step: REINFORCE++ (arXiv:2501.03262).
+
+    That normalises over tokens, so that long responses weigh more in the mean; here a response counts once.
+    """
+    lowest = values_GK[scored_GK].min() if scored_GK.any() else values_GK.new_zeros(())
+    shifted_GK = (values_GK - lowest) * scored_GK  # equal values give exactly 0
+    count = _count_all(scored_GK)
+    return _divide_by_batch_std((shifted_GK - shifted_GK.sum() / count) * scored_GK, scored_GK)
+
+
+def group_mean_batch_std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
+    """(x − mean over the group) / (std of these over the batch + 1e-6): REINFORCE++ with baseline (arXiv:2501.03262).
+
+    The division is one number for the whole step, so that it has none of the bias by difficulty of a division by group.
+    """
+    return _divide_by_batch_std(mean(values_GK, scored_GK), scored_GK)
+
+
+def _divide_by_batch_std(centred_GK: Tensor, scored_GK: Tensor) -> Tensor:
+    """`centred_GK` has mean 0 over all scored responses."""
+    variance = centred_GK.square().sum() / (_count_all(scored_GK) - 1).clamp(min=1)
+    return centred_GK / (variance.sqrt() + EPSILON)
+
+
+def _count(scored_GK: Tensor) -> Tensor:
+    return scored_GK.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _count_all(scored_GK: Tensor) -> Tensor:
+    return scored_GK.sum().clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normaliser:
+    """`function` takes values and which of them count, both (G, K), and gives what `group_advantages` calls normalise(x)."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    over_batch: bool = False
+    """Whether a response is compared with the whole batch, not with its group."""
+
+
+NORMALISERS: Mapping[Normalise, Normaliser] = {
+    "std": Normaliser(function=std),
+    "mean": Normaliser(function=mean),
+    "leave_one_out": Normaliser(function=leave_one_out),
+    "batch": Normaliser(function=batch, over_batch=True),
+    "group_mean_batch_std": Normaliser(function=group_mean_batch_std),
+}
+"""By name."""

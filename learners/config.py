@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from learners.precision import Dtype
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+Normalise = Literal["std", "mean", "leave_one_out", "batch", "group_mean_batch_std"]
+Surrogate = Literal["clip", "gspo", "cispo", "reinforce"]
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+Correction = Literal["truncated_is", "masked_is", "sequence_truncated_is", "sequence_masked_is", "decoupled", "trust_region_mask", "none"]
+SequenceRatio = Literal["product", "geometric"]
+KlEstimator = Literal["k1", "k2", "k3"]
+
+_MASK_BANDS: dict[tuple[str, str | None], tuple[float, float]] = {
+    ("masked_is", None): (0.5, 5.0),
+    ("sequence_masked_is", "product"): (0.0, 2.0),
+    ("sequence_masked_is", "geometric"): (0.98, 1.02),
+}
 
 
 class AdvantageConfig(BaseModel):
@@ -16,8 +30,11 @@ class AdvantageConfig(BaseModel):
 
     model_config = STRICT
 
-    normalise: Literal["std", "mean"] = "std"
-    """"std" (GRPO): centre by the group mean and divide by the group's standard deviation; "mean" (Dr. GRPO): centre only."""
+    normalise: Normalise = "std"
+    """What a reward is compared with (`learners.advantages`). "std" (GRPO): centred by the group's mean, divided by the group's standard
+    deviation; "mean" (Dr. GRPO): centred only; "leave_one_out" (RLOO): less the mean of the group's other responses; "batch"
+    (REINFORCE++): mean and standard deviation of the whole batch, so that groups without contrast have advantages too;
+    "group_mean_batch_std" (REINFORCE++ with baseline): centred by the group, divided by the standard deviation of the batch."""
     combine: Literal["reward", "advantage"] = "advantage"
     """Where the bonus enters. "reward" (the paper): r = alpha·reward + beta·bonus is normalised together, so in a group whose
     rewards are all equal the bonus alone is blown up to unit variance, whatever beta is. "advantage": the rewards are
@@ -27,22 +44,129 @@ class AdvantageConfig(BaseModel):
     beta: float = Field(0.5, ge=0)
     """Weight of the exploration bonus (the paper: 0.01 with combine = "reward"). Bonuses of one group differ by about 0.1,
     normalised rewards by 1. 0 is plain GRPO, bit for bit."""
+    unlikeliness: float = Field(0.0, ge=0, lt=1)
+    """Share of its reward that the likeliest response of a group loses, the others less by their rank (`learners.rewards`; He et al. 2025
+    take 0.25). Meant as a baseline beside the bonus: set bonus.enabled to false with it. 0 is off."""
 
 
-class LossConfig(BaseModel):
-    """The policy loss."""
+class KlConfig(BaseModel):
+    """Divergence from the reference, which is the initial policy. Off, no reference model is loaded."""
 
     model_config = STRICT
 
+    where: Literal["off", "loss", "reward"] = "off"
+    """"loss" (GRPO): coefficient · KL of every token is added to the loss. "reward" (InstructGPT, RLOO): coefficient · KL, summed over a
+    response's tokens, is taken from its reward before advantages. Either costs a frozen copy of the model and one more forward pass."""
+    estimator: KlEstimator = "k3"
+    """With r = log pi − log pi_ref of the sampled token: "k1" r; "k2" r²/2; "k3" exp(−r) − 1 + r (`learners.kl`). "k1" belongs into the
+    reward; in the loss its gradient has expectation 0, and it is refused."""
+    coefficient: float = Field(0.0, ge=0)
+    """Weight of the divergence: 0.001 to 0.1."""
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        if (self.where == "off") != (self.coefficient == 0):
+            raise ValueError(
+                f'kl.where = "{self.where}" contradicts kl.coefficient = {self.coefficient}: set both, or where = "off" and coefficient = 0'
+            )
+        if self.where == "loss" and self.estimator == "k1":
+            raise ValueError(
+                'kl.estimator = "k1" with kl.where = "loss" has a gradient of expectation 0 and does nothing but add noise: '
+                'set the estimator to "k2", which has the gradient that is meant, or to "k3", or where to "reward"'
+            )
+        return self
+
+
+class LossConfig(BaseModel):
+    """The policy loss: surrogate, off-policy correction, aggregation, and what is added. `docs/losses.md` has the table."""
+
+    model_config = STRICT
+
+    surrogate: Surrogate = "clip"
+    """What is maximised for a token (`learners.surrogates`). "clip": PPO's and GRPO's clipped ratio; "gspo": one ratio a response, clipped
+    to a range of its own; "cispo": the ratio as a capped weight without gradient, so that no token loses its gradient; "reinforce":
+    no ratio, so one optimiser step a batch only."""
     clip_low: float = Field(0.2, ge=0, lt=1)
-    """The policy ratio is clipped from below at 1 − clip_low."""
+    """"clip": the policy ratio is clipped from below at 1 − clip_low."""
     clip_high: float = Field(0.28, ge=0)
-    """The policy ratio is clipped from above at 1 + clip_high (asymmetric by default: DAPO's clip-higher)."""
-    correction: Literal["truncated_is", "none"] = "truncated_is"
-    """Off-policy correction of tokens sampled under an older policy. "truncated_is" weights each token by
-    min(pi_learner / pi_behaviour, is_cap). "none" is refused when max_policy_lag > 0."""
+    """"clip": the policy ratio is clipped from above at 1 + clip_high (asymmetric by default: DAPO's clip-higher)."""
+    dual_clip: float = Field(0.0, ge=0)
+    """"clip": bounds what a token with negative advantage can cost at dual_clip · |A|, above 1 (dual-clip PPO: 3). 0 is off."""
+    gspo_clip_low: float = Field(3e-4, ge=0, lt=1)
+    """"gspo": the response's ratio is clipped from below at 1 − gspo_clip_low. A geometric mean over tokens, it stays far closer to 1 than
+    a token's ratio; with another numeric format than the engine's it already differs by more, so raise both."""
+    gspo_clip_high: float = Field(4e-4, ge=0)
+    """"gspo": and from above at 1 + gspo_clip_high."""
+    cispo_cap: float = Field(5.0, gt=0)
+    """"cispo": cap of the ratio as a weight. There is no lower bound, as in the paper."""
+    aggregation: Aggregation = "token_mean"
+    """How tokens become one number (`learners.aggregation`). "token_mean" (DAPO): mean over all tokens of the batch; "sequence_mean"
+    (GRPO, GSPO): mean over a response's tokens, then over responses, so that a token of a long one counts less; "constant" (Dr. GRPO):
+    sum over tokens / (responses · constant_tokens)."""
+    constant_tokens: int = Field(0, ge=0)
+    """"constant": the length every response is divided by, as a rule sampling.max_response_tokens. 0 with any other aggregation."""
+    correction: Correction = "truncated_is"
+    """Off-policy correction of tokens sampled under an older policy (`learners.corrections`), d = log pi_proximal − log pi_behaviour, the
+    proximal policy being the one the batch was begun with. "truncated_is": min(exp d, is_cap); "masked_is" (IcePop): exp d within
+    mask_band, else 0; "sequence_truncated_is", "sequence_masked_is": the same of the response's ratio; "decoupled" (decoupled PPO):
+    exp d; "trust_region_mask": exp d, but 0 for a response that strays too far anywhere; "none": the ratio is taken
+    against the behaviour policy, and nothing is weighted. "none" is refused when max_policy_lag > 0, unless accept_uncorrected is set."""
     is_cap: float = Field(2.0, gt=0)
-    """Cap of the importance weight."""
+    """"truncated_is", "sequence_truncated_is": cap of the importance weight."""
+    mask_band: tuple[float, float] | Literal["auto"] = "auto"
+    """"masked_is", "sequence_masked_is": weights outside [low, high] become 0. "auto": [0.5, 5] for tokens (IcePop), [0, 2] for a product
+    and [0.98, 1.02] for a geometric mean over a response."""
+    sequence_ratio: SequenceRatio = "product"
+    """"sequence_truncated_is", "sequence_masked_is": a response's ratio is the "product" of its tokens' (unbiased, of a variance that grows
+    with the length) or their "geometric" mean (of the same scale whatever the length, biased)."""
+    trust_region_max: float = Field(0.1, gt=0)
+    """"trust_region_mask": a response is kept if d²/2 is at most this for each of its tokens,"""
+    trust_region_mean: float = Field(2e-3, gt=0)
+    """and exp(d) − 1 − d at most this on average over them. Between two bfloat16 implementations the average alone is about 2e-3."""
+    accept_uncorrected: bool = False
+    """Allows correction = "none" with max_policy_lag > 0: for comparisons, where training off-policy uncorrected is the point."""
+    kl: KlConfig = KlConfig()
+    entropy_coefficient: float = Field(0.0, ge=0)
+    """Weight of the mean entropy of the next-token distribution, which is added to what is maximised. 0 is off."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if 0 < self.dual_clip <= 1:
+            raise ValueError(f"dual_clip = {self.dual_clip} would cut ratios below 1: set it above 1, or to 0 for none")
+        if self.dual_clip and self.surrogate != "clip":
+            raise ValueError(f'dual_clip = {self.dual_clip} contradicts surrogate = "{self.surrogate}": it bounds surrogate = "clip" alone')
+        if (self.aggregation == "constant") != (self.constant_tokens > 0):
+            raise ValueError(
+                f'aggregation = "{self.aggregation}" contradicts constant_tokens = {self.constant_tokens}: '
+                'aggregation = "constant" needs it, as a rule sampling.max_response_tokens, and no other takes it'
+            )
+        if self.mask_band != "auto" and self.correction not in ("masked_is", "sequence_masked_is"):
+            raise ValueError(f'mask_band = {list(self.mask_band)} contradicts correction = "{self.correction}", which has no band')
+        if self.mask_band != "auto" and not 0 <= self.mask_band[0] < 1 < self.mask_band[1]:
+            raise ValueError(f"mask_band = {list(self.mask_band)} must have 0 <= low < 1 < high: a weight of 1 is no mismatch")
+        if self.accept_uncorrected and self.correction != "none":
+            raise ValueError(f'accept_uncorrected = true contradicts correction = "{self.correction}": set it to false')
+        return self
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """The mask band in force. Raises KeyError for a correction that has none."""
+        ratio = self.sequence_ratio if self.correction == "sequence_masked_is" else None
+        return self.mask_band if self.mask_band != "auto" else _MASK_BANDS[self.correction, ratio]
+
+    @property
+    def is_by_response(self) -> bool:
+        """Whether the loss depends on which tokens are of one response."""
+        return (
+            self.surrogate == "gspo"
+            or self.aggregation != "token_mean"
+            or self.correction in ("sequence_truncated_is", "sequence_masked_is", "trust_region_mask")
+        )
+
+    @property
+    def trains_without_advantage(self) -> bool:
+        """Whether a token has a gradient although its advantage is 0."""
+        return self.kl.where == "loss" or self.entropy_coefficient > 0
 
 
 class OptimiserConfig(BaseModel):
@@ -76,6 +200,15 @@ class LearnerConfig(OptimiserConfig):
     """Optimiser steps per batch. Above 1 the proximal log-probs are computed before the first and the ratio is clipped to them."""
     threads: int = Field(1, ge=1)
     """CPU threads of this process. More threads than cores over all processes cost a factor of two to ten."""
+
+    @model_validator(mode="after")
+    def _steps_are_corrected(self) -> Self:
+        if self.loss.surrogate == "reinforce" and self.mini_batches > 1:
+            raise ValueError(
+                f'loss.surrogate = "reinforce" has no ratio, so with mini_batches = {self.mini_batches} all optimiser steps of a batch but '
+                'the first would be off-policy uncorrected: set mini_batches to 1, or the surrogate to "clip" or "cispo"'
+            )
+        return self
 
 
 class CheckpointConfig(BaseModel):

@@ -54,10 +54,11 @@ def _mask_for(model: Any, allowed_B1LL: Tensor) -> Tensor:
     return torch.zeros(allowed_B1LL.shape, dtype=model.dtype, device=allowed_B1LL.device).masked_fill(~allowed_B1LL, blocked)
 
 
-def response_logprobs(model: Any, packed: PackedRows, *, temperature: float) -> tuple[Tensor, Tensor]:
+def response_logprobs(model: Any, packed: PackedRows, *, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
     """Log-prob of each response token under softmax(logits / temperature), and that distribution's entropy in nats.
 
-    Returns (logprob_N with gradient, entropy_N without), at least float32. Logits are made for response tokens only.
+    Returns (logprob_N with gradient, entropy_N with gradient only if `entropy_gradient`), at least float32. Logits are made for response
+    tokens only.
     """
     hidden_NH = last_hidden_states(model, packed)[packed.row_N, packed.predicts_N]
     logits_NV = model.get_output_embeddings()(hidden_NH)
@@ -66,6 +67,6 @@ def response_logprobs(model: Any, packed: PackedRows, *, temperature: float) -> 
         logits_NV = logits_NV / temperature
     normaliser_N = logits_NV.logsumexp(dim=-1)
     logprob_N = logits_NV.gather(-1, packed.target_N[:, None]).squeeze(-1) - normaliser_N
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy_N = normaliser_N - torch.linalg.vecdot(logits_NV.softmax(-1), logits_NV)
     return logprob_N, entropy_N

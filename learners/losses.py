@@ -1,4 +1,11 @@
-"""The policy loss: a pure function of per-token tensors. Axis: N response tokens of one micro-batch."""
+"""The policy loss: a pure function of per-token tensors. Axis: N response tokens of one micro-batch.
+
+    output = policy_loss(inputs, config)     # of a micro-batch; losses and gradients of micro-batches add up
+    output.loss.backward()
+
+It is put together of named parts, each with its equation and source: `learners.surrogates`, `learners.corrections`, `learners.aggregation`,
+`learners.kl`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learners.aggregation import AGGREGATIONS, Denominators
 from learners.config import LossConfig
+from learners.corrections import CORRECTIONS
+from learners.kl import KL_ESTIMATORS
+from learners.surrogates import SURROGATES, RatioInputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossInputs:
-    """Everything the loss of one micro-batch needs. All (N,)."""
+    """Everything the loss of one micro-batch, which holds whole responses, needs. All (N,)."""
 
     logprob_N: Tensor
     """Under the current parameters, with gradient."""
@@ -23,6 +34,14 @@ class LossInputs:
     advantage_N: Tensor
     num_tokens: int
     """The global denominator: response tokens of the whole batch, over all micro-batches, groups without signal included."""
+    response_N: Tensor | None = None
+    """int64: which response a token is of. Needed where `LossConfig.is_by_response` only."""
+    num_responses: int = 0
+    """Responses of the whole batch that have tokens, counted as `num_tokens` is."""
+    reference_logprob_N: Tensor | None = None
+    """Under the reference, where there is one. Needed with kl.where = "loss"."""
+    entropy_N: Tensor | None = None
+    """Of the next-token distribution under the current parameters, with gradient. Needed with entropy_coefficient > 0 only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,27 +51,56 @@ class LossOutput:
     loss: Tensor
     clipped_N: Tensor
     is_weight_N: Tensor
+    kl_N: Tensor | None = None
+    """The divergence from the reference as estimated, where there is one."""
 
 
 def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
-    """Clipped policy gradient with a token-mean over the whole batch.
+    """The loss of one micro-batch:
 
-        rho_t = pi(t) / pi_prox(t)
-        w_t   = min(pi_prox(t) / pi_behaviour(t), is_cap)          correction = "truncated_is"; 1 for "none"
-        loss  = −1/M Σ_t w_t · min(rho_t A_t, clip(rho_t, 1 − clip_low, 1 + clip_high) A_t)
+        loss = −agg_t( w_t · surrogate_t ) + kl.coefficient · agg_t( kl_t ) − entropy_coefficient · agg_t( H_t )
 
-    M is the number of response tokens of the whole batch (DAPO's token mean, arXiv:2503.14476), so the gradient does not
-    depend on how the batch is split. With "none" rho_t is taken against the behaviour policy itself (PPO, GRPO).
-    Truncated importance sampling: Munos et al. 2016; its use against engine mismatch: Yao et al. 2025. w_t has no gradient.
+    with agg the aggregation, w the correction, kl the estimator of KL(pi ‖ pi_ref), H the entropy. By default, w_t = min(pi_prox/mu,
+    is_cap):
+
+        loss = −1/M Σ_t w_t · min(rho_t A_t, clip(rho_t, 1 − clip_low, 1 + clip_high) A_t),    rho_t = pi(t) / pi_prox(t)
+
+    Divergence and entropy are not weighted by w: they hold the policy at every token that is seen, whoever sampled it (as GRPO's published
+    form does; weighting them would let go of just the tokens that have moved furthest).
+
+    Raises ValueError where the configuration needs an input that is None.
     """
-    anchor_N = inputs.behavior_logprob_N if config.correction == "none" else inputs.proximal_logprob_N
-    ratio_N = torch.exp(inputs.logprob_N - anchor_N)
-    clipped_ratio_N = ratio_N.clamp(1 - config.clip_low, 1 + config.clip_high)
-    surrogate_N = torch.minimum(ratio_N * inputs.advantage_N, clipped_ratio_N * inputs.advantage_N)
-    if config.correction == "none":
-        is_weight_N = torch.ones_like(anchor_N)
-    else:
-        is_weight_N = torch.exp(inputs.proximal_logprob_N - inputs.behavior_logprob_N).clamp(max=config.is_cap).detach()
-    with torch.no_grad():
-        clipped_N = clipped_ratio_N * inputs.advantage_N < ratio_N * inputs.advantage_N
-    return LossOutput(loss=-(is_weight_N * surrogate_N).sum() / inputs.num_tokens, clipped_N=clipped_N, is_weight_N=is_weight_N)
+    response_N = inputs.response_N
+    if response_N is None:
+        if config.is_by_response:
+            raise ValueError("this loss is computed by response: it needs LossInputs.response_N and num_responses")
+        response_N = torch.zeros(len(inputs.advantage_N), dtype=torch.int64, device=inputs.advantage_N.device)
+    over = Denominators(num_tokens=inputs.num_tokens, num_responses=inputs.num_responses, constant_tokens=config.constant_tokens)
+    aggregate = AGGREGATIONS[config.aggregation]
+    difference_N = (inputs.proximal_logprob_N - inputs.behavior_logprob_N).detach()
+    weight_N = CORRECTIONS[config.correction](difference_N, response_N, config)
+    surrogate = SURROGATES[config.surrogate](
+        RatioInputs(
+            logprob_N=inputs.logprob_N,
+            anchor_logprob_N=inputs.behavior_logprob_N if config.correction == "none" else inputs.proximal_logprob_N,
+            advantage_N=inputs.advantage_N,
+            response_N=response_N,
+        ),
+        config,
+    )
+    loss = -aggregate(weight_N * surrogate.value_N, response_N, over)
+    kl_N = None
+    if inputs.reference_logprob_N is not None:
+        kl_N = KL_ESTIMATORS[config.kl.estimator](inputs.logprob_N - inputs.reference_logprob_N)
+    if config.kl.where == "loss":
+        loss = loss + config.kl.coefficient * aggregate(_required(kl_N, "reference_logprob_N", 'kl.where = "loss"'), response_N, over)
+    if config.entropy_coefficient:
+        entropy_N = _required(inputs.entropy_N, "entropy_N", f"entropy_coefficient = {config.entropy_coefficient}")
+        loss = loss - config.entropy_coefficient * aggregate(entropy_N, response_N, over)
+    return LossOutput(loss=loss, clipped_N=surrogate.clipped_N.detach(), is_weight_N=weight_N, kl_N=None if kl_N is None else kl_N.detach())
+
+
+def _required(values_N: Tensor | None, name: str, wanted_by: str) -> Tensor:
+    if values_N is None:
+        raise ValueError(f"{wanted_by} needs LossInputs.{name}")
+    return values_N

@@ -9,9 +9,8 @@ import pyarrow as pa
 from torch import Tensor
 
 from learners.losses import LossInputs, LossOutput
-
-BAND = (0.9, 1.1)
-"""A token whose probability ratio learner / engine lies outside counts as mismatched."""
+from learners.mismatch import MismatchTokens, mismatch_metrics
+from learners.responses import max_by_response
 
 
 def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor) -> dict[str, float]:
@@ -74,38 +73,46 @@ class TokenStatistics:
     def add(self, inputs: LossInputs, output: LossOutput, entropy_N: Tensor, version_N: Tensor, *, num_computed: int) -> None:
         self.num_computed_tokens += num_computed
         self._loss += float(output.loss.detach())
+        lag_N = self.version - version_N.cpu()
         columns = {
             "entropy": entropy_N,
+            "logprob": inputs.proximal_logprob_N.detach(),
             "difference": inputs.proximal_logprob_N.detach() - inputs.behavior_logprob_N,
             "clipped": output.clipped_N,
             "is_weight": output.is_weight_N,
-            "lag": self.version - version_N,
+            "lag": lag_N,
+            "oldest_lag": lag_N if inputs.response_N is None else max_by_response(lag_N, inputs.response_N.cpu()),
         }
+        if output.kl_N is not None:
+            columns["kl"] = output.kl_N
         for name, values in columns.items():
             self._columns.setdefault(name, []).append(values.double().cpu().numpy())
 
+    def tokens(self) -> MismatchTokens:
+        """What `learners.mismatch` looks at."""
+        return MismatchTokens(
+            logprob_N=self._column("logprob"),
+            difference_N=self._column("difference"),
+            entropy_N=self._column("entropy"),
+            lag_N=self._column("lag"),
+            oldest_lag_N=self._column("oldest_lag"),
+        )
+
     def metrics(self) -> dict[str, float]:
-        """Empty of mismatch figures when no group of the batch had signal: nothing was then computed."""
+        """Empty of token figures when no group of the batch had signal: nothing was then computed."""
         if not self._columns:
             return {"learner/loss": 0.0}
-        column = {name: np.concatenate(parts) for name, parts in self._columns.items()}
-        at_lag_zero = column["lag"] == 0
+        is_weight = self._column("is_weight")
         return {
             "learner/loss": self._loss,
-            "learner/clipped": float(column["clipped"].mean()),
-            "learner/is_weight_mean": float(column["is_weight"].mean()),
-            "policy/entropy": float(column["entropy"].mean()),
-            **_mismatch("mismatch", column["difference"]),
-            **(_mismatch("mismatch_lag0", column["difference"][at_lag_zero]) if at_lag_zero.any() else {}),
+            "learner/clipped": float(self._column("clipped").mean()),
+            "learner/is_weight_mean": float(is_weight.mean()),
+            "learner/masked": float((is_weight == 0).mean()),
+            "policy/entropy": float(self._column("entropy").mean()),
+            **({"policy/kl_reference": float(self._column("kl").mean())} if "kl" in self._columns else {}),
+            **mismatch_metrics(self.tokens()),
         }
 
-
-def _mismatch(prefix: str, difference_N: np.ndarray) -> dict[str, float]:
-    absolute = np.abs(difference_N)
-    ratio = np.exp(difference_N)
-    return {
-        f"{prefix}/mean": float(absolute.mean()),
-        f"{prefix}/p95": float(np.quantile(absolute, 0.95)),
-        f"{prefix}/max": float(absolute.max()),
-        f"{prefix}/outside_band": float(((ratio < BAND[0]) | (ratio > BAND[1])).mean()),
-    }
+    def _column(self, name: str) -> np.ndarray:
+        parts = self._columns.get(name)
+        return np.concatenate(parts) if parts else np.zeros(0)

@@ -5,7 +5,8 @@
     snapshot = learner.snapshot()           # weights of the new version, for the engines
 
 Departures from GRPO as published, each set in the config: asymmetric clipping, token mean over the whole batch, truncated
-importance sampling against the behaviour log-probs, no KL term, groups without signal skipped (exactly: they add 0).
+importance sampling against the behaviour log-probs, no KL term, groups without signal skipped (exactly: they add 0, unless the loss
+has a divergence or an entropy, which every token adds to).
 Axes: G groups, K responses, N response tokens of one micro-batch.
 """
 
@@ -15,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +29,13 @@ from buffers.schema import list_column_arrays
 from learners.advantages import group_advantages
 from learners.config import LearnerConfig
 from learners.forward import load_causal_lm, response_logprobs
+from learners.kl import KL_ESTIMATORS
 from learners.losses import LossInputs, policy_loss
 from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
+from learners.mismatch import MismatchMonitor
 from learners.optimiser import MasterAdamW
 from learners.packing import GroupTokens, PackedRows, Row, build_rows, micro_batches, pack
+from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
 from learners.weights import WeightSnapshot, take_snapshot
 
 
@@ -54,7 +59,9 @@ class PolicyLearner:
         self._group_size = group_size
         self._device = torch.device(device)
         self._model = load_causal_lm(model_path, dtype=config.dtype, device=device)
+        self._reference = _frozen(model_path, config, device) if config.loss.kl.where != "off" else None
         self._optimiser = MasterAdamW(self._model.named_parameters(), config)
+        self._mismatch = MismatchMonitor()
         self._model_path = model_path
         self._reuse_snapshot_buffer = reuse_snapshot_buffer
         self._snapshot_buffer: np.ndarray | None = None
@@ -70,19 +77,22 @@ class PolicyLearner:
         if version is not None and version != self.version:
             raise ValueError(f"the learner is at version {self.version}, the batch is for version {version}")
         started = time.monotonic()
-        advantages_GK = self._advantages(batch)
         groups = read_groups(batch, self._group_size)
+        reference = self._flat_logprobs(self._reference, batch, groups) if self._reference is not None else None
+        advantages_GK = self._advantages(batch, reference)
         statistics = TokenStatistics(version=self.version)
         num_groups = len(groups)
         parts = np.array_split(np.arange(num_groups), min(self._config.mini_batches, num_groups))
-        proximal = self._proximal_logprobs(batch, groups) if len(parts) > 1 else None
-        norms = [self._optimiser_step(batch, groups, part, advantages_GK, proximal, statistics) for part in parts]
+        proximal = self._flat_logprobs(self._model, batch, groups) if len(parts) > 1 else None
+        lookup = TokenLookup.of(batch, proximal, reference)
+        norms = [self._optimiser_step(lookup, groups, part, advantages_GK, statistics) for part in parts]
         self.version += 1
         elapsed_s = time.monotonic() - started
         metrics = {
             **reward_metrics(batch, advantages_GK),
             **lag_metrics(self.version - 1, token_versions(batch)),
             **statistics.metrics(),
+            **self._mismatch.observe(statistics.tokens()),
             "learner/grad_norm": float(np.mean(norms)),
             "learner/lr": self._optimiser.last_learning_rate,
             "learner/optimiser_steps": float(self._optimiser.num_steps),
@@ -91,54 +101,71 @@ class PolicyLearner:
         }
         return StepReport(version=self.version, metrics=metrics, advantages=tuple(advantages_GK.flatten().tolist()))
 
-    def _advantages(self, batch: pa.RecordBatch) -> Tensor:
+    def _advantages(self, batch: pa.RecordBatch, reference: np.ndarray | None) -> Tensor:
+        """(G, K). `reference`: log-probs of all response tokens under the reference, flat in row order."""
+
         def column(name: str) -> Tensor:
             values = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
             return torch.from_numpy(values).view(-1, self._group_size)
 
-        return group_advantages(column("reward"), torch.nan_to_num(column("bonus")), self._config.advantage)
+        config = self._config
+        rewards_GK = column("reward")
+        if config.advantage.unlikeliness:
+            logprobs_GK = sum_by_row(batch, TokenLookup.of(batch).behavior).view_as(rewards_GK)
+            rewards_GK = unlikeliness_rewards(rewards_GK, logprobs_GK, config.advantage.unlikeliness)
+        if config.loss.kl.where == "reward":
+            assert reference is not None
+            log_ratio = torch.from_numpy(TokenLookup.of(batch).behavior - reference)
+            kl_GK = sum_by_row(batch, KL_ESTIMATORS[config.loss.kl.estimator](log_ratio).numpy()).view_as(rewards_GK)
+            rewards_GK = kl_penalised_rewards(rewards_GK, kl_GK, config.loss.kl.coefficient)
+        return group_advantages(rewards_GK, torch.nan_to_num(column("bonus")), config.advantage)
 
     def _optimiser_step(
         self,
-        batch: pa.RecordBatch,
+        lookup: TokenLookup,
         groups: Sequence[GroupTokens],
         part: np.ndarray,
         advantages_GK: Tensor,
-        proximal: np.ndarray | None,
         statistics: TokenStatistics,
     ) -> float:
-        """One optimiser step on the groups `part`; the loss's denominator counts all of their response tokens."""
+        """One optimiser step on the groups `part`; the loss's denominators count all of their responses and tokens."""
         chosen = set(part.tolist())
-        num_tokens = sum(len(ids) for g in chosen for ids in groups[g].responses)
-        with_signal = advantages_GK.ne(0).any(dim=-1).numpy()
-        lookup = TokenLookup.of(batch, proximal)
+        lengths = [len(ids) for g in chosen for ids in groups[g].responses]
+        loss = self._config.loss
+        with_signal = advantages_GK.ne(0).any(dim=-1).numpy() | loss.trains_without_advantage
         advantage_R = advantages_GK.flatten()
         rows = build_rows([_only(groups[g], keep=g in chosen and bool(with_signal[g])) for g in range(len(groups))])
         for micro_batch in micro_batches(rows, max_tokens=self._config.tokens_per_micro_batch):
             packed = pack(micro_batch).to(self._device)
-            logprob_N, entropy_N = response_logprobs(self._model, packed, temperature=self._temperature)
+            logprob_N, entropy_N = response_logprobs(
+                self._model, packed, temperature=self._temperature, entropy_gradient=loss.entropy_coefficient > 0
+            )
             tokens = lookup.gather(packed, logprob_N)
             inputs = LossInputs(
                 logprob_N=logprob_N,
-                proximal_logprob_N=tokens.proximal_N if proximal is not None else logprob_N.detach(),
+                proximal_logprob_N=logprob_N.detach() if tokens.proximal_N is None else tokens.proximal_N,
                 behavior_logprob_N=tokens.behavior_N,
                 advantage_N=advantage_R[packed.response_N.cpu()].to(logprob_N),
-                num_tokens=num_tokens,
+                num_tokens=sum(lengths),
+                response_N=packed.response_N,
+                num_responses=sum(length > 0 for length in lengths),
+                reference_logprob_N=tokens.reference_N,
+                entropy_N=entropy_N,
             )
-            output = policy_loss(inputs, self._config.loss)
+            output = policy_loss(inputs, loss)
             output.loss.backward()
-            statistics.add(inputs, output, entropy_N, tokens.version_N, num_computed=packed.num_tokens)
+            statistics.add(inputs, output, entropy_N.detach(), tokens.version_N, num_computed=packed.num_tokens)
         return self._optimiser.step()
 
     @torch.no_grad()
-    def _proximal_logprobs(self, batch: pa.RecordBatch, groups: Sequence[GroupTokens]) -> np.ndarray:
-        """Log-probs of all response tokens (flat, in row order) under the weights the batch is begun with."""
-        lookup = TokenLookup.of(batch, None)
-        flat = np.zeros_like(lookup.behavior)
+    def _flat_logprobs(self, model: Any, batch: pa.RecordBatch, groups: Sequence[GroupTokens]) -> np.ndarray:
+        """Log-probs of all response tokens (flat, in row order, float64) under `model` as it is now."""
+        lookup = TokenLookup.of(batch)
+        flat = np.zeros(len(lookup.behavior), np.float64)
         for micro_batch in self._all_micro_batches(groups):
             packed = pack(micro_batch).to(self._device)
-            logprob_N, _ = response_logprobs(self._model, packed, temperature=self._temperature)
-            flat[lookup.positions(packed)] = logprob_N.float().cpu().numpy()
+            logprob_N, _ = response_logprobs(model, packed, temperature=self._temperature)
+            flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
         return flat
 
     def _all_micro_batches(self, groups: Sequence[GroupTokens]) -> list[list[Row]]:
@@ -166,12 +193,18 @@ class PolicyLearner:
     def save(self, directory: Path) -> None:
         """Everything a restored learner needs: `policy/` (Hugging Face) and `optimiser.safetensors` (masters, moments, RNG)."""
         self.save_policy(str(directory / "policy"))
-        state = {**self._optimiser.state_dict(), "version": torch.tensor(self.version), "rng": torch.get_rng_state()}
+        state = {
+            **self._optimiser.state_dict(),
+            **self._mismatch.state_dict(),
+            "version": torch.tensor(self.version),
+            "rng": torch.get_rng_state(),
+        }
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / "optimiser.safetensors")
 
     def load(self, directory: Path) -> None:
         state = load_file(directory / "optimiser.safetensors")
         self._optimiser.load_state_dict(state)
+        self._mismatch.load_state_dict(state)
         self.version = int(state["version"])
         torch.set_rng_state(state["rng"])
 
@@ -198,12 +231,18 @@ def _only(group: GroupTokens, *, keep: bool) -> GroupTokens:
     return group if keep else GroupTokens(prompt_ids=group.prompt_ids, responses=[ids[:0] for ids in group.responses])
 
 
+def _frozen(model_path: str, config: LearnerConfig, device: str) -> Any:
+    """The initial policy, never to be trained: what divergences are measured from."""
+    return load_causal_lm(model_path, dtype=config.dtype, device=device).requires_grad_(False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokensOfPass:
     """Per-token columns of one micro-batch."""
 
     behavior_N: Tensor
-    proximal_N: Tensor
+    proximal_N: Tensor | None
+    reference_N: Tensor | None
     version_N: Tensor
 
 
@@ -212,16 +251,17 @@ class TokenLookup:
     """Flat per-token columns of a batch; token t of row r lies at starts[r] + t."""
 
     behavior: np.ndarray
-    proximal: np.ndarray
+    proximal: np.ndarray | None
+    reference: np.ndarray | None
     versions: np.ndarray
     starts: np.ndarray
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch, proximal: np.ndarray | None) -> TokenLookup:
+    def of(cls, batch: pa.RecordBatch, proximal: np.ndarray | None = None, reference: np.ndarray | None = None) -> TokenLookup:
         behavior, offsets = list_column_arrays(batch, "behavior_logprobs")
         starts = offsets - offsets[0]
         flat = behavior[offsets[0] : offsets[-1]]
-        return cls(behavior=flat, proximal=flat if proximal is None else proximal, versions=token_versions(batch), starts=starts[:-1])
+        return cls(behavior=flat, proximal=proximal, reference=reference, versions=token_versions(batch), starts=starts[:-1])
 
     def positions(self, packed: PackedRows) -> np.ndarray:
         positions: np.ndarray = self.starts[packed.response_N.cpu().numpy()] + packed.offset_N.cpu().numpy()
@@ -229,11 +269,23 @@ class TokenLookup:
 
     def gather(self, packed: PackedRows, like: Tensor) -> TokensOfPass:
         at = self.positions(packed)
+
+        def column(values: np.ndarray | None) -> Tensor | None:
+            return None if values is None else torch.from_numpy(values[at]).to(like)
+
         return TokensOfPass(
             behavior_N=torch.from_numpy(self.behavior[at]).to(like),
-            proximal_N=torch.from_numpy(self.proximal[at]).to(like),
+            proximal_N=column(self.proximal),
+            reference_N=column(self.reference),
             version_N=torch.from_numpy(self.versions[at]),
         )
+
+
+def sum_by_row(batch: pa.RecordBatch, values: np.ndarray) -> Tensor:
+    """(R,) float64: sums of flat per-token `values` over the response tokens of each row, in their order: copies have equal sums."""
+    _, offsets = list_column_arrays(batch, "response_ids")
+    rows = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
+    return torch.from_numpy(np.bincount(rows, weights=values, minlength=batch.num_rows))
 
 
 def token_versions(batch: pa.RecordBatch) -> np.ndarray:

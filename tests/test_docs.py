@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
+
+import numpy as np
 
 from bonus.diagnostics import BonusDiagnostics
 from buffers.tokens import TokenLedger
 from jobs.evaluation import evaluate_outcomes
+from learners.advantages import NORMALISERS
+from learners.aggregation import AGGREGATIONS
+from learners.config import LearnerConfig
+from learners.corrections import CORRECTIONS
+from learners.kl import KL_ESTIMATORS
+from learners.mismatch import Cause, MismatchTokens, mismatch_metrics
+from learners.surrogates import SURROGATES
 from tests.jobs.samples_fixture import outcomes_of
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +32,9 @@ def metrics_written() -> set[str]:
     names |= {f"bonus/{name.removeprefix('bonus_')}" for name in BonusDiagnostics.__dataclass_fields__}
     names |= TokenLedger().metrics().keys()
     names |= {re.sub(r"@\d+$", "@k", name) for name in evaluate_outcomes(outcomes_of("1x", "11")).metrics()} | {"eval/step"}
-    return names | {f"mismatch/{kind}" for kind in ("mean", "p95", "max", "outside_band")}
+    columns = {name: np.arange(4.0) for name in MismatchTokens.__dataclass_fields__}
+    names |= {name for name in mismatch_metrics(MismatchTokens(**columns)) if not name.startswith("mismatch_lag")}
+    return names | {f"mismatch/alarm_{cause}" for cause in Cause} | {"mismatch/engine_temperature"}
 
 
 def metrics_documented() -> set[str]:
@@ -33,7 +45,8 @@ def metrics_documented() -> set[str]:
         for name in re.findall(r"`([^`]+)`", cell):
             section = name.partition("/")[0] or section
             names.add(name if not name.startswith("/") else section + name)
-    return names - {"step", "time", "mismatch_lag0/…", "memory/…"}
+    lags = {f"mismatch_lag{lag}/…" for lag in range(4)} | {"mismatch_lag0/share"}
+    return names - lags - {"step", "time", "memory/…", "…"}
 
 
 def test_every_metric_written_is_documented_and_no_other():
@@ -46,3 +59,21 @@ def test_every_file_a_page_links_to_exists():
     links = [(page, link) for page in pages for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())]
     assert links
     assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_part_of_a_loss_is_in_the_table():
+    named = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs/losses.md").read_text(), re.MULTILINE))
+    parts = (NORMALISERS, SURROGATES, AGGREGATIONS, CORRECTIONS, KL_ESTIMATORS)
+    assert {name for registry in parts for name in registry} <= named
+
+
+def test_every_recipe_is_a_configuration():
+    recipes = (ROOT / "docs/losses.md").read_text().partition("Recipes")[2].partition("##")[0]
+    keys = {
+        line.split("|")[1].strip(): re.findall(r"`((?:loss|advantage|mini_batches)[^`]* = [^`]*)`", line)
+        for line in recipes.splitlines()
+        if "= " in line
+    }
+    configs = {name: LearnerConfig.model_validate(tomllib.loads("\n".join(given))) for name, given in keys.items() if given}
+    assert len(configs) == 8
+    assert len(set(map(repr, configs.values()))) == 8 and LearnerConfig() not in configs.values()

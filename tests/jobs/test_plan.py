@@ -72,6 +72,8 @@ def test_memory_of_a_model_with_known_size(giant, monkeypatch):
     assert plan_of(model=giant).memory_gib == pytest.approx(learner + rollout + encoder + rest)
     assert plan_of(model=giant, bonus={"enabled": False}).memory_gib == pytest.approx(learner + rollout + rest)
     assert plan_of(model=giant, rollout={"workers": 3}).memory_gib == pytest.approx(learner + 3 * rollout + encoder + rest)
+    reference = {"loss": {"kl": {"where": "loss", "coefficient": 0.1}}}
+    assert plan_of(model=giant, learner=reference).memory_gib == pytest.approx(2 + learner + rollout + encoder + rest)
     assert plan_of(model=giant, learner={"dtype": "float32"}).memory_gib == pytest.approx(2 + learner + rollout + encoder + rest)
 
 

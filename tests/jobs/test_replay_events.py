@@ -17,7 +17,8 @@ from buffers.schema import concat_groups, group_ids, split_groups
 from jobs.config import ConfigError, RunConfig
 from jobs.events import EVENTS, EventKind, EventLog, batches, read_events
 from jobs.metrics import read_metrics
-from jobs.replay_events import Replayed, replay_events, replay_session, undecided
+from jobs.offline import undecided
+from jobs.replay_events import Replayed, replay_events, replay_session
 from jobs.run_dir import RunDirectory
 from learners.checkpoint import CheckpointManager
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, LocalRun, assert_same_state, small_config

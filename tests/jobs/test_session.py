@@ -1,4 +1,4 @@
-"""What a start refuses before it starts anything, and what it says of a bonus that is none."""
+"""What a start refuses before it starts anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.config import ConfigError, RunConfig
-from jobs.session import no_signal_warning, run_session
+from jobs.session import run_session
 from learners.checkpoint import CheckpointManager
 
 
@@ -30,12 +30,6 @@ def test_a_task_without_a_verifier_cannot_be_trained_on(tmp_path: Path, tiny_mod
     config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "task": task})
     with pytest.raises(ConfigError, match="has no verifier, and training needs rewards"):
         start(config)
-
-
-def test_the_warning_of_a_bonus_without_signal_names_the_step_and_the_mend() -> None:
-    config = RunConfig.model_validate({"bonus": {"ridge": 0.01}})
-    text = no_signal_warning(3, {"bonus/spread": 2e-4, "bonus/ridge": 0.01}, config)
-    assert text.startswith("step 3:") and "2.0e-04" in text and 'set bonus.ridge = "auto"' in text
 
 
 def test_storage_of_another_run_is_refused_and_its_own_is_not(tmp_path: Path, tiny_model: str) -> None:

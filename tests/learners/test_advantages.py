@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from learners.advantages import EPSILON, group_advantages
+from learners import config as configs
+from learners.advantages import EPSILON, NORMALISERS, group_advantages
 from learners.config import AdvantageConfig
+from tests.learners import slow_reference as slow
 
 NAN = math.nan
 ONE_RIGHT = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
@@ -116,3 +119,61 @@ def test_shapes_that_do_not_fit_are_refused(rewards: tuple[int, ...], bonuses: t
     with pytest.raises(ValueError, match=r"must both be \(G, K\)") as caught:
         advantages(torch.zeros(rewards), torch.zeros(bonuses))
     assert str(rewards) in str(caught.value) and str(bonuses) in str(caught.value)
+
+
+# --- every normaliser --------------------------------------------------------------------------------------------------
+
+TWO_GROUPS = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+SPREAD = math.sqrt((3 * 0.625**2 + 5 * 0.375**2) / 7)
+"""Five of eight are right: the batch's mean is 0.625."""
+GROUP_SPREAD = math.sqrt((0.75**2 + 3 * 0.25**2) / 7)
+
+GOLDEN = {
+    "std": [[1.5, -0.5, -0.5, -0.5], [0.0] * 4],  # of the first group: mean 0.25, std 0.5
+    "mean": [[0.75, -0.25, -0.25, -0.25], [0.0] * 4],
+    "leave_one_out": [[1.0, -1 / 3, -1 / 3, -1 / 3], [0.0] * 4],
+    "batch": [[0.375 / SPREAD, *[-0.625 / SPREAD] * 3], [0.375 / SPREAD] * 4],
+    "group_mean_batch_std": [[0.75 / GROUP_SPREAD, *[-0.25 / GROUP_SPREAD] * 3], [0.0] * 4],
+}
+
+
+@pytest.mark.parametrize("normalise", NORMALISERS)
+def test_every_normaliser_worked_by_hand(normalise: str) -> None:
+    found_GK = advantages(TWO_GROUPS, normalise=normalise, beta=0.0)
+    torch.testing.assert_close(found_GK, torch.tensor(GOLDEN[normalise], dtype=torch.float64), rtol=5e-6, atol=1e-15)
+
+
+def test_every_normaliser_is_named_and_worked_by_hand() -> None:
+    assert NORMALISERS.keys() == GOLDEN.keys() == set(get_args(configs.Normalise))
+
+
+@pytest.mark.parametrize("normalise", NORMALISERS)
+@pytest.mark.parametrize("combine", ["reward", "advantage"])
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_advantages_are_those_of_the_slow_reference(normalise: str, combine: str, beta: float) -> None:
+    rewards: list[list[float | None]] = [[1.0, 0.0, None, 0.5], [0.2, 0.2, 0.9, 0.1], [None, 1.0, None, None], [0.0, 0.0, 0.0, 0.0]]
+    bonuses_GK = draw(8, 4, 4)
+    config = AdvantageConfig.model_validate({"normalise": normalise, "combine": combine, "beta": beta, "alpha": 1.5})
+    given_GK = torch.tensor([[NAN if r is None else r for r in group] for group in rewards], dtype=torch.float64)
+    expected = torch.tensor(slow.advantages(rewards, bonuses_GK.tolist(), config), dtype=torch.float64)
+    torch.testing.assert_close(group_advantages(given_GK, bonuses_GK, config), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalise", NORMALISERS)
+def test_the_mean_advantage_over_the_batch_is_zero(normalise: str) -> None:
+    found_GK = advantages(draw(9, 6, 5), draw(10, 6, 5), normalise=normalise)
+    assert abs(found_GK.mean().item()) < 1e-12 and found_GK.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("normalise", NORMALISERS)
+@pytest.mark.parametrize("value", [0.1, 0.3, 1.0])
+def test_a_batch_without_contrast_has_no_signal_whatever_the_normaliser(normalise: str, value: float) -> None:
+    assert advantages(torch.full((3, 5), value, dtype=torch.float64), normalise=normalise, beta=0.0).abs().max() < 1e-9
+    assert not advantages(torch.full((3, 5), value), normalise="batch", beta=0.0).any()
+
+
+def test_over_the_batch_a_groups_only_score_has_an_advantage() -> None:
+    rewards_GK = torch.tensor([[1.0, NAN], [0.0, 0.0]])
+    assert advantages(rewards_GK, normalise="batch", beta=0.0)[0, 0] > 1
+    assert not advantages(torch.tensor([[1.0, NAN], [NAN, NAN]]), normalise="batch", beta=0.0).any()
+    assert not advantages(torch.full((2, 2), NAN), normalise="batch", beta=0.0).any()

@@ -11,6 +11,7 @@ import torch
 from buffers.schema import concat_groups
 from learners.losses import LossInputs, LossOutput
 from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
+from learners.mismatch import mismatch_metrics
 from tests.learners.samples import make_group
 
 GROUPS = concat_groups(
@@ -113,18 +114,42 @@ def test_token_statistics_worked_by_hand(statistics: TokenStatistics) -> None:
         "learner/loss": 0.75,
         "learner/clipped": 1 / 5,
         "learner/is_weight_mean": (1.05 + 1.2 + 0.85 + 1.0 + 2.0) / 5,
+        "learner/masked": 0.0,
         "policy/entropy": 7 / 5,
         "mismatch/mean": sum(logs) / 5,
-        "mismatch/max": math.log(4.0),
-        "mismatch/p95": 0.2 * math.log(1.2) + 0.8 * math.log(4.0),  # position 0.95·4 = 3.8 of the sorted five
-        "mismatch/outside_band": 3 / 5,  # 1.2, 0.85 and 4
+        "mismatch/surprise": 2.0 - 4 / 3 - (math.log(1.05) + math.log(0.85)) / 3,  # of three at lag 0, their entropies are 1, 3 and 0
         "mismatch_lag0/mean": (math.log(1.05) - math.log(0.85)) / 3,
-        "mismatch_lag0/max": -math.log(0.85),
-        "mismatch_lag0/p95": 0.1 * math.log(1.05) - 0.9 * math.log(0.85),  # position 0.95·2 = 1.9 of the sorted three
-        "mismatch_lag0/outside_band": 1 / 3,  # 0.85
+        "mismatch_lag0/share": 3 / 5,
+        "mismatch_lag1/max": math.log(1.2),
+        "mismatch_lag2/max": math.log(4.0),
     }
-    assert statistics.metrics() == pytest.approx(expected, rel=1e-9)
+    found = statistics.metrics()
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert found.keys() - expected.keys() == mismatch_metrics(statistics.tokens()).keys() - expected.keys()
     assert statistics.num_computed_tokens == 20
+
+
+def test_what_a_correction_masks_and_the_divergence_from_a_reference_are_measured() -> None:
+    statistics = TokenStatistics(version=0)
+    tokens = torch.zeros(4, dtype=torch.float64)
+    inputs = LossInputs(
+        logprob_N=tokens,
+        proximal_logprob_N=tokens,
+        behavior_logprob_N=tokens,
+        advantage_N=tokens,
+        num_tokens=4,
+        response_N=torch.tensor([0, 0, 1, 1]),
+    )
+    output = LossOutput(
+        loss=torch.tensor(0.0),
+        clipped_N=tokens.bool(),
+        is_weight_N=torch.tensor([0.0, 1.0, 0.0, 0.0]),
+        kl_N=torch.tensor([0.1, 0.2, 0.3, 0.6]),
+    )
+    statistics.add(inputs, output, tokens, torch.tensor([0, 0, -1, 0]), num_computed=4)
+    assert statistics.metrics()["learner/masked"] == 0.75
+    assert statistics.metrics()["policy/kl_reference"] == pytest.approx(0.3)
+    assert statistics.tokens().oldest_lag_N.tolist() == [0, 0, 1, 1]
 
 
 def test_without_a_token_of_the_newest_version_there_is_no_noise_floor() -> None:

@@ -163,9 +163,9 @@ def test_groups_without_signal_are_not_computed(tiny_model: str, monkeypatch: py
     computed: set[int] = set()
     forward = learners.policy_learner.response_logprobs
 
-    def watched(model: Any, packed: PackedRows, *, temperature: float) -> tuple[Tensor, Tensor]:
+    def watched(model: Any, packed: PackedRows, **options: Any) -> tuple[Tensor, Tensor]:
         computed.update(packed.response_N.tolist())
-        return forward(model, packed, temperature=temperature)
+        return forward(model, packed, **options)
 
     monkeypatch.setattr(learners.policy_learner, "response_logprobs", watched)
     make_learner(tiny_model, advantage=PLAIN).step(mixed_batch())

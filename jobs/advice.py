@@ -1,0 +1,53 @@
+"""Metrics that call for action, in words: what was found, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jobs.config import RunConfig
+from learners.mismatch import Cause
+
+_ALARM = "mismatch/alarm_"
+
+_MISMATCH = {
+    Cause.TEMPERATURE: "the engine samples at about {temperature:.2f} times the learner's temperature: set sampling.temperature to the "
+    "engine's, and let it report log-probs of after the temperature",
+    Cause.RETOKENISATION: "few tokens are far off, or log-probs are of other tokens: the ids trained on are not those sampled; hand on "
+    "token ids, never text that is encoded again",
+    Cause.DROPPED_TENSOR: "all tokens are far off: the engine holds another model; compare its tensors with the learner's (a tied head, a "
+    "renamed or unloaded tensor)",
+    Cause.STALE_WEIGHTS: "tokens said to be of this version differ like those of an older one: the engine has not taken the last weights",
+    Cause.NOISE: "engine and learner compute too differently: give rollout.dtype and learner.dtype one format, or correct for it with "
+    'learner.loss.correction = "masked_is"',
+}
+
+
+def no_signal_warning(step: int, metrics: dict[str, float], config: RunConfig) -> str:
+    """What a bonus that orders nothing means, and what to change."""
+    mend = 'set bonus.ridge = "auto"' if config.bonus.ridge != "auto" else "check bonus.dim and the encoder"
+    return (
+        f"step {step}: the exploration bonus carries no signal: its median spread within a group is {metrics['bonus/spread']:.1e} "
+        f"(below 1e-3) at ridge {metrics['bonus/ridge']:.3g}; {mend} (docs/algorithm.md)"
+    )
+
+
+class MismatchAdvice:
+    """Says once what each cause that `learners.mismatch` raises an alarm about means."""
+
+    def __init__(self) -> None:
+        self._said: set[Cause] = set()
+
+    def new(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Texts for the step's alarms that have not been given before; as a rule there are none."""
+        causes = [Cause(name.removeprefix(_ALARM)) for name in metrics if name.startswith(_ALARM)]
+        texts = [_mismatch(step, cause, metrics) for cause in causes if cause not in self._said]
+        self._said.update(causes)
+        return texts
+
+
+def _mismatch(step: int, cause: Cause, metrics: Mapping[str, float]) -> str:
+    what = _MISMATCH[cause].format(temperature=metrics.get("mismatch/engine_temperature", float("nan")))
+    return (
+        f"step {step}: the log-probs of engine and learner differ by {metrics['mismatch_lag0/mean']:.2g} on average, "
+        f"{metrics['mismatch_lag0/max']:.2g} at most, under the same weights: {what} (docs/losses.md)"
+    )

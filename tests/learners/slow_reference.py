@@ -1,0 +1,206 @@
+"""The losses and advantages again, written the slow way: one token after the other, in Python's own floats, from the equations.
+
+Nothing of `learners` is used but the names in its configs. A batch is a list of responses, a response a list of tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from learners.config import AdvantageConfig, LossConfig
+
+STEP = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    logprob: float
+    proximal: float
+    behavior: float
+    reference: float
+    entropy: float
+    advantage: float
+
+
+Batch = Sequence[Sequence[Token]]
+
+
+def loss(batch: Batch, config: LossConfig, *, frozen: Batch | None = None) -> float:
+    """The loss of a batch of responses. `frozen`: the batch whose log-probs are used wherever the equations stop the gradient."""
+    frozen = frozen or batch
+    policy = [
+        [surrogate_of(response, fixed, t, config) for t in range(len(response))] for response, fixed in zip(batch, frozen, strict=True)
+    ]
+    weighted = [
+        [weight_of(fixed, t, config) * value for t, value in enumerate(values)] for fixed, values in zip(frozen, policy, strict=True)
+    ]
+    total = -aggregated(weighted, config)
+    if config.kl.where == "loss":
+        total += config.kl.coefficient * aggregated([[kl_of(token, config) for token in response] for response in batch], config)
+    return total - config.entropy_coefficient * aggregated([[token.entropy for token in response] for response in batch], config)
+
+
+def surrogate_of(response: Sequence[Token], fixed: Sequence[Token], t: int, config: LossConfig) -> float:
+    token = response[t]
+    match config.surrogate:
+        case "reinforce":
+            return token.advantage * token.logprob
+        case "cispo":
+            ratio = math.exp(fixed[t].logprob - anchor_of(fixed[t], config))
+            return min(ratio, config.cispo_cap) * token.advantage * token.logprob
+        case "gspo":
+            ratio = math.exp(sum(other.logprob - anchor_of(other, config) for other in response) / len(response))
+            return pessimistic(ratio, 1 - config.gspo_clip_low, 1 + config.gspo_clip_high, token.advantage)
+        case "clip":
+            ratio = math.exp(token.logprob - anchor_of(token, config))
+            value = pessimistic(ratio, 1 - config.clip_low, 1 + config.clip_high, token.advantage)
+            if config.dual_clip and token.advantage < 0:
+                value = max(value, config.dual_clip * token.advantage)
+            return value
+
+
+def pessimistic(ratio: float, low: float, high: float, advantage: float) -> float:
+    return min(ratio * advantage, min(max(ratio, low), high) * advantage)
+
+
+def anchor_of(token: Token, config: LossConfig) -> float:
+    return token.behavior if config.correction == "none" else token.proximal
+
+
+def weight_of(response: Sequence[Token], t: int, config: LossConfig) -> float:
+    differences = [token.proximal - token.behavior for token in response]
+    of_token = math.exp(differences[t])
+    of_response = math.exp(sum(differences) / (len(differences) if config.sequence_ratio == "geometric" else 1))
+    match config.correction:
+        case "none":
+            return 1.0
+        case "truncated_is":
+            return min(of_token, config.is_cap)
+        case "masked_is":
+            return of_token if config.band[0] <= of_token <= config.band[1] else 0.0
+        case "sequence_truncated_is":
+            return min(of_response, config.is_cap)
+        case "sequence_masked_is":
+            return of_response if config.band[0] <= of_response <= config.band[1] else 0.0
+        case "decoupled":
+            return of_token
+        case "trust_region_mask":
+            furthest = max(d * d / 2 for d in differences)
+            average = sum(math.exp(d) - 1 - d for d in differences) / len(differences)
+            return of_token if furthest <= config.trust_region_max and average <= config.trust_region_mean else 0.0
+
+
+def kl_of(token: Token, config: LossConfig) -> float:
+    r = token.logprob - token.reference
+    return {"k1": r, "k2": r * r / 2, "k3": math.exp(-r) - 1 + r}[config.kl.estimator]
+
+
+def aggregated(values: Sequence[Sequence[float]], config: LossConfig) -> float:
+    responses = [response for response in values if response]
+    match config.aggregation:
+        case "token_mean":
+            return sum(map(sum, responses)) / sum(map(len, responses))
+        case "sequence_mean":
+            return sum(sum(response) / len(response) for response in responses) / len(responses)
+        case "constant":
+            return sum(sum(response) / config.constant_tokens for response in responses) / len(responses)
+
+
+def gradient(batch: Batch, config: LossConfig, field: str) -> list[float]:
+    """∂loss/∂field of every token in order, by central differences."""
+    return [
+        (loss(moved(batch, i, t, field, STEP), config, frozen=batch) - loss(moved(batch, i, t, field, -STEP), config, frozen=batch))
+        / (2 * STEP)
+        for i, response in enumerate(batch)
+        for t in range(len(response))
+    ]
+
+
+def moved(batch: Batch, i: int, t: int, field: str, by: float) -> Batch:
+    """The batch with `field` of token t of response i moved."""
+    token = replace(batch[i][t], **{field: getattr(batch[i][t], field) + by})
+    response = [*batch[i][:t], token, *batch[i][t + 1 :]]
+    return [*batch[:i], response, *batch[i + 1 :]]
+
+
+# --- advantages ----------------------------------------------------------------------------------------------------------
+
+Rewards = Sequence[Sequence[float | None]]
+
+
+def advantages(rewards: Rewards, bonuses: Sequence[Sequence[float]], config: AdvantageConfig) -> list[list[float]]:
+    """One list a group; None could not be scored."""
+    r = [[None if x is None else config.alpha * x for x in group] for group in rewards]
+    b = [[config.beta * x for x in group] for group in bonuses]
+    if config.beta and config.combine == "reward":
+        both = [[None if x is None else x + y for x, y in zip(*pair, strict=True)] for pair in zip(r, b, strict=True)]
+        return normalised(both, config)
+    found = normalised(r, config)
+    if not config.beta:
+        return found
+    added = []
+    for group, values, bonus in zip(rewards, found, b, strict=True):
+        scored = [y for x, y in zip(group, bonus, strict=True) if x is not None]
+        usable = len(scored) >= 2 or config.normalise == "batch"
+        added.append(
+            [0.0 if x is None or not usable else value + y - average(scored) for x, value, y in zip(group, values, bonus, strict=True)]
+        )
+    return added
+
+
+def normalised(values: Rewards, config: AdvantageConfig) -> list[list[float]]:
+    everything = [x for group in values for x in group if x is not None]
+    centred = [x - average(known(group)) for group in values for x in group if x is not None]
+
+    def one(x: float, group: Sequence[float]) -> float:
+        match config.normalise:
+            case "batch":
+                return (x - average(everything)) / (deviation(everything) + 1e-6) if len(everything) > 1 else 0.0
+            case _ if len(group) < 2:
+                return 0.0
+            case "mean":
+                return x - average(group)
+            case "std":
+                return (x - average(group)) / (deviation(group) + 1e-6)
+            case "leave_one_out":
+                return x - (sum(group) - x) / (len(group) - 1)
+            case "group_mean_batch_std":
+                return (x - average(group)) / (deviation(centred) + 1e-6)
+
+    return [[0.0 if x is None else one(x, known(group)) for x in group] for group in values]
+
+
+def known(group: Sequence[float | None]) -> list[float]:
+    return [x for x in group if x is not None]
+
+
+def average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def deviation(values: Sequence[float]) -> float:
+    return math.sqrt(sum((x - average(values)) ** 2 for x in values) / (len(values) - 1))
+
+
+def unlikeliness(rewards: Rewards, logprobs: Sequence[Sequence[float]], strength: float) -> list[list[float | None]]:
+    def kept(logprob: float, group: Sequence[float]) -> float:
+        rank = sum(other < logprob for other in group) + (sum(other == logprob for other in group) - 1) / 2
+        return 1 - strength * rank / len(group)
+
+    return [
+        [None if x is None else x * kept(own, group) for x, own in zip(group_rewards, group, strict=True)]
+        for group_rewards, group in zip(rewards, logprobs, strict=True)
+    ]
+
+
+Penalty = Callable[[float], float]
+
+
+def kl_penalised(rewards: Rewards, log_ratios: Sequence[Sequence[Sequence[float]]], coefficient: float, penalty: Penalty) -> Rewards:
+    """`log_ratios`: by group, response and token."""
+    return [
+        [None if x is None else x - coefficient * sum(map(penalty, tokens)) for x, tokens in zip(group, responses, strict=True)]
+        for group, responses in zip(rewards, log_ratios, strict=True)
+    ]

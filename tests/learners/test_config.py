@@ -1,0 +1,81 @@
+"""Which losses are refused, with the keys that contradict each other, and what the defaults are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from jobs.config import RunConfig
+from learners.config import AdvantageConfig, LearnerConfig, LossConfig
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"loss": {"surrogate": "cispo", "dual_clip": 3.0}}, ["dual_clip = 3.0", 'surrogate = "cispo"']),
+        ({"loss": {"dual_clip": 1.0}}, ["dual_clip = 1.0", "above 1"]),
+        ({"loss": {"aggregation": "constant"}}, ['aggregation = "constant"', "constant_tokens = 0"]),
+        ({"loss": {"constant_tokens": 9}}, ['aggregation = "token_mean"', "constant_tokens = 9"]),
+        ({"loss": {"mask_band": (0.5, 2.0)}}, ["mask_band = [0.5, 2.0]", 'correction = "truncated_is"']),
+        ({"loss": {"correction": "masked_is", "mask_band": (1.2, 2.0)}}, ["mask_band = [1.2, 2.0]", "low < 1 < high"]),
+        ({"loss": {"correction": "masked_is", "mask_band": (0.5, 1.0)}}, ["mask_band = [0.5, 1.0]", "low < 1 < high"]),
+        ({"loss": {"accept_uncorrected": True}}, ["accept_uncorrected = true", 'correction = "truncated_is"']),
+        ({"loss": {"kl": {"where": "loss"}}}, ['kl.where = "loss"', "kl.coefficient = 0.0"]),
+        ({"loss": {"kl": {"coefficient": 0.1}}}, ['kl.where = "off"', "kl.coefficient = 0.1"]),
+        ({"loss": {"kl": {"where": "loss", "estimator": "k1", "coefficient": 0.1}}}, ['"k1"', 'kl.where = "loss"', '"k2"']),
+        ({"loss": {"surrogate": "reinforce"}, "mini_batches": 2}, ['surrogate = "reinforce"', "mini_batches = 2"]),
+        ({"loss": {"surrogate": "ppo"}}, ["surrogate", "clip", "gspo", "cispo", "reinforce"]),
+        ({"advantage": {"unlikeliness": 1.0}}, ["unlikeliness", "less than 1"]),
+    ],
+    ids=str,
+)
+def test_what_contradicts_itself_is_refused_and_both_keys_are_named(values: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        LearnerConfig.model_validate(values)
+    assert not [name for name in named if name not in str(caught.value)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss": {"surrogate": "reinforce"}},
+        {"loss": {"aggregation": "constant", "constant_tokens": 20}},
+        {"loss": {"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.1}}},
+        {"loss": {"surrogate": "gspo", "correction": "sequence_masked_is", "mask_band": (0.0, 1.5)}, "mini_batches": 4},
+    ],
+    ids=str,
+)
+def test_what_goes_together_is_taken_and_survives_being_written_down(values: dict[str, Any]) -> None:
+    config = LearnerConfig.model_validate(values)
+    assert LearnerConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_uncorrected_at_a_lag_is_refused_unless_it_is_said_to_be_meant() -> None:
+    for correction in ("none",):
+        with pytest.raises(ValidationError, match=r"max_policy_lag = 2 with learner\.loss\.correction = \"none\".*accept_uncorrected"):
+            RunConfig.model_validate({"max_policy_lag": 2, "learner": {"loss": {"correction": correction}}})
+    meant = {"max_policy_lag": 2, "learner": {"loss": {"correction": "none", "accept_uncorrected": True}}}
+    assert RunConfig.model_validate(meant).learner.loss.correction == "none"
+    assert RunConfig.model_validate({"max_policy_lag": 0, "learner": {"loss": {"correction": "none"}}})
+    assert RunConfig().max_policy_lag > 0 and RunConfig().learner.loss.correction == "truncated_is"
+
+
+def test_the_band_in_force_is_that_of_the_correction_unless_one_is_given() -> None:
+    def band(**values: Any) -> tuple[float, float]:
+        return LossConfig.model_validate(values).band
+
+    assert band(correction="masked_is") == (0.5, 5.0)
+    assert band(correction="sequence_masked_is") == (0.0, 2.0)
+    assert band(correction="sequence_masked_is", sequence_ratio="geometric") == (0.98, 1.02)
+    assert band(correction="masked_is", mask_band=(0.1, 3.0)) == (0.1, 3.0)
+
+
+def test_the_defaults_are_those_of_before() -> None:
+    loss, advantage = LossConfig(), AdvantageConfig()
+    assert (loss.surrogate, loss.aggregation, loss.correction) == ("clip", "token_mean", "truncated_is")
+    assert (loss.clip_low, loss.clip_high, loss.dual_clip, loss.is_cap) == (0.2, 0.28, 0.0, 2.0)
+    assert (loss.kl.where, loss.entropy_coefficient, loss.trains_without_advantage, loss.is_by_response) == ("off", 0.0, False, False)
+    assert (advantage.normalise, advantage.combine, advantage.alpha, advantage.beta) == ("std", "advantage", 1.0, 0.5)
+    assert advantage.unlikeliness == 0.0

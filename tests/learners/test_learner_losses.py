@@ -1,0 +1,180 @@
+"""What the learner gives its losses: reference, entropy, shaped rewards, denominators; and that by default nothing has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from buffers.schema import concat_groups
+from learners.config import LearnerConfig
+from learners.forward import load_causal_lm, response_logprobs
+from learners.packing import build_rows, pack
+from learners.policy_learner import PolicyLearner
+from tests.learners.samples import group_tokens, make_group, plain_logprobs, ragged_batch, ragged_groups
+
+GROUP_SIZE = 4
+TEMPERATURE = 0.8
+
+
+def make_learner(model: str, **settings: Any) -> PolicyLearner:
+    config = LearnerConfig.model_validate({"dtype": "float32", "lr": 1e-3, "warmup_steps": 0, **settings})
+    return PolicyLearner(model, config, temperature=TEMPERATURE, group_size=GROUP_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss", "gradient_norm", "masters"),
+    [
+        ({}, -0.31755250692367554, 4.447803974151611, 1029.553238033845),
+        ({"mini_batches": 2}, -0.6522809863090515, 5.9266579151153564, 1029.4749032712182),
+        ({"loss": {"correction": "none"}}, -0.07442894577980042, 3.0166945457458496, 1029.3926101608722),
+    ],
+    ids=["default", "two mini-batches", "without correction"],
+)
+def test_by_default_a_step_is_what_it_was_before_there_were_strategies(
+    tiny_model: str, settings: dict[str, Any], loss: float, gradient_norm: float, masters: float
+) -> None:
+    """Recorded of the code before; the sum of all squared masters after the step stands for the parameters."""
+    learner = make_learner(tiny_model, **settings)
+    metrics = learner.step(ragged_batch(3)).metrics
+    assert metrics["learner/loss"] == pytest.approx(loss, rel=1e-5)
+    assert metrics["learner/grad_norm"] == pytest.approx(gradient_norm, rel=1e-5)
+    state = learner._optimiser.state_dict()
+    found = sum(value.double().square().sum().item() for name, value in state.items() if name.startswith("master/"))
+    assert found == pytest.approx(masters, rel=1e-7)
+
+
+# --- the reference -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_divergence_no_reference_is_loaded(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def watched(path: str, **options: Any) -> Any:
+        loaded.append(path)
+        return load_causal_lm(path, **options)
+
+    monkeypatch.setattr("learners.policy_learner.load_causal_lm", watched)
+    assert make_learner(tiny_model)._reference is None and len(loaded) == 1
+    assert make_learner(tiny_model, loss={"kl": {"where": "loss", "coefficient": 0.1}})._reference is not None and len(loaded) == 3
+
+
+@pytest.mark.parametrize("where", ["loss", "reward"])
+def test_the_reference_stays_the_initial_policy_and_the_divergence_from_it_is_logged(tiny_model: str, tmp_path: Path, where: str) -> None:
+    settings = {"loss": {"kl": {"where": where, "coefficient": 0.1}}}
+    learner = make_learner(tiny_model, **settings)
+    first, second = (learner.step(ragged_batch(3, seed=seed)).metrics["policy/kl_reference"] for seed in range(2))
+    assert abs(first) < 1e-6 < 1e-4 < second
+    initial = load_causal_lm(tiny_model, dtype="float32").state_dict()
+    assert all(torch.equal(value, initial[name]) for name, value in learner._reference.state_dict().items())
+    learner.save(tmp_path)
+    restored = make_learner(tiny_model, **settings)
+    restored.load(tmp_path)
+    assert restored.step(ragged_batch(3, seed=2)).metrics["learner/loss"] == learner.step(ragged_batch(3, seed=2)).metrics["learner/loss"]
+
+
+def test_a_divergence_in_the_loss_holds_the_policy_back(tiny_model: str) -> None:
+    """Also where no group has signal."""
+
+    def divergence_after(steps: int, **settings: Any) -> float:
+        learner = make_learner(tiny_model, lr=1e-2, loss={"kl": {"where": "loss", "estimator": "k2", **settings}})
+        return [learner.step(ragged_batch(2, seed=0)).metrics["policy/kl_reference"] for _ in range(steps)][-1]
+
+    assert divergence_after(4, coefficient=5.0) < 0.5 * divergence_after(4, coefficient=1e-6)
+
+
+@pytest.mark.parametrize("loss", [{"kl": {"where": "loss", "coefficient": 0.1}}, {"entropy_coefficient": 0.1}], ids=str)
+def test_groups_without_signal_are_computed_where_they_have_a_gradient(tiny_model: str, loss: dict[str, Any]) -> None:
+    batch = make_group(0, [5], [[6, 7], [8], [9, 10], [11]], [1.0] * 4)
+    plain, learner = make_learner(tiny_model), make_learner(tiny_model, loss=loss)
+    assert plain.step(batch).metrics["learner/grad_norm"] == 0.0
+    learner.step(ragged_batch(2))  # so that it differs from its reference
+    assert learner.step(batch).metrics["learner/grad_norm"] > 0.0
+
+
+def test_the_divergence_in_the_reward_is_that_of_the_sampler_by_response(tiny_model: str) -> None:
+    """With estimator k1, coefficient 0.5 and centring alone, the advantages follow by hand."""
+    learner = make_learner(
+        tiny_model,
+        advantage={"normalise": "mean", "beta": 0.0},
+        loss={"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.5}},
+    )
+    prompt, responses, behavior = [5, 6], [[7, 8], [9], [10, 11, 12], []], [[-1.0, -2.0], [-0.5], [-3.0, -1.0, -2.0], []]
+    with torch.no_grad():
+        reference = [plain_logprobs(learner._model, prompt, ids, temperature=TEMPERATURE).sum().item() for ids in responses[:3]] + [0.0]
+    rewards = [1.0, 0.0, 1.0, 0.0]
+    penalised = torch.tensor([r - 0.5 * (sum(b) - q) for r, b, q in zip(rewards, behavior, reference, strict=True)], dtype=torch.float64)
+    report = learner.step(make_group(0, prompt, responses, rewards, behavior=behavior))
+    assert report.advantages == pytest.approx((penalised - penalised.mean()).tolist(), abs=1e-5)
+    assert report.metrics["reward/mean"] == 0.5  # the task's own
+
+
+# --- the rest ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_unlikelier_of_two_right_answers_is_reinforced_more(tiny_model: str) -> None:
+    learner = make_learner(tiny_model, advantage={"normalise": "mean", "beta": 0.0, "unlikeliness": 0.4})
+    behavior = [[-0.5, -0.5], [-1.5], [-4.0], [-2.0, -3.0]]
+    report = learner.step(make_group(0, [5], [[6, 7], [8], [9], [10, 11]], [1.0, 1.0, 0.0, 1.0], behavior=behavior))
+    kept = [1 - 0.4 * 3 / 4, 1 - 0.4 * 2 / 4, 0.0, 1.0]  # sums −1, −1.5, −4 and −5: ranks 3, 2, 1, 0
+    assert report.advantages == pytest.approx([value - sum(kept) / 4 for value in kept])
+
+
+def test_an_entropy_bonus_keeps_the_entropy_up(tiny_model: str) -> None:
+    def entropy_after(coefficient: float) -> float:
+        learner = make_learner(tiny_model, loss={"entropy_coefficient": coefficient})
+        return [learner.step(ragged_batch(2, seed=0)).metrics["policy/entropy"] for _ in range(4)][-1]
+
+    assert entropy_after(1.0) > entropy_after(0.0) + 0.02
+
+
+def test_the_entropy_has_a_gradient_only_when_it_is_asked_for(tiny_model: str) -> None:
+    model = load_causal_lm(tiny_model, dtype="float64")
+    packed = pack(build_rows([group_tokens([5, 6], [[7, 8, 9], [10]])]))
+    _, without = response_logprobs(model, packed, temperature=TEMPERATURE)
+    logprob_N, entropy_N = response_logprobs(model, packed, temperature=TEMPERATURE, entropy_gradient=True)
+    assert not without.requires_grad and entropy_N.requires_grad and logprob_N.requires_grad
+    torch.testing.assert_close(entropy_N.detach(), without, rtol=1e-12, atol=0.0)
+    with torch.no_grad():
+        assert not response_logprobs(model, packed, temperature=TEMPERATURE, entropy_gradient=True)[1].requires_grad
+
+
+def test_denominators_count_what_is_not_computed(tiny_model: str) -> None:
+    """A group without signal beside doubles nothing but the denominators: half of the loss, by tokens as by responses."""
+    with_signal = make_group(0, [5], [[6, 7], [8], [9], []], [1.0, 0.0, 0.0, 0.0])
+    beside = make_group(1, [5], [[10], [11, 12], [13], []], [1.0] * 4)
+    for aggregation in ({"aggregation": "token_mean"}, {"aggregation": "sequence_mean"}, {"aggregation": "constant", "constant_tokens": 7}):
+        losses = [
+            make_learner(tiny_model, advantage={"beta": 0.0}, loss=aggregation).step(batch).metrics["learner/loss"]
+            for batch in (with_signal, concat_groups([with_signal, beside]))
+        ]
+        assert losses[1] == pytest.approx(losses[0] / 2, rel=1e-5) and abs(losses[0]) > 1e-3
+
+
+def test_the_floor_of_mismatch_is_part_of_the_state(tiny_model: str, tmp_path: Path) -> None:
+    learner, restored = make_learner(tiny_model), make_learner(tiny_model)
+    learner.step(on_policy_batch(learner))
+    assert learner._mismatch.floor.level < 1e-4
+    learner.save(tmp_path)
+    restored.load(tmp_path)
+    assert restored._mismatch.floor == learner._mismatch.floor
+
+
+def on_policy_batch(learner: PolicyLearner) -> pa.RecordBatch:
+    """With the learner's own log-probs as recorded ones, and tokens enough to be measured."""
+    groups = []
+    for group in ragged_groups(8, seed=3):
+        rows = group.to_pylist()
+        with torch.no_grad():
+            said = [
+                plain_logprobs(learner._model, row["prompt_ids"], row["response_ids"], temperature=TEMPERATURE).tolist()
+                if row["response_ids"]
+                else []
+                for row in rows
+            ]
+        responses = [row["response_ids"] for row in rows]
+        groups.append(make_group(rows[0]["group_id"], rows[0]["prompt_ids"], responses, [1.0, 0.0, 0.0, 0.0], behavior=said))
+    return concat_groups(groups)
