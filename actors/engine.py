@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from actors.weight_transfer import Weights
 from buffers.records import FinishReason
 from learners.weights import WeightSnapshot
 
@@ -180,7 +181,11 @@ class AsyncEngine(Protocol):
         """Until so many tokens have been sampled since it was built (math.inf: for good). Raises EngineError once the engine has failed."""
         ...
 
-    async def load(self, snapshot: WeightSnapshot) -> None: ...
+    async def load(self, weights: Weights) -> float:
+        """As `StepEngine.load`, between two steps; returns the seconds in which nothing was sampled. Raises WeightsRefused where nothing
+        has changed; what fails half-way is an EngineError, after which the engine samples nothing any more."""
+        ...
+
     def take_idle_s(self) -> float:
         """Seconds without any request since the last call."""
         ...
@@ -297,16 +302,22 @@ class StepLoop:
     async def wait_for_tokens(self, total: float) -> None:
         await self._sampled.wait_for(total)
 
-    async def load(self, snapshot: WeightSnapshot) -> None:
-        def load(engine: StepEngine) -> None:
+    async def load(self, weights: Weights) -> float:
+        if not isinstance(weights, WeightSnapshot):
+            raise TypeError("an engine in this process takes weights from host memory only (rollout.weight_transfer)")
+
+        def load(engine: StepEngine) -> float:
+            started = time.monotonic()
             try:
-                engine.load(snapshot)
+                engine.load(weights)
             except EngineError:
                 raise
             except Exception as error:  # half loaded: what it would sample is of no version, so it must not go on
-                raise EngineError(f"loading version {snapshot.version} failed: {error!r}") from error
+                raise EngineError(f"loading version {weights.version} failed: {error!r}") from error
+            return time.monotonic() - started
 
-        await self._call(load)
+        load_s: float = await self._call(load)
+        return load_s
 
     def take_idle_s(self) -> float:
         idle_s, self._idle_s = self._idle_s, 0.0

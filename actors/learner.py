@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyarrow import fs
 
 from actors.checkpointed import Checkpointed
+from actors.config import WeightTransfer
+from actors.weight_transfer import Weights, make_publisher
 from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog
 from learners.policy_learner import PolicyLearner
-from learners.weights import WeightSnapshot
 
 
 class Learner(PolicyLearner, Checkpointed):
@@ -18,13 +21,19 @@ class Learner(PolicyLearner, Checkpointed):
     learner.train_log(directory, last_step)             # and the steps since; then it is the lost one, bit for bit
     """
 
+    def __init__(self, *args: Any, weight_transfer: WeightTransfer = "object_store", kept_versions: int = 1, **options: Any) -> None:
+        """`kept_versions`: see `actors.weight_transfer`; the rest as `PolicyLearner`."""
+        super().__init__(*args, **options)
+        self._publisher = make_publisher(weight_transfer, kept_versions=kept_versions)
+
     def ready(self) -> int:
-        """Returns the version once the model is loaded."""
+        """Returns the version once the model is loaded. Raises TransferUnavailable where weights cannot be handed over as configured."""
+        self._publisher.require_usable(self._device)
         return self.version
 
-    def publish(self) -> tuple[WeightSnapshot, int]:
+    def publish(self) -> tuple[Weights, int]:
         """The weights of the current version, bulk, and the version."""
-        return self.snapshot(), self.version
+        return self._publisher.publish(self), self.version
 
     def train_log(self, directory: str, up_to_step: int) -> int:
         """Train again on the steps of a rollout log after this learner's version, in order; returns the version reached.

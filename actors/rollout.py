@@ -5,7 +5,7 @@ batch, usage = await worker.generate(request, messages)   # K responses to one p
 batch, usage = await worker.generate(request, messages, resume)   # the same, from what another worker has sampled of it
 batch, usage = await worker.sample_pool(request, messages, seed)  # the same, alone in the engine and reproducible
 progress, heartbeat = await worker.watch(cursor, timeout_s)   # all tokens of the groups in here, when there is news
-await worker.update(snapshot)                             # new weights, requests kept
+await worker.update(weights)                              # new weights, requests kept
 await worker.abort(group_id)
 """
 
@@ -30,10 +30,12 @@ from actors.engine import AsyncEngine, Sample, SampleRequest, StepLoop
 from actors.features import Projector
 from actors.novel_sampling import NovelSampler
 from actors.progress import NOTHING, News, progress_batch, resumed_samples
+from actors.weight_transfer import Weights, check_weights
 from bonus.config import BonusConfig
 from buffers.records import FinishReason, GroupRequest, GroupUsage, Heartbeat, Rollout, WeightUpdate
 from buffers.schema import to_record_batch, with_features
-from learners.weights import WeightSnapshot
+from learners.forward import causal_lm_shapes
+from learners.precision import resolve_dtype
 
 REFRESH_SHARE, REFRESH_MAX_S = 0.25, 1.0
 """Of a `watch` that nothing wakes, the last so much is for asking the engine, which answers after its step."""
@@ -129,6 +131,8 @@ class RolloutWorker:
         self._projector: Projector | None = None
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self._engine: AsyncEngine | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtype = resolve_dtype(config.dtype, on_gpu=config.num_gpus > 0)
         self._groups: dict[int, _Group] = {}
         self._version = 0
         self._news = News()
@@ -142,6 +146,7 @@ class RolloutWorker:
             self._engine = build_engine(self._model, self._config, self._sampling, **options)
         else:
             self._engine = await asyncio.to_thread(build_engine, self._model, self._config, self._sampling, **options)
+        self._shapes = await asyncio.to_thread(causal_lm_shapes, self._model)
         return self._worker_id
 
     async def generate(
@@ -243,14 +248,25 @@ class RolloutWorker:
         )
         return progress_batch(rows), heartbeat
 
-    async def update(self, snapshot: WeightSnapshot) -> WeightUpdate:
-        """Load new weights between two steps and prove them. Raises WeightMismatch, after which the worker serves nothing."""
+    async def update(self, weights: Weights) -> WeightUpdate:
+        """Check new weights while the engine goes on, load them between two steps and prove them.
+
+        Raises WeightsRefused where they are not what was published, or not this model's: nothing has changed then. Raises EngineError
+        (WeightMismatch where they were loaded and are not held), after which the worker serves nothing.
+        """
         engine = self._serving()
         started = time.monotonic()
-        await engine.load(snapshot)
-        self._version = snapshot.version
+        await asyncio.to_thread(check_weights, weights, shapes=self._shapes, dtype=self._dtype)
+        check_s = time.monotonic() - started
+        load_s = await engine.load(weights)
+        self._version = weights.version
         return WeightUpdate(
-            worker_id=self._worker_id, version=snapshot.version, load_s=time.monotonic() - started, idle_s=engine.take_idle_s()
+            worker_id=self._worker_id,
+            version=weights.version,
+            load_s=load_s,
+            idle_s=engine.take_idle_s(),
+            check_s=check_s,
+            nbytes=weights.nbytes,
         )
 
     async def close(self) -> None:

@@ -1,6 +1,7 @@
 """vLLM behind the two engine interfaces: `VllmEngine` (in process, CPU) and `AsyncVllmEngine` (own process, GPU).
 
-The only module that imports vllm, and only inside functions. What was learnt the hard way, and where it is handled:
+With `actors.weight_transfer` the only module that imports vllm, and only inside functions. What was learnt the hard way, and where it is
+handled:
 
 - A tied head is packed separately on CPU and a reload leaves the old copy serving: `EngineWorker.load_weights_from`.
 - Log-probs must be those after temperature: `logprobs_mode="processed_logprobs"`.
@@ -16,7 +17,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,15 @@ from torch import Tensor
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import EngineError, PartialSample, Progress, Sample, SampleRequest, TokenCounter, WeightMismatch
 from actors.pooled_states import PooledStates
+from actors.weight_transfer import DeviceReceiver, DeviceWeights, Weights
 from buffers.records import FinishReason
 from learners.precision import resolve_dtype
+from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, WeightSnapshot, fingerprint_by, first_mismatch, load_snapshot
 
 QUIET_LOGGERS = ("vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
+
+SHARED_MEMORY = Path("/dev/shm")
 
 POOLING_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """Which rows of the logits are sampled is read from the state of model runner V1, the only one on CPU."""
@@ -51,6 +56,8 @@ def engine_environment(config: RolloutConfig) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # handles of GPU memory are no plain data; they pass between this process and its own children
+        **({"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if config.weight_transfer == "ipc" else {}),
     }
 
 
@@ -72,6 +79,7 @@ def _engine_arguments(model: str, config: RolloutConfig, sampling: SamplingConfi
         "disable_log_stats": True,
         "worker_extension_cls": "actors.vllm_engine.EngineWorker",
         **device_arguments,
+        **({} if config.weight_transfer == "object_store" else {"weight_transfer_config": {"backend": config.weight_transfer}}),
     }
 
 
@@ -157,7 +165,8 @@ class VllmEngine:
         return [(key, self._partial.pop(key).finish(reason, _state_mean(taken, key))) for key, reason in ended.items()]
 
     def load(self, snapshot: WeightSnapshot) -> None:
-        found = self._engine.collective_rpc("load_weights_from", args=(snapshot,))
+        self._engine.collective_rpc("load_weights_from", args=(snapshot,))
+        found = self._engine.collective_rpc("held_weights", args=_to_be_held(snapshot))
         _require_match(snapshot, found)
         self.version = snapshot.version
 
@@ -182,6 +191,7 @@ class AsyncVllmEngine:
         self._partial: dict[str, PartialSample] = {}
         self._pools_states: bool | None = False if not pool_states else None  # None: to be switched on with the first request
         self._sampled = TokenCounter()
+        self._receiver = DeviceReceiver(lambda method, arguments: self._engine.collective_rpc(method, kwargs=arguments))
         self._version = 0
         self._idle_s = 0.0
         self._idle_since: float | None = time.monotonic()
@@ -257,17 +267,34 @@ class AsyncVllmEngine:
             self._sampled.fail(failure)
             raise failure from error
 
-    async def load(self, snapshot: WeightSnapshot) -> None:
-        """Pause keeping the requests, load from a file in shared memory, prove, go on. After a failure it stays paused."""
+    async def load(self, weights: Weights) -> float:
+        """From a file in shared memory, or from the learner's GPU: whether that can be had is known before the engine pauses."""
+        if isinstance(weights, DeviceWeights):
+            await self._receiver.ask(weights)
+            return await self._replace(weights, self._receiver.take)
+        with tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as directory:
+            path = Path(directory) / "weights"
+            try:
+                await asyncio.to_thread(weights.save, path)
+            except OSError as error:
+                raise WeightsRefused(f"version {weights.version} could not be written to {directory}: {error.strerror}") from error
+            return await self._replace(weights, lambda: self._engine.collective_rpc("load_weights_from", args=(str(path),)))
+
+    async def _replace(self, weights: Weights, take: Callable[[], Awaitable[Any]]) -> float:
+        """Pause keeping the requests, take the weights, prove them, go on. After a failure it stays paused."""
+        started = time.monotonic()
         with self._noting_failures():
             await self._engine.pause_generation(mode="keep", clear_cache=False)
-            with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
-                path = Path(directory) / "weights"
-                await asyncio.to_thread(snapshot.save, path)
-                found = await self._engine.collective_rpc("load_weights_from", args=(str(path),))
-            _require_match(snapshot, found)
-            self._version = snapshot.version
+            try:
+                await take()
+                found = await self._engine.collective_rpc("held_weights", args=_to_be_held(weights))
+            except Exception as error:  # half loaded: what it would sample is of no version, so it must not go on
+                self._require_alive()
+                raise EngineError(f"loading version {weights.version} failed: {error!r}") from error
+            _require_match(weights, found)
+            self._version = weights.version
             await self._engine.resume_generation()
+        return time.monotonic() - started
 
     def take_idle_s(self) -> float:
         now = time.monotonic()
@@ -278,6 +305,7 @@ class AsyncVllmEngine:
         return idle_s
 
     def close(self) -> None:
+        self._receiver.close()
         self._engine.shutdown()
 
     def _note_busy(self) -> None:
@@ -334,8 +362,8 @@ class EngineWorker:
         taken = {key: self._pooled.take(key) for key in keys}
         return {key: mean_H.tobytes() for key, mean_H in taken.items() if mean_H is not None}
 
-    def load_weights_from(self, source: WeightSnapshot | str) -> dict[str, str]:
-        """Load all tensors and return the fingerprint of what the model now computes with."""
+    def load_weights_from(self, source: WeightSnapshot | str) -> None:
+        """Load all tensors, from memory or from a file."""
         snapshot = load_snapshot(Path(source)) if isinstance(source, str) else source
         self.model_runner.reload_weights(weights_iterator=snapshot.tensors())
         model = self.model_runner.get_model()
@@ -344,14 +372,19 @@ class EngineWorker:
             from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
             dispatch_cpu_unquantized_gemm(head, remove_weight=False)
-        shapes = {spec.name: spec.shape for spec in snapshot.index}
-        if HEAD in snapshot.fingerprint and HEAD not in shapes:
+
+    def held_weights(self, shapes: dict[str, tuple[int, ...]], with_head: bool, version: int) -> dict[str, str]:
+        """`version`'s fingerprint of what the model computes with now: tensors of these shapes, and the output head by its own name."""
+        model = self.model_runner.get_model()
+        head = getattr(model, "lm_head", None)
+        shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        if with_head and HEAD not in shapes:
             shapes[HEAD] = (head.weight.shape[0], head.weight.shape[1]) if head is not None else ()
         modules = dict(model.named_modules())
         packed = getattr(model, "packed_modules_mapping", {})
         _require_all_parameters(model, packed, shapes)
         with torch.inference_mode():
-            return fingerprint_by(shapes, lambda name, columns: _read(modules, packed, shapes, name, columns), version=snapshot.version)
+            return fingerprint_by(shapes, lambda name, columns: _read(modules, packed, shapes, name, columns), version=version)
 
 
 def _external(request_id: str) -> str:
@@ -412,11 +445,16 @@ def _width(module: Any) -> int:
     return int(module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim)
 
 
-def _require_match(snapshot: WeightSnapshot, found: Sequence[Mapping[str, str]]) -> None:
+def _to_be_held(weights: Weights) -> tuple[dict[str, tuple[int, ...]], bool, int]:
+    """Arguments of `EngineWorker.held_weights`."""
+    return {spec.name: spec.shape for spec in weights.index}, HEAD in weights.fingerprint, weights.version
+
+
+def _require_match(weights: Weights, found: Sequence[Mapping[str, str]]) -> None:
     for rank, digests in enumerate(found):
-        tensor = first_mismatch(snapshot.fingerprint, digests)
+        tensor = first_mismatch(weights.fingerprint, digests)
         if tensor is not None:
-            raise WeightMismatch(f"after loading version {snapshot.version} the engine (rank {rank}) does not hold tensor {tensor}")
+            raise WeightMismatch(f"after loading version {weights.version} the engine (rank {rank}) does not hold tensor {tensor}")
 
 
 def _quieten() -> None:

@@ -149,12 +149,15 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightUpdate:
-    """A weight load: `load_s` seconds during which the engine sampled nothing; `idle_s` without work since the last load."""
+    """A weight load: `check_s` seconds in which the weights were looked at while the engine went on, `load_s` during which it sampled
+    nothing; `idle_s` without work since the last load. `nbytes` is the size of the weights."""
 
     worker_id: str
     version: int
     load_s: float
     idle_s: float
+    check_s: float = 0.0
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -155,6 +155,8 @@ class RayFactory:
             temperature=config.sampling.temperature,
             group_size=config.responses_per_prompt,
             reuse_snapshot_buffer=True,
+            weight_transfer=config.rollout.weight_transfer,
+            kept_versions=config.max_policy_lag + 1,
         )
 
     def bonus(self) -> RayHandle:

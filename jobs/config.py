@@ -159,6 +159,17 @@ class RunConfig(BaseModel):
                 f"learner.mini_batches = {self.learner.mini_batches} exceeds prompts_per_step = {self.prompts_per_step}: "
                 "a mini-batch needs at least one group"
             )
+        if self.rollout.weight_transfer != "object_store" and (self.rollout.engine != "vllm-async" or self.rollout.num_gpus == 0):
+            raise ValueError(
+                f'rollout.weight_transfer = "{self.rollout.weight_transfer}" takes weights from GPU to GPU: it needs rollout.engine = '
+                f'"vllm-async" and rollout.num_gpus above 0, here "{self.rollout.engine}" and {self.rollout.num_gpus:g}; or set it to '
+                '"object_store"'
+            )
+        if len(dtypes := {self.rollout.dtype, self.learner.dtype} - {"auto"}) > 1:
+            raise ValueError(
+                f'rollout.dtype = "{self.rollout.dtype}" and learner.dtype = "{self.learner.dtype}": an engine must hold the '
+                f"learner's weights bit for bit, so make both {' or '.join(sorted(dtypes))}"
+            )
         if self.rollout.max_sequences < self.responses_per_prompt:
             raise ValueError(
                 f"rollout.max_sequences = {self.rollout.max_sequences} is less than responses_per_prompt = {self.responses_per_prompt}: "

@@ -70,21 +70,33 @@ class Tally:
     encode_s: float = 0.0
     verify_s: float = 0.0
     checkpoint_s: float = 0.0
+    publish_s: float = 0.0
+    num_published: int = 0
     since: float = field(default_factory=time.monotonic)
 
     def add_scored(self, scored: Scored) -> None:
         self.encode_s += scored.encode_s
         self.verify_s += sum(verdict.elapsed_s for verdict in scored.verdicts)
 
+    def published(self, since: float) -> None:
+        """The learner has handed out its weights, asked at `since`."""
+        self.num_published += 1
+        self.publish_s += time.monotonic() - since
+
     def metrics(self) -> dict[str, float]:
         elapsed_s = time.monotonic() - self.since
         response_tokens = sum(usage.response_tokens - usage.resumed_tokens for usage in self.usages)
         per_worker = max(1, len({update.worker_id for update in self.updates}))
+        sizes = {"publication/mib": self.updates[-1].nbytes / 2**20} if self.updates else {}
         return {
+            **sizes,
+            "publication/calls": float(self.num_published + len(self.updates)),
+            "time/publish_s": self.publish_s,
             "rollout/groups": float(len(self.usages)),
             "rollout/response_tokens": float(response_tokens),
             "rollout/tokens_per_s": response_tokens / elapsed_s,
             "rollout/idle_s": sum(update.idle_s for update in self.updates) / per_worker,
+            "time/check_weights_s": sum(update.check_s for update in self.updates) / per_worker,
             "time/load_weights_s": sum(update.load_s for update in self.updates) / per_worker,
             "time/encode_s": self.encode_s,
             "time/verify_s": self.verify_s,
@@ -114,6 +126,7 @@ class Controller:
         self.waits = Waits(floor_s=SHORT_WAIT_S)
         self.faults: deque[str] = deque(maxlen=KEPT_FAULTS)
         self.num_faults: Counter[str] = Counter()
+        self.num_refused = 0
         self.last_checkpoint: tuple[int, float] | None = None
         self.trained_version = 0
         self.meter = Meter()
@@ -323,7 +336,9 @@ class Controller:
         for group_id in drawn.group_ids:
             self.tokens.trained(group_id)
         del batch, scored
+        asked = time.monotonic()
         snapshot, version = await run.weights()
+        self._tally.published(asked)
         self.trained_version = version
         self._note(EventKind.TRAINED, step=run.step, version=version)
         self._admission.trained(drawn.group_ids, version=version)
@@ -463,6 +478,11 @@ class Controller:
     def updated(self, update: WeightUpdate) -> None:
         self._tally.updates.append(update)
 
+    def refused(self, worker: str, version: int, held: int, error: Exception) -> None:
+        self.num_refused += 1
+        self.note_fault("publication", worker, error)
+        self._run.warn(f"{worker} refuses version {version} and goes on under version {held}; it is published again: {reason(error)}")
+
     def changed(self, worker: str) -> None:
         member = self.rollouts.fleet.members.get(worker)
         if member is not None and self._noted_states.get(worker) != member.state:
@@ -502,6 +522,7 @@ class Controller:
             "groups/quarantined": float(ledger.quarantined),
             "faults/infrastructure": float(self.num_faults["infrastructure"]),
             "faults/data": float(self.num_faults["data"]),
+            "publication/refused": float(self.num_refused),
             "rollout/workers": float(len(self.rollouts.fleet.serving)),
             **self.tokens.metrics(),
         }

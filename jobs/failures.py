@@ -3,6 +3,7 @@
 | kind           | example                                       | what follows                                                        |
 |----------------|-----------------------------------------------|---------------------------------------------------------------------|
 | infrastructure | a process died or hangs, an engine failed     | replaced, its work given out again; `supervision.max_failures`       |
+|                | weights that were damaged on their way        | refused, published again; `supervision.max_failures`                 |
 | data           | a prompt that is too long                     | the group is dropped, then its problem; `max_attempts`               |
 | bug            | anything else                                 | the run ends at once with its own traceback                          |
 """
@@ -17,13 +18,18 @@ from ray.exceptions import RayError, RayTaskError
 from actors.engine import EngineError, WeightMismatch
 from actors.rollout import DataError
 from actors.verifier import VerifierPoolError
+from actors.weight_transfer import TransferUnavailable
 from buffers.rollout_log import RolloutLogError
 from jobs.handles import ActorDied, DataLost, Deadline
-from jobs.run import VerifierFailure
+from jobs.run import PublicationFailed, VerifierFailure
 from learners.checkpoint import CheckpointError
+from learners.weight_check import WeightsRefused
 from tasks.base import TaskError
 
-NAMED_FAILURES = (ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError)
+NAMED_FAILURES = (
+    *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError),
+    *(WeightsRefused, PublicationFailed, TransferUnavailable),
+)
 """Their messages say all there is to say; anything else is shown with its traceback."""
 
 
@@ -41,7 +47,7 @@ def kind_of(error: BaseException) -> FailureKind:
         return FailureKind.BUG
     if isinstance(error, DataError):
         return FailureKind.DATA
-    if isinstance(error, (ActorDied, Deadline, DataLost, EngineError, VerifierPoolError)):
+    if isinstance(error, (ActorDied, Deadline, DataLost, EngineError, VerifierPoolError, WeightsRefused)):
         return FailureKind.INFRASTRUCTURE
     is_rays_own = isinstance(error, RayError) and not isinstance(error, RayTaskError)
     return FailureKind.INFRASTRUCTURE if is_rays_own else FailureKind.BUG

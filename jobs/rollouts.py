@@ -14,7 +14,8 @@
 
 A worker that is lost (its process died, it hangs, its engine failed) is killed. Its groups go back into the queue with what the
 last watch brought of them, and go on from there on another worker: same ids, log-probs and versions. A worker that is to
-leave is given nothing new, finishes what it can before its deadline and hands over the rest in the same way.
+leave is given nothing new, finishes what it can before its deadline and hands over the rest in the same way. One that refuses weights
+(they are not what was published) goes on under those it has; they are published again, a few times, or the run ends.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from typing import Any, Protocol
 
 from buffers.records import GroupRequest, GroupUsage, Heartbeat, WeightUpdate
 from jobs.failures import FailureKind, kind_of, reason
-from jobs.fleet import Fleet, Plan, WorkerState
+from jobs.fleet import Fleet, LossBudget, Plan, WorkerState
 from jobs.handles import DataLost, Deadline, Handle
-from jobs.run import Run, Sampled
+from jobs.run import PublicationFailed, Run, Sampled
+from learners.weight_check import WeightsRefused
 
 CLOSE_TIMEOUT_S = 20.0
 TIMEOUT, DATA, LOST = "timeout", "data", "lost"
@@ -58,6 +60,8 @@ class Worker:
 
     name: str
     handle: Handle
+    refusals: LossBudget
+    """Weights it would not take, in a row."""
     groups: dict[int, GroupWork] = field(default_factory=dict)
     progress: Any = None
     """A reference to what the last watch brought: rows of every group in it."""
@@ -83,6 +87,10 @@ class Observer(Protocol):
 
     def beat(self, worker: str, beat: Heartbeat) -> None: ...
     def updated(self, update: WeightUpdate) -> None: ...
+    def refused(self, worker: str, version: int, held: int, error: Exception) -> None:
+        """It would not take `version` and goes on under the one it holds."""
+        ...
+
     def changed(self, worker: str) -> None:
         """A worker came into another state."""
         ...
@@ -115,6 +123,7 @@ class Rollouts:
         self.workers: dict[str, Worker] = {}
         self.requests: asyncio.PriorityQueue[GroupWork] = asyncio.PriorityQueue(maxsize=run.admission.capacity)
         self._newest: tuple[int, Any] | None = None
+        self._renewing = asyncio.Lock()
         self._room = asyncio.Event()  # some worker may have a free lane
         self._changed = asyncio.Condition()
 
@@ -157,7 +166,7 @@ class Rollouts:
                     plan = await self._next_plan()
                     for name in plan.start:
                         handle = self._run.factory.rollout_worker(self.fleet.members[name].number)
-                        self.workers[name] = Worker(name=name, handle=handle)
+                        self.workers[name] = Worker(name=name, handle=handle, refusals=LossBudget("publication", self._supervision))
                         lives.create_task(self._life(self.workers[name]), name=name)
                     for name in plan.drain:
                         self._let_go(name, self._supervision.drain_timeout_s)
@@ -319,16 +328,39 @@ class Rollouts:
             await self._load(worker)
 
     async def _load(self, worker: Worker) -> None:
-        """The newest weights into one worker."""
+        """The newest weights into one worker, or a delay before they are offered again. Raises PublicationFailed where it takes none."""
         assert self._newest is not None, f"{worker.name} is stale, but nothing was published"
-        version, snapshot = self._newest
-        update: WeightUpdate = await worker.handle.call(
-            "update", snapshot, timeout_s=self._run.config.wait_timeout_s, waiting_for=f"{worker.name} to load version {version}"
-        )
-        del snapshot
+        version, weights = self._newest
+        try:
+            update: WeightUpdate = await worker.handle.call(
+                "update", weights, timeout_s=self._run.config.wait_timeout_s, waiting_for=f"{worker.name} to load version {version}"
+            )
+        except WeightsRefused as error:
+            held = self.fleet.members[worker.name].version
+            self._observer.refused(worker.name, version, held, error)
+            times = worker.refusals.in_a_row + 1
+            failure = PublicationFailed(
+                f"{worker.name} refused weights {times} times in a row and still holds version {held}; the last time: {reason(error)}"
+            )
+            failure.__cause__ = error
+            await asyncio.sleep(worker.refusals.lost(failure))
+            await self._renew(version, weights)
+            return
+        del weights
+        worker.refusals.worked()
         self.fleet.holds(worker.name, update.version, time.monotonic())
         self._observer.updated(update)
         await self._note_change(worker.name)
+
+    async def _renew(self, version: int, refused: Any) -> None:
+        """Have the learner hand out its weights anew, unless somebody has. They may be newer by now; where that must not be, those that
+        were refused are offered again."""
+        async with self._renewing:
+            if self._newest is None or self._newest[1] is not refused:
+                return
+            weights, newest = await self._run.weights()
+            if newest == version or not self._run.config.deterministic:
+                await self.publish(newest, weights)
 
     async def _watch_loop(self, worker: Worker) -> None:
         """Keeps what is safe of the worker's groups. Raises Deadline where it says nothing, or samples nothing, for too long."""

@@ -44,6 +44,10 @@ class VerifierFailure(RuntimeError):
     """Too many responses could not be scored: training on would be training on nothing."""
 
 
+class PublicationFailed(RuntimeError):
+    """A worker did not take any weights that it was handed, however often: what it samples would fall ever further behind."""
+
+
 class StateLost(RuntimeError):
     """A component's state cannot be found again; the run can only be resumed from its checkpoint."""
 

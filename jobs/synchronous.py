@@ -70,7 +70,9 @@ class SynchronousTrainer:
         run.admission.trained(drawn.group_ids, version=report.version)
         for group_id in drawn.group_ids:
             run.tokens.trained(group_id)
+        asked = time.monotonic()
         snapshot, version = await run.weights()
+        tally.published(asked)
         tally.updates = await self._load(snapshot)
         run.admission.published(version)
         metrics = {**report.metrics, **bonus_metrics, **tally.metrics(), **run.tokens.metrics(), "time/generate_s": generate_s}

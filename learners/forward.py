@@ -34,6 +34,15 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
     return model.to(device).eval()
 
 
+def causal_lm_shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the model at `path` by name, a tied head left out. No weights are read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _LOADING, torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def last_hidden_states(model: Any, packed: PackedRows) -> Tensor:
     """(B, L, H) states after the final norm."""
     output = model.get_decoder()(

@@ -171,12 +171,16 @@ class PolicyLearner:
     def _all_micro_batches(self, groups: Sequence[GroupTokens]) -> list[list[Row]]:
         return list(micro_batches(build_rows(groups), max_tokens=self._config.tokens_per_micro_batch))
 
-    def snapshot(self) -> WeightSnapshot:
-        """The weights of the current version, as published to the engines."""
+    def named_weights(self) -> tuple[list[tuple[str, Tensor]], str | None]:
+        """The policy's tensors, and the name of the one that is the output head too, if one is."""
         embedding = self._model.get_input_embeddings().weight
         head = self._model.get_output_embeddings().weight
         named = list(self._model.named_parameters())
-        tied_to = next((name for name, tensor in named if tensor is embedding), None) if embedding is head else None
+        return named, next((name for name, tensor in named if tensor is embedding), None) if embedding is head else None
+
+    def snapshot(self) -> WeightSnapshot:
+        """The weights of the current version, as published to the engines."""
+        named, tied_to = self.named_weights()
         snapshot = take_snapshot(named, version=self.version, tied_to=tied_to, into=self._snapshot_buffer)
         if self._reuse_snapshot_buffer:
             self._snapshot_buffer = snapshot.buffer

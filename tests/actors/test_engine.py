@@ -16,6 +16,7 @@ import torch
 
 import actors.engine
 from actors.engine import EngineError, PartialSample, Progress, Sample, SampleRequest, StepLoop, WeightMismatch
+from actors.weight_transfer import DeviceWeights
 from buffers.records import FinishReason
 from learners.weights import WeightSnapshot, take_snapshot
 from tests.actors.coroutines import WAIT_S, begin, run
@@ -465,6 +466,19 @@ def test_a_load_that_fails_half_way_stops_the_loop_for_its_weights_are_of_no_ver
         assert isinstance(error, EngineError) and "version 4" in str(error) and "model.unknown.weight" in str(error)
         assert error.__cause__ is engine.load_error
         assert isinstance(await error_of(loop.sample("b", (1,))), EngineError)
+
+    run(main())
+
+
+def test_a_load_says_for_how_long_nothing_was_sampled_and_that_it_takes_bytes_only() -> None:
+    async def main() -> None:
+        loop, engine = make_loop()
+        assert 0 <= await loop.load(make_snapshot(1)) < WAIT_S
+        elsewhere = DeviceWeights(version=2, index=(), fingerprint={}, address=("127.0.0.1", 1), key=b"")
+        with pytest.raises(TypeError, match=r"from host memory only \(rollout\.weight_transfer\)"):
+            await loop.load(elsewhere)
+        assert engine.version == 1
+        loop.close()
 
     run(main())
 

@@ -75,7 +75,7 @@ class ScriptedEngine:
     async def abort(self, keys: Sequence[str]) -> None:
         raise AssertionError("nothing is aborted")
 
-    async def load(self, snapshot: WeightSnapshot) -> None:
+    async def load(self, snapshot: WeightSnapshot) -> float:
         raise AssertionError("nothing is loaded")
 
     def take_idle_s(self) -> float:

@@ -26,6 +26,7 @@ from bonus.projection import sparse_projection
 from buffers.records import FinishReason, GroupRequest, Heartbeat
 from buffers.schema import from_record_batch, list_column_arrays, validate_groups
 from learners.forward import load_causal_lm
+from learners.weight_check import WeightsRefused
 from learners.weights import WeightSnapshot, take_snapshot
 from tests.actors.coroutines import WAIT_S, begin, run
 from tests.learners.samples import make_request, plain_hidden_states, plain_logprobs
@@ -224,11 +225,14 @@ def test_an_update_reaches_groups_under_way_and_those_after(tiny_model: str, mon
         await worker.start()
         under_way = await begin(worker.generate(request_of(0), MESSAGES))
         await gate.reached()
-        updating = await begin(worker.update(snapshot_of(tiny_model, version=6)))
+        snapshot = snapshot_of(tiny_model, version=6)
+        queued = noting_loads(worker, monkeypatch)
+        updating = await begin(worker.update(snapshot))
+        await queued.wait()
         gate.open()
         update = await updating
-        assert (update.worker_id, update.version) == ("rollout-3", 6)
-        assert update.load_s > 0 and update.idle_s >= 0
+        assert (update.worker_id, update.version, update.nbytes) == ("rollout-3", 6, snapshot.nbytes)
+        assert update.load_s > 0 and update.check_s > 0 and update.idle_s >= 0
         batch, _ = await under_way
         validate_groups(batch, GROUP_SIZE)
         runs = batch.select(["version_starts", "version_values"]).to_pylist()
@@ -241,14 +245,64 @@ def test_an_update_reaches_groups_under_way_and_those_after(tiny_model: str, mon
     run(main())
 
 
-def test_altered_weights_stop_the_worker_and_name_the_tensor(tiny_model: str) -> None:
+def noting_loads(worker: RolloutWorker, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set once the engine has been asked to load."""
+    engine, queued = worker._engine, asyncio.Event()
+    assert engine is not None
+    load = engine.load
+
+    async def noted(weights: Any) -> float:
+        loading = await begin(load(weights))
+        queued.set()
+        return await loading
+
+    monkeypatch.setattr(engine, "load", noted)
+    return queued
+
+
+def altered(snapshot: WeightSnapshot) -> WeightSnapshot:
+    dict(snapshot.tensors())["model.norm.weight"][3] += 1
+    return snapshot
+
+
+def test_altered_weights_are_refused_by_name_and_nothing_of_them_is_sampled_from(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even by groups under way, which are checked beside, not before or behind."""
+    gate = Gate(monkeypatch, step=3)
+
+    async def main() -> pa.RecordBatch:
+        worker = make_worker(tiny_model)
+        await worker.start()
+        under_way = await begin(worker.generate(request_of(0), MESSAGES))
+        await gate.reached()
+        with pytest.raises(WeightsRefused, match=r"^version 1: tensor model\.norm\.weight is not as it was published"):
+            await worker.update(altered(snapshot_of(tiny_model)))  # while the engine is in a step
+        gate.open()
+        batch, _ = await under_way
+        assert batch.column("version_values").to_pylist() == [[0]] * GROUP_SIZE
+        _, heartbeat = await worker.watch(0, 0.1)
+        assert heartbeat.version == 0
+        assert (await worker.update(snapshot_of(tiny_model))).version == 1
+        later, _ = await worker.generate(request_of(1), MESSAGES)
+        assert later.column("version_values").to_pylist() == [[1]] * GROUP_SIZE
+        await worker.close()
+        return batch
+
+    (undisturbed,) = generate(tiny_model, request_of(0))
+    assert run(main()).column("response_ids").equals(undisturbed.column("response_ids"))
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that no check before the load finds fault with."""
+    monkeypatch.setattr("actors.rollout.check_weights", lambda *_, **__: None)
+
+
+def test_weights_that_an_engine_was_given_and_does_not_hold_stop_the_worker_and_name_the_tensor(tiny_model: str, unchecked: None) -> None:
     async def main() -> None:
         worker = make_worker(tiny_model)
         await worker.start()
-        snapshot = snapshot_of(tiny_model)
-        dict(snapshot.tensors())["model.norm.weight"][3] += 1
         with pytest.raises(WeightMismatch, match=r"version 1 .* tensor model\.norm\.weight"):
-            await worker.update(snapshot)
+            await worker.update(altered(snapshot_of(tiny_model)))
         with pytest.raises(EngineError, match=r"model\.norm\.weight"):
             await worker.generate(request_of(), MESSAGES)
         await worker.close()
@@ -659,15 +713,13 @@ def test_a_watch_of_a_failed_engine_raises_at_once(tiny_model: str, monkeypatch:
     run(main())
 
 
-def test_a_watch_of_an_idle_worker_raises_when_a_load_fails(tiny_model: str) -> None:
+def test_a_watch_of_an_idle_worker_raises_when_a_load_fails(tiny_model: str, unchecked: None) -> None:
     async def main() -> None:
         worker = make_worker(tiny_model)
         await worker.start()
         watching = await begin(worker.watch(0, WAIT_S))
-        snapshot = snapshot_of(tiny_model)
-        dict(snapshot.tensors())["model.norm.weight"][3] += 1
         with pytest.raises(WeightMismatch):
-            await worker.update(snapshot)
+            await worker.update(altered(snapshot_of(tiny_model)))
         with pytest.raises(EngineError, match=r"model\.norm\.weight"):
             await watching
         await worker.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,22 @@ from actors.engine import EngineError, WeightMismatch
 from actors.rollout import DataError
 from buffers.records import GroupRequest, GroupUsage, Heartbeat, Problem, WeightUpdate
 from jobs.config import RunConfig
+from jobs.failures import first_error
 from jobs.handles import ActorDied, DataLost, Deadline, LocalHandle
 from jobs.rollouts import DATA, LOST, TIMEOUT, Rollouts
-from jobs.run import Run
+from jobs.run import PublicationFailed, Run
+from learners.weight_check import WeightsRefused
 from tests.actors.coroutines import run
 
 BOUND_S = 10.0
+
+
+@dataclass
+class Published:
+    """Weights, and who finds fault with them."""
+
+    version: int
+    refused_by: str | None = None
 
 
 class ScriptedWorker:
@@ -68,12 +79,15 @@ class ScriptedWorker:
         )
         return f"progress of {self.name} at {self.sampled_tokens}", beat
 
-    async def update(self, snapshot: Any) -> WeightUpdate:
+    async def update(self, weights: "Published") -> WeightUpdate:
         await self.scene.may_load.wait()
         if self.scene.load_error is not None:
             raise self.scene.load_error
-        self.version = snapshot
-        return WeightUpdate(worker_id=self.name, version=snapshot, load_s=0.0, idle_s=0.0)
+        self.scene.offered.append((self.name, weights.version))
+        if weights.refused_by == self.name or weights.refused_by == "all":
+            raise WeightsRefused(f"version {weights.version}: tensor t is not as it was published")
+        self.version = weights.version
+        return WeightUpdate(worker_id=self.name, version=weights.version, load_s=0.0, idle_s=0.0)
 
     async def abort(self, group_id: int) -> None:
         if group_id in self.ends and not self.ends[group_id].done():
@@ -103,10 +117,12 @@ class Scene:
     """
 
     def __init__(self, *, workers: int = 1, lanes: int = 2, **supervision: Any) -> None:
+        self.deterministic = supervision.pop("deterministic", False)
         settings = {"heartbeat_s": 0.02, "hang_timeout_s": BOUND_S, "backoff_s": 0.0, "drain_timeout_s": BOUND_S, **supervision}
         config = RunConfig.model_validate(
             {
                 "responses_per_prompt": 2,
+                "deterministic": self.deterministic,
                 "rollout": {"max_sequences": 2 * lanes, "group_timeout_s": supervision.pop("group_timeout_s", BOUND_S)},
                 "supervision": {name: value for name, value in settings.items() if name != "group_timeout_s"},
             }
@@ -122,9 +138,13 @@ class Scene:
         self.done: list[tuple[int, Any]] = []
         self.drops: list[tuple[int, str]] = []
         self.losses: list[tuple[str, list[int]]] = []
+        self.offered: list[tuple[str, int]] = []
+        self.refusals: list[tuple[str, int, int]] = []
+        self.learner_publishes: list[Published] = []
         self._changed = asyncio.Condition()
         task = SimpleNamespace(prompt=lambda problem: [])
         parts = SimpleNamespace(config=config, task=task, factory=self, admission=SimpleNamespace(capacity=100))
+        parts.weights = self.weights
         parts.generate = lambda handle, request, resume=None: Run.generate(parts, handle, request, resume)
         self.rollouts = Rollouts(parts, self, desired=workers)
 
@@ -141,6 +161,11 @@ class Scene:
         self.workers[name] = ScriptedWorker(name, self)
         self.handles[name] = LocalHandle(self.workers[name], name)
         return self.handles[name]
+
+    async def weights(self) -> tuple[Published, int]:
+        """What the learner hands out, call by call."""
+        weights = self.learner_publishes.pop(0)
+        return weights, weights.version
 
     def submit(self, *group_ids: int) -> None:
         for group_id in group_ids:
@@ -199,6 +224,11 @@ class Scene:
         pass
 
     def updated(self, update: WeightUpdate) -> None:
+        self._note_soon()
+
+    def refused(self, worker: str, version: int, held: int, error: Exception) -> None:
+        assert "tensor t is not as it was published" in str(error)
+        self.refusals.append((worker, version, held))
         self._note_soon()
 
     def changed(self, worker: str) -> None:
@@ -409,7 +439,7 @@ def test_a_joiner_is_given_nothing_before_it_holds_the_newest_weights():
     async def scenario() -> None:
         async with Scene(workers=1, lanes=1) as scene:
             await scene.until_serving(1)
-            await scene.rollouts.publish(1, 1)
+            await scene.rollouts.publish(1, Published(1))
             await scene.rollouts.published(1)
             scene.may_load.clear()
             await scene.rollouts.scale(2)
@@ -429,7 +459,7 @@ def test_a_version_is_published_when_all_who_serve_have_it_or_are_gone():
         async with Scene(workers=2) as scene:
             await scene.until_serving(2)
             scene.may_load.clear()
-            await scene.rollouts.publish(1, 1)
+            await scene.rollouts.publish(1, Published(1))
             publishing = asyncio.create_task(scene.rollouts.published(1))
             await asyncio.sleep(0)
             assert not publishing.done()
@@ -437,6 +467,112 @@ def test_a_version_is_published_when_all_who_serve_have_it_or_are_gone():
                 scene.handles[name].kill()
             async with asyncio.timeout(BOUND_S):
                 await publishing
+
+    run(scenario())
+
+
+def test_refused_weights_are_published_again_and_the_old_ones_serve_meanwhile():
+    async def scenario() -> None:
+        async with Scene(workers=2, lanes=1) as scene:
+            scene.submit(0, 1)
+            await scene.until_given(1)
+            scene.learner_publishes = [Published(1, "rollout-1"), Published(1)]
+            await scene.rollouts.publish(1, Published(1, "rollout-1"))
+            publishing = asyncio.create_task(scene.rollouts.published(1))
+            async with asyncio.timeout(BOUND_S):
+                await publishing
+            assert scene.refusals == [("rollout-1", 1, 0)] * 2
+            assert scene.offered.count(("rollout-1", 1)) == 3 and ("rollout-0", 1) in scene.offered
+            assert {worker.version for worker in scene.workers.values()} == {1}
+            assert scene.losses == [] and len(scene.rollouts.fleet.serving) == 2
+            for group_id in (0, 1):  # neither was disturbed
+                scene.workers[scene.who_has(group_id)].finish(group_id)
+            await scene.until(lambda: len(scene.done) == 2)
+            assert all(worker.times_given.total() == 1 for worker in scene.workers.values())
+
+    run(scenario())
+
+
+def test_a_version_that_is_refused_is_not_live_before_it_is_held():
+    async def scenario() -> None:
+        async with Scene(workers=2, backoff_s=BOUND_S) as scene:
+            await scene.until_serving(2)
+            await scene.rollouts.publish(1, Published(1, "rollout-1"))
+            publishing = asyncio.create_task(scene.rollouts.published(1))
+            await scene.until(lambda: scene.refusals and scene.rollouts.fleet.members["rollout-0"].version == 1)
+            assert scene.rollouts.fleet.members["rollout-1"].version == 0
+            assert not publishing.done()
+            publishing.cancel()
+
+    run(scenario())
+
+
+def test_weights_that_are_refused_over_and_over_end_the_run_by_name():
+    async def scenario() -> None:
+        async with Scene(workers=2, max_failures=3) as scene:
+            await scene.until_serving(2)
+            scene.learner_publishes = [Published(1, "rollout-1") for _ in range(10)]
+            await scene.rollouts.publish(1, Published(1, "rollout-1"))
+            with pytest.raises(BaseExceptionGroup) as raised:
+                await scene.running
+            failure = first_error(raised.value)
+            assert isinstance(failure, PublicationFailed) and isinstance(failure.__cause__, WeightsRefused)
+            assert str(failure) == (
+                "rollout-1 refused weights 4 times in a row and still holds version 0; the last time: "
+                "version 1: tensor t is not as it was published"
+            )
+            assert len(scene.refusals) == 4
+
+    run(scenario())
+
+
+def test_what_two_refuse_is_published_again_once():
+    async def scenario() -> None:
+        async with Scene(workers=2) as scene:
+            await scene.until_serving(2)
+            scene.learner_publishes = [Published(1)]
+            await scene.rollouts.publish(1, Published(1, "all"))
+            async with asyncio.timeout(BOUND_S):
+                await scene.rollouts.published(1)
+            assert sorted(worker for worker, _, _ in scene.refusals) == ["rollout-0", "rollout-1"]
+            assert scene.learner_publishes == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_learner_that_is_ahead_publishes_newer_weights_instead_unless_the_order_is_fixed(deterministic):
+    """The version that was refused is then offered again as it is: here it is whole the second time."""
+
+    async def scenario() -> None:
+        async with Scene(workers=1, deterministic=deterministic) as scene:
+            await scene.until_serving(1)
+            weights = Published(1, "all")
+            scene.learner_publishes = [Published(2)]
+
+            def mend() -> None:
+                weights.refused_by = None
+
+            refused, scene.refused = scene.refused, lambda *args: (mend(), refused(*args))
+            await scene.rollouts.publish(1, weights)
+            async with asyncio.timeout(BOUND_S):
+                await scene.rollouts.published(1)
+            assert scene.workers["rollout-0"].version == (1 if deterministic else 2)
+            assert scene.rollouts.fleet.newest_version == scene.workers["rollout-0"].version
+
+    run(scenario())
+
+
+def test_a_joiner_that_refuses_weights_serves_once_it_holds_some():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1) as scene:
+            await scene.until_serving(1)
+            scene.learner_publishes = [Published(1)]
+            await scene.rollouts.publish(1, Published(1, "rollout-1"))
+            await scene.rollouts.published(1)
+            await scene.rollouts.scale(2)
+            await scene.until_serving(2)
+            assert (scene.refusals, scene.workers["rollout-1"].version) == ([("rollout-1", 1, 0)], 1)
 
     run(scenario())
 

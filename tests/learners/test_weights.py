@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,15 @@ def test_a_snapshot_can_take_over_the_buffer_of_an_earlier_one() -> None:
     assert later.fingerprint == take_snapshot(doubled.items(), version=1).fingerprint
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_checksums_are_those_of_each_tensor_s_bytes(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    snapshot = take_snapshot(make_tensors().items(), version=0)
+    expected = {name: zlib.crc32(bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())) for name, tensor in make_tensors().items()}
+    assert dict(snapshot.checksums) == expected
+    assert snapshot.nbytes == snapshot.buffer.nbytes
+
+
 def test_a_buffer_of_another_size_is_not_taken_over() -> None:
     with pytest.raises(ValueError, match="the buffer to reuse has 64 bytes, these tensors need 128"):
         take_snapshot([("w", draw(33))], version=0, into=np.zeros(64, np.uint8))
@@ -106,6 +116,7 @@ def test_a_snapshot_survives_a_file_as_a_memory_map(tmp_path: Path) -> None:
     assert isinstance(loaded.buffer, np.memmap)
     assert_same_tensors(dict(loaded.tensors()), make_tensors())
     assert (loaded.version, loaded.index, loaded.fingerprint) == (5, snapshot.index, snapshot.fingerprint)
+    assert loaded.checksums == snapshot.checksums
 
 
 def test_protocol_five_keeps_the_weights_out_of_band() -> None:

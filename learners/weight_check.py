@@ -1,0 +1,76 @@
+"""Whether weights may be loaded at all: everything that can be known before an engine is touched.
+
+    check_snapshot(snapshot, shapes=causal_lm_shapes(path), dtype="bfloat16")     # raises WeightsRefused with the tensor named
+
+An engine cannot take a load back: what fails half-way leaves weights of no version. So what can go wrong on the way from the learner (a
+tensor missing or of another model, bytes cut off, overwritten or flipped) is found here, and costs a refusal: the engine goes on under
+the weights it has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from learners.weights import ALIGNMENT, HEAD, TensorSpec, WeightSnapshot, checksums, fingerprint, first_mismatch
+
+
+class WeightsRefused(RuntimeError):
+    """These weights were not loaded, and nothing was changed: whoever was to load them goes on with those it has."""
+
+
+def check_snapshot(snapshot: WeightSnapshot, *, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
+    """Raises WeightsRefused unless `snapshot` is for a model of these parameters, byte for byte as it was taken.
+
+    `shapes` by name, without a tied head; `dtype` is the engine's. Takes about 0.1 s for 270 MB.
+    """
+    check_tensors(snapshot.index, shapes=shapes, dtype=dtype, version=snapshot.version)
+    _check_places(snapshot)
+    names = {spec.name for spec in snapshot.index}
+    if (without := _first(names - snapshot.checksums.keys() or names - snapshot.fingerprint.keys())) is not None:
+        raise _refused(snapshot.version, without, "has no checksum or no digest")
+    found = checksums(snapshot.buffer, snapshot.index)
+    if (altered := next((name for name in found if found[name] != snapshot.checksums[name]), None)) is not None:
+        raise _refused(
+            snapshot.version, altered, f"is not as it was published (checksum {found[altered]:08x}, not {snapshot.checksums[altered]:08x})"
+        )
+    expected = {name: digest for name, digest in snapshot.fingerprint.items() if name in names}
+    if (altered := first_mismatch(expected, fingerprint(dict(snapshot.tensors()), version=snapshot.version))) is not None:
+        raise _refused(snapshot.version, altered, "is not the learner's (digest)")
+
+
+def check_tensors(index: Iterable[TensorSpec], *, shapes: Mapping[str, tuple[int, ...]], dtype: str, version: int) -> None:
+    """Raises WeightsRefused unless these are the tensors of a model of these parameters, each once."""
+    counts = Counter(spec.name for spec in index)
+    if (missing := _first(shapes.keys() - counts.keys())) is not None:
+        raise _refused(version, missing, "is missing")
+    if (unknown := _first(counts.keys() - shapes.keys())) is not None:
+        raise _refused(version, unknown, "is not one of this model's" + (" (its head is tied)" if unknown == HEAD else ""))
+    if (twice := next((name for name, count in counts.items() if count > 1), None)) is not None:
+        raise _refused(version, twice, "is there twice")
+    for spec in index:
+        if spec.shape != shapes[spec.name]:
+            raise _refused(version, spec.name, f"has shape {list(spec.shape)}, this model's has {list(shapes[spec.name])}")
+        if spec.dtype != dtype:
+            raise _refused(version, spec.name, f"is {spec.dtype} and this engine's are {dtype}: rollout.dtype must be learner.dtype")
+
+
+def _check_places(snapshot: WeightSnapshot) -> None:
+    """Every tensor aligned, behind the one before it, and inside the buffer, which has no more than that."""
+    end = 0
+    for spec in sorted(snapshot.index, key=lambda spec: spec.offset):
+        if spec.offset < end or spec.offset % ALIGNMENT:
+            raise _refused(snapshot.version, spec.name, f"begins at byte {spec.offset}, where it cannot: the one before ends at {end}")
+        end = spec.offset + spec.nbytes
+        if end > snapshot.nbytes:
+            raise _refused(snapshot.version, spec.name, f"ends at byte {end} of {snapshot.nbytes}: the buffer is cut short")
+    if snapshot.nbytes - end >= ALIGNMENT:
+        raise WeightsRefused(f"version {snapshot.version}: the buffer has {snapshot.nbytes} bytes, its tensors end at {end}")
+
+
+def _first(names: Iterable[str]) -> str | None:
+    return min(names, default=None)
+
+
+def _refused(version: int, tensor: str, why: str) -> WeightsRefused:
+    return WeightsRefused(f"version {version}: tensor {tensor} {why}")
