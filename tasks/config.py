@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "PATH_KEYS",
+    "AimeConfig",
+    "AmcConfig",
     "ArithmeticConfig",
     "ArithmeticWeights",
+    "DapoMathConfig",
     "DataSetConfig",
     "Gsm8kConfig",
+    "MathConfig",
     "ParquetConfig",
     "SourceConfig",
     "TaskConfig",
@@ -123,6 +129,63 @@ class Gsm8kConfig(DataSetConfig):
     """Appended to every question, on a line of its own. Not part of the problem id."""
 
 
+class MathConfig(DataSetConfig):
+    """MATH: train.parquet (7500 rows) and test.parquet (5000), as the hub publishes them (columns problem and solution) or with columns
+    prompt and answer. For split "dev", paper_dev.parquet or math500.parquet with the 500 rows of MATH-500 will do."""
+
+    hub: str | None = "DigitalLearningGmbH/MATH-lighteval"
+    """A data set of the Hugging Face hub with the same files."""
+    revision: str = "0530c78699ea5e8eb5530600900e1f328b48acad"
+    """Commit, branch or tag of `hub`."""
+    instruction: str = "Let's think step by step and put the final answer within \\boxed{}."
+    """Appended to every question, on a line of its own. Not part of the problem id."""
+
+
+class AimeConfig(DataSetConfig):
+    """AIME: 2024.parquet and 2025.parquet, or .jsonl, of 30 rows each (columns problem and answer, or prompt and answer)."""
+
+    hub: str | None = "HuggingFaceH4/aime_2024"
+    """A data set of the Hugging Face hub with the problems of 2024."""
+    revision: str = "2fe88a2f1091d5048c0f36abc874fb997b3dd99a"
+    """Commit, branch or tag of `hub`."""
+    hub_2025: str | None = "math-ai/aime25"
+    """A data set of the hub with the problems of 2025."""
+    revision_2025: str = "563bb8404243c5f09de6ec262f2db674fe5bce9b"
+    """Commit, branch or tag of `hub_2025`."""
+    instruction: str = "Let's think step by step and put the final answer within \\boxed{}."
+    """Appended to every question, on a line of its own. Not part of the problem id."""
+
+
+class AmcConfig(SourceConfig):
+    """AMC 2023, whose questions are kept out of DAPO-Math: amc.parquet or amc.jsonl (a column question, problem or prompt)."""
+
+    hub: str | None = "math-ai/amc23"
+    """A data set of the Hugging Face hub with the same questions."""
+    revision: str = "80815d37005feb82cd7f8fbc6901d5d3eff43057"
+    """Commit, branch or tag of `hub`."""
+
+
+class DapoMathConfig(DataSetConfig):
+    """DAPO-Math-17k in its deduplicated English form: train.parquet (columns prompt and solution, or prompt and answer).
+
+    Questions of the test sets of MATH and AMC and of AIME 2024 and 2025 are taken out, so those of `task.math`, `task.aime` and `amc` must be
+    at hand.
+    """
+
+    hub: str | None = "open-r1/DAPO-Math-17k-Processed"
+    """A data set of the Hugging Face hub with the same file."""
+    revision: str = "31dd309567e3da778038cc87d868b6097a3ccf68"
+    """Commit, branch or tag of `hub`."""
+    instruction: str = "Let's think step by step and put the final answer within \\boxed{}."
+    """Appended to every question, on a line of its own. Not part of the problem id."""
+    num_train: int = Field(default=4096, ge=1)
+    """How many of the rows that are left are trained on."""
+    selection_seed: int = 0
+    """Which rows these are: the first num_train in an order that this seed decides, so a smaller selection is part of a larger one."""
+    amc: AmcConfig = AmcConfig()
+    """Where AMC's questions are."""
+
+
 class ParquetConfig(BaseModel):
     """Problems of your own, one a row, from .parquet or .jsonl files."""
 
@@ -141,9 +204,10 @@ class ParquetConfig(BaseModel):
     """The column that says which split a row belongs to. Unset: "train" and "test" are both all rows."""
     instruction: str = ""
     """Appended to every question, or to the last user message, on a line of its own. Not part of the problem id."""
-    verifier: Literal["number", "exact", "none"] = "number"
-    """How an answer is judged. "number": by value, read as GSM8K's are. "exact": the last box or line of the reply is the answer, but for
-    case and spacing. "none": there is nothing to judge by; jobs that need verdicts refuse the task."""
+    verifier: Literal["number", "math", "exact", "none"] = "number"
+    """How an answer is judged. "number": by value, read as GSM8K's are. "math": as MATH's are, any mathematics in any of its forms
+    (docs/verifiers.md). "exact": the last box or line of the reply is the answer, but for case and spacing. "none": there is nothing to
+    judge by; jobs that need verdicts refuse the task."""
 
     @model_validator(mode="after")
     def _verifier_has_answers(self) -> Self:
@@ -157,7 +221,7 @@ class TaskConfig(BaseModel):
 
     model_config = _STRICT
 
-    name: Literal["arithmetic", "gsm8k", "parquet"] = "arithmetic"
+    name: Literal["aime", "arithmetic", "dapo-math", "gsm8k", "math", "parquet"] = "arithmetic"
     """Which task of `tasks.registry.TASKS`."""
     seed: int = 0
     """Seed of the arithmetic task's streams; every split draws its own numbers from it. Which questions are held out does not depend on it.
@@ -166,5 +230,23 @@ class TaskConfig(BaseModel):
     """The arithmetic task; ignored by other tasks."""
     gsm8k: Gsm8kConfig = Gsm8kConfig()
     """The GSM8K task; ignored by other tasks."""
+    math: MathConfig = MathConfig()
+    """The MATH task; of others, dapo-math reads its test set."""
+    aime: AimeConfig = AimeConfig()
+    """The AIME task; dapo-math's dev and test are its."""
+    dapo_math: DapoMathConfig = DapoMathConfig()
+    """The DAPO-Math task; ignored by other tasks."""
     parquet: ParquetConfig = ParquetConfig()
     """The task of your own files; ignored by other tasks."""
+
+
+def _path_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if name == "path":
+            yield f"{prefix}.path"
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _path_keys(field.annotation, f"{prefix}.{name}")
+
+
+PATH_KEYS = tuple(_path_keys(TaskConfig, "task"))
+"""Where the files of each task are: what may differ between two starts of one run."""

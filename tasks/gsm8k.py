@@ -39,6 +39,7 @@ class Gsm8k:
 
     name: str = "gsm8k"
     has_verifier: bool = True
+    deadline_s: float = 2.0
 
     def __init__(self, config: Gsm8kConfig) -> None:
         self._config = config

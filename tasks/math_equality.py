@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -61,10 +62,8 @@ def readings(text: str, *, is_answer: bool = False) -> list[Node]:
         found.append(parse(text))
     if is_answer and (option := _OPTION.fullmatch(text)) is not None:
         found.append(Node("word", text=option[1] or option[2]))
-        try:
+        with suppress(Unreadable):
             found.append(parse(without_grouping(option[3])))
-        except Unreadable:
-            pass
     return found
 
 
@@ -111,7 +110,7 @@ class _Comparison:
                 return self._collection(gold, answer)
         if is_equation(answer):
             return False
-        name, answer = stated(answer)
+        answer = stated(answer)[1]
         if answer.head == "set" and len(answer.parts) == 1:
             answer = answer.parts[0]
         match gold.head:
@@ -122,7 +121,7 @@ class _Comparison:
             case "union" | "difference":
                 return self._region(gold, answer)
             case "word":
-                return self._word(gold, answer if name is None or name.head != "word" else answer)
+                return self._word(gold, answer)
         return self._quantity(gold, answer)
 
     def _all(self, golds: Sequence[Node], answers: Sequence[Node]) -> bool:

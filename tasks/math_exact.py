@@ -2,9 +2,9 @@ r"""Exact values of expressions in rational numbers, square roots, π and i, wit
 
     exact_value(parse(r"\frac{1}{2+\sqrt{3}}")) == exact_value(parse(r"2-\sqrt3"))   # True, and proven
 
-A value is a sum of terms c·π^k·√n with rational c and squarefree n (√-1 is i). Such terms are independent over the rationals, so equal
-values have equal terms: two expressions that both have a value here are equal exactly where these are the same. Expressions that do not fit,
-or whose numbers grow beyond MAX_BITS, have none; then nothing is said about them.
+A value is a sum of terms c·π^k·√n with rational c and squarefree n (√-1 is i). Such terms are independent over the rationals, so two
+expressions that both have a value here are equal exactly where their terms are. Expressions that do not fit, or whose numbers grow
+beyond MAX_BITS, have none; then nothing is said about them.
 """
 
 from __future__ import annotations
@@ -49,12 +49,19 @@ def spelling(value: Exact) -> str:
     r"""One spelling a value: "3/4", "2", "1/2*sqrt(2)", "3*pi+i". Decimals are fractions here."""
     parts = []
     for (power, radicand), coefficient in sorted(value.items(), key=lambda item: (-item[0][0], -item[0][1])):
-        factors = [str(coefficient)] if abs(coefficient) != 1 or (power, radicand) == _RATIONAL else []
+        factors = [_digits(coefficient)] if abs(coefficient) != 1 or (power, radicand) == _RATIONAL else []
         factors += [f"pi^{power}" if power != 1 else "pi"] if power else []
         factors += ["i"] if radicand < 0 else []
         factors += [f"sqrt({abs(radicand)})"] if abs(radicand) != 1 else []
-        parts.append(("-" if coefficient == -1 and str(coefficient) not in factors else "") + "*".join(factors))
+        sign = "-" if coefficient == -1 and (power, radicand) != _RATIONAL else ""
+        parts.append(sign + "*".join(factors))
     return "+".join(parts).replace("+-", "-") or "0"
+
+
+def _digits(value: Fraction) -> str:
+    """In hexadecimal where Python refuses to write decimals."""
+    numbers = (value.numerator,) if value.denominator == 1 else (value.numerator, value.denominator)
+    return "/".join(str(part) if part.bit_length() < 10_000 else hex(part) for part in numbers)
 
 
 def _value(node: Node) -> Exact:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 
 from tasks.math_exact import exact_value
 from tasks.math_nodes import COLLECTIONS, Node, walk
-from tasks.math_tokens import NUMBER_WORDS
+from tasks.math_words import NUMBER_WORDS, UNITS
 
 __all__ = ["conflicting_units", "is_equation", "items_of", "key", "region", "stated", "variables", "without_unit"]
 
@@ -23,40 +24,6 @@ _MINUS_INFINITY = Node("negative", (INFINITY,))
 _ALL_REALS = frozenset(("allrealnumbers", "allreals", "realnumbers", "allreal", "setofallrealnumbers"))
 _CONSTANTS = frozenset(("e", "i", "\\pi", "\\infty"))
 _FLIPPED = {"<": ">", "\\le": "\\ge", ">": "<", "\\ge": "\\le"}
-
-_UNITS = {
-    "cm": "cm centimeter centimeters centimetre centimetres",
-    "mm": "mm millimeter millimeters",
-    "m": "m meter meters metre metres",
-    "km": "km kilometer kilometers",
-    "in": "in inch inches",
-    "ft": "ft foot feet",
-    "yd": "yd yard yards",
-    "mi": "mi mile miles",
-    "s": "s sec second seconds",
-    "min": "min minute minutes mins",
-    "h": "h hr hrs hour hours",
-    "day": "day days",
-    "week": "week weeks",
-    "month": "month months",
-    "year": "year years yr yrs",
-    "g": "g gram grams",
-    "kg": "kg kilogram kilograms",
-    "lb": "lb lbs pound pounds",
-    "oz": "oz ounce ounces",
-    "l": "l L liter liters litre litres",
-    "ml": "ml mL milliliter milliliters",
-    "dollar": "$ dollar dollars usd USD",
-    "cent": "cent cents",
-    "mph": "mph",
-    "km/h": "kph km/h",
-    "am": "am AM a.m. a.m",
-    "pm": "pm PM p.m. p.m",
-    "degree": "degree degrees °",
-    "radian": "rad radian radians",
-}
-"""Units that are told apart. Others, and powers ("square feet", "cm ^2"), are not looked at."""
-_UNIT_OF = {spelt: unit for unit, spellings in _UNITS.items() for spelt in spellings.split()}
 
 
 def variables(node: Node) -> frozenset[str]:
@@ -146,11 +113,7 @@ def conflicting_units(first: str, second: str) -> bool:
 
 def _known(unit: str) -> str:
     words = [word for word in re.split(r"[\s^{}0-9]+", unit) if word and word.casefold() not in ("square", "sq", "sq.", "cubic", "cu")]
-    return (
-        _UNIT_OF.get(words[0].rstrip("."), _UNIT_OF.get(words[0].casefold().rstrip("."), _UNIT_OF.get(words[0], "")))
-        if len(words) == 1
-        else ""
-    )
+    return UNITS.get(words[0].rstrip("."), UNITS.get(words[0].casefold().rstrip("."), UNITS.get(words[0], ""))) if len(words) == 1 else ""
 
 
 # ---- regions of the real line
@@ -225,7 +188,7 @@ def _without_points(points: Node) -> tuple[Node, ...] | None:
     if any(value is None for value in values.values()):
         return None
     ends = [_MINUS_INFINITY, *sorted(values, key=lambda part: values[part] or 0.0), INFINITY]
-    return tuple(Node("point", (left, right)) for left, right in zip(ends, ends[1:], strict=False))
+    return tuple(Node("point", (left, right)) for left, right in pairwise(ends))
 
 
 def _real(node: Node) -> float | None:

@@ -2,8 +2,8 @@ r"""Whether two expressions are equal as functions of their symbols, by Math-Ver
 
     same_value(parse(r"\sin^2 x"), parse(r"1 - \cos^2 x"))   ->  True
 
-Only what `refusal` lets pass comes here: no towers of powers, no factorials of factorials, nothing large. What passes may still run for long
-or without end, so it belongs in a process that is killed at a deadline (`actors.verifier`), never in a thread.
+Only what `refusal` lets pass comes here: no towers of powers, no factorials of factorials, nothing large. What passes may still run
+without end, so it belongs in a process that is killed at a deadline (`actors.verifier`), never in a thread.
 
 The parser is Math-Verify's, given LaTeX that is written anew from our nodes; no text of a model is evaluated or sympified. Where both sides
 can be computed to 30 digits at fixed points, these decide: Math-Verify's own comparison takes 10^-30 for 10^-40, rounds decimals to six
@@ -20,6 +20,7 @@ from typing import Any
 
 from tasks.math_exact import rational_value
 from tasks.math_nodes import Node, latex, number, walk
+from tasks.math_words import words
 
 __all__ = ["Unparsable", "proportional", "refusal", "same_value", "warm_up"]
 
@@ -34,10 +35,9 @@ _NUM_POINTS = 6
 _NUM_ENOUGH = 2  # points at which both sides have a value
 _COARSE_BITS = 10
 
-_EXPRESSIONS = frozenset(
-    "number repeating mixed symbol sum product quotient power root function base negative factorial absolute percent degrees subscripted "
-    "binomial".split()
-)
+_EXPRESSIONS = words("""
+number repeating mixed symbol sum product quotient power root function base negative factorial absolute percent degrees subscripted binomial
+""")
 _NO_VARIABLES = frozenset(("\\infty", "\\ldots", "\\varnothing", "\\angle", "\\triangle"))
 _WARM_UP = (r"\frac{x+1}{2}", r"\sqrt{3}+x^{2}", r"\sin(x)\cdot \log(y)", r"e^{i}-(2\cdot x)", r"\binom{n}{k}+n!", r"|x|\cdot \pi")
 
@@ -206,7 +206,10 @@ def _value(expression: Any, point: Mapping[Any, Any], *, is_complex: bool) -> An
     """What it is at `point`, as a number of mpmath; None where it has no value there, or none that is real."""
     from mpmath import mp, mpc
 
-    found = expression.subs(point).evalf(_DIGITS)
+    try:
+        found = expression.subs(point).evalf(_DIGITS)
+    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):  # sympy's ways to say so
+        return None
     if not getattr(found, "is_number", False) or not found.is_finite:
         return None
     parts = found.as_real_imag()

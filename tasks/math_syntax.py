@@ -8,44 +8,21 @@ its nodes can reach a computer algebra system, written anew and never as the tex
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NoReturn
-
+from tasks.math_expressions import STARTS_FACTOR, Expressions, Mixed, Unreadable
 from tasks.math_nodes import COLLECTIONS, Node, latex, number, walk
-from tasks.math_tokens import NUMBER_WORDS, Kind, Token, tokens
+from tasks.math_tokens import Kind, Token, tokens
+from tasks.math_words import NUMBER_WORDS
 
-__all__ = ["FUNCTIONS", "MAX_CHARS", "Unreadable", "parse"]
+__all__ = ["MAX_CHARS", "Unreadable", "parse"]
 
 MAX_CHARS = 2000
 MAX_TOKENS = 600
-MAX_DEPTH = 16  # of brackets, groups and arguments
-MAX_POSTFIXES = 3  # of one factor: exponents, "!", "%"
-MAX_DIGITS = 1000  # of one number
 
-FUNCTIONS = frozenset(
-    f"\\{name}" for name in "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp gcd lcm max min".split()
-)
-_SYMBOLS = frozenset(
-    f"\\{name}"
-    for name in "pi infty theta alpha beta gamma delta epsilon lambda mu nu xi rho sigma tau phi psi omega eta zeta kappa ell Delta Gamma "
-    "Theta Lambda Sigma Phi Psi Omega varnothing ldots angle triangle".split()
-)
-_STARTS_FACTOR = FUNCTIONS | _SYMBOLS | {"\\frac", "\\binom", "\\sqrt", "\\overline", "\\lfloor", "\\lceil", "\\langle", "\\mathbb", "\\{"}
 _RELATIONS = ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\approx")
-_CLOSING = {"(": (")", "]"), "[": ("]", ")", "["), "]": ("[", "]", ")"), "\\{": ("\\}",), "\\langle": ("\\rangle",)}
 _CLOSERS = (")", "]", "\\}", "\\rangle", "}")
 _OPENERS = ("(", "[", "\\{", "\\langle", "{")
-_MATRICES = frozenset(("pmatrix", "bmatrix", "matrix", "smallmatrix", "Bmatrix", "array"))
 _EQUALS_WORDS = frozenset(("is", "equals", "equal to", "is equal to", "equal"))
 _FILLERS = frozenset(("approximately", "about", "exactly", "roughly", "only", "just", "the"))
-
-
-class Unreadable(ValueError):
-    """The text is no answer of the grammar; the message says why."""
-
-
-class _Mixed(Exception):
-    """Words and mathematics stand side by side and are no value with its unit."""
 
 
 def parse(text: str) -> Node:
@@ -94,60 +71,16 @@ def _with_sign(node: Node, plus: str) -> Node:
     return Node(node.head, parts, node.text)
 
 
-def _product_of(factors: list[Node]) -> Node:
-    return factors[0] if len(factors) == 1 else Node("product", tuple(factors))
-
-
-class _Parser:
-    """Recursive descent over a list of tokens. Every loop takes a token, and what recurses goes through `_nested`."""
-
-    def __init__(self, found: list[Token]) -> None:
-        self._tokens = found
-        self._at = 0
-        self._depth = 0
-
-    @property
-    def _next(self) -> str:
-        """The text of the next token; "" for words, which are no signs, and at the end."""
-        return "" if self._kind in (None, Kind.WORD) else self._tokens[self._at].text
-
-    @property
-    def _kind(self) -> Kind | None:
-        return self._tokens[self._at].kind if self._at < len(self._tokens) else None
-
-    def _take(self) -> Token:
-        token = self._tokens[self._at]
-        self._at += 1
-        return token
-
-    def _accept(self, *texts: str) -> str | None:
-        return self._take().text if self._next in texts else None
-
-    def _expect(self, text: str) -> None:
-        if self._accept(text) is None:
-            self._fail(f"'{text}' is missing")
-
-    def _fail(self, why: str) -> NoReturn:
-        where = f"before '{self._tokens[self._at].text[:20]}'" if self._kind else "at the end"
-        raise Unreadable(f"{why} {where}")
-
-    def _nested(self, rule: Callable[[], Node]) -> Node:
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise Unreadable(f"brackets in brackets, more than {MAX_DEPTH}")
-        found = rule()
-        self._depth -= 1
-        return found
-
-    # ---- answers
+class _Parser(Expressions):
+    """Answers, over the expressions in them."""
 
     def whole(self) -> Node:
-        found = self._list()
+        found = self.items()
         if self._at < len(self._tokens):
             self._fail("cannot go on")
         return found
 
-    def _list(self) -> Node:
+    def items(self) -> Node:
         """Items joined by commas, semicolons and the like; one item is itself."""
         items = [self._item()]
         while self._accept(",", ";"):
@@ -166,7 +99,7 @@ class _Parser:
             while (sign := self._accept(*_RELATIONS)) is not None:
                 signs.append(sign)
                 sides.append(self._side())
-        except _Mixed:
+        except Mixed:
             self._depth = depth
             return self._words_from(start)
         return Node("relation", tuple(sides), " ".join(signs)) if signs else sides[0]
@@ -207,8 +140,8 @@ class _Parser:
         unit = "$" if currency else self._unit()
         if currency:
             self._unit()  # $5 million is no number that is known here, $5 per day is
-        if self._kind in (Kind.WORD, Kind.NUMBER, Kind.LETTER, Kind.BASED, Kind.BEGIN) or self._next in ("(", *_STARTS_FACTOR):
-            raise _Mixed
+        if self._kind in (Kind.WORD, Kind.NUMBER, Kind.LETTER, Kind.BASED, Kind.BEGIN) or self._next in ("(", *STARTS_FACTOR):
+            raise Mixed
         return Node("quantity", (value,), unit) if unit else value
 
     def _words(self) -> Node:
@@ -219,8 +152,8 @@ class _Parser:
         text = " ".join(words)
         if self._accept("_"):
             return Node("based", text=f"{text}_{latex(self._argument())}")
-        if self._kind not in (None, Kind.SIGN, Kind.COMMAND, Kind.END) or self._next in ("(", "+", "-", "{", *_STARTS_FACTOR, "\\$"):
-            raise _Mixed
+        if self._kind not in (None, Kind.SIGN, Kind.COMMAND, Kind.END) or self._next in ("(", "+", "-", "{", *STARTS_FACTOR, "\\$"):
+            raise Mixed
         known = NUMBER_WORDS.get(text.casefold().strip(" ."))
         return Node("word", text=text) if known is None else number(known)
 
@@ -231,235 +164,3 @@ class _Parser:
             text = self._take().text
             words.append(f"^{latex(self._argument())}" if text == "^" else text)
         return " ".join(words)
-
-    # ---- expressions
-
-    def _sum(self) -> Node:
-        terms = [self._term()]
-        while self._next in ("+", "-", "\\pm", "\\mp"):
-            terms.append(self._term())
-        return terms[0] if len(terms) == 1 else Node("sum", tuple(terms))
-
-    def _term(self) -> Node:
-        match self._accept("+", "-", "\\pm", "\\mp"):
-            case "-":
-                return Node("negative", (self._nested(self._term),))
-            case "\\pm":
-                return Node("pm", (self._product(),))
-            case "\\mp":
-                return Node("mp", (self._product(),))
-            case _:
-                return self._product()
-
-    def _product(self) -> Node:
-        factors = [self._factor()]
-        num_quotients = 0
-        while True:
-            if self._accept("*"):
-                factors.append(self._signed_factor())
-            elif self._next == "/" and num_quotients < MAX_POSTFIXES:
-                self._take()
-                factors = [Node("quotient", (_product_of(factors), self._signed_factor()))]
-                num_quotients += 1
-            elif self._starts_factor():
-                factors.append(self._factor())
-            else:
-                return _product_of(factors)
-
-    def _signed_factor(self) -> Node:
-        if self._accept("-"):
-            return Node("negative", (self._nested(self._signed_factor),))
-        return self._factor()
-
-    def _starts_factor(self) -> bool:
-        """Whether what comes next is a factor without a sign before it. Of two numbers, the second is not."""
-        match self._kind:
-            case Kind.LETTER | Kind.BEGIN:
-                return True
-            case Kind.COMMAND:
-                return self._next in _STARTS_FACTOR
-            case Kind.SIGN:
-                return self._next in ("(", "{") or (self._next == "[" and any(token.text == "]" for token in self._tokens[self._at :]))
-        return False
-
-    def _factor(self) -> Node:
-        found = self._atom()
-        for _ in range(MAX_POSTFIXES + 1):
-            if self._accept("^"):
-                found = Node("power", (found, self._exponent()))
-            elif self._accept("!"):
-                found = Node("factorial", (found,))
-            elif self._accept("%"):
-                found = Node("percent", (found,))
-            elif self._accept("°"):
-                found = Node("degrees", (found,))
-            elif self._next == "_" and found.head == "symbol":
-                self._take()
-                found = Node("subscripted", (found, self._argument()))
-            else:
-                return found
-        self._fail("exponents upon exponents")
-
-    def _exponent(self) -> Node:
-        return Node("negative", (self._argument(),)) if self._accept("-") else self._argument()
-
-    def _atom(self) -> Node:
-        match self._kind:
-            case Kind.NUMBER:
-                return self._number()
-            case Kind.LETTER:
-                return Node("symbol", text=self._take().text)
-            case Kind.BASED:
-                return Node("based", text=self._take().text)
-            case Kind.BEGIN:
-                return self._nested(self._matrix)
-            case Kind.WORD:
-                raise _Mixed
-            case Kind.COMMAND:
-                return self._command()
-        if self._next in ("(", "[", "]"):
-            return self._nested(self._brackets)
-        if self._next == "{":
-            return self._nested(self._group)
-        if self._accept("|"):
-            found = self._nested(self._sum)
-            self._expect("|")
-            return Node("absolute", (found,))
-        self._fail("a value is missing")
-
-    def _number(self) -> Node:
-        text = self._take().text
-        if len(text) > MAX_DIGITS:
-            raise Unreadable(f"a number of {len(text)} characters, more than {MAX_DIGITS}")
-        if self._next == "." and [token.text for token in self._tokens[self._at + 1 : self._at + 2]] == ["\\overline"]:
-            self._take()  # 0.\overline{3}
-        if self._next == "\\overline" and ("." in text or self._tokens[self._at - 1].text == "."):
-            self._take()
-            return Node("repeating", (self._argument(),), text)
-        return self._mixed(text) or number(text)
-
-    def _mixed(self, whole: str) -> Node | None:
-        r"""6\frac{1}{6} and "6 1/6" are mixed numbers; 6\frac{7}{6} and 6\frac{x}{6} are products."""
-        start, held = self._at, list(self._tokens)
-        parts: list[Node] = []
-        if whole.isdigit() and self._accept("\\frac"):
-            parts = [self._argument(single_digit=True), self._argument(single_digit=True)]
-        elif whole.isdigit() and self._kind is Kind.NUMBER and self._tokens[self._at].spaced:
-            parts = [number(self._take().text)]
-            parts += [number(self._take().text)] if self._accept("/") and self._kind is Kind.NUMBER else []
-        if len(parts) == 2 and all(part.head == "number" and part.text.isdigit() and len(part.text) < 10 for part in parts):
-            if int(parts[0].text) < int(parts[1].text):
-                return Node("mixed", (number(whole), *parts))
-        self._at, self._tokens = start, held
-        return None
-
-    def _command(self) -> Node:
-        name = self._next
-        if name in _SYMBOLS:
-            return Node("symbol", text=self._take().text)
-        if name in FUNCTIONS:
-            return self._nested(self._function)
-        if name in ("\\{", "\\langle"):
-            return self._nested(self._brackets)
-        if name not in _STARTS_FACTOR:
-            self._fail("an unknown command")
-        self._take()
-        match name:
-            case "\\frac" | "\\binom":
-                parts = (self._argument(single_digit=True), self._argument(single_digit=True))
-                return Node("quotient" if name == "\\frac" else "binomial", parts)
-            case "\\sqrt":
-                return self._root()
-            case "\\mathbb":
-                return Node("symbol", text=f"\\mathbb{{{latex(self._argument())}}}")
-            case "\\overline":
-                return Node("function", (self._argument(),), name)
-        found = self._nested(self._sum)  # in \lfloor or \lceil
-        self._expect(name.replace("l", "r", 1))
-        return Node("function", (found,), name)
-
-    def _root(self) -> Node:
-        index = number(2)
-        if self._accept("["):
-            index = self._nested(self._sum)
-            self._expect("]")
-        return Node("root", (self._argument(), index))
-
-    def _function(self) -> Node:
-        r"""Power and base come before the argument; that is in brackets, or goes on to the next sign or function: \sin^2 5x \cos x."""
-        name = self._take().text
-        power = base = None
-        for _ in range(2):
-            if self._accept("^"):
-                power = self._exponent()
-            elif self._accept("_"):
-                base = self._argument()
-        arguments = self._arguments()
-        if power == Node("negative", (number(1),)) and name in ("\\sin", "\\cos", "\\tan"):
-            name, power = f"\\arc{name[1:]}", None
-        found = Node("function", arguments if base is None else (*arguments, Node("base", (base,))), name)
-        return found if power is None else Node("power", (found, power))
-
-    def _arguments(self) -> tuple[Node, ...]:
-        if self._next in ("(", "["):
-            argument = self._nested(self._brackets)
-            return argument.parts if argument.head in ("point", "interval") else (argument,)
-        factors = [self._factor()]
-        while self._starts_factor() and self._next not in FUNCTIONS:
-            factors.append(self._factor())
-        if self._accept("/"):
-            factors = [Node("quotient", (_product_of(factors), self._factor()))]
-        return (_product_of(factors),)
-
-    def _argument(self, *, single_digit: bool = False) -> Node:
-        r"""A group, or one token; of a number all digits, or where TeX is taken at its word, as in \frac12, the first."""
-        if self._next == "{":
-            return self._nested(self._group)
-        if self._kind is not Kind.NUMBER:
-            return self._nested(self._atom)
-        text = self._take().text
-        if single_digit and len(text) > 1:
-            self._at -= 1
-            self._tokens = [*self._tokens[: self._at], Token(Kind.NUMBER, text[1:]), *self._tokens[self._at + 1 :]]
-            text = text[0]
-        return number(text)
-
-    def _group(self) -> Node:
-        """{...}: brackets that TeX does not show. Several items in them are a set whose braces were not escaped."""
-        self._take()
-        found = self._list()
-        self._expect("}")
-        return Node("set", found.parts) if found.head == "list" else found
-
-    def _brackets(self) -> Node:
-        r"""What stands in (), [], \{\} or \langle\rangle, also ]a,b[. A single item in round or square brackets is itself."""
-        opening = self._take().text
-        if opening == "\\{" and self._accept("\\}"):
-            return Node("symbol", text="\\varnothing")
-        found = self._list()
-        if self._next not in _CLOSING[opening]:
-            self._fail("a bracket is not closed")
-        closing = self._take().text
-        items = found.parts if found.head == "list" else (found,)
-        if opening == "\\{":
-            return Node("set", items)
-        if len(items) == 1:
-            return found
-        brackets = ("(" if opening in ("(", "]", "\\langle") else "[") + ("]" if closing == "]" else ")")
-        return Node("point", items) if brackets == "()" or len(items) != 2 else Node("interval", items, brackets)
-
-    def _matrix(self) -> Node:
-        name = self._take().text
-        if name not in _MATRICES:
-            raise Unreadable(f"an unknown environment '{name[:20]}'")
-        rows = [[self._sum()]]
-        while self._kind is not Kind.END:
-            if self._accept("&"):
-                rows[-1].append(self._sum())
-            elif self._accept("\\\\"):
-                if self._kind is not Kind.END:
-                    rows.append([self._sum()])
-            else:
-                self._fail("the matrix does not go on")
-        self._take()
-        return Node("matrix", tuple(Node("row", tuple(row)) for row in rows))

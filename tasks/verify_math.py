@@ -4,14 +4,14 @@ r"""Verdicts on mathematical answers: what a response states, and whether it is 
 
 What a response states (`stated_answer`) is the first of these that there is:
 1. its last closed \boxed{...} or \fbox{...} that is not blank, the innermost where they nest; boxes that follow one another with
-   nothing but "and", "or" or a comma between them are one list;
+   nothing but "and", "or" or a comma between them are one list, or else two forms of one answer, of which the last counts;
 2. what follows the last "answer is", "Answer:" or "####" on its line;
 3. the last mathematics between dollar signs, \(...\) or \[...\] of its last line that is not blank;
 4. all of it, where it is one line of up to MAX_BARE_CHARS characters and MAX_BARE_WORDS words;
 5. the last number (`tasks.answers.final_number`).
 
-`math_verdict` may run for long or without end: call it where it can be killed (`actors.verifier`), never in a thread. It needs two seconds for
-its first symbolic comparison in a process, `warm_up` takes them beforehand.
+`math_verdict` may run for long or without end: call it where it can be killed (`actors.verifier`), never in a thread. Its first symbolic
+comparison in a process takes two seconds; `warm_up` takes them beforehand.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tasks.math_nodes import Node
 from tasks.math_symbolic import Unparsable, warm_up
 from tasks.math_syntax import Unreadable
 
-__all__ = ["final_math", "is_readable", "math_verdict", "stated_answer", "warm_up"]
+__all__ = ["final_math", "is_readable", "last_box", "math_verdict", "stated_answer", "warm_up"]
 
 MAX_BARE_CHARS = 80
 MAX_BARE_WORDS = 3
@@ -55,7 +55,7 @@ def math_verdict(response: str, gold: str) -> Verdict:
     if _squashed(text) == _squashed(gold):
         return Verdict(status=VerdictStatus.CORRECT, reward=1.0, answer=_recorded(text), detail="spelling")
     try:
-        answers = readings(text, is_answer=True)
+        answers = [reading for text in dict.fromkeys((text, last_box(response) or text)) for reading in readings(text, is_answer=True)]
         finding = compare(_gold_readings(gold), answers)
     except (Unreadable, Unparsable) as error:
         return Verdict(status=VerdictStatus.MALFORMED, reward=0.0, answer=text[:_MAX_ANSWER_CHARS], detail=str(error)[:200])
@@ -87,6 +87,12 @@ def stated_answer(response: str) -> str | None:
         if text:
             return text
     return None if _BOX_START.search(response) else final_number(response)
+
+
+def last_box(text: str) -> str | None:
+    """The content of the last box alone: where the published solutions of MATH have their answer."""
+    boxes = _last_boxes(text)
+    return boxes[-1].strip() if boxes else None
 
 
 def _gold_readings(gold: str) -> list[Node]:
@@ -136,7 +142,7 @@ def _last_boxes(text: str) -> list[str]:
 
 
 def _marked(text: str) -> str | None:
-    """The first mathematics behind the last mark, on its line, where only words come before it; else the line up to the end of its sentence."""
+    """The first mathematics behind the last mark, on its line, where only words come before it; else the line up to its sentence's end."""
     for mark in _MARKS:
         matches = list(mark.finditer(text))
         if not matches:
