@@ -94,8 +94,8 @@ class VerifierPool:
         pool.resize(4)                                         # meanwhile, from any thread
         pool.close()
 
-    Each worker builds the task once, when it starts, and warms it up. Responses of all calls share one queue, in order of arrival. The workers die with
-    this process, however it ends, and ignore Ctrl-C. A pool that is not closed is closed at interpreter exit.
+    Each worker builds the task once, when it starts, and warms it up. Responses of all calls share one queue, in order of arrival. The
+    workers die with this process, however it ends, and ignore Ctrl-C. A pool that is not closed is closed at interpreter exit.
     """
 
     def __init__(self, task_config: TaskConfig, config: VerifierConfig, *, task_factory: TaskFactory | None = None) -> None:

@@ -168,8 +168,8 @@ class AmcConfig(SourceConfig):
 class DapoMathConfig(DataSetConfig):
     """DAPO-Math-17k in its deduplicated English form: train.parquet (columns prompt and solution, or prompt and answer).
 
-    Questions of the test sets of MATH and AMC and of AIME 2024 and 2025 are taken out, so those of `task.math`, `task.aime` and `amc` must be
-    at hand.
+    Questions of the test sets of MATH and AMC and of AIME 2024 and 2025 are taken out, so those of `task.math`, `task.aime` and `amc`
+    must be at hand.
     """
 
     hub: str | None = "open-r1/DAPO-Math-17k-Processed"

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
-from tasks.math_exact import exact_value, spelling
+from tasks.math_exact import exact_value, rational_value, spelling
 from tasks.math_forms import conflicting_units, is_equation, items_of, key, region, stated, variables, without_unit
 from tasks.math_nodes import COLLECTIONS, Node, latex, number
 from tasks.math_symbolic import proportional, refusal, same_value
@@ -101,8 +101,7 @@ class _Comparison:
     def same(self, gold: Node, answer: Node) -> bool:
         if gold == answer:
             return True
-        if gold.head == "word" and "," in gold.text and all(len(letter.strip()) == 1 for letter in gold.text.split(",")):
-            gold = Node("list", tuple(Node("word", text=letter.strip()) for letter in gold.text.split(",")))
+        gold, answer = _letters_apart(gold), _letters_apart(answer)
         match gold.head:
             case "relation":
                 return self._relation(gold, answer)
@@ -197,7 +196,7 @@ class _Comparison:
         name, value = stated(gold)
         if not is_equation(gold) and value is not gold:
             other_name, other = stated(answer)
-            if name is not None and other_name is not None and name.head == other_name.head == "symbol" and key(name) != key(other_name):
+            if name is not None and other_name is not None and _are_different_names(name, other_name):
                 return False
             if not is_equation(answer):
                 sides = (value,) if variables(gold) else gold.parts  # 0.56 = 56\%
@@ -266,6 +265,23 @@ class _Comparison:
         return rule(gold, answer)
 
 
+def _letters_apart(node: Node) -> Node:
+    """Options that are named in one piece of text, "B,E" or "B and E", as a list."""
+    letters = [letter.strip() for letter in re.split(r",|\band\b|&", node.text)] if node.head == "word" else []
+    if len(letters) > 1 and all(len(letter) == 1 for letter in letters):
+        return Node("list", tuple(Node("word", text=letter) for letter in letters))
+    return node
+
+
+def _are_different_names(first: Node, second: Node) -> bool:
+    """Two variables, or two segments; y and f(x) may be the same."""
+    keys = key(first), key(second)
+    if first.head == second.head == "symbol":
+        return keys[0] != keys[1]
+    are_segments = all(name.head == "product" and all(part.text.isupper() for part in name.parts) for name in (first, second))
+    return are_segments and sorted(keys[0]) != sorted(keys[1])
+
+
 def _vector(matrix: Node) -> tuple[Node, ...]:
     """The entries of a single row or column; none of a larger matrix."""
     if len(matrix.parts) == 1:
@@ -278,8 +294,8 @@ def _difference(equation: Node) -> Node:
 
 
 def _exceeds_one(node: Node) -> bool:
-    value = exact_value(node)
-    return value is None or not (set(value) <= {(0, 1)} and abs(value.get((0, 1), 0)) <= 1)
+    value = rational_value(node)
+    return value is None or abs(value) > 1
 
 
 def _unsigned(node: Node) -> Node:

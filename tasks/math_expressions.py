@@ -292,6 +292,8 @@ class Expressions(ABC):
             return Node("set", items)
         if len(items) == 1:
             return found
+        if len(items) > 2 and closing not in _CLOSING[opening][:1]:
+            self._fail("brackets of two kinds")
         brackets = ("(" if opening in ("(", "]", "\\langle") else "[") + ("]" if closing == "]" else ")")
         return Node("point", items) if brackets == "()" or len(items) != 2 else Node("interval", items, brackets)
 
@@ -300,14 +302,13 @@ class Expressions(ABC):
         if name not in _MATRICES:
             raise Unreadable(f"an unknown environment '{name[:20]}'")
         rows = [[self._sum()]]
-        while self._kind is not Kind.END:
-            if self._accept("&"):
+        while self._accept("&", "\\\\") is not None:
+            if self._tokens[self._at - 1].text == "&":
                 rows[-1].append(self._sum())
-            elif self._accept("\\\\"):
-                if self._kind is not Kind.END:
-                    rows.append([self._sum()])
-            else:
-                self._fail("the matrix does not go on")
+            elif self._kind is not Kind.END:
+                rows.append([self._sum()])
+        if self._kind is not Kind.END:
+            self._fail("the matrix does not go on")
         self._take()
         return Node("matrix", tuple(Node("row", tuple(row)) for row in rows))
 

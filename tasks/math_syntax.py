@@ -22,6 +22,7 @@ _RELATIONS = ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\approx")
 _CLOSERS = (")", "]", "\\}", "\\rangle", "}")
 _OPENERS = ("(", "[", "\\{", "\\langle", "{")
 _EQUALS_WORDS = frozenset(("is", "equals", "equal to", "is equal to", "equal"))
+_LABEL_ENDS = (" is", " are", " equals", " of")
 _FILLERS = frozenset(("approximately", "about", "exactly", "roughly", "only", "just", "the"))
 
 
@@ -150,6 +151,8 @@ class _Parser(Expressions):
         while self._kind is Kind.WORD:
             words.append(self._take().text)
         text = " ".join(words)
+        if self._kind is not None and text.casefold().endswith(_LABEL_ENDS):
+            return self._quantity()
         if self._accept("_"):
             return Node("based", text=f"{text}_{latex(self._argument())}")
         if self._kind not in (None, Kind.SIGN, Kind.COMMAND, Kind.END) or self._next in ("(", "+", "-", "{", *STARTS_FACTOR, "\\$"):

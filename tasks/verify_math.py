@@ -34,7 +34,9 @@ _MAX_ANSWER_CHARS = 64  # as recorded
 _BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*+\{|\\[{}]|[{}]")
 _BOX_START = re.compile(r"\\(?:f?boxed|fbox)(?![A-Za-z])")
 _BOXED_TOKEN = re.compile(r"\\f?boxed\s*+([^\s{}\\])")
-_BETWEEN_BOXES = re.compile(r"(?:[\s$,;&.]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or)*")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;&.]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[A-Za-z](?:_[0-9])?\s*=)*"
+)
 _MARKS = (re.compile(r"####[ \t]*+"), re.compile(r"answer[ \t*_]*+(?:is\b|[:=])[ \t]*+:?", re.IGNORECASE))
 _MATHEMATICS = re.compile(r"(?<!\\)\$\$?([^$]{1,400})(?<!\\)\$\$?|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
