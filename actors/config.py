@@ -115,12 +115,12 @@ class VerifierConfig(BaseModel):
 
     num_workers: int = Field(default=1, ge=1)
     """Verifier processes. Each holds one task and checks one response at a time."""
-    timeout_s: float = Field(default=2.0, gt=0)
+    timeout_s: float | None = Field(default=None, gt=0)
     """Wall-clock seconds one response may take once a worker has picked it up; then the worker is killed and replaced. The clock is looked
-    at every 0.1 s. Waiting in the queue does not count."""
+    at every 0.1 s. Waiting in the queue does not count. None: the task's own (`deadline_s`), 2 s for numbers, 5 s for mathematics."""
     start_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds a worker may need to start: a fresh interpreter that imports the main module. A pool that finishes nothing for
-    timeout_s + start_timeout_s is taken to be stuck, and `verify` raises."""
+    its deadline and start_timeout_s is taken to be stuck, and `verify` raises."""
     max_error_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of verdicts without a score (timeout, error) above which the run stops. The controller enforces it."""
     max_response_chars: int = Field(default=20_000, ge=1)

@@ -38,7 +38,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from actors.config import VerifierConfig
 from buffers.records import Problem, Verdict, VerdictStatus
-from tasks.base import Task
+from tasks.base import NeedsWarmUp, Task
 from tasks.config import TaskConfig
 from tasks.registry import make_task
 
@@ -94,14 +94,18 @@ class VerifierPool:
         pool.resize(4)                                         # meanwhile, from any thread
         pool.close()
 
-    Each worker builds the task once, when it starts. Responses of all calls share one queue, in order of arrival. The workers die with
-    this process, however it ends, and ignore Ctrl-C. A pool that is not closed is closed at interpreter exit.
+    Each worker builds the task once, when it starts, and warms it up. Responses of all calls share one queue, in order of arrival. The
+    workers die with this process, however it ends, and ignore Ctrl-C. A pool that is not closed is closed at interpreter exit.
     """
 
     def __init__(self, task_config: TaskConfig, config: VerifierConfig, *, task_factory: TaskFactory | None = None) -> None:
-        """`task_factory`, if given, makes the task in place of `task_config`; it is pickled into the workers."""
+        """`task_factory`, if given, makes the task in place of `task_config`; it is pickled into the workers.
+
+        Without `timeout_s`, the task is made here too, for its deadline; what that raises is raised.
+        """
         self._config = config
         self._task_factory: TaskFactory = task_factory or partial(make_task, task_config)
+        self._deadline_s = config.timeout_s if config.timeout_s is not None else self._task_factory().deadline_s
         self._lock = threading.Lock()  # guards everything below
         self._counts: Counter[VerdictStatus] = Counter()
         self._num_rebuilds = 0
@@ -113,6 +117,11 @@ class VerifierPool:
         atexit.register(self.close)
 
     @property
+    def deadline_s(self) -> float:
+        """Seconds that one response may take."""
+        return self._deadline_s
+
+    @property
     def num_workers(self) -> int:
         """Processes that take new responses."""
         with self._lock:
@@ -121,7 +130,7 @@ class VerifierPool:
     def verify(self, problem: Problem, responses: Sequence[str]) -> list[Verdict]:
         """One verdict a response, in order. TIMEOUT and ERROR verdicts carry no reward.
 
-        Raises VerifierPoolError where the pool finishes nothing for timeout_s + start_timeout_s, cannot keep its workers
+        Raises VerifierPoolError where the pool finishes nothing for deadline_s + start_timeout_s, cannot keep its workers
         alive, or is closed. As some response of the pool finishes in every such window, the wait is bounded by the window
         times the responses in the queue.
 
@@ -157,7 +166,7 @@ class VerifierPool:
         """Verify in so many processes from now on, while calls of `verify` go on.
 
         Returns once one of the new processes has answered, all responses that nobody had begun are with them, and the old processes are
-        gone. These had timeout_s, and a little for being killed, to end what they had begun; what they did not end is judged again.
+        gone. These had deadline_s, and a little for being killed, to end what they had begun; what they did not end is judged again.
         Until then both lots of processes live. The pool is as before where this raises: ValueError for less than one worker,
         VerifierPoolError where the new workers do not start within start_timeout_s or the pool is closed.
         """
@@ -179,7 +188,7 @@ class VerifierPool:
                 raise
             self._last_progress = time.monotonic()
             try:
-                old.hand_over(self._config.timeout_s + _KILL_S)
+                old.hand_over(self._deadline_s + _KILL_S)
             finally:
                 self._stop_others(old)
 
@@ -201,23 +210,23 @@ class VerifierPool:
 
     def _run_round(self, workers: _Workers, problem: Problem, jobs: list[_Job]) -> None:
         """Schedule each of `jobs` once and settle those that came to an end."""
-        futures = [workers.schedule(problem, job.text, self._config.timeout_s) for job in jobs]
+        futures = [workers.schedule(problem, job.text, self._deadline_s) for job in jobs]
         for future in futures:
             future.add_done_callback(self._note_progress)
         self._wait(workers, futures, problem)
         for job, future in zip(jobs, futures, strict=True):
-            job.settle(future, self._config.timeout_s)
+            job.settle(future, self._deadline_s)
 
     def _wait(self, workers: _Workers, futures: list[Future[Verdict]], problem: Problem) -> None:
         """Until all futures that `workers` will end are done, or these are broken; raises where the whole pool makes no progress."""
         started = time.monotonic()
-        window_s = self._config.timeout_s + self._config.start_timeout_s
+        window_s = self._deadline_s + self._config.start_timeout_s
         while (pending := workers.will_end(wait(futures, timeout=_TICK_S).not_done)) and workers.are_live():
             is_stuck = time.monotonic() - max(started, self._last_progress) > window_s
             if is_stuck and not workers.has_successor:  # `resize` has an eye on those that have one
                 self._replace(workers)
                 raise VerifierPoolError(
-                    f"no verifier finished anything for {window_s:.1f} s (timeout_s {self._config.timeout_s} + start_timeout_s "
+                    f"no verifier finished anything for {window_s:.1f} s (a deadline of {self._deadline_s:g} s + start_timeout_s "
                     f"{self._config.start_timeout_s}) while waiting for {len(pending)} of {len(futures)} responses to "
                     f"'{problem.problem_id}' on {workers.num_workers} workers; the workers were replaced"
                 )
@@ -266,15 +275,15 @@ class _Job:
     verdict: Verdict | None = None
     num_crashes: int = 0
 
-    def settle(self, future: Future[Verdict], timeout_s: float) -> None:
+    def settle(self, future: Future[Verdict], deadline_s: float) -> None:
         """Read the verdict out of `future`; leave it open where the pool lost the response or another try is due."""
         if not future.done() or isinstance(error := future.exception(), BrokenProcessPool):
             return
         if error is None:
             self.verdict = future.result()
         elif isinstance(error, TimeoutError):
-            detail = f"killed after timeout_s = {timeout_s}"
-            self.verdict = Verdict(status=VerdictStatus.TIMEOUT, reward=None, detail=detail, elapsed_s=timeout_s)
+            detail = f"killed after {deadline_s:g} s (verifier.timeout_s, or the task's deadline)"
+            self.verdict = Verdict(status=VerdictStatus.TIMEOUT, reward=None, detail=detail, elapsed_s=deadline_s)
         elif isinstance(error, ProcessExpired):
             self.num_crashes += 1
             if self.num_crashes == _MAX_CRASHES:
@@ -398,7 +407,10 @@ def _initialize_worker(owner_pid: int, task_factory: TaskFactory) -> None:
     if os.getppid() != owner_pid:  # the owner died before the line above
         os._exit(1)
     try:
-        _worker_task = task_factory()
+        task = task_factory()
+        if isinstance(task, NeedsWarmUp):
+            task.warm_up()
+        _worker_task = task
     except Exception as error:
         _worker_task = f"the task could not be built: {_describe(error)}"
 

@@ -22,7 +22,7 @@ from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, Verifier
 from bonus.config import BonusConfig
 from buffers.config import ReplayConfig
 from learners.config import CheckpointConfig, LearnerConfig
-from tasks.config import TaskConfig
+from tasks.config import PATH_KEYS, TaskConfig
 from tasks.rewards import RewardConfig
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -213,7 +213,7 @@ class RunConfig(BaseModel):
 
 CHANGEABLE_ON_RESUME = (
     *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint", "supervision", "autoscale", "logs"),
-    *("task.countdown.path", "task.game24.path", "task.gsm8k.path", "task.parquet.path"),
+    *PATH_KEYS,
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch"),
 )

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
 from jobs.majority import MAX_RESPONSES
-from tasks.config import TaskConfig
+from tasks.config import PATH_KEYS, TaskConfig
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,7 +84,7 @@ TAKEN_FROM_A_RUN = ("task", "sampling", "rollout", "verifier")
 """Sections that are a run's own unless something else is said."""
 
 CHANGEABLE_BETWEEN_STARTS = (
-    *("out", "k", "resamples", "task.gsm8k.path", "task.parquet.path"),
+    *("out", "k", "resamples", *PATH_KEYS, "task.curriculum"),
     *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "verifier", "scorer.threads", "scorer.num_gpus", "scorer.tokens_per_batch"),
 )
 """Keys that may differ when a stopped job is started again: they do not touch what is sampled, judged or scored."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import EncoderConfig, NovelSamplingConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from bonus.config import SelectionConfig
-from tasks.config import TaskConfig
+from tasks.config import PATH_KEYS, TaskConfig
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,7 +80,7 @@ class ExploreConfig(BaseModel):
 
 
 CHANGEABLE_BETWEEN_STARTS = (
-    *("out", "task.countdown.path", "task.game24.path", "task.gsm8k.path", "task.parquet.path", "task.curriculum"),
+    *("out", *PATH_KEYS, "task.curriculum"),
     *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "encoder.threads", "encoder.num_gpus", "verifier"),
 )
 """Keys that may differ when a stopped job is started again: they do not touch what is sampled or chosen."""

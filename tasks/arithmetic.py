@@ -33,6 +33,7 @@ class Arithmetic:
 
     name: str = "arithmetic"
     has_verifier: bool = True
+    deadline_s: float = 2.0
 
     def __init__(self, config: ArithmeticConfig, seed: int) -> None:
         """Raises TaskError where the configuration has no question at all for one of the splits."""

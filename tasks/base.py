@@ -13,11 +13,22 @@ them is a TaskError of that call, before its first problem.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from buffers.records import Problem, Verdict, VerdictStatus
 
-__all__ = ["MAX_ANSWER_CHARS", "Message", "Problem", "Task", "TaskError", "Verdict", "VerdictStatus", "judge", "with_instruction"]
+__all__ = [
+    "MAX_ANSWER_CHARS",
+    "Message",
+    "NeedsWarmUp",
+    "Problem",
+    "Task",
+    "TaskError",
+    "Verdict",
+    "VerdictStatus",
+    "judge",
+    "with_instruction",
+]
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
 
@@ -34,6 +45,8 @@ class Task(Protocol):
     name: str
     has_verifier: bool
     """Whether `verify` can judge. A job that needs verdicts refuses a task without, before it starts anything."""
+    deadline_s: float
+    """Seconds that one verification may take where `verifier.timeout_s` does not say otherwise; then it is killed."""
 
     def problems(self, split: str) -> Iterator[Problem]:
         """Problems of `split` ("train", "test", ...) in a fixed order. May be endless; ids never repeat.
@@ -56,6 +69,13 @@ class Task(Protocol):
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Judge `response`. Deterministic; must not raise for any string, except TaskError where `has_verifier` is False."""
         ...
+
+
+@runtime_checkable
+class NeedsWarmUp(Protocol):
+    """A task whose first verification in a process would take long: a verifier process calls `warm_up` before it takes any."""
+
+    def warm_up(self) -> None: ...
 
 
 def judge(found: str | None, expected: str | None) -> Verdict:

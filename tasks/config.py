@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -13,12 +14,19 @@ from tasks.game24 import Game24Config
 from tasks.reasoning_gym_task import ReasoningGymConfig
 
 __all__ = [
+    "PATH_KEYS",
+    "AimeConfig",
+    "AmcConfig",
     "ArithmeticConfig",
     "ArithmeticWeights",
+    "DapoMathConfig",
+    "DataSetConfig",
     "Gsm8kConfig",
+    "MathConfig",
     "MixtureConfig",
     "ParquetConfig",
     "PartConfig",
+    "SourceConfig",
     "TaskConfig",
     "TaskName",
     "TaskSections",
@@ -93,16 +101,99 @@ class ArithmeticConfig(BaseModel):
         return self
 
 
-class Gsm8kConfig(BaseModel):
-    """Where GSM8K lies and how its questions are put."""
+class SourceConfig(BaseModel):
+    """Where the files of a published data set come from (`tasks.sources`)."""
 
     model_config = _STRICT
 
     path: str | None = None
-    """The directory that holds train.parquet and test.parquet, as the hub publishes them (columns question and answer) or with columns
-    prompt and answer. Unset: the folder gsm8k of the directory that the environment variable REPEXP_DATA names."""
+    """A directory of the files, or the one file that is needed. Unset: the task's folder in the directory that the environment variable
+    REPEXP_DATA names, then the hub."""
+    hub: str | None = None
+    """A data set of the Hugging Face hub, OWNER/NAME, for what is not on this machine. None: the hub is never asked."""
+    revision: str = "main"
+    """Commit, branch or tag of `hub`. A commit never changes, so its files are used from the local cache without a look at the hub."""
+
+    @model_validator(mode="after")
+    def _revision_is_of_the_hub(self) -> Self:
+        if "hub" in self.model_fields_set and self.hub is not None and "revision" not in self.model_fields_set:
+            raise ValueError(f'hub = "{self.hub}" needs a revision of its own: the default, {self.revision}, is of the default hub')
+        return self
+
+
+class DataSetConfig(SourceConfig):
+    """A published data set, and how its questions are put."""
+
+    instruction: str = ""
+    """Appended to every question, on a line of its own. Not part of the problem id."""
+
+
+class Gsm8kConfig(DataSetConfig):
+    """GSM8K: train.parquet and test.parquet, as the hub publishes them (columns question and answer) or with columns prompt and answer."""
+
+    hub: str | None = "openai/gsm8k"
+    """A data set of the Hugging Face hub with the same files."""
+    revision: str = "e53f048856ff4f594e959d75785d2c2d37b678ee"
+    """Commit, branch or tag of `hub`."""
     instruction: str = "Let's think step by step and put the final answer within \\boxed{}."
     """Appended to every question, on a line of its own. Not part of the problem id."""
+
+
+class MathConfig(DataSetConfig):
+    """MATH: train.parquet (7500 rows) and test.parquet (5000), as the hub publishes them (columns problem and solution) or with columns
+    prompt and answer. For split "dev", paper_dev.parquet or math500.parquet with the 500 rows of MATH-500 will do."""
+
+    hub: str | None = "DigitalLearningGmbH/MATH-lighteval"
+    """A data set of the Hugging Face hub with the same files."""
+    revision: str = "0530c78699ea5e8eb5530600900e1f328b48acad"
+    """Commit, branch or tag of `hub`."""
+    instruction: str = "Let's think step by step and put the final answer within \\boxed{}."
+    """Appended to every question, on a line of its own. Not part of the problem id."""
+
+
+class AimeConfig(DataSetConfig):
+    """AIME: 2024.parquet and 2025.parquet, or .jsonl, of 30 rows each (columns problem and answer, or prompt and answer)."""
+
+    hub: str | None = "HuggingFaceH4/aime_2024"
+    """A data set of the Hugging Face hub with the problems of 2024."""
+    revision: str = "2fe88a2f1091d5048c0f36abc874fb997b3dd99a"
+    """Commit, branch or tag of `hub`."""
+    hub_2025: str | None = "math-ai/aime25"
+    """A data set of the hub with the problems of 2025."""
+    revision_2025: str = "563bb8404243c5f09de6ec262f2db674fe5bce9b"
+    """Commit, branch or tag of `hub_2025`."""
+    instruction: str = "Let's think step by step and put the final answer within \\boxed{}."
+    """Appended to every question, on a line of its own. Not part of the problem id."""
+
+
+class AmcConfig(SourceConfig):
+    """AMC 2023, whose questions are kept out of DAPO-Math: amc.parquet or amc.jsonl (a column question, problem or prompt)."""
+
+    hub: str | None = "math-ai/amc23"
+    """A data set of the Hugging Face hub with the same questions."""
+    revision: str = "80815d37005feb82cd7f8fbc6901d5d3eff43057"
+    """Commit, branch or tag of `hub`."""
+
+
+class DapoMathConfig(DataSetConfig):
+    """DAPO-Math-17k in its deduplicated English form: train.parquet (columns prompt and solution, or prompt and answer).
+
+    Questions of the test sets of MATH and AMC and of AIME 2024 and 2025 are taken out, so those of `task.math`, `task.aime` and `amc`
+    must be at hand.
+    """
+
+    hub: str | None = "open-r1/DAPO-Math-17k-Processed"
+    """A data set of the Hugging Face hub with the same file."""
+    revision: str = "31dd309567e3da778038cc87d868b6097a3ccf68"
+    """Commit, branch or tag of `hub`."""
+    instruction: str = "Let's think step by step and put the final answer within \\boxed{}."
+    """Appended to every question, on a line of its own. Not part of the problem id."""
+    num_train: int = Field(default=4096, ge=1)
+    """How many of the rows that are left are trained on."""
+    selection_seed: int = 0
+    """Which rows these are: the first num_train in an order that this seed decides, so a smaller selection is part of a larger one."""
+    amc: AmcConfig = AmcConfig()
+    """Where AMC's questions are."""
 
 
 class ParquetConfig(BaseModel):
@@ -123,9 +214,10 @@ class ParquetConfig(BaseModel):
     """The column that says which split a row belongs to. Unset: "train" and "test" are both all rows."""
     instruction: str = ""
     """Appended to every question, or to the last user message, on a line of its own. Not part of the problem id."""
-    verifier: Literal["number", "exact", "none"] = "number"
-    """How an answer is judged. "number": by value, read as GSM8K's are. "exact": the last box or line of the reply is the answer, but for
-    case and spacing. "none": there is nothing to judge by; jobs that need verdicts refuse the task."""
+    verifier: Literal["number", "math", "exact", "none"] = "number"
+    """How an answer is judged. "number": by value, read as GSM8K's are. "math": as MATH's are, any mathematics in any of its forms
+    (docs/verifiers.md). "exact": the last box or line of the reply is the answer, but for case and spacing. "none": there is nothing to
+    judge by; jobs that need verdicts refuse the task."""
 
     @model_validator(mode="after")
     def _verifier_has_answers(self) -> Self:
@@ -134,7 +226,7 @@ class ParquetConfig(BaseModel):
         return self
 
 
-TaskName = Literal["arithmetic", "countdown", "game24", "gsm8k", "parquet", "reasoning-gym"]
+TaskName = Literal["aime", "arithmetic", "countdown", "dapo-math", "game24", "gsm8k", "math", "parquet", "reasoning-gym"]
 """The tasks that are no mixture."""
 
 
@@ -151,6 +243,12 @@ class TaskSections(BaseModel):
     """The Game of 24."""
     gsm8k: Gsm8kConfig = Gsm8kConfig()
     """The GSM8K task."""
+    math: MathConfig = MathConfig()
+    """MATH; of others, dapo-math reads its test set."""
+    aime: AimeConfig = AimeConfig()
+    """AIME; dapo-math's dev and test are its."""
+    dapo_math: DapoMathConfig = DapoMathConfig()
+    """DAPO-Math."""
     parquet: ParquetConfig = ParquetConfig()
     """The task of your own files."""
     reasoning_gym: ReasoningGymConfig = ReasoningGymConfig()
@@ -172,7 +270,7 @@ class PartConfig(TaskSections):
     @model_serializer(mode="wrap")
     def _without_the_other_tasks(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = serialize(self)
-        return {key: value for key, value in values.items() if key not in TaskSections.model_fields or key == _section(self.name)}
+        return {key: value for key, value in values.items() if key not in TaskSections.model_fields or key in _sections_of(self.name)}
 
 
 class MixtureConfig(BaseModel):
@@ -199,14 +297,16 @@ def _named(label: str, part: PartConfig) -> PartConfig:
     if label in names and part.name not in (None, label):
         raise ValueError(f"part '{label}' has the name \"{part.name}\": a part called by a task is that task; call it otherwise")
     named = part if part.name else part.model_copy(update={"name": label})
-    others = part.model_fields_set & TaskSections.model_fields.keys() - {_section(named.name)}
+    others = part.model_fields_set & TaskSections.model_fields.keys() - _sections_of(named.name)
     if others:
         raise ValueError(f"part '{label}' is the task {named.name}, but has a section {min(others)}")
     return named
 
 
-def _section(name: str | None) -> str:
-    return (name or "").replace("-", "_")
+def _sections_of(name: str | None) -> set[str]:
+    """The sections that a task reads."""
+    own = (name or "").replace("-", "_")
+    return {own, "math", "aime"} if own == "dapo_math" else {own}
 
 
 class TaskConfig(TaskSections):
@@ -227,3 +327,15 @@ class TaskConfig(TaskSections):
         if self.name == "mixture" and not self.mixture.parts:
             raise ValueError('name = "mixture" without parts: add sections [task.mixture.parts.LABEL]')
         return self
+
+
+def _path_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if name == "path":
+            yield f"{prefix}.path"
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _path_keys(field.annotation, f"{prefix}.{name}")
+
+
+PATH_KEYS = tuple(_path_keys(TaskConfig, "task"))
+"""Where the files of each task are: what may differ between two starts of one run."""

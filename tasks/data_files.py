@@ -35,6 +35,15 @@ class DataFile:
         """The names of all columns; of a JSON Lines file, the keys of any row."""
         return _keys(self._json_rows()) if self._is_json else self._parquet_columns()
 
+    def num_rows(self) -> int:
+        if self._is_json:
+            return len(self._json_rows())
+        from pyarrow import parquet
+
+        with self._readable("Parquet"):
+            count: int = parquet.read_metadata(self.path).num_rows
+        return count
+
     def rows(self, columns: Sequence[str]) -> list[Row]:
         """All rows, with the values of `columns`; None where a JSON row has no such key.
 

@@ -22,6 +22,7 @@ from tasks.answers import canonical_text, final_number, final_text, reference_nu
 from tasks.base import Message, Problem, TaskError, Verdict, judge, with_instruction
 from tasks.config import ParquetConfig
 from tasks.data_files import SUFFIXES, DataFile, Row
+from tasks.verify_math import final_math, is_readable, math_verdict, warm_up
 
 __all__ = ["ParquetTask"]
 
@@ -36,6 +37,7 @@ class ParquetTask:
     def __init__(self, config: ParquetConfig) -> None:
         self._config = config
         self.has_verifier: bool = config.verifier != "none"
+        self.deadline_s: float = 5.0 if config.verifier == "math" else 2.0
 
     def problems(self, split: str) -> Iterator[Problem]:
         """The problems of `split` in the order of the files and their rows. Raises TaskError for an unknown split and for unusable data."""
@@ -65,20 +67,31 @@ class ParquetTask:
         return messages
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """The stated number with verifier "number", else the last box or line (`tasks.answers`)."""
-        return final_number(response) if self._config.verifier == "number" else final_text(response)
+        """The stated number with verifier "number", the stated mathematics with "math", else the last box or line (`tasks.answers`)."""
+        match self._config.verifier:
+            case "number":
+                return final_number(response)
+            case "math":
+                return final_math(response)
+        return final_text(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Reward 1.0 where the final answer is the row's, else 0.0; NO_ANSWER (0.0) where there is none. TaskError with verifier "none"."""
         match self._config.verifier:
             case "number":
                 return judge(self.final_answer(problem, response), final_number(problem.answer))
+            case "math":
+                return math_verdict(response, problem.answer)
             case "exact":
                 return judge(self.final_answer(problem, response), canonical_text(problem.answer))
             case "none":
                 raise TaskError(
-                    f"task {self.name} has no verifier: set task.parquet.verifier to number or exact, and name the answer_column"
+                    f"task {self.name} has no verifier: set task.parquet.verifier to number, math or exact, and name the answer_column"
                 )
+
+    def warm_up(self) -> None:
+        if self._config.verifier == "math":
+            warm_up()
 
     def _files(self) -> list[DataFile]:
         path = self._config.path
@@ -134,6 +147,8 @@ class ParquetTask:
         answer = _text(row, self._answer_column)
         if self._config.verifier == "number" and reference_number(answer) is None:
             raise row.error(f"column '{self._answer_column}' states no single number: {answer[:80]!r}")
+        if self._config.verifier == "math" and not is_readable(answer):
+            raise row.error(f"column '{self._answer_column}' is no mathematics that can be verified: {answer[:80]!r}")
         return answer
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 
+from tasks.aime import Aime
 from tasks.arithmetic import Arithmetic
 from tasks.base import Task
 from tasks.config import TaskConfig
 from tasks.countdown import Countdown
+from tasks.dapo_math import DapoMath
 from tasks.game24 import Game24
 from tasks.gsm8k import Gsm8k
+from tasks.hendrycks_math import HendrycksMath
 from tasks.mixture import Mixture, Part
 from tasks.parquet import ParquetTask
 from tasks.puzzle_tasks import puzzle_task
@@ -23,8 +26,16 @@ def _make_arithmetic(config: TaskConfig) -> Task:
     return Arithmetic(config.arithmetic, config.seed)
 
 
+def _make_aime(config: TaskConfig) -> Task:
+    return Aime(config.aime)
+
+
 def _make_gsm8k(config: TaskConfig) -> Task:
     return Gsm8k(config.gsm8k)
+
+
+def _make_math(config: TaskConfig) -> Task:
+    return HendrycksMath(config.math)
 
 
 def _make_parquet(config: TaskConfig) -> Task:
@@ -54,10 +65,13 @@ def _make_mixture(config: TaskConfig) -> Task:
 
 
 TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {
+    "aime": _make_aime,
     "arithmetic": _make_arithmetic,
     "countdown": _make_countdown,
+    "dapo-math": DapoMath,
     "game24": _make_game24,
     "gsm8k": _make_gsm8k,
+    "math": _make_math,
     "mixture": _make_mixture,
     "parquet": _make_parquet,
     "reasoning-gym": _make_reasoning_gym,

@@ -216,14 +216,14 @@ def test_stats_count_every_verdict(pool: VerifierPool) -> None:
 
 
 def test_task_that_cannot_be_built_is_an_error_that_says_why() -> None:
-    with VerifierPool(TaskConfig(), VerifierConfig(), task_factory=make_unbuildable_task) as pool:
+    with VerifierPool(TaskConfig(), CONFIG, task_factory=make_unbuildable_task) as pool:
         (verdict,) = pool.verify(PROBLEM, ["correct"])
     assert verdict.status is VerdictStatus.ERROR and "no such data set" in (verdict.detail or "")
 
 
 def test_workers_that_cannot_start_end_the_call_with_an_error() -> None:
     with (
-        VerifierPool(TaskConfig(), VerifierConfig(), task_factory=make_exiting_task) as pool,
+        VerifierPool(TaskConfig(), CONFIG, task_factory=make_exiting_task) as pool,
         pytest.raises(VerifierPoolError, match="1 of 1 responses to 'fake/train/0'"),
     ):
         pool.verify(PROBLEM, ["correct"])

@@ -21,6 +21,7 @@ class FakeTask:
     "hang FILE", "hang_once FILE". Any other text is incorrect, the empty one no answer."""
 
     name: str = "fake"
+    deadline_s: float = 2.0
 
     def problems(self, split: str) -> Iterator[Problem]:
         return iter([PROBLEM])

@@ -19,6 +19,7 @@ class ListTask:
     """A task of `num_problems` problems in split "train"; None: endless."""
 
     name: str = "list"
+    deadline_s: float = 2.0
     has_verifier: bool = True
 
     def __init__(self, num_problems: int | None) -> None:

@@ -1,0 +1,73 @@
+r"""AIME: competition problems whose answers are integers from 0 to 999.
+
+    task = Aime(config.aime)
+    for problem in task.problems("test"):
+        verdict = task.verify(problem, generate(task.prompt(problem)))
+
+| split | rows | |
+|---|---|---|
+| dev | 30 | AIME I and II of 2024 |
+| test | 30 | AIME I and II of 2025 |
+
+"aime/2024/000012" is row 12 of the file of 2024. Each call of `problems` reads one file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tasks.base import Problem, TaskError, Verdict, VerdictStatus
+from tasks.config import AimeConfig, SourceConfig
+from tasks.math_task import LAYOUTS, MathTask
+from tasks.published import PublishedRow, published_rows
+from tasks.sources import Source
+
+__all__ = ["NUM_ROWS", "Aime"]
+
+NUM_ROWS = 30
+YEARS = {"dev": 2024, "test": 2025}
+_INTEGER = re.compile(r"[0-9]{1,3}")
+_LAYOUTS = (*LAYOUTS, ("Problem", "Answer"))
+
+
+class Aime(MathTask):
+    """The AIME task; see the module for the loop that uses it."""
+
+    name: str = "aime"
+
+    def __init__(self, config: AimeConfig) -> None:
+        super().__init__(config.instruction)
+        sources = {
+            2024: config,
+            2025: SourceConfig(path=config.path, hub=config.hub_2025, revision=config.revision_2025),
+        }
+        self._sources = {
+            year: Source(task=self.name, key="task.aime", folder="aime", config=source_config) for year, source_config in sources.items()
+        }
+
+    def problems(self, split: str) -> Iterator[Problem]:
+        """The problems of `split` in the order of their file. Raises TaskError for another split, and for missing or other data."""
+        if split not in YEARS:
+            raise TaskError(
+                f"task {self.name}: no split '{split}', only {', '.join(YEARS)}: AIME is for evaluation; train on math or dapo-math"
+            )
+        year = YEARS[split]
+        elsewhere = {2024: "data/train-*.parquet", 2025: "test.jsonl"}[year]  # the hub's
+        file = self._sources[year].file(f"{year}.parquet", f"{year}.jsonl", elsewhere)
+        rows = published_rows(file, layouts=_LAYOUTS, num_rows=NUM_ROWS, title=f"AIME {year}")
+        return iter([self._problem(f"{self.name}/{year}/{row.index:06d}", row) for row in rows])
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        """As for MATH; a wrong answer that is no integer from 0 to 999 is MALFORMED."""
+        verdict = super().verify(problem, response)
+        if verdict.status is VerdictStatus.INCORRECT and not _INTEGER.fullmatch(verdict.answer or ""):
+            return replace(verdict, status=VerdictStatus.MALFORMED, detail="no integer from 0 to 999")
+        return verdict
+
+    def _problem(self, problem_id: str, row: PublishedRow) -> Problem:
+        answer = str(row.answer).strip()
+        if not _INTEGER.fullmatch(answer):
+            raise row.row.error(f"column '{row.answer_column}' is no integer from 0 to 999: {answer[:80]!r}")
+        return Problem(task=self.name, problem_id=problem_id, question=row.question, answer=str(int(answer)))
