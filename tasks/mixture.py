@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, count
 from random import Random
 
-from tasks.base import Message, Problem, Task, Verdict
+from tasks.base import Message, NeedsWarmUp, Problem, Task, Verdict
 
 __all__ = ["Mixture", "Part"]
 
@@ -37,6 +37,7 @@ class Mixture:
     def __init__(self, parts: Mapping[str, Part], seed: int) -> None:
         self.parts: Mapping[str, Part] = dict(sorted(parts.items()))
         self.has_verifier: bool = all(part.task.has_verifier for part in self.parts.values())
+        self.deadline_s: float = max((part.task.deadline_s for part in self.parts.values()), default=0.0)
         self._seed = seed
 
     def problems(self, split: str) -> Iterator[Problem]:
@@ -59,6 +60,12 @@ class Mixture:
         if problem.task == label:
             return problem
         return replace(problem, task=label, problem_id=f"{label}/{problem.problem_id.removeprefix(f'{problem.task}/')}")
+
+    def warm_up(self) -> None:
+        """What the parts need before their first verification."""
+        for part in self.parts.values():
+            if isinstance(part.task, NeedsWarmUp):
+                part.task.warm_up()
 
     def prompt(self, problem: Problem) -> list[Message]:
         return self._task(problem).prompt(problem)

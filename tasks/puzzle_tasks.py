@@ -77,6 +77,7 @@ class _Puzzles:
     """How puzzles are put and judged, wherever they come from."""
 
     has_verifier: bool = True
+    deadline_s: float = 2.0
 
     def __init__(self, game: Game, config: PuzzleConfig) -> None:
         self.name: str = game.name

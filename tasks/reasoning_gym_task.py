@@ -63,6 +63,7 @@ class ReasoningGym:
 
     name: str = "reasoning-gym"
     has_verifier: bool = True
+    deadline_s: float = 2.0
 
     def __init__(self, config: ReasoningGymConfig, seed: int) -> None:
         self._config = config
