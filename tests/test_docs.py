@@ -21,7 +21,7 @@ def metrics_written() -> set[str]:
         names |= set(re.findall(rf'"((?:{GROUPS})/[\w@]+)"', (ROOT / source).read_text()))
     names |= {f"bonus/{name.removeprefix('bonus_')}" for name in BonusDiagnostics.__dataclass_fields__}
     names |= TokenLedger().metrics().keys()
-    names |= {re.sub(r"@\d+$", "@k", name) for name in evaluate_outcomes(outcomes_of("1x", "11")).metrics()} | {"eval/step"}
+    names |= {re.sub(r"@\d+$", "@k", name) for name in evaluate_outcomes(outcomes_of("1x", "11")).metrics()}
     return names | {f"mismatch/{kind}" for kind in ("mean", "p95", "max", "outside_band")}
 
 
