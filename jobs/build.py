@@ -255,7 +255,7 @@ def verifier_pool(task: TaskConfig, config: VerifierConfig, *, max_concurrency: 
 def num_actors(config: RunConfig) -> int:
     """Processes of a training run that reserve a CPU each."""
     bonus = 1 + (config.encoder.replicas if config.bonus.source == "encoder" else 0) if config.bonus.enabled else 0
-    return config.rollout.workers + 3 + bonus
+    return config.rollout.workers + 3 + bonus + (config.evaluation.every > 0)
 
 
 def namespace(directory: str) -> str:

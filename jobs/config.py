@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from bonus.config import BonusConfig
 from buffers.config import ReplayConfig
+from jobs.evaluation_config import EvaluationConfig
 from learners.config import CheckpointConfig, LearnerConfig
 from tasks.config import PATH_KEYS, TaskConfig
 from tasks.rewards import RewardConfig
@@ -140,6 +141,7 @@ class RunConfig(BaseModel):
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     autoscale: AutoscaleConfig = AutoscaleConfig()
     reward: RewardConfig = RewardConfig()
@@ -212,7 +214,19 @@ class RunConfig(BaseModel):
 
 
 CHANGEABLE_ON_RESUME = (
-    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint", "supervision", "autoscale", "logs"),
+    *(
+        "run_dir",
+        "steps",
+        "wait_timeout_s",
+        "rollout",
+        "verifier",
+        "replay",
+        "checkpoint",
+        "supervision",
+        "autoscale",
+        "logs",
+        "evaluation",
+    ),
     *PATH_KEYS,
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch"),

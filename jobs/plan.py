@@ -64,6 +64,8 @@ def make_plan(config: RunConfig) -> Plan:
         processes["bonus"] = 1
         if config.bonus.source == "encoder":
             processes["encoder"] = config.encoder.replicas
+    if config.evaluation.every:
+        processes["evaluation worker"] = 1
     processes["verifier process"] = config.verifier.num_workers
     return Plan(
         prompts_per_step=config.prompts_per_step,
@@ -90,11 +92,12 @@ def _memory_gib(config: RunConfig) -> float | None:
     copy_bytes = weight_bytes if weight_bytes < 4 else 0  # float32 weights are their own masters
     reference_bytes = weight_bytes if config.learner.loss.kl.where != "off" else 0
     learner = parameters * (copy_bytes + 4 * 4 + reference_bytes) / 2**30 + BASE_PROCESS_GIB + config.learner.tokens_per_micro_batch * 1e-3
+    engines = config.rollout.workers + (config.evaluation.every > 0)
     rollout = _rollout_gib(parameters, config.rollout)
     encoders = config.encoder.replicas if config.bonus.enabled and config.bonus.source == "encoder" else 0
     encoder = encoders * _encoder_gib(parameters, config.encoder) + (BASE_PROCESS_GIB if config.bonus.enabled else 0.0)
     published = 2 * parameters * weight_bytes / 2**30
-    return learner + config.rollout.workers * rollout + encoder + published + config.replay.max_bytes / 2**30 * 0.1 + RAY_GIB + DRIVER_GIB
+    return learner + engines * rollout + encoder + published + config.replay.max_bytes / 2**30 * 0.1 + RAY_GIB + DRIVER_GIB
 
 
 def _rollout_gib(parameters: int, config: RolloutConfig) -> float:

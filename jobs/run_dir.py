@@ -1,7 +1,7 @@
 """A training run's directory (`jobs.job_dir`), and what lies in it.
 
 RUN_DIR/config.json  run.lock  checkpoints/  snapshots/  policy/  rollouts/  metrics.jsonl  tensorboard/  events.jsonl
-        status.json  desired.json
+        status.json  desired.json  eval.jsonl  eval/
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class RunDirectory(JobDirectory):
     @property
     def rollouts(self) -> Path:
         return self.path / "rollouts"
+
+    @property
+    def evaluations(self) -> Path:
+        """The samples of evaluations, a file each."""
+        return self.path / "eval"
 
     @property
     def metrics(self) -> Path:

@@ -17,6 +17,7 @@ from jobs.console import RunConsole
 from jobs.control import Control
 from jobs.controller import Controller
 from jobs.environment import prepare_environment
+from jobs.evaluator import EvaluatorSettings
 from jobs.events import EventKind, EventLog
 from jobs.failures import details, reason
 from jobs.metrics import MetricsWriter
@@ -24,8 +25,10 @@ from jobs.run import Run, make_admission
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from jobs.summary import summary_lines
 from jobs.synchronous import SynchronousTrainer
+from jobs.training_evaluation import TrainingEvaluation
 from learners.checkpoint import CheckpointError
 from learners.models import ModelError, check_model, resolve_model
+from tasks.base import Task
 from tasks.registry import make_task
 from tasks.stream import ProblemStream
 
@@ -40,6 +43,7 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
         raise ConfigError(str(error)) from None
     stream = _problem_stream(config)
     run_directory = RunDirectory(config)
+    evaluation = _evaluation(config, stream.task, run_directory)
     _require_own_storage(run_directory, config.checkpoint.storage)
     with run_directory as run:
         start_step = _start_step(run, resume)
@@ -51,7 +55,7 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
             return 0
         prepare_environment(config.model)
         with RunConsole(f"repexp {run.run_id}", config.steps) as console:
-            session = _Session(config, config_path, run, stream, console, synchronous=synchronous)
+            session = _Session(config, config_path, run, stream, console, synchronous=synchronous, evaluation=evaluation)
             try:
                 return asyncio.run(session.run(start_step))
             except ConfigError:
@@ -75,6 +79,20 @@ def _problem_stream(config: RunConfig) -> ProblemStream:
         return ProblemStream(task, "train", config.seed, config.task.curriculum)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _evaluation(config: RunConfig, task: Task, directory: RunDirectory) -> TrainingEvaluation | None:
+    """What is asked of the policy now and then, its problems read. Raises ConfigError."""
+    if not config.evaluation.every:
+        return None
+    settings = EvaluatorSettings(
+        samples=config.evaluation.samples,
+        seed=config.seed,
+        verifier=config.verifier,
+        pool_timeout_s=config.wait_timeout_s,
+        wait_timeout_s=config.wait_timeout_s,
+    )
+    return TrainingEvaluation(config.evaluation, task, settings, directory.evaluations)
 
 
 def _failure(run: RunDirectory, error: Exception) -> str:
@@ -122,6 +140,7 @@ class _Session:
         console: RunConsole,
         *,
         synchronous: bool,
+        evaluation: TrainingEvaluation | None,
     ) -> None:
         self._config = config
         self._stream = stream
@@ -129,6 +148,7 @@ class _Session:
         self._directory = directory
         self._console = console
         self._synchronous = synchronous
+        self._evaluation = evaluation
         self.control = Control(directory.path, directory.run_id, config, warn=console.warn)
         self._signal: int | None = None
         self._mismatch_advice = MismatchAdvice()
@@ -205,10 +225,12 @@ class _Session:
 
     async def _run_trainer(self, run: Run, start_step: int) -> int:
         if self._synchronous:
-            trainer = SynchronousTrainer(run)
+            trainer = SynchronousTrainer(run, evaluation=self._evaluation)
             self._stop_on_signal(trainer)
             return await trainer.run(start_step)
-        controller = Controller(run, workers=self.control.desired.rollout)
+        assert self._writer is not None
+        evaluated = self._writer.evaluated
+        controller = Controller(run, workers=self.control.desired.rollout, evaluation=self._evaluation, evaluated=evaluated)
         self._stop_on_signal(controller)
         return await controller.run(start_step, alongside=[self.control.loop(controller)])
 

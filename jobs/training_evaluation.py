@@ -2,7 +2,7 @@
 
     evaluation = TrainingEvaluation(config.evaluation, task, settings, run_directory / "eval")
     if evaluation.is_due(step):
-        metrics = await evaluation.run(step, workers, verifier)       # beside the other loops
+        metrics = await evaluation.run(step, workers, verifier)       # beside the other loops (`jobs.evaluations`)
 
     RUN_DIR/eval/step_000020.parquet      every response, as in the samples.parquet of `jobs.evaluate`
 
@@ -44,7 +44,7 @@ class TrainingEvaluation:
         return self._config.every > 0 and step % self._config.every == 0
 
     async def run(self, step: int, workers: Sequence[Handle], verifier: Handle) -> dict[str, float]:
-        """Evaluate the policy of `step`, which `workers` hold; returns the metrics (docs/metrics.md), `eval/step` among them.
+        """Evaluate the policy of `step`, which `workers` hold; returns the metrics (docs/metrics.md).
 
         Raises what a worker or the verifier raises, and RuntimeError where a worker sampled under other weights; nothing is then written.
         """
@@ -60,7 +60,7 @@ class TrainingEvaluation:
         table = pa.concat_tables([pools[problem.problem_id] for problem in self._problems])
         await asyncio.to_thread(self._write, step, table)
         report = await asyncio.to_thread(evaluate_pools, candidate_pools(table), ks=self._config.k, seed=self._settings.seed)
-        return report.metrics() | {"eval/step": float(step)}
+        return report.metrics()
 
     def _write(self, step: int, table: pa.Table) -> None:
         self._directory.mkdir(exist_ok=True)

@@ -31,7 +31,7 @@ def metrics_written() -> set[str]:
         names |= set(re.findall(rf'"((?:{GROUPS})/[\w@]+)"', (ROOT / source).read_text()))
     names |= {f"bonus/{name.removeprefix('bonus_')}" for name in BonusDiagnostics.__dataclass_fields__}
     names |= TokenLedger().metrics().keys()
-    names |= {re.sub(r"@\d+$", "@k", name) for name in evaluate_outcomes(outcomes_of("1x", "11")).metrics()} | {"eval/step"}
+    names |= {re.sub(r"@\d+$", "@k", name) for name in evaluate_outcomes(outcomes_of("1x", "11")).metrics()}
     columns = {name: np.arange(4.0) for name in MismatchTokens.__dataclass_fields__}
     names |= {name for name in mismatch_metrics(MismatchTokens(**columns)) if not name.startswith("mismatch_lag")}
     return names | {f"mismatch/alarm_{cause}" for cause in Cause} | {"mismatch/engine_temperature"}

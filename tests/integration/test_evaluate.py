@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.processes import Job, wait_until
+from tests.integration.processes import Job, Training, tiny_settings, wait_until
 from tests.integration.test_explore import RAYS_OWN_AGENTS
-from tests.jobs.evaluate_fixture import make_run
 from tests.tiny_model import make_tiny_model
 
 PROBLEMS, SAMPLES = 4, 6
@@ -21,21 +20,35 @@ PROBLEMS, SAMPLES = 4, 6
 
 @pytest.fixture(scope="module")
 def models(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A run that has trained nothing, and another model."""
+    """A run of four steps, evaluated beside its training after every second; and another model."""
     directory = tmp_path_factory.mktemp("models")
-    settings = {
-        "task": {"name": "arithmetic", "arithmetic": {"sum_max": 20}},
-        "sampling": {"max_response_tokens": 8},
-        "rollout": {"engine": "transformers", "dtype": "float32"},
-    }
-    run = make_run(directory / "run", tiny_model, checkpoints=[5], settings=settings)
-    return str(run), make_tiny_model(directory / "other", seed=1)
+    config, run_dir = directory / "config.toml", directory / "run"
+    evaluation = "[evaluation]\nevery = 2\nproblems = 3\nsamples = 4\n"
+    config.write_text(f"steps = 4\n{tiny_settings(tiny_model)}\n{evaluation}")
+    with Training(config, run_dir) as training:
+        assert training.exit_code(timeout_s=150) == 0, training.output()
+        training.assert_no_process_left()
+        assert "evaluation of step" in training.output()
+    return str(run_dir), make_tiny_model(directory / "other", seed=1)
 
 
 def evaluate(out: Path, models: tuple[str, str], *more: str) -> Job:
     flags = ("--problems", str(PROBLEMS), "--samples", str(SAMPLES), "--out", str(out), "--set", "scorer.dtype=float32")
     named = [part for model in models for part in ("--model", model)]
     return Job(out, "jobs.evaluate", *named, "--base-model", models[0], *flags, *more)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_a_run_has_its_evaluations_beside_its_metrics(models: tuple[str, str]) -> None:
+    run_dir = Path(models[0])
+    records = [json.loads(line) for line in (run_dir / "eval.jsonl").read_text().splitlines()]
+    assert records and {record["step"] for record in records} <= {2, 4}
+    for record in records:
+        assert {"eval/pass@1", "eval/pass@4", "eval/maj@4", "eval/entropy"} <= set(record)
+        rows = pq.read_table(run_dir / "eval" / f"step_{record['step']:06d}.parquet").to_pylist()
+        assert len(rows) == 12
+        assert record["eval/pass@1"] == pytest.approx(np.mean([row["verdict_status"] == "correct" for row in rows]))
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
@@ -55,21 +68,21 @@ def test_a_killed_job_ends_with_the_same_samples_as_an_undisturbed_one(tmp_path:
         job.assert_no_process_left()
         output = job.output()
     rows = rows_of(straight)
-    assert [row["model"] for row in rows] == ["run step 5"] * PROBLEMS * SAMPLES + ["other"] * PROBLEMS * SAMPLES
+    assert [row["model"] for row in rows] == ["run step 4"] * PROBLEMS * SAMPLES + ["other"] * PROBLEMS * SAMPLES
     assert {row["verdict_status"] for row in rows} <= {"correct", "incorrect", "no_answer"}
     assert "What is" in rows[0]["question"]
 
     # The run's policy is the base model: it finds its own responses as likely as it sampled them, and those of the other less.
     own, others = (
-        np.array([[row["mean_logprob"], row["base_mean_logprob"]] for row in rows if row["model"] == m]) for m in ("run step 5", "other")
+        np.array([[row["mean_logprob"], row["base_mean_logprob"]] for row in rows if row["model"] == m]) for m in ("run step 4", "other")
     )
     np.testing.assert_allclose(own[:, 1], own[:, 0], atol=1e-4)
     assert others[:, 1].mean() < own[:, 1].mean() - 0.5
 
     record = json.loads((straight / "report.json").read_text())
     assert record["comparisons"][0]["model"] == "other"
-    assert record["models"]["run step 5"]["ks"] == [1, 2, 4, 6]
-    assert "pass@6" in output and "other less run step 5" in output
+    assert record["models"]["run step 4"]["ks"] == [1, 2, 4, 6]
+    assert "pass@6" in output and "other less run step 4" in output
     assert not (straight / "policies").exists() and not (straight / "parts").exists()
 
     with evaluate(killed, models) as job:

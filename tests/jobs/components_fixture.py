@@ -78,7 +78,10 @@ class CoinJudge:
     """In place of the verifier pool: half of all answers are correct, always the same ones."""
 
     def verify_batch(self, problem: Problem, batch: pa.RecordBatch) -> list[Verdict]:
-        return [self.verdict(text) for text in batch.column("response_text").to_pylist()]
+        return self.verify(problem, batch.column("response_text").to_pylist())
+
+    def verify(self, problem: Problem, responses: Sequence[str]) -> list[Verdict]:
+        return [self.verdict(text) for text in responses]
 
     def verdict(self, text: str) -> Verdict:
         correct = zlib.crc32(text.encode()) % 2 == 0

@@ -19,6 +19,7 @@ from learners.policy_learner import PolicyLearner
 from learners.weights import WeightSnapshot
 from tasks.config import TaskConfig
 from tasks.registry import make_task
+from tests.jobs.components_fixture import LocalRun, small_config
 from tests.jobs.evaluate_fixture import SETTINGS, LocalEvaluate, make_worker
 from tests.jobs.explore_fixture import CoinVerifier
 from tests.tiny_model import make_tiny_model
@@ -109,8 +110,8 @@ def test_a_training_run_evaluates_the_version_it_began_with(tiny_model: str, tmp
             await worker.close()
 
     first, second = asyncio.run(evaluate(one)), asyncio.run(evaluate(two))
-    assert {"eval/pass@1", "eval/pass@6", "eval/maj@6", "eval/distinct_answers", "eval/entropy", "eval/step"} <= set(first)
-    assert (first["eval/step"], first["eval/problems"]) == (1.0, 3.0)
+    assert {"eval/pass@1", "eval/pass@6", "eval/maj@6", "eval/distinct_answers", "eval/entropy"} <= set(first)
+    assert first["eval/problems"] == 3.0
     tables = [pq.read_table(tmp_path / "eval" / f"step_{step:06d}.parquet") for step in (1, 2)]
     correct = np.array([status == "correct" for status in tables[0]["verdict_status"].to_pylist()])
     assert first["eval/pass@1"] == pytest.approx(correct.mean())
@@ -118,6 +119,19 @@ def test_a_training_run_evaluates_the_version_it_began_with(tiny_model: str, tmp
     assert tables[0]["response_ids"] != tables[1]["response_ids"]
     assert tables[0]["problem_id"] == tables[1]["problem_id"]
     assert first["eval/entropy"] != second["eval/entropy"]
+
+
+def test_a_run_trains_on_while_its_policies_are_evaluated(tiny_model: str, tmp_path: Path) -> None:
+    """The real evaluation in the real loops, on the run's own task."""
+    run = LocalRun(small_config(tiny_model, tmp_path / "run", steps=4), evaluation=training_evaluation(tmp_path))
+    assert run.train() == 4
+    run.check_valid()
+    assert run.evaluated and {step for step, _ in run.evaluated} <= {2, 4}
+    for step, metrics in run.evaluated:
+        rows = pq.read_table(tmp_path / "eval" / f"step_{step:06d}.parquet").to_pylist()
+        assert len(rows) == 3 * 6
+        assert metrics["eval/pass@1"] == pytest.approx(np.mean([row["verdict_status"] == "correct" for row in rows]))
+    assert run.warnings == [] or all("is left out: that of step 2" in text for text in run.warnings)
 
 
 def test_weights_that_change_meanwhile_are_found_out(tiny_model: str, tmp_path: Path) -> None:
