@@ -49,6 +49,7 @@ from jobs.rollouts import DATA, LOST, TIMEOUT, GroupWork, Rollouts
 from jobs.run import Run, Sampled, Scored, VerdictCounter
 from jobs.watchdog import Waits
 from learners.checkpoint import CheckpointError
+from tasks.stream import ProblemStream
 
 STALE = "stale"
 WASTE = {STALE: TokenWaste.STALE, TIMEOUT: TokenWaste.ABORTED, DATA: TokenWaste.FILTERED, LOST: TokenWaste.LOST}
@@ -257,6 +258,7 @@ class Controller:
                 continue
             counts = Counter(verdict.status.value for verdict in scored.verdicts)
             self._note(EventKind.VERDICTS, group_id=scored.request.group_id, counts=dict(counts))
+            self._run.observations.judged(scored.request.group_id, scored.request.problem, scored.verdicts)
             self._verdicts.add(scored.verdicts)
             self._tally.add_scored(scored)
             await self._insert(scored)
@@ -342,6 +344,7 @@ class Controller:
         self.trained_version = version
         self._note(EventKind.TRAINED, step=run.step, version=version)
         self._admission.trained(drawn.group_ids, version=version)
+        run.observations.trained(drawn.group_ids, version)
         self.evaluations.offer(run.step, snapshot)
         with self._waiting("hand over", f"the publication of version {version - 1}"):
             await self._trained.put((version, snapshot))
@@ -390,6 +393,7 @@ class Controller:
                 await self.rollouts.published(version)
             self._note(EventKind.PUBLISHED, version=version, workers=len(self.rollouts.fleet.serving))
             async with self._changed:
+                self._run.observations.live(version)
                 self._admission.published(version)
                 self._changed.notify_all()
 
@@ -439,6 +443,7 @@ class Controller:
     def _drop(self, group_id: int, why: str) -> None:
         self.tokens.dropped(group_id, WASTE[why])
         self._admission.drop(group_id, why)
+        self._run.observations.dropped(group_id)
         if self._order is not None:
             self._order.dropped(group_id)
             if self._order.num_dropped == 1:
@@ -449,6 +454,7 @@ class Controller:
         """There is nothing to learn from it; another problem takes its slot."""
         self.tokens.dropped(group_id, TokenWaste.FILTERED)
         self._admission.filter(group_id)
+        self._run.observations.filtered(group_id)
         if self._order is not None:
             self._order.settled(group_id)
         self._note(EventKind.DROPPED, group_id=group_id, reason=FILTERED)
@@ -524,6 +530,7 @@ class Controller:
             "faults/data": float(self.num_faults["data"]),
             "publication/refused": float(self.num_refused),
             "rollout/workers": float(len(self.rollouts.fleet.serving)),
+            **curriculum_metrics(self._run.stream),
             **self.tokens.metrics(),
         }
 
@@ -568,6 +575,15 @@ class Controller:
         task = asyncio.ensure_future(self._notify())
         self._notes.add(task)
         task.add_done_callback(self._notes.discard)
+
+
+def curriculum_metrics(stream: ProblemStream) -> dict[str, float]:
+    """What the curriculum has measured; nothing without one."""
+    rates = stream.pass_rates
+    if not rates:
+        return {}
+    passed_over = {"curriculum/passed_over": float(stream.num_passed_over)}
+    return passed_over | {f"curriculum/pass_rate/{kind}": rate for kind, rate in rates.items()}
 
 
 async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:

@@ -71,7 +71,10 @@ class _Session:
     async def run(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> None:
         """Do what is not done yet, then report on all of it."""
         pins = PinnedModels(self._directory)
-        pinned = [pins.known(model.name) or await asyncio.to_thread(pins.pin, model) for model in models]
+        for model in models:
+            if pins.known(model.name) is None:
+                await asyncio.to_thread(pins.pin, model)
+        pinned = [pin for model in models if (pin := pins.known(model.name)) is not None]
         if base is not None and pins.known(base.name) is None:
             await asyncio.to_thread(pins.pin, base)
         waiting = self._waiting(pinned)

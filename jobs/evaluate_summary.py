@@ -109,8 +109,8 @@ def _comparison_sentence(comparison: Comparison) -> str:
 
 def _efficiency_sentences(comparison: Comparison, k: int) -> list[str]:
     """Of the two directions the one that says something."""
-    names = (comparison.model, comparison.against)
-    ways = ((comparison.efficiency, *names), (comparison.reverse_efficiency, *reversed(names)))
+    model, against = comparison.model, comparison.against
+    ways = ((comparison.efficiency, model, against), (comparison.reverse_efficiency, against, model))
     known = [(curve.at(k), model, against) for curve, model, against in ways if curve is not None]
     reached = [(ratio, model, against) for ratio, model, against in known if ratio is not None and ratio.value > 0]
     if not reached or k == 1:

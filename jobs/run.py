@@ -32,6 +32,7 @@ from jobs.config import RunConfig
 from jobs.encoders import EncoderPool
 from jobs.fleet import LossBudget
 from jobs.handles import Handle
+from jobs.observations import Observations
 from jobs.supervised import OnLoss, Supervised
 from learners.checkpoint import CheckpointManager, FileEntry
 from tasks.base import Task
@@ -123,6 +124,9 @@ class Run:
         self.note = note
         self.run_id = run_id
         self.tokens = TokenLedger()
+        self.observations = Observations(
+            lambda problem, num_correct, num_scored: stream.observe(problem, num_correct=num_correct, num_scored=num_scored)
+        )
         self.step = 0
         self.held: dict[int, Scored] = {}
         """Groups in replay that arrived since this start, by id."""
@@ -272,6 +276,7 @@ class Run:
             "run_id": self.run_id,
             "admission": self.admission.state_dict(),
             "stream": self.stream.state_dict(),
+            "observations": self.observations.state_dict(),
             "tokens": self.tokens.state_dict(),
         }
         await asyncio.to_thread(self.checkpoints.commit, step, files, meta)
@@ -296,6 +301,8 @@ class Run:
         self._restored_ids = set(ids)
         self.admission.load_state_dict(meta["admission"], held=ids, keep_lost=self.config.deterministic)
         self.stream.load_state_dict(meta["stream"])
+        if "observations" in meta:
+            self.observations.load_state_dict(meta["observations"], held=ids)
         self.tokens.load_state_dict(meta.get("tokens") or no_tokens(ids), held=ids)
 
     async def forget_log_after(self, step: int) -> None:

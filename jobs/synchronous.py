@@ -68,12 +68,14 @@ class SynchronousTrainer:
         report = await run.learn(batch)
         await run.log(batch, report)
         run.admission.trained(drawn.group_ids, version=report.version)
+        run.observations.trained(drawn.group_ids, report.version)
         for group_id in drawn.group_ids:
             run.tokens.trained(group_id)
         asked = time.monotonic()
         snapshot, version = await run.weights()
         tally.published(asked)
         tally.updates = await self._load(snapshot)
+        run.observations.live(version)
         run.admission.published(version)
         metrics = {**report.metrics, **bonus_metrics, **tally.metrics(), **run.tokens.metrics(), "time/generate_s": generate_s}
         metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - generate_s - tally.encode_s
@@ -85,12 +87,14 @@ class SynchronousTrainer:
         run.tokens.started(group.usage.worker_id, group_id)
         run.tokens.finished(group.usage.worker_id, group_id, group.usage.response_tokens)
         scored = await run.verify_and_encode(group)
+        run.observations.judged(group_id, group.request.problem, scored.verdicts)
         self._verdicts.add(scored.verdicts)
         tally.add_scored(scored)
         result = await run.insert(scored, run.step)
         if result is InsertResult.FILTERED:
             run.tokens.dropped(group_id, TokenWaste.FILTERED)
             run.admission.filter(group_id)
+            run.observations.filtered(group_id)
         elif result is not InsertResult.ACCEPTED:
             raise RuntimeError(f"replay refused group {group_id} of a synchronous step: {result}")
 

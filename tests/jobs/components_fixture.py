@@ -136,7 +136,7 @@ class LocalRun:
         self.directory = RunDirectory(config)
         self.checkpoints = self.directory.checkpoints
         self.task = make_task(config.task)
-        self.stream = ProblemStream(self.task, "train", config.seed)
+        self.stream = ProblemStream(self.task, "train", config.seed, config.task.curriculum)
         self.admission = make_admission(config)
         self.reports: list[tuple[int, dict[str, float]]] = []
         self.events: list[tuple[EventKind, dict[str, Any]]] = []
