@@ -35,7 +35,7 @@ def start(tiny_model, tmp_path):
 def test_what_is_asked_depends_on_the_measured_rates_and_not_on_timing_or_restarts(start, tmp_path):
     straight = start("straight")
     straight.train()
-    straight.check_valid()
+    straight.admission.check_valid()
     assert straight.stream.num_passed_over > 0
     assert straight.stream.pass_rates["arithmetic/sum"] == 1.0
     _, metrics = straight.reports[-1]
