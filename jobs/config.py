@@ -29,6 +29,7 @@ from tasks.rewards import RewardConfig
 Config = TypeVar("Config", bound=BaseModel)
 
 LABEL = "LABEL"
+_PART = re.compile(r"^task\.mixture\.parts\.[^.]+\.")
 
 
 class ConfigError(ValueError):
@@ -234,19 +235,17 @@ CHANGEABLE_ON_RESUME = (
 """Keys and sections that say how long or with what means a run goes on, not what it computes."""
 
 
-_PART = re.compile(r"^task\.mixture\.parts\.[^.]+\.")
-"""What stands before a key of a mixture's part; it may change where the same key of the task may."""
-
-
 def changed_keys(saved: dict[str, Any], config: BaseModel, changeable: Sequence[str]) -> list[str]:
     """Dotted keys outside `changeable`, with both values, in which `config` differs from the saved one.
 
-    A key that the saved configuration lacks did not exist when it was written: it then had what is its default now.
+    A key that the saved configuration lacks did not exist when it was written: it then had what is its default now. A key of a mixture's
+    part may change where the same key of the task may, and has the same default.
     """
     defaults = _flatten(type(config)().model_dump(mode="json"))
     old, new = defaults | _flatten(saved), _flatten(config.model_dump(mode="json"))
-    different = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
-    fixed = (key for key in different if not any(f"{_PART.sub('task.', key)}.".startswith(f"{free}.") for free in changeable))
+    of_task = {key: _PART.sub("task.", key) for key in sorted(old.keys() | new.keys())}
+    different = {key: general for key, general in of_task.items() if old.get(key, defaults.get(general)) != new.get(key)}
+    fixed = (key for key, general in different.items() if not any(f"{general}.".startswith(f"{free}.") for free in changeable))
     return [f"{key} ({old.get(key)!r} -> {new.get(key)!r})" for key in fixed]
 
 

@@ -503,6 +503,18 @@ def test_owner_that_forgets_to_close_exits() -> None:
     assert (owner.returncode, output.strip()) == (0, "correct")
 
 
+def test_pool_judges_expressions_and_hostile_ones_as_fast() -> None:
+    config = TaskConfig(name="countdown")
+    problem = make_task(config).problem("train", 0)  # type: ignore[attr-defined]
+    responses = [problem.answer, f"<answer>{problem.answer} + 1</answer>", "no", "9**9**9", "((9!)!)!", "(" * 100_000 + "1", "1+" * 50_000]
+    with VerifierPool(config, VerifierConfig(timeout_s=5.0)) as pool:
+        verdicts = pool.verify(problem, responses)
+        stats = pool.stats()
+    assert [verdict.status.value for verdict in verdicts] == ["correct", "incorrect", "no_answer", *["malformed"] * 4]
+    assert max(verdict.elapsed_s for verdict in verdicts) < 1.0
+    assert stats.num_rebuilds == 0 and stats.error_rate == 0
+
+
 def test_pool_makes_the_task_of_its_config() -> None:
     problem = make_task(TaskConfig()).problem("train", 0)  # type: ignore[attr-defined]
     with VerifierPool(TaskConfig(), VerifierConfig()) as pool:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from jobs import train
-from jobs.config import CHANGEABLE_ON_RESUME, ConfigError, RunConfig, all_keys, changed_keys, load_config
+from jobs.config import CHANGEABLE_ON_RESUME, LABEL, ConfigError, RunConfig, all_keys, changed_keys, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.toml")
@@ -317,11 +317,56 @@ def test_every_key_can_be_set_to_its_own_default():
     """No key is unreachable by --set: sections, optional and union types included."""
     config = RunConfig()
     for key in all_keys(RunConfig):
+        if LABEL in key.split("."):
+            continue  # there is no default part
         value = config
         for part in key.split("."):
             value = getattr(value, part)
         override = f"{key}={json.dumps(list(value) if isinstance(value, tuple) else value)}"
         assert load_config(QUICKSTART, [override]) is not None, override
+
+
+MIXTURE = ["task.name=mixture", "task.mixture.parts.arithmetic.weight=2", "task.mixture.parts.hard.name=countdown"]
+
+
+def test_parts_of_a_mixture_are_set_by_their_labels(config_file):
+    mixture = load_config(config_file, [*MIXTURE, "task.mixture.parts.hard.countdown.max_numbers=6"]).task.mixture
+    assert {label: (part.name, part.weight) for label, part in mixture.parts.items()} == {
+        "arithmetic": ("arithmetic", 2),
+        "hard": ("countdown", 1),
+    }
+    assert mixture.parts["hard"].countdown.max_numbers == 6
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("task.mixture.parts.hard.wieght=1", ["'task.mixture.parts.hard.wieght'", "did you mean 'task.mixture.parts.hard.weight'?"]),
+        ("task.mixture.parts.hard.countdown.max_number=6", ["did you mean 'task.mixture.parts.hard.countdown.max_numbers'?"]),
+        ("task.mixture.part.hard=1", ["did you mean 'task.mixture.parts'?"]),
+        ("max_numbers=6", ["did you mean 'task.countdown.max_numbers'?"]),
+    ],
+)
+def test_unknown_key_of_a_part_is_refused_with_the_nearest_known_one(refusal, config_file, override, named):
+    line = refusal(config_file, *(argument for each in (*MIXTURE, override) for argument in ("--set", each)))
+    assert all(part in line for part in ["unknown key", *named]), line
+
+
+def test_part_may_change_on_resume_where_its_task_may(config_file):
+    saved = load_config(config_file, [*MIXTURE, "task.mixture.parts.hard.countdown.path=here"])
+    there = load_config(config_file, [*MIXTURE, "task.mixture.parts.hard.countdown.path=there"])
+    assert changed_keys(saved.model_dump(mode="json"), there, CHANGEABLE_ON_RESUME) == []
+    other = load_config(config_file, [*MIXTURE, "task.mixture.parts.hard.weight=2"])
+    assert changed_keys(there.model_dump(mode="json"), other, CHANGEABLE_ON_RESUME) == ["task.mixture.parts.hard.weight (1.0 -> 2.0)"]
+    more = load_config(config_file, [*MIXTURE, "task.mixture.parts.gsm8k.weight=1"])
+    assert "task.mixture.parts.gsm8k.weight (None -> 1.0)" in changed_keys(saved.model_dump(mode="json"), more, CHANGEABLE_ON_RESUME)
+
+
+def test_key_that_a_saved_part_lacks_had_its_default(config_file):
+    config = load_config(config_file, MIXTURE)
+    saved = config.model_dump(mode="json")
+    del saved["task"]["mixture"]["parts"]["hard"]["countdown"]["held_out_share"]
+    assert changed_keys(saved, config, CHANGEABLE_ON_RESUME) == []
 
 
 def test_dry_run_prints_config_and_plan_and_starts_nothing(config_file, tmp_path):

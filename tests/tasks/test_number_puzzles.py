@@ -130,7 +130,7 @@ def test_game_of_24_is_as_hard_as_asked() -> None:
 
 
 def test_range_without_puzzles_is_refused_at_once() -> None:
-    with pytest.raises(TaskError, match="no puzzle for split 'train'.*widen the ranges"):
+    with pytest.raises(TaskError, match=r"no puzzle for split 'train'.*widen the ranges"):
         countdown(min_numbers=2, max_numbers=2, number_max=2, target_min=90)
 
 
@@ -171,8 +171,8 @@ def test_question_and_instruction_are_one_message() -> None:
     assert task.prompt(problem) == [
         {
             "role": "user",
-            "content": "Using the numbers [3, 4], write an arithmetic expression that equals 7. Use only + - * / and parentheses, and use each "
-            "number at most once.\nJust the expression!",
+            "content": "Using the numbers [3, 4], write an arithmetic expression that equals 7. "
+            "Use only + - * / and parentheses, and use each number at most once.\nJust the expression!",
         }
     ]
 
@@ -303,7 +303,7 @@ def test_file_called_by_the_split_is_the_split(tmp_path: Path) -> None:
     assert len(list(task.problems("train"))) == 7
     assert [problem.problem_id[:22] for problem in task.problems("hard")] == ["countdown/hard/000000-", "countdown/hard/000001-"]
     assert all(puzzle(problem).must_use_all for problem in task.problems("train"))
-    with pytest.raises(TaskError, match="no split 'test' in .*, only hard, train"):
+    with pytest.raises(TaskError, match=r"no split 'test' in .*, only hard, train"):
         task.problems("test")
 
 
@@ -342,22 +342,22 @@ def test_unusable_file_is_refused_with_row_and_reason(tmp_path: Path, rows: list
 
 
 def test_missing_file_is_refused_with_the_key_to_set(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=f"no .parquet or .jsonl file at {tmp_path}/none: put the puzzles there, or set task.game24.path"):
+    with pytest.raises(TaskError, match=rf"no .parquet or .jsonl file at {tmp_path}/none: put the puzzles there, or set task.game24.path"):
         game24(path=str(tmp_path / "none")).problems("train")
-    with pytest.raises(TaskError, match="no .parquet or .jsonl file"):
+    with pytest.raises(TaskError, match=r"no .parquet or .jsonl file"):
         game24(path=str(tmp_path)).problems("train")
 
 
 def test_unknown_split_of_one_file_is_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "puzzles.jsonl", ROWS)
-    with pytest.raises(TaskError, match="no split 'easy': .* is divided into train, dev, test, and all is all of it"):
+    with pytest.raises(TaskError, match=r"no split 'easy': .* is divided into train, dev, test, and all is all of it"):
         countdown(path=path).problems("easy")
 
 
 def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "puzzles.csv"
     file.write_text("1,2,3")
-    with pytest.raises(TaskError, match="neither .parquet nor .jsonl"):
+    with pytest.raises(TaskError, match=r"neither .parquet nor .jsonl"):
         countdown(path=str(file)).problems("all")
 
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -12,26 +13,48 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.arithmetic_questions import Kind
 from tasks.base import Problem
-from tasks.config import ArithmeticConfig, ArithmeticWeights, Gsm8kConfig, ParquetConfig, TaskConfig
+from tasks.config import ArithmeticConfig, ArithmeticWeights, Gsm8kConfig, MixtureConfig, ParquetConfig, PartConfig, TaskConfig
+from tasks.countdown import CountdownConfig
+from tasks.curriculum import CurriculumConfig
+from tasks.game24 import Game24Config
+from tasks.number_puzzle import Puzzle
+from tasks.reasoning_gym_task import ReasoningGymConfig
 from tasks.registry import TASKS, make_task
+
+
+def config_of(name: str) -> TaskConfig:
+    """A task whose files, if it has any, are not there."""
+    sections = {section: {"path": "/nowhere"} for section in ("countdown", "game24", "gsm8k", "parquet")}
+    return TaskConfig.model_validate({"name": name, **sections, "mixture": {"parts": {"arithmetic": {}}}})
 
 
 def test_every_name_of_the_config_is_a_task_of_that_name() -> None:
     names = get_args(TaskConfig.model_fields["name"].annotation)
     assert set(names) == set(TASKS)
-    assert all(make_task(TaskConfig(name=name)).name == name for name in names)
+    assert all(make_task(config_of(name)).name == name for name in names)
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_task_that_has_a_verifier_judges_without_data_in_another_process(name: str) -> None:
-    task = pickle.loads(
-        pickle.dumps(make_task(TaskConfig(name=name, gsm8k=Gsm8kConfig(path="/nowhere"), parquet=ParquetConfig(path="/nowhere"))))
-    )
-    problem = Problem(task=name, problem_id="1", question="3 + 4?", answer="7")
+    task = pickle.loads(pickle.dumps(make_task(config_of(name))))
+    puzzle = Puzzle(numbers=(3, 4), target=7, must_use_all=True)
+    asks, right, right_too, wrong = "3 + 4?", "7", "7.0", "8"
+    if name in ("countdown", "game24"):
+        asks, right, right_too, wrong = puzzle.question, "3 + 4", "(3+4) = 7", "4 - 3"
+    problem = Problem(task="arithmetic" if name == "mixture" else name, problem_id="1", question=asks, answer=right)
     assert task.has_verifier
-    assert [task.verify(problem, response).reward for response in ("7", "8", "")] == [1.0, 0.0, 0.0]
-    assert [task.final_answer(problem, response) for response in ("7.0", "8", "")] == ["7", "8", None]
-    assert task.prompt(problem)[-1]["content"].startswith("3 + 4?")
+    assert [task.verify(problem, response).reward for response in (right, wrong, "")] == [1.0, 0.0, 0.0]
+    assert [task.final_answer(problem, response) for response in (right_too, wrong, "")] == [right, wrong, None]
+    assert task.prompt(problem)[-1]["content"].startswith(asks)
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_making_a_task_takes_no_time(name: str) -> None:
+    """Every verifier process makes one. The drawn puzzles and sums are looked at, one of each split."""
+    config = TaskConfig.model_validate({"name": name, "mixture": {"parts": {"arithmetic": {}, "countdown": {}, "game24": {}}}})
+    started = time.process_time()
+    make_task(config)
+    assert time.process_time() - started < 1.0
 
 
 def test_weights_are_named_as_the_kinds_are() -> None:
@@ -42,7 +65,13 @@ def test_seed_reaches_the_task() -> None:
     assert next(make_task(TaskConfig(seed=1)).problems("train")) != next(make_task(TaskConfig(seed=2)).problems("train"))
 
 
-@pytest.mark.parametrize("model", [TaskConfig, ArithmeticConfig, ArithmeticWeights, Gsm8kConfig, ParquetConfig])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(TaskConfig, ArithmeticConfig, ArithmeticWeights, CountdownConfig, Game24Config, Gsm8kConfig, ParquetConfig, ReasoningGymConfig),
+        *(MixtureConfig, PartConfig, CurriculumConfig),
+    ],
+)
 def test_every_field_is_described(model: type[BaseModel]) -> None:
     assert all(field.description for field in model.model_fields.values())
 
@@ -72,7 +101,8 @@ def test_config_travels_to_other_processes_and_through_json() -> None:
 
 
 def test_tasks_import_neither_torch_nor_arrow() -> None:
-    code = "import sys, tasks.registry, tasks.stream; print([m for m in ('torch', 'pyarrow', 'ray', 'vllm') if m in sys.modules])"
+    heavy = ("torch", "pyarrow", "ray", "vllm", "sympy", "reasoning_gym")
+    code = f"import sys, tasks.registry, tasks.stream; print([module for module in {heavy} if module in sys.modules])"
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     output = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True, check=True, timeout=60).stdout
