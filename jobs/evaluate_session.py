@@ -71,42 +71,38 @@ class _Session:
     async def run(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> None:
         """Do what is not done yet, then report on all of it."""
         pins = PinnedModels(self._directory)
-        for model in models:
-            if pins.known(model.name) is None:
-                await asyncio.to_thread(pins.pin, model)
-        pinned = [pin for model in models if (pin := pins.known(model.name)) is not None]
-        if base is not None and pins.known(base.name) is None:
-            await asyncio.to_thread(pins.pin, base)
-        waiting = self._waiting(pinned)
-        to_score = base is not None and (bool(waiting) or any(BASE_COLUMN not in pool.column_names for pool in self.store.parts()))
-        if waiting or to_score:
-            await interruptibly(self._fill(models, waiting, base if to_score else None, pins))
-        labels = [one.label for one in pinned]
+        labels = await interruptibly(self._fill(models, base, pins))
         self.store.compact([(label, problem.problem_id) for label in labels for problem in self._problems])
         await asyncio.to_thread(pins.release)
         self._report(labels)
 
-    def _waiting(self, pinned: Sequence[PinnedModel]) -> dict[str, list[Problem]]:
+    async def _fill(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None, pins: PinnedModels) -> list[str]:
+        """Sample, judge and score what is not done yet; returns the models' labels."""
+        everything = [*models, *([base] if base else [])]
+        pinned = [pins.known(model.name) or await asyncio.to_thread(pins.pin, model) for model in everything]
+        labels = [one.label for one in pinned[: len(models)]]
+        waiting = self._waiting(labels)
+        is_scored = base is None or not (waiting or any(BASE_COLUMN not in pool.column_names for pool in self.store.parts()))
+        if waiting or not is_scored:
+            pinned = [await asyncio.to_thread(pins.pin, model) for model in everything]  # they must be there, and what they were
+            with ray_session(namespace(self._config.out), self._config.rollout.workers + 2):
+                if waiting:
+                    await self._sample_all([one for one in pinned[: len(models)] if one.label in waiting], waiting)
+                if not is_scored:
+                    await self._score(pinned[-1])
+        return labels
+
+    def _waiting(self, labels: Sequence[str]) -> dict[str, list[Problem]]:
         """By label, the problems that a model has no finished pool of; models without any are left out."""
         finished = self.store.finished()
-        missing = {one.label: [problem for problem in self._problems if (one.label, problem.problem_id) not in finished] for one in pinned}
+        missing = {label: [problem for problem in self._problems if (label, problem.problem_id) not in finished] for label in labels}
         return {label: problems for label, problems in missing.items() if problems}
 
-    async def _fill(
-        self, models: Sequence[EvaluatedModel], waiting: dict[str, list[Problem]], base: EvaluatedModel | None, pins: PinnedModels
-    ) -> None:
-        config = self._config
-        todo = [one for one in [await asyncio.to_thread(pins.pin, model) for model in models] if one.label in waiting]
-        with ray_session(namespace(config.out), config.rollout.workers + 2):
-            if todo:
-                await self._sample_all(todo, waiting, total=len(models) * len(self._problems))
-            if base is not None:
-                await self._score(await asyncio.to_thread(pins.pin, base))
-
-    async def _sample_all(self, todo: Sequence[PinnedModel], waiting: dict[str, list[Problem]], *, total: int) -> None:
+    async def _sample_all(self, todo: Sequence[PinnedModel], waiting: dict[str, list[Problem]]) -> None:
         verifier = verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS)
+        done, left = len(self.store.finished()), sum(map(len, waiting.values()))
         try:
-            with Bar(self._console, total=total, done=total - sum(map(len, waiting.values()))) as bar:
+            with Bar(self._console, total=done + left, done=done) as bar:
                 for model in todo:
                     await self._sample(model, waiting[model.label], verifier, bar)
         finally:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,6 +28,8 @@ from tasks.base import Task, TaskError
 from tasks.stream import is_endless
 
 EXIT_FAILED = 1
+
+Result = TypeVar("Result")
 
 
 class Stopped(Exception):
@@ -92,9 +94,11 @@ def run_to_end(work: Callable[[], None], console: Console, directory: Path, num_
         return EXIT_FAILED
 
 
-async def interruptibly(work: Coroutine[Any, Any, None]) -> None:
-    """Until done, or until the first SIGINT or SIGTERM: what is in flight is then given up, and Stopped is raised. A second one ends the
-    process."""
+async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
+    """What `work` returns.
+
+    The first SIGINT or SIGTERM gives up what is in flight and raises Stopped; a second one ends the process.
+    """
     task = asyncio.ensure_future(work)
     got: list[int] = []
     loop = asyncio.get_running_loop()
@@ -108,7 +112,7 @@ async def interruptibly(work: Coroutine[Any, Any, None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     try:
-        await task
+        return await task
     except asyncio.CancelledError:
         if not got:
             raise
