@@ -55,7 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def overrides_of(options: argparse.Namespace) -> list[str]:
     """The flags as `key=value`, before what --set says."""
     given = {flag: getattr(options, flag) for flag in FLAGS if getattr(options, flag) is not None}
-    task = given.get("task", "gsm8k")
+    task = given.get("task", "gsm8k").replace("-", "_")  # the section of the configuration
     overrides = []
     for flag, value in given.items():
         key = FLAGS[flag][0].format(task=task)

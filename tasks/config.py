@@ -6,7 +6,15 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["ArithmeticConfig", "ArithmeticWeights", "Gsm8kConfig", "ParquetConfig", "TaskConfig"]
+__all__ = [
+    "ArithmeticConfig",
+    "ArithmeticWeights",
+    "DataSetConfig",
+    "Gsm8kConfig",
+    "ParquetConfig",
+    "SourceConfig",
+    "TaskConfig",
+]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 _MAX_OPERAND = 10**9
@@ -77,14 +85,40 @@ class ArithmeticConfig(BaseModel):
         return self
 
 
-class Gsm8kConfig(BaseModel):
-    """Where GSM8K lies and how its questions are put."""
+class SourceConfig(BaseModel):
+    """Where the files of a published data set come from (`tasks.sources`)."""
 
     model_config = _STRICT
 
     path: str | None = None
-    """The directory that holds train.parquet and test.parquet, as the hub publishes them (columns question and answer) or with columns
-    prompt and answer. Unset: the folder gsm8k of the directory that the environment variable REPEXP_DATA names."""
+    """A directory of the files, or the one file that is needed. Unset: the task's folder in the directory that the environment variable
+    REPEXP_DATA names, then the hub."""
+    hub: str | None = None
+    """A data set of the Hugging Face hub, OWNER/NAME, for what is not on this machine. None: the hub is never asked."""
+    revision: str = "main"
+    """Commit, branch or tag of `hub`. A commit never changes, so its files are used from the local cache without a look at the hub."""
+
+    @model_validator(mode="after")
+    def _revision_is_of_the_hub(self) -> Self:
+        if "hub" in self.model_fields_set and self.hub is not None and "revision" not in self.model_fields_set:
+            raise ValueError(f'hub = "{self.hub}" needs a revision of its own: the default, {self.revision}, is of the default hub')
+        return self
+
+
+class DataSetConfig(SourceConfig):
+    """A published data set, and how its questions are put."""
+
+    instruction: str = ""
+    """Appended to every question, on a line of its own. Not part of the problem id."""
+
+
+class Gsm8kConfig(DataSetConfig):
+    """GSM8K: train.parquet and test.parquet, as the hub publishes them (columns question and answer) or with columns prompt and answer."""
+
+    hub: str | None = "openai/gsm8k"
+    """A data set of the Hugging Face hub with the same files."""
+    revision: str = "e53f048856ff4f594e959d75785d2c2d37b678ee"
+    """Commit, branch or tag of `hub`."""
     instruction: str = "Let's think step by step and put the final answer within \\boxed{}."
     """Appended to every question, on a line of its own. Not part of the problem id."""
 

@@ -1,4 +1,4 @@
-"""GSM8K: grade-school word problems with integer answers (Cobbe et al. 2021, arXiv:2110.14168), from local Parquet files.
+"""GSM8K: grade-school word problems with integer answers (Cobbe et al. 2021, arXiv:2110.14168).
 
     task = Gsm8k(config.gsm8k)
     for problem in task.problems("dev"):
@@ -18,24 +18,21 @@ rule of `tasks.answers`. Each call of `problems` reads one file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
 
 from tasks.answers import final_number, reference_number
 from tasks.base import Message, Problem, TaskError, Verdict, judge, with_instruction
 from tasks.config import Gsm8kConfig
-from tasks.data_files import DataFile, Row
+from tasks.data_files import Row
+from tasks.sources import Source
 
 __all__ = ["Gsm8k", "dev_indices"]
 
-DATA_VARIABLE = "REPEXP_DATA"
 NUM_ROWS = {"train": 7473, "test": 1319}
 NUM_DEV = 512
 _FILE_OF_SPLIT = {"train": "train", "dev": "test", "test": "test", "test_full": "test"}
-_PLACES = ("{}.parquet", "{}-*.parquet", "main/{}-*.parquet")  # ours, then the hub's
 _LAYOUTS = (("prompt", "answer"), ("question", "answer"))
 
 
@@ -47,6 +44,7 @@ class Gsm8k:
 
     def __init__(self, config: Gsm8kConfig) -> None:
         self._config = config
+        self._source = Source(task=self.name, key="task.gsm8k", folder="gsm8k", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
         """The problems of `split` in the order of the published file. Raises TaskError for another split, and for missing or other data."""
@@ -72,7 +70,7 @@ class Gsm8k:
 
     def _read(self, stem: str) -> list[Problem]:
         """All problems of a published file, by index."""
-        file = DataFile(task=self.name, path=self._find(stem))
+        file = self._source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"main/{stem}-*.parquet")
         present = file.columns()
         layout = next((layout for layout in _LAYOUTS if set(layout) <= set(present)), None)
         if layout is None:
@@ -98,25 +96,6 @@ class Gsm8k:
         if answer is None:
             raise row.error(f"column '{layout[1]}' states no number: {str(solution)[:80]!r}")
         return Problem(task=self.name, problem_id=problem_id, question=question.strip(), answer=answer)
-
-    def _find(self, stem: str) -> Path:
-        directory = self._directory()
-        for place in _PLACES:
-            found = sorted(directory.glob(place.format(stem)))
-            if found:
-                return found[0]
-        raise TaskError(f"task {self.name}: no file {stem}.parquet in {directory}: put GSM8K's Parquet files there, or set task.gsm8k.path")
-
-    def _directory(self) -> Path:
-        if self._config.path is not None:
-            return Path(self._config.path).expanduser()
-        data = os.environ.get(DATA_VARIABLE)
-        if not data:
-            raise TaskError(
-                f"task {self.name}: no data: put GSM8K's train.parquet and test.parquet in a directory and set task.gsm8k.path to it, "
-                f"or {DATA_VARIABLE} to the directory whose folder {self.name} it is"
-            )
-        return Path(data).expanduser() / self.name
 
 
 @cache
