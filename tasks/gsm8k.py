@@ -11,27 +11,25 @@
 | test | 807 | the rest of it |
 | test_full | 1319 | all of it |
 
-The sizes of dev and test are those of RepExp's authors (arXiv:2510.11686), whose rows are not published; ours are those of `dev_indices`.
-A problem has one id in every split: "gsm8k/test/000123" is row 123 of the published test file. How an answer is read is the stated-number
-rule of `tasks.answers`. Each call of `problems` reads one file.
+The sizes of dev and test are those of RepExp's authors (arXiv:2510.11686), whose rows are not published; ours are recorded in
+`tasks.splits`. A problem has one id in every split: "gsm8k/test/000123" is row 123 of the published test file. How an answer is read
+is the stated-number rule of `tasks.answers`. Each call of `problems` reads one file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
-from hashlib import sha256
 
 from tasks.answers import final_number, reference_number
 from tasks.base import Message, Problem, TaskError, Verdict, judge, with_instruction
 from tasks.config import Gsm8kConfig
-from tasks.data_files import Row
+from tasks.published import PublishedRow, published_rows
 from tasks.sources import Source
+from tasks.splits import GSM8K_DEV
 
-__all__ = ["Gsm8k", "dev_indices"]
+__all__ = ["Gsm8k"]
 
 NUM_ROWS = {"train": 7473, "test": 1319}
-NUM_DEV = 512
 _FILE_OF_SPLIT = {"train": "train", "dev": "test", "test": "test", "test_full": "test"}
 _LAYOUTS = (("prompt", "answer"), ("question", "answer"))
 
@@ -53,8 +51,7 @@ class Gsm8k:
         stem = _FILE_OF_SPLIT[split]
         problems = self._read(stem)
         if split in ("dev", "test"):
-            dev = dev_indices()
-            problems = [problem for index, problem in enumerate(problems) if (index in dev) is (split == "dev")]
+            problems = [problem for index, problem in enumerate(problems) if (index in GSM8K_DEV) is (split == "dev")]
         return iter(problems)
 
     def prompt(self, problem: Problem) -> list[Message]:
@@ -71,35 +68,12 @@ class Gsm8k:
     def _read(self, stem: str) -> list[Problem]:
         """All problems of a published file, by index."""
         file = self._source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"main/{stem}-*.parquet")
-        present = file.columns()
-        layout = next((layout for layout in _LAYOUTS if set(layout) <= set(present)), None)
-        if layout is None:
-            raise file.error(f"no columns prompt and answer, or question and answer, only {', '.join(present)}")
-        has_index = "index" in present  # without it, the file is as published
-        rows = file.rows([*layout, "index"] if has_index else layout)
-        if len(rows) != NUM_ROWS[stem]:
-            raise file.error(f'{len(rows)} rows, and GSM8K\'s has {NUM_ROWS[stem]}: for problems of your own set task.name to "parquet"')
-        problems: dict[int, Problem] = {}
-        for row in rows:
-            index = row.values["index"] if has_index else row.number
-            if not isinstance(index, int) or index not in range(len(rows)) or index in problems:
-                raise row.error(f"column 'index': {index!r} is no row of the published file, or there twice")
-            problems[index] = self._problem(f"{self.name}/{stem}/{index:06d}", row, layout)
-        return [problems[index] for index in range(len(rows))]
+        rows = published_rows(file, layouts=_LAYOUTS, num_rows=NUM_ROWS[stem], title="GSM8K")
+        return [self._problem(f"{self.name}/{stem}/{row.index:06d}", row) for row in rows]
 
-    def _problem(self, problem_id: str, row: Row, layout: tuple[str, str]) -> Problem:
+    def _problem(self, problem_id: str, row: PublishedRow) -> Problem:
         """The hub's answers are worked solutions that end in "#### 72"; a bare number reads the same."""
-        question, solution = (row.values[column] for column in layout)
-        if not isinstance(question, str) or not question.strip():
-            raise row.error(f"column '{layout[0]}' holds no question: {str(question)[:80]!r}")
-        answer = reference_number(solution) if isinstance(solution, str) else None
+        answer = reference_number(row.answer) if isinstance(row.answer, str) else None
         if answer is None:
-            raise row.error(f"column '{layout[1]}' states no number: {str(solution)[:80]!r}")
-        return Problem(task=self.name, problem_id=problem_id, question=question.strip(), answer=answer)
-
-
-@cache
-def dev_indices() -> frozenset[int]:
-    """Rows of the published test file that make up dev: the first 512 of 0..1318 in the order of sha256("gsm8k/test/INDEX")."""
-    order = sorted(range(NUM_ROWS["test"]), key=lambda index: sha256(f"gsm8k/test/{index}".encode()).digest())
-    return frozenset(order[:NUM_DEV])
+            raise row.row.error(f"column '{row.answer_column}' states no number: {str(row.answer)[:80]!r}")
+        return Problem(task=self.name, problem_id=problem_id, question=row.question, answer=answer)
