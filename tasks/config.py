@@ -11,6 +11,7 @@ __all__ = [
     "ArithmeticWeights",
     "DataSetConfig",
     "Gsm8kConfig",
+    "MbppPlusConfig",
     "ParquetConfig",
     "SourceConfig",
     "TaskConfig",
@@ -123,6 +124,26 @@ class Gsm8kConfig(DataSetConfig):
     """Appended to every question, on a line of its own. Not part of the problem id."""
 
 
+class MbppPlusConfig(DataSetConfig):
+    """MBPP+: test.parquet, as the hub publishes it or with columns prompt, answer and extra. And how programs are run."""
+
+    hub: str | None = "evalplus/mbppplus"
+    """A data set of the Hugging Face hub with the same file."""
+    revision: str = "b2d74c91837c3f2a20c1299ae98133cbe7cfa077"
+    """Commit, branch or tag of `hub`."""
+    instruction: str = "Answer with the whole program in one ```python block."
+    """Appended to every question with wording "plain". Not part of the problem id."""
+    wording: Literal["plain", "evalplus"] = "plain"
+    """How a problem is put: what is asked, an assert that must hold, and the instruction; or as EvalPlus asks chat models."""
+    mbpp: SourceConfig = SourceConfig(hub="google-research-datasets/mbpp", revision="4bb6404fdc6cacfda99d4ac4205087b89d32030c")
+    """MBPP, which is trained on: train.parquet and validation.parquet. Unset path: the folder mbpp of REPEXP_DATA, then the hub."""
+    limit_s: float = Field(default=5.0, gt=0, le=600)
+    """Seconds of processor time for all tests of a response, beyond what the reference program takes. One that needs more is wrong."""
+    isolation: Literal["namespaces", "rlimits"] = "namespaces"
+    """How programs are kept apart from the machine (docs/sandbox.md). "rlimits" is for hosts that forbid namespaces and does not
+    protect files, processes or the network: NOT safe against a program that means harm."""
+
+
 class ParquetConfig(BaseModel):
     """Problems of your own, one a row, from .parquet or .jsonl files."""
 
@@ -157,7 +178,7 @@ class TaskConfig(BaseModel):
 
     model_config = _STRICT
 
-    name: Literal["arithmetic", "gsm8k", "parquet"] = "arithmetic"
+    name: Literal["arithmetic", "gsm8k", "mbpp-plus", "parquet"] = "arithmetic"
     """Which task of `tasks.registry.TASKS`."""
     seed: int = 0
     """Seed of the arithmetic task's streams; every split draws its own numbers from it. Which questions are held out does not depend on it.
@@ -166,5 +187,7 @@ class TaskConfig(BaseModel):
     """The arithmetic task; ignored by other tasks."""
     gsm8k: Gsm8kConfig = Gsm8kConfig()
     """The GSM8K task; ignored by other tasks."""
+    mbpp_plus: MbppPlusConfig = MbppPlusConfig()
+    """The MBPP+ task; ignored by other tasks."""
     parquet: ParquetConfig = ParquetConfig()
     """The task of your own files; ignored by other tasks."""

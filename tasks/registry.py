@@ -8,6 +8,7 @@ from tasks.arithmetic import Arithmetic
 from tasks.base import Task
 from tasks.config import TaskConfig
 from tasks.gsm8k import Gsm8k
+from tasks.mbpp_plus import MbppPlus
 from tasks.parquet import ParquetTask
 
 __all__ = ["TASKS", "make_task"]
@@ -21,11 +22,20 @@ def _make_gsm8k(config: TaskConfig) -> Task:
     return Gsm8k(config.gsm8k)
 
 
+def _make_mbpp_plus(config: TaskConfig) -> Task:
+    return MbppPlus(config.mbpp_plus)
+
+
 def _make_parquet(config: TaskConfig) -> Task:
     return ParquetTask(config.parquet)
 
 
-TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {"arithmetic": _make_arithmetic, "gsm8k": _make_gsm8k, "parquet": _make_parquet}
+TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {
+    "arithmetic": _make_arithmetic,
+    "gsm8k": _make_gsm8k,
+    "mbpp-plus": _make_mbpp_plus,
+    "parquet": _make_parquet,
+}
 
 
 def make_task(config: TaskConfig) -> Task:
