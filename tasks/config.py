@@ -23,6 +23,7 @@ __all__ = [
     "DataSetConfig",
     "Gsm8kConfig",
     "MathConfig",
+    "MbppPlusConfig",
     "MixtureConfig",
     "ParquetConfig",
     "PartConfig",
@@ -196,6 +197,26 @@ class DapoMathConfig(DataSetConfig):
     """Where AMC's questions are."""
 
 
+class MbppPlusConfig(DataSetConfig):
+    """MBPP+: test.parquet, as the hub publishes it or with columns prompt, answer and extra. And how programs are run."""
+
+    hub: str | None = "evalplus/mbppplus"
+    """A data set of the Hugging Face hub with the same file."""
+    revision: str = "b2d74c91837c3f2a20c1299ae98133cbe7cfa077"
+    """Commit, branch or tag of `hub`."""
+    instruction: str = "Answer with the whole program in one ```python block."
+    """Appended to every question with wording "plain". Not part of the problem id."""
+    wording: Literal["plain", "evalplus"] = "plain"
+    """How a problem is put: what is asked, an assert that must hold, and the instruction; or as EvalPlus asks chat models."""
+    mbpp: SourceConfig = SourceConfig(hub="google-research-datasets/mbpp", revision="4bb6404fdc6cacfda99d4ac4205087b89d32030c")
+    """MBPP, which is trained on: train.parquet and validation.parquet. Unset path: the folder mbpp of REPEXP_DATA, then the hub."""
+    limit_s: float = Field(default=5.0, gt=0, le=600)
+    """Seconds of processor time for all tests of a response, beyond what the reference program takes. One that needs more is wrong."""
+    isolation: Literal["namespaces", "rlimits"] = "namespaces"
+    """How programs are kept apart from the machine (docs/sandbox.md). "rlimits" is for hosts that forbid namespaces and does not
+    protect files, processes or the network: NOT safe against a program that means harm."""
+
+
 class ParquetConfig(BaseModel):
     """Problems of your own, one a row, from .parquet or .jsonl files."""
 
@@ -226,7 +247,7 @@ class ParquetConfig(BaseModel):
         return self
 
 
-TaskName = Literal["aime", "arithmetic", "countdown", "dapo-math", "game24", "gsm8k", "math", "parquet", "reasoning-gym"]
+TaskName = Literal["aime", "arithmetic", "countdown", "dapo-math", "game24", "gsm8k", "math", "mbpp-plus", "parquet", "reasoning-gym"]
 """The tasks that are no mixture."""
 
 
@@ -249,6 +270,8 @@ class TaskSections(BaseModel):
     """AIME; dapo-math's dev and test are its."""
     dapo_math: DapoMathConfig = DapoMathConfig()
     """DAPO-Math."""
+    mbpp_plus: MbppPlusConfig = MbppPlusConfig()
+    """MBPP+."""
     parquet: ParquetConfig = ParquetConfig()
     """The task of your own files."""
     reasoning_gym: ReasoningGymConfig = ReasoningGymConfig()

@@ -14,6 +14,7 @@ from tasks.dapo_math import DapoMath
 from tasks.game24 import Game24
 from tasks.gsm8k import Gsm8k
 from tasks.hendrycks_math import HendrycksMath
+from tasks.mbpp_plus import MbppPlus
 from tasks.mixture import Mixture, Part
 from tasks.parquet import ParquetTask
 from tasks.puzzle_tasks import puzzle_task
@@ -36,6 +37,10 @@ def _make_gsm8k(config: TaskConfig) -> Task:
 
 def _make_math(config: TaskConfig) -> Task:
     return HendrycksMath(config.math)
+
+
+def _make_mbpp_plus(config: TaskConfig) -> Task:
+    return MbppPlus(config.mbpp_plus)
 
 
 def _make_parquet(config: TaskConfig) -> Task:
@@ -72,6 +77,7 @@ TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {
     "game24": _make_game24,
     "gsm8k": _make_gsm8k,
     "math": _make_math,
+    "mbpp-plus": _make_mbpp_plus,
     "mixture": _make_mixture,
     "parquet": _make_parquet,
     "reasoning-gym": _make_reasoning_gym,
