@@ -134,7 +134,9 @@ class DevicePublisher:
         self._copies: dict[int, dict[str, Tensor]] = {}
         self._key = secrets.token_bytes(32)
         self._listener = Listener((host, 0), authkey=self._key)
-        threading.Thread(target=self._accept, name="weights", daemon=True).start()
+        self._is_closing = False
+        self._accepting = threading.Thread(target=self._accept, name="weights", daemon=True)
+        self._accepting.start()
 
     def require_usable(self, device: torch.device) -> None:
         if device.type != "cuda":
@@ -156,17 +158,19 @@ class DevicePublisher:
         return DeviceWeights(version=policy.version, index=index, fingerprint=digests, address=self._listener.address, key=self._key)
 
     def close(self) -> None:
-        self._listener.close()
+        """Nobody is answered any more; what is being sent still is."""
+        self._is_closing = True
+        Client(self._listener.address, authkey=self._key).close()  # wakes it
+        self._accepting.join()
 
     def _accept(self) -> None:
-        while True:
-            try:
-                connection = self._listener.accept()
-            except (AuthenticationError, ConnectionError, EOFError):  # somebody else's
-                continue
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._serve, args=(connection,), name="weights", daemon=True).start()
+        with self._listener:
+            while not self._is_closing:
+                try:
+                    connection = self._listener.accept()
+                except (AuthenticationError, ConnectionError, EOFError):  # somebody else's
+                    continue
+                threading.Thread(target=self._serve, args=(connection,), name="weights", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
         """One worker, until it goes, or a transfer fails."""
@@ -176,18 +180,24 @@ class DevicePublisher:
             with connection, suppress(EOFError, OSError):
                 while True:
                     version = connection.recv()
-                    if version not in self._copies:
-                        connection.send(_Refused(f"the learner keeps {sorted(self._copies)} only"))
-                        continue
-                    source.tensors = self._copies[version]
-                    if trainer is None:
-                        trainer = self._make_trainer(_ClientOf(connection), source)
-                    trainer.send_weights()
+                    try:
+                        source.tensors = self._kept(version)
+                        trainer = trainer or self._make_trainer(_ClientOf(connection), source)
+                        trainer.send_weights()
+                    except Exception as error:  # a seam: told to the worker, which comes again on another connection, or is lost
+                        connection.send(_Failed(str(error) or repr(error)))
+                        return
                     source.tensors = {}
                     connection.send(_Sent())
         finally:
             if trainer is not None:
                 trainer.shutdown()
+
+    def _kept(self, version: int) -> dict[str, Tensor]:
+        copies = self._copies.get(version)
+        if copies is None:
+            raise LookupError(f"the learner keeps versions {sorted(self._copies)} only")
+        return copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +294,9 @@ class _Call:
 
 
 @dataclass(frozen=True, slots=True)
-class _Refused:
+class _Failed:
+    """It cannot be sent, or no further."""
+
     reason: str
 
 
@@ -323,7 +335,8 @@ class DeviceReceiver:
         except (OSError, EOFError, AuthenticationError) as error:
             self.close()
             raise WeightsRefused(f"version {weights.version}: the learner that has it does not answer: {error!r}") from error
-        if isinstance(self._next, _Refused):
+        if isinstance(self._next, _Failed):
+            self.close()
             raise WeightsRefused(f"version {weights.version}: {self._next.reason}")
 
     def _ask(self, weights: DeviceWeights) -> Any:
@@ -347,6 +360,8 @@ class DeviceReceiver:
                 raise
             self._connection.send(None)
             self._next = await asyncio.to_thread(self._connection.recv)
+        if isinstance(self._next, _Failed):
+            raise RuntimeError(self._next.reason)
 
     def close(self) -> None:
         if self._connection is not None:

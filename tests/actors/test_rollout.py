@@ -266,7 +266,8 @@ def altered(snapshot: WeightSnapshot) -> WeightSnapshot:
 
 
 def test_altered_weights_are_refused_by_name_and_nothing_of_them_is_sampled_from(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even by groups under way, which are checked beside, not before or behind."""
+    """While the engine is in a step, which it does not notice."""
+    (undisturbed,) = generate(tiny_model, request_of(0))
     gate = Gate(monkeypatch, step=3)
 
     async def main() -> pa.RecordBatch:
@@ -275,7 +276,7 @@ def test_altered_weights_are_refused_by_name_and_nothing_of_them_is_sampled_from
         under_way = await begin(worker.generate(request_of(0), MESSAGES))
         await gate.reached()
         with pytest.raises(WeightsRefused, match=r"^version 1: tensor model\.norm\.weight is not as it was published"):
-            await worker.update(altered(snapshot_of(tiny_model)))  # while the engine is in a step
+            await worker.update(altered(snapshot_of(tiny_model)))
         gate.open()
         batch, _ = await under_way
         assert batch.column("version_values").to_pylist() == [[0]] * GROUP_SIZE
@@ -287,7 +288,6 @@ def test_altered_weights_are_refused_by_name_and_nothing_of_them_is_sampled_from
         await worker.close()
         return batch
 
-    (undisturbed,) = generate(tiny_model, request_of(0))
     assert run(main()).column("response_ids").equals(undisturbed.column("response_ids"))
 
 
