@@ -42,11 +42,12 @@ def test_variants_of_a_sample_are_judged_as_they_should_be(math_data: Path) -> N
 
 @pytest.mark.long
 def test_variants_of_all_right_answers_are_judged_as_they_should_be(math_data: Path, gsm8k_data: Path) -> None:
+    """The rule of numbers reads a sum by its first number, so 1 + 1 for 1 (docs/verifiers.md)."""
     gsm8k = Gsm8k(Gsm8kConfig(path=str(gsm8k_data)))
-    for task, problems in (problems_of(math_data), (gsm8k, list(gsm8k.problems("test_full")))):
+    for (task, problems), highest in ((problems_of(math_data), 0.0005), ((gsm8k, list(gsm8k.problems("test_full"))), 0.005)):
         found = rates(task, problems)
         assert found["as published"]["misjudged"] == 0
-        assert found["false_negative_rate"] < 0.005 and found["false_positive_rate"] < 0.001, found["examples"]
+        assert found["false_negative_rate"] < 0.0005 and found["false_positive_rate"] < highest, found["examples"]
 
 
 @pytest.mark.parametrize(

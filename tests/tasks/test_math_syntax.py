@@ -115,7 +115,7 @@ def test_parser_never_fails_otherwise_and_keeps_trees_small() -> None:
     pieces = [*"0123456789xyzab+-*/^_(){}[]|!%,;:.=<>'&$ ", *map(str.strip, COMMANDS.splitlines())]
     rng = random.Random(0)
     num_read = 0
-    for _ in range(3000):
+    for _ in range(6000):
         text = "".join(rng.choice(pieces) for _ in range(rng.randint(1, 40)))
         try:
             node = parse(text)
