@@ -49,7 +49,7 @@ def _is_scalar(answer: str) -> bool:
 def _items(answer: str) -> list[str]:
     """Of a list without brackets."""
     plain = re.sub(r",\\!\s*|\{,\}", "", answer)
-    is_list = "," in plain and re.search(r"[()\[\]=]|\\text|\\mbox", plain) is None
+    is_list = "," in plain and re.search(r"[()\[\]=]|\\\{|\\text|\\mbox", plain) is None
     is_number = re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", plain) is not None
     return [item.strip() for item in plain.split(",")] if is_list and not is_number else []
 

@@ -6,9 +6,9 @@
 
 DIR is what REPEXP_DATA names (default: that variable); data sets that are not at hand are left out and said to be.
 
-Throughput: groups of 8 responses to one problem, half of them right in some form, half wrong, each behind about 1000 characters of reasoning, from
-as many threads as there are processes. Rates: every right answer, in the forms of `benchmarks.answer_variants`, that is not verified is a
-false negative; every perturbed one that is, a false positive. One JSON object a line.
+Throughput: groups of 8 responses to one problem, half of them right in some form, half wrong, each behind about 1000 characters of
+reasoning, from as many threads as there are processes. Rates: a right answer in one of the forms of `benchmarks.answer_variants` that is
+not verified is a false negative, a perturbed one that is verified a false positive. One JSON object a line.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -138,7 +139,7 @@ def _variants(answer: str) -> Iterator[tuple[str, str, str]]:
 
 def share_of_steps(run_dir: str) -> dict[str, float]:
     """Of a run: seconds inside the verifiers over seconds of its steps."""
-    records = [record for record in read_metrics(run_dir) if "time/verify_s" in record and "time/step_s" in record]
+    records = [record for record in read_metrics(Path(run_dir) / "metrics.jsonl") if "time/verify_s" in record and "time/step_s" in record]
     verify_s, step_s = (sum(record[name] for record in records) for name in ("time/verify_s", "time/step_s"))
     return {"steps": len(records), "verify_s": verify_s, "step_s": step_s, "share": verify_s / step_s}
 

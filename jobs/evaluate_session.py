@@ -79,7 +79,10 @@ class _Session:
     async def _fill(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None, pins: PinnedModels) -> list[str]:
         """Sample, judge and score what is not done yet; returns the models' labels."""
         everything = [*models, *([base] if base else [])]
-        pinned = [pins.known(model.name) or await asyncio.to_thread(pins.pin, model) for model in everything]
+        pinned = []
+        for model in everything:
+            known = pins.known(model.name)
+            pinned.append(known if known is not None else await asyncio.to_thread(pins.pin, model))
         labels = [one.label for one in pinned[: len(models)]]
         waiting = self._waiting(labels)
         is_scored = base is None or not (waiting or any(BASE_COLUMN not in pool.column_names for pool in self.store.parts()))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = ["contaminated", "normalised_question"]
 
-_MIN_PREFIX_CHARS = 60
+_MIN_PREFIX_CHARS = 40
 """A test question this long, or longer, is found at the start of a training question; a shorter one must be all of it."""
 
 _LAYOUT = re.compile(

@@ -85,7 +85,8 @@ def canonical(node: Node) -> str:
         joined = {"union": " U ", "ratio": ":"}.get(node.head, ", ").join(map(canonical, node.parts))
         return f"{brackets[0]}{joined}{brackets[1]}".strip()
     if node.head in ("word", "based"):
-        return key(node) or node.text
+        words = key(node) or node.text
+        return words.upper() if len(words) == 1 and words.upper() in node.text else words  # option C is no variable c
     value = exact_value(node)
     return latex(node) if value is None else spelling(value)
 

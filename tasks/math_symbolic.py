@@ -6,7 +6,7 @@ Only what `refusal` lets pass comes here: no towers of powers, no factorials of 
 without end, so it belongs in a process that is killed at a deadline (`actors.verifier`), never in a thread.
 
 The parser is Math-Verify's, given LaTeX that is written anew from our nodes; no text of a model is evaluated or sympified. Where both sides
-can be computed to 30 digits at fixed points, these decide: Math-Verify's own comparison takes 10^-30 for 10^-40, rounds decimals to six
+can be computed to 50 digits at fixed points, these decide: Math-Verify's own comparison takes 10^-30 for 10^-40, rounds decimals to six
 places, and misses some identities. Where they cannot, its comparison does.
 """
 
@@ -29,8 +29,8 @@ MAX_DIGITS = 40
 MAX_EXPONENT = 100  # of a number or a symbol
 MAX_EXPONENT_OF_SUM = 12
 MAX_FACTORIAL = 100
-_DIGITS = 30
-_TOLERANCE = 1e-20  # relative
+_DIGITS = 50  # more than a number may have, so that an approximation is never the value
+_TOLERANCE = 1e-45  # relative
 _NUM_POINTS = 6
 _NUM_ENOUGH = 2  # points at which both sides have a value
 _COARSE_BITS = 10

@@ -99,8 +99,7 @@ def _cached(hub: str, revision: str, wanted: Sequence[str]) -> Path | None:
 
 def _fetched(hub: str, revision: str, wanted: Sequence[str]) -> Path:
     """The hub's files that match, fetched into the cache; those that are there are not fetched again."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session, snapshot_download
 
     get_session().head(constants.ENDPOINT, timeout=_REACH_TIMEOUT_S)  # the client itself tries for half a minute and says so six times
     return Path(snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=list(wanted)))

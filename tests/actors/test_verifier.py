@@ -22,7 +22,7 @@ from actors.verifier import VerifierPool, VerifierPoolError
 from buffers.records import VerdictStatus
 from tasks.config import TaskConfig
 from tasks.registry import make_task
-from tests.actors.verifier_fakes import PROBLEM, make_exiting_task, make_fake_task, make_task_unless, make_unbuildable_task
+from tests.actors.verifier_fakes import PROBLEM, make_cold_task, make_exiting_task, make_fake_task, make_task_unless, make_unbuildable_task
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 1.0
@@ -213,6 +213,22 @@ def test_stats_count_every_verdict(pool: VerifierPool) -> None:
     stats = pool.stats()
     assert (stats.num_correct, stats.num_incorrect, stats.num_no_answer, stats.num_timeout, stats.num_error) == (2, 1, 1, 0, 1)
     assert stats.num_verdicts == 5 and stats.error_rate == pytest.approx(0.2)
+
+
+def test_worker_is_warmed_up_once_before_its_first_response() -> None:
+    with VerifierPool(TaskConfig(), CONFIG, task_factory=make_cold_task) as pool:
+        assert statuses(pool, *["correct"] * 8) == [VerdictStatus.CORRECT] * 8
+
+
+def test_deadline_is_the_tasks_own_unless_the_configuration_has_one() -> None:
+    with VerifierPool(TaskConfig(), VerifierConfig(), task_factory=make_cold_task) as pool:
+        assert statuses(pool, "correct") == [VerdictStatus.CORRECT]
+        (verdict,) = pool.verify(PROBLEM, ["sleep 600"])
+        assert (verdict.status, verdict.elapsed_s, pool.deadline_s) == (VerdictStatus.TIMEOUT, 0.5, 0.5)
+    with VerifierPool(TaskConfig(), CONFIG, task_factory=make_cold_task) as pool:
+        assert pool.deadline_s == TIMEOUT_S
+    for name, deadline_s in (("arithmetic", 2.0), ("gsm8k", 2.0), ("math", 5.0), ("aime", 5.0), ("dapo-math", 5.0)):
+        assert make_task(TaskConfig(name=name)).deadline_s == deadline_s
 
 
 def test_task_that_cannot_be_built_is_an_error_that_says_why() -> None:

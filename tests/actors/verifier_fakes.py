@@ -84,6 +84,24 @@ def make_fake_task() -> Task:
     return FakeTask()
 
 
+class ColdTask(FakeTask):
+    """Raises where it was not warmed up once; with a short deadline of its own."""
+
+    deadline_s: float = 0.5
+    num_warm_ups: int = 0
+
+    def warm_up(self) -> None:
+        self.num_warm_ups += 1
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        assert self.num_warm_ups == 1, f"warmed up {self.num_warm_ups} times"
+        return super().verify(problem, response)
+
+
+def make_cold_task() -> Task:
+    return ColdTask()
+
+
 def make_unbuildable_task() -> Task:
     raise FileNotFoundError("no such data set")
 

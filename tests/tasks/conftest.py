@@ -1,4 +1,4 @@
-"""GSM8K in its real numbers with made-up problems and, where it is at hand, the real one."""
+"""GSM8K in its real numbers with made-up problems and, where they are at hand, published data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from tasks.gsm8k import NUM_ROWS
 from tests.tasks.samples import gsm8k_rows, write_rows
 
 
+def at_hand(folder: str) -> Path:
+    """A folder of published data, in REPEXP_DATA or beside the repository."""
+    data = Path(os.environ.get("REPEXP_DATA") or Path(__file__).parents[3] / "shared" / "data") / folder
+    if not data.is_dir():
+        pytest.skip(f"{folder} is not at hand: set REPEXP_DATA to the directory whose folder {folder} holds it")
+    return data
+
+
 @pytest.fixture(scope="session")
 def gsm8k_data() -> Path:
-    """The published GSM8K, in REPEXP_DATA or beside the repository."""
-    data = Path(os.environ.get("REPEXP_DATA") or Path(__file__).parents[3] / "shared" / "data") / "gsm8k"
-    if not data.is_dir():
-        pytest.skip("GSM8K is not at hand: set REPEXP_DATA to the directory whose folder gsm8k holds it")
-    return data
+    return at_hand("gsm8k")
+
+
+@pytest.fixture(scope="session")
+def math_data() -> Path:
+    return at_hand("math")
 
 
 @pytest.fixture(scope="session")

@@ -200,11 +200,21 @@ def test_without_a_verifier_there_are_final_answers_but_no_verdicts(tmp_path: Pa
         task.verify(problem, "Roses")
 
 
-@pytest.mark.parametrize(("verifier", "response"), [("number", "\\boxed{4}"), ("exact", "4")])
+@pytest.mark.parametrize(("verifier", "response"), [("number", "\\boxed{4}"), ("math", "\\boxed{4}"), ("exact", "4")])
 def test_verifier_process_needs_no_data(verifier: str, response: str) -> None:
     task = pickle.loads(pickle.dumps(task_of("/nowhere/at/all.parquet", verifier=verifier)))
     assert task.has_verifier
     assert task.verify(PROBLEM, response).reward == 1.0
+
+
+def test_math_is_judged_by_the_ladder_and_final_answers_are_its_spelling(tmp_path: Path) -> None:
+    task = written(tmp_path, [{"prompt": "?", "answer": "\\frac{1}{2}, \\sqrt{8}"}], verifier="math")
+    (problem,) = read(task)
+    assert task.verify(problem, "\\boxed{2\\sqrt2 \\text{ and } 0.5}").status is VerdictStatus.CORRECT
+    assert task.verify(problem, "\\boxed{0.5}").status is VerdictStatus.INCORRECT
+    assert task.verify(problem, "\\boxed{9^{9^9}, 1}").status is VerdictStatus.MALFORMED
+    assert task.final_answer(problem, "\\boxed{0.5}") == "1/2"
+    assert (task.deadline_s, written(tmp_path, ROWS).deadline_s) == (5.0, 2.0)
 
 
 # ---- refusals
@@ -239,6 +249,7 @@ def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         ([ROWS[0], {**ROWS[1], "answer": None}], {}, "row 1: column 'answer' is null"),
         ([ROWS[0], {**ROWS[1], "answer": "one"}], {}, "row 1: column 'answer' states no single number: 'one'"),
         ([{**ROWS[0], "answer": "95 + (24 - 21)"}], {}, "row 0: column 'answer' states no single number: '95 + (24 - 21)'"),
+        ([{**ROWS[0], "answer": "\\sum_k k"}], {"verifier": "math"}, "row 0: column 'answer' is no mathematics that can be verified: "),
         ([{**ROWS[0], "answer": ["1"]}], {}, "row 0: column 'answer' is neither text nor a number: ['1']"),
         ([{**ROWS[0], "answer": float("nan")}], {}, "row 0: column 'answer' states no single number: 'NaN'"),
         ([ROWS[0], {**ROWS[1], "name": None}], {"id_column": "name"}, "row 1: column 'name' is null"),
