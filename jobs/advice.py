@@ -12,8 +12,8 @@ _ALARM = "mismatch/alarm_"
 _MISMATCH = {
     Cause.TEMPERATURE: "the engine samples at about {temperature:.2f} times the learner's temperature: set sampling.temperature to the "
     "engine's, and let it report log-probs of after the temperature",
-    Cause.RETOKENISATION: "few tokens are far off, or log-probs are of other tokens: the ids trained on are not those sampled; hand on "
-    "token ids, never text that is encoded again",
+    Cause.RETOKENISATION: "some tokens are far off while others agree as well as ever: the ids trained on are not those sampled; hand "
+    "on token ids, never text that is encoded again",
     Cause.DROPPED_TENSOR: "all tokens are far off: the engine holds another model; compare its tensors with the learner's (a tied head, a "
     "renamed or unloaded tensor)",
     Cause.STALE_WEIGHTS: "tokens said to be of this version differ like those of an older one: the engine has not taken the last weights",
