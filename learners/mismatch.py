@@ -46,7 +46,7 @@ that is no broken model (of temperature infinity)."""
 EXTREME, AGREEING, UNCERTAIN, MIN_UNCERTAIN = 2.0, 0.05, 0.1, 20
 """The largest |d| from which tokens may be others than those sampled; the 20th percentile of |d| over its mean below which a fifth of the
 tokens agree as well as ever all the same; the entropy from which a token counts for that (where nothing is open, all models agree), and
-how many must. Tokens that are mixed up leave those before them alone, so that the figure is below 0.02; else it is above 0.14."""
+how many must. Tokens that are mixed up leave those before them alone, so that the figure is below 0.02; else it is above 0.12."""
 TENSOR_DIVERGENCE = 0.15
 """Mean of exp(d) − 1 − d, an estimate of KL(engine ‖ learner) in nats a token, from which the engine holds another model."""
 MOVEMENT_FACTOR = 4.0
