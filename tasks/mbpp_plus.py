@@ -25,7 +25,7 @@ from tasks.base import Message, Problem, TaskError, Verdict, VerdictStatus, with
 from tasks.config import MbppPlusConfig
 from tasks.data_files import DataFile
 from tasks.mbpp_files import MbppRow, mbpp_rows, plus_rows
-from tasks.program_tests import deadline_s, judge_program, tests_from_json, tests_to_json
+from tasks.program_tests import deadline_s, judge_program, read_tests, write_tests
 from tasks.programs import stated_program
 from tasks.sandbox import Isolation, why_unavailable
 from tasks.sources import Source
@@ -82,7 +82,7 @@ class MbppPlus:
         if program is None:
             return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
         try:
-            tests = tests_from_json(problem.answer)
+            tests = read_tests(problem.answer)
         except ValueError as error:
             return Verdict(status=VerdictStatus.ERROR, reward=None, detail=f"'{problem.problem_id}' has no tests that can be read: {error}")
         verdict = judge_program(program, tests, limit_s=self._config.limit_s, isolation=self._isolation)
@@ -90,7 +90,7 @@ class MbppPlus:
 
     def _problem(self, row: MbppRow) -> Problem:
         question = f"{row.text}\n{row.shown}"
-        return Problem(task=self.name, problem_id=f"{self.name}/{row.number}", question=question, answer=tests_to_json(row.tests))
+        return Problem(task=self.name, problem_id=f"{self.name}/{row.number}", question=question, answer=write_tests(row.tests))
 
     def _tested(self) -> list[MbppRow]:
         source = Source(task=self.name, key="task.mbpp_plus", folder="mbppplus", config=self._config)

@@ -4,7 +4,7 @@ The source of this file is the sandbox's program; its standard input is {"progra
 line a call, in order, and nothing after the first failure:
 
     {"value": ...}                     what the expression gave, encoded by `encode`
-    {"error": "ValueError: ..."}       what it raised
+    {"error": "ValueError: ..."}       what it raised, or that it gave no plain value
     {"malformed": "SyntaxError: ..."}  in the first line: the program does not compile
 
 No expected result comes here, so there is none to find; and a line that the program forges is an answer like any other, right or wrong.
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
-__all__ = ["Opaque", "decode", "encode"]
+__all__ = ["Written", "decode", "encode"]
 
 _ATOMS = frozenset([int, float, str, bool, type(None)])
 _BY_TEXT = frozenset(["Decimal", "Fraction", "date", "datetime", "range", "time", "timedelta"])  # compared as they are written
@@ -33,20 +33,23 @@ _MAX_ERROR_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Opaque:
-    """A value of another type than the plain ones. Equal where type and text are; `text` is None where nothing is equal to it."""
+class Written:
+    """A value of a type of the standard library, as it is written."""
 
     type_name: str
-    text: str | None
+    text: str
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """`value` in terms of JSON: numbers, strings, None and lists as themselves, all else as an object with one key that says what it is."""
+    """`value` in terms of JSON: numbers, strings, None and lists as themselves, all else as an object with one key that says what it is.
+
+    Raises TypeError for what is no plain value: a generator, a match, an object of the program's own.
+    """
     kind = type(value)
     if kind in _ATOMS:
         return {"int": hex(value)} if kind is int and value.bit_length() > _LONG_INT_BITS else value
     if depth >= _MAX_DEPTH:
-        return {"object": ["too deep", None]}
+        raise TypeError("gave a value nested too deep")
     if isinstance(value, int | float | complex | str | bytes | bytearray):
         return _encode_scalar(value)
     if isinstance(value, dict):
@@ -57,7 +60,9 @@ def encode(value: Any, depth: int = 0) -> Any:
             if not (_ATOMS.issuperset(map(type, items)) and all(_is_short(item) for item in items)):
                 items = [encode(item, depth + 1) for item in items]
             return items if name is None else {name: items}
-    return {"object": [kind.__name__, repr(value) if kind.__name__ in _BY_TEXT else None]}
+    if kind.__name__ in _BY_TEXT:
+        return {"written": [kind.__name__, repr(value)]}
+    raise TypeError(f"gave no plain value but {kind.__name__}")
 
 
 def _encode_scalar(value: Any) -> Any:
@@ -78,7 +83,10 @@ def _is_short(item: Any) -> bool:
 
 
 def decode(data: Any) -> Any:
-    """The inverse of `encode`, but for subclasses, which come back as the plain type. Raises ValueError for data it never makes."""
+    """The inverse of `encode`, but that subclasses come back as the plain type, and sets frozen.
+
+    Raises ValueError for data that `encode` never makes.
+    """
     if isinstance(data, list):
         return [decode(item) for item in data]
     if not isinstance(data, dict):
@@ -97,9 +105,9 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "complex": lambda held: complex(*held),
     "bytes": lambda held: held.encode("latin-1"),
     "tuple": lambda held: tuple(decode(item) for item in held),
-    "set": lambda held: {decode(item) for item in held},
+    "set": lambda held: frozenset(decode(item) for item in held),
     "dict": lambda held: {decode(key): decode(item) for key, item in held},
-    "object": lambda held: Opaque(*held),
+    "written": lambda held: Written(*map(str, held)),
 }
 
 

@@ -18,20 +18,19 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tasks import program_driver, sandbox
 from tasks.base import Verdict, VerdictStatus
 from tasks.program_driver import decode
 from tasks.sandbox import Isolation, Limits, Outcome, SandboxError, Status
 
-__all__ = ["ProgramTests", "Rule", "deadline_s", "judge_program", "tests_from_json", "tests_to_json"]
-
-Rule = Literal["equal", "set", "presence"]
+__all__ = ["ProgramTests", "deadline_s", "judge_program", "read_tests", "write_tests"]
 
 _REFERENCE_CPU_S = 20
 _WALL_OF_CPU = 3  # a machine that is busy gives a program a share of a processor
@@ -41,6 +40,9 @@ _MARGIN_S = 20.0
 _NUM_CACHED = 16
 _FLOAT_ATOL, _RTOL = 1e-6, 1e-7
 _MAX_SHOWN_CHARS = 80
+_MAX_ERROR_CHARS = 200
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _MAX_SHOWN_CHARS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +52,8 @@ class ProgramTests:
     `expected` are the expressions that give that in the reference's namespace; empty, the calls themselves. `alternatives` are further
     programs whose results are right as well. `setup` runs after every program, in its namespace.
 
-    rule "equal": equal values; floats, and lists and tuples of floats, within `atol`, at least 1e-6. "set": the same elements, in any
-    order, however often. "presence": values count as True, and None as False.
+    Values are compared by ==; floats, and lists and tuples of floats, are equal within `atol`, at least 1e-6, and with an `atol` so are
+    numbers anywhere in lists and tuples.
     """
 
     reference: str
@@ -59,7 +61,6 @@ class ProgramTests:
     expected: tuple[str, ...] = ()
     alternatives: tuple[str, ...] = ()
     setup: str = ""
-    rule: Rule = "equal"
     atol: float = 0.0
 
     def __post_init__(self) -> None:
@@ -67,12 +68,12 @@ class ProgramTests:
             raise ValueError(f"{len(self.calls)} calls but {len(self.expected)} expected results")
 
 
-def tests_to_json(tests: ProgramTests) -> str:
+def write_tests(tests: ProgramTests) -> str:
     return json.dumps(asdict(tests), ensure_ascii=False)
 
 
-def tests_from_json(text: str) -> ProgramTests:
-    """Raises ValueError for text that `tests_to_json` never makes."""
+def read_tests(text: str) -> ProgramTests:
+    """Raises ValueError for text that `write_tests` never makes."""
     try:
         fields: dict[str, Any] = json.loads(text)
         lists: dict[str, Any] = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
@@ -102,32 +103,37 @@ def judge_program(program: str, tests: ProgramTests, *, limit_s: float, isolatio
     lines = outcome.stdout.split("\n")
     for number, call in enumerate(tests.calls):
         said = lines[number] if number < len(lines) - 1 else None  # what has no line end was cut
-        verdict = _failure(said, [result.lines[number] for result in accepted], tests, outcome, limits)
+        verdict = _failure(said, [result.lines[number] for result in accepted], tests.atol, outcome, limits)
         if verdict is not None:
             where = f"test {number + 1} of {len(tests.calls)}, {_shorten(call)}"
             return verdict if verdict.status is VerdictStatus.MALFORMED else replace(verdict, detail=f"{where}: {verdict.detail}")
     return Verdict(status=VerdictStatus.CORRECT, reward=1.0)
 
 
-def _failure(said: str | None, accepted: Sequence[str], tests: ProgramTests, outcome: Outcome, limits: Limits) -> Verdict | None:
+def _failure(said: str | None, accepted: Sequence[str], atol: float, outcome: Outcome, limits: Limits) -> Verdict | None:
     """What is wrong with one line of a program; None where it is right."""
     if said is None:
         return _incorrect(_why_silent(outcome, limits))
-    if said in accepted and tests.rule != "presence":
+    if said in accepted:
         return None
     try:
         answer = json.loads(said)
         if "malformed" in answer:
-            return Verdict(status=VerdictStatus.MALFORMED, reward=0.0, detail=str(answer["malformed"]))
+            return Verdict(status=VerdictStatus.MALFORMED, reward=0.0, detail=str(answer["malformed"])[:_MAX_ERROR_CHARS])
         if "error" in answer:
-            return _incorrect(f"raised {answer['error']}")
+            return _incorrect(f"raised {str(answer['error'])[:_MAX_ERROR_CHARS]}")
         found = decode(answer["value"])
         wanted = [decode(json.loads(line)["value"]) for line in accepted]
-        if any(_agree(found, each, tests.rule, tests.atol) for each in wanted):
+        if any(_agree(found, each, atol) for each in wanted):
             return None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:  # of lines that the driver never says
+        return _incorrect(f"gave {_SHOWN.repr(found)}, not {_SHOWN.repr(wanted[0])}")
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        RecursionError,
+    ) as error:  # of lines that the driver never says, and of numbers too long to show
         return _incorrect(f"gave what cannot be read ({type(error).__name__})")
-    return _incorrect(f"gave {_shorten(repr(found))}, not {_shorten(repr(wanted[0]))}")
 
 
 def _why_silent(outcome: Outcome, limits: Limits) -> str:
@@ -184,27 +190,13 @@ def _driver() -> str:
 # ---- comparing ----
 
 
-def _agree(found: Any, expected: Any, rule: Rule, atol: float) -> bool:
-    if rule == "presence":
-        return _is_there(found) is _is_there(expected)
-    if rule == "set":
-        return _elements(found) == _elements(expected)
+def _agree(found: Any, expected: Any, atol: float) -> bool:
     if found == expected:
         return True
     floats = expected if isinstance(expected, list | tuple) else [expected]
     if atol == 0 and not (floats and all(isinstance(item, float) for item in floats)):
         return False
     return type(found) is type(expected) and _are_close(found, expected, atol or _FLOAT_ATOL)
-
-
-def _is_there(value: Any) -> bool:
-    return value if isinstance(value, bool) else value is not None
-
-
-def _elements(value: Any) -> set[Any]:
-    if not isinstance(value, list | tuple | set | dict | str):
-        raise TypeError("no collection")
-    return set(value)
 
 
 def _are_close(found: Any, expected: Any, atol: float) -> bool:

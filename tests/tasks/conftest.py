@@ -30,6 +30,13 @@ def math_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def mbpp_data() -> Path:
+    """The directory whose folders mbpp and mbppplus hold the two."""
+    at_hand("mbpp")
+    return at_hand("mbppplus").parent
+
+
+@pytest.fixture(scope="session")
 def gsm8k_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("gsm8k")
     for stem in NUM_ROWS:
