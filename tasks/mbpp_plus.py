@@ -49,6 +49,10 @@ class MbppPlus:
         self._isolation = Isolation(config.isolation)
         self.deadline_s = deadline_s(config.limit_s)
 
+    def warm_up(self) -> None:
+        """Start this process' launcher of programs."""
+        why_unavailable(self._isolation)
+
     def problems(self, split: str) -> Iterator[Problem]:
         """The problems of `split` in the order of the published file.
 
