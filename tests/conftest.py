@@ -9,6 +9,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repexp", deadline=None)  # a busy machine is slow at times; hangs are pytest-timeout's business
+settings.load_profile("repexp")
 
 
 @pytest.fixture(scope="session")

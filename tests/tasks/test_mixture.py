@@ -130,7 +130,7 @@ def test_mixture_travels_to_other_processes() -> None:
     ("parts", "message"),
     [
         ({}, 'name = "mixture" without parts'),
-        ({"sums": {}}, "part 'sums' is not called by a task: set its name to one of arithmetic, countdown"),
+        ({"sums": {}}, "part 'sums' is not called by a task: set its name to one of aime, arithmetic, countdown"),
         ({"sums": {"name": "mixture"}}, "mixture.parts.sums.name"),
         ({"gsm8k": {"name": "arithmetic"}}, "part 'gsm8k' has the name \"arithmetic\""),
         ({"a b": {"name": "arithmetic"}}, "part 'a b': a label is made of"),

@@ -32,7 +32,6 @@ def combine(numbers: tuple[Fraction, ...]) -> set[Fraction]:
     return found
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 13), min_size=1, max_size=4), st.integers(1, 60), st.booleans())
 def test_finds_a_solution_exactly_where_there_is_one(numbers: list[int], target: int, must_use_all: bool) -> None:
     sizes = [len(numbers)] if must_use_all else range(1, len(numbers) + 1)
@@ -67,7 +66,7 @@ def test_known_puzzles_of_up_to_six_numbers(numbers: tuple[int, ...], target: in
         assert sorted(expression.numbers) == sorted(numbers)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.permutations([2, 3, 5, 7, 11, 13]), st.lists(st.sampled_from("+-*/"), min_size=5, max_size=5))
 def test_values_of_six_numbers_are_found_again(numbers: list[int], signs: list[str]) -> None:
     """From the left: (((((a . b) . c) . d) . e) . f)."""
