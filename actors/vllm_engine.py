@@ -1,13 +1,12 @@
 """vLLM behind the two engine interfaces: `VllmEngine` (in process, CPU) and `AsyncVllmEngine` (own process, GPU).
 
-With `actors.weight_transfer` the only module that imports vllm, and only inside functions. What was learnt the hard way, and where it is
-handled:
+vllm is imported inside functions only. What was learnt the hard way, and where it is handled:
 
-- A tied head is packed separately on CPU and a reload leaves the old copy serving: `EngineWorker.load_weights_from`.
+- A tied head is packed separately on CPU and a reload leaves the old copy serving: `actors.vllm_worker`.
 - Log-probs must be those after temperature: `logprobs_mode="processed_logprobs"`.
 - A prefix cached under older weights must not be seen by a request admitted under newer ones: the version is its salt.
 - Per-request seeds with chunked prefill kill the CPU engine: none are passed. `reset` seeds the worker's own generator instead.
-- The hidden states an engine samples from are seen by wrapping the model's `compute_logits`: `EngineWorker.pool_states`.
+- The hidden states an engine samples from are seen by wrapping the model's `compute_logits`: `actors.vllm_worker`.
 """
 
 from __future__ import annotations
@@ -24,16 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import EngineError, PartialSample, Progress, Sample, SampleRequest, TokenCounter, WeightMismatch
-from actors.pooled_states import PooledStates
 from actors.weight_transfer import DeviceReceiver, DeviceWeights, Weights
 from buffers.records import FinishReason
 from learners.precision import resolve_dtype
 from learners.weight_check import WeightsRefused
-from learners.weights import HEAD, WeightSnapshot, fingerprint_by, first_mismatch, load_snapshot
+from learners.weights import HEAD, WeightSnapshot, first_mismatch
 
 QUIET_LOGGERS = ("vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
 
@@ -77,7 +74,7 @@ def _engine_arguments(model: str, config: RolloutConfig, sampling: SamplingConfi
         "enable_prefix_caching": True,
         "async_scheduling": False,
         "disable_log_stats": True,
-        "worker_extension_cls": "actors.vllm_engine.EngineWorker",
+        "worker_extension_cls": "actors.vllm_worker.EngineWorker",
         **device_arguments,
         **({} if config.weight_transfer == "object_store" else {"weight_transfer_config": {"backend": config.weight_transfer}}),
     }
@@ -324,125 +321,6 @@ def _partials(partial: Mapping[str, PartialSample], keys: Sequence[str]) -> dict
 
 def _state_mean(taken: Mapping[str, bytes], key: str) -> np.ndarray | None:
     return np.frombuffer(taken[key], dtype=np.float32) if key in taken else None
-
-
-class EngineWorker:
-    """Mixed into vLLM's worker class: load a snapshot and read back what the live kernels hold; pool hidden states; seed."""
-
-    model_runner: Any
-
-    def seed_sampler(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def pool_states(self) -> None:
-        """From now on keep the mean of the states that each request's tokens are sampled from."""
-        self._pooled = PooledStates()
-        model = self.model_runner.model
-        compute_logits = model.compute_logits
-
-        def pooled_compute_logits(states_NH: Tensor, *args: Any, **options: Any) -> Any:
-            self._pool(states_NH)
-            return compute_logits(states_NH, *args, **options)
-
-        model.compute_logits = pooled_compute_logits
-
-    def _pool(self, states_NH: Tensor) -> None:
-        """One row a scheduled request, in the runner's order; a prompt cut into chunks samples nothing before its last one."""
-        runner = self.model_runner
-        keys = runner.input_batch.req_ids
-        if len(keys) != len(states_NH):
-            raise EngineError(f"{len(states_NH)} hidden states for {len(keys)} requests: pooling does not know speculative decoding")
-        samples = ~runner.discard_request_mask.np[: len(keys)]
-        rows = np.flatnonzero(samples).tolist()
-        chosen_NH = states_NH if len(rows) == len(keys) else states_NH[rows]
-        self._pooled.add([_external(keys[row]) for row in rows], chosen_NH)
-
-    def take_states(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """Mean states of ended requests, as float32 bytes; a request without a token has none."""
-        taken = {key: self._pooled.take(key) for key in keys}
-        return {key: mean_H.tobytes() for key, mean_H in taken.items() if mean_H is not None}
-
-    def load_weights_from(self, source: WeightSnapshot | str) -> None:
-        """Load all tensors, from memory or from a file."""
-        snapshot = load_snapshot(Path(source)) if isinstance(source, str) else source
-        self.model_runner.reload_weights(weights_iterator=snapshot.tensors())
-        model = self.model_runner.get_model()
-        head = getattr(model, "lm_head", None)
-        if head is not None and hasattr(head, "cpu_linear"):
-            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
-
-    def held_weights(self, shapes: dict[str, tuple[int, ...]], with_head: bool, version: int) -> dict[str, str]:
-        """`version`'s fingerprint of what the model computes with now: tensors of these shapes, and the output head by its own name."""
-        model = self.model_runner.get_model()
-        head = getattr(model, "lm_head", None)
-        shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        if with_head and HEAD not in shapes:
-            shapes[HEAD] = (head.weight.shape[0], head.weight.shape[1]) if head is not None else ()
-        modules = dict(model.named_modules())
-        packed = getattr(model, "packed_modules_mapping", {})
-        _require_all_parameters(model, packed, shapes)
-        with torch.inference_mode():
-            return fingerprint_by(shapes, lambda name, columns: _read(modules, packed, shapes, name, columns), version=version)
-
-
-def _external(request_id: str) -> str:
-    """vLLM appends "-" and eight characters to the id of a request."""
-    return request_id[:-9]
-
-
-def _require_all_parameters(model: Any, packed: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> None:
-    """Raises WeightMismatch for a parameter of the model that the snapshot has no tensor for: it would keep its old weights."""
-    for name, _ in model.named_parameters():
-        module_name, _, parameter = name.rpartition(".")
-        parent, _, leaf = module_name.rpartition(".")
-        for part in packed.get(leaf, [leaf]):
-            tensor = ".".join(filter(None, (parent, part, parameter)))
-            if tensor not in given:
-                raise WeightMismatch(f"the published weights have no tensor {tensor}, which the engine's model has")
-
-
-def _read(
-    modules: Mapping[str, Any],
-    packed: Mapping[str, Sequence[str]],
-    shapes: Mapping[str, tuple[int, ...]],
-    name: str,
-    columns: Tensor | None,
-) -> Tensor:
-    """Columns of the Hugging Face matrix `name` (or a whole vector), as the live vLLM module, fused or not, computes with them.
-
-    Raises EngineError where the model has no such module.
-    """
-    module_name, _, parameter = name.rpartition(".")
-    parent, _, leaf = module_name.rpartition(".")
-    fused = next((fused for fused, parts in packed.items() if leaf in parts), leaf)
-    module = modules.get(f"{parent}.{fused}" if parent else fused)
-    if module is None:
-        raise EngineError(f"the engine has no module for tensor {name}")
-    rows = slice(0, shapes[name][0])
-    if fused != leaf:
-        parts = [shapes[f"{parent}.{part}.{parameter}"][0] for part in packed[fused]]
-        position = list(packed[fused]).index(leaf)
-        rows = slice(sum(parts[:position]), sum(parts[: position + 1]))
-    values: Tensor = getattr(module, parameter) if columns is None else _columns_of(module, columns)
-    return values[rows]
-
-
-def _columns_of(module: Any, columns: Tensor) -> Tensor:
-    """A one-hot input through the module's own kernel is, exactly, a column of its matrix (0·w + 1·w = w)."""
-    is_lookup = "Embedding" in type(module).__name__
-    if is_lookup or not hasattr(module, "cpu_linear"):
-        return module.weight[:, columns.to(module.weight.device)]
-    inputs = torch.zeros(len(columns), _width(module), dtype=module.weight.dtype)
-    inputs[torch.arange(len(columns)), columns] = 1
-    output: Tensor = module.cpu_linear(inputs, module.weight, None)
-    return output.T
-
-
-def _width(module: Any) -> int:
-    """Columns of a linear layer, or of a vocabulary head."""
-    return int(module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim)
 
 
 def _to_be_held(weights: Weights) -> tuple[dict[str, tuple[int, ...]], bool, int]:

@@ -7,6 +7,7 @@ It decodes fewer responses at once than some tests ask for and takes in prompts 
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import math
 import os
@@ -22,9 +23,10 @@ import torch
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import EngineError, Progress, Sample, SampleRequest, StepLoop, WeightMismatch
 from buffers.records import FinishReason
-from learners.forward import load_causal_lm, response_logprobs
+from learners.forward import causal_lm_shapes, load_causal_lm, response_logprobs
 from learners.models import resolve_model
 from learners.packing import build_rows, pack
+from learners.weight_check import WeightsRefused, check_snapshot
 from learners.weights import HEAD, WeightSnapshot, take_snapshot
 from tests.learners.samples import group_tokens, plain_hidden_states, plain_logprobs
 
@@ -382,11 +384,14 @@ def test_a_tensor_that_is_not_the_published_one_is_named(engine: Any, original: 
         engine.load(wrong)
 
 
-def test_one_changed_column_of_a_fused_matrix_is_named(engine: Any, original: Any) -> None:
-    """k_proj lies in the middle of the engine's fused qkv matrix."""
+def test_one_changed_column_of_a_fused_matrix_is_named(engine: Any, original: Any, model_path: str) -> None:
+    """k_proj lies in the middle of the engine's fused qkv matrix. Beforehand it is found too."""
     name = "model.layers.3.self_attn.k_proj.weight"
-    snapshot = snapshot_of(original, 10)
+    snapshot, shapes = snapshot_of(original, 10), causal_lm_shapes(model_path)
+    check_snapshot(snapshot, shapes=shapes, dtype="float32")
     dict(snapshot.tensors())[name].add_(1.0)
+    with pytest.raises(WeightsRefused, match=name):
+        check_snapshot(snapshot, shapes=shapes, dtype="float32")
     with pytest.raises(WeightMismatch, match=name):
         engine.load(snapshot)
     engine.load(snapshot_of(original, 11))
@@ -404,8 +409,12 @@ def environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+def no_room(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_async_llm_goes_on_after_what_was_cut_tells_how_far_it_is_and_says_when_it_died(
-    environment: None, model_path: str, prompts: dict[str, list[int]], original: Any
+    environment: None, model_path: str, prompts: dict[str, list[int]], original: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
         from actors.vllm_engine import AsyncVllmEngine
@@ -414,7 +423,7 @@ def test_async_llm_goes_on_after_what_was_cut_tells_how_far_it_is_and_says_when_
         others = {child.pid for child in psutil.Process().children(recursive=True)}
         engine = AsyncVllmEngine(model_path, config, SamplingConfig(max_prompt_tokens=80, max_response_tokens=40), seed=0)
         try:
-            await engine.load(snapshot_of(original, 1))
+            assert 0 < await engine.load(snapshot_of(original, 1)) < WAIT_S
             running = asyncio.create_task(engine.sample("a", prompts["0"]))
             await engine.wait_for_tokens(6)
             progress = await engine.partials(["a", "never heard of"])
@@ -425,6 +434,10 @@ def test_async_llm_goes_on_after_what_was_cut_tells_how_far_it_is_and_says_when_
             before = await running
             assert before.token_ids[: progress.sampled_tokens] == progress.samples["a"].token_ids
             assert before.finish_reason is FinishReason.ABORTED and len(before.token_ids) == engine.sampled_tokens < 40
+            with monkeypatch.context() as patched:
+                patched.setattr(WeightSnapshot, "save", no_room)
+                with pytest.raises(WeightsRefused, match=r"version 2 could not be written to /dev/shm/\w+: No space left on device"):
+                    await engine.load(snapshot_of(original, 2))
             await engine.load(snapshot_of(original, 2))
             found = await engine.sample("a", prompts["0"], before)
             cut = len(before.token_ids)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import EngineError, WeightMismatch
-from actors.vllm_engine import AsyncVllmEngine, EngineWorker
+from actors.vllm_engine import AsyncVllmEngine
+from actors.vllm_worker import EngineWorker
 from actors.weight_transfer import DevicePublisher, DeviceWeights, check_weights, vllm_trainer
 from learners.forward import causal_lm_shapes, load_causal_lm
 from tests.actors.coroutines import WAIT_S, run

@@ -121,6 +121,9 @@ def test_wrong_value_is_refused_by_name(refusal, config_file, override, named):
         (["rollout.max_sequences=7"], ["rollout.max_sequences = 7", "responses_per_prompt = 8"]),
         (["bonus.redraw_projection=true", "bonus.memory=run"], ["redraw_projection=True", "memory='run'"]),
         (["learner.advantage.alpha=0", "bonus.enabled=false"], ["learner.advantage.alpha = 0", "bonus.enabled = false"]),
+        (["rollout.weight_transfer=nccl"], ['rollout.weight_transfer = "nccl"', 'rollout.engine = "vllm-async"', 'here "transformers" and 0']),
+        (["rollout.weight_transfer=ipc", "rollout.engine=vllm-async"], ['"ipc"', "rollout.num_gpus above 0", '"object_store"']),
+        (["rollout.dtype=float32", "learner.dtype=bfloat16"], ['rollout.dtype = "float32"', 'learner.dtype = "bfloat16"', "bit for bit"]),
         (["task.arithmetic.reverse_min_length=6"], ["reverse_min_length 6", "reverse_max_length 4"]),
     ],
 )
@@ -136,6 +139,9 @@ def test_each_side_of_a_contradiction_is_fine_alone(config_file):
         ["bonus.redraw_projection=true"],
         ["bonus.memory=run"],
         ["rollout.max_sequences=8"],
+        ["rollout.weight_transfer=nccl", "rollout.engine=vllm-async", "rollout.num_gpus=0.5"],
+        ["rollout.dtype=float32", "learner.dtype=float32"],
+        ["rollout.dtype=float32"],
         ["bonus.enabled=false"],
     ):
         load_config(config_file, overrides)

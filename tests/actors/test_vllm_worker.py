@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from actors.engine import EngineError, WeightMismatch
-from actors.vllm_engine import _read, _require_all_parameters
+from actors.vllm_worker import _read, _require_all_parameters
 
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
 SIZES = {"q_proj": 4, "k_proj": 2, "v_proj": 2}
