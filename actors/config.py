@@ -117,8 +117,8 @@ class VerifierConfig(BaseModel):
     """Verifier processes. Each holds one task and checks one response at a time."""
     timeout_s: float | None = Field(default=None, gt=0)
     """Wall-clock seconds one response may take once a worker has picked it up; then the worker is killed and replaced. The clock is looked
-    at every 0.1 s. Waiting in the queue does not count. None: the task's own (`deadline_s`): 2 s for numbers, 5 s for mathematics; minutes for
-    programs, which end by limits of their own."""
+    at every 0.1 s. Waiting in the queue does not count. None: the task's own (`deadline_s`): 2 s for numbers, 5 s for mathematics, minutes
+    for programs, which end by limits of their own."""
     start_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds a worker may need to start: a fresh interpreter that imports the main module. A pool that finishes nothing for
     its deadline and start_timeout_s is taken to be stuck, and `verify` raises."""
