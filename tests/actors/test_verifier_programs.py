@@ -64,8 +64,9 @@ def test_responses_are_judged_side_by_side_in_order() -> None:
 def processes_of_the_program() -> list[psutil.Process]:
     """Its own, and those that watch over it: all below the launcher of the pool's worker."""
     try:
-        launchers = [process for process in psutil.Process().children(recursive=True) if "sandbox_launcher" in " ".join(process.cmdline())]
-        return [process for launcher in launchers[:1] for process in (launcher, *launcher.children(recursive=True))]
+        workers = psutil.Process().children()
+        launchers = [each for worker in workers for each in worker.children() if "sandbox_launcher" in " ".join(each.cmdline())]
+        return [process for launcher in launchers for process in (launcher, *launcher.children(recursive=True))]
     except psutil.NoSuchProcess:
         return []
 

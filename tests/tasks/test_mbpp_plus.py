@@ -307,6 +307,12 @@ def calls_of(name: str, text: str) -> list[Any]:
     return [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and ast.unparse(node.func) == name]
 
 
+def called_in(call: str) -> str:
+    """The function under test: of "set(f(*[1]))", f; of MBPP's "int(f(1))", f."""
+    names = [node.func.id for node in ast.walk(ast.parse(call)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    return next(name for name in names if name not in ("set", "int"))
+
+
 def wrong_at(reference: str, name: str, number: int) -> str:
     """The reference, but for its answer to one call."""
     return f"""{reference}
@@ -325,8 +331,7 @@ def check_reference(task: MbppPlus, problem: Problem) -> None:
     tests = read_tests(problem.answer)
     verdict = task.verify(problem, f"```python\n{tests.reference}\n```")
     assert verdict.status is VerdictStatus.CORRECT, (problem.problem_id, verdict)
-    called = next(node for node in ast.walk(ast.parse(tests.calls[0])) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
-    name = called.func.id if called.func.id != "set" else called.args[0].func.id
+    name = called_in(tests.calls[0])
     for number in {1, len(tests.calls)}:
         verdict = task.verify(problem, f"```python\n{wrong_at(tests.reference, name, number)}\n```")
         assert verdict.status is VerdictStatus.INCORRECT, (problem.problem_id, number, verdict)
