@@ -129,7 +129,7 @@ def region(node: Node) -> tuple[Node, ...] | None:
             return (node,)
         case "union":
             found = [region(part) for part in node.parts]
-            return None if None in found else tuple(interval for part in found if part for interval in part)
+            return None if None in found else _merged([interval for part in found if part for interval in part])
         case "difference":
             return _without_points(node.parts[1]) if region(node.parts[0]) == region(REALS) else None
         case "relation":
@@ -176,6 +176,31 @@ def _joined(intervals: list[Node]) -> tuple[Node, ...]:
             if upper.parts[1] == INFINITY and lower.parts[0] == _MINUS_INFINITY and start is not None and end is not None and start < end:
                 return (_interval(upper.parts[0], lower.parts[1], _brackets(upper)[0] + _brackets(lower)[1]),)
     return tuple(intervals)
+
+
+def _merged(intervals: list[Node]) -> tuple[Node, ...]:
+    """Intervals that overlap or touch as one; as they are where an end has no exact value."""
+    ends = [(_end(interval.parts[0]), _end(interval.parts[1]), interval) for interval in intervals]
+    known = [(start, end, interval) for start, end, interval in ends if start is not None and end is not None]
+    if len(known) < len(intervals):
+        return tuple(intervals)
+    merged: list[tuple[float, float, Node]] = []
+    for start, end, interval in sorted(known, key=lambda one: one[:2]):
+        if not merged or start > merged[-1][1] or (start == merged[-1][1] and _leave_out(merged[-1][2], interval)):
+            merged.append((start, end, interval))
+        elif end > merged[-1][1]:
+            first, _, one = merged[-1]
+            merged[-1] = (first, end, _interval(one.parts[0], interval.parts[1], _brackets(one)[0] + _brackets(interval)[1]))
+    return tuple(interval for _, _, interval in merged)
+
+
+def _leave_out(left: Node, right: Node) -> bool:
+    """Whether the point at which they meet is in neither."""
+    return _brackets(left)[1] == ")" and _brackets(right)[0] == "("
+
+
+def _end(node: Node) -> float | None:
+    return {INFINITY: math.inf, _MINUS_INFINITY: -math.inf}.get(node, _real(node))
 
 
 def _brackets(interval: Node) -> str:
