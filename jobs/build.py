@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that were given up: what matters was awaited
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
+        _init(namespace=namespace)
         try:
             yield
         finally:
@@ -64,20 +65,27 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     _remove_orphans()
     directory = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=TEMP_ROOT)
     try:
-        ray.init(
+        _init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, num_actors + 1) + SPARE_CPUS,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             namespace=namespace,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
             _temp_dir=directory,
         )
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, which puts a handler of its own in the place of what the process does on SIGTERM; ours are put back."""
+    ours = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    for number, handler in ours.items():
+        signal.signal(number, handler)
+        signal.siginterrupt(number, False)
 
 
 def missing_cpus(num_actors: int) -> str | None:

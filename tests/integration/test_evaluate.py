@@ -104,14 +104,13 @@ def test_a_killed_job_ends_with_the_same_samples_as_an_undisturbed_one(tmp_path:
 
 
 @pytest.mark.ray
-@pytest.mark.long
 @pytest.mark.timeout(300)
-def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, models: tuple[str, str]) -> None:
+def test_sigterm_keeps_what_is_finished_and_ends_every_process(tmp_path: Path, models: tuple[str, str]) -> None:
     out = tmp_path / "out"
     with evaluate(out, models, "--problems", "5000") as job:
         wait_until(lambda: parts_of(out) >= 2, timeout_s=90, what="two pools")
-        job.signal(signal.SIGINT)
-        assert job.exit_code(timeout_s=60) == 130, job.output()
+        job.signal(signal.SIGTERM)
+        assert job.exit_code(timeout_s=60) == 143, job.output()
         assert "pools finished in" in job.output() and "the same command goes on" in job.output()
         job.assert_no_process_left()
 
