@@ -11,10 +11,9 @@ import torch
 
 from buffers.schema import concat_groups
 from learners.config import LearnerConfig
-from learners.forward import load_causal_lm, response_logprobs
-from learners.packing import build_rows, pack
+from learners.forward import load_causal_lm
 from learners.policy_learner import PolicyLearner
-from tests.learners.samples import group_tokens, make_group, plain_logprobs, ragged_batch, ragged_groups
+from tests.learners.samples import make_group, plain_logprobs, ragged_batch, ragged_groups
 
 GROUP_SIZE = 4
 TEMPERATURE = 0.8
@@ -129,17 +128,6 @@ def test_an_entropy_bonus_keeps_the_entropy_up(tiny_model: str) -> None:
         return [learner.step(ragged_batch(2, seed=0)).metrics["policy/entropy"] for _ in range(4)][-1]
 
     assert entropy_after(1.0) > entropy_after(0.0) + 0.02
-
-
-def test_the_entropy_has_a_gradient_only_when_it_is_asked_for(tiny_model: str) -> None:
-    model = load_causal_lm(tiny_model, dtype="float64")
-    packed = pack(build_rows([group_tokens([5, 6], [[7, 8, 9], [10]])]))
-    _, without = response_logprobs(model, packed, temperature=TEMPERATURE)
-    logprob_N, entropy_N = response_logprobs(model, packed, temperature=TEMPERATURE, entropy_gradient=True)
-    assert not without.requires_grad and entropy_N.requires_grad and logprob_N.requires_grad
-    torch.testing.assert_close(entropy_N.detach(), without, rtol=1e-12, atol=0.0)
-    with torch.no_grad():
-        assert not response_logprobs(model, packed, temperature=TEMPERATURE, entropy_gradient=True)[1].requires_grad
 
 
 def test_denominators_count_what_is_not_computed(tiny_model: str) -> None:

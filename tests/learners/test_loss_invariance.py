@@ -153,7 +153,7 @@ def test_the_gradient_is_that_of_plain_rows_however_the_batch_is_split_and_order
     rows = np.arange(batch.num_rows).reshape(-1, GROUP_SIZE)
     rng = np.random.default_rng(0)
     shuffled = batch.take(pa.array(rng.permuted(rng.permutation(rows), axis=1).reshape(-1)))
-    for budget, given in ((1, batch), (60, shuffled), (10_000, batch)):
+    for budget, given in ((1, shuffled), (60, batch)):
         found = bench.gradient(config_of(name, tokens_per_micro_batch=budget), given)
         assert_equal_gradients(found, expected, atol=1e-9)
 

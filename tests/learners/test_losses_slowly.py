@@ -146,7 +146,7 @@ def test_value_and_gradient_are_those_of_the_slow_reference(config: LossConfig) 
     assert output.is_weight_N.tolist() == pytest.approx(weights, rel=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(2, 6))
+@pytest.mark.parametrize("seed", range(2, 4))
 def test_on_other_batches_too(seed: int) -> None:
     batch = draw_batch(seed, (2, 9, 1, 3, 4))
     for config in every_loss():

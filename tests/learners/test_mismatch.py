@@ -115,7 +115,7 @@ class Engine:
         return concat_groups(groups)
 
 
-@pytest.fixture(params=range(3))
+@pytest.fixture(params=range(2))
 def seed(request: pytest.FixtureRequest) -> int:
     return request.param
 
