@@ -23,6 +23,7 @@ __all__ = [
     "DataSetConfig",
     "Gsm8kConfig",
     "MathConfig",
+    "MbppConfig",
     "MbppPlusConfig",
     "MixtureConfig",
     "ParquetConfig",
@@ -117,7 +118,8 @@ class SourceConfig(BaseModel):
 
     @model_validator(mode="after")
     def _revision_is_of_the_hub(self) -> Self:
-        if "hub" in self.model_fields_set and self.hub is not None and "revision" not in self.model_fields_set:
+        is_another = self.hub not in (None, type(self).model_fields["hub"].default)
+        if is_another and "revision" not in self.model_fields_set:
             raise ValueError(f'hub = "{self.hub}" needs a revision of its own: the default, {self.revision}, is of the default hub')
         return self
 
@@ -197,6 +199,15 @@ class DapoMathConfig(DataSetConfig):
     """Where AMC's questions are."""
 
 
+class MbppConfig(SourceConfig):
+    """MBPP: train.parquet and validation.parquet. Unset path: the folder mbpp of REPEXP_DATA, then the hub."""
+
+    hub: str | None = "google-research-datasets/mbpp"
+    """A data set of the Hugging Face hub with the same files."""
+    revision: str = "4bb6404fdc6cacfda99d4ac4205087b89d32030c"
+    """Commit, branch or tag of `hub`."""
+
+
 class MbppPlusConfig(DataSetConfig):
     """MBPP+: test.parquet, as the hub publishes it or with columns prompt, answer and extra. And how programs are run."""
 
@@ -208,8 +219,8 @@ class MbppPlusConfig(DataSetConfig):
     """Appended to every question with wording "plain". Not part of the problem id."""
     wording: Literal["plain", "evalplus"] = "plain"
     """How a problem is put: what is asked, an assert that must hold, and the instruction; or as EvalPlus asks chat models."""
-    mbpp: SourceConfig = SourceConfig(hub="google-research-datasets/mbpp", revision="4bb6404fdc6cacfda99d4ac4205087b89d32030c")
-    """MBPP, which is trained on: train.parquet and validation.parquet. Unset path: the folder mbpp of REPEXP_DATA, then the hub."""
+    mbpp: MbppConfig = MbppConfig()
+    """MBPP, which is trained on."""
     limit_s: float = Field(default=5.0, gt=0, le=600)
     """Seconds of processor time for all tests of a response, beyond what the reference program takes. One that needs more is wrong."""
     isolation: Literal["namespaces", "rlimits"] = "namespaces"
