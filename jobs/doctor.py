@@ -108,6 +108,14 @@ def check_writable(path: str, error: str | None) -> Check:
     return Check("run directory", "fail", f"{path}: {error}", "give write permission, or choose another run directory")
 
 
+def check_sandbox(reason: str | None) -> Check:
+    if reason is None:
+        return Check("sandbox", "ok", "programs can be isolated")
+    return Check(
+        "sandbox", "warn", reason, "tasks that run programs (mbpp-plus) refuse to start here: docs/sandbox.md says what a host must allow"
+    )
+
+
 def check_package(name: str, installed: str | None, locked: str | None) -> Check:
     """A package whose version matters, against the lock. A local tag (+cpu) is not part of the comparison."""
     if installed is None:
@@ -358,6 +366,7 @@ def first_line(error: BaseException) -> str:
 
 def machine_checks(runs: Path) -> list[Check]:
     from learners.models import cache_dir
+    from tasks.sandbox import why_unavailable
 
     shm = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None
     runs_at, cache_at = existing_ancestor(runs), existing_ancestor(cache_dir())
@@ -372,6 +381,7 @@ def machine_checks(runs: Path) -> list[Check]:
         check_disk(
             "disk for the cache", str(cache_at), shutil.disk_usage(cache_at).free, "free some, or set REPEXP_CACHE to a larger disk"
         ),
+        check_sandbox(why_unavailable()),
     ]
 
 

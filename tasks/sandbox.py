@@ -30,16 +30,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tasks.sandbox_filter import MACHINES
-from tasks.sandbox_launcher import MEMORY_EXIT
+from tasks.sandbox_launcher import LOADER_VARIABLES, MEMORY_EXIT
 
 __all__ = ["Isolation", "Limits", "Outcome", "SandboxError", "Status", "run", "why_unavailable"]
 
@@ -120,13 +119,12 @@ def run(program: str, limits: Limits, *, stdin: str = "", isolation: Isolation =
 
 def _try(program: str, limits: Limits, stdin: str, isolation: Isolation) -> tuple[dict[str, Any] | None, list[bytes]]:
     """What the keeper reports, None where it was killed, and what the program said."""
-    ours, theirs = socket.socketpair()
-    with ours, _pipe() as (stdout, to_stdout), _pipe() as (stderr, to_stderr):
-        with theirs, _file(program) as program_file, _file(stdin) as stdin_file:
-            _send(isolation, limits, [program_file, stdin_file, to_stdout, to_stderr, theirs.fileno()])
-        os.close(to_stdout)
-        os.close(to_stderr)
-        return _watch(ours, [stdout, stderr], limits)
+    report, to_report = socket.socketpair()
+    (stdout, to_stdout), (stderr, to_stderr) = _pipe(), _pipe()
+    with report, stdout, stderr:
+        with to_report, to_stdout, to_stderr, _file(program) as program_file, _file(stdin) as stdin_file:
+            _send(isolation, limits, [each.fileno() for each in (program_file, stdin_file, to_stdout, to_stderr, to_report)])
+        return _watch(report, [stdout.fileno(), stderr.fileno()], limits)
 
 
 @cache
@@ -248,7 +246,7 @@ class _Launcher:
             code = _LAUNCH.format(root=root, fd=theirs.fileno(), isolated=isolation is Isolation.NAMESPACES)
             self._process = subprocess.Popen(
                 [sys.executable, "-S", "-s", "-P", "-B", "-c", code],
-                env=_ENVIRONMENT,
+                env=_ENVIRONMENT | {name: os.environ[name] for name in LOADER_VARIABLES if name in os.environ},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -285,6 +283,8 @@ def _launcher(isolation: Isolation) -> _Launcher:
     key = (os.getpid(), isolation)
     with _lock:
         if key not in _launchers:
+            for other in [each for each in _launchers if each[0] != key[0]]:
+                _launchers.pop(other).socket.close()  # of the process that this is a fork of
             try:
                 _launchers[key] = _Launcher(isolation)
             except OSError as error:
@@ -307,25 +307,15 @@ def _close_launchers() -> None:
             launcher.close()
 
 
-@contextmanager
-def _pipe() -> Iterator[tuple[int, int]]:
-    """Both ends; whoever closes the second early is free to."""
-    ends = os.pipe()
-    try:
-        yield ends
-    finally:
-        os.close(ends[0])
+def _pipe() -> tuple[BinaryIO, BinaryIO]:
+    reader, writer = os.pipe()
+    return open(reader, "rb", buffering=0), open(writer, "wb", buffering=0)
 
 
-@contextmanager
-def _file(text: str) -> Iterator[int]:
+def _file(text: str) -> BinaryIO:
     """A file in memory that nobody can change any more, at its start."""
-    descriptor = os.memfd_create("text", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(text.encode("utf-8", "replace"))
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    file = os.fdopen(os.memfd_create("text", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb+")
+    file.write(text.encode("utf-8", "replace"))
+    file.seek(0)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    return file

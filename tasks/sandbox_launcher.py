@@ -34,9 +34,10 @@ from typing import Any, NoReturn
 from tasks.sandbox_filter import filter_system_calls
 from tasks.sandbox_namespaces import House, check, drop_capabilities, enter_room, libc, make_house, readable_layout
 
-__all__ = ["MEMORY_EXIT", "PROGRAM", "REPORT", "STDERR", "STDIN", "STDOUT", "main"]
+__all__ = ["LOADER_VARIABLES", "MEMORY_EXIT", "PROGRAM", "REPORT", "STDERR", "STDIN", "STDOUT", "main"]
 
 PROGRAM, STDIN, STDOUT, STDERR, REPORT = range(5)  # the descriptors of a request, in order
+LOADER_VARIABLES = ("LD_LIBRARY_PATH",)  # some interpreters do not start without; programs do not see it
 MEMORY_EXIT = 92  # exit code of a program that ends with a MemoryError
 _PRELOADED = (  # what programs import most; each then costs nothing
     "bisect cmath collections copy dataclasses datetime decimal fractions functools heapq itertools json math operator random re "
@@ -48,6 +49,9 @@ _MAX_REQUEST_BYTES = 4096
 
 def main(descriptor: int, *, isolated: bool) -> None:
     """Serve the socket `descriptor`; with `isolated`, in namespaces."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for name in LOADER_VARIABLES:
+        os.environ.pop(name, None)
     for name in _PRELOADED.split():
         importlib.import_module(name)
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as `site` would, which is not loaded
@@ -213,7 +217,7 @@ def _confine(limits: dict[str, Any], kept: int, *, isolated: bool) -> None:
 
 
 def _limit(limits: dict[str, Any]) -> None:
-    for name, value in {
+    limited = {
         resource.RLIMIT_AS: limits["memory_bytes"],
         resource.RLIMIT_FSIZE: limits["tmp_bytes"],
         resource.RLIMIT_NPROC: limits["processes"] + 2,  # the keeper and init count as well
@@ -221,9 +225,12 @@ def _limit(limits: dict[str, Any]) -> None:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
-    }.items():
-        resource.setrlimit(name, (value, value))
-    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
+        resource.RLIMIT_CPU: limits["cpu_s"],
+    }
+    for name, value in limited.items():
+        hard = value + 1 if name == resource.RLIMIT_CPU else value  # who ignores the first signal meets the second
+        largest = resource.getrlimit(name)[1]
+        resource.setrlimit(name, (value, hard) if largest == resource.RLIM_INFINITY else (min(value, largest), min(hard, largest)))
 
 
 def _run(program: str) -> NoReturn:

@@ -70,6 +70,12 @@ def test_directory_that_cannot_be_written_fails():
     assert status_of(doctor.check_writable("runs", "Permission denied")) == "fail"
 
 
+def test_host_that_forbids_the_sandbox_is_a_warning_with_its_reason():
+    assert status_of(doctor.check_sandbox(None)) == "ok"
+    check = doctor.check_sandbox("unshare: Operation not permitted")
+    assert (check.status, check.found) == ("warn", "unshare: Operation not permitted") and "docs/sandbox.md" in check.mend
+
+
 def test_write_error_leaves_no_file_behind(tmp_path):
     assert doctor.write_error(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
