@@ -10,7 +10,7 @@ from buffers.tokens import TokenLedger
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "actors/bonus.py", "jobs/controller.py", "jobs/synchronous.py")
-GROUPS = "reward|groups|verifier|response|bonus|advantage|learner|policy|mismatch|mismatch_lag0|rollout|time|replay|faults"
+GROUPS = "reward|groups|verifier|response|bonus|advantage|learner|policy|mismatch|mismatch_lag0|rollout|time|replay|publication|faults"
 
 
 def metrics_written() -> set[str]:

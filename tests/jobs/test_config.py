@@ -121,7 +121,10 @@ def test_wrong_value_is_refused_by_name(refusal, config_file, override, named):
         (["rollout.max_sequences=7"], ["rollout.max_sequences = 7", "responses_per_prompt = 8"]),
         (["bonus.redraw_projection=true", "bonus.memory=run"], ["redraw_projection=True", "memory='run'"]),
         (["learner.advantage.alpha=0", "bonus.enabled=false"], ["learner.advantage.alpha = 0", "bonus.enabled = false"]),
-        (["rollout.weight_transfer=nccl"], ['rollout.weight_transfer = "nccl"', 'rollout.engine = "vllm-async"', 'here "transformers" and 0']),
+        (
+            ["rollout.weight_transfer=nccl"],
+            ['rollout.weight_transfer = "nccl"', 'rollout.engine = "vllm-async"', 'here "transformers" and 0'],
+        ),
         (["rollout.weight_transfer=ipc", "rollout.engine=vllm-async"], ['"ipc"', "rollout.num_gpus above 0", '"object_store"']),
         (["rollout.dtype=float32", "learner.dtype=bfloat16"], ['rollout.dtype = "float32"', 'learner.dtype = "bfloat16"', "bit for bit"]),
         (["task.arithmetic.reverse_min_length=6"], ["reverse_min_length 6", "reverse_max_length 4"]),
