@@ -135,6 +135,7 @@ class Run:
         self._restored_rows: Any = None  # a reference to the groups that came with a restored checkpoint, and which are still held
         self._restored_ids: set[int] = set()
         self._drawn_ids: set[int] = set()  # the step in progress
+        self._unlogged: Any = None  # the batch of a step that the learner has done and the log has not
         self.learner = self._supervised("learner", factory.learner, self._restore_learner)
         self.replay = self._supervised("replay", factory.replay, self._restore_replay)
         self.verifier = self._supervised("verifier", factory.verifier, self._restore_verifier)
@@ -244,6 +245,7 @@ class Run:
     async def learn(self, batch: Any) -> StepReport:
         """Train step `self.step + 1`."""
         report: StepReport = await self._call(self.learner, "step", batch, self.step, waiting_for=f"training step {self.step + 1}")
+        self._unlogged = batch
         return report
 
     async def log(self, batch: Any, report: StepReport) -> Logged:
@@ -251,7 +253,7 @@ class Run:
         written: it may be asked for again."""
         step = self.step + 1
         logged: Logged = await self._call(self.replay, "log", step, batch, report.advantages, waiting_for=f"the rollout log of step {step}")
-        self.step = step
+        self.step, self._unlogged = step, None
         return logged
 
     async def weights(self) -> tuple[Any, int]:
@@ -318,6 +320,10 @@ class Run:
         if step is not None:
             await self._call(handle, "load_part", manager, step, "learner", waiting_for=f"the learner's state of step {step}")
         await self._catch_up(handle, "train_log", since=step or 0)
+        if self._unlogged is not None:  # somebody asked for weights while the step was being logged
+            await self._call(
+                handle, "step", self._unlogged, self.step, waiting_for=f"the new learner to go through step {self.step + 1} again"
+            )
 
     async def _restore_bonus(self, handle: Handle) -> None:
         await self._loaded(handle)

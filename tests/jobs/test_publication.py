@@ -118,3 +118,22 @@ def test_a_deterministic_run_takes_no_newer_weights_instead_of_refused_ones(conf
     assert run.train() == 3
     assert run.trainer.num_refused == 2
     assert run.samples() == undisturbed.samples()
+
+
+def test_a_learner_that_is_lost_while_it_publishes_again_has_the_step_that_is_being_logged(config, tmp_path):
+    undisturbed = LocalRun(config("undisturbed"))
+    undisturbed.train()
+    logs = Counter[str]()
+
+    async def lost_while_logging(component: str, method: str, args: tuple[Any, ...], proceed: Proceed) -> Any:
+        logs[method] += 1
+        if method == "log" and logs[method] == 2:
+            run.handles["learner"].kill()
+            assert (await run.run.weights())[1] == 2  # as `Rollouts` asks for where weights were refused
+        return await proceed()
+
+    run = LocalRun(config(), around=lost_while_logging)
+    assert run.train() == 3
+    assert len(run.parts["learner"]) == 2
+    assert run.samples() == undisturbed.samples()
+    assert_same_state(run.state(tmp_path / "run_state"), undisturbed.state(tmp_path / "undisturbed_state"))
