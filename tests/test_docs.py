@@ -22,7 +22,12 @@ from tests.jobs.samples_fixture import outcomes_of
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "actors/bonus.py", "jobs/controller.py", "jobs/synchronous.py")
-GROUPS = "reward|groups|verifier|response|bonus|advantage|learner|policy|mismatch|mismatch_lag0|rollout|time|replay|publication|faults|curriculum"
+GROUPS = "|".join(
+    (
+        "reward|groups|verifier|response|bonus|advantage|learner|policy|mismatch|mismatch_lag0",
+        "rollout|time|replay|publication|faults|curriculum",
+    )
+)
 
 
 def metrics_written() -> set[str]:
