@@ -11,14 +11,18 @@ an id starts with it. Under the label of its own name a part's problems are thos
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, count
 from random import Random
 
-from tasks.base import Message, NeedsWarmUp, Problem, Task, Verdict
+from tasks.base import Message, NeedsWarmUp, Problem, Task, TaskError, Verdict
 
-__all__ = ["Mixture", "Part"]
+__all__ = ["Mixture", "Part", "naming_part"]
+
+_KEY = re.compile(r"\btask\.(?=[a-z0-9_]+\.)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +31,15 @@ class Part:
 
     task: Task
     weight: float
+
+
+@contextmanager
+def naming_part(label: str) -> Iterator[None]:
+    """TaskErrors of a part say whose they are, and its keys: a task knows those that it has alone."""
+    try:
+        yield
+    except TaskError as error:
+        raise TaskError(f"part '{label}': {_KEY.sub(f'task.mixture.parts.{label}.', str(error))}") from None
 
 
 class Mixture:
@@ -45,7 +58,10 @@ class Mixture:
 
         Raises TaskError where a part does.
         """
-        remaining = {label: part.task.problems(split) for label, part in self.parts.items()}
+        remaining: dict[str, Iterator[Problem]] = {}
+        for label, part in self.parts.items():
+            with naming_part(label):
+                remaining[label] = part.task.problems(split)
         return self._drawn(split, remaining)
 
     def label_at(self, split: str, index: int, labels: Sequence[str] | None = None) -> str:

@@ -78,12 +78,13 @@ def _make_reasoning_gym(config: TaskConfig) -> Task:
 
 def _make_mixture(config: TaskConfig) -> Task:
     """A part under its task's own name has the problems that the task has alone; others have a seed of their own."""
-    from tasks.mixture import Mixture, Part
+    from tasks.mixture import Mixture, Part, naming_part
 
     parts: dict[str, Part] = {}
     for label, part in config.mixture.parts.items():
         seed = config.seed if part.name == label else _part_seed(config.seed, label)
-        task = make_task(TaskConfig.model_validate({"name": part.name, "seed": seed, **part.sections}))
+        with naming_part(label):
+            task = make_task(TaskConfig.model_validate({"name": part.name, "seed": seed, **part.sections}))
         parts[label] = Part(task=task, weight=part.weight)
     return Mixture(parts, config.seed)
 

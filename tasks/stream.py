@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tasks.base import Problem, Task, TaskError
 from tasks.curriculum import Curriculum, CurriculumConfig
-from tasks.mixture import Mixture
+from tasks.mixture import Mixture, naming_part
 
 __all__ = ["IndexedTask", "ProblemStream", "is_endless"]
 
@@ -141,7 +141,10 @@ class _Mixed:
     def __init__(self, mixture: Mixture, split: str, seed: int) -> None:
         self._mixture = mixture
         self._split = split
-        self._parts = {label: _plain(part.task, split, f"{seed}/{label}") for label, part in mixture.parts.items()}
+        self._parts: dict[str, _Plain] = {}
+        for label, part in mixture.parts.items():
+            with naming_part(label):
+                self._parts[label] = _plain(part.task, split, f"{seed}/{label}")
         self.identity = {f"{label}/{key}": value for label, part in self._parts.items() for key, value in part.identity.items()}
         self.position = 0
 

@@ -111,10 +111,12 @@ def test_mixture_with_a_part_without_verifier_has_none() -> None:
 
 
 def test_error_of_a_part_is_raised_before_the_first_problem() -> None:
-    with pytest.raises(TaskError, match="no split 'dev'"):
+    with pytest.raises(TaskError, match="part 'arithmetic': arithmetic has no split 'dev'"):
         made(arithmetic={}, countdown={}).problems("dev")
-    with pytest.raises(TaskError, match="task parquet: no data"):
-        ProblemStream(made(arithmetic={}, parquet={}), "train", 0)
+    with pytest.raises(TaskError, match=r"part 'mine': task parquet: no data: set task\.mixture\.parts\.mine\.parquet\.path to a"):
+        ProblemStream(made(arithmetic={}, mine={"name": "parquet"}), "train", 0)
+    with pytest.raises(TaskError, match="part 'countdown': task countdown: no puzzle for split 'train'"):
+        made(countdown={"countdown": {"min_numbers": 2, "max_numbers": 2, "number_max": 2, "target_min": 90}})
 
 
 def test_mixture_travels_to_other_processes() -> None:
