@@ -333,7 +333,7 @@ def test_a_pool_that_is_resized_under_load_answers_every_response_once_and_right
 
 def test_what_waits_behind_a_hang_goes_to_the_new_workers_and_the_hang_ends_at_its_deadline(tmp_path: Path) -> None:
     hanging, before = tmp_path / "pid", worker_processes()
-    config = VerifierConfig(num_workers=1, timeout_s=3.0)
+    config = VerifierConfig(num_workers=1, timeout_s=10.0)
     with VerifierPool(TaskConfig(), config, task_factory=make_fake_task) as pool, ThreadPoolExecutor(3) as threads:
         first = threads.submit(statuses, pool, f"hang {hanging}")
         wait_until(hanging.exists, "the worker hangs")
