@@ -13,7 +13,7 @@ import pytest
 from buffers.records import Problem, VerdictStatus
 from tasks import mbpp_plus
 from tasks.base import TaskError
-from tasks.config import MbppPlusConfig, SourceConfig, TaskConfig
+from tasks.config import MbppConfig, MbppPlusConfig, TaskConfig
 from tasks.data_files import DataFile
 from tasks.mbpp_files import mbpp_rows, plus_rows
 from tasks.mbpp_plus import MbppPlus
@@ -72,7 +72,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def at(directory: Path, **more: Any) -> MbppPlus:
-    return MbppPlus(MbppPlusConfig(path=str(directory / "mbppplus"), mbpp=SourceConfig(path=str(directory / "mbpp")), **more))
+    return MbppPlus(MbppPlusConfig(path=str(directory / "mbppplus"), mbpp=MbppConfig(path=str(directory / "mbpp")), **more))
 
 
 def numbers(task: MbppPlus, split: str) -> list[int]:
