@@ -97,12 +97,14 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VerifierPool]:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answer_is_over_by_its_deadline_and_leaves_pool_and_host_alone(pool: VerifierPool, name: str) -> None:
     gold, answer = HOSTILE[name]
+    started = perf_counter()
     assert pool.verify(problem("1/2"), ["\\boxed{0.5}"])[0].status is VerdictStatus.CORRECT, "the process is ready"
+    grace_s = max(1.0, 5 * (perf_counter() - started))  # 1 s on a machine at rest; a busy one takes longer for everything
     started = perf_counter()
     (verdict,) = pool.verify(problem(gold), [f"The answer is \\boxed{{{answer}}}."])
-    assert perf_counter() - started < DEADLINE_S + 1.0
+    assert perf_counter() - started < DEADLINE_S + grace_s
     assert verdict.status not in (VerdictStatus.CORRECT, VerdictStatus.ERROR), verdict
-    assert verdict.elapsed_s <= DEADLINE_S + 1.0
+    assert verdict.elapsed_s <= DEADLINE_S + grace_s
     assert pool.verify(problem("1/2"), ["\\boxed{0.5}", "\\boxed{0.6}"])[0].status is VerdictStatus.CORRECT
     assert pool.num_workers == len(worker_mib()) == 1 and pool.stats().num_rebuilds == 0
     assert max(worker_mib()) < MAX_WORKER_MIB
