@@ -186,7 +186,8 @@ def test_bonus_off_is_plain_grpo(config, tmp_path):
 
 
 def is_timing(name: str) -> bool:
-    return name.startswith("time/") or name.endswith("_per_s") or name == "rollout/idle_s"
+    """Or what depends on it: whether a load falls before or behind the report of its step."""
+    return name.startswith(("time/", "publication/")) or name.endswith("_per_s") or name == "rollout/idle_s"
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
