@@ -32,7 +32,9 @@ def check_snapshot(snapshot: WeightSnapshot, *, shapes: Mapping[str, tuple[int, 
     found = checksums(snapshot.buffer, snapshot.index)
     if (altered := next((name for name in found if found[name] != snapshot.checksums[name]), None)) is not None:
         raise _refused(
-            snapshot.version, altered, f"is not as it was published (checksum {found[altered]:08x}, not {snapshot.checksums[altered]:08x})"
+            snapshot.version,
+            altered,
+            f"is not as it was published (checksum {found[altered]:016x}, not {snapshot.checksums[altered]:016x})",
         )
     expected = {name: digest for name, digest in snapshot.fingerprint.items() if name in names}
     if (altered := first_mismatch(expected, fingerprint(dict(snapshot.tensors()), version=snapshot.version))) is not None:
