@@ -123,7 +123,7 @@ def efficiency_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
         return None
     numbers: dict[str, Any] = {}
     with matplotlib.rc_context(FONT):
-        figure, panels = _grid(len(known), height=4.5)
+        figure, panels = _grid(len(known), height=5.2)
         for axes, comparison in zip(panels, known, strict=True):
             curves = _directions(comparison)
             _k_axis(axes, list(curves.values()), "K")
@@ -134,15 +134,15 @@ def efficiency_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
                 draw_band(axes, drawn, style_of(place))
                 draw_line(axes, drawn, style_of(place), label, comparison.ks)
             axes.set_ylabel("K over the samples needed")
-            axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", handlelength=3.2)
+            axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.14), frameon=False, handlelength=3.2)
             numbers[_pair(comparison)] = {label: numbers_of(curve) for label, curve in curves.items()}
         return Drawing(png=png_of(figure), numbers=numbers)
 
 
 def _directions(comparison: Comparison) -> dict[str, Curve]:
     curves = {
-        f"{comparison.model},\nfor pass@K of {comparison.against}": comparison.efficiency,
-        f"{comparison.against},\nfor pass@K of {comparison.model}": comparison.reverse_efficiency,
+        f"{comparison.model}, for pass@K of {comparison.against}": comparison.efficiency,
+        f"{comparison.against}, for pass@K of {comparison.model}": comparison.reverse_efficiency,
     }
     return {label: curve for label, curve in curves.items() if curve is not None}
 
