@@ -10,7 +10,7 @@ from buffers.records import Problem
 from jobs.fixed_order import FixedOrder
 from tests.jobs.components_fixture import PROMPTS, LocalRun, assert_same_state, random_delays, small_config
 
-TIMING = ("time/", "memory/", "rollout/", "replay/", "learner/tokens_per_s", "tokens/")
+TIMING = ("time/", "memory/", "rollout/", "replay/", "publication/", "learner/tokens_per_s", "tokens/")
 """Metrics that say how fast things went, or what was under way."""
 
 
