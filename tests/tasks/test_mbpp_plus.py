@@ -314,14 +314,17 @@ def called_in(call: str) -> str:
 
 
 def wrong_at(reference: str, name: str, number: int) -> str:
-    """The reference, but for its answer to one call."""
+    """The reference, but for its answer to one call; calls by itself do not count."""
     return f"""{reference}
 
-_right, _count = {name}, 0
+_right, _count, _is_inside = {name}, 0, False
 def {name}(*args):
-    global _count
+    global _count, _is_inside
+    if _is_inside: return _right(*args)
     _count += 1
+    _is_inside = True
     value = _right(*args)
+    _is_inside = False
     return value if _count != {number} else None if value else "wrong"
 """
 
