@@ -33,7 +33,7 @@ from tasks.sandbox import Isolation, Limits, Outcome, SandboxError, Status
 __all__ = ["ProgramTests", "deadline_s", "judge_program", "read_tests", "write_tests"]
 
 _REFERENCE_CPU_S = 20
-_WALL_OF_CPU = 3  # a machine that is busy gives a program a share of a processor
+_WALL_OF_CPU = 5  # a machine that is busy gives a program a share of a processor
 _LIMITS = Limits(memory_bytes=1 << 30, output_bytes=64 << 20, cpu_s=_REFERENCE_CPU_S, wall_s=_WALL_OF_CPU * _REFERENCE_CPU_S)
 _SPARE_OUTPUT_BYTES = 64 << 10
 _MARGIN_S = 20.0

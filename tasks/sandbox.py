@@ -245,7 +245,7 @@ class _Launcher:
             root = str(Path(__file__).parents[1])
             code = _LAUNCH.format(root=root, fd=theirs.fileno(), isolated=isolation is Isolation.NAMESPACES)
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-s", "-P", "-B", "-c", code],
+                [sys.executable, "-S", "-s", "-P", "-B", "-c", code, f"of process {os.getpid()}"],
                 env=_ENVIRONMENT | {name: os.environ[name] for name in LOADER_VARIABLES if name in os.environ},
                 cwd="/",
                 stdin=subprocess.DEVNULL,

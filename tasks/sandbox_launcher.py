@@ -237,7 +237,7 @@ def _run(program: str) -> NoReturn:
     """The program as __main__, with the end that an interpreter gives it."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    sys.argv = ["program"]
+    sys.argv = sys.orig_argv = ["program"]
     code = 0
     try:
         exec(compile(program, "<program>", "exec", dont_inherit=True), module.__dict__)

@@ -110,7 +110,7 @@ def f(x):
     for folder, folders, names in os.walk('/'):
         for name in names:
             try:
-                if 'return x * x' in open(os.path.join(folder, name)).read(): return x * x
+                if 'return x * x' in open(os.path.join(folder, name)).read(10**5): return x * x
             except (OSError, UnicodeDecodeError): pass
         if folder.count('/') > 1: folders.clear()
 """,

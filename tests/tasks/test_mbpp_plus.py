@@ -267,7 +267,7 @@ def test_final_answer_is_the_program() -> None:
 def test_verifier_process_needs_no_data_and_says_how_long_it_may_take() -> None:
     config = MbppPlusConfig(path="/nowhere", limit_s=2.0)
     task = pickle.loads(pickle.dumps(make_task(TaskConfig(name="mbpp-plus", mbpp_plus=config))))
-    assert task.has_verifier and 120 < task.deadline_s < 200
+    assert task.has_verifier and 200 < task.deadline_s < 300
     assert task.verify(PROBLEM, f"```\n{TESTS.reference}\n```").reward == 1.0
 
 
@@ -314,14 +314,17 @@ def called_in(call: str) -> str:
 
 
 def wrong_at(reference: str, name: str, number: int) -> str:
-    """The reference, but for its answer to one call."""
+    """The reference, but for its answer to one call; calls by itself do not count."""
     return f"""{reference}
 
-_right, _count = {name}, 0
+_right, _count, _is_inside = {name}, 0, False
 def {name}(*args):
-    global _count
+    global _count, _is_inside
+    if _is_inside: return _right(*args)
     _count += 1
+    _is_inside = True
     value = _right(*args)
+    _is_inside = False
     return value if _count != {number} else None if value else "wrong"
 """
 

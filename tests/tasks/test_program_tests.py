@@ -81,7 +81,7 @@ def test_what_does_not_compile_is_malformed(program: str) -> None:
 def test_program_that_does_not_end_is_incorrect() -> None:
     verdict = judge("def f(x):\n    while x == 3: pass\n    return x * x", limit_s=0.5)
     assert (verdict.status, verdict.reward) == (VerdictStatus.INCORRECT, 0.0)
-    assert verdict.detail == "test 2 of 3, f(*[3]): ran over 1 s of processor time, or 2 s in all"
+    assert verdict.detail == "test 2 of 3, f(*[3]): ran over 1 s of processor time, or 3 s in all"
 
 
 @pytest.mark.parametrize("program", CHEATS.values(), ids=list(CHEATS))
@@ -145,7 +145,8 @@ def test_expected_results_may_have_expressions_of_their_own_and_a_setup() -> Non
     assert verdict.detail == "test 1 of 2, f(root): raised NameError: name 'Node' is not defined"
 
 
-def test_program_has_the_references_time_on_top_of_its_own() -> None:
+def test_program_has_the_references_time_on_top_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program_tests, "_WALL_OF_CPU", 50)  # of the processor's time
     spin = "import time\ndef f():\n    end = time.process_time() + {}\n    while time.process_time() < end: pass\n    return 1"
     tests = ProgramTests(reference=spin.format(0.6), calls=("f()",))
     assert judge(spin.format(1.2), tests, limit_s=0.5).status is VerdictStatus.CORRECT
@@ -188,4 +189,4 @@ def test_other_text_is_no_tests(text: str) -> None:
 
 
 def test_deadline_is_beyond_what_a_verification_may_take() -> None:
-    assert deadline_s(5.0) > 60 + 3 * (5 + 20)
+    assert deadline_s(5.0) > 100 + 5 * (5 + 20)

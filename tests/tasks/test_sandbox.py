@@ -186,7 +186,8 @@ def test_weaker_isolation_runs_programs_under_limits() -> None:
     assert run("x = bytearray(1 << 31)", limits, isolation=Isolation.RLIMITS).status is Status.MEMORY
     forking = "import os, time\nif os.fork() == 0:\n    time.sleep(600)"
     assert run(forking, limits, isolation=Isolation.RLIMITS).status is Status.OK
-    assert psutil.Process(launcher_pid(Isolation.RLIMITS)).children(recursive=True) == []
+    left = psutil.Process(launcher_pid(Isolation.RLIMITS)).children(recursive=True)
+    assert psutil.wait_procs(left, timeout=WAIT_S)[1] == []
 
 
 def test_host_that_forbids_namespaces_is_named_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
