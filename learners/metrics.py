@@ -99,6 +99,7 @@ class TokenStatistics:
             for name, columns in part._columns.items():
                 whole._columns.setdefault(name, []).extend(columns)
         return whole
+
     def tokens(self) -> MismatchTokens:
         """What `learners.mismatch` looks at."""
         return MismatchTokens(

@@ -145,7 +145,7 @@ class PolicyLearner:
         advantages_GK: Tensor,
         statistics: TokenStatistics,
     ) -> float:
-        """One optimiser step on the groups `part`; the loss's denominators count all of their responses and tokens, whoever computes them."""
+        """One optimiser step on the groups `part`; the loss's denominators count all of their responses and tokens, of whatever rank."""
         lengths = [len(ids) for g in part for ids in groups[g].responses]
         loss = self._config.loss
         with_signal = advantages_GK.ne(0).any(dim=-1).numpy() | loss.trains_without_advantage

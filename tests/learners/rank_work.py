@@ -22,9 +22,12 @@ GROUP_SIZE = 4
 TEMPERATURE = 0.8
 
 
-def make_learner(ranks: Ranks, model: str, *, dtype: str = "float32", **settings: Any) -> PolicyLearner:
-    config = LearnerConfig.model_validate({"lr": 1e-3, "warmup_steps": 0, **settings}).model_copy(update={"dtype": dtype})
-    return PolicyLearner(model, config, temperature=TEMPERATURE, group_size=GROUP_SIZE, ranks=ranks)
+def make_config(*, dtype: str = "float32", **settings: Any) -> LearnerConfig:
+    return LearnerConfig.model_validate({"lr": 1e-3, "warmup_steps": 0, **settings}).model_copy(update={"dtype": dtype})
+
+
+def make_learner(ranks: Ranks, model: str, **settings: Any) -> PolicyLearner:
+    return PolicyLearner(model, make_config(**settings), temperature=TEMPERATURE, group_size=GROUP_SIZE, ranks=ranks)
 
 
 class GradientRecorder:
@@ -47,15 +50,20 @@ class GradientRecorder:
         return 1.0
 
 
-def gradients(ranks: Ranks, model: str, batch: pa.RecordBatch, all_settings: Sequence[dict[str, Any]]) -> list[list[dict[str, Tensor]]]:
-    """For each of the settings, the float64 gradient of every optimiser step on `batch`."""
+def gradients(
+    ranks: Ranks, model: str, reference: str, batch: pa.RecordBatch, all_settings: Sequence[dict[str, Any]]
+) -> list[list[dict[str, Tensor]]]:
+    """For each of the settings, the float64 gradient of every optimiser step on `batch`; divergences are from the model `reference`."""
     if ranks.size > 1:
         make_norms_exact()
+    learner = make_learner(ranks, model, dtype="float64")
+    frozen = ranks.load(reference, dtype="float64", device="cpu").requires_grad_(False)
     found = []
     for settings in all_settings:
-        learner = make_learner(ranks, model, **{"dtype": "float64", **settings})
         recorder = GradientRecorder(learner._model)
         learner._optimiser = recorder  # type: ignore[assignment]
+        learner._config = make_config(dtype="float64", **settings)
+        learner._reference = frozen if learner._config.loss.kl.where != "off" else None
         learner.step(batch)
         found.append(recorder.gradients)
     return found
@@ -76,7 +84,11 @@ def train(
     if load is not None:
         learner.load(load)
     reports = [learner.step(ragged_batch(num_groups, seed=seed)) for seed in seeds]
-    snapshot = learner.snapshot()
+    snapshot = None
+    if learner.is_first:
+        snapshot = learner.snapshot()
+    else:
+        learner.give_weights()
     if save is not None:
         learner.save(save)
     weights = {} if snapshot is None else {name: tensor.clone() for name, tensor in snapshot.tensors()}
