@@ -41,7 +41,7 @@ from learners.sharding import whole_tensors
 from learners.tensor_file import TensorFile, layout_of, write_tensors
 from learners.weights import WeightSnapshot, take_snapshot
 
-IDLE = Row(prompt_ids=np.zeros(1, np.int64), responses=((0, np.zeros(1, np.int64)),))
+IDLE = build_rows([GroupTokens(prompt_ids=np.zeros(1, np.int64), responses=[np.zeros(1, np.int64)])])
 """What a rank computes, for nothing, while the others compute more than it has."""
 
 
@@ -151,7 +151,7 @@ class PolicyLearner:
         with_signal = advantages_GK.ne(0).any(dim=-1).numpy() | loss.trains_without_advantage
         advantage_R = advantages_GK.flatten()
         for micro_batch in self._my_micro_batches(groups, [g for g in part if with_signal[g]]):
-            packed = pack(micro_batch or [IDLE]).to(self._device)
+            packed = pack(micro_batch or IDLE).to(self._device)
             logprob_N, entropy_N = self._ranks.compute(
                 response_logprobs,
                 self._model,
@@ -185,7 +185,7 @@ class PolicyLearner:
         lookup = TokenLookup.of(batch)
         flat = np.zeros(len(lookup.behavior), np.float64)
         for micro_batch in self._my_micro_batches(groups, range(len(groups))):
-            packed = pack(micro_batch or [IDLE]).to(self._device)
+            packed = pack(micro_batch or IDLE).to(self._device)
             logprob_N, _ = self._ranks.compute(response_logprobs, model, packed, temperature=self._temperature)
             if micro_batch is not None:
                 flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()

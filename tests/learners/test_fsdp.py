@@ -76,15 +76,22 @@ def test_a_head_that_is_not_tied_is_divided_too(tmp_path: Path, other_model: str
 # --- steps -------------------------------------------------------------------------------------------------------------
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], *, atol: float) -> None:
-    assert found.keys() == expected.keys() and expected
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0.0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+def assert_moved_alike(found: dict[str, Tensor], expected: dict[str, Tensor], before: dict[str, Tensor], *, within: float) -> None:
+    """The difference is at most `within` of the way that training went, both as norms over all tensors.
+
+    Not entry by entry: AdamW divides a gradient by its size, so where one is nearly 0 its rounding moves the weight as far as any.
+    """
+    assert found.keys() == expected.keys() == before.keys() and expected
+
+    def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+        return float(torch.cat([(one[name] - other[name]).flatten() for name in before]).norm())
+
+    assert distance(expected, before) > 1e-4
+    assert distance(found, expected) <= within * distance(expected, before)
 
 
 @pytest.mark.parametrize("settings", [{"mini_batches": 2, "tokens_per_micro_batch": 60}, {"dtype": "bfloat16"}], ids=str)
 def test_steps_are_those_of_one_process(tiny_model: str, settings: dict[str, Any]) -> None:
-    """AdamW divides a gradient by its size, so where one is nearly 0 its rounding shows: hence the small learning rate."""
     settings = {"lr": 1e-5, "warmup_steps": 2, **settings}
     one = rank_work.train(OneRank(), tiny_model, settings, range(4))
     first, other = on_ranks(2, rank_work.train, tiny_model, settings, range(4))
@@ -94,10 +101,9 @@ def test_steps_are_those_of_one_process(tiny_model: str, settings: dict[str, Any
         assert found.metrics.keys() == expected.metrics.keys()
         for name in expected.metrics.keys() - set(TIMED):
             assert found.metrics[name] == pytest.approx(expected.metrics[name], rel=2e-2 if coarse else 1e-4, abs=1e-6), name
-    assert_close(first["masters"], one["masters"], atol=1e-5 if coarse else 2e-6)
-    assert first["weights"].keys() == one["weights"].keys()
     untrained = rank_work.train(OneRank(), tiny_model, settings, [])["masters"]
-    assert max(float((one["masters"][name] - untrained[name]).abs().max()) for name in untrained) > 2e-5
+    assert_moved_alike(first["masters"], one["masters"], untrained, within=0.1 if coarse else 1e-3)
+    assert first["weights"].keys() == one["weights"].keys()
     for found, expected in zip(other["reports"], first["reports"], strict=True):  # ranks agree to the bit
         assert {k: v for k, v in found.metrics.items() if k not in TIMED} == {k: v for k, v in expected.metrics.items() if k not in TIMED}
 
@@ -178,7 +184,8 @@ def test_a_checkpoint_goes_from_two_ranks_to_one_to_four(tiny_model: str, tmp_pa
     assert (int(found["version"]), int(found["num_steps"])) == (3, 3)
     masters = [name for name in expected if name.startswith("master/")]
     assert len(masters) == len(straight["masters"])
-    assert_close({n: found[n] for n in masters}, {n: expected[n] for n in masters}, atol=1e-5)
+    untrained = rank_work.train(OneRank(), tiny_model, BFLOAT16, [])["masters"]
+    assert_moved_alike({n: found[n] for n in masters}, {n: expected[n] for n in masters}, untrained, within=0.1)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "four" / "policy")
     assert model.dtype == torch.bfloat16  # as it computes, not as its masters are
     assert all(torch.equal(parameter, found[f"policy/{name}"]) for name, parameter in model.named_parameters())
