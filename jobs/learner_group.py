@@ -49,6 +49,11 @@ class LearnerGroup:
                 raise
 
     async def _meet(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.placed()
+        except TimeoutError:
+            raise Deadline(f"the {len(self._ranks)} ranks of the {self.name} did not all find room within {timeout_s:g} s") from None
         first = self._ranks[0]
         address = await first.call("open", timeout_s=timeout_s, waiting_for=f"the first rank of the {self.name}")
         await self._on_all(

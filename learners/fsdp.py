@@ -1,7 +1,8 @@
 """A learner of several processes, each with its part of every weight, gradient and moment: PyTorch's FSDP2 (`fully_shard`).
 
-    meeting = Meeting.open("10.0.0.7", timeout_s=120)                     # in the first rank
-    ranks = ShardedRanks.join(meeting.address, rank=…, size=…, …)         # in every rank, the first one too
+    meeting = Meeting.open("10.0.0.7", timeout_s=120)            # in the first rank
+    meeting = Meeting.at("10.0.0.7:41234", timeout_s=120)        # in the others
+    ranks = ShardedRanks.join(meeting, rank=1, size=4, …)        # in all at once
     learner = PolicyLearner(model_path, config, ranks=ranks, …)
 
 The parameters a rank holds are float32: the masters. `fully_shard` casts them to `learner.dtype` while it gathers a layer, and adds up
@@ -40,9 +41,10 @@ LOOPBACK = "127.0.0.1"
 class Meeting:
     """Where ranks find each other: a key-value store in the first rank's process, which must live as long as they do."""
 
-    def __init__(self, store: TCPStore, address: str) -> None:
+    def __init__(self, store: TCPStore, address: str, timeout_s: float) -> None:
         self.store = store
         self.address = address
+        self._timeout_s = timeout_s
 
     @classmethod
     def open(cls, host: str = LOOPBACK, *, timeout_s: float) -> Self:
@@ -52,7 +54,7 @@ class Meeting:
         store = TCPStore(
             host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s), master_listen_fd=listening.detach()
         )
-        return cls(store, f"{host}:{port}")
+        return cls(store, f"{host}:{port}", timeout_s)
 
     @classmethod
     def at(cls, address: str, *, timeout_s: float) -> Self:
@@ -62,7 +64,17 @@ class Meeting:
             store = TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
         except dist.DistError as error:
             raise RankLost(f"the learner's first rank is not to be had at {address}: {error}") from error
-        return cls(store, address)
+        return cls(store, address, timeout_s)
+
+    def wait_for_all(self, rank: int, size: int) -> None:
+        """Say that `rank` is here, and return once all are. Raises RankLost naming those that did not come in time."""
+        keys = [f"rank {other}" for other in range(size)]
+        self.store.set(keys[rank], "here")
+        try:
+            self.store.wait(keys)
+        except dist.DistError as error:
+            absent = ", ".join(key for key in keys if not self.store.check([key]))
+            raise RankLost(f"{absent} of the learner did not come within {self._timeout_s:g} s") from error
 
 
 class ShardedRanks:
@@ -76,7 +88,9 @@ class ShardedRanks:
 
     @classmethod
     def join(cls, meeting: Meeting, *, rank: int, size: int, device: str, collective_timeout_s: float) -> Self:
-        """Returns once all are there. `collective_timeout_s`: a rank that waits so long for another in a step gives up."""
+        """Returns once all are there, else as `Meeting.wait_for_all`. A rank that later waits for another for `collective_timeout_s` gives
+        up."""
+        meeting.wait_for_all(rank, size)
         host = meeting.address.rpartition(":")[0]
         if (interface := interface_of(local_address_towards(host))) is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -67,8 +67,8 @@ class TensorFile(Mapping[str, Tensor]):
     """A safetensors file as a mapping; a tensor is read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
-        self._file: Any = safe_open(path, framework="pt")  # type: ignore[no-untyped-call]
-        self._names = list(self._file.keys())
+        self._file: Any = safe_open(path, framework="pt")
+        self._names = list(self._file.keys())  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         self._file.__enter__()

@@ -72,18 +72,20 @@ def assert_same_run(found: Path, expected: Path) -> None:
         torch.testing.assert_close(master, others[name], rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_two_ranks_of_which_one_is_killed_train_what_one_learner_does(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_two_ranks_train_what_one_learner_does_though_one_be_killed(config: Path, tmp_path: Path, kills: int) -> None:
     run_dir = tmp_path / "run"
     with Training(config, run_dir, *TWO_RANKS) as training:
         training.wait_for_steps(1)
         ranks = training.all_named("ray::LearnerRank")
         assert len(ranks) == 2
-        os.kill(ranks[1].pid, signal.SIGKILL)
+        for rank in ranks[:kills]:
+            os.kill(rank.pid, signal.SIGKILL)
         assert training.exit_code() == 0, training.output()
         training.assert_no_process_left()
-        assert "learner is replaced: " in training.output()
+        assert ("learner is replaced: " in training.output()) == bool(kills)
     faults = [event.fields for event in read_events(run_dir / "events.jsonl") if event.kind is EventKind.FAULT]
-    assert [(fault["role"], fault["kind"]) for fault in faults] == [("learner", "infrastructure")]
+    assert [(fault["role"], fault["kind"]) for fault in faults] == [("learner", "infrastructure")] * kills
     assert_checkpoint_loads(run_dir, STEPS)
     assert_policy_is_that_of_step(run_dir, STEPS)
     one = run_of_one(config, tmp_path / "one")

@@ -81,6 +81,20 @@ def test_the_first_call_lets_them_meet_and_every_call_is_made_on_all() -> None:
     run(scenario())
 
 
+def test_ranks_that_find_no_room_are_not_waited_for_beyond_the_time() -> None:
+    class Pending(LocalHandle):
+        async def placed(self) -> str | None:
+            await asyncio.Event().wait()
+            return None
+
+    async def scenario() -> None:
+        group = LearnerGroup([LocalHandle(ScriptedRank(0), "learner-0"), Pending(ScriptedRank(1), "learner-1")])
+        with pytest.raises(Deadline, match=r"the 2 ranks of the learner did not all find room within 0\.05 s"):
+            await group.call("ready", timeout_s=0.05, waiting_for="the learner")
+
+    run(scenario())
+
+
 def test_calls_made_at_once_come_in_one_order_on_all_ranks() -> None:
     async def scenario() -> None:
         scene = Scene()
