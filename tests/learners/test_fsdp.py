@@ -249,7 +249,10 @@ def step_until_it_ends(ranks: ShardedRanks, model: str) -> str:
     return "went on"
 
 
-@pytest.mark.parametrize(("number", "limit_s"), [(signal.SIGKILL, 5.0), (signal.SIGSTOP, 3.0 + 5.0)], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    ("number", "limit_s"),
+    [pytest.param(signal.SIGKILL, 5.0, id="killed"), pytest.param(signal.SIGSTOP, 3.0 + 5.0, id="stopped", marks=pytest.mark.long)],
+)
 def test_a_rank_that_goes_away_in_a_step_ends_the_others_steps_in_time(tiny_model: str, number: int, limit_s: float) -> None:
     with rank_processes(2, step_until_it_ends, tiny_model, collective_timeout_s=3.0) as (first, other):
         time.sleep(2.0)  # it steps
