@@ -1,7 +1,11 @@
-"""The learner actor: `PolicyLearner` with its state in checkpoints, and brought to today by the rollout log."""
+"""The learner actor: `PolicyLearner` with its state in checkpoints, and brought to today by the rollout log.
+
+With several ranks there is one of these in each, and every call but `ready` is made on all (`jobs.learner_group`).
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
@@ -11,6 +15,7 @@ from actors.config import WeightTransfer
 from actors.weight_transfer import Weights, make_publisher
 from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog
+from learners.checkpoint import CheckpointManager, FileEntry
 from learners.policy_learner import PolicyLearner
 
 
@@ -24,16 +29,34 @@ class Learner(PolicyLearner, Checkpointed):
     def __init__(self, *args: Any, weight_transfer: WeightTransfer = "object_store", kept_versions: int = 1, **options: Any) -> None:
         """`kept_versions`: see `actors.weight_transfer`; the rest as `PolicyLearner`."""
         super().__init__(*args, **options)
-        self._publisher = make_publisher(weight_transfer, kept_versions=kept_versions)
+        self._publisher = make_publisher(weight_transfer if self.is_first else "object_store", kept_versions=kept_versions)
 
     def ready(self) -> int:
         """Returns the version once the model is loaded. Raises TransferUnavailable where weights cannot be handed over as configured."""
         self._publisher.require_usable(self._device)
         return self.version
 
-    def publish(self) -> tuple[Weights, int]:
-        """The weights of the current version, bulk, and the version."""
+    def publish(self) -> tuple[Weights | None, int]:
+        """The weights of the current version, bulk, and the version. The first rank hands them out, the others give it their parts."""
+        if not self.is_first:
+            self.give_weights()
+            return None, self.version
         return self._publisher.publish(self), self.version
+
+    def save_part(self, manager: CheckpointManager, step: int, part: str) -> list[FileEntry]:
+        """Written by the first rank; the others give it their parts, which it takes where it cannot write too."""
+        began = False
+
+        def save(directory: Path) -> None:
+            nonlocal began
+            began = True
+            self.save(directory)
+
+        try:
+            return manager.save(step, part, save) if self.is_first else []
+        finally:
+            if not began:
+                self.save(None)
 
     def train_log(self, directory: str, up_to_step: int) -> int:
         """Train again on the steps of a rollout log after this learner's version, in order; returns the version reached.

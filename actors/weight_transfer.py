@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from actors.config import WeightTransfer
+from learners.sharding import whole_tensors
 from learners.weight_check import WeightsRefused, check_snapshot, check_tensors
 from learners.weights import HEAD, TensorSpec, WeightSnapshot, fingerprint
 
@@ -88,9 +89,14 @@ class Policy(Protocol):
 
     version: int
 
+    @property
+    def weight_dtype(self) -> torch.dtype | None:
+        """What weights are published in; None: each in its own."""
+        ...
+
     def snapshot(self) -> WeightSnapshot: ...
     def named_weights(self) -> tuple[list[tuple[str, Tensor]], str | None]:
-        """The tensors, and the name of the one that is the output head too, if one is."""
+        """The tensors, which may be parts (`learners.sharding`), and the name of the one that is the output head too, if one is."""
         ...
 
 
@@ -147,7 +153,8 @@ class DevicePublisher:
 
     def publish(self, policy: Policy) -> DeviceWeights:
         named, tied_to = policy.named_weights()
-        copies = {name: tensor.detach().clone() for name, tensor in named}
+        with whole_tensors(named, policy.weight_dtype) as tensors:
+            copies = {name: tensor.clone() for name, tensor in tensors}
         if any(tensor.is_cuda for tensor in copies.values()):
             torch.cuda.current_stream().synchronize()  # other threads send them, on streams of their own
         digests = fingerprint(copies if tied_to is None else {**copies, HEAD: copies[tied_to]}, version=policy.version)

@@ -25,6 +25,7 @@ from actors.bonus import BonusScorer
 from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
 from actors.encoder import HiddenStateEncoder
 from actors.learner import Learner
+from actors.learner_rank import LearnerRank
 from actors.replay import Replay
 from actors.rollout import RolloutWorker
 from actors.scorer import ResponseScorer
@@ -32,6 +33,7 @@ from actors.verifier import VerifierPool
 from actors.vllm_engine import engine_environment
 from jobs.config import RunConfig
 from jobs.handles import Handle
+from jobs.learner_group import LearnerGroup
 from jobs.ray_handle import RayHandle
 from tasks.config import TaskConfig
 
@@ -152,19 +154,28 @@ class RayFactory:
             alone=config.encodes_alone,
         )
 
-    def learner(self) -> RayHandle:
+    def learner(self) -> Handle:
+        ranks = self._config.learner.ranks
+        if ranks == 1:
+            return self._learner_process(Learner, "learner")
+        return LearnerGroup([self._learner_process(LearnerRank, f"learner-{rank}", rank) for rank in range(ranks)])
+
+    def _learner_process(self, cls: type, name: str, *args: Any) -> RayHandle:
         config = self._config
         return _actor(
-            Learner,
-            "learner",
+            cls,
+            name,
             _threads(config.learner.threads),
+            *args,
             self._model,
             config.learner,
             temperature=config.sampling.temperature,
             group_size=config.responses_per_prompt,
+            device="cuda" if config.learner.num_gpus else "cpu",
             reuse_snapshot_buffer=True,
             weight_transfer=config.rollout.weight_transfer,
             kept_versions=config.max_policy_lag + 1,
+            num_gpus=config.learner.num_gpus,
         )
 
     def bonus(self) -> RayHandle:
@@ -263,7 +274,7 @@ def verifier_pool(task: TaskConfig, config: VerifierConfig, *, max_concurrency: 
 def num_actors(config: RunConfig) -> int:
     """Processes of a training run that reserve a CPU each."""
     bonus = 1 + (config.encoder.replicas if config.bonus.source == "encoder" else 0) if config.bonus.enabled else 0
-    return config.rollout.workers + 3 + bonus + (config.evaluation.every > 0)
+    return config.rollout.workers + config.learner.ranks + 2 + bonus + (config.evaluation.every > 0)
 
 
 def namespace(directory: str) -> str:

@@ -13,6 +13,7 @@ from actors.config import EncoderConfig, RolloutConfig
 from jobs.config import ConfigError, RunConfig
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
+from learners.config import LearnerConfig
 from learners.precision import Dtype, resolve_dtype
 
 BASE_PROCESS_GIB = 0.7
@@ -59,7 +60,8 @@ class Plan:
 
 def make_plan(config: RunConfig) -> Plan:
     tokens = config.sampling.max_prompt_tokens + config.responses_per_prompt * config.sampling.max_response_tokens
-    processes = {"rollout worker": config.rollout.workers, "learner": 1, "replay": 1, "verifier pool": 1}
+    learner = "learner" if config.learner.ranks == 1 else "learner rank"
+    processes = {"rollout worker": config.rollout.workers, learner: config.learner.ranks, "replay": 1, "verifier pool": 1}
     if config.bonus.enabled:
         processes["bonus"] = 1
         if config.bonus.source == "encoder":
@@ -88,16 +90,27 @@ def _memory_gib(config: RunConfig) -> float | None:
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
-    weight_bytes = bytes_of(config.learner.dtype)
-    copy_bytes = weight_bytes if weight_bytes < 4 else 0  # float32 weights are their own masters
-    reference_bytes = weight_bytes if config.learner.loss.kl.where != "off" else 0
-    learner = parameters * (copy_bytes + 4 * 4 + reference_bytes) / 2**30 + BASE_PROCESS_GIB + config.learner.tokens_per_micro_batch * 1e-3
+    weight_bytes = bytes_of(config.learner.dtype, config.learner.num_gpus)
+    learner = _learner_gib(parameters, config.learner)
     engines = config.rollout.workers + (config.evaluation.every > 0)
     rollout = _rollout_gib(parameters, config.rollout)
     encoders = config.encoder.replicas if config.bonus.enabled and config.bonus.source == "encoder" else 0
     encoder = encoders * _encoder_gib(parameters, config.encoder) + (BASE_PROCESS_GIB if config.bonus.enabled else 0.0)
     published = 2 * parameters * weight_bytes / 2**30
     return learner + engines * rollout + encoder + published + config.replay.max_bytes / 2**30 * 0.1 + RAY_GIB + DRIVER_GIB
+
+
+def _learner_gib(parameters: int, config: LearnerConfig) -> float:
+    """Of all ranks, in host memory: the state, of which each of several holds a part, and what each computes with; on a GPU it has those,
+    and the host only the weights that each loads."""
+    weight_bytes = bytes_of(config.dtype, config.num_gpus)
+    if config.num_gpus:
+        return config.ranks * (parameters * weight_bytes / 2**30 + BASE_PROCESS_GIB)
+    copy_bytes = weight_bytes if weight_bytes < 4 else 0  # float32 weights are their own masters
+    reference_bytes = weight_bytes if config.loss.kl.where != "off" else 0
+    trained = parameters * (copy_bytes + 4 * 4 + reference_bytes)
+    loading = parameters * (config.ranks * weight_bytes + 4)
+    return max(trained, loading) / 2**30 + config.ranks * (BASE_PROCESS_GIB + config.tokens_per_micro_batch * 1e-3)
 
 
 def _rollout_gib(parameters: int, config: RolloutConfig) -> float:
@@ -167,7 +180,7 @@ def _disk_gib(config: RunConfig) -> float | None:
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
-    weight_bytes = bytes_of(config.learner.dtype)
+    weight_bytes = bytes_of(config.learner.dtype, config.learner.num_gpus)
     checkpoint = config.checkpoint
     kept = checkpoint.keep + 1
     if checkpoint.keep_every:

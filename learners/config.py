@@ -199,7 +199,24 @@ class LearnerConfig(OptimiserConfig):
     mini_batches: int = Field(1, ge=1)
     """Optimiser steps per batch. Above 1 the proximal log-probs are computed before the first and the ratio is clipped to them."""
     threads: int = Field(1, ge=1)
-    """CPU threads of this process. More threads than cores over all processes cost a factor of two to ten."""
+    """CPU threads of a rank. More threads than cores over all processes cost a factor of two to ten."""
+    ranks: int = Field(1, ge=1)
+    """Processes that are the learner together. Each holds its part of weights, gradients and moments (FSDP2) and computes its share of a
+    batch's groups; the gradient is that of one process. May change when a run is resumed (docs/parallel.md)."""
+    num_gpus: float = Field(0.0, ge=0, le=1)
+    """GPUs a rank reserves; above 0 it runs on one. With several ranks 0 or 1: NCCL wants a GPU for each."""
+    join_timeout_s: float = Field(120.0, gt=0)
+    """Ranks that have not all met by then, counted from when their processes are there, are started again."""
+    collective_timeout_s: float = Field(300.0, gt=0)
+    """A rank that waits so long for another within a step takes it for lost. Longer than any tensor takes to be written to a checkpoint."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        if self.ranks > 1 and self.num_gpus not in (0, 1):
+            raise ValueError(
+                f"num_gpus = {self.num_gpus:g} contradicts ranks = {self.ranks}: each of several ranks needs a whole GPU, or none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_are_corrected(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,6 +88,17 @@ class TokenStatistics:
             columns["kl"] = output.kl_N
         for name, values in columns.items():
             self._columns.setdefault(name, []).append(values.double().cpu().numpy())
+
+    @classmethod
+    def merged(cls, parts: Sequence[TokenStatistics]) -> TokenStatistics:
+        """Those of several ranks that have computed a step together."""
+        whole = cls(version=parts[0].version)
+        for part in parts:
+            whole.num_computed_tokens += part.num_computed_tokens
+            whole._loss += part._loss
+            for name, columns in part._columns.items():
+                whole._columns.setdefault(name, []).extend(columns)
+        return whole
 
     def tokens(self) -> MismatchTokens:
         """What `learners.mismatch` looks at."""

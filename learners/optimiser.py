@@ -19,12 +19,17 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from learners.config import OptimiserConfig
+from learners.sharding import part_of, whole
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class MasterAdamW:
-    """AdamW with linear warm-up and clipping by global norm. Parameters of float32 or wider are their own masters."""
+    """AdamW with linear warm-up and clipping by global norm. Parameters of float32 or wider are their own masters.
+
+    Parameters may be parts of which each rank has its own (`learners.fsdp`): masters, gradients and moments then are too, the norm is
+    that of the whole gradient.
+    """
 
     def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], config: OptimiserConfig) -> None:
         self._config = config
@@ -72,7 +77,7 @@ class MasterAdamW:
         gradients = [master.grad for master in self._masters if master.grad is not None]
         if not gradients:
             return 0.0
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm = float(whole(torch.nn.utils.get_total_norm(gradients)))
         if not norm < float("inf"):
             self.clear()
             raise FloatingPointError(f"the gradient norm of optimiser step {self.num_steps + 1} is {norm}; nothing was applied")
@@ -96,7 +101,7 @@ class MasterAdamW:
                 parameter.data.copy_(master)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Masters, moments and step counts by `kind/parameter name`. Tensors are references, not copies."""
+        """Masters, moments and step counts by `kind/parameter name`. Tensors are references, not copies, and parts where parameters are."""
         state = {"num_steps": torch.tensor(self.num_steps)}
         for name, master in zip(self._names, self._masters, strict=True):
             moments = self._adamw.state.get(master, {})
@@ -106,9 +111,11 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore masters, moments and counts, and write the masters back into the model. Raises KeyError on a missing master."""
+        """Restore masters, moments and counts from whole tensors, and write the masters back into the model. Raises KeyError on a missing
+        master."""
         for name, master in zip(self._names, self._masters, strict=True):
-            master.copy_(state[f"master/{name}"])
-            self._adamw.state[master] = {kind: state[f"{kind}/{name}"].clone() for kind in _MOMENTS if f"{kind}/{name}" in state}
+            master.copy_(part_of(state[f"master/{name}"], master))
+            saved = {kind: state[f"{kind}/{name}"] for kind in _MOMENTS if f"{kind}/{name}" in state}
+            self._adamw.state[master] = {kind: part_of(value, master).to(master.device, copy=True) for kind, value in saved.items()}
         self.num_steps = int(state["num_steps"])
         self._copy_back()

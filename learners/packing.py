@@ -30,6 +30,10 @@ class GroupTokens:
     prompt_ids: np.ndarray
     responses: Sequence[np.ndarray]
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + sum(len(ids) for ids in self.responses)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

@@ -13,7 +13,7 @@ Axes: G groups, K responses, N response tokens of one micro-batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,35 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from buffers.records import StepReport
 from buffers.schema import list_column_arrays
 from learners.advantages import group_advantages
 from learners.config import LearnerConfig
-from learners.forward import load_causal_lm, response_logprobs
+from learners.export import save_model
+from learners.forward import response_logprobs
 from learners.kl import KL_ESTIMATORS
 from learners.losses import LossInputs, policy_loss
 from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
 from learners.mismatch import MismatchMonitor
 from learners.optimiser import MasterAdamW
 from learners.packing import GroupTokens, PackedRows, Row, build_rows, micro_batches, pack
+from learners.ranks import OneRank, Ranks, in_step, share
 from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
+from learners.sharding import whole_tensors
+from learners.tensor_file import TensorFile, layout_of, write_tensors
 from learners.weights import WeightSnapshot, take_snapshot
+
+IDLE = build_rows([GroupTokens(prompt_ids=np.zeros(1, np.int64), responses=[np.zeros(1, np.int64)])])
+"""What a rank computes, for nothing, while the others compute more than it has."""
 
 
 class PolicyLearner:
-    """Owns the policy's weights and their optimiser. `version` counts the batches trained on."""
+    """Owns the policy's weights and their optimiser. `version` counts the batches trained on.
+
+    With several `ranks` each has such an object, and all are called alike (`learners.ranks`).
+    """
 
     def __init__(
         self,
@@ -51,6 +60,7 @@ class PolicyLearner:
         group_size: int,
         device: str = "cpu",
         reuse_snapshot_buffer: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         """`reuse_snapshot_buffer`: a snapshot is only valid until the next; right where each is serialised at once, as by Ray."""
         torch.set_num_threads(config.threads)
@@ -58,14 +68,20 @@ class PolicyLearner:
         self._temperature = temperature
         self._group_size = group_size
         self._device = torch.device(device)
-        self._model = load_causal_lm(model_path, dtype=config.dtype, device=device)
-        self._reference = _frozen(model_path, config, device) if config.loss.kl.where != "off" else None
+        self._ranks: Ranks = ranks or OneRank()
+        self._model = self._ranks.load(model_path, dtype=config.dtype, device=device)
+        self._reference = self._frozen(model_path) if config.loss.kl.where != "off" else None
         self._optimiser = MasterAdamW(self._model.named_parameters(), config)
         self._mismatch = MismatchMonitor()
         self._model_path = model_path
         self._reuse_snapshot_buffer = reuse_snapshot_buffer
         self._snapshot_buffer: np.ndarray | None = None
         self.version = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank answers for all."""
+        return self._ranks.rank == 0
 
     def step(self, batch: pa.RecordBatch, version: int | None = None) -> StepReport:
         """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one.
@@ -86,6 +102,7 @@ class PolicyLearner:
         proximal = self._flat_logprobs(self._model, batch, groups) if len(parts) > 1 else None
         lookup = TokenLookup.of(batch, proximal, reference)
         norms = [self._optimiser_step(lookup, groups, part, advantages_GK, statistics) for part in parts]
+        statistics = TokenStatistics.merged(self._ranks.gather(statistics))
         self.version += 1
         elapsed_s = time.monotonic() - started
         metrics = {
@@ -128,18 +145,23 @@ class PolicyLearner:
         advantages_GK: Tensor,
         statistics: TokenStatistics,
     ) -> float:
-        """One optimiser step on the groups `part`; the loss's denominators count all of their responses and tokens."""
-        chosen = set(part.tolist())
-        lengths = [len(ids) for g in chosen for ids in groups[g].responses]
+        """One optimiser step on the groups `part`; the loss's denominators count all of their responses and tokens, of whatever rank."""
+        lengths = [len(ids) for g in part for ids in groups[g].responses]
         loss = self._config.loss
         with_signal = advantages_GK.ne(0).any(dim=-1).numpy() | loss.trains_without_advantage
         advantage_R = advantages_GK.flatten()
-        rows = build_rows([_only(groups[g], keep=g in chosen and bool(with_signal[g])) for g in range(len(groups))])
-        for micro_batch in micro_batches(rows, max_tokens=self._config.tokens_per_micro_batch):
-            packed = pack(micro_batch).to(self._device)
-            logprob_N, entropy_N = response_logprobs(
-                self._model, packed, temperature=self._temperature, entropy_gradient=loss.entropy_coefficient > 0
+        for micro_batch in self._my_micro_batches(groups, [g for g in part if with_signal[g]]):
+            packed = pack(micro_batch or IDLE).to(self._device)
+            logprob_N, entropy_N = self._ranks.compute(
+                response_logprobs,
+                self._model,
+                packed,
+                temperature=self._temperature,
+                entropy_gradient=loss.entropy_coefficient > 0,
             )
+            if micro_batch is None:
+                (0 * logprob_N.sum()).backward()
+                continue
             tokens = lookup.gather(packed, logprob_N)
             inputs = LossInputs(
                 logprob_N=logprob_N,
@@ -162,55 +184,81 @@ class PolicyLearner:
         """Log-probs of all response tokens (flat, in row order, float64) under `model` as it is now."""
         lookup = TokenLookup.of(batch)
         flat = np.zeros(len(lookup.behavior), np.float64)
-        for micro_batch in self._all_micro_batches(groups):
-            packed = pack(micro_batch).to(self._device)
-            logprob_N, _ = response_logprobs(model, packed, temperature=self._temperature)
-            flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
-        return flat
+        for micro_batch in self._my_micro_batches(groups, range(len(groups))):
+            packed = pack(micro_batch or IDLE).to(self._device)
+            logprob_N, _ = self._ranks.compute(response_logprobs, model, packed, temperature=self._temperature)
+            if micro_batch is not None:
+                flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
+        everyones: np.ndarray = np.sum(self._ranks.gather(flat), axis=0)
+        return everyones
 
-    def _all_micro_batches(self, groups: Sequence[GroupTokens]) -> list[list[Row]]:
-        return list(micro_batches(build_rows(groups), max_tokens=self._config.tokens_per_micro_batch))
+    def _my_micro_batches(self, groups: Sequence[GroupTokens], chosen: Sequence[int]) -> Iterator[list[Row] | None]:
+        """This rank's share of the groups `chosen`; None for each that another rank has more."""
+        mine = {chosen[i] for i in share([groups[g].num_tokens for g in chosen], self._ranks)}
+        rows = build_rows([_only(group, keep=g in mine) for g, group in enumerate(groups)])
+        return in_step(list(micro_batches(rows, max_tokens=self._config.tokens_per_micro_batch)), self._ranks)
+
+    @property
+    def weight_dtype(self) -> torch.dtype | None:
+        """What weights are published in; None: each in its own."""
+        return self._ranks.weight_dtype
 
     def named_weights(self) -> tuple[list[tuple[str, Tensor]], str | None]:
-        """The policy's tensors, and the name of the one that is the output head too, if one is."""
+        """The policy's tensors, or this rank's parts of them, and the name of the one that is the output head too, if one is."""
         embedding = self._model.get_input_embeddings().weight
         head = self._model.get_output_embeddings().weight
         named = list(self._model.named_parameters())
         return named, next((name for name, tensor in named if tensor is embedding), None) if embedding is head else None
 
+    def give_weights(self) -> None:
+        """Of a rank that has no use for them: what the first one needs for a snapshot."""
+        with whole_tensors(self.named_weights()[0], self.weight_dtype):
+            pass
+
     def snapshot(self) -> WeightSnapshot:
         """The weights of the current version, as published to the engines."""
         named, tied_to = self.named_weights()
-        snapshot = take_snapshot(named, version=self.version, tied_to=tied_to, into=self._snapshot_buffer)
+        snapshot = take_snapshot(named, version=self.version, tied_to=tied_to, into=self._snapshot_buffer, dtype=self.weight_dtype)
         if self._reuse_snapshot_buffer:
             self._snapshot_buffer = snapshot.buffer
         return snapshot
 
-    def save_policy(self, directory: str) -> None:
-        """The policy as a Hugging Face directory with its tokenizer, loadable with `from_pretrained`."""
-        from transformers import AutoTokenizer
+    def save_policy(self, directory: str | None) -> None:
+        """The policy as a Hugging Face directory with its tokenizer, loadable with `from_pretrained`; written by the first rank. None: to
+        give what the others ask for, and write nothing."""
+        if self.is_first and directory is not None:
+            save_model(self._model, self.snapshot(), directory, tokenizer=self._model_path)
+        else:
+            self.give_weights()
 
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self._model.save_pretrained(directory)
-        AutoTokenizer.from_pretrained(self._model_path).save_pretrained(directory)
+    def save(self, directory: Path | None) -> None:
+        """Everything a restored learner needs: `policy/` (Hugging Face) and `optimiser.safetensors` (masters, moments, RNG).
 
-    def save(self, directory: Path) -> None:
-        """Everything a restored learner needs: `policy/` (Hugging Face) and `optimiser.safetensors` (masters, moments, RNG)."""
-        self.save_policy(str(directory / "policy"))
+        Neither depends on the number of ranks. None: see `save_policy`.
+        """
         state = {
             **self._optimiser.state_dict(),
             **self._mismatch.state_dict(),
             "version": torch.tensor(self.version),
             "rng": torch.get_rng_state(),
         }
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / "optimiser.safetensors")
+        layout = layout_of(state)
+        with whole_tensors((name, state[name]) for name in layout) as tensors:
+            self.save_policy(None if directory is None else str(directory / "policy"))
+            if directory is not None and self.is_first:
+                write_tensors(directory / "optimiser.safetensors", layout, tensors)
 
     def load(self, directory: Path) -> None:
-        state = load_file(directory / "optimiser.safetensors")
-        self._optimiser.load_state_dict(state)
-        self._mismatch.load_state_dict(state)
-        self.version = int(state["version"])
-        torch.set_rng_state(state["rng"])
+        """What any number of ranks has saved."""
+        with TensorFile(directory / "optimiser.safetensors") as state:
+            self._optimiser.load_state_dict(state)
+            self._mismatch.load_state_dict(state)
+            self.version = int(state["version"])
+            torch.set_rng_state(state["rng"])
+
+    def _frozen(self, model_path: str) -> Any:
+        """The initial policy, never to be trained: what divergences are measured from."""
+        return self._ranks.load(model_path, dtype=self._config.dtype, device=str(self._device)).requires_grad_(False)
 
 
 def read_groups(batch: pa.RecordBatch, group_size: int) -> list[GroupTokens]:
@@ -233,11 +281,6 @@ def read_groups(batch: pa.RecordBatch, group_size: int) -> list[GroupTokens]:
 def _only(group: GroupTokens, *, keep: bool) -> GroupTokens:
     """The group, or the same number of empty responses: flat response indices stay as they are."""
     return group if keep else GroupTokens(prompt_ids=group.prompt_ids, responses=[ids[:0] for ids in group.responses])
-
-
-def _frozen(model_path: str, config: LearnerConfig, device: str) -> Any:
-    """The initial policy, never to be trained: what divergences are measured from."""
-    return load_causal_lm(model_path, dtype=config.dtype, device=device).requires_grad_(False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learners.sharding import whole_tensors
+
 PROBED_COLUMNS = 4
 ALIGNMENT = 64
 HEAD = "lm_head.weight"
@@ -97,33 +99,38 @@ def load_snapshot(path: Path) -> WeightSnapshot:
 
 
 def take_snapshot(
-    named_tensors: Iterable[tuple[str, Tensor]], *, version: int, tied_to: str | None = None, into: np.ndarray | None = None
+    named_tensors: Iterable[tuple[str, Tensor]],
+    *,
+    version: int,
+    tied_to: str | None = None,
+    into: np.ndarray | None = None,
+    dtype: torch.dtype | None = None,
 ) -> WeightSnapshot:
     """Copy tensors into one buffer. `tied_to` names the tensor that also serves as output head, if any.
 
     A tied head is not sent twice but it is fingerprinted under its own name, since engines may hold it twice.
     `into` is the buffer of an earlier snapshot of the same tensors, which it overwrites: fresh pages cost 0.5 s for 270 MB.
+    `dtype`: what all are cast to; None: each keeps its own. Tensors in parts (`learners.sharding`) are gathered one at a time.
     """
-    tensors = [(name, tensor.detach()) for name, tensor in named_tensors]
+    tensors = list(named_tensors)
     specs, size = [], 0
     for name, tensor in tensors:
-        specs.append(TensorSpec(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape), offset=size))
-        size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        kind = dtype or tensor.dtype
+        specs.append(TensorSpec(name=name, dtype=str(kind).removeprefix("torch."), shape=tuple(tensor.shape), offset=size))
+        size += -(-math.prod(tensor.shape) * kind.itemsize // ALIGNMENT) * ALIGNMENT
     buffer = np.zeros(size, dtype=np.uint8) if into is None else into
     if buffer.size != size:
         raise ValueError(f"the buffer to reuse has {buffer.size} bytes, these tensors need {size}")
-    for (_, tensor), spec in zip(tensors, specs, strict=True):
-        flat = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
-        buffer[spec.offset : spec.offset + flat.size] = flat
-    by_name = dict(tensors)
-    if tied_to is not None:
-        by_name[HEAD] = by_name[tied_to]
+    digests, of_head = dict[str, str](), dict[str, str]()
+    with whole_tensors(tensors, dtype) as gathered:
+        for (name, tensor), spec in zip(gathered, specs, strict=True):
+            flat = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
+            buffer[spec.offset : spec.offset + flat.size] = flat
+            digests |= fingerprint({name: tensor}, version=version)
+            if name == tied_to:
+                of_head = fingerprint({HEAD: tensor}, version=version)
     return WeightSnapshot(
-        version=version,
-        buffer=buffer,
-        index=tuple(specs),
-        fingerprint=fingerprint(by_name, version=version),
-        checksums=checksums(buffer, specs),
+        version=version, buffer=buffer, index=tuple(specs), fingerprint=digests | of_head, checksums=checksums(buffer, specs)
     )
 
 

@@ -29,6 +29,8 @@ class Policy:
     def __init__(self) -> None:
         self.tensors = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
 
+    weight_dtype = None
+
     def named_weights(self) -> tuple[list[tuple[str, Tensor]], str | None]:
         return list(self.tensors.items()), "embed.weight"
 

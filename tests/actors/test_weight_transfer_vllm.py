@@ -38,6 +38,8 @@ class Policy:
         self.model = load_causal_lm(path, dtype="float32")
         self.version = 0
 
+    weight_dtype = None
+
     def named_weights(self) -> tuple[list[tuple[str, Tensor]], str | None]:
         return list(self.model.named_parameters()), "model.embed_tokens.weight"
 

@@ -127,6 +127,7 @@ def test_wrong_value_is_refused_by_name(refusal, config_file, override, named):
         ),
         (["rollout.weight_transfer=ipc", "rollout.engine=vllm-async"], ['"ipc"', "rollout.num_gpus above 0", '"object_store"']),
         (["rollout.dtype=float32", "learner.dtype=bfloat16"], ['rollout.dtype = "float32"', 'learner.dtype = "bfloat16"', "bit for bit"]),
+        (["learner.ranks=2", "learner.num_gpus=0.5"], ["num_gpus = 0.5", "ranks = 2"]),
         (["task.arithmetic.reverse_min_length=6"], ["reverse_min_length 6", "reverse_max_length 4"]),
     ],
 )
@@ -280,6 +281,7 @@ def begun_run(directory: Path, config: RunConfig, *, checkpoint: bool = True) ->
         {"verifier": {"num_workers": 2}},
         {"checkpoint": {"every": 1}},
         {"learner": {"threads": 2, "tokens_per_micro_batch": 64}},
+        {"learner": {"ranks": 4, "num_gpus": 1, "join_timeout_s": 9.0, "collective_timeout_s": 9.0}},
         {"encoder": {"threads": 2}},
     ],
 )

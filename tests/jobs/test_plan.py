@@ -77,6 +77,24 @@ def test_memory_of_a_model_with_known_size(giant, monkeypatch):
     assert plan_of(model=giant, learner={"dtype": "float32"}).memory_gib == pytest.approx(2 + learner + rollout + encoder + rest)
 
 
+def test_ranks_of_the_learner_share_its_state(giant, monkeypatch):
+    monkeypatch.setattr("learners.precision.cpu_has_bfloat16", lambda: True)
+    one, two = plan_of(model=giant), plan_of(model=giant, learner={"ranks": 2})
+    assert (one.processes["learner"], two.processes["learner rank"]) == (1, 2)
+    assert two.memory_gib - one.memory_gib == pytest.approx(2.048 + BASE_PROCESS_GIB)  # activations and process of the second
+    loading = 10 * 2 + 4  # ten times the weights, and the masters once, exceed what is trained with
+    assert plan_of(model=giant, learner={"ranks": 10}).memory_gib - one.memory_gib == pytest.approx(
+        loading - (2 + 16) + 9 * (2.048 + BASE_PROCESS_GIB)
+    )
+
+
+def test_what_a_gpu_holds_the_host_does_not(giant, monkeypatch):
+    monkeypatch.setattr("learners.precision.cpu_has_bfloat16", lambda: True)
+    on_cpu, on_gpus = plan_of(model=giant), plan_of(model=giant, learner={"ranks": 2, "num_gpus": 1})
+    on_host = 2 * (2 + BASE_PROCESS_GIB)  # each loads the weights
+    assert on_gpus.memory_gib - on_cpu.memory_gib == pytest.approx(on_host - (2 + 16 + 2.048 + BASE_PROCESS_GIB))
+
+
 def test_memory_is_required_only_where_it_is_known(giant):
     plan = plan_of(model=giant)
     require_memory(plan, plan.memory_gib)

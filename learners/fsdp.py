@@ -1,0 +1,152 @@
+"""A learner of several processes, each with its part of every weight, gradient and moment: PyTorch's FSDP2 (`fully_shard`).
+
+    meeting = Meeting.open("10.0.0.7", timeout_s=120)            # in the first rank
+    meeting = Meeting.at("10.0.0.7:41234", timeout_s=120)        # in the others
+    ranks = ShardedRanks.join(meeting, rank=1, size=4, …)        # in all at once
+    learner = PolicyLearner(model_path, config, ranks=ranks, …)
+
+The parameters a rank holds are float32: the masters. `fully_shard` casts them to `learner.dtype` while it gathers a layer, and adds up
+gradients over micro-batches and over ranks in float32. That is what `MasterAdamW` does with its masters in one process, to the bit for the
+weights that are computed with and published; so there is no second copy, and the optimiser works on each rank's parts as they are.
+
+Sums over ranks: gradients are added, not averaged. Gathered are, one at a time, the layers (twice a pass), and the embeddings with the
+head, which tied models share.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from learners.forward import load_causal_lm
+from learners.precision import Dtype
+from learners.ranks import RankLost
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOOPBACK = "127.0.0.1"
+
+
+class Meeting:
+    """Where ranks find each other: a key-value store in the first rank's process, which must live as long as they do."""
+
+    def __init__(self, store: TCPStore, address: str, timeout_s: float) -> None:
+        self.store = store
+        self.address = address
+        self._timeout_s = timeout_s
+
+    @classmethod
+    def open(cls, host: str = LOOPBACK, *, timeout_s: float) -> Self:
+        """On a free port of `host`, an address of this machine, and on no other of its addresses."""
+        listening = socket.create_server((host, 0))
+        port = listening.getsockname()[1]
+        store = TCPStore(
+            host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s), master_listen_fd=listening.detach()
+        )
+        return cls(store, f"{host}:{port}", timeout_s)
+
+    @classmethod
+    def at(cls, address: str, *, timeout_s: float) -> Self:
+        """The one another process has opened. Raises RankLost where there is none."""
+        host, _, port = address.rpartition(":")
+        try:
+            store = TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+        except dist.DistError as error:
+            raise RankLost(f"the learner's first rank is not to be had at {address}: {error}") from error
+        return cls(store, address, timeout_s)
+
+    def wait_for_all(self, rank: int, size: int) -> None:
+        """Say that `rank` is here, and return once all are. Raises RankLost naming those that did not come in time."""
+        keys = [f"rank {other}" for other in range(size)]
+        self.store.set(keys[rank], "here")
+        try:
+            self.store.wait(keys)
+        except dist.DistError as error:
+            absent = ", ".join(key for key in keys if not self.store.check([key]))
+            raise RankLost(f"{absent} of the learner did not come within {self._timeout_s:g} s") from error
+
+
+class ShardedRanks:
+    """One rank of several; `learners.ranks.Ranks`."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.rank = mesh.get_rank()
+        self.size = mesh.size()
+        self.weight_dtype: torch.dtype | None = None
+        self._mesh = mesh
+
+    @classmethod
+    def join(cls, meeting: Meeting, *, rank: int, size: int, device: str, collective_timeout_s: float) -> Self:
+        """Returns once all are there, else as `Meeting.wait_for_all`. A rank that later waits for another for `collective_timeout_s` gives
+        up."""
+        meeting.wait_for_all(rank, size)
+        host = meeting.address.rpartition(":")[0]
+        if (interface := interface_of(local_address_towards(host))) is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        dist.init_process_group(
+            "cpu:gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+            store=meeting.store,
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=collective_timeout_s),
+            device_id=None if device == "cpu" else torch.device("cuda", torch.cuda.current_device()),
+        )
+        return cls(init_device_mesh(device, (size,)))
+
+    def load(self, path: str, *, dtype: Dtype | Literal["float64"], device: str) -> Any:
+        """Each rank reads the model whole, in `dtype`, into host memory, and keeps its part of each layer."""
+        model = load_causal_lm(path, dtype=dtype, device=device, place=False)
+        self.weight_dtype = model.dtype
+        precision = MixedPrecisionPolicy(param_dtype=self.weight_dtype, reduce_dtype=torch.promote_types(self.weight_dtype, torch.float32))
+        blocks = set(model._no_split_modules or ())
+        for module in [*(module for module in model.modules() if type(module).__name__ in blocks), model]:
+            _widen(module)
+            fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=precision)
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # else a factor of 1 is multiplied by, which gloo cannot
+        model.apply_function = lambda function, *args, **kwargs: function(model, *args, **kwargs)
+        register_fsdp_forward_method(model, "apply_function")
+        return model
+
+    def compute(self, function: Callable[Concatenate[Any, P], T], model: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = model.apply_function(function, *args, **kwargs)
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def _widen(module: torch.nn.Module) -> None:
+    """Parameters not yet sharded become float32 or wider: masters."""
+    for parameter in module.parameters():
+        if not hasattr(parameter, "full_tensor"):
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def local_address_towards(host: str) -> str:
+    """The address of this machine from which `host` is reached. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has this address: gloo would take the one the machine's own name leads to, often the loopback's."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address == address for found in addresses):
+            return str(name)
+    return None
