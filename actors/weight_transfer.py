@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from actors.config import WeightTransfer
-from learners.sharding import whole_tensors
+from learners.sharding import Deferred, whole_tensors
 from learners.weight_check import WeightsRefused, check_snapshot, check_tensors
 from learners.weights import HEAD, TensorSpec, WeightSnapshot, fingerprint
 
@@ -95,7 +95,7 @@ class Policy(Protocol):
         ...
 
     def snapshot(self) -> WeightSnapshot: ...
-    def named_weights(self) -> tuple[list[tuple[str, Tensor]], str | None]:
+    def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
         """The tensors, which may be parts (`learners.sharding`), and the name of the one that is the output head too, if one is."""
         ...
 

@@ -29,7 +29,9 @@ from jobs.job_dir import CONFIG, LOCK, read_json
 from jobs.run_dir import RunDirectory
 from jobs.runs import LOCAL_RUNS, STORAGE, local_runs
 from learners.checkpoint import CheckpointError
+from learners.config import LearnerConfig
 from learners.models import EMBEDDED, ModelError, check_model, resolve_model
+from learners.precision import resolve_dtype
 
 PINS, POLICIES = "models.json", "policies"
 _STEP = re.compile(r"(.+)@(\d+)")
@@ -46,6 +48,8 @@ class EvaluatedModel:
     run: RunDirectory | None = None
     settings: dict[str, Any] | None = None
     """The run's configuration as it was written."""
+    learner: LearnerConfig | None = None
+    """The run's learner."""
     step: int | None = None
 
     def describe(self) -> str:
@@ -115,7 +119,8 @@ def _of_run(name: str, directory: Path, step: int | None) -> EvaluatedModel:
     if step is not None and step not in there:
         raise ConfigError(f"run {directory} has no policy of step {step}: there are those of {', '.join(map(str, there))}")
     chosen = there[-1] if step is None else step
-    return EvaluatedModel(name=name, label=f"{run.run_id} step {chosen}", model=config.model, run=run, settings=settings, step=chosen)
+    label = f"{run.run_id} step {chosen}"
+    return EvaluatedModel(name=name, label=label, model=config.model, run=run, settings=settings, learner=config.learner, step=chosen)
 
 
 # ---- the same again ----
@@ -186,11 +191,26 @@ class PinnedModels:
         try:
             if run.policy_step == step:
                 keep(run.policy)
+            elif model.learner is not None and model.learner.lora.enabled:
+                run.checkpoints.restore(step, "learner/adapter", lambda adapter: _merge(model, adapter, target))
             else:
                 run.checkpoints.restore(step, "learner/policy", keep)
-        except (CheckpointError, OSError, shutil.Error) as error:
+        except (CheckpointError, ModelError, OSError, shutil.Error) as error:
             raise ConfigError(f"the policy of step {step} of {run.path} cannot be had: {error}") from None
         return str(target)
+
+
+def _merge(model: EvaluatedModel, adapter: Path, target: Path) -> None:
+    """A checkpoint of adapters has no policy, but what to make it of."""
+    from learners.lora import LoraError, write_merged
+
+    assert model.learner is not None
+    dtype = resolve_dtype(model.learner.dtype, on_gpu=model.learner.num_gpus > 0)
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        write_merged(adapter, str(target), base=resolve_model(model.model), dtype=dtype)
+    except LoraError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _link_or_copy(source: str, target: str) -> None:

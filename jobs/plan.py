@@ -102,7 +102,7 @@ def _memory_gib(config: RunConfig) -> float | None:
 
 def _learner_gib(parameters: int, config: LearnerConfig) -> float:
     """Of all ranks, in host memory: the state, of which each of several holds a part, and what each computes with; on a GPU it has those,
-    and the host only the weights that each loads."""
+    and the host only the weights that each loads. Adapters and their state are small beside the frozen model."""
     weight_bytes = bytes_of(config.dtype, config.num_gpus)
     if config.num_gpus:
         return config.ranks * (parameters * weight_bytes / 2**30 + BASE_PROCESS_GIB)
@@ -110,7 +110,8 @@ def _learner_gib(parameters: int, config: LearnerConfig) -> float:
     reference_bytes = weight_bytes if config.loss.kl.where != "off" else 0
     trained = parameters * (copy_bytes + 4 * 4 + reference_bytes)
     loading = parameters * (config.ranks * weight_bytes + 4)
-    return max(trained, loading) / 2**30 + config.ranks * (BASE_PROCESS_GIB + config.tokens_per_micro_batch * 1e-3)
+    state = parameters * weight_bytes if config.lora.enabled else max(trained, loading)
+    return state / 2**30 + config.ranks * (BASE_PROCESS_GIB + config.tokens_per_micro_batch * 1e-3)
 
 
 def _rollout_gib(parameters: int, config: RolloutConfig) -> float:
@@ -176,11 +177,13 @@ def evaluate_lines(config: EvaluateConfig, models: Sequence[str], base: str | No
 
 def _disk_gib(config: RunConfig) -> float | None:
     """Policy, float32 masters and two moments, for every checkpoint and learner's snapshot kept and one of each being written; the final
-    policy."""
+    policy, and of a learner of adapters hardly more than that."""
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
     weight_bytes = bytes_of(config.learner.dtype, config.learner.num_gpus)
+    if config.learner.lora.enabled:
+        return parameters * weight_bytes / 2**30
     checkpoint = config.checkpoint
     kept = checkpoint.keep + 1
     if checkpoint.keep_every:

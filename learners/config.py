@@ -56,7 +56,8 @@ class KlConfig(BaseModel):
 
     where: Literal["off", "loss", "reward"] = "off"
     """"loss" (GRPO): coefficient · KL of every token is added to the loss. "reward" (InstructGPT, RLOO): coefficient · KL, summed over a
-    response's tokens, is taken from its reward before advantages. Either costs a frozen copy of the model and one more forward pass."""
+    response's tokens, is taken from its reward before advantages. Either costs a frozen copy of the model and one more forward pass; with
+    LoRA no copy: the reference is the model without its adapters."""
     estimator: KlEstimator = "k3"
     """With r = log pi − log pi_ref of the sampled token: "k1" r; "k2" r²/2; "k3" exp(−r) − 1 + r (`learners.kl`). "k1" belongs into the
     reward; in the loss its gradient has expectation 0, and it is refused."""
@@ -186,11 +187,43 @@ class OptimiserConfig(BaseModel):
     """The gradient's global norm is clipped to this."""
 
 
+class LoraConfig(BaseModel):
+    """Low-rank adapters on a frozen model, in place of training all of its weights (`docs/lora.md`). Needs the package peft."""
+
+    model_config = STRICT
+
+    enabled: bool = False
+    """true: only adapters are trained, so the optimiser and checkpoints hold little else. They want a learning rate about ten times that of
+    full weights."""
+    rank: int = Field(16, ge=1)
+    """R of B·A, the change of a weight matrix: B has R columns and A has R rows."""
+    alpha: float = Field(32.0, gt=0)
+    """B·A is multiplied by alpha / rank."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which matrices: the last names of their layers, such as ["q_proj", "v_proj"], or "all-linear" for all but the output head, which with
+    the embeddings is never adapted."""
+    dropout: float = 0.0
+    """Must be 0. A policy that drops features while it is trained is not the one that sampled."""
+    seed: int = 0
+    """Of A before training. B begins as 0, so whatever A is, the first policy is the model."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.dropout != 0:
+            raise ValueError(
+                f"lora.dropout = {self.dropout:g}: with features dropped the learner's policy is not the one that sampled: leave it at 0"
+            )
+        if not self.targets:
+            raise ValueError('lora.targets = [] adapts nothing: name layers, or set it to "all-linear", or lora.enabled to false')
+        return self
+
+
 class LearnerConfig(OptimiserConfig):
     """The learner actor: the optimiser's keys, and everything around it."""
 
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()
+    lora: LoraConfig = LoraConfig()
     dtype: Dtype = "auto"
     """Precision of forward and backward. Master weights, gradients summed over micro-batches and AdamW moments are float32."""
     tokens_per_micro_batch: int = Field(2048, gt=0)
@@ -215,6 +248,15 @@ class LearnerConfig(OptimiserConfig):
         if self.ranks > 1 and self.num_gpus not in (0, 1):
             raise ValueError(
                 f"num_gpus = {self.num_gpus:g} contradicts ranks = {self.ranks}: each of several ranks needs a whole GPU, or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_whole(self) -> Self:
+        if self.lora.enabled and self.ranks > 1:
+            raise ValueError(
+                f"lora.enabled = true contradicts ranks = {self.ranks}: a merged weight takes three whole tensors, of which each rank would "
+                "have parts: set ranks to 1, or lora.enabled to false"
             )
         return self
 

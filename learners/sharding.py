@@ -1,4 +1,5 @@
-"""Tensors of which every rank holds a part. Where a learner is one process, a tensor is whole and all of this does nothing.
+"""Tensors that are not there whole: every rank holds a part, or they are formed when they are asked for. Where a learner is one process
+that trains all of its weights, a tensor is whole and all of this does nothing.
 
     with whole_tensors(state.items()) as tensors:      # on every rank alike
         write_tensors(path, layout_of(state), tensors)  # on the first one
@@ -8,21 +9,35 @@ Gathering is a collective: it only ends once every rank is in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deferred:
+    """A tensor that `make` forms: of many only the one that is asked for is there."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+
+def whole(tensor: Tensor | Deferred, dtype: torch.dtype | None = None) -> Tensor:
     """All of `tensor`, detached; in `dtype`, to which each rank casts its part before it is sent."""
+    if isinstance(tensor, Deferred):
+        tensor = tensor.make()
     tensor = tensor.detach() if dtype is None else tensor.detach().to(dtype)
     return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 @contextmanager
-def whole_tensors(named: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> Iterator[Iterator[tuple[str, Tensor]]]:
+def whole_tensors(
+    named: Iterable[tuple[str, Tensor | Deferred]], dtype: torch.dtype | None = None
+) -> Iterator[Iterator[tuple[str, Tensor]]]:
     """An iterator over (name, whole tensor): one is whole at a time.
 
     What was not asked for is gathered when the block is left, also by an exception: the other ranks wait for this one in each.

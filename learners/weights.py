@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.sharding import whole_tensors
+from learners.sharding import Deferred, whole_tensors
 
 PROBED_COLUMNS = 4
 ALIGNMENT = 64
@@ -99,7 +99,7 @@ def load_snapshot(path: Path) -> WeightSnapshot:
 
 
 def take_snapshot(
-    named_tensors: Iterable[tuple[str, Tensor]],
+    named_tensors: Iterable[tuple[str, Tensor | Deferred]],
     *,
     version: int,
     tied_to: str | None = None,

@@ -1,0 +1,213 @@
+"""Low-rank adapters on a frozen model (LoRA, Hu et al. 2021, arXiv:2106.09685).
+
+    W' = W + s·B·A        s = alpha / rank        W: (O, I) frozen, A: (R, I), B: (O, R) trained
+
+    adapters = Adapters.attach(model, config, base=path)     # in place; from now on only A and B are trained
+    loss(model).backward()                                   # computes with W'
+    with adapters.off(): ...                                 # with W: the reference of a divergence
+    adapters.named_weights()                                 # W', under W's names: what engines are given
+
+peft makes the adapters, names them and writes their files; the pass is our own. peft adds s·B·(A x) to W x. An engine is given W' in the
+dtype of the model, and in bfloat16 rounding W' takes back much of a small step: of log-probs' first moves a third to a half
+(docs/lora.md). The learner would then train a policy that nobody samples. So it computes with the very W' that is published: formed
+in float32 and rounded once (`merged`), as full weights are rounded from their masters, layer by layer and once more in the backward pass,
+so that no second copy of the model is kept. The gradient goes through the rounding as if it were not there, like that of a master.
+
+Axes: T tokens, I features in, O out, R rank.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from learners.checkpoint import CheckpointError
+from learners.config import LoraConfig
+from learners.export import save_model
+from learners.forward import load_causal_lm
+from learners.models import model_digest
+from learners.precision import Dtype
+from learners.sharding import Deferred
+from learners.weights import take_snapshot
+
+ADAPTER = "adapter"
+"""Directory of an adapter in peft's format. Never the model's own: transformers would take the merged model there for its base."""
+BASE = "base.json"
+_NAME = "default"
+_PEFT = "peft==0.21.2"
+
+
+class LoraError(ValueError):
+    """These adapters cannot be had for this model, here; the message is one line that names the key and the mend."""
+
+
+def check_lora(model_path: str, config: LoraConfig) -> None:
+    """Refuse at once, reading no weights, what `Adapters.attach` would. Raises LoraError."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _require_peft()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path))
+    target_names(model, config)
+
+
+def target_names(model: Any, config: LoraConfig) -> list[str]:
+    """Last names of the layers to adapt, sorted. Raises LoraError for one that this model has not."""
+    head = model.get_output_embeddings()
+    layers = ((name, module) for name, module in model.named_modules() if module is not head)
+    there = sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
+    if config.targets == "all-linear":
+        return there
+    if unknown := [name for name in config.targets if name not in there]:
+        raise LoraError(
+            f"learner.lora.targets: {', '.join(unknown)} is no linear layer of this model's body; there are: {', '.join(there)} "
+            '(embeddings and the output head are not adapted), or "all-linear" for all of these'
+        )
+    return sorted(set(config.targets))
+
+
+def _require_peft() -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise LoraError(f"learner.lora.enabled = true needs the package peft: pip install --no-deps {_PEFT}, or set it to false")
+
+
+class Adapters:
+    """What is trained of a model that is otherwise frozen."""
+
+    def __init__(self, wrapped: Any, base: str) -> None:
+        """`wrapped`: peft's model around ours. Made by `attach` and `load`."""
+        self._wrapped = wrapped
+        self._base = base
+        self._model = wrapped.get_base_model()
+        self._layers = {name: module for name, module in self._model.named_modules() if hasattr(module, "lora_A")}
+        for layer in self._layers.values():
+            layer.forward = functools.partial(_forward, layer)
+        self._model.eval()
+
+    @classmethod
+    def attach(cls, model: Any, config: LoraConfig, *, base: str) -> Self:
+        """New adapters in `model`, loaded from `base`: A seeded, B zero, so that nothing has changed yet. Raises LoraError."""
+        _require_peft()
+        import peft
+
+        settings = peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base,
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=target_names(model, config),
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            return cls(peft.get_peft_model(model, settings, adapter_name=_NAME), base)
+
+    @classmethod
+    def load(cls, model: Any, directory: Path, *, base: str) -> Self:
+        """Those that `save` wrote, for a model loaded from `base`. Raises LoraError, and CheckpointError where the base is another one."""
+        _require_peft()
+        import peft
+
+        require_base(directory, base)
+        return cls(peft.PeftModel.from_pretrained(model, directory, adapter_name=_NAME), base)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The model as it was before any training, without a copy of it."""
+        with self._wrapped.disable_adapter():
+            yield
+
+    def named_weights(self) -> list[tuple[str, Tensor | Deferred]]:
+        """The model's tensors by their names without adapters, those adapted merged: each is formed when it is asked for."""
+        weights: list[tuple[str, Tensor | Deferred]] = []
+        for name, parameter in self._model.named_parameters():
+            if ".lora_" in name:
+                continue
+            owner, _, last = name.rpartition(".base_layer.")
+            if last == "weight":
+                make = functools.partial(_merged_weight, self._layers[owner])
+                weights.append((f"{owner}.weight", Deferred(dtype=parameter.dtype, shape=tuple(parameter.shape), make=make)))
+            else:
+                weights.append((f"{owner}.{last}" if owner else name, parameter))
+        return weights
+
+    def save(self, directory: Path) -> None:
+        """In peft's format, with the name and the digest of the model that they belong to."""
+        self._wrapped.save_pretrained(directory, save_embedding_layers=False)
+        (directory / BASE).write_text(json.dumps({"model": self._base, "digest": model_digest(self._base)}))
+
+
+def write_merged(adapter: Path, directory: str, *, base: str, dtype: Dtype) -> None:
+    """The policy of an adapter that `Adapters.save` wrote, as a Hugging Face directory: the one that a learner of this `dtype` had, bit for bit.
+    Raises as `Adapters.load`."""
+    model = load_causal_lm(base, dtype=dtype)
+    adapters = Adapters.load(model, adapter, base=base)
+    save_model(model, take_snapshot(adapters.named_weights(), version=0), directory, tokenizer=base)
+
+
+def require_base(directory: Path, base: str) -> None:
+    """Raises CheckpointError unless the adapter in `directory` belongs to the model at `base`, weight for weight."""
+    saved = json.loads((directory / BASE).read_text())
+    if saved["digest"] != (found := model_digest(base)):
+        raise CheckpointError(
+            f"the adapter in {directory} belongs to the weights that {saved['model']} had (digest {saved['digest']}) and those of {base} "
+            f"are others (digest {found}): give the model back, or start a new run"
+        )
+
+
+def merged(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+    """W + scale·B·A, (O, I): in float32 or wider, rounded once to the dtype of W."""
+    wide = torch.promote_types(weight_OI.dtype, torch.float32)
+    return torch.addmm(weight_OI.to(wide), b_OR.to(wide), a_RI.to(wide), alpha=scale).to(weight_OI.dtype)
+
+
+def _parts(layer: Any) -> tuple[Tensor, Tensor, Tensor, float]:
+    return layer.base_layer.weight, layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight, layer.scaling[_NAME]
+
+
+@torch.no_grad()
+def _merged_weight(layer: Any) -> Tensor:
+    return merged(*_parts(layer))
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    """In place of that of peft's layer."""
+    if layer.disable_adapters:
+        untouched: Tensor = layer.base_layer(x)
+        return untouched
+    output: Tensor = _MergedLinear.apply(x, layer.base_layer.bias, *_parts(layer))  # type: ignore[no-untyped-call]
+    return output
+
+
+class _MergedLinear(torch.autograd.Function):
+    """y = W' x + bias, of which only W, A and B are kept for the backward pass:
+
+    ∂x = W'ᵀ ∂y        ∂A = s·(∂y B)ᵀ x        ∂B = s·∂yᵀ (x Aᵀ)
+
+    Neither W' nor its gradient outlives a layer's turn.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(x, weight_OI, a_RI, b_OR)
+        ctx.scale = scale
+        return torch.nn.functional.linear(x, merged(weight_OI, a_RI, b_OR, scale), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_OI, a_RI, b_OR = ctx.saved_tensors
+        dx = dy @ merged(weight_OI, a_RI, b_OR, ctx.scale) if ctx.needs_input_grad[0] else None
+        x_TI, dy_TO = x.flatten(0, -2), dy.flatten(0, -2)
+        da_RI = (dy_TO @ b_OR.to(dy.dtype)).t() @ x_TI
+        db_OR = dy_TO.t() @ (x_TI @ a_RI.to(x.dtype).t())
+        return dx, None, None, ctx.scale * da_RI.to(a_RI.dtype), ctx.scale * db_OR.to(b_OR.dtype), None
