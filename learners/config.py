@@ -255,8 +255,8 @@ class LearnerConfig(OptimiserConfig):
     def _adapters_are_whole(self) -> Self:
         if self.lora.enabled and self.ranks > 1:
             raise ValueError(
-                f"lora.enabled = true contradicts ranks = {self.ranks}: a merged weight takes three whole tensors, of which each rank would "
-                "have parts: set ranks to 1, or lora.enabled to false"
+                f"lora.enabled = true contradicts ranks = {self.ranks}: a merged weight takes three whole tensors, of which each rank "
+                "would have parts: set ranks to 1, or lora.enabled to false"
             )
         return self
 

@@ -147,8 +147,8 @@ class Adapters:
 
 
 def write_merged(adapter: Path, directory: str, *, base: str, dtype: Dtype) -> None:
-    """The policy of an adapter that `Adapters.save` wrote, as a Hugging Face directory: the one that a learner of this `dtype` had, bit for bit.
-    Raises as `Adapters.load`."""
+    """The policy of an adapter that `Adapters.save` wrote, as a Hugging Face directory: bit for bit the one that a learner of this `dtype`
+    had. Raises as `Adapters.load`."""
     model = load_causal_lm(base, dtype=dtype)
     adapters = Adapters.load(model, adapter, base=base)
     save_model(model, take_snapshot(adapters.named_weights(), version=0), directory, tokenizer=base)

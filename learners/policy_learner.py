@@ -214,8 +214,8 @@ class PolicyLearner:
         return self._ranks.weight_dtype
 
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
-        """The policy's tensors, or this rank's parts of them, and the name of the one that is the output head too, if one is. With adapters:
-        merged."""
+        """The policy's tensors (with adapters: merged), or this rank's parts of them, and the name of the one that is the output head too, if
+        one is."""
         embedding = self._model.get_input_embeddings().weight
         head = self._model.get_output_embeddings().weight
         named = list(self._model.named_parameters()) if self._adapters is None else self._adapters.named_weights()
@@ -245,8 +245,8 @@ class PolicyLearner:
             self.give_weights()
 
     def save(self, directory: Path | None) -> None:
-        """Everything a restored learner needs: `policy/` (Hugging Face), or `adapter/` (peft) of a frozen model, and `optimiser.safetensors`
-        (masters, moments, RNG).
+        """Everything a restored learner needs: `policy/` (Hugging Face), or `adapter/` (peft) for a frozen model, and
+        `optimiser.safetensors` (masters, moments, RNG).
 
         Neither depends on the number of ranks. None: see `save_policy`.
         """

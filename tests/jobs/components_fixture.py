@@ -380,7 +380,8 @@ class LocalRun:
         """All that is learnt, by name: parameters, moments, covariance. The generator of the process is shared, hence left out."""
         directory.mkdir(parents=True)
         self.the_learner.save(directory)
-        state = {f"policy/{name}": tensor for name, tensor in load_file(directory / "policy" / "model.safetensors").items()}
+        (weights,) = [*directory.glob("policy/model.safetensors"), *directory.glob("adapter/adapter_model.safetensors")]
+        state = {f"policy/{name}": tensor for name, tensor in load_file(weights).items()}
         state |= {f"optimiser/{name}": tensor for name, tensor in load_file(directory / "optimiser.safetensors").items() if name != "rng"}
         if self.the_bonus is not None:
             self.the_bonus.save(directory)

@@ -134,3 +134,10 @@ def test_plan_says_what_logs_may_take():
     assert plan.log_gib == 3.0
     assert plan_of(replay={"log_max_mib": 2048, "log_rollouts": False}, logs={"events_max_mib": 512, "metrics_max_mib": 512}).log_gib == 1.0
     assert "for logs at most 3.0 GiB" in plan.lines()[-1]
+
+
+def test_adapters_need_neither_masters_nor_a_reference_and_hardly_room_for_checkpoints(giant):
+    kl = {"loss": {"kl": {"where": "loss", "coefficient": 0.1}}, "dtype": "bfloat16"}
+    full, adapters = (plan_of(model=giant, learner=kl | lora) for lora in ({}, {"lora": {"enabled": True}}))
+    assert full.memory_gib - adapters.memory_gib == pytest.approx(16 + 2)  # masters, gradients, two moments; the reference
+    assert adapters.disk_gib == pytest.approx(2)  # the final policy

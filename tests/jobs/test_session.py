@@ -46,3 +46,22 @@ def test_storage_that_is_no_address_is_refused(tmp_path: Path, tiny_model: str) 
     config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": "nowhere://x"}})
     with pytest.raises(ConfigError, match=r"checkpoint\.storage = 'nowhere://x'"):
         start(config)
+
+
+@pytest.mark.parametrize(
+    ("lora", "named"),
+    [
+        ({"targets": ["q_proj", "wq"]}, r"learner\.lora\.targets: wq is no linear layer of this model's body; there are: down_proj, "),
+        ({}, r"needs the package peft"),
+    ],
+)
+def test_adapters_that_cannot_be_had_are_refused_before_ray_is_started(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch, lora: dict, named: str
+) -> None:
+    if not lora:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("jobs.session.ray_session", lambda *args: pytest.fail("Ray was started"))
+    learner = {"lora": {"enabled": True, **lora}}
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "learner": learner})
+    with pytest.raises(ConfigError, match=named):
+        start(config)
