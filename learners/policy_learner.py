@@ -26,6 +26,7 @@ from torch import Tensor
 from buffers.records import StepReport
 from buffers.schema import list_column_arrays
 from learners.advantages import group_advantages
+from learners.ahead import ahead
 from learners.config import LearnerConfig
 from learners.export import save_model
 from learners.forward import response_logprobs
@@ -153,8 +154,7 @@ class PolicyLearner:
         loss = self._config.loss
         with_signal = advantages_GK.ne(0).any(dim=-1).numpy() | loss.trains_without_advantage
         advantage_R = advantages_GK.flatten()
-        for micro_batch in self._my_micro_batches(groups, [g for g in part if with_signal[g]]):
-            packed = pack(micro_batch or IDLE).to(self._device)
+        for micro_batch, packed in ahead(self._pack, self._my_micro_batches(groups, [g for g in part if with_signal[g]])):
             logprob_N, entropy_N = self._ranks.compute(
                 response_logprobs,
                 self._model,
@@ -194,8 +194,7 @@ class PolicyLearner:
         """Log-probs of all response tokens (flat, in row order, float64) under `model` as it is now."""
         lookup = TokenLookup.of(batch)
         flat = np.zeros(len(lookup.behavior), np.float64)
-        for micro_batch in self._my_micro_batches(groups, range(len(groups))):
-            packed = pack(micro_batch or IDLE).to(self._device)
+        for micro_batch, packed in ahead(self._pack, self._my_micro_batches(groups, range(len(groups)))):
             logprob_N, _ = self._ranks.compute(response_logprobs, model, packed, temperature=self._temperature)
             if micro_batch is not None:
                 flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
@@ -208,14 +207,18 @@ class PolicyLearner:
         rows = build_rows([_only(group, keep=g in mine) for g, group in enumerate(groups)])
         return in_step(list(micro_batches(rows, max_tokens=self._config.tokens_per_micro_batch)), self._ranks)
 
+    def _pack(self, micro_batch: list[Row] | None) -> tuple[list[Row] | None, PackedRows]:
+        """It, and on this rank's device what is computed of it, or in its place."""
+        return micro_batch, pack(micro_batch or IDLE).to(self._device)
+
     @property
     def weight_dtype(self) -> torch.dtype | None:
         """What weights are published in; None: each in its own."""
         return self._ranks.weight_dtype
 
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
-        """The policy's tensors (with adapters: merged), or this rank's parts of them, and the name of the one that is the output head too, if
-        one is."""
+        """The policy's tensors, or this rank's parts of them, adapters merged, and the name of the one that is the output head too, if one
+        is."""
         embedding = self._model.get_input_embeddings().weight
         head = self._model.get_output_embeddings().weight
         named = list(self._model.named_parameters()) if self._adapters is None else self._adapters.named_weights()
