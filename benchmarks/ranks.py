@@ -40,35 +40,42 @@ class Phase:
     peak_mib: float
 
 
-def make_batch(vocabulary: int) -> pa.RecordBatch:
+def make_batch(
+    vocabulary: int,
+    *,
+    groups: int = GROUPS,
+    group_size: int = GROUP_SIZE,
+    prompt_tokens: int = PROMPT_TOKENS,
+    response_tokens: int = RESPONSE_TOKENS,
+) -> pa.RecordBatch:
     """Groups of random tokens, half of the responses right."""
     from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
     from buffers.schema import concat_groups, to_record_batch, with_scores, with_verdicts
 
     rng = np.random.default_rng(0)
-    groups = []
-    for number in range(GROUPS):
+    batches = []
+    for number in range(groups):
         problem = Problem(task="random", problem_id=str(number), question="?", answer="!")
-        request = GroupRequest(group_id=number, problem=problem, num_responses=GROUP_SIZE, admitted_version=0, attempt=0)
-        prompt = tuple(rng.integers(0, vocabulary, PROMPT_TOKENS).tolist())
+        request = GroupRequest(group_id=number, problem=problem, num_responses=group_size, admitted_version=0, attempt=0)
+        prompt = tuple(rng.integers(0, vocabulary, prompt_tokens).tolist())
         rollouts = [
             Rollout(
                 prompt_ids=prompt,
-                response_ids=tuple(rng.integers(0, vocabulary, RESPONSE_TOKENS).tolist()),
-                behavior_logprobs=(-10.0,) * RESPONSE_TOKENS,
+                response_ids=tuple(rng.integers(0, vocabulary, response_tokens).tolist()),
+                behavior_logprobs=(-10.0,) * response_tokens,
                 version_starts=(0,),
                 version_values=(0,),
                 finish_reason=FinishReason.LENGTH,
                 response_text="",
             )
-            for _ in range(GROUP_SIZE)
+            for _ in range(group_size)
         ]
         verdicts = [
-            Verdict(status=VerdictStatus.CORRECT if k % 2 else VerdictStatus.INCORRECT, reward=float(k % 2)) for k in range(GROUP_SIZE)
+            Verdict(status=VerdictStatus.CORRECT if k % 2 else VerdictStatus.INCORRECT, reward=float(k % 2)) for k in range(group_size)
         ]
         batch = to_record_batch("benchmark", request, rollouts, worker_id="none")
-        groups.append(with_scores(with_verdicts(batch, verdicts), [0.0] * GROUP_SIZE))
-    return concat_groups(groups)
+        batches.append(with_scores(with_verdicts(batch, verdicts), [0.0] * group_size))
+    return concat_groups(batches)
 
 
 def memory_mib(field: str) -> float:

@@ -8,10 +8,10 @@
     adapters.named_weights()                                 # W', under W's names: what engines are given
 
 peft makes the adapters, names them and writes their files; the pass is our own. peft adds s·B·(A x) to W x. An engine is given W' in the
-dtype of the model, and in bfloat16 rounding W' takes back much of a small step: of log-probs' first moves a third to a half
-(docs/lora.md). The learner would then train a policy that nobody samples. So it computes with the very W' that is published: formed
-in float32 and rounded once (`merged`), as full weights are rounded from their masters, layer by layer and once more in the backward pass,
-so that no second copy of the model is kept. The gradient goes through the rounding as if it were not there, like that of a master.
+dtype of the model, and in bfloat16 most of a small step is lost when W' is rounded (docs/lora.md): the learner would train a policy that
+nobody samples from. So it computes with the very W' that is published: formed in float32 and rounded once (`merged`), as full weights
+are rounded from their masters; layer by layer, and once more in the backward pass, so that no second copy of the model is kept. The
+gradient goes through the rounding as if it were not there, like that of a master.
 
 Axes: T tokens, I features in, O out, R rank.
 """

@@ -1,0 +1,193 @@
+"""What adapters save and cost beside full weights, and what it would save to publish only the weights that they change.
+
+    python -m benchmarks.lora                  # the embedded model, float32, one thread: seconds, bytes, memory
+    python -m benchmarks.lora --rounding       # in bfloat16: how much of a small step the rounding of merged weights takes back
+    python -m benchmarks.lora --engine         # and what a vLLM engine makes of weights of which only the changed ones are sent
+
+Kinds take turns within a round, so that what else the machine does falls on all alike; medians are printed. Needs no Ray, and vLLM only
+with --engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ranks import make_batch
+
+LORA = {"enabled": True, "rank": 16}
+FEW = {**LORA, "targets": ("q_proj", "v_proj")}
+KINDS: dict[str, dict[str, Any]] = {"full": {}, "all-linear": {"lora": LORA}, "q and v": {"lora": FEW}}
+GROUP_SIZE = 4
+MIB = 2**20
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    began = time.monotonic()
+    function()
+    return time.monotonic() - began
+
+
+def changed(learner: Any) -> list[Any]:
+    """Of what is published, that which training can change."""
+    from learners.sharding import Deferred
+
+    named, _ = learner.named_weights()
+    return named if learner._adapters is None else [(name, weight) for name, weight in named if isinstance(weight, Deferred)]
+
+
+def file_mib(directory: Path) -> float:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / MIB
+
+
+def costs(model: str, rounds: int) -> None:
+    """A step, publication whole and in part, a checkpoint."""
+    from transformers import AutoConfig
+
+    from learners.config import LearnerConfig
+    from learners.forward import causal_lm_shapes
+    from learners.policy_learner import PolicyLearner
+
+    def learner(values: dict[str, Any]) -> PolicyLearner:
+        config = LearnerConfig.model_validate({"dtype": "float32", **values})
+        return PolicyLearner(model, config, temperature=1.0, group_size=GROUP_SIZE, reuse_snapshot_buffer=True)
+
+    learners = {name: learner(values) for name, values in KINDS.items()}
+    learners["peft's pass"] = learner(KINDS["all-linear"])
+    for layer in learners["peft's pass"]._adapters._layers.values():  # type: ignore[union-attr]
+        del layer.forward  # ours, which stands before that of its class
+    batch, shapes = make_batch(AutoConfig.from_pretrained(model).vocab_size), causal_lm_shapes(model)
+    rows = [{name: measured(one, batch, shapes) for name, one in learners.items()} for _ in range(rounds)]
+    print(f"{'':22}" + "".join(f"{name:>12}" for name in learners))
+    for what in rows[0]["full"]:
+        print(f"{what:22}" + "".join(f"{statistics.median(row[name][what] for row in rows):12.2f}" for name in learners))
+
+
+def measured(learner: Any, batch: Any, shapes: Any) -> dict[str, float]:
+    """One round of one learner."""
+    from learners.weight_check import check_snapshot
+    from learners.weights import checksums, take_snapshot
+
+    step_s = seconds(lambda: learner.step(batch))
+    whole, part = learner.snapshot(), take_snapshot(changed(learner), version=1)
+    with tempfile.TemporaryDirectory() as directory:
+        return {
+            "step, s": step_s,
+            "trained weights, M": sum(weight.numel() for weight in learner._model.parameters() if weight.requires_grad) / 1e6,
+            "publish all, MiB": whole.nbytes / MIB,
+            "publish all, s": seconds(learner.snapshot),
+            "check all, s": seconds(lambda: check_snapshot(whole, shapes=shapes, dtype="float32")),
+            "publish changed, MiB": part.nbytes / MIB,
+            "publish changed, s": seconds(lambda: take_snapshot(changed(learner), version=1, into=part.buffer)),
+            "check changed, s": seconds(lambda: checksums(part.buffer, part.index)),
+            "save, s": seconds(lambda: learner.save(Path(directory))),
+            "save, MiB": file_mib(Path(directory)),
+        }
+
+
+def rounding(model: str) -> None:
+    """Log-probs of 192 sampled tokens in float32: moved by adapters, and by merged weights that are rounded to bfloat16."""
+    import torch
+
+    from learners.config import LoraConfig
+    from learners.forward import load_causal_lm
+    from learners.lora import Adapters, merged
+
+    policy = load_causal_lm(model, dtype="float32")
+    prompt = torch.arange(100, 120)[None]
+    torch.manual_seed(0)
+    ids = policy.generate(prompt, max_new_tokens=48, min_new_tokens=48, do_sample=True, num_return_sequences=4)
+
+    @torch.no_grad()
+    def logprobs(of: Any = policy) -> Any:
+        logprob = of(ids).logits[:, 19:-1].float().log_softmax(-1)
+        return logprob.gather(-1, ids[:, 20:, None]).squeeze(-1)
+
+    base = logprobs()
+    noise = (logprobs(load_causal_lm(model, dtype="bfloat16")) - base).abs().mean()
+    print(f"between bfloat16 and float32 passes of the model itself: {noise:.4f} nats a token")
+    adapters = Adapters.attach(policy, LoraConfig(enabled=True), base=model)
+    for scale in (1e-4, 3e-4, 1e-3, 3e-3):
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for layer in adapters._layers.values():
+                weight = layer.lora_B["default"].weight
+                weight.copy_(scale * torch.randn(weight.shape, generator=generator).sign())  # as after scale / lr steps of Adam, about
+        moved = logprobs() - base
+        kept, same, count = {}, 0, 0
+        with torch.no_grad(), adapters.off():
+            for name, layer in adapters._layers.items():
+                weight = layer.base_layer.weight
+                kept[name] = weight.clone()
+                a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+                weight.copy_(merged(weight.bfloat16(), a, b, layer.scaling["default"]).float())
+                same, count = same + int((weight == kept[name]).sum()), count + weight.numel()
+            rounded = logprobs() - base
+            for name, layer in adapters._layers.items():
+                layer.base_layer.weight.copy_(kept[name])
+        both = torch.corrcoef(torch.stack([moved.flatten(), rounded.flatten()]))[0, 1]
+        print(
+            f"B = ±{scale:g}: adapters move {moved.abs().mean():.4f}, merged and rounded {rounded.abs().mean():.4f}, difference "
+            f"{(moved - rounded).abs().mean():.4f}, correlation {both:.2f}; {same / count:.0%} of the merged weights round to the old ones"
+        )
+
+
+def engine(model: str, rounds: int) -> None:
+    """Seconds of a vLLM engine to load all weights and the changed ones, and whether it then holds what was published."""
+    from transformers import AutoConfig
+
+    from actors.config import RolloutConfig, SamplingConfig
+    from actors.vllm_engine import VllmEngine
+    from learners.config import LearnerConfig
+    from learners.policy_learner import PolicyLearner
+    from learners.weights import first_mismatch, take_snapshot
+
+    running = VllmEngine(model, RolloutConfig(engine="vllm", dtype="float32", kv_cache_gib=1), SamplingConfig(), seed=0)
+    batch = make_batch(AutoConfig.from_pretrained(model).vocab_size)
+    for name, values in KINDS.items():
+        config = LearnerConfig.model_validate({"dtype": "float32", "lr": 1e-3, **values})
+        learner = PolicyLearner(model, config, temperature=1.0, group_size=GROUP_SIZE)
+        running.load(learner.snapshot())
+        learner.step(batch)
+        whole, part = learner.snapshot(), take_snapshot(changed(learner), version=1)
+        shapes = {spec.name: spec.shape for spec in whole.index}
+
+        def load(snapshot: Any) -> float:
+            return seconds(lambda: running._engine.collective_rpc("load_weights_from", args=(snapshot,)))
+
+        part_s = statistics.median(load(part) for _ in range(rounds))
+        (held,) = running._engine.collective_rpc("held_weights", args=(shapes, True, 1))
+        wrong = first_mismatch(whole.fingerprint, held)
+        all_s = statistics.median(load(whole) for _ in range(rounds))
+        print(
+            f"{name}: all {whole.nbytes / MIB:.0f} MiB in {all_s:.2f} s; changed {part.nbytes / MIB:.0f} MiB in {part_s:.2f} s, then it "
+            + ("holds what was published" if wrong is None else f"does not hold {wrong}")
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounding", action="store_true", help="only that")
+    parser.add_argument("--engine", action="store_true", help="only that")
+    options = parser.parse_args(arguments)
+
+    from learners.models import resolve_model
+
+    model = resolve_model(options.model)
+    if options.rounding:
+        rounding(model)
+    elif options.engine:
+        engine(model, options.rounds)
+    else:
+        costs(model, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
