@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import Sample
-from buffers.schema import concat_groups
 from learners.config import LearnerConfig
 from learners.models import resolve_model
 from learners.policy_learner import PolicyLearner
@@ -25,7 +24,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 RESPONSES = 4
 TOLERANCE = 1e-3
 """Of mean log-prob differences, float32 against float32."""
-QUESTIONS = ("What is 2 + 5? Answer with the number only.", "Name two animals that live in the sea.")
+QUESTION = "Name two animals that live in the sea."
 
 
 @pytest.fixture(scope="module")
@@ -47,58 +46,54 @@ def engine(model_path: str) -> Iterator[Any]:
     torch.set_num_threads(threads)
 
 
-def sampled(engine: Any, prompts: list[list[int]], tag: str) -> dict[tuple[int, int], Sample]:
-    """By prompt and response."""
-    for prompt, ids in enumerate(prompts):
-        for response in range(RESPONSES):
-            engine.add(f"{tag}/{prompt}/{response}", ids)
-    found = {}
+def sampled(engine: Any, prompt: list[int], tag: str) -> list[Sample]:
+    for response in range(RESPONSES):
+        engine.add(f"{tag}/{response}", prompt)
+    found = []
     for _ in range(200):
-        for key, sample in engine.step():
-            _, prompt, response = key.split("/")
-            found[int(prompt), int(response)] = sample
+        found += [sample for _, sample in engine.step()]
         if not engine.has_unfinished:
             return found
     pytest.fail("not finished after 200 steps")
 
 
-def batch_of(samples: Mapping[tuple[int, int], Sample], prompts: list[list[int]]) -> Any:
-    """Rewards that differ within every group."""
-    groups = []
-    for prompt, ids in enumerate(prompts):
-        mine = [samples[prompt, response] for response in range(RESPONSES)]
-        rewards = [float(response % 2) for response in range(RESPONSES)]
-        versions = [[sample.version_values[0]] * len(sample.token_ids) for sample in mine]
-        responses, behavior = [sample.token_ids for sample in mine], [sample.logprobs for sample in mine]
-        groups.append(make_group(prompt, ids, responses, rewards, behavior=behavior, versions=versions))
-    return concat_groups(groups)
+def batch_of(samples: Sequence[Sample], prompt: list[int]) -> Any:
+    """One group, half of its responses rewarded."""
+    return make_group(
+        0,
+        prompt,
+        [sample.token_ids for sample in samples],
+        [float(index % 2) for index in range(RESPONSES)],
+        behavior=[sample.logprobs for sample in samples],
+        versions=[[sample.version_values[0]] * len(sample.token_ids) for sample in samples],
+    )
 
 
-def mean_difference(samples: Mapping[tuple[int, int], Sample], prompts: list[list[int]], model: Any) -> float:
+def mean_difference(samples: Sequence[Sample], prompt: list[int], model: Any) -> float:
     """Mean |log-prob of the engine − log-prob of `model`| over all tokens."""
     with torch.no_grad():
-        pairs = [(plain_logprobs(model, prompts[prompt], sample.token_ids), sample) for (prompt, _), sample in samples.items()]
-    return float(np.concatenate([np.abs(logprob_T.numpy() - np.array(sample.logprobs)) for logprob_T, sample in pairs]).mean())
+        differences = [plain_logprobs(model, prompt, sample.token_ids).numpy() - np.array(sample.logprobs) for sample in samples]
+    return float(np.abs(np.concatenate(differences)).mean())
 
 
 def test_a_policy_of_adapters_is_sampled_trained_merged_and_sampled_from(engine: Any, model_path: str, tmp_path: Any) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False) for chat in chats]
+    chat = [{"role": "user", "content": QUESTION}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
     config = LearnerConfig.model_validate({"dtype": "float32", "lr": 2e-3, "warmup_steps": 0, "lora": {"enabled": True, "rank": 8}})
     learner = PolicyLearner(model_path, config, temperature=1.0, group_size=RESPONSES)
     for version in (0, 1):
         engine.load(learner.snapshot())
-        samples = sampled(engine, prompts, f"version {version}")
-        metrics = learner.step(batch_of(samples, prompts)).metrics
+        samples = sampled(engine, prompt, f"version {version}")
+        metrics = learner.step(batch_of(samples, prompt)).metrics
         assert metrics["policy/lag_max"] == 0
         assert metrics["mismatch_lag0/mean"] < TOLERANCE, f"version {version} is not what the engine computes with"
     engine.load(learner.snapshot())
-    samples = sampled(engine, prompts, "version 2")
+    samples = sampled(engine, prompt, "version 2")
     learner.save_policy(str(tmp_path))
     policy = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert mean_difference(samples, prompts, policy) < TOLERANCE
+    assert mean_difference(samples, prompt, policy) < TOLERANCE
     base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
-    assert mean_difference(samples, prompts, base) > 20 * TOLERANCE, "training has moved the policy by more than that"
+    assert mean_difference(samples, prompt, base) > 20 * TOLERANCE, "training has moved the policy by more than that"
     by_peft = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    assert mean_difference(samples, prompts, by_peft) < TOLERANCE
+    assert mean_difference(samples, prompt, by_peft) < TOLERANCE
