@@ -4,8 +4,8 @@
     python -m benchmarks.lora --rounding       # in bfloat16: how much of a small step the rounding of merged weights takes back
     python -m benchmarks.lora --engine         # and what a vLLM engine makes of weights of which only the changed ones are sent
 
-Kinds take turns within a round, so that what else the machine does falls on all alike, and the first round does not count. Medians are printed:
-of seconds of CPU, of the engine of seconds. Needs no Ray, and vLLM only with --engine.
+Kinds take turns within a round, so that what else the machine does falls on all alike, and the first round does not count. Medians are
+printed: of seconds of CPU, of the engine of seconds. Needs no Ray, and vLLM only with --engine.
 """
 
 from __future__ import annotations
