@@ -13,9 +13,11 @@ from torch import Tensor
 from actors.learner import Learner
 from actors.weight_transfer import DevicePublisher, DeviceReceiver, DeviceWeights, TransferUnavailable, check_weights, make_publisher
 from learners.config import LearnerConfig
+from learners.forward import causal_lm_shapes
 from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, WeightSnapshot, fingerprint, take_snapshot
 from tests.actors.coroutines import WAIT_S, run
+from tests.learners.samples import ragged_batch
 
 HOST = "127.0.0.1"
 SHAPES = {"embed.weight": (4, 3), "norm.weight": (3,)}
@@ -269,3 +271,14 @@ def test_a_learner_without_a_gpu_says_which_key_to_set(tiny_model: str, transfer
         TransferUnavailable, match=rf'^rollout\.weight_transfer = "{transfer}" sends .* on the cpu: set it to "object_store"$'
     ):
         learner.ready()
+
+
+def test_adapters_leave_merged_into_the_weights_they_change(publisher: DevicePublisher, tiny_model: str) -> None:
+    lora = {"enabled": True, "rank": 2}
+    learner = Learner(tiny_model, LearnerConfig.model_validate({"dtype": "float32", "lora": lora}), temperature=1.0, group_size=4)
+    before = publisher.publish(learner)
+    learner.step(ragged_batch(2))
+    weights, snapshot = publisher.publish(learner), learner.snapshot()
+    assert weights.fingerprint == snapshot.fingerprint and weights.fingerprint != before.fingerprint
+    assert [(spec.name, spec.shape, spec.dtype) for spec in weights.index] == [(s.name, s.shape, s.dtype) for s in snapshot.index]
+    check_weights(weights, shapes=causal_lm_shapes(tiny_model), dtype="float32")
