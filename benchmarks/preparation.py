@@ -61,7 +61,7 @@ def prepare(learner: Any, batch: pa.RecordBatch, group_size: int, repetitions: i
     }
     values = (getattr(one, field.name) for one in packed for field in fields(one))
     moved = sum(value.nbytes for value in values if hasattr(value, "nbytes")) / 2**20
-    tokens = sum(group.num_tokens for group in groups)
+    tokens = sum(len(ids) for group in groups for ids in (group.prompt_ids, *group.responses))
     return {"tokens": tokens, "passes": len(passes), **found, "all": sum(found.values()), "MiB moved": moved}
 
 
