@@ -30,7 +30,7 @@ from learners.forward import load_causal_lm, response_logprobs
 from learners.losses import LossInputs, policy_loss
 from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
 from learners.optimiser import MasterAdamW
-from learners.packing import GroupTokens, PackedRows, Row, build_rows, micro_batches, pack
+from learners.packing import Branch, GroupTokens, PackedTokens, PassCost, grow, micro_batches, pack
 from learners.weights import WeightSnapshot, take_snapshot
 
 
@@ -55,6 +55,7 @@ class PolicyLearner:
         self._device = torch.device(device)
         self._model = load_causal_lm(model_path, dtype=config.dtype, device=device)
         self._optimiser = MasterAdamW(self._model.named_parameters(), config)
+        self._cost = PassCost.of(self._model)
         self._model_path = model_path
         self._reuse_snapshot_buffer = reuse_snapshot_buffer
         self._snapshot_buffer: np.ndarray | None = None
@@ -113,8 +114,8 @@ class PolicyLearner:
         with_signal = advantages_GK.ne(0).any(dim=-1).numpy()
         lookup = TokenLookup.of(batch, proximal)
         advantage_R = advantages_GK.flatten()
-        rows = build_rows([_only(groups[g], keep=g in chosen and bool(with_signal[g])) for g in range(len(groups))])
-        for micro_batch in micro_batches(rows, max_tokens=self._config.tokens_per_micro_batch):
+        kept = [_only(groups[g], keep=g in chosen and bool(with_signal[g])) for g in range(len(groups))]
+        for micro_batch in self._micro_batches(kept):
             packed = pack(micro_batch).to(self._device)
             logprob_N, entropy_N = response_logprobs(self._model, packed, temperature=self._temperature)
             tokens = lookup.gather(packed, logprob_N)
@@ -135,14 +136,14 @@ class PolicyLearner:
         """Log-probs of all response tokens (flat, in row order) under the weights the batch is begun with."""
         lookup = TokenLookup.of(batch, None)
         flat = np.zeros_like(lookup.behavior)
-        for micro_batch in self._all_micro_batches(groups):
+        for micro_batch in self._micro_batches(groups):
             packed = pack(micro_batch).to(self._device)
             logprob_N, _ = response_logprobs(self._model, packed, temperature=self._temperature)
             flat[lookup.positions(packed)] = logprob_N.float().cpu().numpy()
         return flat
 
-    def _all_micro_batches(self, groups: Sequence[GroupTokens]) -> list[list[Row]]:
-        return list(micro_batches(build_rows(groups), max_tokens=self._config.tokens_per_micro_batch))
+    def _micro_batches(self, groups: Sequence[GroupTokens]) -> list[list[Branch]]:
+        return micro_batches(grow(groups), max_tokens=self._config.tokens_per_micro_batch, cost=self._cost)
 
     def snapshot(self) -> WeightSnapshot:
         """The weights of the current version, as published to the engines."""
@@ -223,11 +224,11 @@ class TokenLookup:
         flat = behavior[offsets[0] : offsets[-1]]
         return cls(behavior=flat, proximal=flat if proximal is None else proximal, versions=token_versions(batch), starts=starts[:-1])
 
-    def positions(self, packed: PackedRows) -> np.ndarray:
+    def positions(self, packed: PackedTokens) -> np.ndarray:
         positions: np.ndarray = self.starts[packed.response_N.cpu().numpy()] + packed.offset_N.cpu().numpy()
         return positions
 
-    def gather(self, packed: PackedRows, like: Tensor) -> TokensOfPass:
+    def gather(self, packed: PackedTokens, like: Tensor) -> TokensOfPass:
         at = self.positions(packed)
         return TokensOfPass(
             behavior_N=torch.from_numpy(self.behavior[at]).to(like),
