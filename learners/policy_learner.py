@@ -34,14 +34,14 @@ from learners.losses import LossInputs, policy_loss
 from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
 from learners.mismatch import MismatchMonitor
 from learners.optimiser import MasterAdamW
-from learners.packing import GroupTokens, PackedRows, Row, build_rows, micro_batches, pack
+from learners.packing import Branch, GroupTokens, PackedTokens, PassCost, grow, micro_batches, pack
 from learners.ranks import OneRank, Ranks, in_step, share
 from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
 from learners.sharding import whole_tensors
 from learners.tensor_file import TensorFile, layout_of, write_tensors
 from learners.weights import WeightSnapshot, take_snapshot
 
-IDLE = build_rows([GroupTokens(prompt_ids=np.zeros(1, np.int64), responses=[np.zeros(1, np.int64)])])
+IDLE = grow([GroupTokens(prompt_ids=np.zeros(1, np.int64), responses=[np.zeros(1, np.int64)])])
 """What a rank computes, for nothing, while the others compute more than it has."""
 
 
@@ -72,6 +72,7 @@ class PolicyLearner:
         self._model = self._ranks.load(model_path, dtype=config.dtype, device=device)
         self._reference = self._frozen(model_path) if config.loss.kl.where != "off" else None
         self._optimiser = MasterAdamW(self._model.named_parameters(), config)
+        self._cost = PassCost.of(self._model)
         self._mismatch = MismatchMonitor()
         self._model_path = model_path
         self._reuse_snapshot_buffer = reuse_snapshot_buffer
@@ -192,11 +193,11 @@ class PolicyLearner:
         everyones: np.ndarray = np.sum(self._ranks.gather(flat), axis=0)
         return everyones
 
-    def _my_micro_batches(self, groups: Sequence[GroupTokens], chosen: Sequence[int]) -> Iterator[list[Row] | None]:
+    def _my_micro_batches(self, groups: Sequence[GroupTokens], chosen: Sequence[int]) -> Iterator[list[Branch] | None]:
         """This rank's share of the groups `chosen`; None for each that another rank has more."""
         mine = {chosen[i] for i in share([groups[g].num_tokens for g in chosen], self._ranks)}
-        rows = build_rows([_only(group, keep=g in mine) for g, group in enumerate(groups)])
-        return in_step(list(micro_batches(rows, max_tokens=self._config.tokens_per_micro_batch)), self._ranks)
+        branches = grow([_only(group, keep=g in mine) for g, group in enumerate(groups)])
+        return in_step(micro_batches(branches, max_tokens=self._config.tokens_per_micro_batch, cost=self._cost), self._ranks)
 
     @property
     def weight_dtype(self) -> torch.dtype | None:
@@ -310,11 +311,11 @@ class TokenLookup:
         flat = behavior[offsets[0] : offsets[-1]]
         return cls(behavior=flat, proximal=proximal, reference=reference, versions=token_versions(batch), starts=starts[:-1])
 
-    def positions(self, packed: PackedRows) -> np.ndarray:
+    def positions(self, packed: PackedTokens) -> np.ndarray:
         positions: np.ndarray = self.starts[packed.response_N.cpu().numpy()] + packed.offset_N.cpu().numpy()
         return positions
 
-    def gather(self, packed: PackedRows, like: Tensor) -> TokensOfPass:
+    def gather(self, packed: PackedTokens, like: Tensor) -> TokensOfPass:
         at = self.positions(packed)
 
         def column(values: np.ndarray | None) -> Tensor | None:

@@ -56,7 +56,7 @@ def test_without_a_divergence_no_reference_is_loaded(tiny_model: str, monkeypatc
         loaded.append(path)
         return load_causal_lm(path, **options)
 
-    monkeypatch.setattr("learners.policy_learner.load_causal_lm", watched)
+    monkeypatch.setattr("learners.ranks.load_causal_lm", watched)
     assert make_learner(tiny_model)._reference is None and len(loaded) == 1
     assert make_learner(tiny_model, loss={"kl": {"where": "loss", "coefficient": 0.1}})._reference is not None and len(loaded) == 3
 
