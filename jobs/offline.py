@@ -39,6 +39,7 @@ from jobs.events import EVENTS, EventKind, EventLog
 from jobs.metrics import MetricsWriter
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from learners.checkpoint import CheckpointManager, FileEntry
+from learners.layers import CompilerMissing, require_compiler
 from learners.models import ModelError, resolve_model
 
 STATE = "state"
@@ -81,7 +82,9 @@ class OfflineRun:
         """Raises ConfigError where the model or the directory cannot be used."""
         try:
             model = resolve_model(config.model)
-        except ModelError as error:
+            if config.learner.compile:
+                require_compiler(torch.device("cpu"))
+        except (ModelError, CompilerMissing) as error:
             raise ConfigError(str(error)) from None
         self._config = config
         self._report = report

@@ -13,6 +13,7 @@ All are known to transformers by name. A model loaded with one of them still att
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -202,19 +203,28 @@ def _refuse_other_kinds(module: Any, layout: Layout, others: dict[str, Any]) -> 
         raise ValueError(f"{type(module).__name__} attends with {', '.join(unknown)}, which the learner's packed rows do not support")
 
 
+@functools.cache
 def register() -> None:
-    """Make all kinds known to transformers. Called without a layout they take the masks of its "sdpa"."""
+    """Make all kinds known to transformers. Called without a layout they take the masks of its "sdpa". A compiler goes around blocks, whose
+    number and sizes are another in every pass."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     for kind in KINDS:
-        ALL_ATTENTION_FUNCTIONS.register(implementation(kind), _attention)
+        ALL_ATTENTION_FUNCTIONS.register(implementation(kind), torch.compiler.disable(_attention) if kind == "blocks" else _attention)
         ALL_MASK_ATTENTION_FUNCTIONS.register(implementation(kind), sdpa_mask)
 
 
 def implementation(kind: Kind) -> str:
     """The name that transformers knows it by."""
     return f"branches_{kind}"
+
+
+def best_kind(device: str) -> Kind:
+    """Blocks on a CPU; on a GPU flex where it can be compiled, with Triton, else the mask of T² entries."""
+    if device == "cpu":
+        return "blocks"
+    return "flex" if importlib.util.find_spec("triton") is not None else "masked"
 
 
 def kind_of(model: Any) -> Kind:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from learners.attention import implementation, kind_of, layout_of, register
-from learners.logprobs import head_logprobs
+from learners.attention import best_kind, implementation, kind_of, layout_of, register
+from learners.logprobs import head_logprobs, logit_bytes
 from learners.packing import PackedTokens
 from learners.precision import Dtype, resolve_dtype
 
-LOGIT_CHUNK = 2048
+LOGITS_BYTES = 512 << 20
 _LOADING = threading.Lock()
 """transformers changes torch's defaults for the whole process while it loads a model: two threads that load at once break each other."""
 
@@ -31,7 +31,7 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
     register()
     if dtype != "float64":
         dtype = resolve_dtype(dtype, on_gpu=device != "cpu")
-    attention = implementation("blocks" if device == "cpu" else "flex")
+    attention = implementation(best_kind(device))
     with _LOADING:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention)
     return (model.to(device) if place else model).eval()
@@ -60,12 +60,12 @@ def last_hidden_states(model: Any, packed: PackedTokens) -> Tensor:
 
 
 def response_logprobs(
-    model: Any, packed: PackedTokens, *, temperature: float, logit_chunk: int = LOGIT_CHUNK, entropy_gradient: bool = False
+    model: Any, packed: PackedTokens, *, temperature: float, logits_bytes: int = LOGITS_BYTES, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each response token under softmax(logits / temperature), and that distribution's entropy in nats.
 
     Returns (logprob_N with gradient, entropy_N), at least float32; the entropy has a gradient where `entropy_gradient` asks for it.
-    Logits are made for what predicts a response token only, of at most `logit_chunk` positions at a time.
+    Logits are made for what predicts a response token only, as many positions at a time as `logits_bytes` has room for, at least one.
     """
     states_TH = last_hidden_states(model, packed)
     head = model.get_output_embeddings()
@@ -76,6 +76,6 @@ def response_logprobs(
         state_N=packed.state_N,
         target_N=packed.target_N,
         temperature=temperature,
-        chunk=logit_chunk,
+        chunk=max(1, logits_bytes // logit_bytes(head.weight)),
     )
     return logprob_N, entropy_N if entropy_gradient else entropy_N.detach()

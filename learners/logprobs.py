@@ -46,6 +46,11 @@ def head_logprobs(
     return logprob_N, entropy_M[state_N]
 
 
+def logit_bytes(weight_VH: Tensor) -> int:
+    """Of the logits of one position, as they are normalised."""
+    return len(weight_VH) * _wide(weight_VH.dtype).itemsize
+
+
 class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(

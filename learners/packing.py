@@ -34,10 +34,6 @@ class GroupTokens:
     prompt_ids: np.ndarray
     responses: Sequence[np.ndarray]
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt_ids) + sum(len(ids) for ids in self.responses)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
@@ -75,6 +71,10 @@ class PassCost:
         inside = sum(parameter.numel() for parameter in model.get_decoder().parameters()) - embedding
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(token=2.0 * inside, pair=4.0 * config.num_hidden_layers * config.num_attention_heads * width, logits=2.0 * vocabulary)
+
+    def of_pass(self, branches: Sequence[Branch]) -> float:
+        """Of one pass over sorted `branches`."""
+        return sum(self.of_branch(branch, common) for branch, common in zip(branches, shared_tokens(branches), strict=True))
 
     def of_branch(self, branch: Branch, shared: int) -> float:
         """Of the branch after one with which it shares its first `shared` tokens."""
@@ -131,6 +131,11 @@ def grow(groups: Sequence[GroupTokens], *, own_states: bool = False) -> list[Bra
     return sorted(branches, key=lambda branch: branch.ids_L[: branch.num_computed].astype(">u4").tobytes())
 
 
+def shared_tokens(branches: Sequence[Branch]) -> list[int]:
+    """How many tokens each of the sorted `branches` has in common with those before it."""
+    return [0] * min(1, len(branches)) + [after.shared_with(before) for before, after in pairwise(branches)]
+
+
 def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost = PassCost()) -> list[list[Branch]]:
     """Cut sorted branches into runs of at most `max_tokens` computed tokens: as few as possible, and of those cuts the most even in cost.
 
@@ -138,7 +143,7 @@ def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost
     """
     if not branches:
         return []
-    shared = [0, *(after.shared_with(before) for before, after in pairwise(branches))]
+    shared = shared_tokens(branches)
     tokens = [(branch.num_computed, branch.num_computed - common) for branch, common in zip(branches, shared, strict=True)]
     costs = [(cost.of_branch(branch, 0), cost.of_branch(branch, common)) for branch, common in zip(branches, shared, strict=True)]
 

@@ -30,6 +30,7 @@ from learners.config import LearnerConfig
 from learners.export import save_model
 from learners.forward import response_logprobs
 from learners.kl import KL_ESTIMATORS
+from learners.layers import run_layers
 from learners.losses import LossInputs, policy_loss
 from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
 from learners.mismatch import MismatchMonitor
@@ -72,6 +73,7 @@ class PolicyLearner:
         self._model = self._ranks.load(model_path, dtype=config.dtype, device=device)
         self._reference = self._frozen(model_path) if config.loss.kl.where != "off" else None
         self._optimiser = MasterAdamW(self._model.named_parameters(), config)
+        run_layers(self._model, recomputed=config.activation_checkpointing, compiled=config.compile)
         self._cost = PassCost.of(self._model)
         self._mismatch = MismatchMonitor()
         self._model_path = model_path
@@ -158,6 +160,7 @@ class PolicyLearner:
                 self._model,
                 packed,
                 temperature=self._temperature,
+                logits_bytes=self._logits_bytes,
                 entropy_gradient=loss.entropy_coefficient > 0,
             )
             if micro_batch is None:
@@ -187,7 +190,9 @@ class PolicyLearner:
         flat = np.zeros(len(lookup.behavior), np.float64)
         for micro_batch in self._my_micro_batches(groups, range(len(groups))):
             packed = pack(micro_batch or IDLE).to(self._device)
-            logprob_N, _ = self._ranks.compute(response_logprobs, model, packed, temperature=self._temperature)
+            logprob_N, _ = self._ranks.compute(
+                response_logprobs, model, packed, temperature=self._temperature, logits_bytes=self._logits_bytes
+            )
             if micro_batch is not None:
                 flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
         everyones: np.ndarray = np.sum(self._ranks.gather(flat), axis=0)
@@ -195,9 +200,13 @@ class PolicyLearner:
 
     def _my_micro_batches(self, groups: Sequence[GroupTokens], chosen: Sequence[int]) -> Iterator[list[Branch] | None]:
         """This rank's share of the groups `chosen`; None for each that another rank has more."""
-        mine = {chosen[i] for i in share([groups[g].num_tokens for g in chosen], self._ranks)}
+        mine = {chosen[i] for i in share([self._cost.of_pass(grow([groups[g]])) for g in chosen], self._ranks)}
         branches = grow([_only(group, keep=g in mine) for g, group in enumerate(groups)])
         return in_step(micro_batches(branches, max_tokens=self._config.tokens_per_micro_batch, cost=self._cost), self._ranks)
+
+    @property
+    def _logits_bytes(self) -> int:
+        return int(self._config.logits_mib * 2**20)
 
     @property
     def weight_dtype(self) -> torch.dtype | None:
