@@ -26,8 +26,16 @@ class CompilerMissing(RuntimeError):
 
 def run_layers(model: Any, *, recomputed: bool = False, compiled: bool = False) -> None:
     """`recomputed`: of each layer only the input is kept for the backward pass, which computes the rest again. `compiled`: by
-    torch.compile, all layers as one piece of code for passes of any length."""
-    for layer in layers_of(model):
+    torch.compile, all layers as one piece of code for passes of any length.
+
+    Raises ValueError for a model that does not say what its layers are.
+    """
+    layers = layers_of(model)
+    if not layers and (recomputed or compiled):
+        raise ValueError(
+            f"{type(model).__name__} does not say which of its modules are layers: set activation_checkpointing and compile to false"
+        )
+    for layer in layers:
         if compiled:
             layer.forward = torch.compile(layer.forward, dynamic=True)
         if recomputed:
@@ -35,9 +43,9 @@ def run_layers(model: Any, *, recomputed: bool = False, compiled: bool = False) 
 
 
 def layers_of(model: Any) -> list[Any]:
-    """The modules that a model may not be split below, in order."""
+    """The modules that a model may not be split below, in order. FSDP gives a module that it has divided a class derived from its own."""
     names = set(model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    return [module for module in model.modules() if any(cls.__name__ in names for cls in type(module).__mro__)]
 
 
 def require_compiler(device: torch.device) -> None:

@@ -46,7 +46,15 @@ def saved_bytes(model: Any) -> int:
 
 def test_the_layers_are_those_of_the_decoder_in_order(tiny_model: str) -> None:
     model = load_causal_lm(tiny_model, dtype="float32")
-    assert layers_of(model) == list(model.model.layers) and len(model.model.layers) == 2
+    layers = list(model.model.layers)
+    assert layers_of(model) == layers and len(layers) == 2
+    for layer in layers:  # as FSDP does
+        layer.__class__ = type("FSDPLayer", (type(layer),), {})
+    assert layers_of(model) == layers
+    model._no_split_modules = None
+    run_layers(model)
+    with pytest.raises(ValueError, match=r"^LlamaForCausalLM does not say"):
+        run_layers(model, recomputed=True)
 
 
 def test_activations_computed_again_give_the_same_gradient_to_the_bit(tiny_model: str) -> None:
