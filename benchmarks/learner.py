@@ -15,21 +15,23 @@ compute the gradient of one batch from the same weights, which must agree. Then 
 pair, and the one printed the median over the pairs. Tokens are those of all responses, and of each group's prompt once, whatever is
 computed.
 
-Prints one JSON object a shape: also the share of each step's time in matrix products and attention (torch.profiler), and the peak of memory
-above what is held between steps. On a CUDA device the model-FLOPs utilisation, too: required operations (3 × those of a forward pass
-that computes each shared prompt once) over seconds × the device's dense peak.
+Prints one JSON object a shape: also the operations that the step requires (3 × those of a forward pass that computes what responses have in
+common once) over its seconds, on a CUDA device as a share of its dense peak (model-FLOPs utilisation); the share of a step's time in
+matrix products and attention (torch.profiler); and the peak of memory while a gradient is computed, beyond what is held before: activations,
+logits and the gradient itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +44,8 @@ from buffers.records import Verdict, VerdictStatus
 from buffers.schema import concat_groups, with_scores, with_verdicts
 from learners.config import LearnerConfig
 from learners.models import resolve_model
-from learners.policy_learner import PolicyLearner
+from learners.packing import grow
+from learners.policy_learner import PolicyLearner, read_groups
 from learners.precision import Dtype, resolve_dtype
 
 SHAPES = (
@@ -70,6 +73,7 @@ MATRIX_OPERATIONS = (
     "aten::_flash_attention",
 )
 TEMPERATURE = 0.9
+T = TypeVar("T")
 
 
 def random_model(name: str, directory: Path) -> str:
@@ -96,7 +100,9 @@ def gradient_of(learner: PolicyLearner, batch: pa.RecordBatch) -> tuple[dict[str
     found: dict[str, Tensor] = {}
 
     def record() -> float:
-        found.update({name: m.grad.clone() for name, m in zip(optimiser._names, optimiser._masters, strict=True) if m.grad is not None})
+        found.update(
+            {name: master.grad for name, master in zip(optimiser._names, optimiser._masters, strict=True) if master.grad is not None}
+        )
         optimiser.clear()
         return 0.0
 
@@ -139,22 +145,42 @@ def matrix_share(step: Callable[[], Any], device: str) -> float:
     return inside / sum(own_time(event) for event in events)
 
 
-def peak_gib(step: Callable[[], Any], device: str) -> float:
-    """Memory that a step takes at most beyond what is held before it."""
+def with_peak_gib(compute: Callable[[], T], device: str) -> tuple[T, float]:
+    """What `compute` returns, and the memory that it takes at most beyond what is held before it."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
+        result = compute()
+        return result, (torch.cuda.max_memory_allocated() - before) / 2**30
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, so that it is not taken for free of charge
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _resident_kib("VmRSS")
-    step()
-    return (_resident_kib("VmHWM") - before) / 2**20
+    result = compute()
+    return result, (_resident_kib("VmHWM") - before) / 2**20
 
 
 def _resident_kib(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def required_operations(learner: PolicyLearner, batch: pa.RecordBatch) -> float:
+    """Of a training step that computes what responses have in common once, and nothing twice."""
+    return 3 * learner._cost.of_pass(grow(read_groups(batch, GROUP_SIZE)))
+
+
+def speeds(seconds: dict[str, list[float]], tokens: int, operations: float, device: str) -> dict[str, object]:
+    typical = {name: median(values) for name, values in seconds.items()}
+    found: dict[str, object] = {
+        "tokens_per_s": {name: round(tokens / value) for name, value in typical.items()},
+        "ratio": round(median(p / o for p, o in zip(seconds["padded"], seconds["ours"], strict=True)), 2),
+        "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
+        "model_gflops": {name: round(operations / value / 1e9, 1) for name, value in typical.items()},
+    }
+    peaks = [] if device == "cpu" else [peak for word, peak in DENSE_PEAK_TFLOPS.items() if word in torch.cuda.get_device_name().split()]
+    if peaks:
+        found["utilisation"] = {name: round(operations / value / 1e12 / peaks[0], 3) for name, value in typical.items()}
+    return found
 
 
 def measure(model: str, shape: Shape, config: LearnerConfig, options: argparse.Namespace) -> dict[str, object]:
@@ -163,33 +189,29 @@ def measure(model: str, shape: Shape, config: LearnerConfig, options: argparse.N
     loop = PaddedLoop(model, config, temperature=TEMPERATURE, device=device)
     batch = make_batch(shape, vocabulary=learner._model.config.vocab_size)
     dtype = resolve_dtype(config.dtype, on_gpu=device != "cpu")
-    found, advantages = gradient_of(learner, batch)
-    difference = relative_difference(found, loop.gradient(batch, advantages))
+    (found, advantages), our_peak = with_peak_gib(lambda: gradient_of(learner, batch), device)
+    expected, padded_peak = with_peak_gib(lambda: loop.gradient(batch, advantages), device)
+    difference = relative_difference(found, expected)
     if not difference < AGREEMENT[dtype]:
         raise SystemExit(f"{shape.name}: the gradients differ by {difference:.1e} (relative): not the same computation")
-    del found
+    del found, expected
     steps: dict[str, Callable[[], Any]] = {"ours": lambda: learner.step(batch), "padded": lambda: loop.step(batch, advantages)}
-    for step in steps.values():  # moments are made, pages are touched
-        step()
+    shares = {name: round(matrix_share(step, device), 3) for name, step in steps.items()}  # the first steps, in which moments are made
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(options.repeats):
         for name, step in steps.items():
             seconds[name].append(timed(step, device))
-    tokens = num_tokens(batch)
-    result: dict[str, object] = {
+    return {
         "shape": shape.name,
         "groups": shape.num_groups,
         "device": torch.cuda.get_device_name() if device != "cpu" else f"cpu, {options.threads} threads",
         "dtype": dtype,
-        "tokens": tokens,
+        "tokens": num_tokens(batch),
         "gradient_difference": float(f"{difference:.1e}"),
-        "tokens_per_s": {name: round(tokens / median(values)) for name, values in seconds.items()},
-        "ratio": round(median(p / o for p, o in zip(seconds["padded"], seconds["ours"], strict=True)), 2),
-        "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
-        "matrix_share": {name: round(matrix_share(step, device), 3) for name, step in steps.items()},
-        "peak_gib": {name: round(peak_gib(step, device), 2) for name, step in steps.items()},
+        **speeds(seconds, num_tokens(batch), required_operations(learner, batch), device),
+        "matrix_share": shares,
+        "peak_gib": {"ours": round(our_peak, 2), "padded": round(padded_peak, 2)},
     }
-    return result
 
 
 def main() -> None:
@@ -202,10 +224,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens-per-micro-batch", type=int, default=LearnerConfig().tokens_per_micro_batch)
+    parser.add_argument("--activation-checkpointing", action="store_true", help="of ours; the padded loop keeps all activations")
+    parser.add_argument("--compile", action="store_true", help="of ours; the first step is not timed")
     parser.add_argument("--dtype", choices=get_args(Dtype), default=LearnerConfig().dtype)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
-    config = LearnerConfig(lr=1e-6, threads=options.threads, dtype=options.dtype, tokens_per_micro_batch=options.tokens_per_micro_batch)
+    config = LearnerConfig(
+        lr=1e-6,
+        threads=options.threads,
+        dtype=options.dtype,
+        tokens_per_micro_batch=options.tokens_per_micro_batch,
+        activation_checkpointing=options.activation_checkpointing,
+        compile=options.compile,
+    )
     with tempfile.TemporaryDirectory() as directory:
         named = options.model in RANDOM_MODELS
         model = random_model(options.model, Path(directory)) if named else resolve_model(options.model)
