@@ -17,8 +17,8 @@ computed.
 
 Prints one JSON object a shape: also the operations that the step requires (3 × those of a forward pass that computes what responses have in
 common once) over its seconds, on a CUDA device as a share of its dense peak (model-FLOPs utilisation); the share of a step's time in
-matrix products and attention (torch.profiler); and the peak of memory while a gradient is computed, beyond what is held before: activations,
-logits and the gradient itself.
+matrix products and attention (torch.profiler); and the peak of memory while a gradient is computed, beyond what is held before:
+activations, logits and the gradient itself.
 """
 
 from __future__ import annotations
