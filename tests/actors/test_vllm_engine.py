@@ -125,8 +125,9 @@ def mean_difference(samples: Mapping[str, Sample], prompts: Mapping[str, list[in
     packed = pack(grow([group_tokens(prompts[key], [sample.token_ids]) for key, sample in samples.items()]))
     with torch.no_grad():
         logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
+    found = np.concatenate([logprob_N[packed.response_N == index].numpy() for index in range(len(samples))])
     behavior = np.concatenate([sample.logprobs for sample in samples.values()])
-    return float(np.abs(logprob_N.numpy() - behavior).mean())
+    return float(np.abs(found - behavior).mean())
 
 
 def test_it_samples_from_the_model(engine: Any, prompts: dict[str, list[int]], original: Any) -> None:
