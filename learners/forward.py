@@ -17,6 +17,8 @@ from learners.packing import PackedTokens
 from learners.precision import Dtype, resolve_dtype
 
 LOGITS_BYTES = 512 << 20
+SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""What configs of models call a change of logits behind the head (Gemma 2, Cohere, Granite)."""
 _LOADING = threading.Lock()
 """transformers changes torch's defaults for the whole process while it loads a model: two threads that load at once break each other."""
 
@@ -66,7 +68,10 @@ def response_logprobs(
 
     Returns (logprob_N with gradient, entropy_N), at least float32; the entropy has a gradient where `entropy_gradient` asks for it.
     Logits are made for what predicts a response token only, as many positions at a time as `logits_bytes` has room for, at least one.
+    Raises ValueError for a model that changes them behind its head.
     """
+    if changed := [name for name in SCALED_LOGITS if getattr(model.config, name, None) not in (None, 1)]:
+        raise ValueError(f"{type(model).__name__} changes its logits by {', '.join(changed)}, which the learner does not support")
     states_TH = last_hidden_states(model, packed)
     head = model.get_output_embeddings()
     logprob_N, entropy_N = head_logprobs(

@@ -100,6 +100,13 @@ def test_other_families_of_models_give_what_transformers_gives(tmp_path: Path, f
         torch.testing.assert_close(logprob_N[packed.response_N == index], plain_logprobs(plain, PROMPT, response), rtol=0.0, atol=1e-5)
 
 
+def test_a_model_that_changes_its_logits_behind_the_head_is_refused() -> None:
+    model = TableModel(torch.zeros(3, 3))
+    model.config = SimpleNamespace(**vars(TableModel.config), logits_scaling=1.0, final_logit_softcapping=30.0)
+    with pytest.raises(ValueError, match=r"^TableModel changes its logits by final_logit_softcapping,"):
+        response_logprobs(model, pack_response([0], [1]), temperature=1.0)
+
+
 def test_what_attends_is_chosen_by_the_device_and_by_what_is_there(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
     assert kind_of(load_causal_lm(tiny_model, dtype="float32")) == "blocks"
     for has_triton, kind in ((True, "flex"), (False, "masked")):
