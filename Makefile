@@ -9,8 +9,8 @@ ARGS ?=
 # Where `make lock` finds torch: uv's name for PyTorch's CPU index, or "--find-links DIR", "--index URL", ...
 LOCK_FLAGS ?= --torch-backend cpu
 
-# How tests that start neither Ray nor an engine run: SIDE_BY_SIDE="-n 2" takes two processes, under which those of the sandbox fail yet.
-SIDE_BY_SIDE ?=
+# How tests that start neither Ray nor an engine run: in a process a core, four at most. SIDE_BY_SIDE= runs them in one, in order.
+SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist worksteal
 
 UV_VERSION := 0.13.9
 BIN := .venv/bin

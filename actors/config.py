@@ -75,7 +75,7 @@ class EncoderConfig(BaseModel):
     model_config = STRICT
 
     tokens_per_batch: int = Field(2048, gt=0)
-    """Upper bound of padded tokens in one forward pass, and of tokens taken from waiting groups at once. A longer row still goes alone."""
+    """Upper bound of tokens in one forward pass, and of tokens taken from waiting groups at once. A longer response still goes alone."""
     dtype: Dtype = "auto"
     """Precision of the forward pass; features are averaged and projected in float32, scored in float64."""
     threads: int = Field(1, ge=1)
@@ -99,7 +99,7 @@ class ScorerConfig(BaseModel):
     model_config = STRICT
 
     tokens_per_batch: int = Field(1024, gt=0)
-    """Upper bound of padded tokens in one forward pass; their logits are held at once. A longer row still goes alone."""
+    """Upper bound of tokens in one forward pass. A longer response still goes alone."""
     dtype: Dtype = "auto"
     """Precision of the forward pass; log-probs are made in float32 and added up in float64."""
     threads: int = Field(1, ge=1)

@@ -25,7 +25,7 @@ from actors.features import Projector
 from bonus.config import BonusConfig
 from buffers.schema import list_column_arrays, with_features
 from learners.forward import last_hidden_states, load_causal_lm
-from learners.packing import GroupTokens, build_rows, micro_batches, pack
+from learners.packing import GroupTokens, grow, micro_batches, pack
 from learners.policy_learner import read_groups
 
 
@@ -123,9 +123,9 @@ class HiddenStateEncoder:
         num_responses = sum(len(group.responses) for group in groups)
         lengths_R = torch.tensor([len(ids) for group in groups for ids in group.responses])
         sum_RH = torch.zeros(num_responses, self._model.config.hidden_size, dtype=torch.float64)
-        for rows in micro_batches(build_rows(groups), max_tokens=self._config.tokens_per_batch):
-            packed = pack(rows)
-            hidden_NH = last_hidden_states(self._model, packed.to(self._device))[packed.row_N, packed.own_N].cpu().double()
+        for branches in micro_batches(grow(groups, own_states=True), max_tokens=self._config.tokens_per_batch):
+            packed = pack(branches)
+            hidden_NH = last_hidden_states(self._model, packed.to(self._device))[packed.own_N].cpu().double()
             if self._config.pooling == "last":
                 hidden_NH = hidden_NH * (packed.offset_N == lengths_R[packed.response_N] - 1)[:, None]
             sum_RH.index_add_(0, packed.response_N, hidden_NH)

@@ -16,6 +16,7 @@ from actors.weight_transfer import Weights, make_publisher
 from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog
 from learners.checkpoint import CheckpointManager, FileEntry
+from learners.layers import require_compiler
 from learners.policy_learner import PolicyLearner
 
 
@@ -32,7 +33,10 @@ class Learner(PolicyLearner, Checkpointed):
         self._publisher = make_publisher(weight_transfer if self.is_first else "object_store", kept_versions=kept_versions)
 
     def ready(self) -> int:
-        """Returns the version once the model is loaded. Raises TransferUnavailable where weights cannot be handed over as configured."""
+        """Returns the version once the model is loaded. Raises TransferUnavailable where weights cannot be handed over as configured, and
+        CompilerMissing where layers cannot be compiled."""
+        if self._config.compile:
+            require_compiler(self._device)
         self._publisher.require_usable(self._device)
         return self.version
 

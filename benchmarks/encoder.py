@@ -19,7 +19,6 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any, get_args
 
@@ -29,56 +28,19 @@ import torch
 
 from actors.config import EncoderConfig
 from actors.encoder import HiddenStateEncoder
+from benchmarks.synthetic import GROUP_SIZE, Shape, make_group, num_tokens
 from bonus.config import BonusConfig
-from buffers.records import FinishReason, GroupRequest, Problem, Rollout
-from buffers.schema import to_record_batch
 from learners.models import resolve_model
 from learners.precision import Dtype
 
-GROUP_SIZE = 8
-TOKEN_IDS = (10, 40_000)
 Inputs = dict[str, Any]
 """Arguments of one forward pass of a decoder."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Lengths are uniform between the two numbers."""
-
-    name: str
-    share_of_groups: float
-    """Longer groups, fewer of them."""
-    prompt_tokens: tuple[int, int]
-    response_tokens: tuple[int, int]
-
-
 SHAPES = (
-    Shape(name="quickstart", share_of_groups=1.0, prompt_tokens=(37, 37), response_tokens=(1, 20)),
-    Shape(name="ragged", share_of_groups=0.25, prompt_tokens=(30, 200), response_tokens=(20, 200)),
+    Shape(name="quickstart", num_groups=32, prompt_tokens=(37, 37), response_tokens=(1, 20)),
+    Shape(name="ragged", num_groups=8, prompt_tokens=(30, 200), response_tokens=(20, 200)),
 )
-
-
-def make_group(group_id: int, shape: Shape, rng: np.random.Generator) -> pa.RecordBatch:
-    def ids(bounds: tuple[int, int]) -> tuple[int, ...]:
-        return tuple(rng.integers(*TOKEN_IDS, rng.integers(*bounds, endpoint=True)).tolist())
-
-    prompt_ids = ids(shape.prompt_tokens)
-    problem = Problem(task="none", problem_id=str(group_id), question="", answer="")
-    request = GroupRequest(group_id=group_id, problem=problem, num_responses=GROUP_SIZE, admitted_version=0)
-    responses = [ids(shape.response_tokens) for _ in range(GROUP_SIZE)]
-    rollouts = [
-        Rollout(
-            prompt_ids=prompt_ids,
-            response_ids=response_ids,
-            behavior_logprobs=(0.0,) * len(response_ids),
-            version_starts=(0,),
-            version_values=(0,),
-            finish_reason=FinishReason.LENGTH,
-            response_text="",
-        )
-        for response_ids in responses
-    ]
-    return to_record_batch("benchmark", request, rollouts, worker_id="none")
 
 
 async def encode_all(encoder: HiddenStateEncoder, groups: Sequence[pa.RecordBatch], concurrent: int) -> None:
@@ -121,10 +83,8 @@ def forward_all(decoder: Any, passes: Sequence[Inputs], device: str) -> float:
 
 def measure(encoder: HiddenStateEncoder, shape: Shape, options: argparse.Namespace, config: EncoderConfig) -> dict[str, object]:
     rng = np.random.default_rng(0)
-    groups = [make_group(number, shape, rng) for number in range(max(1, round(options.groups * shape.share_of_groups)))]
-    num_tokens = sum(
-        len(row["response_ids"]) + (len(row["prompt_ids"]) if row["index"] == 0 else 0) for group in groups for row in group.to_pylist()
-    )
+    groups = [make_group(number, shape, rng) for number in range(options.groups or shape.num_groups)]
+    tokens = sum(map(num_tokens, groups))
     decoder = encoder._model.get_decoder()
     repeated = list(repeated_prompts(groups, max_tokens=config.tokens_per_batch, device=options.device))
     seconds: dict[str, list[float]] = {"encoder": [], "packed": [], "repeated": []}
@@ -145,12 +105,12 @@ def measure(encoder: HiddenStateEncoder, shape: Shape, options: argparse.Namespa
     return {
         "shape": shape.name,
         "groups": len(groups),
-        "tokens": num_tokens,
+        "tokens": tokens,
         "computed_tokens": {
             name: sum(inputs["input_ids"].numel() for inputs in passes) for name, passes in (("packed", packed), ("repeated", repeated))
         },
         "passes": {"packed": len(packed), "repeated": len(repeated)},
-        "tokens_per_s": {name: round(num_tokens / median(values)) for name, values in measured.items()},
+        "tokens_per_s": {name: round(tokens / median(values)) for name, values in measured.items()},
         "seconds": {name: [round(value, 3) for value in values] for name, values in measured.items()},
         "encoder_over_packed": ratio("packed"),
         "encoder_over_repeated": ratio("repeated"),
@@ -161,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--shape", choices=[shape.name for shape in SHAPES], help="only this one")
-    parser.add_argument("--groups", type=int, default=32, help="groups of 8 responses; of the longer, ragged ones a quarter as many")
+    parser.add_argument("--groups", type=int, help="groups of 8 responses, instead of the shape's own number")
     parser.add_argument("--concurrent", type=int, default=8, help="groups that wait for the encoder at once: prompts_per_step in training")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)

@@ -230,7 +230,7 @@ CHANGEABLE_ON_RESUME = (
     ),
     *PATH_KEYS,
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
-    *("learner.threads", "learner.tokens_per_micro_batch"),
+    *("learner.threads", "learner.tokens_per_micro_batch", "learner.logits_mib", "learner.activation_checkpointing", "learner.compile"),
     *("learner.ranks", "learner.num_gpus", "learner.join_timeout_s", "learner.collective_timeout_s"),
 )
 """Keys and sections that say how long or with what means a run goes on, not what it computes."""

@@ -39,6 +39,7 @@ from jobs.events import EVENTS, EventKind, EventLog
 from jobs.metrics import MetricsWriter
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from learners.checkpoint import CheckpointManager, FileEntry
+from learners.layers import CompilerMissing, require_compiler
 from learners.lora import LoraError, check_lora
 from learners.models import ModelError, resolve_model
 
@@ -82,9 +83,11 @@ class OfflineRun:
         """Raises ConfigError where the model or the directory cannot be used."""
         try:
             model = resolve_model(config.model)
+            if config.learner.compile:
+                require_compiler(torch.device("cpu"))
             if config.learner.lora.enabled:
                 check_lora(model, config.learner.lora)
-        except (ModelError, LoraError) as error:
+        except (ModelError, CompilerMissing, LoraError) as error:
             raise ConfigError(str(error)) from None
         self._config = config
         self._report = report

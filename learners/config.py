@@ -227,8 +227,17 @@ class LearnerConfig(OptimiserConfig):
     dtype: Dtype = "auto"
     """Precision of forward and backward. Master weights, gradients summed over micro-batches and AdamW moments are float32."""
     tokens_per_micro_batch: int = Field(2048, gt=0)
-    """Upper bound of padded tokens in one forward pass (a group's prompt counts once). A single longer group still goes
+    """Upper bound of tokens in one forward pass (what responses have in common counts once). A single longer response still goes
     alone. Bounds memory only: the gradient does not depend on it."""
+    logits_mib: float = Field(512.0, gt=0)
+    """Logits that exist at a time, in MiB of float32: those of other positions are made after, and for the gradient once more. Bounds
+    memory only; where a micro-batch's fit, nothing is computed twice (docs/learner.md)."""
+    activation_checkpointing: bool = False
+    """true: of each layer's activations only its input is kept, and the backward pass computes the rest again: far less memory a token, for
+    about a third more time. The gradient is the same."""
+    compile: bool = False
+    """true: layers are compiled by torch.compile, in the first step, which takes a minute longer. Needs a C++ compiler, or Triton on a GPU.
+    Equal to what is not compiled but for rounding."""
     mini_batches: int = Field(1, ge=1)
     """Optimiser steps per batch. Above 1 the proximal log-probs are computed before the first and the ratio is clipped to them."""
     threads: int = Field(1, ge=1)

@@ -1,6 +1,6 @@
-"""Forward passes over packed rows: last hidden states, log-probs and entropies of response tokens.
+"""Forward passes over packed tokens: last hidden states, log-probs and entropies of response tokens.
 
-Axes: B rows, L row length, N response tokens, H hidden size, V vocabulary.
+Axes: T computed tokens, N response tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from learners.packing import PackedRows
+from learners.attention import best_kind, implementation, kind_of, layout_of, register
+from learners.logprobs import head_logprobs, logit_bytes
+from learners.packing import PackedTokens
 from learners.precision import Dtype, resolve_dtype
 
+LOGITS_BYTES = 512 << 20
+SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""What configs of models call a change of logits behind the head (Gemma 2, Cohere, Granite)."""
 _LOADING = threading.Lock()
 """transformers changes torch's defaults for the whole process while it loads a model: two threads that load at once break each other."""
 
@@ -22,15 +27,13 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
     """A Hugging Face causal language model in evaluation mode (no dropout: sampler and learner are one distribution).
 
     With `place` false it is made for `device` and left in host memory.
-
-    On CPU the bfloat16 backward of scaled-dot-product attention with a mask is slow: written out, a training step on rows of
-    170 tokens takes 17 % less (1.47 s against 1.76 s for 340 tokens).
     """
     from transformers import AutoModelForCausalLM
 
+    register()
     if dtype != "float64":
         dtype = resolve_dtype(dtype, on_gpu=device != "cpu")
-    attention = "eager" if dtype == "bfloat16" and device == "cpu" else "sdpa"
+    attention = implementation(best_kind(device))
     with _LOADING:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention)
     return (model.to(device) if place else model).eval()
@@ -45,39 +48,39 @@ def causal_lm_shapes(path: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def last_hidden_states(model: Any, packed: PackedRows) -> Tensor:
-    """(B, L, H) states after the final norm."""
+def last_hidden_states(model: Any, packed: PackedTokens) -> Tensor:
+    """(T, H) states after the final norm."""
     output = model.get_decoder()(
-        input_ids=packed.input_ids_BL,
-        attention_mask=_mask_for(model, packed.attention_mask()),
-        position_ids=packed.position_ids_BL,
+        input_ids=packed.input_ids_T[None],
+        attention_mask=packed.input_ids_T.new_empty(1, 1, 0, 0, dtype=torch.bool),  # four axes: taken as it is, so that no mask is made
+        position_ids=packed.position_ids_T[None],
         use_cache=False,
+        layout=layout_of(packed, kind_of(model), model.get_input_embeddings().weight.dtype),
     )
-    states: Tensor = output.last_hidden_state
-    return states
+    states_TH: Tensor = output.last_hidden_state[0]
+    return states_TH
 
 
-def _mask_for(model: Any, allowed_B1LL: Tensor) -> Tensor:
-    """SDPA takes the boolean mask; written-out attention adds it to its scores."""
-    if model.config._attn_implementation == "sdpa":
-        return allowed_B1LL
-    blocked = torch.finfo(model.dtype).min
-    return torch.zeros(allowed_B1LL.shape, dtype=model.dtype, device=allowed_B1LL.device).masked_fill(~allowed_B1LL, blocked)
-
-
-def response_logprobs(model: Any, packed: PackedRows, *, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+def response_logprobs(
+    model: Any, packed: PackedTokens, *, temperature: float, logits_bytes: int = LOGITS_BYTES, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-prob of each response token under softmax(logits / temperature), and that distribution's entropy in nats.
 
-    Returns (logprob_N with gradient, entropy_N with gradient only if `entropy_gradient`), at least float32. Logits are made for response
-    tokens only.
+    Returns (logprob_N with gradient, entropy_N), at least float32; the entropy has a gradient where `entropy_gradient` asks for it.
+    Logits are made for what predicts a response token only, as many positions at a time as `logits_bytes` has room for, at least one.
+    Raises ValueError for a model that changes them behind its head.
     """
-    hidden_NH = last_hidden_states(model, packed)[packed.row_N, packed.predicts_N]
-    logits_NV = model.get_output_embeddings()(hidden_NH)
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    if temperature != 1.0:
-        logits_NV = logits_NV / temperature
-    normaliser_N = logits_NV.logsumexp(dim=-1)
-    logprob_N = logits_NV.gather(-1, packed.target_N[:, None]).squeeze(-1) - normaliser_N
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy_N = normaliser_N - torch.linalg.vecdot(logits_NV.softmax(-1), logits_NV)
-    return logprob_N, entropy_N
+    if changed := [name for name in SCALED_LOGITS if getattr(model.config, name, None) not in (None, 1)]:
+        raise ValueError(f"{type(model).__name__} changes its logits by {', '.join(changed)}, which the learner does not support")
+    states_TH = last_hidden_states(model, packed)
+    head = model.get_output_embeddings()
+    logprob_N, entropy_N = head_logprobs(
+        states_TH[packed.predicts_M],
+        head.weight,
+        head.bias,
+        state_N=packed.state_N,
+        target_N=packed.target_N,
+        temperature=temperature,
+        chunk=max(1, logits_bytes // logit_bytes(head.weight)),
+    )
+    return logprob_N, entropy_N if entropy_gradient else entropy_N.detach()

@@ -29,6 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from learners.forward import load_causal_lm
+from learners.layers import layers_of
 from learners.precision import Dtype
 from learners.ranks import RankLost
 
@@ -109,8 +110,7 @@ class ShardedRanks:
         model = load_causal_lm(path, dtype=dtype, device=device, place=False)
         self.weight_dtype = model.dtype
         precision = MixedPrecisionPolicy(param_dtype=self.weight_dtype, reduce_dtype=torch.promote_types(self.weight_dtype, torch.float32))
-        blocks = set(model._no_split_modules or ())
-        for module in [*(module for module in model.modules() if type(module).__name__ in blocks), model]:
+        for module in [*layers_of(model), model]:
             _widen(module)
             fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=precision)
             module.set_gradient_divide_factor(1.0)

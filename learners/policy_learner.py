@@ -31,19 +31,20 @@ from learners.config import LearnerConfig
 from learners.export import save_model
 from learners.forward import response_logprobs
 from learners.kl import KL_ESTIMATORS
+from learners.layers import run_layers
 from learners.lora import ADAPTER, Adapters, require_base
 from learners.losses import LossInputs, policy_loss
 from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
 from learners.mismatch import MismatchMonitor
 from learners.optimiser import MasterAdamW
-from learners.packing import GroupTokens, PackedRows, Row, build_rows, micro_batches, pack
+from learners.packing import Branch, GroupTokens, PackedTokens, PassCost, grow, micro_batches, pack
 from learners.ranks import OneRank, Ranks, in_step, share
 from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
 from learners.sharding import Deferred, whole_tensors
 from learners.tensor_file import TensorFile, layout_of, write_tensors
 from learners.weights import WeightSnapshot, take_snapshot
 
-IDLE = build_rows([GroupTokens(prompt_ids=np.zeros(1, np.int64), responses=[np.zeros(1, np.int64)])])
+IDLE = grow([GroupTokens(prompt_ids=np.zeros(1, np.int64), responses=[np.zeros(1, np.int64)])])
 """What a rank computes, for nothing, while the others compute more than it has."""
 
 
@@ -76,6 +77,8 @@ class PolicyLearner:
         has_reference = config.loss.kl.where != "off"
         self._reference = self._frozen(model_path) if has_reference and self._adapters is None else None
         self._optimiser = MasterAdamW(self._model.named_parameters(), config)
+        run_layers(self._model, recomputed=config.activation_checkpointing, compiled=config.compile)
+        self._cost = PassCost.of(self._model)
         self._mismatch = MismatchMonitor()
         self._model_path = model_path
         self._reuse_snapshot_buffer = reuse_snapshot_buffer
@@ -160,6 +163,7 @@ class PolicyLearner:
                 self._model,
                 packed,
                 temperature=self._temperature,
+                logits_bytes=self._logits_bytes,
                 entropy_gradient=loss.entropy_coefficient > 0,
             )
             if micro_batch is None:
@@ -195,19 +199,25 @@ class PolicyLearner:
         lookup = TokenLookup.of(batch)
         flat = np.zeros(len(lookup.behavior), np.float64)
         for micro_batch, packed in ahead(self._pack, self._my_micro_batches(groups, range(len(groups)))):
-            logprob_N, _ = self._ranks.compute(response_logprobs, model, packed, temperature=self._temperature)
+            logprob_N, _ = self._ranks.compute(
+                response_logprobs, model, packed, temperature=self._temperature, logits_bytes=self._logits_bytes
+            )
             if micro_batch is not None:
                 flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
         everyones: np.ndarray = np.sum(self._ranks.gather(flat), axis=0)
         return everyones
 
-    def _my_micro_batches(self, groups: Sequence[GroupTokens], chosen: Sequence[int]) -> Iterator[list[Row] | None]:
+    def _my_micro_batches(self, groups: Sequence[GroupTokens], chosen: Sequence[int]) -> Iterator[list[Branch] | None]:
         """This rank's share of the groups `chosen`; None for each that another rank has more."""
-        mine = {chosen[i] for i in share([groups[g].num_tokens for g in chosen], self._ranks)}
-        rows = build_rows([_only(group, keep=g in mine) for g, group in enumerate(groups)])
-        return in_step(list(micro_batches(rows, max_tokens=self._config.tokens_per_micro_batch)), self._ranks)
+        mine = {chosen[i] for i in share([self._cost.of_pass(grow([groups[g]])) for g in chosen], self._ranks)}
+        branches = grow([_only(group, keep=g in mine) for g, group in enumerate(groups)])
+        return in_step(micro_batches(branches, max_tokens=self._config.tokens_per_micro_batch, cost=self._cost), self._ranks)
 
-    def _pack(self, micro_batch: list[Row] | None) -> tuple[list[Row] | None, PackedRows]:
+    @property
+    def _logits_bytes(self) -> int:
+        return int(self._config.logits_mib * 2**20)
+
+    def _pack(self, micro_batch: list[Branch] | None) -> tuple[list[Branch] | None, PackedTokens]:
         """It, and on this rank's device what is computed of it, or in its place."""
         return micro_batch, pack(micro_batch or IDLE).to(self._device)
 
@@ -332,11 +342,11 @@ class TokenLookup:
         flat = behavior[offsets[0] : offsets[-1]]
         return cls(behavior=flat, proximal=proximal, reference=reference, versions=token_versions(batch), starts=starts[:-1])
 
-    def positions(self, packed: PackedRows) -> np.ndarray:
+    def positions(self, packed: PackedTokens) -> np.ndarray:
         positions: np.ndarray = self.starts[packed.response_N.cpu().numpy()] + packed.offset_N.cpu().numpy()
         return positions
 
-    def gather(self, packed: PackedRows, like: Tensor) -> TokensOfPass:
+    def gather(self, packed: PackedTokens, like: Tensor) -> TokensOfPass:
         at = self.positions(packed)
 
         def column(values: np.ndarray | None) -> Tensor | None:

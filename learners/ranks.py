@@ -2,8 +2,8 @@
 
     ranks = OneRank()                                          # or learners.fsdp.ShardedRanks
     model = ranks.load(path, dtype="float32", device="cpu")
-    mine = share(tokens_by_group, ranks)                       # indices of this rank's groups
-    for rows in in_step(my_micro_batches, ranks):              # as many on every rank
+    mine = share(cost_by_group, ranks)                         # indices of this rank's groups
+    for part in in_step(my_micro_batches, ranks):              # as many on every rank
         output = ranks.compute(function, model, ...)           # function(model, ...), the weights at hand
     everyones = ranks.gather(my_statistics)
 
@@ -81,11 +81,11 @@ class OneRank:
         return [value]
 
 
-def shares(costs: Sequence[int], num_shares: int) -> list[list[int]]:
+def shares(costs: Sequence[float], num_shares: int) -> list[list[int]]:
     """Indices of `costs` in `num_shares` sets of nearly equal sums: the dearest first, each to whoever has least (Graham 1969: at most 4/3
     of the best). Ties go to the lower index. A set may be empty."""
     sets: list[list[int]] = [[] for _ in range(num_shares)]
-    load = [(0, rank) for rank in range(num_shares)]
+    load = [(0.0, rank) for rank in range(num_shares)]
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
         total, rank = heapq.heappop(load)
         sets[rank].append(index)
@@ -93,7 +93,7 @@ def shares(costs: Sequence[int], num_shares: int) -> list[list[int]]:
     return [sorted(indices) for indices in sets]
 
 
-def share(costs: Sequence[int], ranks: Ranks) -> list[int]:
+def share(costs: Sequence[float], ranks: Ranks) -> list[int]:
     """This rank's indices, ascending."""
     return shares(costs, ranks.size)[ranks.rank]
 

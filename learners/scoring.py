@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learners.forward import response_logprobs
-from learners.packing import GroupTokens, build_rows, micro_batches, pack
+from learners.packing import GroupTokens, grow, micro_batches, pack
 
 
 @torch.inference_mode()
@@ -27,8 +27,8 @@ def response_loglikelihoods(
     """
     num_tokens_R = torch.tensor([len(ids) for group in groups for ids in group.responses], dtype=torch.int64)
     loglikelihood_R = torch.zeros(len(num_tokens_R), dtype=torch.float64)
-    for rows in micro_batches(build_rows(groups), max_tokens=tokens_per_batch):
-        packed = pack(rows).to(device or torch.device("cpu"))
+    for branches in micro_batches(grow(groups), max_tokens=tokens_per_batch):
+        packed = pack(branches).to(device or torch.device("cpu"))
         logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
         loglikelihood_R.index_add_(0, packed.response_N.cpu(), logprob_N.cpu().double())
     return loglikelihood_R, num_tokens_R

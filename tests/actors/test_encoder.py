@@ -75,7 +75,10 @@ def expected_means(states: Sequence[Tensor]) -> Tensor:
 
 
 class Passes:
-    """Watches the shapes (rows, length) of an encoder's forward passes, and holds the first until it is opened."""
+    """Watches an encoder's forward passes and holds the first until it is opened: (prompts, tokens) of each.
+
+    A prompt counts where its first token does, so groups must begin differently, as those of `ragged_groups` here do.
+    """
 
     def __init__(self, encoder: HiddenStateEncoder, *, held: bool = False) -> None:
         self.shapes: list[tuple[int, int]] = []
@@ -85,7 +88,8 @@ class Passes:
         encoder._model.get_decoder().register_forward_pre_hook(self._before, with_kwargs=True)
 
     def _before(self, module: Any, args: Any, options: dict[str, Any]) -> None:
-        self.shapes.append(tuple(options["input_ids"].shape))
+        assert options["input_ids"].shape[0] == 1
+        self.shapes.append((int((options["position_ids"] == 0).sum()), options["input_ids"].numel()))
         self._reached.set()
         assert self._opened.wait(WAIT_S), "the pass was never let go"
 
@@ -246,7 +250,7 @@ def test_concurrent_calls_share_forward_passes(tiny_model: str) -> None:
     encoder = make_encoder(tiny_model)
     passes = Passes(encoder)
     run(encode_all(encoder, ragged_groups(8)))
-    assert [num_rows for num_rows, _ in passes.shapes] == [8]  # a row a group: its prompt is computed once
+    assert [num_prompts for num_prompts, _ in passes.shapes] == [8]  # each computed once
 
 
 def test_calls_that_come_during_a_pass_share_the_next(tiny_model: str) -> None:
@@ -261,7 +265,7 @@ def test_calls_that_come_during_a_pass_share_the_next(tiny_model: str) -> None:
         await asyncio.gather(first, *others)
 
     run(main())
-    assert [num_rows for num_rows, _ in passes.shapes] == [1, 5]
+    assert [num_prompts for num_prompts, _ in passes.shapes] == [1, 5]
 
 
 @pytest.mark.parametrize("tokens_per_batch", [70, 120, 400])
@@ -270,29 +274,29 @@ def test_no_pass_has_more_tokens_than_the_budget(tiny_model: str, tokens_per_bat
     passes = Passes(encoder)
     groups = ragged_groups(16)
     run(encode_all(encoder, groups))
-    assert sum(num_rows for num_rows, _ in passes.shapes) == len(groups) > len(passes.shapes)
-    assert max(num_rows * length for num_rows, length in passes.shapes) <= tokens_per_batch
+    assert len(passes.shapes) < len(groups)
+    assert max(num_tokens for _, num_tokens in passes.shapes) <= tokens_per_batch
 
 
-def test_a_row_longer_than_the_budget_goes_alone(tiny_model: str) -> None:
-    """A group of 1 prompt token and 4 responses is one row; the long one has 1 + 80 tokens, the others 1 + 8."""
-    short, long = [[7, 8]] * 4, [list(range(10, 30))] * 4
+def test_a_response_longer_than_the_budget_goes_alone(tiny_model: str) -> None:
+    """It has 1 + 80 tokens with its prompt, the others at most 1 + 4 · 2."""
+    short, long = [[7, 8]] * 4, [[7, 8], list(range(10, 90)), [9], [9, 9]]
     groups = [make_group(number, [5], responses, [0.0] * 4) for number, responses in enumerate((short, long, short, short))]
     encoder = make_encoder(tiny_model, tokens_per_batch=40)
     passes = Passes(encoder)
     encoded = run(encode_all(encoder, groups))
     assert (1, 81) in passes.shapes
-    assert all(num_rows * length <= 40 for num_rows, length in passes.shapes if length != 81)
+    assert all(num_tokens <= 40 for _, num_tokens in passes.shapes if num_tokens != 81)
     assert all(batch.column("feature").null_count == 0 for batch in encoded)
 
 
 def test_at_most_max_waiting_calls_are_inside(tiny_model: str) -> None:
-    """A pass cannot have more rows than there are calls inside, and the others are served all the same."""
+    """A pass cannot have more prompts than there are calls inside, and the others are served all the same."""
     encoder = make_encoder(tiny_model, max_waiting=3)
     passes = Passes(encoder)
     encoded = run(encode_all(encoder, ragged_groups(8)))
-    assert sum(num_rows for num_rows, _ in passes.shapes) == 8
-    assert max(num_rows for num_rows, _ in passes.shapes) <= 3
+    assert sum(num_prompts for num_prompts, _ in passes.shapes) == 8
+    assert max(num_prompts for num_prompts, _ in passes.shapes) <= 3
     assert [batch.column("group_id")[0].as_py() for batch in encoded] == list(range(8))
 
 
@@ -342,7 +346,7 @@ def test_a_caller_that_gives_up_neither_loses_nor_repeats_the_work_of_others(tin
         passes.open()
         encoded = [batch for batch, _ in await asyncio.gather(beside, behind, last)]
         np.testing.assert_allclose(features_of(*encoded)[0], expected[[*range(4, 12), *range(16, 20)]], rtol=0.0, atol=1e-5)
-        assert [num_rows for num_rows, _ in passes.shapes] == [2, 2]  # the one that gave up while waiting was never computed
+        assert [num_prompts for num_prompts, _ in passes.shapes] == [2, 2]  # the one that gave up while waiting was never computed
         assert (await encoder.encode(groups[0]))[0].column("feature").null_count == 1
 
     run(main())

@@ -15,6 +15,7 @@ from buffers.rollout_log import RolloutLog
 from buffers.schema import concat_groups, list_column_arrays, split_groups, with_features, with_outcome
 from learners.checkpoint import CheckpointManager
 from learners.config import LearnerConfig
+from learners.layers import CompilerMissing
 from tests.learners.samples import make_group, ragged_batch, ragged_groups
 
 STEPS = 4
@@ -152,3 +153,15 @@ def test_a_batch_for_another_version_is_refused_and_nothing_is_trained(tiny_mode
             learner.step(ragged_batch(2), version)
     assert (learner.ready(), dict(learner.publish()[0].fingerprint)) == (1, before)
     assert learner.step(ragged_batch(2), 1).version == 2
+
+
+def test_a_learner_that_cannot_compile_says_so_when_it_is_asked_whether_it_is_ready(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make_learner(tiny_model, compile=True)
+    assert learner.ready() == 0
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert make_learner(tiny_model).ready() == 0
+    with pytest.raises(CompilerMissing, match=r"^learner\.compile = true needs a C\+\+ compiler"):
+        learner.ready()

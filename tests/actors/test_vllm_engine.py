@@ -25,7 +25,7 @@ from actors.engine import EngineError, Progress, Sample, SampleRequest, StepLoop
 from buffers.records import FinishReason
 from learners.forward import causal_lm_shapes, load_causal_lm, response_logprobs
 from learners.models import resolve_model
-from learners.packing import build_rows, pack
+from learners.packing import grow, pack
 from learners.weight_check import WeightsRefused, check_snapshot
 from learners.weights import HEAD, WeightSnapshot, take_snapshot
 from tests.learners.samples import group_tokens, plain_hidden_states, plain_logprobs
@@ -122,11 +122,12 @@ def finish(engine: Any) -> dict[str, Sample]:
 
 def mean_difference(samples: Mapping[str, Sample], prompts: Mapping[str, list[int]], model: Any) -> float:
     """Mean |log-prob of the engine − log-prob of a transformers forward| over all tokens."""
-    packed = pack(build_rows([group_tokens(prompts[key], [sample.token_ids]) for key, sample in samples.items()]))
+    packed = pack(grow([group_tokens(prompts[key], [sample.token_ids]) for key, sample in samples.items()]))
     with torch.no_grad():
         logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
+    found = np.concatenate([logprob_N[packed.response_N == index].numpy() for index in range(len(samples))])
     behavior = np.concatenate([sample.logprobs for sample in samples.values()])
-    return float(np.abs(logprob_N.numpy() - behavior).mean())
+    return float(np.abs(found - behavior).mean())
 
 
 def test_it_samples_from_the_model(engine: Any, prompts: dict[str, list[int]], original: Any) -> None:

@@ -254,6 +254,15 @@ def test_what_is_no_place_of_rollouts_is_refused(config: MakeConfig, recorded: L
         replay_from(config("again", responses_per_prompt=2), directory_of(recorded))
 
 
+def test_layers_that_cannot_be_compiled_here_are_refused(
+    config: MakeConfig, recorded: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"^learner\.compile = true needs a C\+\+ compiler"):
+        replay_from(config("again", learner={"compile": True}), directory_of(recorded))
+
+
 def test_old_tokens_are_not_trained_on_uncorrected(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
     uncorrected = {"max_policy_lag": 0, "learner": {"loss": {"correction": "none"}}}
     with pytest.raises(ConfigError, match=r'correction = "none", but step 2 trains version 1 on tokens of version 0'):

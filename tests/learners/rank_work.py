@@ -51,12 +51,20 @@ class GradientRecorder:
 
 
 def gradients(
-    ranks: Ranks, model: str, reference: str, batch: pa.RecordBatch, all_settings: Sequence[dict[str, Any]]
+    ranks: Ranks,
+    model: str,
+    reference: str,
+    batch: pa.RecordBatch,
+    all_settings: Sequence[dict[str, Any]],
+    made: dict[str, Any] | None = None,
 ) -> list[list[dict[str, Tensor]]]:
-    """For each of the settings, the float64 gradient of every optimiser step on `batch`; divergences are from the model `reference`."""
+    """For each of the settings, the float64 gradient of every optimiser step on `batch`; divergences are from the model `reference`.
+
+    `made`: settings that the learner is made with.
+    """
     if ranks.size > 1:
         make_norms_exact()
-    learner = make_learner(ranks, model, dtype="float64")
+    learner = make_learner(ranks, model, dtype="float64", **(made or {}))
     frozen = ranks.load(reference, dtype="float64", device="cpu").requires_grad_(False)
     found = []
     for settings in all_settings:

@@ -1,70 +1,117 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from learners.attention import Layout, best_kind, implementation, kind_of
 from learners.forward import load_causal_lm, response_logprobs
-from learners.packing import build_rows, pack
+from learners.packing import grow, pack
 from tests.learners.samples import assert_equal_gradients, gradients, group_tokens, plain_logprobs
 
 PROMPT, RESPONSES = [5, 6, 7], [[8, 9, 10, 11], [12], [13, 14]]
+ROOM = pytest.mark.parametrize("logits_bytes", [1, 1000, 1 << 20], ids=["one position at a time", "two", "all"])
 
 
 class TableModel:
     """A language model whose next-token logits depend on the last token alone: row `token` of a table."""
 
-    config = SimpleNamespace(_attn_implementation="sdpa")
+    config = SimpleNamespace(_attn_implementation=implementation("blocks"))
 
     def __init__(self, table_VV: Tensor) -> None:
         self._table_VV = table_VV
 
     def get_decoder(self) -> Any:
-        def decode(*, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, use_cache: bool) -> Any:
-            num_rows, length = input_ids.shape
-            assert attention_mask.shape == (num_rows, 1, length, length) and position_ids.shape == input_ids.shape and not use_cache
+        def decode(*, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, use_cache: bool, layout: Layout) -> Any:
+            assert attention_mask.ndim == 4 and position_ids.shape == input_ids.shape and not use_cache and layout.longest
             return SimpleNamespace(last_hidden_state=torch.nn.functional.one_hot(input_ids, len(self._table_VV)).to(self._table_VV.dtype))
 
         return decode
 
+    def get_input_embeddings(self) -> Any:
+        return SimpleNamespace(weight=self._table_VV)
+
     def get_output_embeddings(self) -> Any:
-        return lambda hidden_NV: hidden_NV @ self._table_VV
+        return SimpleNamespace(weight=self._table_VV.T, bias=None)
 
 
 def pack_response(prompt: list[int], response: list[int]) -> Any:
-    return pack(build_rows([group_tokens(prompt, [response])]))
+    return pack(grow([group_tokens(prompt, [response])]))
 
 
+@ROOM
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-def test_log_probs_equal_a_plain_forward_with_temperature(tiny_model: str, temperature: float) -> None:
+def test_log_probs_equal_a_plain_forward_with_temperature(tiny_model: str, temperature: float, logits_bytes: int) -> None:
     model = load_causal_lm(tiny_model, dtype="float32")
+    packed = pack(grow([group_tokens(PROMPT, RESPONSES)]))
     with torch.no_grad():
-        logprob_N, _ = response_logprobs(model, pack(build_rows([group_tokens(PROMPT, RESPONSES)])), temperature=temperature)
+        logprob_N, _ = response_logprobs(model, packed, temperature=temperature, logits_bytes=logits_bytes)
         expected = torch.cat([plain_logprobs(model, PROMPT, response, temperature=temperature) for response in RESPONSES])
         other = torch.cat([plain_logprobs(model, PROMPT, response, temperature=2 * temperature) for response in RESPONSES])
-    torch.testing.assert_close(logprob_N, expected, rtol=0.0, atol=1e-5)
-    assert (logprob_N - other).abs().max() > 0.1
+    found = torch.cat([logprob_N[packed.response_N == index] for index in range(len(RESPONSES))])
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
+    assert (found - other).abs().max() > 0.1
 
 
-def test_written_out_attention_gives_what_the_fused_kernel_gives(tiny_model: str) -> None:
-    """bfloat16 on CPU computes attention written out, with an additive mask; compared here in float32."""
-    assert load_causal_lm(tiny_model, dtype="bfloat16").config._attn_implementation == "eager"
-    model = load_causal_lm(tiny_model, dtype="float32")
-    packed = pack(build_rows([group_tokens(PROMPT, RESPONSES), group_tokens([3], [[4]])]))
-    found = {}
-    for attention in ("sdpa", "eager"):
-        model.set_attn_implementation(attention)
-        assert model.config._attn_implementation == attention
-        logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
-        model.zero_grad()
-        logprob_N.sum().backward()
-        found[attention] = (logprob_N.detach(), gradients(model))
-    torch.testing.assert_close(found["eager"][0], found["sdpa"][0], rtol=0.0, atol=1e-5)
-    assert_equal_gradients(found["eager"][1], found["sdpa"][1], atol=1e-4)
+@torch.no_grad()
+def test_a_pass_equals_the_model_as_it_comes_from_transformers_on_padded_rows(tiny_model: str, exact_norms: None) -> None:
+    """In float64, a row a response behind its prompt, in one batch; gradients are compared too."""
+    rows = [[*PROMPT, *response] for response in RESPONSES]
+    longest = max(map(len, rows))
+    ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask_BL = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    padded = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).eval()
+    model = load_causal_lm(tiny_model, dtype="float64")
+    packed = pack(grow([group_tokens(PROMPT, RESPONSES)]))
+    with torch.enable_grad():
+        logprob_BL = (padded(input_ids=ids_BL, attention_mask=mask_BL).logits / 0.7).log_softmax(-1)[:, :-1]
+        logprob_BL = logprob_BL.gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
+        expected = [logprob_BL[b, len(PROMPT) - 1 : len(row) - 1] for b, row in enumerate(rows)]
+        logprob_N, _ = response_logprobs(model, packed, temperature=0.7, logits_bytes=1000)
+        torch.cat(expected).square().sum().backward()
+        logprob_N.square().sum().backward()
+    for index, of_response in enumerate(expected):
+        torch.testing.assert_close(logprob_N[packed.response_N == index], of_response, rtol=0.0, atol=1e-9)
+    assert_equal_gradients(gradients(model), gradients(padded), atol=1e-9)
+
+
+OTHER_MODELS = {"qwen2": {}, "qwen3": {"head_dim": 16}, "mistral": {"sliding_window": None}}
+"""Of biases, of norms of queries and keys, of none of these."""
+
+
+@pytest.mark.parametrize("family", OTHER_MODELS)
+@torch.no_grad()
+def test_other_families_of_models_give_what_transformers_gives(tmp_path: Path, family: str) -> None:
+    sizes = {"vocab_size": 104, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **heads, **OTHER_MODELS[family])).save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    model = load_causal_lm(str(tmp_path), dtype="float64")
+    packed = pack(grow([group_tokens(PROMPT, RESPONSES)]))
+    logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
+    for index, response in enumerate(RESPONSES):
+        torch.testing.assert_close(logprob_N[packed.response_N == index], plain_logprobs(plain, PROMPT, response), rtol=0.0, atol=1e-5)
+
+
+def test_a_model_that_changes_its_logits_behind_the_head_is_refused() -> None:
+    model = TableModel(torch.zeros(3, 3))
+    model.config = SimpleNamespace(**vars(TableModel.config), logits_scaling=1.0, final_logit_softcapping=30.0)
+    with pytest.raises(ValueError, match=r"^TableModel changes its logits by final_logit_softcapping,"):
+        response_logprobs(model, pack_response([0], [1]), temperature=1.0)
+
+
+def test_what_attends_is_chosen_by_the_device_and_by_what_is_there(monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
+    assert kind_of(load_causal_lm(tiny_model, dtype="float32")) == "blocks"
+    for has_triton, kind in ((True, "flex"), (False, "masked")):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, there=has_triton: name if there else None)
+        assert (best_kind("cpu"), best_kind("cuda")) == ("blocks", kind)
 
 
 def test_log_prob_and_entropy_of_known_probabilities() -> None:
@@ -84,10 +131,12 @@ def test_the_entropy_is_that_of_the_tempered_distribution() -> None:
     assert entropy_N.item() == pytest.approx(-4 / 6 * math.log(4 / 6) - 2 / 6 * math.log(1 / 6), rel=1e-12)
 
 
-def test_only_the_log_prob_has_a_gradient() -> None:
+def test_the_entropy_has_a_gradient_only_where_asked_for() -> None:
     table_VV = torch.zeros(3, 3, requires_grad=True)
     logprob_N, entropy_N = response_logprobs(TableModel(table_VV), pack_response([0], [1]), temperature=1.0)
     assert logprob_N.requires_grad and not entropy_N.requires_grad
+    _, entropy_N = response_logprobs(TableModel(table_VV), pack_response([0], [1]), temperature=1.0, entropy_gradient=True)
+    assert entropy_N.requires_grad
 
 
 def test_bfloat16_logits_are_normalised_in_float32() -> None:

@@ -34,10 +34,12 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
 
 
-def assert_all_gradients_equal(size: int, model: str, reference: str, batch: pa.RecordBatch, all_settings: list[dict[str, Any]]) -> None:
-    """To 1e-9 in float64, on every rank, for each of the settings."""
+def assert_all_gradients_equal(
+    size: int, model: str, reference: str, batch: pa.RecordBatch, all_settings: list[dict[str, Any]], **made: Any
+) -> None:
+    """To 1e-9 in float64, on every rank, for each of the settings; `made`: settings that the learner of ranks alone is made with."""
     expected = rank_work.gradients(OneRank(), model, reference, batch, all_settings)
-    for found in on_ranks(size, rank_work.gradients, model, reference, batch, all_settings):
+    for found in on_ranks(size, rank_work.gradients, model, reference, batch, all_settings, made):
         for of_rank, of_one in zip(found, expected, strict=True):
             for gradient, plain in zip(of_rank, of_one, strict=True):
                 assert_equal_gradients(gradient, plain, atol=1e-9)
@@ -55,7 +57,7 @@ def test_the_gradient_is_that_of_one_process_for_every_loss(tiny_model: str, oth
 
 
 def test_micro_batches_that_ranks_have_more_or_less_of_change_nothing(tiny_model: str, other_model: str, exact_norms: None) -> None:
-    settings = [{"tokens_per_micro_batch": budget} for budget in (1, 60)]
+    settings = [*({"tokens_per_micro_batch": budget} for budget in (1, 60)), {"logits_mib": 0.002}]
     penalised = {
         "tokens_per_micro_batch": 40,
         "mini_batches": 2,
@@ -67,6 +69,12 @@ def test_micro_batches_that_ranks_have_more_or_less_of_change_nothing(tiny_model
 def test_a_rank_without_any_group_takes_part(tiny_model: str, other_model: str, exact_norms: None) -> None:
     settings = [{}, {"tokens_per_micro_batch": 1}, CONFIGS["all at once"]]
     assert_all_gradients_equal(3, tiny_model, other_model, ragged_batch(1), settings)
+
+
+def test_activations_computed_again_have_the_same_gradient_on_ranks(tiny_model: str, other_model: str, exact_norms: None) -> None:
+    settings = [{"tokens_per_micro_batch": 60}, CONFIGS["all at once"]]
+    batch = batch_of_all_kinds()
+    assert_all_gradients_equal(2, tiny_model, other_model, batch, settings, activation_checkpointing=True)
 
 
 def test_a_head_that_is_not_tied_is_divided_too(tmp_path: Path, other_model: str, exact_norms: None) -> None:

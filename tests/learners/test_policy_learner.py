@@ -16,7 +16,7 @@ from learners.advantages import group_advantages
 from learners.config import AdvantageConfig, LearnerConfig, LossConfig
 from learners.forward import load_causal_lm
 from learners.losses import LossInputs, policy_loss
-from learners.packing import PackedRows
+from learners.packing import PackedTokens
 from learners.policy_learner import PolicyLearner, read_groups, token_versions
 from learners.weights import HEAD
 from tests.learners.samples import (
@@ -163,7 +163,7 @@ def test_groups_without_signal_are_not_computed(tiny_model: str, monkeypatch: py
     computed: set[int] = set()
     forward = learners.policy_learner.response_logprobs
 
-    def watched(model: Any, packed: PackedRows, **options: Any) -> tuple[Tensor, Tensor]:
+    def watched(model: Any, packed: PackedTokens, **options: Any) -> tuple[Tensor, Tensor]:
         computed.update(packed.response_N.tolist())
         return forward(model, packed, **options)
 

@@ -1,0 +1,236 @@
+"""Attention over tokens in preorder (`learners.packing`): each query with its ancestors and itself, and as little else as can be.
+
+Axes: T tokens, Q queries of a block, S keys of a block, A key/value heads, G query heads that share one, D width of a head.
+
+    blocks   on a CPU: blocks of adjacent queries. The tokens before a block that any of its queries may see are ancestors of its first
+             token, one chain; with the block itself they are all the keys it needs. Memory grows with T, not with T².
+    flex     on a GPU: torch's flex_attention with the same rule as its mask.
+    masked   anywhere: one call with a mask of T² entries.
+
+All are known to transformers by name. A model loaded with one of them still attends as usual when it is called without a layout.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from learners.packing import PackedTokens
+
+Kind = Literal["blocks", "flex", "masked"]
+KINDS: tuple[Kind, ...] = ("blocks", "flex", "masked")
+BLOCK_QUERIES = 64
+"""More queries a block: fewer calls, more scores that the mask throws away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Queries start … stop − 1 against `keys`; mask_11QS is added to the scores: 0 where a query sees a key, else −∞."""
+
+    start: int
+    stop: int
+    keys: slice | Tensor
+    mask_11QS: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Who sees whom in one forward pass, in the form that one kind of attention takes. `longest` is the length of the longest branch."""
+
+    longest: int
+    blocks: Sequence[Block] | None = None
+    block_mask: Any = None
+    visible_TT: Tensor | None = None
+
+
+def layout_of(packed: PackedTokens, kind: Kind, dtype: torch.dtype) -> Layout:
+    longest = int(packed.position_ids_T.max()) + 1
+    if kind == "blocks":
+        return Layout(longest=longest, blocks=make_blocks(packed.end_T, dtype=dtype))
+    if kind == "flex":
+        return Layout(longest=longest, block_mask=_flex_mask(packed.end_T))
+    return Layout(longest=longest, visible_TT=_sees(packed.end_T, *_query_and_key(packed.end_T)))
+
+
+def _sees(end_T: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """The rule of `learners.packing`, elementwise over indices."""
+    return (key <= query) & (query < end_T[key])
+
+
+def _query_and_key(end_T: Tensor) -> tuple[Tensor, Tensor]:
+    index_T = torch.arange(len(end_T), device=end_T.device)
+    return index_T[:, None], index_T[None, :]
+
+
+def make_blocks(end_T: Tensor, *, dtype: torch.dtype, num_queries: int = BLOCK_QUERIES) -> list[Block]:
+    """Blocks of at most `num_queries` queries that cover all tokens once."""
+    ends, blocks = end_T.numpy(), []
+    for start in range(0, len(ends), num_queries):
+        stop = min(start + num_queries, len(ends))
+        keys_S = torch.from_numpy(np.concatenate([np.flatnonzero(ends[:start] > start), np.arange(start, stop)]))
+        hidden_QS = ~_sees(end_T, torch.arange(start, stop)[:, None], keys_S[None, :])
+        mask_QS = torch.zeros(hidden_QS.shape, dtype=dtype).masked_fill_(hidden_QS, float("-inf"))
+        first = int(keys_S[0])
+        adjacent = stop - first == len(keys_S)
+        blocks.append(Block(start=start, stop=stop, keys=slice(first, stop) if adjacent else keys_S, mask_11QS=mask_QS[None, None]))
+    return blocks
+
+
+class _BlockAttention(torch.autograd.Function):
+    """softmax(scale · q kᵀ) v over the keys that each query sees: query_AGTD, key_ATD, value_ATD -> mean_TAGD.
+
+    torch's own CPU kernel of FlashAttention (Dao et al. 2022, arXiv:2205.14135) block by block, forward and backward. Called through
+    autograd it would keep a copy of the keys of every block, one for each query head, until the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query_AGTD: Tensor, key_ATD: Tensor, value_ATD: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
+        num_kv, num_shared, num_tokens, width = query_AGTD.shape
+        mean_TAGD = query_AGTD.new_empty(num_tokens, num_kv, num_shared, width)
+        normalisers = []
+        for block in blocks:
+            mean_AGQD, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query_AGTD[:, :, block.start : block.stop],
+                _for_query_heads(key_ATD, block, num_shared),
+                _for_query_heads(value_ATD, block, num_shared),
+                attn_mask=block.mask_11QS,
+                scale=scale,
+            )
+            mean_TAGD[block.start : block.stop] = mean_AGQD.permute(2, 0, 1, 3)
+            normalisers.append(normaliser)
+        ctx.save_for_backward(query_AGTD, key_ATD, value_ATD, mean_TAGD, *normalisers)
+        ctx.blocks, ctx.scale = blocks, scale
+        return mean_TAGD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TAGD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query_AGTD, key_ATD, value_ATD, mean_TAGD, *normalisers = ctx.saved_tensors
+        dquery_AGTD, dkey_ATD, dvalue_ATD = torch.empty_like(query_AGTD), torch.zeros_like(key_ATD), torch.zeros_like(value_ATD)
+        for block, normaliser in zip(ctx.blocks, normalisers, strict=True):
+            queries = slice(block.start, block.stop)
+            dquery_AGTD[:, :, queries], dkey_AGSD, dvalue_AGSD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad_TAGD[queries].permute(1, 2, 0, 3),
+                query_AGTD[:, :, queries],
+                _for_query_heads(key_ATD, block, query_AGTD.shape[1]),
+                _for_query_heads(value_ATD, block, query_AGTD.shape[1]),
+                mean_TAGD[queries].permute(1, 2, 0, 3),
+                normaliser,
+                dropout_p=0.0,
+                is_causal=False,
+                attn_mask=block.mask_11QS,
+                scale=ctx.scale,
+            )
+            for total_ATD, part_AGSD in ((dkey_ATD, dkey_AGSD), (dvalue_ATD, dvalue_AGSD)):
+                if isinstance(block.keys, slice):
+                    total_ATD[:, block.keys] += part_AGSD.sum(dim=1)
+                else:
+                    total_ATD.index_add_(1, block.keys, part_AGSD.sum(dim=1))
+        return dquery_AGTD, dkey_ATD, dvalue_ATD, None, None
+
+
+def _for_query_heads(values_ATD: Tensor, block: Block, num_shared: int) -> Tensor:
+    """(A, G, S, D) without a copy for each query head."""
+    return values_ATD[:, block.keys][:, None].expand(-1, num_shared, -1, -1)
+
+
+def _flex_mask(end_T: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return _sees(end_T, query, key)
+
+    num_tokens = len(end_T)
+    return create_block_mask(sees, None, None, num_tokens, num_tokens, device=end_T.device, _compile=end_T.is_cuda)
+
+
+@functools.cache
+def _flex(compiled: bool) -> Any:
+    """Not compiled it writes out all T² scores: right, and enough for a test on a CPU, where it has no backward pass."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    layout: Layout | None = None,
+    scaling: float,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (1, A·G, T, D), key and value (1, A, T, D) -> (1, T, A·G, D).
+
+    Raises ValueError for a model whose attention is of another kind, rather than compute another one.
+    """
+    if layout is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+        return attended
+    _refuse_other_kinds(module, layout, others)
+    if layout.blocks is not None:
+        query_AGTD = query[0].unflatten(0, (key.shape[1], -1))
+        mean_TAGD: Tensor = _BlockAttention.apply(query_AGTD, key[0], value[0], layout.blocks, scaling)  # type: ignore[no-untyped-call]
+        return mean_TAGD.flatten(1, 2)[None], None
+    if layout.block_mask is not None:
+        mean = _flex(query.is_cuda)(query, key, value, block_mask=layout.block_mask, scale=scaling, enable_gqa=True)
+    else:
+        mean = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=layout.visible_TT, scale=scaling, enable_gqa=True
+        )
+    return mean.transpose(1, 2), None
+
+
+def _refuse_other_kinds(module: Any, layout: Layout, others: dict[str, Any]) -> None:
+    window = others.get("sliding_window")
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    if window is not None and layout.longest > window:
+        unknown.append(f"a sliding window of {window} tokens, shorter than the longest sequence ({layout.longest})")
+    if unknown:
+        raise ValueError(f"{type(module).__name__} attends with {', '.join(unknown)}, which the learner's packed rows do not support")
+
+
+@functools.cache
+def register() -> None:
+    """Make all kinds known to transformers. Called without a layout they take the masks of its "sdpa". A compiler goes around blocks, whose
+    number and sizes are another in every pass."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    for kind in KINDS:
+        ALL_ATTENTION_FUNCTIONS.register(implementation(kind), torch.compiler.disable(_attention) if kind == "blocks" else _attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(implementation(kind), sdpa_mask)
+
+
+def implementation(kind: Kind) -> str:
+    """The name that transformers knows it by."""
+    return f"branches_{kind}"
+
+
+def best_kind(device: str) -> Kind:
+    """Blocks on a CPU; on a GPU flex where it can be compiled, with Triton, else the mask of T² entries."""
+    if device == "cpu":
+        return "blocks"
+    return "flex" if importlib.util.find_spec("triton") is not None else "masked"
+
+
+def kind_of(model: Any) -> Kind:
+    """Raises ValueError for a model that was not loaded with one of the kinds."""
+    name = model.config._attn_implementation
+    for kind in KINDS:
+        if name == implementation(kind):
+            return kind
+    raise ValueError(f"the model attends by '{name}', not by one of {', '.join(map(implementation, KINDS))}: load it with load_causal_lm")
