@@ -233,8 +233,8 @@ class LearnerConfig(OptimiserConfig):
     """Logits that exist at a time, in MiB of float32: those of other positions are made after, and for the gradient once more. Bounds
     memory only; where a micro-batch's fit, nothing is computed twice (docs/learner.md)."""
     activation_checkpointing: bool = False
-    """true: of each layer's activations only its input is kept, and the backward pass computes the rest again: far less memory a token, for
-    about a third more time. The gradient is the same."""
+    """true: of each layer's activations only its input is kept, and the backward pass computes the rest again: less memory a token, for
+    about a quarter more time. The gradient is the same."""
     compile: bool = False
     """true: layers are compiled by torch.compile, in the first step, which takes a minute longer. Needs a C++ compiler, or Triton on a GPU.
     Equal to what is not compiled but for rounding."""
