@@ -32,8 +32,8 @@ test: venv  ## run every test this machine can run, but those that take minutes 
 	$(BIN)/python -m pytest -m "not ray and not engine and not long" $(SIDE_BY_SIDE) $(ARGS) || [ $$? -eq 5 ]
 	$(BIN)/python -m pytest -m "(ray or engine) and not long" $(ARGS) || [ $$? -eq 5 ]
 
-test-unit: venv  ## run the tests that need neither Ray nor vLLM, without those of `make chaos`
-	$(BIN)/python -m pytest -m "not ray and not engine and not chaos and not long" $(SIDE_BY_SIDE) $(ARGS)
+test-unit: venv  ## run the tests that need neither Ray nor vLLM nor a whole run
+	$(BIN)/python -m pytest -m "not ray and not engine and not whole and not chaos and not long" $(SIDE_BY_SIDE) $(ARGS)
 
 chaos: venv  ## run the tests that inject faults into whole runs, those that take minutes too
 	$(BIN)/python -m pytest -m "chaos or long" $(ARGS)

@@ -29,10 +29,10 @@ from tasks.registry import make_task
 CONFIG = "configs/quickstart.toml"
 
 
-def ours(run_dir: Path, steps: int, *, arguments: list[str]) -> list[float]:
-    """Seconds of every step."""
+def ours(run_dir: Path, steps: int, *, arguments: list[str], checkout: str | None = None) -> list[float]:
+    """Seconds of every step, by this tree or by the one at `checkout`."""
     command = [sys.executable, "-m", "jobs.train", CONFIG, "--set", f"run_dir={run_dir}", "--set", f"steps={steps}"]
-    subprocess.run([*command, "--set", f"checkpoint.every={steps}", *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "--set", f"checkpoint.every={steps}", *arguments], check=True, stdout=subprocess.DEVNULL, cwd=checkout)
     return [record["time/step_s"] for record in read_metrics(run_dir / "metrics.jsonl")]
 
 
@@ -64,6 +64,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", required=True, metavar="PYTHON", help="the interpreter of an environment that has trl")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--trl-steps", type=int, help="steps of TRL's runs, if other than --steps")
+    parser.add_argument("--before", metavar="DIR", help="another checkout of this project, timed beside this one")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--warm-up", type=int, default=2, help="steps of each run that are not counted")
     parser.add_argument("--rows-per-pass", type=int, default=16, help="TRL's per_device_train_batch_size; try 8 to 64")
@@ -71,19 +73,21 @@ def main() -> None:
     parser.add_argument("rest", nargs="*", help="after --: arguments of jobs.train")
     options = parser.parse_args()
     config = load_config(CONFIG)
-    found: dict[str, list[float]] = {"ours": [], "trl": []}
+    found: dict[str, list[float]] = {}
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
-            runs = {
-                "ours": ours(directory / "run", options.steps, arguments=options.rest),
-                "trl": trl(options.trl, directory, config, options.steps, rows_per_pass=options.rows_per_pass, threads=options.threads),
-            }
+            runs = {"ours": ours(directory / "run", options.steps, arguments=options.rest)}
+            if options.before:
+                runs["before"] = ours(directory / "before", options.steps, arguments=options.rest, checkout=options.before)
+            steps = options.trl_steps or options.steps
+            runs["trl"] = trl(options.trl, directory, config, steps, rows_per_pass=options.rows_per_pass, threads=options.threads)
         for who, step_s in runs.items():
-            found[who] += step_s[options.warm_up :]
-            print(f"round {number}  {who:<5} {' '.join(f'{seconds:.1f}' for seconds in step_s)}", flush=True)
+            found.setdefault(who, []).extend(step_s[options.warm_up :])
+            print(f"round {number}  {who:<6} {' '.join(f'{seconds:.1f}' for seconds in step_s)}", flush=True)
     medians = {who: statistics.median(step_s) for who, step_s in found.items()}
-    print(json.dumps({"median_step_s": medians, "trl_over_ours": medians["trl"] / medians["ours"]}))
+    ratios = {f"{who}_over_ours": median / medians["ours"] for who, median in medians.items() if who != "ours"}
+    print(json.dumps({"median_step_s": medians, **ratios}))
 
 
 if __name__ == "__main__":

@@ -280,10 +280,11 @@ def test_partials_are_taken_between_two_steps_and_disturb_nobody() -> None:
         engine.permit(1)
         found = await asking
         assert found.samples.keys() == {"a", "resumed"}
-        num_tokens = len(found.samples["a"].token_ids)
+        num_tokens, num_resumed = (len(found.samples[key].token_ids) for key in ("a", "resumed"))
         assert found.samples["a"] == sample_of(num_tokens, FinishReason.ABORTED) and 2 <= num_tokens <= 3
-        assert found.samples["resumed"] == sample_of(num_tokens + 1, FinishReason.ABORTED)
-        assert found.sampled_tokens == 2 * num_tokens
+        assert found.samples["resumed"] == sample_of(num_resumed, FinishReason.ABORTED)
+        assert num_resumed - 1 in (num_tokens - 1, num_tokens)  # the first step may have begun before it came
+        assert found.sampled_tokens == num_tokens + num_resumed - 1
         engine.permit(10)
         assert [await task for task in running] == [sample_of(5), sample_of(6)]
         assert await loop.partials(["a", "resumed"]) == Progress(samples={}, sampled_tokens=10)

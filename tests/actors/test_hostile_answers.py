@@ -15,6 +15,8 @@ from actors.verifier import VerifierPool
 from buffers.records import Problem, VerdictStatus
 from tasks.config import TaskConfig
 
+pytestmark = pytest.mark.whole
+
 DEADLINE_S = 2.0
 MAX_WORKER_MIB = 400
 MARKER = "was-here"

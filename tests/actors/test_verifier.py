@@ -24,6 +24,8 @@ from tasks.config import TaskConfig
 from tasks.registry import make_task
 from tests.actors.verifier_fakes import PROBLEM, make_cold_task, make_exiting_task, make_fake_task, make_task_unless, make_unbuildable_task
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 1.0
 CONFIG = VerifierConfig(num_workers=2, timeout_s=TIMEOUT_S)

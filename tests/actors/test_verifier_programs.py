@@ -17,7 +17,7 @@ from buffers.records import Problem, Verdict, VerdictStatus
 from tasks.config import MbppPlusConfig, TaskConfig
 from tasks.program_tests import ProgramTests, write_tests
 
-pytestmark = pytest.mark.usefixtures("sandboxed")
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("sandboxed")]
 
 WAIT_S = 30.0
 TESTS = ProgramTests(reference="def f(x):\n    return x * x", calls=("f(*[2])", "f(*[3])"))

@@ -10,6 +10,8 @@ from jobs.events import EventKind
 from jobs.run_state import Desired, read_status, write_desired
 from tests.jobs.components_fixture import BOUND_S, LocalRun, small_config
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):

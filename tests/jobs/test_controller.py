@@ -30,6 +30,8 @@ from tests.jobs.components_fixture import (
     small_config,
 )
 
+pytestmark = pytest.mark.whole
+
 PROMPT_S = 10.0
 """A failure must surface well before any deadline of `small_config`, which are a minute."""
 METRICS_PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"

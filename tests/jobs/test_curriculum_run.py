@@ -7,6 +7,8 @@ import pytest
 from buffers.records import Problem, Verdict, VerdictStatus
 from tests.jobs.components_fixture import CoinJudge, LocalRun, assert_same_state, random_delays, small_config
 
+pytestmark = pytest.mark.whole
+
 
 class SumsAreEasy(CoinJudge):
     """All answers to sums are right, of the others about half."""

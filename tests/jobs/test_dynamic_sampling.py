@@ -8,6 +8,8 @@ from buffers.records import Problem, Verdict, VerdictStatus
 from jobs.events import EventKind
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, LocalRun, assert_same_state, small_config
 
+pytestmark = pytest.mark.whole
+
 
 class ProblemJudge:
     """Of every third problem half of the responses are right, of the others all or none."""

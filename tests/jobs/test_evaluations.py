@@ -8,6 +8,8 @@ from buffers.records import GroupRequest
 from jobs.handles import ActorDied
 from tests.jobs.components_fixture import LocalRun, assert_same_state, small_config
 
+pytestmark = pytest.mark.whole
+
 
 class SampledEvaluation:
     """Samples one group on its worker; optionally waits before that, or fails."""

@@ -24,6 +24,8 @@ from tests.jobs.evaluate_fixture import SETTINGS, LocalEvaluate, make_worker
 from tests.jobs.explore_fixture import CoinVerifier
 from tests.tiny_model import make_tiny_model
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def models(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

@@ -21,6 +21,8 @@ from learners.forward import load_causal_lm
 from tests.jobs.explore_fixture import LocalExplore, small_explore
 from tests.learners.samples import plain_hidden_states
 
+pytestmark = pytest.mark.whole
+
 HIDDEN = 32
 
 

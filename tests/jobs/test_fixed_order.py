@@ -10,6 +10,8 @@ from buffers.records import Problem
 from jobs.fixed_order import FixedOrder
 from tests.jobs.components_fixture import PROMPTS, LocalRun, assert_same_state, random_delays, small_config
 
+pytestmark = pytest.mark.whole
+
 TIMING = ("time/", "memory/", "rollout/", "replay/", "publication/", "learner/tokens_per_s", "tokens/")
 """Metrics that say how fast things went, or what was under way."""
 

@@ -26,6 +26,8 @@ from tests.jobs.components_fixture import LocalRun, assert_same_state, small_con
 from tests.jobs.process_handle import ProcessHandle
 from tests.learners.samples import ragged_batch
 
+pytestmark = pytest.mark.whole
+
 # --- scripted ranks ----------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,8 @@ from jobs.evaluated_models import PinnedModels, find_model
 from jobs.replay_from import replay_from
 from tests.jobs.components_fixture import LocalRun, assert_same_state, small_config
 
+pytestmark = pytest.mark.whole
+
 LORA = {"lora": {"enabled": True, "rank": 4}}
 STEPS = 4
 MakeConfig = Callable[..., RunConfig]

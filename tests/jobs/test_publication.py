@@ -15,6 +15,8 @@ from learners.weight_check import WeightsRefused
 from learners.weights import WeightSnapshot
 from tests.jobs.components_fixture import LocalRun, assert_same_state, small_config
 
+pytestmark = pytest.mark.whole
+
 Proceed = Callable[[], Awaitable[Any]]
 NORM = "model.norm.weight"
 

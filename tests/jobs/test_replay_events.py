@@ -23,6 +23,8 @@ from jobs.run_dir import RunDirectory
 from learners.checkpoint import CheckpointManager
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, LocalRun, assert_same_state, small_config
 
+pytestmark = pytest.mark.whole
+
 STEPS = 3
 MakeConfig = Callable[..., RunConfig]
 

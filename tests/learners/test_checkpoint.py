@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 import learners.checkpoint
 from learners.checkpoint import MANIFEST, CheckpointError, CheckpointManager, FileEntry
 
+pytestmark = pytest.mark.whole
+
 META = {"step": 7, "cursor": {"train": [3, 1]}, "name": "réponse", "nothing": None}
 
 

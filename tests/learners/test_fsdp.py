@@ -25,6 +25,8 @@ from tests.learners.samples import assert_equal_gradients, make_group, ragged_ba
 from tests.learners.test_loss_invariance import CONFIGS, batch_of_all_kinds
 from tests.tiny_model import make_tiny_model
 
+pytestmark = pytest.mark.whole
+
 TIMED = ("learner/tokens_per_s", "time/learn_s")
 
 

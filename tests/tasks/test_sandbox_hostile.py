@@ -17,7 +17,7 @@ from tasks import sandbox
 from tasks.sandbox import Isolation, Limits, Status, run
 from tests.tasks.hostile_programs import CASES, FORK_BOMB, TRY, Case
 
-pytestmark = pytest.mark.usefixtures("sandboxed")
+pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("sandboxed")]
 
 LIMITS = Limits(cpu_s=1, wall_s=2.0, memory_bytes=256 << 20, output_bytes=10_000, tmp_bytes=4 << 20)
 PATIENT = replace(LIMITS, cpu_s=10, wall_s=20.0)
