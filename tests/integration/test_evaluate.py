@@ -59,6 +59,7 @@ def parts_of(out: Path) -> int:
     return len(list(out.glob("parts/*.parquet")))
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_a_killed_job_ends_with_the_same_samples_as_an_undisturbed_one(tmp_path: Path, models: tuple[str, str]) -> None:
@@ -103,6 +104,7 @@ def test_a_killed_job_ends_with_the_same_samples_as_an_undisturbed_one(tmp_path:
     assert rows_of(killed) == rows
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_sigterm_keeps_what_is_finished_and_ends_every_process(tmp_path: Path, models: tuple[str, str]) -> None:

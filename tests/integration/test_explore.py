@@ -49,6 +49,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     return pq.read_table(out / "pools.parquet").to_pylist()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_a_killed_job_ends_with_the_same_pools_as_an_undisturbed_one(tmp_path: Path, tiny_model: str) -> None:
@@ -129,6 +130,7 @@ def _any_parquet(directory: Path) -> Path:
     return file
 
 
+@pytest.mark.long
 @pytest.mark.engine
 @pytest.mark.timeout(400)
 def test_the_real_engine_gives_the_same_pools_after_a_kill(tmp_path: Path) -> None:

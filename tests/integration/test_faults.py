@@ -126,6 +126,7 @@ def test_roles_that_hang_are_found_and_replaced(config, run_dir):
     assert_checkpoint_loads(run_dir, steps_of(run_dir)[-1])
 
 
+@pytest.mark.long
 def test_workers_come_and_go_as_asked_and_the_number_outlives_the_run(config, run_dir):
     with Training(config, run_dir, *ENDLESS, *QUICK) as training:
         training.wait_for_steps(2)

@@ -112,6 +112,7 @@ def test_ctrl_c_checkpoints_and_leaves_no_process(config, run_dir):
     assert not (run_dir / "policy").exists()
 
 
+@pytest.mark.long
 def test_sigterm_checkpoints_and_leaves_no_process(config, run_dir):
     with Training(config, run_dir, *ENDLESS) as training:
         training.wait_for_steps(1)
@@ -130,6 +131,7 @@ def test_interrupt_during_the_start_leaves_no_process(config, run_dir):
         training.assert_no_process_left()
 
 
+@pytest.mark.long
 def test_killed_driver_leaves_no_process_and_the_next_start_resumes(config, run_dir):
     with Training(config, run_dir, *ENDLESS) as training:
         training.wait_for_steps(5)
@@ -150,6 +152,7 @@ def test_killed_driver_leaves_no_process_and_the_next_start_resumes(config, run_
     assert files == [f"step_{step:06d}.parquet" for step in range(1, saved + 3)]
 
 
+@pytest.mark.long
 def test_several_encoders_and_a_memory_of_prompts_train(config, run_dir):
     with Training(config, run_dir, "--set", "encoder.replicas=2", "--set", "bonus.memory=prompt", "--set", "steps=2") as training:
         assert training.exit_code() == 0, training.output()
@@ -159,6 +162,7 @@ def test_several_encoders_and_a_memory_of_prompts_train(config, run_dir):
     assert all(record["bonus/evicted_prompts"] == 0 for record in records)
 
 
+@pytest.mark.long
 def test_features_of_the_policy_itself_need_no_encoder(config, run_dir):
     settings = ("--set", "bonus.source=policy", "--set", "bonus.memory=none", "--set", "steps=2")
     with Training(config, run_dir, *settings) as training:
