@@ -39,13 +39,17 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
     return (model.to(device) if place else model).eval()
 
 
-def causal_lm_shapes(path: str) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of the model at `path` by name, a tied head left out. No weights are read."""
+def without_weights(path: str) -> Any:
+    """The model at `path` on the meta device: its modules and the shapes of its parameters. No weights are read."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _LOADING, torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+
+
+def causal_lm_shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the model at `path` by name, a tied head left out. No weights are read."""
+    return {name: tuple(parameter.shape) for name, parameter in without_weights(path).named_parameters()}
 
 
 def last_hidden_states(model: Any, packed: PackedTokens) -> Tensor:

@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from learners.checkpoint import CheckpointError
 from learners.config import LoraConfig
 from learners.export import save_model
-from learners.forward import load_causal_lm
+from learners.forward import load_causal_lm, without_weights
 from learners.models import model_digest
 from learners.precision import Dtype
 from learners.sharding import Deferred
@@ -52,12 +52,8 @@ class LoraError(ValueError):
 
 def check_lora(model_path: str, config: LoraConfig) -> None:
     """Refuse at once, reading no weights, what `Adapters.attach` would. Raises LoraError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     _require_peft()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path))
-    target_names(model, config)
+    target_names(without_weights(model_path), config)
 
 
 def target_names(model: Any, config: LoraConfig) -> list[str]:

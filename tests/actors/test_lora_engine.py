@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,11 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.config import RolloutConfig, SamplingConfig
+from actors.config import SamplingConfig
 from actors.engine import Sample
 from learners.config import LearnerConfig
 from learners.models import resolve_model
 from learners.policy_learner import PolicyLearner
+from tests.actors.real_engine import vllm_engine
 from tests.learners.samples import make_group, plain_logprobs
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -34,16 +34,8 @@ def model_path() -> str:
 
 @pytest.fixture(scope="module")
 def engine(model_path: str) -> Iterator[Any]:
-    from actors.vllm_engine import VllmEngine
-
-    environment, threads = dict(os.environ), torch.get_num_threads()
-    config = RolloutConfig(engine="vllm", dtype="float32", kv_cache_gib=1, max_sequences=8, max_batched_tokens=128)
-    engine = VllmEngine(model_path, config, SamplingConfig(max_prompt_tokens=60, max_response_tokens=8), seed=0)
-    yield engine
-    engine._engine.engine_core.shutdown()
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads(threads)
+    with vllm_engine(model_path, SamplingConfig(max_prompt_tokens=60, max_response_tokens=8)) as engine:
+        yield engine
 
 
 def sampled(engine: Any, prompt: list[int], tag: str) -> list[Sample]:

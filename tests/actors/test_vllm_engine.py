@@ -28,6 +28,7 @@ from learners.models import resolve_model
 from learners.packing import grow, pack
 from learners.weight_check import WeightsRefused, check_snapshot
 from learners.weights import HEAD, WeightSnapshot, take_snapshot
+from tests.actors.real_engine import MAX_BATCHED_TOKENS, MAX_SEQUENCES, vllm_engine
 from tests.learners.samples import group_tokens, plain_hidden_states, plain_logprobs
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -35,8 +36,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
 HIDDEN = 576
 RESPONSE_TOKENS = 12
-MAX_SEQUENCES = 8
-MAX_BATCHED_TOKENS = 128
 MAX_STEPS = 500
 TOLERANCE = 1e-3
 """Of mean log-prob differences, float32 against float32."""
@@ -51,19 +50,9 @@ def model_path() -> str:
 
 @pytest.fixture(scope="module")
 def engine(model_path: str) -> Iterator[Any]:
-    from actors.vllm_engine import VllmEngine
-
-    environment, threads = dict(os.environ), torch.get_num_threads()
-    config = RolloutConfig(
-        engine="vllm", dtype="float32", kv_cache_gib=1, max_sequences=MAX_SEQUENCES, max_batched_tokens=MAX_BATCHED_TOKENS
-    )
     sampling = SamplingConfig(max_prompt_tokens=80, max_response_tokens=RESPONSE_TOKENS)
-    engine = VllmEngine(model_path, config, sampling, seed=0, pool_states=True)
-    yield engine
-    engine._engine.engine_core.shutdown()
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads(threads)
+    with vllm_engine(model_path, sampling, pool_states=True) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")

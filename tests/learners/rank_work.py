@@ -16,7 +16,7 @@ from learners.policy_learner import PolicyLearner
 from learners.ranks import Ranks
 from learners.sharding import whole
 from tests.learners.exact_norms import make_norms_exact
-from tests.learners.samples import ragged_batch
+from tests.learners.samples import GradientRecorder, ragged_batch
 
 GROUP_SIZE = 4
 TEMPERATURE = 0.8
@@ -28,26 +28,6 @@ def make_config(*, dtype: str = "float32", **settings: Any) -> LearnerConfig:
 
 def make_learner(ranks: Ranks, model: str, **settings: Any) -> PolicyLearner:
     return PolicyLearner(model, make_config(**settings), temperature=TEMPERATURE, group_size=GROUP_SIZE, ranks=ranks)
-
-
-class GradientRecorder:
-    """Stands in for the optimiser: keeps the whole gradient of every step and applies none."""
-
-    last_learning_rate = 0.0
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.gradients: list[dict[str, Tensor]] = []
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.gradients)
-
-    def step(self) -> float:
-        named = [(name, parameter.grad) for name, parameter in self._model.named_parameters()]
-        self.gradients.append({name: whole(gradient).clone() for name, gradient in named if gradient is not None})
-        self._model.zero_grad()
-        return 1.0
 
 
 def gradients(

@@ -13,6 +13,7 @@ from torch import Tensor
 from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 from buffers.schema import concat_groups, to_record_batch, with_scores, with_verdicts
 from learners.packing import GroupTokens
+from learners.sharding import whole
 
 VOCABULARY = 104
 Ids = Sequence[int]
@@ -109,11 +110,30 @@ def plain_hidden_states(model: Any, prompt: Ids, response: Ids) -> Tensor:
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
-    """The gradient of every parameter, all of which must have one."""
+    """The gradient of every parameter, all of which must have one; on ranks whole, so all must ask."""
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     missing = [name for name, gradient in found.items() if gradient is None]
     assert not missing, f"no gradient: {missing}"
-    return {name: gradient.clone() for name, gradient in found.items()}
+    return {name: whole(gradient).clone() for name, gradient in found.items()}
+
+
+class GradientRecorder:
+    """Stands in for the optimiser: keeps the whole gradient of every step and applies none."""
+
+    last_learning_rate = 0.0
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.gradients: list[dict[str, Tensor]] = []
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.gradients)
+
+    def step(self) -> float:
+        self.gradients.append(gradients(self._model))
+        self._model.zero_grad()
+        return 1.0
 
 
 def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], *, atol: float) -> None:

@@ -15,16 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from learners.advantages import group_advantages
 from learners.checkpoint import CheckpointError
 from learners.config import LoraConfig
 from learners.forward import load_causal_lm, response_logprobs
 from learners.lora import Adapters, LoraError, check_lora, merged, require_base, write_merged
-from learners.losses import LossInputs, policy_loss
 from learners.policy_learner import PolicyLearner, read_groups
 from learners.weights import HEAD, take_snapshot
 from tests.learners.samples import assert_equal_gradients, plain_logprobs, ragged_batch
-from tests.learners.test_policy_learner import GROUP_SIZE, PLAIN, TEMPERATURE, assert_identical, make_learner, mixed_batch
+from tests.learners.test_policy_learner import GROUP_SIZE, PLAIN, assert_identical, make_learner, mixed_batch, plain_loss
 from tests.tiny_model import make_tiny_model
 
 LORA = {"enabled": True, "rank": 4, "alpha": 8.0}
@@ -57,22 +55,7 @@ def peft_model_like(learner: PolicyLearner, base: str, directory: Path) -> Any:
 
 def plain_gradient_by_peft(wrapped: Any, batch: pa.RecordBatch, learner: PolicyLearner) -> dict[str, Tensor]:
     """By peft's own forward pass, one unpadded row a response."""
-    columns = {name: batch.column(name).to_pylist() for name in ("prompt_ids", "response_ids", "behavior_logprobs", "reward", "bonus")}
-    rewards = torch.tensor([float("nan") if r is None else r for r in columns["reward"]], dtype=torch.float64)
-    bonuses = torch.tensor(columns["bonus"], dtype=torch.float64)
-    advantages = group_advantages(rewards.view(-1, GROUP_SIZE), bonuses.view(-1, GROUP_SIZE), PLAIN).flatten()
-    rows = [r for r, response in enumerate(columns["response_ids"]) if response]
-    logprob_N = torch.cat(
-        [plain_logprobs(wrapped, columns["prompt_ids"][r], columns["response_ids"][r], temperature=TEMPERATURE) for r in rows]
-    )
-    inputs = LossInputs(
-        logprob_N=logprob_N,
-        proximal_logprob_N=logprob_N.detach(),
-        behavior_logprob_N=torch.tensor([b for r in rows for b in columns["behavior_logprobs"][r]], dtype=torch.float64),
-        advantage_N=torch.cat([advantages[r].expand(len(columns["response_ids"][r])) for r in rows]),
-        num_tokens=len(logprob_N),
-    )
-    policy_loss(inputs, learner._config.loss).loss.backward()
+    plain_loss(wrapped, batch, learner._config.loss, PLAIN).backward()
     return {
         name.removeprefix("base_model.model."): parameter.grad
         for name, parameter in wrapped.named_parameters()

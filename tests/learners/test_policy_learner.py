@@ -20,6 +20,7 @@ from learners.packing import PackedTokens
 from learners.policy_learner import PolicyLearner, read_groups, token_versions
 from learners.weights import HEAD
 from tests.learners.samples import (
+    GradientRecorder,
     assert_equal_gradients,
     gradients,
     make_group,
@@ -40,25 +41,6 @@ def make_learner(model: str, *, group_size: int = GROUP_SIZE, **settings: Any) -
     dtype = settings.pop("dtype", "float32")
     config = LearnerConfig(**{"lr": 1e-3, "warmup_steps": 0, **settings}).model_copy(update={"dtype": dtype})
     return PolicyLearner(model, config, temperature=TEMPERATURE, group_size=group_size)
-
-
-class GradientRecorder:
-    """Stands in for the optimiser: keeps the gradient of every step and applies none."""
-
-    last_learning_rate = 0.0
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.gradients: list[dict[str, Tensor]] = []
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.gradients)
-
-    def step(self) -> float:
-        self.gradients.append(gradients(self._model))
-        self._model.zero_grad()
-        return 1.0
 
 
 def gradient_of(model: str, batch: pa.RecordBatch, **settings: Any) -> dict[str, Tensor]:
@@ -84,6 +66,12 @@ def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
 def plain_gradient(model_path: str, batch: pa.RecordBatch, loss: LossConfig, advantage: AdvantageConfig) -> dict[str, Tensor]:
     """The same by one unpadded row a response, groups without signal included: written without packing, skipping or splitting."""
     model = load_causal_lm(model_path, dtype="float64")
+    plain_loss(model, batch, loss, advantage).backward()
+    return gradients(model)
+
+
+def plain_loss(model: Any, batch: pa.RecordBatch, loss: LossConfig, advantage: AdvantageConfig) -> Tensor:
+    """By the model's own forward pass."""
     columns = {name: batch.column(name).to_pylist() for name in ("prompt_ids", "response_ids", "behavior_logprobs", "reward", "bonus")}
     rewards = torch.tensor([float("nan") if r is None else r for r in columns["reward"]], dtype=torch.float64)
     bonuses = torch.tensor(columns["bonus"], dtype=torch.float64)
@@ -99,8 +87,7 @@ def plain_gradient(model_path: str, batch: pa.RecordBatch, loss: LossConfig, adv
         advantage_N=torch.cat([advantages[r].expand(len(columns["response_ids"][r])) for r in rows]),
         num_tokens=len(logprob_N),
     )
-    policy_loss(inputs, loss).loss.backward()
-    return gradients(model)
+    return policy_loss(inputs, loss).loss
 
 
 def mixed_batch() -> pa.RecordBatch:
