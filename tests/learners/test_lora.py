@@ -96,6 +96,23 @@ def test_the_gradient_of_adapters_is_that_of_pefts_own_layers(
     assert_equal_gradients(recorder.gradient, expected, atol=1e-11)
 
 
+@pytest.mark.long
+def test_compiled_layers_give_adapters_the_same_gradient(tiny_model: str, exact_norms: None) -> None:
+    """Also with activations that are computed again."""
+    gradients = []
+    for settings in ({}, {"compile": True}, {"compile": True, "activation_checkpointing": True}):
+        learner = lora_learner(tiny_model, dtype="float64", advantage=PLAIN, **settings)
+        stir(learner)
+        recorder = AdapterGradients(learner)
+        learner._optimiser = recorder  # type: ignore[assignment]
+        learner.step(mixed_batch())
+        gradients.append(recorder.gradient)
+    expected, *found = gradients
+    for gradient in found:
+        assert_equal_gradients(gradient, expected, atol=1e-9)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+
+
 def test_merged_weights_are_those_of_pefts_merge_and_unload(tiny_model: str, tmp_path: Path) -> None:
     learner = lora_learner(tiny_model, dtype="float64")
     stir(learner)
