@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,11 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float, what: str) -> 
     return value
 
 
+def _interruptible() -> None:
+    """A shell without job control has what it runs in the background ignore Ctrl-C, and the tests' jobs would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Job:
     """One start of `python -m MODULE ARGUMENTS`, in a process group of its own; its output is kept beside `directory`.
 
@@ -92,6 +98,7 @@ class Job:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=_interruptible,
         )
 
     def __enter__(self) -> Self:
