@@ -14,6 +14,7 @@ from tests.jobs.components_fixture import BOUND_S, PROMPTS, Around, LocalRun, ra
 pytestmark = pytest.mark.chaos
 
 RUNS, DEATHS, MOST_STEPS = 10, 10, 26
+OF_THEIR_KIND = (3, 4, 6, 9)  # seeds whose lag and order others have, too: for make chaos
 
 
 class KilledRun:
@@ -67,7 +68,7 @@ def uninterrupted(tiny_model, tmp_path_factory):
     return at
 
 
-@pytest.mark.parametrize("seed", range(RUNS))
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.long if seed in OF_THEIR_KIND else ()) for seed in range(RUNS)])
 def test_every_problem_is_trained_once_however_often_the_run_dies(config, seed, uninterrupted):
     rng = random.Random(f"deaths/{seed}")
     lag, in_fixed_order = seed % 3, seed % 3 == 0 or seed >= RUNS // 2

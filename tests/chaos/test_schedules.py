@@ -76,7 +76,7 @@ class Changes:
                 task.result()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(10, 20))])
 def test_no_schedule_loses_or_doubles_anything_or_stops_the_run(config, tmp_path, seed):
     rng = random.Random(f"chaos/{seed}")
     settings = config(
