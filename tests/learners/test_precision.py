@@ -14,11 +14,11 @@ def cpu(monkeypatch, tmp_path):
     def say(text: str) -> None:
         (tmp_path / "cpuinfo").write_text(text)
         monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
-        precision.cpu_flags.cache_clear()
+        precision._cpuinfo.cache_clear()
 
     yield say
     monkeypatch.undo()
-    precision.cpu_flags.cache_clear()
+    precision._cpuinfo.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,15 @@ def cpu(monkeypatch, tmp_path):
     [
         ("flags\t\t: fpu avx512f avx512_bf16 sse\n", "bfloat16"),
         ("flags\t\t: fpu amx_bf16\n", "bfloat16"),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: avx512_bf16\n", "bfloat16"),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: avx512_bf16\n", "float32"),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: avx512_bf16 amx_bf16\n", "bfloat16"),
         ("Features\t: fp asimd bf16\n", "bfloat16"),
         ("flags\t\t: fpu avx512f sse\nbugs\t\t: bf16\n", "float32"),
         ("", "float32"),
     ],
 )
-def test_auto_is_what_the_cpu_has_instructions_for(cpu, cpuinfo, dtype):
+def test_auto_is_what_the_cpu_is_fast_in(cpu, cpuinfo, dtype):
     cpu(cpuinfo)
     assert precision.resolve_dtype("auto") == dtype
     assert precision.resolve_dtype("auto", on_gpu=True) == "bfloat16"
@@ -39,7 +42,7 @@ def test_auto_is_what_the_cpu_has_instructions_for(cpu, cpuinfo, dtype):
 
 def test_a_machine_that_does_not_tell_computes_in_float32(cpu, monkeypatch, tmp_path):
     monkeypatch.setattr(precision, "CPUINFO", tmp_path / "none")
-    precision.cpu_flags.cache_clear()
+    precision._cpuinfo.cache_clear()
     assert precision.resolve_dtype("auto") == "float32"
 
 
