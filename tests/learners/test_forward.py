@@ -27,6 +27,9 @@ class TableModel:
     def __init__(self, table_VV: Tensor) -> None:
         self._table_VV = table_VV
 
+    def modules(self) -> list[Any]:
+        return []
+
     def get_decoder(self) -> Any:
         def decode(*, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, use_cache: bool, layout: Layout) -> Any:
             assert attention_mask.ndim == 4 and position_ids.shape == input_ids.shape and not use_cache and layout.longest
