@@ -25,8 +25,8 @@ _LOADING = threading.Lock()
 def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str = "cpu", place: bool = True) -> Any:
     """A Hugging Face causal language model in evaluation mode (no dropout: sampler and learner are one distribution).
 
-    With `place` false it is made for `device` and left in host memory. Raises ModelUnsupported for a model that a packed pass would compute
-    wrongly.
+    With `place` false it is made for `device` and left in host memory. Raises ModelUnsupported for a model that a packed pass would
+    compute wrongly.
     """
     from transformers import AutoModelForCausalLM
 
@@ -44,8 +44,8 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
 
 
 def check_supported(path: str, *, longest: int | None = None, with_head: bool = True) -> None:
-    """Refuse at once, reading no weights, what a pass over at most `longest` tokens of a prompt and its response could not compute; with the
-    head also what `response_logprobs` could not. Raises ModelUnsupported."""
+    """Refuse at once, reading no weights, what a pass over at most `longest` tokens of a prompt and its response could not compute; with
+    the head also what `response_logprobs` could not. Raises ModelUnsupported."""
     model = without_weights(path)
     require_supported(model, longest=longest)
     if with_head:

@@ -3,8 +3,10 @@
     require_supported(model, longest=1536)          # by what the model says of itself; it may be without weights
     require_independent(model, states_of)           # by a pass over a few tokens
 
-The pass runs responses through the model side by side (`learners.packing`), and nothing but attention knows where one ends. So a model whose
-tokens mix anywhere else (a convolution, a state space, linear attention) hands on from each response to the next. Axes: T tokens, H hidden size.
+The pass runs responses through the model side by side (`learners.packing`), and nothing but attention knows where one ends. So a model
+whose tokens mix anywhere else (a convolution, a state space, linear attention) hands on from each response to the next.
+
+Axes: T tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class ModelUnsupported(ValueError):
 def require_supported(model: Any, *, longest: int | None = None) -> None:
     """Raises ModelUnsupported. `longest`: the most tokens of a prompt with its response, where that is known.
 
-    transformers takes the frequencies of "dynamic" and "longrope" position embeddings from the longest sequence of a pass, so that a response
-    would depend on its neighbours; "longrope" has two tables and keeps to the first one up to a length.
+    transformers takes the frequencies of "dynamic" and "longrope" position embeddings from the longest sequence of a pass, so that a
+    response would depend on its neighbours; "longrope" has two tables and keeps to the first one up to a length.
     """
     if getattr(model, "_is_stateful", False) or (others := _other_layers(model)):
         named = "a recurrent state" if getattr(model, "_is_stateful", False) else ", ".join(others)
