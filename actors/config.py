@@ -30,6 +30,11 @@ class SamplingConfig(BaseModel):
     max_response_tokens: int = Field(20, gt=0)
     """Sampling stops here with finish_reason = "length"."""
 
+    @property
+    def max_tokens(self) -> int:
+        """The most of a prompt with its response."""
+        return self.max_prompt_tokens + self.max_response_tokens
+
 
 class RolloutConfig(BaseModel):
     """Rollout workers: one engine each."""

@@ -66,7 +66,10 @@ def _watch_memory(pid: int, peak: list[float]) -> None:
 
 def report(run_dir: Path) -> dict[str, object]:
     history = read_metrics(run_dir / "metrics.jsonl")
-    before, after = window_means(history, "reward/mean")
+    means = window_means(history, "reward/mean")
+    if means is None:
+        raise SystemExit(f"{run_dir}: no response could be scored")
+    before, after = means
     warm = history[WARM_STEPS:]
 
     def mean(name: str) -> float | None:
@@ -78,7 +81,7 @@ def report(run_dir: Path) -> dict[str, object]:
     return {
         "run": str(run_dir),
         "steps": len(history),
-        "reward": [round(record["reward/mean"], 2) for record in history],
+        "reward": [round(record["reward/mean"], 2) for record in history if "reward/mean" in record],
         "first3": round(before, 3),
         "last3": round(after, 3),
         "gain": round(after - before, 3),

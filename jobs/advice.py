@@ -10,7 +10,8 @@ from learners.mismatch import Cause
 _ALARM = "mismatch/alarm_"
 
 _MISMATCH = {
-    Cause.TEMPERATURE: "the engine samples at about {temperature:.2f} times the learner's temperature: set sampling.temperature to the "
+    Cause.TEMPERATURE: "the engine samples at about {temperature:.2f} times the learner's temperature (to first order: further off it is "
+    "understated): set sampling.temperature to the "
     "engine's, and let it report log-probs of after the temperature",
     Cause.RETOKENISATION: "some tokens are far off while others agree as well as ever: the ids trained on are not those sampled; hand "
     "on token ids, never text that is encoded again",

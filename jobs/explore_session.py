@@ -27,7 +27,9 @@ from jobs.pool_pipeline import FINISHERS
 from jobs.pools import PoolStore, known_verdicts, problem_of, read_pools, split_pools
 from jobs.reselect import needs_encoder, reselect
 from jobs.selected import write_selected
+from learners.forward import check_supported
 from learners.models import ModelError, resolve_model
+from learners.supported import ModelUnsupported
 from tasks.base import Task, TaskError
 from tasks.registry import make_task
 
@@ -90,7 +92,9 @@ class _Session:
         self._say(f"model {config.model}: loading")
         try:
             model = await asyncio.to_thread(resolve_model, config.model)
-        except ModelError as error:
+            if not config.from_engine:
+                await asyncio.to_thread(check_supported, model, longest=config.sampling.max_tokens, with_head=False)
+        except (ModelError, ModelUnsupported) as error:
             raise ConfigError(str(error)) from None
         self._say("starting the engines (about 30 s on two cores)")
         use_encoder = not config.from_engine

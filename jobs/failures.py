@@ -24,12 +24,13 @@ from jobs.handles import ActorDied, DataLost, Deadline
 from jobs.run import PublicationFailed, VerifierFailure
 from learners.checkpoint import CheckpointError
 from learners.layers import CompilerMissing
+from learners.supported import ModelUnsupported
 from learners.weight_check import WeightsRefused
 from tasks.base import TaskError
 
 NAMED_FAILURES = (
     *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError),
-    *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing),
+    *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, ModelUnsupported),
 )
 """Their messages say all there is to say; anything else is shown with its traceback."""
 

@@ -39,9 +39,11 @@ from jobs.events import EVENTS, EventKind, EventLog
 from jobs.metrics import MetricsWriter
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from learners.checkpoint import CheckpointManager, FileEntry
+from learners.forward import check_supported
 from learners.layers import CompilerMissing, require_compiler
 from learners.lora import LoraError, check_lora
 from learners.models import ModelError, resolve_model
+from learners.supported import ModelUnsupported
 
 STATE = "state"
 _DECIDED_AT_CONSUMPTION = ROLLOUT_SCHEMA.names[ROLLOUT_SCHEMA.names.index("bonus") :]
@@ -87,7 +89,8 @@ class OfflineRun:
                 require_compiler(torch.device("cpu"))
             if config.learner.lora.enabled:
                 check_lora(model, config.learner.lora)
-        except (ModelError, CompilerMissing, LoraError) as error:
+            check_supported(model, longest=config.sampling.max_tokens)
+        except (ModelError, ModelUnsupported, CompilerMissing, LoraError) as error:
             raise ConfigError(str(error)) from None
         self._config = config
         self._report = report

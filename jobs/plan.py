@@ -41,6 +41,7 @@ class Plan:
     memory_gib: float | None
     disk_gib: float | None
     log_gib: float
+    remark: str | None = None
 
     def lines(self) -> list[str]:
         memory, disk = (
@@ -55,6 +56,7 @@ class Plan:
             f"in flight: at most {self.max_groups_in_flight} groups between prompt and live gradient",
             f"processes: {processes}",
             f"memory: {memory}; disk for checkpoints: {disk}, for logs at most {self.log_gib:.1f} GiB",
+            *([self.remark] if self.remark else []),
         ]
 
 
@@ -81,6 +83,18 @@ def make_plan(config: RunConfig) -> Plan:
         memory_gib=_memory_gib(config),
         disk_gib=_disk_gib(config),
         log_gib=(config.replay.log_rollouts * config.replay.log_max_mib + config.logs.events_max_mib + config.logs.metrics_max_mib) / 1024,
+        remark=_remark(config),
+    )
+
+
+def _remark(config: RunConfig) -> str | None:
+    """Where two responses do not fit behind one long prompt, it is computed again for each, which costs more than the responses do."""
+    prompt, response, budget = config.sampling.max_prompt_tokens, config.sampling.max_response_tokens, config.learner.tokens_per_micro_batch
+    if prompt < response or prompt + 2 * response <= budget:
+        return None
+    return (
+        f"learner.tokens_per_micro_batch = {budget} has no room for a prompt of {prompt} tokens and two responses of {response}: such a "
+        f"prompt is computed once a response, not once a group; {prompt + config.responses_per_prompt * response} holds the group"
     )
 
 

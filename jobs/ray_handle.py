@@ -26,7 +26,7 @@ class RayHandle:
             async with asyncio.timeout(timeout_s) as deadline:
                 value = await small
         except RayActorError as error:
-            raise ActorDied(f"the {self.name} process died while the run waited for {waiting_for}") from error
+            raise ActorDied(_death(error, self.name, waiting_for)) from error
         except ObjectLostError as error:
             raise DataLost(f"data that {self.name}.{method} needs was lost while the run waited for {waiting_for}") from error
         except RayTaskError as error:
@@ -56,6 +56,13 @@ class RayHandle:
 
     def kill(self) -> None:
         ray.kill(self.actor, no_restart=True)
+
+
+def _death(error: RayActorError, name: str, waiting_for: str) -> str:
+    """What went wrong in its constructor says more than that it is gone."""
+    if "raised in its creation task" in (text := str(error).strip()):
+        return f"the {name} could not be made: {text.splitlines()[-1]}"
+    return f"the {name} process died while the run waited for {waiting_for}"
 
 
 def _node_id(_: Any) -> str:

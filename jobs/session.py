@@ -27,8 +27,10 @@ from jobs.summary import summary_lines
 from jobs.synchronous import SynchronousTrainer
 from jobs.training_evaluation import TrainingEvaluation
 from learners.checkpoint import CheckpointError
+from learners.forward import check_supported
 from learners.lora import LoraError, check_lora
 from learners.models import ModelError, check_model, resolve_model
+from learners.supported import ModelUnsupported
 from tasks.base import Task
 from tasks.registry import make_task
 from tasks.stream import ProblemStream
@@ -162,9 +164,10 @@ class _Session:
         console.status(f"model {config.model}: loading (the embedded model is unpacked once, about 20 s)")
         try:
             model = await asyncio.to_thread(resolve_model, config.model)
+            await asyncio.to_thread(check_supported, model, longest=config.sampling.max_tokens)
             if config.learner.lora.enabled:
                 await asyncio.to_thread(check_lora, model, config.learner.lora)
-        except (ModelError, LoraError) as error:
+        except (ModelError, ModelUnsupported, LoraError) as error:
             raise ConfigError(str(error)) from None
         console.status("starting Ray")
         with ray_session(namespace(config.run_dir), num_actors(config)):

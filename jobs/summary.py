@@ -17,9 +17,11 @@ COMPARED = (
 )
 
 
-def window_means(history: Sequence[dict[str, float]], name: str) -> tuple[float, float]:
-    """Mean over the first and over the last `WINDOW` steps that have the metric."""
+def window_means(history: Sequence[dict[str, float]], name: str) -> tuple[float, float] | None:
+    """Mean over the first and over the last `WINDOW` steps that have the metric; None where none has."""
     values = [record[name] for record in history if name in record]
+    if not values:
+        return None
     first, last = values[:WINDOW], values[-WINDOW:]
     return sum(first) / len(first), sum(last) / len(last)
 
@@ -30,7 +32,9 @@ def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[st
     lines = [f"{done} of {total_steps} steps trained."]
     if len(history) >= 2 * WINDOW:
         for label, name in COMPARED:
-            before, after = window_means(history, name)
+            if (means := window_means(history, name)) is None:
+                continue
+            before, after = means
             lines.append(f"  {label:<19} {before:.2f} -> {after:.2f}  ({after - before:+.2f}, first {WINDOW} steps against last {WINDOW})")
     if history and "tokens/generated" in history[-1]:
         lines.append(f"  {tokens_line(history[-1])}")

@@ -46,8 +46,10 @@ def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageCo
 
 def mean(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
     """x − mean(x) over the group: Dr. GRPO (arXiv:2503.20783). A group counts by how far its rewards differ."""
-    mean_G1 = (values_GK * scored_GK).sum(-1, keepdim=True) / _count(scored_GK)
-    return (values_GK - mean_G1) * scored_GK
+    lowest_G1 = values_GK.where(scored_GK, torch.inf).amin(-1, keepdim=True)
+    shifted_GK = (values_GK - lowest_G1).where(scored_GK, 0.0)  # equal values give exactly 0, also where 3 · 0.7 / 3 is not 0.7
+    mean_G1 = shifted_GK.sum(-1, keepdim=True) / _count(scored_GK)
+    return (shifted_GK - mean_G1) * scored_GK
 
 
 def std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from learners.packing import PackedTokens
+from learners.supported import ModelUnsupported
 
 Kind = Literal["blocks", "flex", "masked"]
 KINDS: tuple[Kind, ...] = ("blocks", "flex", "masked")
@@ -173,7 +174,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (1, A·G, T, D), key and value (1, A, T, D) -> (1, T, A·G, D).
 
-    Raises ValueError for a model whose attention is of another kind, rather than compute another one.
+    Raises ModelUnsupported for a model whose attention is of another kind, rather than compute another one.
     """
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -200,7 +201,7 @@ def _refuse_other_kinds(module: Any, layout: Layout, others: dict[str, Any]) -> 
     if window is not None and layout.longest > window:
         unknown.append(f"a sliding window of {window} tokens, shorter than the longest sequence ({layout.longest})")
     if unknown:
-        raise ValueError(f"{type(module).__name__} attends with {', '.join(unknown)}, which the learner's packed rows do not support")
+        raise ModelUnsupported(f"{type(module).__name__} attends with {', '.join(unknown)}, which the learner's packed rows do not support")
 
 
 @functools.cache

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from learners.precision import Dtype
 
-STRICT = ConfigDict(extra="forbid", frozen=True)
-
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 Normalise = Literal["std", "mean", "leave_one_out", "batch", "group_mean_batch_std"]
 Surrogate = Literal["clip", "gspo", "cispo", "reinforce"]
@@ -23,6 +22,16 @@ _MASK_BANDS: dict[tuple[str, str | None], tuple[float, float]] = {
     ("sequence_masked_is", "product"): (0.0, 2.0),
     ("sequence_masked_is", "geometric"): (0.98, 1.02),
 }
+_ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("clip_low", "clip_high", "dual_clip"), ("surrogate", ("clip",))),
+    **dict.fromkeys(("gspo_clip_low", "gspo_clip_high"), ("surrogate", ("gspo",))),
+    "cispo_cap": ("surrogate", ("cispo",)),
+    "is_cap": ("correction", ("truncated_is", "sequence_truncated_is")),
+    "mask_band": ("correction", ("masked_is", "sequence_masked_is")),
+    "sequence_ratio": ("correction", ("sequence_truncated_is", "sequence_masked_is")),
+    **dict.fromkeys(("trust_region_max", "trust_region_mean"), ("correction", ("trust_region_mask",))),
+}
+"""Which key of the loss has an effect with which values of which other key."""
 
 
 class AdvantageConfig(BaseModel):
@@ -40,13 +49,20 @@ class AdvantageConfig(BaseModel):
     rewards are all equal the bonus alone is blown up to unit variance, whatever beta is. "advantage": the rewards are
     normalised, then beta·(bonus − group mean) is added, so beta stays a scale."""
     alpha: float = Field(1.0, ge=0)
-    """Weight of the task reward."""
+    """Weight of the task reward. With combine = "advantage" and a `normalise` that divides by a standard deviation it cancels, unless it is
+    0: weigh the bonus by beta there."""
     beta: float = Field(0.5, ge=0)
     """Weight of the exploration bonus (the paper: 0.01 with combine = "reward"). Bonuses of one group differ by about 0.1,
     normalised rewards by 1. 0 is plain GRPO, bit for bit."""
     unlikeliness: float = Field(0.0, ge=0, lt=1)
     """Share of its reward that the likeliest response of a group loses, the others less by their rank (`learners.rewards`; He et al. 2025
     take 0.25). Meant as a baseline beside the bonus: set bonus.enabled to false with it. 0 is off."""
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> Self:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("advantage.alpha = 0 and advantage.beta = 0 leave nothing to train on: set one of them above 0")
+        return self
 
 
 class KlConfig(BaseModel):
@@ -70,6 +86,8 @@ class KlConfig(BaseModel):
             raise ValueError(
                 f'kl.where = "{self.where}" contradicts kl.coefficient = {self.coefficient}: set both, or where = "off" and coefficient = 0'
             )
+        if self.where == "off" and self.estimator != "k3":
+            raise ValueError(f'kl.estimator = "{self.estimator}" has no effect with kl.where = "off": set where too, or leave it out')
         if self.where == "loss" and self.estimator == "k1":
             raise ValueError(
                 'kl.estimator = "k1" with kl.where = "loss" has a gradient of expectation 0 and does nothing but add noise: '
@@ -98,8 +116,8 @@ class LossConfig(BaseModel):
     a token's ratio; with another numeric format than the engine's it already differs by more, so raise both."""
     gspo_clip_high: float = Field(4e-4, ge=0)
     """"gspo": and from above at 1 + gspo_clip_high."""
-    cispo_cap: float = Field(5.0, gt=0)
-    """"cispo": cap of the ratio as a weight. There is no lower bound, as in the paper."""
+    cispo_cap: float = Field(5.0, ge=1)
+    """"cispo": cap of the ratio as a weight, which on policy is 1. There is no lower bound, as in the paper."""
     aggregation: Aggregation = "token_mean"
     """How tokens become one number (`learners.aggregation`). "token_mean" (DAPO): mean over all tokens of the batch; "sequence_mean"
     (GRPO, GSPO): mean over a response's tokens, then over responses, so that a token of a long one counts less; "constant" (Dr. GRPO):
@@ -112,8 +130,8 @@ class LossConfig(BaseModel):
     mask_band, else 0; "sequence_truncated_is", "sequence_masked_is": the same of the response's ratio; "decoupled" (decoupled PPO):
     exp d; "trust_region_mask": exp d, but 0 for a response that strays too far anywhere; "none": the ratio is taken
     against the behaviour policy, and nothing is weighted. "none" is refused when max_policy_lag > 0, unless accept_uncorrected is set."""
-    is_cap: float = Field(2.0, gt=0)
-    """"truncated_is", "sequence_truncated_is": cap of the importance weight."""
+    is_cap: float = Field(2.0, ge=1)
+    """"truncated_is", "sequence_truncated_is": cap of the importance weight, which is 1 where there is no mismatch."""
     mask_band: tuple[float, float] | Literal["auto"] = "auto"
     """"masked_is", "sequence_masked_is": weights outside [low, high] become 0. "auto": [0.5, 5] for tokens (IcePop), [0, 2] for a product
     and [0.98, 1.02] for a geometric mean over a response."""
@@ -134,19 +152,27 @@ class LossConfig(BaseModel):
     def _consistent(self) -> Self:
         if 0 < self.dual_clip <= 1:
             raise ValueError(f"dual_clip = {self.dual_clip} would cut ratios below 1: set it above 1, or to 0 for none")
-        if self.dual_clip and self.surrogate != "clip":
-            raise ValueError(f'dual_clip = {self.dual_clip} contradicts surrogate = "{self.surrogate}": it bounds surrogate = "clip" alone')
         if (self.aggregation == "constant") != (self.constant_tokens > 0):
             raise ValueError(
                 f'aggregation = "{self.aggregation}" contradicts constant_tokens = {self.constant_tokens}: '
                 'aggregation = "constant" needs it, as a rule sampling.max_response_tokens, and no other takes it'
             )
-        if self.mask_band != "auto" and self.correction not in ("masked_is", "sequence_masked_is"):
-            raise ValueError(f'mask_band = {list(self.mask_band)} contradicts correction = "{self.correction}", which has no band')
         if self.mask_band != "auto" and not 0 <= self.mask_band[0] < 1 < self.mask_band[1]:
             raise ValueError(f"mask_band = {list(self.mask_band)} must have 0 <= low < 1 < high: a weight of 1 is no mismatch")
         if self.accept_uncorrected and self.correction != "none":
             raise ValueError(f'accept_uncorrected = true contradicts correction = "{self.correction}": set it to false')
+        return self
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        for key, (other, values) in _ONLY_WITH.items():
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if value != default and getattr(self, other) not in values:
+                shown = list(value) if isinstance(value, tuple) else f'"{value}"' if isinstance(value, str) else value
+                needed = " or ".join(f'"{name}"' for name in values)
+                raise ValueError(
+                    f'{key} = {shown} contradicts {other} = "{getattr(self, other)}": it has an effect with {other} = {needed} alone'
+                )
         return self
 
     @property
@@ -179,7 +205,7 @@ class OptimiserConfig(BaseModel):
     """Peak learning rate."""
     warmup_steps: int = Field(2, ge=0)
     """Optimiser steps over which the learning rate rises linearly to its peak. Constant afterwards."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """Decay rates of AdamW's moments."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay, on matrices only."""
@@ -266,6 +292,16 @@ class LearnerConfig(OptimiserConfig):
             raise ValueError(
                 f"lora.enabled = true contradicts ranks = {self.ranks}: a merged weight takes three whole tensors, of which each rank "
                 "would have parts: set ranks to 1, or lora.enabled to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _noise_stays_small(self) -> Self:
+        if self.loss.kl.where == "reward" and self.advantage.normalise == "std":
+            raise ValueError(
+                'loss.kl.where = "reward" contradicts advantage.normalise = "std": where all rewards of a group are equal the divergences '
+                "alone differ, by the engine's rounding if by nothing else, and are divided by their own deviation: set normalise to "
+                '"leave_one_out", "mean", "batch" or "group_mean_batch_std", or where to "loss"'
             )
         return self
 

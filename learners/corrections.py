@@ -6,7 +6,7 @@ Tokens were sampled by mu, the behaviour policy; the batch is begun with pi_prox
 
 which holds staleness and numeric mismatch alike. The weight multiplies the token's surrogate and has no gradient. A token of weight 0
 still counts in the loss's denominator: dividing by what is left would make a step larger the more of its data is bad, and its gradient
-dependent on how it is split.
+dependent on how it is split. Ratios are bounded far out, which is ours (`learners.ratios`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from learners.config import Correction, LossConfig
 from learners.kl import k2, k3
+from learners.ratios import ratio
 from learners.responses import max_by_response, mean_by_response, sum_by_response
 
 
@@ -32,7 +33,7 @@ def truncated_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -
     Truncated importance sampling (Espeholt et al., IMPALA, arXiv:1802.01561); against the mismatch of engine and learner: Yao et al., "Your
     Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025.
     """
-    return difference_N.exp().clamp(max=config.is_cap)
+    return ratio(difference_N).clamp(max=config.is_cap)
 
 
 def masked_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
@@ -52,7 +53,7 @@ def sequence_truncated_is(difference_N: Tensor, response_N: Tensor, config: Loss
     Seq-TIS (Liu et al., "When Speed Kills Stability", 2025) is the product; the geometric mean is GSPO's ratio (arXiv:2507.18071) in its
     place, ours.
     """
-    return _of_response(difference_N, response_N, config).exp().clamp(max=config.is_cap)
+    return ratio(_of_response(difference_N, response_N, config)).clamp(max=config.is_cap)
 
 
 def sequence_masked_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
@@ -71,7 +72,7 @@ def decoupled(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> T
     than mu, and mu enters by the weight alone. The proximal policy is computed anew, with the weights the batch is begun with; AReaL's cap
     on the weight is "truncated_is".
     """
-    return difference_N.exp()
+    return ratio(difference_N)
 
 
 def trust_region_mask(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
@@ -85,7 +86,7 @@ def trust_region_mask(difference_N: Tensor, response_N: Tensor, config: LossConf
     largest_N = max_by_response(k2(difference_N), response_N)
     mean_N = mean_by_response(k3(-difference_N), response_N)
     inside_N = (largest_N <= config.trust_region_max) & (mean_N <= config.trust_region_mean)
-    return torch.where(inside_N, difference_N.exp(), 0.0)
+    return torch.where(inside_N, ratio(difference_N), 0.0)
 
 
 def _of_response(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
@@ -95,7 +96,7 @@ def _of_response(difference_N: Tensor, response_N: Tensor, config: LossConfig) -
 
 def _masked(log_weight_N: Tensor, config: LossConfig) -> Tensor:
     low, high = config.band
-    weight_N = log_weight_N.exp()
+    weight_N = ratio(log_weight_N)
     return torch.where((weight_N >= low) & (weight_N <= high), weight_N, 0.0)
 
 

@@ -11,14 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from learners.attention import best_kind, implementation, kind_of, layout_of, register
+from learners.attention import Kind, best_kind, implementation, kind_of, layout_of, register
 from learners.logprobs import head_logprobs, logit_bytes
 from learners.packing import PackedTokens
 from learners.precision import Dtype, resolve_dtype
+from learners.supported import require_independent, require_plain_logits, require_short, require_supported
 
 LOGITS_BYTES = 512 << 20
-SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""What configs of models call a change of logits behind the head (Gemma 2, Cohere, Granite)."""
 _LOADING = threading.Lock()
 """transformers changes torch's defaults for the whole process while it loads a model: two threads that load at once break each other."""
 
@@ -26,7 +25,8 @@ _LOADING = threading.Lock()
 def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str = "cpu", place: bool = True) -> Any:
     """A Hugging Face causal language model in evaluation mode (no dropout: sampler and learner are one distribution).
 
-    With `place` false it is made for `device` and left in host memory.
+    With `place` false it is made for `device` and left in host memory. Raises ModelUnsupported for a model that a packed pass would
+    compute wrongly.
     """
     from transformers import AutoModelForCausalLM
 
@@ -34,9 +34,22 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
     if dtype != "float64":
         dtype = resolve_dtype(dtype, on_gpu=device != "cpu")
     attention = implementation(best_kind(device))
+    require_supported(without_weights(path))  # before a constructor that does not know our attention
     with _LOADING:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention)
-    return (model.to(device) if place else model).eval()
+    model = (model.to(device) if place else model).eval()
+    kind: Kind = "blocks" if kind_of(model) == "blocks" else "masked"  # nothing is compiled for this
+    require_independent(model, lambda packed: last_hidden_states(model, packed, kind))
+    return model
+
+
+def check_supported(path: str, *, longest: int | None = None, with_head: bool = True) -> None:
+    """Refuse at once, reading no weights, what a pass over at most `longest` tokens of a prompt and its response could not compute; with
+    the head also what `response_logprobs` could not. Raises ModelUnsupported."""
+    model = without_weights(path)
+    require_supported(model, longest=longest)
+    if with_head:
+        require_plain_logits(model)
 
 
 def without_weights(path: str) -> Any:
@@ -52,14 +65,18 @@ def causal_lm_shapes(path: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in without_weights(path).named_parameters()}
 
 
-def last_hidden_states(model: Any, packed: PackedTokens) -> Tensor:
-    """(T, H) states after the final norm."""
+def last_hidden_states(model: Any, packed: PackedTokens, kind: Kind | None = None) -> Tensor:
+    """(T, H) states after the final norm. `kind`: of attention, in place of the one that the model was loaded with.
+
+    Raises ModelUnsupported where a branch is too long for the model's position embeddings or its attention."""
+    layout = layout_of(packed, kind or kind_of(model), model.get_input_embeddings().weight.dtype)
+    require_short(model, layout.longest)
     output = model.get_decoder()(
         input_ids=packed.input_ids_T[None],
         attention_mask=packed.input_ids_T.new_empty(1, 1, 0, 0, dtype=torch.bool),  # four axes: taken as it is, so that no mask is made
         position_ids=packed.position_ids_T[None],
         use_cache=False,
-        layout=layout_of(packed, kind_of(model), model.get_input_embeddings().weight.dtype),
+        layout=layout,
     )
     states_TH: Tensor = output.last_hidden_state[0]
     return states_TH
@@ -72,10 +89,9 @@ def response_logprobs(
 
     Returns (logprob_N with gradient, entropy_N), at least float32; the entropy has a gradient where `entropy_gradient` asks for it.
     Logits are made for what predicts a response token only, as many positions at a time as `logits_bytes` has room for, at least one.
-    Raises ValueError for a model that changes them behind its head.
+    Raises ModelUnsupported for a model that changes them behind its head.
     """
-    if changed := [name for name in SCALED_LOGITS if getattr(model.config, name, None) not in (None, 1)]:
-        raise ValueError(f"{type(model).__name__} changes its logits by {', '.join(changed)}, which the learner does not support")
+    require_plain_logits(model)
     states_TH = last_hidden_states(model, packed)
     head = model.get_output_embeddings()
     logprob_N, entropy_N = head_logprobs(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from learners.config import KlEstimator
+from learners.ratios import bounded
 
 
 def k1(log_ratio_N: Tensor) -> Tensor:
@@ -31,8 +32,10 @@ def k2(log_ratio_N: Tensor) -> Tensor:
 
 
 def k3(log_ratio_N: Tensor) -> Tensor:
-    """By expm1: at r = 1e-5 the plain form has lost half of its digits in float32."""
-    return torch.expm1(-log_ratio_N) + log_ratio_N
+    """By expm1: at r = 1e-5 the plain form has lost half of its digits in float32. r is bounded (`learners.ratios`), and with it the whole:
+    of exp(−r) alone, what is left would have the opposite gradient."""
+    bounded_N = bounded(log_ratio_N)
+    return torch.expm1(-bounded_N) + bounded_N
 
 
 KL_ESTIMATORS: Mapping[KlEstimator, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}

@@ -5,7 +5,8 @@ C positions of a chunk, R of a slab.
 
 Logits of at most `chunk` positions exist at a time. The last chunk's probabilities are kept from the forward to the backward pass, which
 begins with them; other chunks' logits are computed again, at a third of what the output layer costs altogether. So where all positions fit
-into one chunk nothing is computed twice. Softmax and its gradient go over slabs that a processor's cache can hold.
+into one chunk nothing is computed twice. Gradients of several chunks are added up in float32. Softmax and its gradient go over slabs that a
+processor's cache can hold.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class _HeadLogprobs(torch.autograd.Function):
             grad_logprob_N = normaliser_M.new_zeros(len(state_N))
         probability_CV, ctx.kept_CV = ctx.kept_CV, None
         total_M = torch.zeros_like(normaliser_M).index_add_(0, state_N, grad_logprob_N)
-        for rows in reversed(_chunks(len(hidden_MH), ctx.chunk)):
+        chunks = _chunks(len(hidden_MH), ctx.chunk)
+        for rows in reversed(chunks):
             if probability_CV is None:
                 probability_CV = _logits(hidden_MH[rows], weight_VH, bias_V, ctx.temperature)
                 for slab in _slabs(probability_CV):
@@ -106,15 +108,22 @@ class _HeadLogprobs(torch.autograd.Function):
             if dhidden_MH is not None:
                 torch.mm(dlogits_CV, weight_VH, out=dhidden_MH[rows])
             if needs_weight:
-                if dweight_VH is None:
-                    dweight_VH = dlogits_CV.t() @ hidden_MH[rows]
-                else:
+                if dweight_VH is not None and dweight_VH.dtype == dlogits_CV.dtype:
                     dweight_VH.addmm_(dlogits_CV.t(), hidden_MH[rows])
+                else:
+                    dweight_VH = _added(dweight_VH, dlogits_CV.t() @ hidden_MH[rows], is_only=len(chunks) == 1)
             if needs_bias:
-                part_V = dlogits_CV.sum(dim=0)
-                dbias_V = part_V if dbias_V is None else dbias_V.add_(part_V)
+                dbias_V = _added(dbias_V, dlogits_CV.sum(dim=0), is_only=len(chunks) == 1)
             del dlogits_CV
+        dweight_VH, dbias_V = (None if total is None else total.to(hidden_MH.dtype) for total in (dweight_VH, dbias_V))
         return dhidden_MH, dweight_VH, dbias_V, None, None, None, None
+
+
+def _added(total: Tensor | None, part: Tensor, *, is_only: bool) -> Tensor:
+    """Chunks are added up in float32 or wider: one by one in bfloat16 most of each would be rounded away."""
+    if total is None:
+        return part if is_only else part.to(_wide(part.dtype))
+    return total.add_(part)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

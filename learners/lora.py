@@ -57,11 +57,21 @@ def check_lora(model_path: str, config: LoraConfig) -> None:
 
 
 def target_names(model: Any, config: LoraConfig) -> list[str]:
-    """Last names of the layers to adapt, sorted. Raises LoraError for one that this model has not."""
+    """Last names of the layers to adapt, sorted. Raises LoraError for one that this model has not, and for "all-linear" where that would
+    leave most of a model out: experts that are one tensor."""
     head = model.get_output_embeddings()
     layers = ((name, module) for name, module in model.named_modules() if module is not head)
     there = sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
+    if not there:
+        raise LoraError(
+            f"learner.lora.enabled = true: {type(model).__name__} has no linear layers that adapters could be put on: set it to false"
+        )
     if config.targets == "all-linear":
+        if fused := next((name for name, parameter in model.named_parameters() if ".experts." in name and parameter.ndim > 2), None):
+            raise LoraError(
+                f'learner.lora.targets = "all-linear": the experts of {type(model).__name__} are fused into one tensor ({fused}), on which '
+                f"adapters are not put: name the layers that are meant, of {', '.join(there)}, or set learner.lora.enabled to false"
+            )
         return there
     if unknown := [name for name in config.targets if name not in there]:
         raise LoraError(

@@ -28,7 +28,8 @@ class LossInputs:
     logprob_N: Tensor
     """Under the current parameters, with gradient."""
     proximal_logprob_N: Tensor
-    """Under the parameters the batch was begun with; equal in value to `logprob_N` at the first optimiser step."""
+    """Under the parameters the batch was begun with; equal to `logprob_N` at the first optimiser step, to the bit: computed in the same
+    micro-batches."""
     behavior_logprob_N: Tensor
     """Under the policy (or policies) that sampled the tokens, as recorded by the engine."""
     advantage_N: Tensor

@@ -14,26 +14,39 @@ from learners.mismatch import MismatchTokens, mismatch_metrics
 from learners.responses import max_by_response
 
 
-def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor) -> dict[str, float]:
-    """Reward, pass rates, shares of groups without contrast and lengths of one batch."""
+def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_GK: Tensor | None = None) -> dict[str, float]:
+    """Reward, pass rates, shares of groups without contrast and lengths of one batch. What nothing is known of is left out.
+
+    `without_bonus_GK`: what advantages would be without the bonus, where there is one.
+    """
     num_groups, group_size = advantages_GK.shape
     reward_GK = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_groups, group_size)
     correct_GK = np.array([s == "correct" for s in batch.column("verdict_status").to_pylist()]).reshape(num_groups, group_size)
     finish = np.array(batch.column("finish_reason").to_pylist())
     lengths = np.diff(batch.column("response_ids").offsets.to_numpy())
     return {
-        "reward/mean": float(np.nanmean(reward_GK)) if not np.isnan(reward_GK).all() else 0.0,
-        **_reward_terms(batch, reward_GK),
-        "reward/pass@1": float(correct_GK.mean()),
-        "reward/pass@K": float(correct_GK.any(-1).mean()),
-        "groups/all_correct": float(correct_GK.all(-1).mean()),
-        "groups/all_wrong": float((~correct_GK.any(-1)).mean()),
-        "advantage/bonus_alone": bonus_alone_share(reward_GK, advantages_GK),
+        **_scores(batch, reward_GK, correct_GK),
+        **({} if without_bonus_GK is None else {"advantage/bonus_alone": bonus_alone_share(without_bonus_GK, advantages_GK)}),
         "groups/without_signal": float((advantages_GK == 0).all(-1).double().mean()),
         "verifier/unscored": float(np.isnan(reward_GK).mean()),
         "advantage/abs_mean": float(advantages_GK.abs().mean()),
         "response/tokens_mean": float(lengths.mean()),
         "response/truncated": float((finish == "length").mean()),
+    }
+
+
+def _scores(batch: pa.RecordBatch, reward_GK: np.ndarray, correct_GK: np.ndarray) -> dict[str, float]:
+    """Empty where nothing could be scored. A group of which nothing could be is neither all correct nor all wrong."""
+    scored_G = ~np.isnan(reward_GK).all(-1)
+    if not scored_G.any():
+        return {}
+    return {
+        "reward/mean": float(np.nanmean(reward_GK)),
+        **_reward_terms(batch, reward_GK),
+        "reward/pass@1": float(correct_GK.mean()),
+        "reward/pass@K": float(correct_GK.any(-1).mean()),
+        "groups/all_correct": float(correct_GK[scored_G].all(-1).mean()),
+        "groups/all_wrong": float((~correct_GK[scored_G].any(-1)).mean()),
     }
 
 
@@ -46,12 +59,9 @@ def _reward_terms(batch: pa.RecordBatch, reward_GK: np.ndarray) -> dict[str, flo
     return {"reward/task": float(np.nanmean(reward_GK)) - form - length, "reward/format": form, "reward/length": length}
 
 
-def bonus_alone_share(reward_GK: np.ndarray, advantages_GK: Tensor) -> float:
-    """Share of groups with an advantage although all their scored rewards are equal: the bonus alone then gives every sign."""
-    unscored_GK = np.isnan(reward_GK)
-    equal_G = np.where(unscored_GK, -np.inf, reward_GK).max(axis=1) <= np.where(unscored_GK, np.inf, reward_GK).min(axis=1)
-    has_advantage_G = advantages_GK.ne(0).any(dim=-1).numpy()
-    return float((equal_G & has_advantage_G).mean())
+def bonus_alone_share(without_bonus_GK: Tensor, advantages_GK: Tensor) -> float:
+    """Share of groups with an advantage that would have none without the bonus, which there gives every sign."""
+    return float((without_bonus_GK.eq(0).all(dim=-1) & advantages_GK.ne(0).any(dim=-1)).double().mean())
 
 
 def lag_metrics(version: int, token_versions_N: np.ndarray) -> dict[str, float]:
@@ -68,12 +78,13 @@ class TokenStatistics:
 
     version: int
     num_computed_tokens: int = 0
+    loss: float = 0.0
+    """Summed over micro-batches, hence over optimiser steps."""
     _columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    _loss: float = 0.0
 
     def add(self, inputs: LossInputs, output: LossOutput, entropy_N: Tensor, version_N: Tensor, *, num_computed: int) -> None:
         self.num_computed_tokens += num_computed
-        self._loss += float(output.loss.detach())
+        self.loss += float(output.loss.detach())
         lag_N = self.version - version_N.cpu()
         columns = {
             "entropy": entropy_N,
@@ -95,7 +106,7 @@ class TokenStatistics:
         whole = cls(version=parts[0].version)
         for part in parts:
             whole.num_computed_tokens += part.num_computed_tokens
-            whole._loss += part._loss
+            whole.loss += part.loss
             for name, columns in part._columns.items():
                 whole._columns.setdefault(name, []).extend(columns)
         return whole
@@ -111,12 +122,11 @@ class TokenStatistics:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Empty of token figures when no group of the batch had signal: nothing was then computed."""
+        """Empty when no group of the batch had signal: nothing was then computed."""
         if not self._columns:
-            return {"learner/loss": 0.0}
+            return {}
         is_weight = self._column("is_weight")
         return {
-            "learner/loss": self._loss,
             "learner/clipped": float(self._column("clipped").mean()),
             "learner/is_weight_mean": float(is_weight.mean()),
             "learner/masked": float((is_weight == 0).mean()),

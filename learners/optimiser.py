@@ -3,7 +3,7 @@
     optimiser = MasterAdamW(model.named_parameters(), config)
     for micro_batch in batch:
         loss(micro_batch).backward()      # hooks move each gradient into its float32 sum and free it
-    grad_norm = optimiser.step()          # clip, AdamW on the masters, copy back into the model
+    grad_norm = optimiser.step()          # clip, AdamW on the masters, copy back into the model; None without any gradient
 
 bfloat16 has 8 bits of precision: a step of 1e-5 on a weight of 0.1 would round away, hence the masters. The model's own
 bfloat16 weights are cast once a step instead of once a micro-batch (as autocast would), and are what is published.
@@ -44,6 +44,7 @@ class MasterAdamW:
         self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True)
         self.num_steps = 0
         self.last_learning_rate = 0.0
+        """Of the last step taken since this object was made."""
 
     @staticmethod
     def _master(parameter: Parameter) -> Parameter:
@@ -68,15 +69,15 @@ class MasterAdamW:
         return self._config.lr * min(1.0, (self.num_steps + 1) / warmup) if warmup else self._config.lr
 
     @torch.no_grad()
-    def step(self) -> float:
+    def step(self) -> float | None:
         """Apply the summed gradients and clear them. Returns the gradient's global norm before clipping.
 
-        A batch without any gradient (no group had signal) leaves weights and moments as they are. Raises FloatingPointError
-        on a gradient that is not finite, with nothing applied.
+        Without any gradient (no group had signal) it is no step: returns None, weights and moments stay as they are. Raises
+        FloatingPointError on a gradient that is not finite, with nothing applied.
         """
         gradients = [master.grad for master in self._masters if master.grad is not None]
         if not gradients:
-            return 0.0
+            return None
         norm = float(whole(torch.nn.utils.get_total_norm(gradients)))
         if not norm < float("inf"):
             self.clear()

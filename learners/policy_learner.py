@@ -23,6 +23,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from buffers.groups import validate_groups
 from buffers.records import StepReport
 from buffers.schema import list_column_arrays
 from learners.advantages import group_advantages
@@ -94,39 +95,58 @@ class PolicyLearner:
         """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one.
 
         `version`: the one that `batch` is to be trained on by, if the caller says; ValueError where the learner has another, so that
-        no batch is trained on twice. Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch is
-        applied, the version stays.
+        no batch is trained on twice, and for a batch that is empty or is not made of well-formed whole groups. Raises FloatingPointError
+        on a gradient that is not finite: nothing of that mini-batch is applied, the version stays.
         """
         if version is not None and version != self.version:
             raise ValueError(f"the learner is at version {self.version}, the batch is for version {version}")
         started = time.monotonic()
+        if not batch.num_rows:
+            raise ValueError("the batch has no groups: there is nothing to train on")
+        validate_groups(batch, self._group_size)
         groups = read_groups(batch, self._group_size)
         reference = self._reference_logprobs(batch, groups) if self._config.loss.kl.where != "off" else None
-        advantages_GK = self._advantages(batch, reference)
+        advantages_GK, without_bonus_GK = self._advantages(batch, reference)
+        parts = self._parts(advantages_GK)
         statistics = TokenStatistics(version=self.version)
-        num_groups = len(groups)
-        parts = np.array_split(np.arange(num_groups), min(self._config.mini_batches, num_groups))
-        proximal = self._flat_logprobs(self._model, batch, groups) if len(parts) > 1 else None
+        proximal = self._flat_logprobs(self._model, batch, groups, [part.trained for part in parts]) if len(parts) > 1 else None
         lookup = TokenLookup.of(batch, proximal, reference)
         norms = [self._optimiser_step(lookup, groups, part, advantages_GK, statistics) for part in parts]
         statistics = TokenStatistics.merged(self._ranks.gather(statistics))
         self.version += 1
         elapsed_s = time.monotonic() - started
         metrics = {
-            **reward_metrics(batch, advantages_GK),
+            **reward_metrics(batch, advantages_GK, without_bonus_GK),
             **lag_metrics(self.version - 1, token_versions(batch)),
             **statistics.metrics(),
             **self._mismatch.observe(statistics.tokens()),
-            "learner/grad_norm": float(np.mean(norms)),
-            "learner/lr": self._optimiser.last_learning_rate,
+            **self._optimiser_metrics(statistics.loss, [norm for norm in norms if norm is not None]),
             "learner/optimiser_steps": float(self._optimiser.num_steps),
             "learner/tokens_per_s": statistics.num_computed_tokens / elapsed_s,
             "time/learn_s": elapsed_s,
         }
         return StepReport(version=self.version, metrics=metrics, advantages=tuple(advantages_GK.flatten().tolist()))
 
-    def _advantages(self, batch: pa.RecordBatch, reference: np.ndarray | None) -> Tensor:
-        """(G, K). `reference`: log-probs of all response tokens under the reference, flat in row order."""
+    def _optimiser_metrics(self, loss: float, norms: Sequence[float]) -> dict[str, float]:
+        """Means over the batch's optimiser steps; nothing where there was none."""
+        if not norms:
+            return {}
+        return {
+            "learner/loss": loss / len(norms),
+            "learner/grad_norm": float(np.mean(norms)),
+            "learner/lr": self._optimiser.last_learning_rate,
+        }
+
+    def _parts(self, advantages_GK: Tensor) -> list[Part]:
+        """What each optimiser step is made of: at least a group."""
+        num_groups = len(advantages_GK)
+        with_signal_G = advantages_GK.ne(0).any(dim=-1).numpy() | self._config.loss.trains_without_advantage
+        parts = np.array_split(np.arange(num_groups), min(self._config.mini_batches, num_groups))
+        return [Part(groups=part.tolist(), trained=part[with_signal_G[part]].tolist()) for part in parts]
+
+    def _advantages(self, batch: pa.RecordBatch, reference: np.ndarray | None) -> tuple[Tensor, Tensor | None]:
+        """(G, K), and what they would be without the bonus, if there is one. `reference`: log-probs of all response tokens under the
+        reference, flat in row order."""
 
         def column(name: str) -> Tensor:
             values = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
@@ -142,22 +162,24 @@ class PolicyLearner:
             log_ratio = torch.from_numpy(TokenLookup.of(batch).behavior - reference)
             kl_GK = sum_by_row(batch, KL_ESTIMATORS[config.loss.kl.estimator](log_ratio).numpy()).view_as(rewards_GK)
             rewards_GK = kl_penalised_rewards(rewards_GK, kl_GK, config.loss.kl.coefficient)
-        return group_advantages(rewards_GK, torch.nan_to_num(column("bonus")), config.advantage)
+        bonuses_GK, advantage = torch.nan_to_num(column("bonus")), config.advantage
+        without = group_advantages(rewards_GK, bonuses_GK, advantage.model_copy(update={"beta": 0.0})) if advantage.beta else None
+        return group_advantages(rewards_GK, bonuses_GK, advantage), without
 
     def _optimiser_step(
         self,
         lookup: TokenLookup,
         groups: Sequence[GroupTokens],
-        part: np.ndarray,
+        part: Part,
         advantages_GK: Tensor,
         statistics: TokenStatistics,
-    ) -> float:
-        """One optimiser step on the groups `part`; the loss's denominators count all of their responses and tokens, of whatever rank."""
-        lengths = [len(ids) for g in part for ids in groups[g].responses]
+    ) -> float | None:
+        """One optimiser step on `part`, if it has a gradient; the loss's denominators count all of its responses and tokens, of whatever
+        rank."""
+        lengths = [len(ids) for g in part.groups for ids in groups[g].responses]
         loss = self._config.loss
-        with_signal = advantages_GK.ne(0).any(dim=-1).numpy() | loss.trains_without_advantage
         advantage_R = advantages_GK.flatten()
-        for micro_batch, packed in ahead(self._pack, self._my_micro_batches(groups, [g for g in part if with_signal[g]])):
+        for micro_batch, packed in ahead(self._pack, self._my_micro_batches(groups, part.trained)):
             logprob_N, entropy_N = self._ranks.compute(
                 response_logprobs,
                 self._model,
@@ -188,22 +210,29 @@ class PolicyLearner:
 
     def _reference_logprobs(self, batch: pa.RecordBatch, groups: Sequence[GroupTokens]) -> np.ndarray:
         """Flat in row order: under the frozen copy, or under the model without its adapters, which is the same."""
+        everything = [range(len(groups))]
         if self._adapters is None:
-            return self._flat_logprobs(self._reference, batch, groups)
+            return self._flat_logprobs(self._reference, batch, groups, everything)
         with self._adapters.off():
-            return self._flat_logprobs(self._model, batch, groups)
+            return self._flat_logprobs(self._model, batch, groups, everything)
 
     @torch.no_grad()
-    def _flat_logprobs(self, model: Any, batch: pa.RecordBatch, groups: Sequence[GroupTokens]) -> np.ndarray:
-        """Log-probs of all response tokens (flat, in row order, float64) under `model` as it is now."""
+    def _flat_logprobs(
+        self, model: Any, batch: pa.RecordBatch, groups: Sequence[GroupTokens], parts: Sequence[Sequence[int]]
+    ) -> np.ndarray:
+        """Log-probs of the response tokens of the groups in `parts` (flat, in row order, float64; 0 elsewhere) under `model` as it is now.
+
+        Part by part in the micro-batches of an optimiser step on it: a token's rounding depends on those it is computed with.
+        """
         lookup = TokenLookup.of(batch)
         flat = np.zeros(len(lookup.behavior), np.float64)
-        for micro_batch, packed in ahead(self._pack, self._my_micro_batches(groups, range(len(groups)))):
-            logprob_N, _ = self._ranks.compute(
-                response_logprobs, model, packed, temperature=self._temperature, logits_bytes=self._logits_bytes
-            )
-            if micro_batch is not None:
-                flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
+        for part in parts:
+            for micro_batch, packed in ahead(self._pack, self._my_micro_batches(groups, part)):
+                logprob_N, _ = self._ranks.compute(
+                    response_logprobs, model, packed, temperature=self._temperature, logits_bytes=self._logits_bytes
+                )
+                if micro_batch is not None:
+                    flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
         everyones: np.ndarray = np.sum(self._ranks.gather(flat), axis=0)
         return everyones
 
@@ -291,6 +320,14 @@ class PolicyLearner:
     def _frozen(self, model_path: str) -> Any:
         """The initial policy, never to be trained: what divergences are measured from."""
         return self._ranks.load(model_path, dtype=self._config.dtype, device=str(self._device)).requires_grad_(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one optimiser step is made of: its groups, which all count in the denominators, and those of them that have a gradient."""
+
+    groups: Sequence[int]
+    trained: Sequence[int]
 
 
 def read_groups(batch: pa.RecordBatch, group_size: int) -> list[GroupTokens]:

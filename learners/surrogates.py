@@ -4,7 +4,8 @@
 
 The anchor is the proximal policy, the one the batch was begun with; with correction "none" it is the policy that sampled the token. On the
 first optimiser step of a batch r_t is 1 against the proximal policy, and all surrogates have one gradient, A·∇log pi: which is chosen
-matters with mini_batches > 1, or without correction. (GSPO's spreads a response's weights evenly over its tokens.)
+matters with mini_batches > 1, or without correction. (GSPO's spreads a response's weights evenly over its tokens.) Ratios are bounded far
+out, which is ours (`learners.ratios`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from learners.config import LossConfig, Surrogate
+from learners.ratios import ratio
 from learners.responses import mean_by_response
 
 
@@ -43,7 +45,7 @@ def clip(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
     PPO (arXiv:1707.06347), GRPO (arXiv:2402.03300); clip_high > clip_low is DAPO's clip-higher (arXiv:2503.14476); the bound c is
     dual-clip PPO (Ye et al., arXiv:1912.09729), which takes c = 3.
     """
-    ratio_N = torch.exp(inputs.logprob_N - inputs.anchor_logprob_N)
+    ratio_N = ratio(inputs.logprob_N - inputs.anchor_logprob_N)
     clipped_ratio_N = ratio_N.clamp(1 - config.clip_low, 1 + config.clip_high)
     return _pessimistic(ratio_N, clipped_ratio_N, inputs.advantage_N, config.dual_clip)
 
@@ -56,7 +58,7 @@ def gspo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
     GSPO (Zheng et al., arXiv:2507.18071), with its ranges 3e-4 and 4e-4 by default. The paper averages over responses: aggregation =
     "sequence_mean". With "token_mean" a response counts by its length, which is ours.
     """
-    ratio_N = mean_by_response(inputs.logprob_N - inputs.anchor_logprob_N, inputs.response_N).exp()
+    ratio_N = ratio(mean_by_response(inputs.logprob_N - inputs.anchor_logprob_N, inputs.response_N))
     clipped_ratio_N = ratio_N.clamp(1 - config.gspo_clip_low, 1 + config.gspo_clip_high)
     return _pessimistic(ratio_N, clipped_ratio_N, inputs.advantage_N)
 
@@ -68,7 +70,7 @@ def cispo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
     moved go on being trained. The paper writes clip(r, 1 − low, 1 + high) and sets low so that there is no lower bound; cispo_cap is its 1
     + high. The token-mean aggregation is the paper's.
     """
-    ratio_N = torch.exp(inputs.logprob_N - inputs.anchor_logprob_N).detach()
+    ratio_N = ratio(inputs.logprob_N - inputs.anchor_logprob_N).detach()
     return SurrogateOutput(
         value_N=ratio_N.clamp(max=config.cispo_cap) * inputs.advantage_N * inputs.logprob_N, clipped_N=ratio_N > config.cispo_cap
     )

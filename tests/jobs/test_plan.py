@@ -54,6 +54,16 @@ def test_plan_says_its_sizes():
     assert "memory: unknown" in text
 
 
+def test_a_plan_says_where_long_prompts_will_be_computed_once_a_response():
+    sampling = {"max_prompt_tokens": 2000, "max_response_tokens": 100}
+    learner = {"tokens_per_micro_batch": 2048}
+    lines = plan_of(sampling=sampling, responses_per_prompt=4, learner=learner).lines()
+    assert lines[-1].startswith("learner.tokens_per_micro_batch = 2048 has no room for a prompt of 2000 tokens and two responses of 100")
+    assert lines[-1].endswith("2400 holds the group")
+    for fits in ({"learner": {"tokens_per_micro_batch": 2400}}, {"sampling": {**sampling, "max_prompt_tokens": 99}}, {}):
+        assert not [line for line in plan_of(**{"sampling": {}, **fits}).lines() if "has no room" in line]
+
+
 def test_no_encoder_without_the_bonus():
     assert not {"encoder", "bonus"} & plan_of(bonus={"enabled": False}).processes.keys()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,19 @@ def test_storage_of_another_run_is_refused_and_its_own_is_not(tmp_path: Path, ti
 def test_storage_that_is_no_address_is_refused(tmp_path: Path, tiny_model: str) -> None:
     config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": "nowhere://x"}})
     with pytest.raises(ConfigError, match=r"checkpoint\.storage = 'nowhere://x'"):
+        start(config)
+
+
+def test_a_model_that_packed_rows_would_compute_wrongly_is_refused_before_ray_is_started(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.session.ray_session", lambda *args: pytest.fail("Ray was started"))
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    settings = json.loads((model / "config.json").read_text())
+    settings["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    (model / "config.json").write_text(json.dumps(settings))
+    config = RunConfig.model_validate({"model": str(model), "run_dir": str(tmp_path / "run")})
+    with pytest.raises(ConfigError, match=r'^LlamaForCausalLM takes its position embeddings \("dynamic"\) from the longest sequence'):
         start(config)
 
 

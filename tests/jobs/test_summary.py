@@ -30,6 +30,12 @@ def test_summary_compares_first_and_last_steps(tmp_path):
     assert "0.25 -> 0.75  (+0.50" in text
 
 
+def test_what_no_step_has_is_not_compared(tmp_path):
+    assert window_means(history(0.1, 0.2), "bonus/mean") is None
+    lines = summary(tmp_path, [{"step": float(step)} for step in range(1, 7)])
+    assert "6 of 6 steps trained." in lines and "pass@1" not in lines
+
+
 def test_summary_of_a_short_run_compares_nothing(tmp_path):
     text = summary(tmp_path, history(0.0, 1.0, 1.0, 1.0, 1.0))
     assert "->" not in text

@@ -65,7 +65,7 @@ def make_group(
     return with_scores(with_verdicts(batch, [make_verdict(reward) for reward in rewards]), bonuses or [0.0] * len(responses))
 
 
-def ragged_groups(num_groups: int, *, group_size: int = 4, seed: int = 0, longest: int = 14) -> list[pa.RecordBatch]:
+def ragged_groups(num_groups: int, *, group_size: int = 4, seed: int = 0, longest: int = 14, first_id: int = 0) -> list[pa.RecordBatch]:
     """Groups of prompts and responses of all lengths, an empty response in each, mixed rewards and behaviour near uniform."""
     rng = np.random.default_rng(seed)
 
@@ -73,7 +73,7 @@ def ragged_groups(num_groups: int, *, group_size: int = 4, seed: int = 0, longes
         return rng.integers(3, VOCABULARY, length).tolist()
 
     groups = []
-    for group_id in range(num_groups):
+    for group_id in range(first_id, first_id + num_groups):
         responses = [ids(int(rng.integers(1, longest + 1))) for _ in range(group_size - 1)] + [[]]
         groups.append(
             make_group(
@@ -90,6 +90,14 @@ def ragged_groups(num_groups: int, *, group_size: int = 4, seed: int = 0, longes
 
 def ragged_batch(num_groups: int, **settings: int) -> pa.RecordBatch:
     return concat_groups(ragged_groups(num_groups, **settings))
+
+
+def in_order(batch: pa.RecordBatch, rows: np.ndarray) -> pa.RecordBatch:
+    """Those rows of `batch`, counted anew within each group."""
+    taken = batch.take(pa.array(rows.reshape(-1)))
+    at = taken.schema.get_field_index("index")
+    index = pa.array(np.tile(np.arange(rows.shape[1]), len(rows)), taken.schema.field(at).type)
+    return taken.set_column(at, taken.schema.field(at), index)
 
 
 def group_tokens(prompt: Ids, responses: Sequence[Ids]) -> GroupTokens:

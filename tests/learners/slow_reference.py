@@ -48,13 +48,13 @@ def surrogate_of(response: Sequence[Token], fixed: Sequence[Token], t: int, conf
         case "reinforce":
             return token.advantage * token.logprob
         case "cispo":
-            ratio = math.exp(fixed[t].logprob - anchor_of(fixed[t], config))
+            ratio = exp(fixed[t].logprob - anchor_of(fixed[t], config))
             return min(ratio, config.cispo_cap) * token.advantage * token.logprob
         case "gspo":
-            ratio = math.exp(sum(other.logprob - anchor_of(other, config) for other in response) / len(response))
+            ratio = exp(sum(other.logprob - anchor_of(other, config) for other in response) / len(response))
             return pessimistic(ratio, 1 - config.gspo_clip_low, 1 + config.gspo_clip_high, token.advantage)
         case "clip":
-            ratio = math.exp(token.logprob - anchor_of(token, config))
+            ratio = exp(token.logprob - anchor_of(token, config))
             value = pessimistic(ratio, 1 - config.clip_low, 1 + config.clip_high, token.advantage)
             if config.dual_clip and token.advantage < 0:
                 value = max(value, config.dual_clip * token.advantage)
@@ -71,8 +71,8 @@ def anchor_of(token: Token, config: LossConfig) -> float:
 
 def weight_of(response: Sequence[Token], t: int, config: LossConfig) -> float:
     differences = [token.proximal - token.behavior for token in response]
-    of_token = math.exp(differences[t])
-    of_response = math.exp(sum(differences) / (len(differences) if config.sequence_ratio == "geometric" else 1))
+    of_token = exp(differences[t])
+    of_response = exp(sum(differences) / (len(differences) if config.sequence_ratio == "geometric" else 1))
     match config.correction:
         case "none":
             return 1.0
@@ -88,13 +88,25 @@ def weight_of(response: Sequence[Token], t: int, config: LossConfig) -> float:
             return of_token
         case "trust_region_mask":
             furthest = max(d * d / 2 for d in differences)
-            average = sum(math.exp(d) - 1 - d for d in differences) / len(differences)
+            average = sum(k3_of(-d) for d in differences) / len(differences)
             return of_token if furthest <= config.trust_region_max and average <= config.trust_region_mean else 0.0
+
+
+def bounded(log_ratio: float) -> float:
+    return min(max(log_ratio, -20.0), 20.0)
+
+
+def exp(log_ratio: float) -> float:
+    return math.exp(bounded(log_ratio))
+
+
+def k3_of(r: float) -> float:
+    return exp(-r) - 1 + bounded(r)
 
 
 def kl_of(token: Token, config: LossConfig) -> float:
     r = token.logprob - token.reference
-    return {"k1": r, "k2": r * r / 2, "k3": math.exp(-r) - 1 + r}[config.kl.estimator]
+    return {"k1": r, "k2": r * r / 2, "k3": k3_of(r)}[config.kl.estimator]
 
 
 def aggregated(values: Sequence[Sequence[float]], config: LossConfig) -> float:
@@ -190,7 +202,7 @@ def unlikeliness(rewards: Rewards, logprobs: Sequence[Sequence[float]], strength
         return 1 - strength * rank / len(group)
 
     return [
-        [None if x is None else x * kept(own, group) for x, own in zip(group_rewards, group, strict=True)]
+        [x if x is None or x <= 0 else x * kept(own, group) for x, own in zip(group_rewards, group, strict=True)]
         for group_rewards, group in zip(rewards, logprobs, strict=True)
     ]
 

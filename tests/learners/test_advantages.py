@@ -166,10 +166,15 @@ def test_the_mean_advantage_over_the_batch_is_zero(normalise: str) -> None:
 
 
 @pytest.mark.parametrize("normalise", NORMALISERS)
-@pytest.mark.parametrize("value", [0.1, 0.3, 1.0])
-def test_a_batch_without_contrast_has_no_signal_whatever_the_normaliser(normalise: str, value: float) -> None:
-    assert advantages(torch.full((3, 5), value, dtype=torch.float64), normalise=normalise, beta=0.0).abs().max() < 1e-9
-    assert not advantages(torch.full((3, 5), value), normalise="batch", beta=0.0).any()
+@pytest.mark.parametrize("group_size", [3, 5, 6, 7])
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.0, -0.7])
+def test_a_batch_without_contrast_has_no_signal_whatever_the_normaliser(normalise: str, group_size: int, value: float) -> None:
+    """Exactly none, of rewards and of bonuses, also where their sum is not K times the one."""
+    values_GK = torch.full((3, group_size), value, dtype=torch.float64)
+    assert not advantages(values_GK, normalise=normalise, beta=0.0).any()
+    assert not advantages(values_GK, values_GK.abs(), normalise=normalise, beta=0.5).any()
+    values_GK[0, 1] = NAN
+    assert not advantages(values_GK, normalise=normalise, beta=0.0).any()
 
 
 def test_over_the_batch_a_groups_only_score_has_an_advantage() -> None:

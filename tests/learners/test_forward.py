@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from learners.attention import Layout, best_kind, implementation, kind_of
 from learners.forward import load_causal_lm, response_logprobs
 from learners.packing import grow, pack
+from tests.learners.exact_norms import exact_forward
 from tests.learners.samples import assert_equal_gradients, gradients, group_tokens, plain_logprobs
 
 PROMPT, RESPONSES = [5, 6, 7], [[8, 9, 10, 11], [12], [13, 14]]
@@ -26,6 +30,9 @@ class TableModel:
 
     def __init__(self, table_VV: Tensor) -> None:
         self._table_VV = table_VV
+
+    def modules(self) -> list[Any]:
+        return []
 
     def get_decoder(self) -> Any:
         def decode(*, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, use_cache: bool, layout: Layout) -> Any:
@@ -81,23 +88,32 @@ def test_a_pass_equals_the_model_as_it_comes_from_transformers_on_padded_rows(ti
     assert_equal_gradients(gradients(model), gradients(padded), atol=1e-9)
 
 
-OTHER_MODELS = {"qwen2": {}, "qwen3": {"head_dim": 16}, "mistral": {"sliding_window": None}}
+OTHER_MODELS: dict[str, tuple[type, dict[str, Any]]] = {
+    "qwen2": (Qwen2RMSNorm, {}),
+    "qwen3": (Qwen3RMSNorm, {"head_dim": 16}),
+    "mistral": (MistralRMSNorm, {"sliding_window": None}),
+}
 """Of biases, of norms of queries and keys, of none of these."""
 
 
 @pytest.mark.parametrize("family", OTHER_MODELS)
-@torch.no_grad()
-def test_other_families_of_models_give_what_transformers_gives(tmp_path: Path, family: str) -> None:
+def test_other_families_of_models_give_what_transformers_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    norm, settings = OTHER_MODELS[family]
+    monkeypatch.setattr(norm, "forward", exact_forward)
     sizes = {"vocab_size": 104, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **heads, **OTHER_MODELS[family])).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **heads, **settings)).save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
     model = load_causal_lm(str(tmp_path), dtype="float64")
     packed = pack(grow([group_tokens(PROMPT, RESPONSES)]))
     logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
-    for index, response in enumerate(RESPONSES):
-        torch.testing.assert_close(logprob_N[packed.response_N == index], plain_logprobs(plain, PROMPT, response), rtol=0.0, atol=1e-5)
+    expected = [plain_logprobs(plain, PROMPT, response) for response in RESPONSES]
+    for index, of_response in enumerate(expected):
+        torch.testing.assert_close(logprob_N[packed.response_N == index], of_response, rtol=0.0, atol=1e-9)
+    logprob_N.square().sum().backward()
+    torch.cat(expected).square().sum().backward()
+    assert_equal_gradients(gradients(model), gradients(plain), atol=1e-9)
 
 
 def test_a_model_that_changes_its_logits_behind_the_head_is_refused() -> None:

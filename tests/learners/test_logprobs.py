@@ -133,6 +133,22 @@ def test_bfloat16_logits_are_normalised_in_float32() -> None:
     assert inputs["hidden_MH"].grad.dtype == torch.bfloat16
 
 
+def test_bfloat16_gradients_of_the_head_do_not_get_worse_with_the_number_of_chunks() -> None:
+    torch.manual_seed(0)
+    hidden_MH, weight_VH = torch.randn(512, 32), 0.1 * torch.randn(100, 32)
+    fixed = {"state_N": torch.arange(512), "target_N": torch.randint(0, 100, (512,)), "temperature": 1.0}
+
+    def gradients(dtype: torch.dtype, chunk: int) -> list[Tensor]:
+        leaves = [weight_VH.bfloat16().to(dtype).requires_grad_(), torch.zeros(100, dtype=dtype, requires_grad=True)]
+        logprob_N, _ = head_logprobs(hidden_MH.bfloat16().to(dtype), *leaves, chunk=chunk, **fixed)
+        return [gradient.double() for gradient in torch.autograd.grad(logprob_N.mean(), leaves)]
+
+    exact = gradients(torch.float64, 512)
+    for chunk in (512, 16, 1):
+        for found, expected in zip(gradients(torch.bfloat16, chunk), exact, strict=True):
+            assert float((found - expected).norm() / expected.norm()) < 0.01, chunk
+
+
 def test_without_response_tokens_there_is_nothing_and_no_gradient_either() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     inputs = {**draw(), "hidden_MH": torch.zeros(0, H, dtype=torch.float64, requires_grad=True), "state_N": none, "target_N": none}

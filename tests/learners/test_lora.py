@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from learners.checkpoint import CheckpointError
 from learners.config import LoraConfig
@@ -211,15 +211,16 @@ def test_what_another_base_would_make_of_a_checkpoint_is_refused(tiny_model: str
 @pytest.mark.parametrize("where", ["loss", "reward"])
 def test_the_reference_is_the_model_without_adapters_and_no_copy_of_it(tiny_model: str, exact_norms: None, where: str) -> None:
     kl = {"kl": {"where": where, "coefficient": 0.1}}
-    learner = lora_learner(tiny_model, loss=kl, dtype="float64")
+    settings = {"loss": kl, "advantage": {"normalise": "mean"}, "dtype": "float64"}
+    learner = lora_learner(tiny_model, **settings)
     assert learner._reference is None
-    frozen = make_learner(tiny_model, loss=kl, dtype="float64")
+    frozen = make_learner(tiny_model, **settings)
     stir(learner)
     batch = ragged_batch(3)
     groups = read_groups(batch, GROUP_SIZE)
     reference = learner._reference_logprobs(batch, groups)
     assert (reference == frozen._reference_logprobs(batch, groups)).all()
-    assert (reference != learner._flat_logprobs(learner._model, batch, groups)).any(), "its adapters are off still"
+    assert (reference != learner._flat_logprobs(learner._model, batch, groups, [range(3)])).any(), "its adapters are off still"
     assert learner.step(batch).metrics["learner/grad_norm"] > 0
     assert all(parameter.requires_grad for parameter in adapters_of(learner).values()) and len(adapters_of(learner)) == 28
 
@@ -259,6 +260,31 @@ def test_unknown_targets_are_refused_with_those_there_are(tiny_model: str, targe
         check_lora(tiny_model, config)
     with pytest.raises(LoraError, match=named):
         Adapters.attach(load_causal_lm(tiny_model, dtype="float32"), config, base=tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "named"),
+    [
+        ("gpt2", {"vocab_size": 104, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64}, "GPT2LMHeadModel has no linear layers"),
+        (
+            "qwen3_moe",
+            {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
+            r'targets = "all-linear": the experts of Qwen3MoeForCausalLM are fused .*: name the layers that are meant, of .*q_proj',
+        ),
+    ],
+)
+def test_a_model_of_which_adapters_would_leave_most_out_is_refused(
+    tmp_path: Path, family: str, settings: dict[str, Any], named: str
+) -> None:
+    sizes = {"vocab_size": 104, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **(settings if family == "gpt2" else {**sizes, **heads, **settings}))
+    ).save_pretrained(tmp_path)
+    with pytest.raises(LoraError, match=named):
+        check_lora(str(tmp_path), LoraConfig(enabled=True))
+    if family == "qwen3_moe":
+        check_lora(str(tmp_path), LoraConfig(enabled=True, targets=("q_proj",)))
 
 
 def test_without_peft_one_line_says_what_to_install(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:

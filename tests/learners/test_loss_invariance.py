@@ -22,7 +22,7 @@ from learners.losses import LossInputs, policy_loss
 from learners.policy_learner import PolicyLearner
 from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
 from learners.surrogates import SURROGATES
-from tests.learners.samples import assert_equal_gradients, gradients, make_group, plain_logprobs, ragged_groups
+from tests.learners.samples import assert_equal_gradients, gradients, in_order, make_group, plain_logprobs, ragged_groups
 from tests.tiny_model import make_tiny_model
 
 GROUP_SIZE = 4
@@ -30,7 +30,8 @@ TEMPERATURE = 0.8
 
 LOSSES: dict[str, dict[str, Any]] = {
     **{name: {"surrogate": name, "correction": "none"} for name in SURROGATES},  # against the behaviour policy ratios differ from 1
-    **{name: {"correction": name, "trust_region_max": 9.0, "trust_region_mean": 3.0} for name in CORRECTIONS},
+    **{name: {"correction": name} for name in CORRECTIONS},
+    "trust_region_mask": {"correction": "trust_region_mask", "trust_region_max": 9.0, "trust_region_mean": 3.0},
     **{name: {"aggregation": name, "constant_tokens": 9 if name == "constant" else 0} for name in AGGREGATIONS},
     **{
         f"kl {name} in the loss": {"kl": {"where": "loss", "estimator": name, "coefficient": 0.5}} for name in KL_ESTIMATORS if name != "k1"
@@ -52,6 +53,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 ADVANTAGES: dict[str, dict[str, Any]] = {**{name: {"normalise": name} for name in NORMALISERS}, "unlikeliness": {"unlikeliness": 0.25}}
 CONFIGS = {
     **{name: {"loss": values} for name, values in LOSSES.items()},
+    "kl in the reward": {"loss": LOSSES["kl in the reward"], "advantage": {"normalise": "mean"}},
     **{f"advantage {name}": {"advantage": values} for name, values in ADVANTAGES.items()},
 }
 
@@ -152,7 +154,7 @@ def test_the_gradient_is_that_of_plain_rows_however_the_batch_is_split_and_order
     expected = bench.plain_gradient(config_of(name), batch)
     rows = np.arange(batch.num_rows).reshape(-1, GROUP_SIZE)
     rng = np.random.default_rng(0)
-    shuffled = batch.take(pa.array(rng.permuted(rng.permutation(rows), axis=1).reshape(-1)))
+    shuffled = in_order(batch, rng.permuted(rng.permutation(rows), axis=1))
     for budget, given in ((1, shuffled), (60, batch)):
         found = bench.gradient(config_of(name, tokens_per_micro_batch=budget), given)
         assert_equal_gradients(found, expected, atol=1e-9)

@@ -248,3 +248,41 @@ def test_by_default_the_loss_is_what_it_was_before_bit_for_bit(correction: str, 
     loss.backward()
     before.backward()
     assert found.grad is not None and expected.grad is not None and torch.equal(found.grad, expected.grad)
+
+
+# --- far out ------------------------------------------------------------------------------------------------------------
+
+FAR: list[dict[str, Any]] = [
+    *({"surrogate": name, "correction": "none"} for name in SURROGATE_SETTINGS),
+    *({"correction": name} for name in CORRECTION_SETTINGS if name != "none"),
+    {"correction": "sequence_masked_is", "sequence_ratio": "geometric"},
+    *({"kl": {"where": "loss", "estimator": name, "coefficient": 0.1}} for name in ("k2", "k3")),
+]
+
+
+@pytest.mark.parametrize("values", FAR, ids=str)
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+def test_a_token_that_the_sampler_found_all_but_impossible_leaves_loss_and_gradient_finite(
+    values: dict[str, Any], advantage: float
+) -> None:
+    """In float32, where exp overflows at 89, and as the slow reference has it."""
+    config = LossConfig.model_validate(values)
+    far = {"proximal": -1.0, "entropy": 0.0, "advantage": advantage}
+    batch = [
+        [slow.Token(logprob=-1.0, behavior=-200.0, reference=-0.1, **far), slow.Token(logprob=-95.0, behavior=-1.0, reference=-0.1, **far)]
+    ]
+    logprob_N = torch.tensor([token.logprob for token in batch[0]]).requires_grad_()
+    inputs = LossInputs(
+        logprob_N=logprob_N,
+        proximal_logprob_N=torch.tensor([token.proximal for token in batch[0]]),
+        behavior_logprob_N=torch.tensor([token.behavior for token in batch[0]]),
+        advantage_N=torch.full((2,), advantage),
+        num_tokens=2,
+        response_N=torch.zeros(2, dtype=torch.int64),
+        num_responses=1,
+        reference_logprob_N=torch.tensor([token.reference for token in batch[0]]),
+    )
+    output = policy_loss(inputs, config)
+    output.loss.backward()
+    assert logprob_N.grad is not None and logprob_N.grad.isfinite().all()
+    assert float(output.loss.detach()) == pytest.approx(slow.loss(batch, config), rel=1e-5, abs=1e-6)

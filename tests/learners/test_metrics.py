@@ -42,6 +42,7 @@ GROUPS = concat_groups(
         ),
     ]
 )
+WITHOUT_BONUS = torch.tensor([[0.7, -0.7], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
 ADVANTAGES = torch.tensor([[0.7, -0.7], [0.0, 0.0], [0.0, 0.0], [-0.1, 0.1]], dtype=torch.float64)
 
 EXPECTED = {
@@ -50,7 +51,7 @@ EXPECTED = {
     "reward/pass@K": 2 / 4,
     "groups/all_correct": 1 / 4,
     "groups/all_wrong": 2 / 4,
-    "advantage/bonus_alone": 1 / 4,  # the last group: equal rewards, but advantages
+    "advantage/bonus_alone": 1 / 4,  # the last group
     "groups/without_signal": 2 / 4,
     "verifier/unscored": 1 / 8,
     "advantage/abs_mean": 1.6 / 8,
@@ -60,7 +61,7 @@ EXPECTED = {
 
 
 def test_reward_metrics_worked_by_hand() -> None:
-    assert reward_metrics(GROUPS, ADVANTAGES) == pytest.approx(EXPECTED, rel=1e-12)
+    assert reward_metrics(GROUPS, ADVANTAGES, WITHOUT_BONUS) == pytest.approx(EXPECTED, rel=1e-12)
 
 
 def test_reward_metrics_of_a_slice_are_those_of_its_rows() -> None:
@@ -70,9 +71,16 @@ def test_reward_metrics_of_a_slice_are_those_of_its_rows() -> None:
     assert found["reward/mean"] == pytest.approx(2 / 3)
 
 
-def test_a_batch_nobody_could_score_has_mean_reward_zero_and_says_so() -> None:
+def test_a_batch_nobody_could_score_has_no_figure_of_rewards_and_says_so() -> None:
     found = reward_metrics(make_group(0, [5], [[7], [8]], [None, None]), torch.zeros(1, 2))
-    assert (found["reward/mean"], found["verifier/unscored"], found["reward/pass@1"]) == (0.0, 1.0, 0.0)
+    assert found["verifier/unscored"] == 1.0
+    assert not [name for name in found if name.startswith(("reward/", "groups/all_"))]
+
+
+def test_a_group_nobody_could_score_is_not_all_wrong() -> None:
+    batch = concat_groups([make_group(0, [5], [[7], [8]], [None, None]), make_group(1, [5], [[7], [8]], [1.0, 1.0])])
+    found = reward_metrics(batch, torch.zeros(2, 2))
+    assert (found["groups/all_wrong"], found["groups/all_correct"], found["reward/pass@1"]) == (0.0, 1.0, 0.5)
 
 
 def test_lag_is_counted_over_tokens() -> None:
@@ -111,7 +119,6 @@ def statistics() -> TokenStatistics:
 def test_token_statistics_worked_by_hand(statistics: TokenStatistics) -> None:
     logs = [math.log(1.05), math.log(1.2), -math.log(0.85), 0.0, math.log(4.0)]
     expected = {
-        "learner/loss": 0.75,
         "learner/clipped": 1 / 5,
         "learner/is_weight_mean": (1.05 + 1.2 + 0.85 + 1.0 + 2.0) / 5,
         "learner/masked": 0.0,
@@ -126,7 +133,7 @@ def test_token_statistics_worked_by_hand(statistics: TokenStatistics) -> None:
     found = statistics.metrics()
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-9)
     assert found.keys() - expected.keys() == mismatch_metrics(statistics.tokens()).keys() - expected.keys()
-    assert statistics.num_computed_tokens == 20
+    assert (statistics.num_computed_tokens, statistics.loss) == (20, 0.75)
 
 
 def test_what_a_correction_masks_and_the_divergence_from_a_reference_are_measured() -> None:
@@ -161,4 +168,4 @@ def test_without_a_token_of_the_newest_version_there_is_no_noise_floor() -> None
 
 
 def test_where_nothing_was_computed_there_is_no_mismatch() -> None:
-    assert TokenStatistics(version=3).metrics() == {"learner/loss": 0.0}
+    assert TokenStatistics(version=3).metrics() == {}

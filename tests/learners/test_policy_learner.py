@@ -23,6 +23,7 @@ from tests.learners.samples import (
     GradientRecorder,
     assert_equal_gradients,
     gradients,
+    in_order,
     make_group,
     plain_logprobs,
     ragged_batch,
@@ -34,6 +35,7 @@ GROUP_SIZE = 4
 TEMPERATURE = 0.8
 BUDGETS = (1, 40, 100, 10_000)  # one row a forward pass, some, all at once
 PLAIN = AdvantageConfig(beta=0.0)
+OF_OPTIMISER_STEPS = {"learner/loss", "learner/grad_norm", "learner/lr"}
 
 
 def make_learner(model: str, *, group_size: int = GROUP_SIZE, **settings: Any) -> PolicyLearner:
@@ -134,9 +136,9 @@ def test_the_gradient_does_not_depend_on_the_order_of_groups_or_responses(tiny_m
     expected = gradient_of(tiny_model, mixed_batch())
     rng = np.random.default_rng(seed)
     rows = np.arange(mixed_batch().num_rows).reshape(-1, GROUP_SIZE)
-    shuffled = rng.permuted(rng.permutation(rows), axis=1).reshape(-1)
-    assert shuffled.tolist() != rows.reshape(-1).tolist()
-    found = gradient_of(tiny_model, mixed_batch().take(pa.array(shuffled)))
+    shuffled = rng.permuted(rng.permutation(rows), axis=1)
+    assert shuffled.tolist() != rows.tolist()
+    found = gradient_of(tiny_model, in_order(mixed_batch(), shuffled))
     assert_equal_gradients(found, expected, atol=1e-9)
 
 
@@ -168,6 +170,7 @@ def test_a_batch_without_any_signal_changes_nothing_but_the_version(tiny_model: 
     assert (report.version, learner.version) == (1, 1)
     assert report.metrics["groups/without_signal"] == 1.0
     assert report.metrics["learner/optimiser_steps"] == 0.0
+    assert not report.metrics.keys() & OF_OPTIMISER_STEPS
     assert not any(report.advantages)
 
 
@@ -177,6 +180,37 @@ def test_a_batch_of_empty_responses_is_survived(tiny_model: str) -> None:
     report = learner.step(make_group(0, [5], [[], [], [], []], [1.0, 0.0, 0.0, None]))
     assert_identical(masters_of(learner), before)
     assert report.version == 1
+
+
+@pytest.mark.parametrize("group_size", [3, 6, 7])
+def test_equal_rewards_that_are_no_binary_fraction_are_no_signal(tiny_model: str, group_size: int) -> None:
+    learner = make_learner(tiny_model, advantage=PLAIN, group_size=group_size)
+    before = masters_of(learner)
+    report = learner.step(make_group(0, [5], [[6 + k] for k in range(group_size)], [0.7] * group_size))
+    assert_identical(masters_of(learner), before)
+    assert (report.metrics["groups/without_signal"], report.metrics["learner/optimiser_steps"]) == (1.0, 0.0)
+
+
+def test_what_a_step_without_an_optimiser_step_cannot_say_is_left_out_after_one_that_could(tiny_model: str) -> None:
+    learner = make_learner(tiny_model, advantage=PLAIN)
+    without = make_group(0, [5], [[6], [7], [8, 9], [10]], [1.0] * 4)
+    assert learner.step(ragged_batch(2)).metrics.keys() >= OF_OPTIMISER_STEPS
+    assert not learner.step(without).metrics.keys() & OF_OPTIMISER_STEPS
+
+
+def test_loss_and_gradient_norm_are_means_over_the_optimiser_steps_there_were(tiny_model: str) -> None:
+    """Three of four mini-batches are alike, the last has no signal."""
+    same = [
+        make_group(g, [5], [[6, 7], [8], [9, 10], [11]], [1.0, 0.0, 0.0, 0.0], behavior=[[-4.0] * n for n in (2, 1, 2, 1)])
+        for g in range(3)
+    ]
+    without = make_group(3, [5], [[6], [7], [8, 9], [10]], [1.0] * 4)
+    settings: dict[str, Any] = {"advantage": PLAIN, "lr": 1e-12}
+    alone = make_learner(tiny_model, **settings).step(same[0]).metrics
+    together = make_learner(tiny_model, mini_batches=4, **settings).step(concat_groups([*same, without])).metrics
+    for name in ("learner/loss", "learner/grad_norm"):
+        assert together[name] == pytest.approx(alone[name], rel=1e-5) and alone[name] != 0
+    assert together["learner/optimiser_steps"] == 3
 
 
 # --- a step ------------------------------------------------------------------------------------------------------------
@@ -254,6 +288,27 @@ def test_the_proximal_policy_is_the_one_the_batch_was_begun_with(tiny_model: str
     report = make_learner(tiny_model, mini_batches=2, lr=0.05).step(concat_groups(groups))
     assert report.metrics["mismatch/max"] < 1e-4
     assert report.metrics["learner/clipped"] > 0.2  # the second mini-batch has moved away from it
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_proximal_log_probs_are_those_of_the_optimiser_steps_to_the_bit(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """So GSPO, whose range is narrower than rounding, clips nothing where nothing has moved; and only what is trained on is computed."""
+    computed: dict[bool, list[list[int]]] = {True: [], False: []}
+    forward = learners.policy_learner.response_logprobs
+
+    def watched(model: Any, packed: PackedTokens, **options: Any) -> tuple[Tensor, Tensor]:
+        computed[torch.is_grad_enabled()].append(packed.response_N.unique().tolist())
+        return forward(model, packed, **options)
+
+    monkeypatch.setattr(learners.policy_learner, "response_logprobs", watched)
+    without = make_group(16, [9, 10], [[11, 12], [13], [14, 15, 16], []], [1.0] * 4)
+    loss = {"surrogate": "gspo", "aggregation": "sequence_mean"}
+    learner = make_learner(tiny_model, dtype=dtype, advantage=PLAIN, mini_batches=4, lr=1e-12, tokens_per_micro_batch=100, loss=loss)
+    report = learner.step(concat_groups([*ragged_groups(12, seed=1), without]))
+    assert report.metrics["learner/clipped"] == 0.0
+    assert computed[True] == computed[False] and not {r for part in computed[False] for r in part} & {48, 49, 50, 51}
 
 
 def test_a_gradient_that_is_not_finite_leaves_weights_and_version(tiny_model: str) -> None:
@@ -352,6 +407,21 @@ def test_a_snapshot_of_an_untied_model_sends_its_head(tmp_path: Path) -> None:
     before = dict(snapshot.tensors())[HEAD].clone()
     learner.step(ragged_batch(2))
     assert not torch.equal(dict(learner.snapshot().tensors())[HEAD], before)
+
+
+# --- what is no batch --------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_do_not_hold_together_are_refused_before_anything_is_computed(tiny_model: str) -> None:
+    learner, batch = make_learner(tiny_model), ragged_batch(2)
+    at = batch.schema.get_field_index("behavior_logprobs")
+    said = batch.column(at).to_pylist()
+    short = batch.set_column(at, batch.schema.field(at), pa.array([said[0][:-1], *said[1:]], batch.schema.field(at).type))
+    with pytest.raises(ValueError, match="response_ids and behavior_logprobs differ in length"):
+        learner.step(short)
+    with pytest.raises(ValueError, match="the batch has no groups"):
+        learner.step(batch.slice(0, 0))
+    assert learner.version == 0
 
 
 # --- reading a batch ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""Which models the learner's packed pass computes rightly; others are refused by their class's name rather than computed wrongly.
+
+    require_supported(model, longest=1536)          # by what the model says of itself; it may be without weights
+    require_independent(model, states_of)           # by a pass over a few tokens
+
+The pass runs responses through the model side by side (`learners.packing`), and nothing but attention knows where one ends. So a model
+whose tokens mix anywhere else (a convolution, a state space, linear attention) hands on from each response to the next.
+
+Axes: T tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learners.packing import GroupTokens, PackedTokens, grow, pack
+
+SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""What configs of models call a change of logits behind the head (Gemma 2, Cohere, Granite)."""
+ATTENTION_LAYERS = ("full_attention", "sliding_attention")
+
+
+class ModelUnsupported(ValueError):
+    """The packed pass would compute another model; the message is one line that names its class."""
+
+
+def require_supported(model: Any, *, longest: int | None = None) -> None:
+    """Raises ModelUnsupported. `longest`: the most tokens of a prompt with its response, where that is known.
+
+    transformers takes the frequencies of "dynamic" and "longrope" position embeddings from the longest sequence of a pass, so that a
+    response would depend on its neighbours; "longrope" has two tables and keeps to the first one up to a length.
+    """
+    if getattr(model, "_is_stateful", False) or (others := _other_layers(model)):
+        named = "a recurrent state" if getattr(model, "_is_stateful", False) else ", ".join(others)
+        raise _refusal(model, f"mixes tokens elsewhere than in attention ({named})")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise _refusal(model, "has an attention of its own, in whose place transformers puts no other")
+    modules = list(model.modules())
+    if any(getattr(module, "is_causal", True) is False for module in modules):
+        raise _refusal(model, "attends to later tokens too")
+    for kind, reach in _rope_tables(model, modules):
+        if kind == "dynamic" or (longest is not None and longest > reach):
+            limit = "" if kind == "dynamic" else f" beyond {reach} tokens, and prompt and response may have {longest}"
+            raise _refusal(model, f'takes its position embeddings ("{kind}") from the longest sequence of a pass{limit}')
+    window = min(filter(None, (_window(model, module) for module in modules)), default=None)
+    if longest is not None and window is not None and longest > window:
+        raise _refusal(model, f"attends within a window of {window} tokens, and prompt and response may have {longest}")
+
+
+def require_short(model: Any, longest: int) -> None:
+    """Raises ModelUnsupported where a pass with a branch of `longest` tokens would change the position embeddings of the others."""
+    for kind, reach in _rope_tables(model, model.modules()):
+        if longest > reach:
+            raise _refusal(
+                model, f'takes its position embeddings ("{kind}") from the longest sequence of a pass, which has {longest} tokens'
+            )
+
+
+def require_plain_logits(model: Any) -> None:
+    """Raises ModelUnsupported for a model that changes its logits behind its head."""
+    if changed := [name for name in SCALED_LOGITS if getattr(model.config, name, None) not in (None, 1)]:
+        raise ModelUnsupported(f"{type(model).__name__} changes its logits by {', '.join(changed)}, which the learner does not support")
+
+
+@torch.no_grad()
+def require_independent(model: Any, states_of: Callable[[PackedTokens], Tensor]) -> None:
+    """Raises ModelUnsupported unless, of three branches, the first and the last have the same states (T, H) whatever the tokens of the one
+    between them, and where the pass is not possible at all. A few tokens in two passes.
+
+    Equal are they to the bit, but for experts, whose matrix products change in shape: the square root of a rounding error is allowed.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    prompt, first, second, other, last = ((np.arange(3) + 3 * i + 1) * vocabulary // 16 for i in range(5))
+    responses = [[first, second, last], [first, other, last]]
+    passes = [pack(grow([GroupTokens(prompt_ids=prompt, responses=ids)], own_states=True)) for ids in responses]
+    device = model.get_input_embeddings().weight.device
+    try:
+        states, others = (states_of(packed.to(device)) for packed in passes)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a seam: whatever it is in the code of a model that was not written for this pass
+        reason = next(iter(str(error).splitlines()), "")
+        raise _refusal(model, f"cannot be run so: {type(error).__name__}: {reason}") from error
+    kept_T = torch.from_numpy(~np.isin(passes[0].input_ids_T.numpy(), second)).to(device)
+    states_TH, others_TH = states[kept_T].double(), others[kept_T].double()
+    moved_T = (states_TH - others_TH).norm(dim=-1) / states_TH.norm(dim=-1)
+    if not float(moved_T.max()) <= torch.finfo(states.dtype).eps ** 0.5:
+        raise _refusal(model, "mixes tokens elsewhere than in attention: the states of a response change with those beside it")
+
+
+def _other_layers(model: Any) -> list[str]:
+    return sorted(set(getattr(model.config, "layer_types", None) or ()) - set(ATTENTION_LAYERS))
+
+
+def _window(model: Any, module: Any) -> int | None:
+    """Some attention modules keep their window, others ask the config."""
+    if not type(module).__name__.endswith("Attention"):
+        return None
+    window: int | None = getattr(module, "sliding_window", getattr(model.config, "sliding_window", None))
+    return window
+
+
+def _rope_tables(model: Any, modules: Any) -> list[tuple[str, int]]:
+    """The kinds of position embeddings that depend on the longest sequence of a pass, and up to which length they do not."""
+    found = []
+    for module in modules:
+        kinds = getattr(module, "rope_type", None)
+        for layer, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
+            if kind == "dynamic":
+                found.append((kind, model.config.max_position_embeddings))
+            elif kind == "longrope":
+                parameters = model.config.rope_parameters if layer is None else model.config.rope_parameters[layer]
+                found.append((kind, parameters["original_max_position_embeddings"]))
+    return found
+
+
+def _refusal(model: Any, why: str) -> ModelUnsupported:
+    return ModelUnsupported(f"{type(model).__name__} {why}: the learner's packed rows do not support that")
