@@ -9,7 +9,7 @@
 |----------|-------------------|--------------------|---------------------------|----------------------------------|
 | admit    | free slots        | requests           | a slot                    | publish, a dropped group         |
 | rollouts | requests          | sampled groups     | see `jobs.rollouts`       | admit; the workers               |
-| score    | sampled groups    | groups in replay   | verdicts, features        | rollouts; space: the learn loop  |
+| score    | sampled groups    | groups in replay   | verdicts, features        | rollouts; space: a draw          |
 | learn    | P groups          | a version          | P groups held in replay   | score                            |
 | publish  | a version         | live weights       | a trained version         | learn; every serving worker      |
 
@@ -138,6 +138,7 @@ class Controller:
         self._trained: asyncio.Queue[tuple[int, Any]] = asyncio.Queue(maxsize=1)
         self._changed = asyncio.Condition()  # slots, held groups, live version or the stop flag changed
         self._held: set[int] = set()
+        self._num_removed = 0  # times that something left replay
         self._stopping = False
         self._stop_asked = asyncio.Event()
         self._notes: set[asyncio.Task[None]] = set()
@@ -212,6 +213,7 @@ class Controller:
         for request in self._admission.in_flight:
             if request.group_id not in self._held:
                 self._submit(request)
+        self._run.on_rows_lost = self._lost_from_replay
         loops = [self._admit_loop(), self._publish_loop(), self.rollouts.run(), self.evaluations.run_loop(), *alongside]
         loops += [self._score_loop() for _ in range(self._config.prompts_per_step)]
         try:
@@ -249,29 +251,32 @@ class Controller:
         while True:
             sampled = await self._sampled.get()
             try:
-                with self._waiting("score", f"verdicts and features of group {sampled.request.group_id}"):
-                    scored = await self._run.verify_and_encode(sampled)
-            except DataLost as error:  # the node that held its rows is gone: sample it again
-                self.note_fault("score", "data", error)
-                self.tokens.dropped(sampled.request.group_id, TokenWaste.LOST)
-                self._submit(sampled.request)
-                continue
-            counts = Counter(verdict.status.value for verdict in scored.verdicts)
-            self._note(EventKind.VERDICTS, group_id=scored.request.group_id, counts=dict(counts))
-            self._run.observations.judged(scored.request.group_id, scored.request.problem, scored.verdicts)
-            self._verdicts.add(scored.verdicts)
-            self._tally.add_scored(scored)
-            await self._insert(scored)
+                await self._score(sampled)
+            except DataLost as error:
+                self._sample_again(sampled.request, error)
+
+    async def _score(self, sampled: Sampled) -> None:
+        """From responses to a group in replay. Raises DataLost where its rows went with their node."""
+        group_id = sampled.request.group_id
+        with self._waiting("score", f"verdicts and features of group {group_id}"):
+            scored = await self._run.verify_and_encode(sampled)
+        counts = Counter(verdict.status.value for verdict in scored.verdicts)
+        self._note(EventKind.VERDICTS, group_id=group_id, counts=dict(counts))
+        self._run.observations.judged(group_id, scored.request.problem, scored.verdicts)
+        self._verdicts.add(scored.verdicts)
+        self._tally.add_scored(scored)
+        await self._insert(scored)
 
     async def _insert(self, scored: Scored) -> None:
-        """Put a group into replay, waiting for the next step while it is full."""
+        """Put a group into replay, waiting while it is full until something has left it. That may be stale groups alone, which is no
+        step."""
         group_id = scored.request.group_id
-        step = self._run.step
-        while (result := await self._run.insert(scored, step)) is InsertResult.FULL:
+        removed = self._num_removed  # as it was before replay was asked: what leaves meanwhile makes room, too
+        while (result := await self._run.insert(scored, self._run.step)) is InsertResult.FULL:
             with self._waiting("insert", f"room in replay for group {group_id}"):
                 self._require_room()
-                await self._until(lambda after=step: self._run.step > after)  # type: ignore[misc]
-            step = self._run.step
+                await self._until(lambda before=removed: self._num_removed > before)  # type: ignore[misc]
+            removed = self._num_removed
         self._note(EventKind.INSERTED, group_id=group_id, result=result.value)
         async with self._changed:
             if result is InsertResult.STALE:
@@ -311,6 +316,7 @@ class Controller:
                 for group_id in drawn.stale_ids:
                     self._drop(group_id, STALE)
                 self._held.difference_update(drawn.group_ids, drawn.stale_ids)
+                self._num_removed += bool(drawn.group_ids or drawn.stale_ids)
                 self._changed.notify_all()
             if drawn.group_ids:
                 return batch, drawn
@@ -514,6 +520,22 @@ class Controller:
         self.num_faults[kind] += 1
         self.faults.append(f"{time.strftime('%H:%M:%S')} {name}: {reason(error)}")
         self._note(EventKind.FAULT, role=role, name=name, kind=kind.value, error=reason(error))
+
+    def _sample_again(self, request: GroupRequest, error: DataLost) -> None:
+        """The rows of a group that was sampled went with a node."""
+        self.note_fault("score", "data", error)
+        self.tokens.dropped(request.group_id, TokenWaste.LOST)
+        self._submit(request)
+
+    def _lost_from_replay(self, group_id: int, error: DataLost) -> None:
+        """A replay was lost, and the new one cannot have this group of it."""
+        (request,) = (request for request in self._admission.in_flight if request.group_id == group_id)
+        self._held.discard(group_id)
+        self._num_removed += 1
+        if self._order is not None:
+            self._run.warn(f"group {group_id} was lost from replay: from here on another start may differ, deterministic or not")
+        self._sample_again(request, error)
+        self._notify_soon()
 
     # ---- metrics ----
 

@@ -15,7 +15,7 @@
 A worker that is lost (its process died, it hangs, its engine failed) is killed. Its groups go back into the queue with what the
 last watch brought of them, and go on from there on another worker: same ids, log-probs and versions. A worker that is to
 leave is given nothing new, finishes what it can before its deadline and hands over the rest in the same way. One that refuses weights
-(they are not what was published) goes on under those it has; they are published again, a few times, or the run ends.
+(they are not what was published, or are gone) goes on under those it has; they are published again, a few times, or the run ends.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ class Rollouts:
             update: WeightUpdate = await worker.handle.call(
                 "update", weights, timeout_s=self._run.config.wait_timeout_s, waiting_for=f"{worker.name} to load version {version}"
             )
-        except WeightsRefused as error:
+        except (WeightsRefused, DataLost) as error:  # damaged on their way, or gone with a node: the worker is well
             held = self.fleet.members[worker.name].version
             self._observer.refused(worker.name, version, held, error)
             times = worker.refusals.in_a_row + 1

@@ -31,7 +31,7 @@ from buffers.tokens import TokenLedger
 from jobs.config import RunConfig
 from jobs.encoders import EncoderPool
 from jobs.fleet import LossBudget
-from jobs.handles import Handle
+from jobs.handles import DataLost, Handle
 from jobs.observations import Observations
 from jobs.supervised import OnLoss, Supervised
 from learners.checkpoint import CheckpointManager, FileEntry
@@ -128,6 +128,8 @@ class Run:
             lambda problem, num_correct, num_scored: stream.observe(problem, num_correct=num_correct, num_scored=num_scored)
         )
         self.step = 0
+        self.on_rows_lost: Callable[[int, DataLost], None] = _raise
+        """on_rows_lost(group_id, error): a group is no longer in replay, because its rows went with a node. It is still in flight."""
         self.held: dict[int, Scored] = {}
         """Groups in replay that arrived since this start, by id."""
         self._log_directory = log_directory
@@ -333,15 +335,28 @@ class Run:
         await self._catch_up(handle, "absorb_log", since=step or 0)
 
     async def _restore_replay(self, handle: Handle) -> None:
-        """Every group held, in the order of their ids; whatever else was ever admitted and is not on its way counts as seen."""
+        """Every group held whose rows are still there, in the order of their ids; whatever else was ever admitted and is not on its way
+        counts as seen."""
         outside = {request.group_id for request in self.admission.in_flight} - self._drawn_ids
         await self._call(handle, "take_over", self.admission.ledger.admitted, sorted(outside), waiting_for="the new replay")
         if self._restored_ids:
             ids = sorted(self._restored_ids)
-            await self._call(handle, "insert_rows", self._restored_rows, ids, waiting_for="the new replay to take restored groups")
+            try:
+                await self._call(handle, "insert_rows", self._restored_rows, ids, waiting_for="the new replay to take restored groups")
+            except DataLost as error:
+                self._rows_lost(ids, error)
         for group_id, scored in sorted(self.held.items()):
             arguments = (scored.batch, scored.verdicts, 0)  # version 0: whether it is stale is found when a batch is drawn
-            await self._call(handle, "insert", *arguments, waiting_for=f"the new replay to take group {group_id}")
+            try:
+                await self._call(handle, "insert", *arguments, waiting_for=f"the new replay to take group {group_id}")
+            except DataLost as error:
+                self._rows_lost([group_id], error)
+
+    def _rows_lost(self, group_ids: Sequence[int], error: DataLost) -> None:
+        for group_id in group_ids:
+            self.held.pop(group_id, None)
+            self._restored_ids.discard(group_id)
+            self.on_rows_lost(group_id, error)
 
     async def _restore_verifier(self, handle: Handle) -> None:
         await handle.placed()
@@ -382,6 +397,10 @@ class Run:
 
     async def _call(self, handle: Handle, method: str, *args: Any, waiting_for: str, returns: int = 1) -> Any:
         return await handle.call(method, *args, timeout_s=self.config.wait_timeout_s, waiting_for=waiting_for, returns=returns)
+
+
+def _raise(group_id: int, error: DataLost) -> None:
+    raise error
 
 
 def no_tokens(held: Sequence[int]) -> dict[str, Any]:

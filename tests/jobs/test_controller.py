@@ -14,11 +14,14 @@ import torch
 
 from actors.engine import EngineError
 from actors.reference_engine import ReferenceEngine
+from actors.replay import Drawn
 from actors.verifier import VerifierPool
 from buffers.records import Verdict, VerdictStatus
 from buffers.replay import InsertResult
 from jobs.console import COLUMNS
-from jobs.run import VerifierFailure
+from jobs.events import EventKind
+from jobs.handles import DataLost
+from jobs.run import Scored, VerifierFailure
 from learners.models import resolve_model
 from tests.jobs.components_fixture import (
     PROMPTS,
@@ -487,6 +490,74 @@ def test_stopped_run_goes_on_to_its_end(config):
     assert [step for step, _ in second.reports] == [3, 4, 5]
 
 
+# ---- rows that went with a node ----
+
+
+def test_a_group_whose_rows_are_gone_when_it_is_to_go_into_replay_is_sampled_again(config):
+    lost: list[int] = []
+
+    async def around(name, method, args, proceed):
+        if method == "insert" and not lost:
+            lost.append(args[0].column("group_id")[0].as_py())
+            raise DataLost("data that insert needs was lost")
+        return await proceed()
+
+    run = LocalRun(config(), around=around)
+    assert run.train() == 3
+    run.check_valid()
+    assert [event["group_id"] for event in run.noted(EventKind.DISPATCHED)].count(lost[0]) == 2
+    assert run.run.tokens.counts()["wasted_lost"] > 0
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_groups_whose_rows_are_gone_when_replay_is_lost_are_sampled_again(config, deterministic):
+    lost: list[int] = []
+
+    async def around(name, method, args, proceed):
+        is_restore = method == "insert" and len(args) == 3
+        if method == "sample" and args[1] == 1 and len(run.parts["replay"]) == 1:
+            run.handles["replay"].kill()
+        if is_restore and not lost:
+            lost.append(args[0].column("group_id")[0].as_py())
+            raise DataLost("data that insert needs was lost")
+        return await proceed()
+
+    run = LocalRun(config(deterministic=deterministic, supervision={"backoff_s": 0.0}), around=around)
+    assert run.train() == 3
+    run.check_valid()
+    assert len(run.parts["replay"]) == 2
+    assert [event["group_id"] for event in run.noted(EventKind.DISPATCHED)].count(lost[0]) == 2
+    assert any("another start may differ" in warning for warning in run.warnings) == deterministic
+
+
+def test_restored_groups_whose_rows_are_gone_when_replay_is_lost_are_sampled_again(config):
+    held: list[int] = []
+
+    async def hold_back(name, method, args, proceed):
+        """The checkpoint of step 2 holds a group."""
+        while method == "save_part" and name == "replay" and not first.trainer._held:
+            await asyncio.sleep(0.001)
+        return await proceed()
+
+    first = LocalRun(config(steps=2), around=hold_back)
+    first.train()
+
+    async def around(name, method, args, proceed):
+        if method == "sample" and len(run.parts["replay"]) == 1:
+            run.handles["replay"].kill()
+        if method == "insert_rows" and not held:
+            held.extend(args[1])
+            raise DataLost("data that insert_rows needs was lost")
+        return await proceed()
+
+    run = LocalRun(config(steps=4, supervision={"backoff_s": 0.0}), around=around)
+    assert run.train() == 4
+    run.check_valid()
+    assert held
+    given = [event["group_id"] for event in run.noted(EventKind.DISPATCHED)]
+    assert all(given.count(group_id) == 1 for group_id in held)
+
+
 # ---- back-pressure and staleness ----
 
 
@@ -528,6 +599,37 @@ def test_run_with_a_replay_in_which_groups_must_wait_finishes(config, group_byte
     assert run.train() == 5
     assert refused.is_set()
     run.check_valid()
+
+
+def test_a_group_that_waits_for_room_is_let_in_when_a_draw_finds_nothing_but_stale_groups(config):
+    """That draw is no step, and no step may follow it: the groups of the next one may all be waiting."""
+
+    async def scenario() -> None:
+        run = LocalRun(config())
+        trainer, waiting = run.trainer, asyncio.Event()
+        requests = [run.run.admit() for _ in range(PROMPTS + 1)]
+        for request in requests:
+            trainer.tokens.started("rollout-0", request.group_id)
+        trainer._held = {request.group_id for request in requests[:-1]}
+        results = iter([InsertResult.FULL, InsertResult.ACCEPTED])
+
+        async def insert(scored, version):
+            waiting.set()
+            return next(results)
+
+        async def draw(version):
+            return None, Drawn(group_ids=(), stale_ids=(0,), held_groups=1, held_bytes=0)
+
+        run.run.insert, run.run.draw = insert, draw
+        inserting = asyncio.create_task(trainer._insert(Scored(request=requests[-1], batch=None, verdicts=[], encode_s=0.0)))
+        await waiting.wait()
+        drawing = asyncio.create_task(trainer._next_batch())
+        async with asyncio.timeout(PROMPT_S):
+            await inserting
+        drawing.cancel()
+        assert trainer._held == {1, PROMPTS}
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("groups", [0.5, 1.5])

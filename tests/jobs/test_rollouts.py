@@ -28,6 +28,8 @@ class Published:
 
     version: int
     refused_by: str | None = None
+    is_gone: bool = False
+    """With the node that held them."""
 
 
 class ScriptedWorker:
@@ -84,6 +86,8 @@ class ScriptedWorker:
         if self.scene.load_error is not None:
             raise self.scene.load_error
         self.scene.offered.append((self.name, weights.version))
+        if weights.is_gone:
+            raise DataLost("data that update needs was lost")
         if weights.refused_by == self.name or weights.refused_by == "all":
             raise WeightsRefused(f"version {weights.version}: tensor t is not as it was published")
         self.version = weights.version
@@ -227,7 +231,7 @@ class Scene:
         self._note_soon()
 
     def refused(self, worker: str, version: int, held: int, error: Exception) -> None:
-        assert "tensor t is not as it was published" in str(error)
+        assert "tensor t is not as it was published" in str(error) or isinstance(error, DataLost)
         self.refusals.append((worker, version, held))
         self._note_soon()
 
@@ -489,6 +493,21 @@ def test_refused_weights_are_published_again_and_the_old_ones_serve_meanwhile():
                 scene.workers[scene.who_has(group_id)].finish(group_id)
             await scene.until(lambda: len(scene.done) == 2)
             assert all(worker.times_given.total() == 1 for worker in scene.workers.values())
+
+    run(scenario())
+
+
+def test_weights_that_went_with_a_node_are_published_again_and_cost_no_worker():
+    async def scenario() -> None:
+        async with Scene(workers=2, max_failures=3) as scene:
+            await scene.until_serving(2)
+            scene.learner_publishes = [Published(version=1)]
+            await scene.rollouts.publish(1, Published(version=1, is_gone=True))
+            async with asyncio.timeout(BOUND_S):
+                await scene.rollouts.published(1)
+            assert {worker.version for worker in scene.workers.values()} == {1}
+            assert scene.losses == [] and len(scene.workers) == 2
+            assert not scene.learner_publishes
 
     run(scenario())
 
