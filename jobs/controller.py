@@ -25,7 +25,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ from jobs.fleet import LossBudget, WorkerState
 from jobs.handles import DataLost
 from jobs.rollouts import DATA, LOST, TIMEOUT, GroupWork, Rollouts
 from jobs.run import Run, Sampled, Scored, VerdictCounter
-from jobs.watchdog import Waits
+from jobs.watchdog import FIRST_WAIT_S
 from learners.checkpoint import CheckpointError
 from tasks.stream import ProblemStream
 
@@ -56,10 +56,6 @@ WASTE = {STALE: TokenWaste.STALE, TIMEOUT: TokenWaste.ABORTED, DATA: TokenWaste.
 """What the tokens of a dropped group count as."""
 RSS_TIMEOUT_S = 1.0
 KEPT_FAULTS = 10
-FIRST_WAIT_S = 60.0
-"""What the first wait of a loop may take without being called unusual (`jobs.watchdog` allows thrice that)."""
-SHORT_WAIT_S = 30.0
-"""A wait of less is not called unusual."""
 
 
 @dataclass
@@ -124,7 +120,7 @@ class Controller:
         self._order = FixedOrder(run.admission, prompts_per_step=run.config.prompts_per_step) if run.config.deterministic else None
         self.rollouts = Rollouts(run, self, desired=workers or run.config.rollout.workers)
         self.evaluations = Evaluations(run, evaluation, done=evaluated)
-        self.waits = Waits(floor_s=SHORT_WAIT_S)
+        self.waits = run.waits
         self.faults: deque[str] = deque(maxlen=KEPT_FAULTS)
         self.num_faults: Counter[str] = Counter()
         self.num_refused = 0
@@ -412,6 +408,7 @@ class Controller:
                 await self._checkpoint()
             elif learner_every and self._run.step % learner_every == 0:
                 await self._run.save_learner()
+                self._checkpoint_budget.worked()
         except CheckpointError as error:  # a full disk, say: the run goes on, and tries again when the next is due
             self._trouble("checkpoint", error)
             self._checkpoint_budget.lost(error)
@@ -571,16 +568,19 @@ class Controller:
         return self.waits.waiting(loop, waiting_for, usual_s=FIRST_WAIT_S)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait for `condition`. Raises when nothing in the whole run has changed for longer than its calls may take, which name
-        what they wait for themselves. Not `asyncio.wait_for`: in Python 3.11 that loses a cancellation that meets a notification.
+        """Wait for `condition`. Raises when nothing in the whole run has changed for longer than a group may take, with no call under
+        way that has a deadline of its own. Not `asyncio.wait_for`: in Python 3.11 that loses a cancellation that meets a notification.
         """
         async with self._changed:
+            changed_at = time.monotonic()
             while not condition():
-                try:
-                    async with asyncio.timeout(self._stuck_after_s):
+                still_s = min(time.monotonic() - changed_at, self.waits.still_s())
+                if still_s >= self._stuck_after_s:
+                    raise RuntimeError(self._stuck())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._stuck_after_s - still_s):
                         await self._changed.wait()
-                except TimeoutError:
-                    raise RuntimeError(self._stuck()) from None
+                        changed_at = time.monotonic()
 
     def _stuck(self) -> str:
         in_flight = ", ".join(f"{r.group_id} ({r.problem.problem_id})" for r in self._admission.in_flight[:5])

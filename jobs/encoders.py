@@ -52,10 +52,16 @@ class EncoderPool:
     async def resize(self, size: int, *, timeout_s: float) -> None:
         """Grow once the new ones can serve; shrink, then wait until those that left are idle, upon which each is ended.
 
-        Raises Deadline where they are not in time: they still end with the last group they have.
+        Raises Deadline where they are not in time: they still end with the last group they have. New ones are ended where one of them
+        cannot serve, and what it raised is raised.
         """
         new = [self._new() for _ in range(size - len(self.handles))]
-        await asyncio.gather(*(encoder.ready(timeout_s=timeout_s) for encoder in new))
+        try:
+            await asyncio.gather(*(encoder.ready(timeout_s=timeout_s) for encoder in new))
+        except BaseException:
+            for encoder in new:
+                encoder.kill()
+            raise
         self.handles += new
         leaving, self.handles = self.handles[size:], self.handles[:size]
         self._leaving |= {encoder.name: encoder for encoder in leaving}

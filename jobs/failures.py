@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.engine import EngineError, WeightMismatch
 from actors.rollout import DataError
-from actors.verifier import VerifierPoolError
+from actors.verifier import ResizeError, VerifierPoolError
 from actors.weight_transfer import TransferUnavailable
 from buffers.rollout_log import RolloutLogError
 from jobs.handles import ActorDied, DataLost, Deadline
@@ -48,7 +48,7 @@ def kind_of(error: BaseException) -> FailureKind:
         return FailureKind.BUG
     if isinstance(error, DataError):
         return FailureKind.DATA
-    if isinstance(error, (ActorDied, Deadline, DataLost, EngineError, VerifierPoolError, WeightsRefused)):
+    if isinstance(error, (ActorDied, Deadline, DataLost, EngineError, VerifierPoolError, ResizeError, WeightsRefused)):
         return FailureKind.INFRASTRUCTURE
     is_rays_own = isinstance(error, RayError) and not isinstance(error, RayTaskError)
     return FailureKind.INFRASTRUCTURE if is_rays_own else FailureKind.BUG

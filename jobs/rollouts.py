@@ -248,9 +248,10 @@ class Rollouts:
         self.fleet.lost(worker.name, error, reason(error), time.monotonic())
 
     async def _start(self, worker: Worker) -> None:
-        worker.node_id = await worker.handle.placed()
+        worker.node_id = await self._run.placed(worker.handle, "start")
         timeout_s = self._run.config.rollout.start_timeout_s
-        await worker.handle.call("start", timeout_s=timeout_s, waiting_for=f"{worker.name} to start")
+        with self._run.waits.ending():
+            await worker.handle.call("start", timeout_s=timeout_s, waiting_for=f"{worker.name} to start")
         worker.has_started = True
         self.fleet.started(worker.name, time.monotonic())
         await self._note_change(worker.name)
@@ -332,9 +333,9 @@ class Rollouts:
         assert self._newest is not None, f"{worker.name} is stale, but nothing was published"
         version, weights = self._newest
         try:
-            update: WeightUpdate = await worker.handle.call(
-                "update", weights, timeout_s=self._run.config.wait_timeout_s, waiting_for=f"{worker.name} to load version {version}"
-            )
+            timeout_s, waiting_for = self._run.config.wait_timeout_s, f"{worker.name} to load version {version}"
+            with self._run.waits.ending():
+                update: WeightUpdate = await worker.handle.call("update", weights, timeout_s=timeout_s, waiting_for=waiting_for)
         except (WeightsRefused, DataLost) as error:  # damaged on their way, or gone with a node: the worker is well
             held = self.fleet.members[worker.name].version
             self._observer.refused(worker.name, version, held, error)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from actors.replay import Drawn, Logged
+from actors.verifier import ResizeError
 from buffers.admission import Admission
 from buffers.records import GroupRequest, GroupUsage, StepReport, Verdict
 from buffers.replay import InsertResult
@@ -34,6 +35,7 @@ from jobs.fleet import LossBudget
 from jobs.handles import DataLost, Handle
 from jobs.observations import Observations
 from jobs.supervised import OnLoss, Supervised
+from jobs.watchdog import FIRST_WAIT_S, SHORT_WAIT_S, Waits
 from learners.checkpoint import CheckpointManager, FileEntry
 from tasks.base import Task
 from tasks.stream import ProblemStream
@@ -124,6 +126,7 @@ class Run:
         self.note = note
         self.run_id = run_id
         self.tokens = TokenLedger()
+        self.waits = Waits(floor_s=SHORT_WAIT_S)
         self.observations = Observations(
             lambda problem, num_correct, num_scored: stream.observe(problem, num_correct=num_correct, num_scored=num_scored)
         )
@@ -168,9 +171,10 @@ class Run:
             await self.verifier.close()
 
     async def resize_verifier(self, num_workers: int) -> None:
-        """So many verifier processes; a verifier pool that is lost later is made anew with as many."""
-        self._num_verifiers = num_workers
+        """So many verifier processes; a verifier pool that is lost later is made anew with as many. Raises ResizeError where they do not
+        start: there are then as many as before."""
         await self._call(self.verifier, "resize", num_workers, waiting_for=f"{num_workers} verifier processes")
+        self._num_verifiers = num_workers
 
     # ---- a group ----
 
@@ -200,7 +204,8 @@ class Run:
         if not len(self.encoders):
             return Scored(request=request, batch=sampled.batch, verdicts=await verifying, encode_s=0.0)
         encoding = self.encoders.encode(request.group_id, sampled.batch, timeout_s=self.config.wait_timeout_s)
-        verdicts, (batch, encode_s) = await asyncio.gather(verifying, encoding)
+        with self.waits.ending():
+            verdicts, (batch, encode_s) = await asyncio.gather(verifying, encoding)
         return Scored(request=request, batch=batch, verdicts=verdicts, encode_s=encode_s)
 
     async def insert(self, scored: Scored, version: int) -> InsertResult:
@@ -359,9 +364,12 @@ class Run:
             self.on_rows_lost(group_id, error)
 
     async def _restore_verifier(self, handle: Handle) -> None:
-        await handle.placed()
+        await self.placed(handle, "verifier")
         if self._num_verifiers is not None:
-            await self._call(handle, "resize", self._num_verifiers, waiting_for="the new verifier pool")
+            try:
+                await self._call(handle, "resize", self._num_verifiers, waiting_for="the new verifier pool")
+            except ResizeError as error:
+                self.warn(f"the new verifier pool has the size it starts with, not {self._num_verifiers} processes: {error}")
 
     async def _loaded(self, handle: Handle) -> None:
         timeout_s = self.config.rollout.start_timeout_s
@@ -395,8 +403,14 @@ class Run:
         budget = LossBudget(role, self.config.supervision)
         return Supervised(role, create=create, restore=restore, budget=budget, on_loss=lambda role, error: self.on_loss(role, error))
 
+    async def placed(self, handle: Handle, loop: str) -> str | None:
+        """Until it has its resources, which takes a cluster as long as it does; the id of its node."""
+        with self.waits.waiting(loop, f"the resources of {handle.name}", usual_s=FIRST_WAIT_S), self.waits.ending():
+            return await handle.placed()
+
     async def _call(self, handle: Handle, method: str, *args: Any, waiting_for: str, returns: int = 1) -> Any:
-        return await handle.call(method, *args, timeout_s=self.config.wait_timeout_s, waiting_for=waiting_for, returns=returns)
+        with self.waits.ending():
+            return await handle.call(method, *args, timeout_s=self.config.wait_timeout_s, waiting_for=waiting_for, returns=returns)
 
 
 def _raise(group_id: int, error: DataLost) -> None:

@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from jobs.console import COLUMNS
 from jobs.events import EventKind
 from jobs.handles import DataLost
 from jobs.run import Scored, VerifierFailure
+from learners.checkpoint import CheckpointError, CheckpointManager
 from learners.models import resolve_model
 from tests.jobs.components_fixture import (
     PROMPTS,
@@ -359,6 +361,34 @@ def test_wait_that_no_deadline_ends_says_what_is_in_flight(config):
     run = LocalRun(config(wait_timeout_s=0.2, rollout={"group_timeout_s": 0.1}), around=around)
     with pytest.raises(RuntimeError, match=r"nothing has moved for 0\.5 s at step 0: 0 groups held.*in flight: 0 \(arithmetic/train/"):
         run.train()
+
+
+def test_time_in_which_a_call_with_a_deadline_is_under_way_does_not_count_as_standstill(config):
+    async def scenario() -> None:
+        trainer = LocalRun(config()).trainer
+        trainer._stuck_after_s = 0.05
+        with trainer.waits.ending():
+            waiting = asyncio.create_task(trainer._until(lambda: False))
+            await asyncio.wait({waiting}, timeout=0.2)
+            assert not waiting.done()
+        with pytest.raises(RuntimeError, match=r"nothing has moved for 0\.05 s"):
+            async with asyncio.timeout(PROMPT_S):
+                await waiting
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_learner_may_take_longer_to_come_back_than_anything_else_may_stand_still(config):
+    async def around(name, method, args, proceed):
+        if method == "train_log":
+            await asyncio.sleep(1.3)
+        return await proceed()
+
+    run = LocalRun(config(supervision={"backoff_s": 0.0}, checkpoint={"every": 100}), around=around)
+    run.on_report = lambda step: run.handles["learner"].kill() if step == 2 else None
+    run.trainer._stuck_after_s = 1.0
+    assert run.train() == 3
+    assert len(run.parts["learner"]) == 2
 
 
 def test_generation_may_take_longer_than_any_other_wait(config):
@@ -754,6 +784,21 @@ def test_no_schedule_breaks_an_invariant_or_stops_the_run(config, tmp_path, lag)
 
 def test_tiny_model_is_a_model_like_any_other(tiny_model):
     assert resolve_model(tiny_model) == tiny_model
+
+
+def test_snapshots_that_fail_now_and_then_end_no_run(config, monkeypatch):
+    """One in two, more often in all than `supervision.max_failures` in a row would be allowed."""
+    commit, commits = CheckpointManager.commit, count(1)
+
+    def flaky(manager, step, files, meta):
+        if "snapshots" in manager.uri and next(commits) % 2:
+            raise CheckpointError("a moment's trouble")
+        commit(manager, step, files, meta)
+
+    monkeypatch.setattr(CheckpointManager, "commit", flaky)
+    run = LocalRun(config(steps=7, checkpoint={"every": 100, "learner_every": 1}, supervision={"max_failures": 2, "backoff_s": 0.0}))
+    assert run.train() == 7
+    assert run.warnings == ["a moment's trouble"] * 4
 
 
 def test_a_lost_learner_comes_back_from_its_newest_snapshot_and_trains_only_the_steps_since(config, tmp_path):

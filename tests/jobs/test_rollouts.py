@@ -16,6 +16,7 @@ from jobs.failures import first_error
 from jobs.handles import ActorDied, DataLost, Deadline, LocalHandle
 from jobs.rollouts import DATA, LOST, TIMEOUT, Rollouts
 from jobs.run import PublicationFailed, Run
+from jobs.watchdog import Waits
 from learners.weight_check import WeightsRefused
 from tests.actors.coroutines import run
 
@@ -133,9 +134,9 @@ class Scene:
         )
         self.workers: dict[str, ScriptedWorker] = {}
         self.handles: dict[str, LocalHandle] = {}
-        self.may_start, self.may_load = asyncio.Event(), asyncio.Event()
-        self.may_start.set()
-        self.may_load.set()
+        self.may_be_placed, self.may_start, self.may_load = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        for event in (self.may_be_placed, self.may_start, self.may_load):
+            event.set()
         self.start_error: Exception | None = None
         self.load_error: Exception | None = None
         self.send_away_when_given = False
@@ -147,7 +148,9 @@ class Scene:
         self.learner_publishes: list[Published] = []
         self._changed = asyncio.Condition()
         task = SimpleNamespace(prompt=lambda problem: [])
-        parts = SimpleNamespace(config=config, task=task, factory=self, admission=SimpleNamespace(capacity=100))
+        self.waits = Waits()
+        parts = SimpleNamespace(config=config, task=task, factory=self, admission=SimpleNamespace(capacity=100), waits=self.waits)
+        parts.placed = lambda handle, loop: Run.placed(parts, handle, loop)
         parts.weights = self.weights
         parts.generate = lambda handle, request, resume=None: Run.generate(parts, handle, request, resume)
         self.rollouts = Rollouts(parts, self, desired=workers)
@@ -164,7 +167,12 @@ class Scene:
         name = f"rollout-{number}"
         self.workers[name] = ScriptedWorker(name, self)
         self.handles[name] = LocalHandle(self.workers[name], name)
+        self.handles[name].placed = self._placed  # type: ignore[method-assign]
         return self.handles[name]
+
+    async def _placed(self) -> str | None:
+        await self.may_be_placed.wait()
+        return None
 
     async def weights(self) -> tuple[Published, int]:
         """What the learner hands out, call by call."""
@@ -682,6 +690,23 @@ def test_a_worker_that_still_starts_can_leave():
             await scene.rollouts.scale(1)
             await scene.until(lambda: scene.state("rollout-1") == "dead")
             assert scene.losses == []
+
+    run(scenario())
+
+
+def test_a_worker_that_waits_for_the_cluster_to_grow_is_named_and_the_run_does_not_stand_still():
+    async def scenario() -> None:
+        scene = Scene(workers=1)
+        scene.may_be_placed.clear()
+        async with scene:
+            async with asyncio.timeout(BOUND_S):
+                while not scene.waits.current():
+                    await asyncio.sleep(0)
+            assert [(wait.loop, wait.waiting_for) for wait in scene.waits.current()] == [("start", "the resources of rollout-0")]
+            assert scene.waits.still_s() == 0.0
+            scene.may_be_placed.set()
+            await scene.until_serving(1)
+            assert scene.waits.current() == []
 
     run(scenario())
 
