@@ -47,6 +47,7 @@ from jobs.fleet import LossBudget, WorkerState
 from jobs.handles import DataLost
 from jobs.rollouts import DATA, LOST, TIMEOUT, GroupWork, Rollouts
 from jobs.run import Run, Sampled, Scored, VerdictCounter
+from jobs.supervised import CallGivenUp
 from jobs.watchdog import FIRST_WAIT_S
 from learners.checkpoint import CheckpointError
 from tasks.stream import ProblemStream
@@ -250,9 +251,14 @@ class Controller:
                 await self._score(sampled)
             except DataLost as error:
                 self._sample_again(sampled.request, error)
+            except CallGivenUp as error:
+                self.note_fault("group", str(sampled.request.group_id), error)
+                self._drop(sampled.request.group_id, LOST)
+                await self._notify()
 
     async def _score(self, sampled: Sampled) -> None:
-        """From responses to a group in replay. Raises DataLost where its rows went with their node."""
+        """From responses to a group in replay. Raises DataLost where its rows went with their node, CallGivenUp where it costs too many
+        encoders."""
         group_id = sampled.request.group_id
         with self._waiting("score", f"verdicts and features of group {group_id}"):
             scored = await self._run.verify_and_encode(sampled)

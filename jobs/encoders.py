@@ -34,13 +34,14 @@ class EncoderPool:
         """Groups under way in one encoder."""
         return self._busy.get(name, 0)
 
-    async def encode(self, group_id: int, batch: Any, *, timeout_s: float) -> tuple[Any, float]:
-        """The batch (a reference) with features, and the seconds it took."""
+    async def encode(self, group_id: int, batch: Any, *, timeout_s: float, max_tries: int | None = None) -> tuple[Any, float]:
+        """The batch (a reference) with features, and the seconds it took. Raises CallGivenUp where `max_tries` encoders were lost with
+        it."""
         encoder = self.handles[group_id % len(self.handles)]
         self._busy[encoder.name] = self.groups_in(encoder.name) + 1
         try:
             encoded: tuple[Any, float] = await encoder.call(
-                "encode", batch, returns=2, timeout_s=timeout_s, waiting_for=f"features of group {group_id}"
+                "encode", batch, returns=2, timeout_s=timeout_s, waiting_for=f"features of group {group_id}", max_tries=max_tries
             )
             return encoded
         finally:

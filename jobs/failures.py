@@ -22,6 +22,7 @@ from actors.weight_transfer import TransferUnavailable
 from buffers.rollout_log import RolloutLogError
 from jobs.handles import ActorDied, DataLost, Deadline
 from jobs.run import PublicationFailed, VerifierFailure
+from jobs.supervised import CallGivenUp
 from learners.checkpoint import CheckpointError
 from learners.layers import CompilerMissing
 from learners.weight_check import WeightsRefused
@@ -29,7 +30,7 @@ from tasks.base import TaskError
 
 NAMED_FAILURES = (
     *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError),
-    *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing),
+    *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, CallGivenUp),
 )
 """Their messages say all there is to say; anything else is shown with its traceback."""
 
@@ -48,7 +49,7 @@ def kind_of(error: BaseException) -> FailureKind:
         return FailureKind.BUG
     if isinstance(error, DataError):
         return FailureKind.DATA
-    if isinstance(error, (ActorDied, Deadline, DataLost, EngineError, VerifierPoolError, ResizeError, WeightsRefused)):
+    if isinstance(error, (ActorDied, Deadline, DataLost, EngineError, VerifierPoolError, ResizeError, WeightsRefused, CallGivenUp)):
         return FailureKind.INFRASTRUCTURE
     is_rays_own = isinstance(error, RayError) and not isinstance(error, RayTaskError)
     return FailureKind.INFRASTRUCTURE if is_rays_own else FailureKind.BUG

@@ -196,14 +196,16 @@ class Run:
         return Sampled(request=request, batch=batch, usage=usage)
 
     async def verify_and_encode(self, sampled: Sampled) -> Scored:
-        """Verification and encoding run side by side once a group's responses are in."""
+        """Verification and encoding run side by side once a group's responses are in. Raises CallGivenUp where it costs too many
+        encoders."""
         request = sampled.request
         verifying = self._call(
             self.verifier, "verify_batch", request.problem, sampled.batch, waiting_for=f"verdicts of group {request.group_id}"
         )
         if not len(self.encoders):
             return Scored(request=request, batch=sampled.batch, verdicts=await verifying, encode_s=0.0)
-        encoding = self.encoders.encode(request.group_id, sampled.batch, timeout_s=self.config.wait_timeout_s)
+        tries, timeout_s = self.config.supervision.max_group_tries, self.config.wait_timeout_s
+        encoding = self.encoders.encode(request.group_id, sampled.batch, timeout_s=timeout_s, max_tries=tries)
         with self.waits.ending():
             verdicts, (batch, encode_s) = await asyncio.gather(verifying, encoding)
         return Scored(request=request, batch=batch, verdicts=verdicts, encode_s=encode_s)

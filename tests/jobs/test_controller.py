@@ -520,6 +520,21 @@ def test_stopped_run_goes_on_to_its_end(config):
     assert [step for step, _ in second.reports] == [3, 4, 5]
 
 
+def test_a_group_that_every_encoder_is_lost_with_is_dropped_and_the_run_goes_on(config):
+    async def around(name, method, args, proceed):
+        if method == "encode" and args[0].column("problem_id")[0].as_py() == deadly:
+            run.handles["encoder-0"].kill()
+        return await proceed()
+
+    run = LocalRun(config(steps=5, max_attempts=2, supervision={"backoff_s": 0.0, "max_group_tries": 2}), around=around)
+    deadly = next(run.task.problems("train")).problem_id
+    assert run.train() == 5
+    run.check_valid()
+    assert run.admission.ledger.dropped_by_reason["lost"] >= 2
+    assert deadly in [given_up.problem.problem_id for given_up in run.admission.quarantined]
+    assert any("lost with features of group 0" in fault["error"] for fault in run.noted(EventKind.FAULT, role="group"))
+
+
 # ---- rows that went with a node ----
 
 
