@@ -451,7 +451,10 @@ class Controller:
 
     def _drop(self, group_id: int, why: str) -> None:
         self.tokens.dropped(group_id, WASTE[why])
-        self._admission.drop(group_id, why)
+        given_up = self._admission.drop(group_id, why)
+        if given_up is not None:
+            problem_id, attempts = given_up.problem.problem_id, given_up.attempts
+            self._run.warn(f"problem {problem_id} is given up: {attempts} groups of it were dropped, the last for '{why}' (max_attempts)")
         self._run.observations.dropped(group_id)
         if self._order is not None:
             self._order.dropped(group_id)

@@ -221,6 +221,7 @@ class Rollouts:
                 await self._serve(worker)
             self.fleet.left(name, time.monotonic())
             self._observer.ended(name)
+            await self._note_change(name)  # nobody waits for it while it closes
             await self._close(worker)
         except asyncio.CancelledError:
             await self._close(worker)

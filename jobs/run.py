@@ -18,6 +18,7 @@ made again. What a new one needs for that is here, or on disk:
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from typing import Any, Protocol
 from actors.replay import Drawn, Logged
 from actors.verifier import ResizeError
 from buffers.admission import Admission
-from buffers.records import GroupRequest, GroupUsage, StepReport, Verdict
+from buffers.records import GroupRequest, GroupUsage, Problem, StepReport, Verdict
 from buffers.replay import InsertResult
 from buffers.tokens import TokenLedger
 from jobs.config import RunConfig
@@ -37,10 +38,13 @@ from jobs.observations import Observations
 from jobs.supervised import OnLoss, Supervised
 from jobs.watchdog import FIRST_WAIT_S, SHORT_WAIT_S, Waits
 from learners.checkpoint import CheckpointManager, FileEntry
-from tasks.base import Task
+from tasks.base import Task, TaskError
 from tasks.stream import ProblemStream
 
 Report = Callable[[int, dict[str, float]], None]
+
+
+MOST_PASSED_OVER = 1000
 
 
 class VerifierFailure(RuntimeError):
@@ -179,8 +183,21 @@ class Run:
     # ---- a group ----
 
     def admit(self) -> GroupRequest:
-        """Take a free slot for the next problem. Raises RuntimeError without one."""
-        return self.admission.admit(lambda: next(self.stream))
+        """Take a free slot for the next problem that was not given up. Raises RuntimeError without a slot, TaskError where every problem
+        was given up."""
+        return self.admission.admit(self._next_problem)
+
+    def _next_problem(self) -> Problem:
+        given_up = self.admission.quarantined
+        for _ in range(2 * len(given_up) + MOST_PASSED_OVER):  # two epochs of these, and enough for a rare part of a mixture
+            problem = next(self.stream)
+            if not self.admission.is_quarantined(problem):
+                return problem
+        last = given_up[-1]
+        raise TaskError(
+            f"no problem is left to train on: all {len(given_up)} were given up after max_attempts groups each, the last "
+            f"({last.problem.problem_id}) for '{last.reason}'"
+        )
 
     async def generate(self, worker: Handle, request: GroupRequest, resume: Any = None) -> Sampled:
         """`resume` refers to what was sampled of the group before (`RolloutWorker.generate`)."""
@@ -241,6 +258,8 @@ class Run:
         for group_id in (*drawn.group_ids, *drawn.stale_ids):
             self.held.pop(group_id, None)
             self._restored_ids.discard(group_id)
+        if not self._restored_ids:
+            self._restored_rows = None
         return batch, drawn
 
     async def add_bonus(self, batch: Any, version: int) -> tuple[Any, dict[str, float]]:
@@ -436,19 +455,25 @@ def make_admission(config: RunConfig) -> Admission:
 
 @dataclass
 class VerdictCounter:
-    """Stops the run when the share of responses without a score exceeds the configured rate."""
+    """Stops the run when the share of responses without a score, among the newest, exceeds the configured rate: a verifier that breaks
+    late in a run is found as soon as one that breaks early."""
 
     max_error_rate: float
     num_verdicts: int = 0
-    num_unscored: int = 0
+    """Of the whole run."""
     MIN_VERDICTS = 50
+    NEWEST = 1000
+
+    def __post_init__(self) -> None:
+        self._is_unscored: deque[bool] = deque(maxlen=self.NEWEST)
 
     def add(self, verdicts: list[Verdict]) -> None:
-        self.num_verdicts += len(verdicts)
         unscored = [verdict for verdict in verdicts if not verdict.status.is_scored]
-        self.num_unscored += len(unscored)
-        if unscored and self.num_verdicts >= self.MIN_VERDICTS and self.num_unscored > self.max_error_rate * self.num_verdicts:
+        self.num_verdicts += len(verdicts)
+        self._is_unscored.extend(not verdict.status.is_scored for verdict in verdicts)
+        num_newest, num_unscored = len(self._is_unscored), sum(self._is_unscored)
+        if unscored and num_newest >= self.MIN_VERDICTS and num_unscored > self.max_error_rate * num_newest:
             raise VerifierFailure(
-                f"{self.num_unscored} of {self.num_verdicts} responses could not be scored, more than verifier.max_error_rate = "
+                f"{num_unscored} of {num_newest} responses could not be scored, more than verifier.max_error_rate = "
                 f"{self.max_error_rate}; the last: {unscored[-1].status} ({unscored[-1].detail})"
             )

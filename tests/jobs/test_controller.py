@@ -1,6 +1,7 @@
 """The loops of a run on real components, in this process and without Ray: end, bounds, equality, faults, random schedules."""
 
 import asyncio
+import json
 import math
 import random
 import re
@@ -25,6 +26,7 @@ from jobs.handles import DataLost
 from jobs.run import Scored, VerifierFailure
 from learners.checkpoint import CheckpointError, CheckpointManager
 from learners.models import resolve_model
+from tasks.base import TaskError
 from tests.jobs.components_fixture import (
     PROMPTS,
     RESPONSES,
@@ -378,6 +380,19 @@ def test_time_in_which_a_call_with_a_deadline_is_under_way_does_not_count_as_sta
     asyncio.run(scenario())
 
 
+def test_rows_of_a_checkpoint_are_let_go_of_once_none_of_them_is_held(config):
+    async def hold_back(name, method, args, proceed):
+        while method == "save_part" and name == "replay" and not first.trainer._held:
+            await asyncio.sleep(0.001)
+        return await proceed()
+
+    first = LocalRun(config(steps=2), around=hold_back)
+    first.train()
+    run = LocalRun(config(steps=5))
+    run.train()
+    assert run.run._restored_rows is None
+
+
 def test_a_lost_learner_may_take_longer_to_come_back_than_anything_else_may_stand_still(config):
     async def around(name, method, args, proceed):
         if method == "train_log":
@@ -533,6 +548,31 @@ def test_a_group_that_every_encoder_is_lost_with_is_dropped_and_the_run_goes_on(
     assert run.admission.ledger.dropped_by_reason["lost"] >= 2
     assert deadly in [given_up.problem.problem_id for given_up in run.admission.quarantined]
     assert any("lost with features of group 0" in fault["error"] for fault in run.noted(EventKind.FAULT, role="group"))
+
+
+def rows_of(directory: Path, *prompts: str) -> dict[str, Any]:
+    """A task of these problems and no others."""
+    path = directory / "problems.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt, "answer": "1"}) + "\n" for prompt in prompts))
+    return {"name": "parquet", "parquet": {"path": str(path), "prompt_column": "prompt", "answer_column": "answer"}}
+
+
+TOO_LONG = "x" * 300
+
+
+def test_a_problem_that_was_given_up_is_told_and_left_out_of_the_epochs_to_come(config, tmp_path):
+    run = LocalRun(config(steps=8, max_attempts=2, task=rows_of(tmp_path, "a", TOO_LONG, "b", "c")))
+    assert run.train() == 8
+    (given_up,) = run.admission.quarantined
+    problem_id = given_up.problem.problem_id
+    assert [event["attempt"] for event in run.noted(EventKind.ADMITTED, problem_id=problem_id)] == [0, 1]
+    assert run.warnings == [f"problem {problem_id} is given up: 2 groups of it were dropped, the last for 'data' (max_attempts)"]
+
+
+def test_a_run_that_has_given_up_every_problem_ends_and_says_so(config, tmp_path):
+    run = LocalRun(config(steps=8, max_attempts=2, max_policy_lag=0, task=rows_of(tmp_path, TOO_LONG + "a", TOO_LONG + "b")))
+    with pytest.raises(TaskError, match=r"no problem is left to train on: all 2 were given up after max_attempts groups each, the last"):
+        run.train()
 
 
 # ---- rows that went with a node ----

@@ -99,6 +99,7 @@ class ScriptedWorker:
             self.ends[group_id].set_result((f"rows of {group_id} by {self.name}", 2))
 
     async def close(self) -> None:
+        await self.scene.may_close.wait()
         self.closed = True
 
     # ---- what a test does to it ----
@@ -134,8 +135,9 @@ class Scene:
         )
         self.workers: dict[str, ScriptedWorker] = {}
         self.handles: dict[str, LocalHandle] = {}
-        self.may_be_placed, self.may_start, self.may_load = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        for event in (self.may_be_placed, self.may_start, self.may_load):
+        self.may_be_placed, self.may_start = asyncio.Event(), asyncio.Event()
+        self.may_load, self.may_close = asyncio.Event(), asyncio.Event()
+        for event in (self.may_be_placed, self.may_start, self.may_load, self.may_close):
             event.set()
         self.start_error: Exception | None = None
         self.load_error: Exception | None = None
@@ -690,6 +692,26 @@ def test_a_worker_that_still_starts_can_leave():
             await scene.rollouts.scale(1)
             await scene.until(lambda: scene.state("rollout-1") == "dead")
             assert scene.losses == []
+
+    run(scenario())
+
+
+def test_a_version_does_not_wait_for_a_worker_that_left_before_it_had_started_to_close():
+    async def scenario() -> None:
+        scene = Scene(workers=1)
+        async with scene:
+            await scene.until_serving(1)
+            scene.may_start.clear()
+            scene.may_close.clear()
+            await scene.rollouts.scale(2)
+            await scene.until(lambda: len(scene.workers) == 2)
+            await scene.rollouts.publish(1, Published(version=1))
+            published = asyncio.create_task(scene.rollouts.published(1))
+            await scene.rollouts.scale(1)
+            async with asyncio.timeout(BOUND_S):
+                await published
+            assert not scene.workers["rollout-1"].closed
+            scene.may_close.set()
 
     run(scenario())
 
