@@ -251,9 +251,9 @@ class Run:
 
     async def draw(self, version: int) -> tuple[Any, Drawn]:
         """A step's batch (a reference; its value is None while too few groups are held) and what was taken out."""
-        batch, drawn = await self._call(
-            self.replay, "sample", self.config.prompts_per_step, version, returns=2, waiting_for="a batch from replay"
-        )
+        lowest = min((request.group_id for request in self.admission.in_flight), default=0)
+        arguments = (self.config.prompts_per_step, version, lowest)
+        batch, drawn = await self._call(self.replay, "sample", *arguments, returns=2, waiting_for="a batch from replay")
         self._drawn_ids = set(drawn.group_ids)
         for group_id in (*drawn.group_ids, *drawn.stale_ids):
             self.held.pop(group_id, None)
