@@ -67,11 +67,11 @@ class RolloutConfig(BaseModel):
     the engine's. ipc: the engine reads the memory of the GPU that it shares with the learner. The last two need engine = "vllm-async",
     GPUs for both sides, and on the learner's room for its last max_policy_lag + 1 versions; they have not been run on a GPU yet."""
     start_timeout_s: float = Field(300.0, gt=0)
-    """A worker that is not ready by then ends the run with a message that names it."""
+    """A worker that is not ready by then is replaced; the run ends, with a message that names it, where none ever was."""
     progress_tokens: int = Field(32, ge=1)
     """Tokens a response may grow by before they are reported: what a lost worker can cost of it."""
     group_timeout_s: float = Field(300.0, gt=0)
-    """A group that a worker has not finished by then ends the run with a message that names both."""
+    """A group that a worker has not finished by then is dropped, and its problem counts an attempt; the worker stays."""
 
 
 class EncoderConfig(BaseModel):
@@ -128,7 +128,7 @@ class VerifierConfig(BaseModel):
     """Seconds a worker may need to start: a fresh interpreter that imports the main module. A pool that finishes nothing for
     its deadline and start_timeout_s is taken to be stuck, and `verify` raises."""
     max_error_rate: float = Field(default=0.1, ge=0, le=1)
-    """Share of verdicts without a score (timeout, error) above which the run stops. The controller enforces it."""
+    """Share of verdicts without a score (timeout, error), among the newest 1000, above which the run stops. The controller enforces it."""
     max_response_chars: int = Field(default=20_000, ge=1)
     """Longer responses are verified by their last so many characters: an answer comes at the end."""
 

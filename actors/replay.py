@@ -110,8 +110,10 @@ class Replay(Checkpointed):
         if _id_of(group) not in map(_id_of, self._aside):
             self._aside.append(with_outcome(group, 0, outcome))
 
-    def sample(self, num_groups: int, version: int) -> tuple[pa.RecordBatch | None, Drawn]:
-        """Evict what is stale at `version`, then take `num_groups` groups; None while there are fewer."""
+    def sample(self, num_groups: int, version: int, none_below: int = 0) -> tuple[pa.RecordBatch | None, Drawn]:
+        """Evict what is stale at `version`, then take `num_groups` groups; None while there are fewer. No group below `none_below` will
+        be offered any more."""
+        self._buffer.forget_below(none_below)
         stale = self._buffer.evict(version=version)
         for group in stale:
             self._set_aside(group, GroupOutcome.STALE)

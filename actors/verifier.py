@@ -42,7 +42,7 @@ from tasks.base import NeedsWarmUp, Task
 from tasks.config import TaskConfig
 from tasks.registry import make_task
 
-__all__ = ["VerifierPool", "VerifierPoolError", "VerifierStats"]
+__all__ = ["ResizeError", "VerifierPool", "VerifierPoolError", "VerifierStats"]
 
 TaskFactory = Callable[[], Task]
 
@@ -56,6 +56,10 @@ _MAX_DETAIL_CHARS = 500
 
 class VerifierPoolError(RuntimeError):
     """The pool itself failed: it is stuck, cannot start workers, or was closed. No verdict on any response."""
+
+
+class ResizeError(RuntimeError):
+    """The workers of another size did not start. The pool goes on as it was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +172,7 @@ class VerifierPool:
         Returns once one of the new processes has answered, all responses that nobody had begun are with them, and the old processes are
         gone. These had deadline_s, and a little for being killed, to end what they had begun; what they did not end is judged again.
         Until then both lots of processes live. The pool is as before where this raises: ValueError for less than one worker,
-        VerifierPoolError where the new workers do not start within start_timeout_s or the pool is closed.
+        ResizeError where the new workers do not start within start_timeout_s, VerifierPoolError where the pool is closed.
         """
         if num_workers < 1:
             raise ValueError(f"a verifier pool needs at least one worker, not {num_workers}")
@@ -339,13 +343,13 @@ class _Workers:
             self._open.discard(future)
 
     def wait_until_started(self, timeout_s: float) -> None:
-        """Until a worker answers. Raises VerifierPoolError where none does so in time."""
+        """Until a worker answers. Raises ResizeError where none does so in time."""
         deadline = time.monotonic() + timeout_s
         answer = self._schedule(os.getpid, timeout_s=timeout_s)
         while wait([answer], timeout=_TICK_S).not_done and self.are_live() and time.monotonic() < deadline:
             pass
         if not answer.done() or answer.exception() is not None:
-            raise VerifierPoolError(
+            raise ResizeError(
                 f"none of {self.num_workers} new verifier workers was ready within start_timeout_s = {timeout_s:g} s: they are killed, "
                 "or die when they start, and their standard error says why"
             )

@@ -54,6 +54,7 @@ class Admission:
         self._trained: dict[int, int] = {}  # group id -> the version its gradient makes
         self._waiting: deque[Waiting] = deque()
         self._quarantined: list[Quarantined] = []
+        self._given_up: set[tuple[str, str]] = set()  # tasks and ids of their problems
         self._released = 0
         self._readmitted = 0
         self._filtered = 0
@@ -122,16 +123,25 @@ class Admission:
         self._num_admitted_live += 1
         return request
 
-    def drop(self, group_id: int, reason: str) -> None:
-        """Give the slot back; the problem waits for another try, or is quarantined once it was tried `max_attempts` times."""
+    def is_quarantined(self, problem: Problem) -> bool:
+        """Whether it was given up: no group of it should be admitted any more."""
+        return (problem.task, problem.problem_id) in self._given_up
+
+    def drop(self, group_id: int, reason: str) -> Quarantined | None:
+        """Give the slot back; the problem waits for another try, or is quarantined once it was tried `max_attempts` times: then it is
+        returned, the first time that happens to it."""
         self._require_in_flight([group_id])
         request = self._in_flight.pop(group_id)
         self._dropped[reason] += 1
         attempts = request.attempt + 1
-        if attempts < self._max_attempts:
+        was_given_up = self.is_quarantined(request.problem)  # another group of it was, in another epoch
+        if attempts < self._max_attempts and not was_given_up:
             self._waiting.append(Waiting(problem=request.problem, attempt=attempts))
-        else:
-            self._quarantined.append(Quarantined(problem=request.problem, group_id=group_id, attempts=attempts, reason=reason))
+            return None
+        given_up = Quarantined(problem=request.problem, group_id=group_id, attempts=attempts, reason=reason)
+        self._quarantined.append(given_up)
+        self._given_up.add((request.problem.task, request.problem.problem_id))
+        return None if was_given_up else given_up
 
     def filter(self, group_id: int) -> None:
         """Give the slot back; the problem has had its turn."""
@@ -227,6 +237,7 @@ class Admission:
         if lost:
             self._dropped[RESTORED] += len(lost)
         self._quarantined = [Quarantined(**{**entry, "problem": problem_from_json(entry["problem"])}) for entry in state["quarantined"]]
+        self._given_up = {(entry.problem.task, entry.problem.problem_id) for entry in self._quarantined}
         self.check_valid()
 
     def _require_in_flight(self, ids: list[int]) -> None:

@@ -49,6 +49,12 @@ class IdRanges:
             self._starts.insert(at, value)
             self._stops.insert(at, value + 1)
 
+    def add_below(self, stop: int) -> None:
+        """Add every id from 0 up to `stop`, which itself is not among them."""
+        at = bisect_right(self._starts, stop)
+        if stop > 0:
+            self._starts[:at], self._stops[:at] = [0], [max([stop, *self._stops[:at]])]
+
     def check_valid(self) -> None:
         for start, stop in self.ranges:
             assert start < stop, f"the range [{start}, {stop}) is empty"

@@ -35,6 +35,7 @@ class ReplayCounters:
     """Groups since the run began, or since this buffer took over from one that was lost. Held now = inserted - sampled - evicted."""
 
     taken_over: int = 0  # count as seen without having been in this buffer
+    passed: int = 0  # likewise, because they never came: they were dropped or filtered before
     inserted: int = 0
     sampled: int = 0
     evicted: int = 0  # became stale while held
@@ -143,6 +144,12 @@ class ReplayBuffer:
         self._counters = replace(self._counters, evicted=self._counters.evicted + len(stale))
         return [self._held.pop(group_id).batch for group_id in stale]
 
+    def forget_below(self, group_id: int) -> None:
+        """No group below `group_id` will come any more. So those that never did are not gaps among the ids seen, for ever."""
+        before = len(self._seen)
+        self._seen.add_below(group_id)
+        self._counters = replace(self._counters, passed=self._counters.passed + len(self._seen) - before)
+
     def take_over(self, seen_below: int, not_seen: Iterable[int]) -> None:
         """Stand in for a buffer that was lost: of the ids below `seen_below` all but those in `not_seen` were seen by it, and are refused
         as duplicates.
@@ -169,8 +176,8 @@ class ReplayBuffer:
         counters = self._counters
         left = counters.inserted - counters.sampled - counters.evicted
         assert left == self.num_groups, f"{counters} leave {left} groups, but {self.num_groups} are held"
-        known = counters.taken_over + counters.inserted
-        assert len(self._seen) == known, f"{len(self._seen)} ids seen but {counters.taken_over} taken over and {counters.inserted} inserted"
+        known = counters.taken_over + counters.passed + counters.inserted
+        assert len(self._seen) == known, f"{len(self._seen)} ids seen, which is not what {counters} add up to"
 
     def held_rows(self) -> pa.Table:
         """The groups held, lowest id first."""

@@ -46,7 +46,7 @@ class SupervisionConfig(BaseModel):
     hang_timeout_s: float = Field(120.0, gt=0)
     """A worker that has said nothing, or sampled no token of the groups it has, for so long is killed and replaced."""
     max_group_tries: int = Field(3, ge=1)
-    """Workers a group is given to. A group that so many workers were lost with is dropped, and its problem counts an attempt."""
+    """Workers a group is given to, and encoders. A group that so many were lost with is dropped, and its problem counts an attempt."""
     max_failures: int = Field(5, ge=1)
     """Losses in a row of one role (rollout, encoder, verifier, learner, replay, bonus) with nothing done in between that end the run with
     the last one's error."""

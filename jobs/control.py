@@ -52,7 +52,8 @@ class Control:
         self._last_change: float | None = None
         self._metrics: dict[str, float] = {}
         asked = read_desired(directory)
-        self.desired = asked.model_copy(update={"stop": False})
+        self.desired = self._asked = asked.model_copy(update={"stop": False})
+        """What is being done, and what was last asked for: a wish that could not be met is not tried again before others come."""
         if asked.stop:
             write_desired(directory, self.desired)
         now = time.time()
@@ -109,9 +110,9 @@ class Control:
         except ValueError as error:
             self._warn(str(error))
             return
-        if asked == self.desired:
+        if asked == self._asked:
             return
-        self.desired = asked
+        self.desired = self._asked = asked
         if asked.stop:
             controller.stop()
         if asked.rollout is not None and asked.rollout != controller.rollouts.desired:

@@ -9,7 +9,7 @@
 |----------|-------------------|--------------------|---------------------------|----------------------------------|
 | admit    | free slots        | requests           | a slot                    | publish, a dropped group         |
 | rollouts | requests          | sampled groups     | see `jobs.rollouts`       | admit; the workers               |
-| score    | sampled groups    | groups in replay   | verdicts, features        | rollouts; space: the learn loop  |
+| score    | sampled groups    | groups in replay   | verdicts, features        | rollouts; space: a draw          |
 | learn    | P groups          | a version          | P groups held in replay   | score                            |
 | publish  | a version         | live weights       | a trained version         | learn; every serving worker      |
 
@@ -25,7 +25,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,8 @@ from jobs.fleet import LossBudget, WorkerState
 from jobs.handles import DataLost
 from jobs.rollouts import DATA, LOST, TIMEOUT, GroupWork, Rollouts
 from jobs.run import Run, Sampled, Scored, VerdictCounter
-from jobs.watchdog import Waits
+from jobs.supervised import CallGivenUp
+from jobs.watchdog import FIRST_WAIT_S
 from learners.checkpoint import CheckpointError
 from tasks.stream import ProblemStream
 
@@ -56,10 +57,6 @@ WASTE = {STALE: TokenWaste.STALE, TIMEOUT: TokenWaste.ABORTED, DATA: TokenWaste.
 """What the tokens of a dropped group count as."""
 RSS_TIMEOUT_S = 1.0
 KEPT_FAULTS = 10
-FIRST_WAIT_S = 60.0
-"""What the first wait of a loop may take without being called unusual (`jobs.watchdog` allows thrice that)."""
-SHORT_WAIT_S = 30.0
-"""A wait of less is not called unusual."""
 
 
 @dataclass
@@ -124,7 +121,7 @@ class Controller:
         self._order = FixedOrder(run.admission, prompts_per_step=run.config.prompts_per_step) if run.config.deterministic else None
         self.rollouts = Rollouts(run, self, desired=workers or run.config.rollout.workers)
         self.evaluations = Evaluations(run, evaluation, done=evaluated)
-        self.waits = Waits(floor_s=SHORT_WAIT_S)
+        self.waits = run.waits
         self.faults: deque[str] = deque(maxlen=KEPT_FAULTS)
         self.num_faults: Counter[str] = Counter()
         self.num_refused = 0
@@ -138,6 +135,7 @@ class Controller:
         self._trained: asyncio.Queue[tuple[int, Any]] = asyncio.Queue(maxsize=1)
         self._changed = asyncio.Condition()  # slots, held groups, live version or the stop flag changed
         self._held: set[int] = set()
+        self._num_removed = 0  # times that something left replay
         self._stopping = False
         self._stop_asked = asyncio.Event()
         self._notes: set[asyncio.Task[None]] = set()
@@ -212,6 +210,7 @@ class Controller:
         for request in self._admission.in_flight:
             if request.group_id not in self._held:
                 self._submit(request)
+        self._run.on_rows_lost = self._lost_from_replay
         loops = [self._admit_loop(), self._publish_loop(), self.rollouts.run(), self.evaluations.run_loop(), *alongside]
         loops += [self._score_loop() for _ in range(self._config.prompts_per_step)]
         try:
@@ -249,29 +248,37 @@ class Controller:
         while True:
             sampled = await self._sampled.get()
             try:
-                with self._waiting("score", f"verdicts and features of group {sampled.request.group_id}"):
-                    scored = await self._run.verify_and_encode(sampled)
-            except DataLost as error:  # the node that held its rows is gone: sample it again
-                self.note_fault("score", "data", error)
-                self.tokens.dropped(sampled.request.group_id, TokenWaste.LOST)
-                self._submit(sampled.request)
-                continue
-            counts = Counter(verdict.status.value for verdict in scored.verdicts)
-            self._note(EventKind.VERDICTS, group_id=scored.request.group_id, counts=dict(counts))
-            self._run.observations.judged(scored.request.group_id, scored.request.problem, scored.verdicts)
-            self._verdicts.add(scored.verdicts)
-            self._tally.add_scored(scored)
-            await self._insert(scored)
+                await self._score(sampled)
+            except DataLost as error:
+                self._sample_again(sampled.request, error)
+            except CallGivenUp as error:
+                self.note_fault("group", str(sampled.request.group_id), error)
+                self._drop(sampled.request.group_id, LOST)
+                await self._notify()
+
+    async def _score(self, sampled: Sampled) -> None:
+        """From responses to a group in replay. Raises DataLost where its rows went with their node, CallGivenUp where it costs too many
+        encoders."""
+        group_id = sampled.request.group_id
+        with self._waiting("score", f"verdicts and features of group {group_id}"):
+            scored = await self._run.verify_and_encode(sampled)
+        counts = Counter(verdict.status.value for verdict in scored.verdicts)
+        self._note(EventKind.VERDICTS, group_id=group_id, counts=dict(counts))
+        self._run.observations.judged(group_id, scored.request.problem, scored.verdicts)
+        self._verdicts.add(scored.verdicts)
+        self._tally.add_scored(scored)
+        await self._insert(scored)
 
     async def _insert(self, scored: Scored) -> None:
-        """Put a group into replay, waiting for the next step while it is full."""
+        """Put a group into replay, waiting while it is full until something has left it. That may be stale groups alone, which is no
+        step."""
         group_id = scored.request.group_id
-        step = self._run.step
-        while (result := await self._run.insert(scored, step)) is InsertResult.FULL:
+        removed = self._num_removed  # as it was before replay was asked: what leaves meanwhile makes room, too
+        while (result := await self._run.insert(scored, self._run.step)) is InsertResult.FULL:
             with self._waiting("insert", f"room in replay for group {group_id}"):
                 self._require_room()
-                await self._until(lambda after=step: self._run.step > after)  # type: ignore[misc]
-            step = self._run.step
+                await self._until(lambda before=removed: self._num_removed > before)  # type: ignore[misc]
+            removed = self._num_removed
         self._note(EventKind.INSERTED, group_id=group_id, result=result.value)
         async with self._changed:
             if result is InsertResult.STALE:
@@ -311,6 +318,7 @@ class Controller:
                 for group_id in drawn.stale_ids:
                     self._drop(group_id, STALE)
                 self._held.difference_update(drawn.group_ids, drawn.stale_ids)
+                self._num_removed += bool(drawn.group_ids or drawn.stale_ids)
                 self._changed.notify_all()
             if drawn.group_ids:
                 return batch, drawn
@@ -406,6 +414,7 @@ class Controller:
                 await self._checkpoint()
             elif learner_every and self._run.step % learner_every == 0:
                 await self._run.save_learner()
+                self._checkpoint_budget.worked()
         except CheckpointError as error:  # a full disk, say: the run goes on, and tries again when the next is due
             self._trouble("checkpoint", error)
             self._checkpoint_budget.lost(error)
@@ -442,7 +451,10 @@ class Controller:
 
     def _drop(self, group_id: int, why: str) -> None:
         self.tokens.dropped(group_id, WASTE[why])
-        self._admission.drop(group_id, why)
+        given_up = self._admission.drop(group_id, why)
+        if given_up is not None:
+            problem_id, attempts = given_up.problem.problem_id, given_up.attempts
+            self._run.warn(f"problem {problem_id} is given up: {attempts} groups of it were dropped, the last for '{why}' (max_attempts)")
         self._run.observations.dropped(group_id)
         if self._order is not None:
             self._order.dropped(group_id)
@@ -515,6 +527,22 @@ class Controller:
         self.faults.append(f"{time.strftime('%H:%M:%S')} {name}: {reason(error)}")
         self._note(EventKind.FAULT, role=role, name=name, kind=kind.value, error=reason(error))
 
+    def _sample_again(self, request: GroupRequest, error: DataLost) -> None:
+        """The rows of a group that was sampled went with a node."""
+        self.note_fault("score", "data", error)
+        self.tokens.dropped(request.group_id, TokenWaste.LOST)
+        self._submit(request)
+
+    def _lost_from_replay(self, group_id: int, error: DataLost) -> None:
+        """A replay was lost, and the new one cannot have this group of it."""
+        (request,) = (request for request in self._admission.in_flight if request.group_id == group_id)
+        self._held.discard(group_id)
+        self._num_removed += 1
+        if self._order is not None:
+            self._run.warn(f"group {group_id} was lost from replay: from here on another start may differ, deterministic or not")
+        self._sample_again(request, error)
+        self._notify_soon()
+
     # ---- metrics ----
 
     def _ledger_metrics(self, drawn: Drawn) -> dict[str, float]:
@@ -549,16 +577,19 @@ class Controller:
         return self.waits.waiting(loop, waiting_for, usual_s=FIRST_WAIT_S)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait for `condition`. Raises when nothing in the whole run has changed for longer than its calls may take, which name
-        what they wait for themselves. Not `asyncio.wait_for`: in Python 3.11 that loses a cancellation that meets a notification.
+        """Wait for `condition`. Raises when nothing in the whole run has changed for longer than a group may take, with no call under
+        way that has a deadline of its own. Not `asyncio.wait_for`: in Python 3.11 that loses a cancellation that meets a notification.
         """
         async with self._changed:
+            changed_at = time.monotonic()
             while not condition():
-                try:
-                    async with asyncio.timeout(self._stuck_after_s):
+                still_s = min(time.monotonic() - changed_at, self.waits.still_s())
+                if still_s >= self._stuck_after_s:
+                    raise RuntimeError(self._stuck())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._stuck_after_s - still_s):
                         await self._changed.wait()
-                except TimeoutError:
-                    raise RuntimeError(self._stuck()) from None
+                        changed_at = time.monotonic()
 
     def _stuck(self) -> str:
         in_flight = ", ".join(f"{r.group_id} ({r.problem.problem_id})" for r in self._admission.in_flight[:5])

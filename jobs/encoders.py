@@ -34,13 +34,14 @@ class EncoderPool:
         """Groups under way in one encoder."""
         return self._busy.get(name, 0)
 
-    async def encode(self, group_id: int, batch: Any, *, timeout_s: float) -> tuple[Any, float]:
-        """The batch (a reference) with features, and the seconds it took."""
+    async def encode(self, group_id: int, batch: Any, *, timeout_s: float, max_tries: int | None = None) -> tuple[Any, float]:
+        """The batch (a reference) with features, and the seconds it took. Raises CallGivenUp where `max_tries` encoders were lost with
+        it."""
         encoder = self.handles[group_id % len(self.handles)]
         self._busy[encoder.name] = self.groups_in(encoder.name) + 1
         try:
             encoded: tuple[Any, float] = await encoder.call(
-                "encode", batch, returns=2, timeout_s=timeout_s, waiting_for=f"features of group {group_id}"
+                "encode", batch, returns=2, timeout_s=timeout_s, waiting_for=f"features of group {group_id}", max_tries=max_tries
             )
             return encoded
         finally:
@@ -52,10 +53,16 @@ class EncoderPool:
     async def resize(self, size: int, *, timeout_s: float) -> None:
         """Grow once the new ones can serve; shrink, then wait until those that left are idle, upon which each is ended.
 
-        Raises Deadline where they are not in time: they still end with the last group they have.
+        Raises Deadline where they are not in time: they still end with the last group they have. New ones are ended where one of them
+        cannot serve, and what it raised is raised.
         """
         new = [self._new() for _ in range(size - len(self.handles))]
-        await asyncio.gather(*(encoder.ready(timeout_s=timeout_s) for encoder in new))
+        try:
+            await asyncio.gather(*(encoder.ready(timeout_s=timeout_s) for encoder in new))
+        except BaseException:
+            for encoder in new:
+                encoder.kill()
+            raise
         self.handles += new
         leaving, self.handles = self.handles[size:], self.handles[:size]
         self._leaving |= {encoder.name: encoder for encoder in leaving}

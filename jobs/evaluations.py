@@ -3,7 +3,8 @@
     offer ──(step, weights)──> [worker starts, loads them, samples, ends] ──metrics──> report
 
 The rollout workers go on with newer weights meanwhile. One that is due while another is under way is left out, and told; so is one whose
-worker is lost: an evaluation is never what a run fails for, unless it finds a bug.
+worker is lost, whose verifiers fail, or whose results cannot be written: an evaluation is never what a run fails for, unless it finds a
+bug.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from jobs.failures import FailureKind, kind_of, reason
-from jobs.handles import Handle
-from jobs.run import Run
+from jobs.handles import Deadline, Handle
+from jobs.run import Run, VerifierFailure
 
 CLOSE_TIMEOUT_S = 20.0
+TOLD = (OSError, VerifierFailure)
+"""No bugs of an evaluation: a disk that is full, too many responses without a verdict."""
 
 
 class Evaluation(Protocol):
@@ -71,9 +74,10 @@ class Evaluations:
             (step, snapshot), self._next = self._next, None
             self._under_way = step
             try:
-                metrics = await self._evaluate(step, snapshot)
+                with self._run.waits.ending():
+                    metrics = await self._evaluate(step, snapshot)
             except Exception as error:
-                if kind_of(error) is FailureKind.BUG:
+                if kind_of(error) is FailureKind.BUG and not isinstance(error, TOLD):
                     raise
                 self._run.warn(f"the evaluation of step {step} is left out: {reason(error)}")
             else:
@@ -93,7 +97,7 @@ class Evaluations:
         config = self._run.config
         worker = self._run.factory.evaluation_worker()
         try:
-            await worker.placed()
+            await self._placed(worker)
             await worker.call("start", timeout_s=config.rollout.start_timeout_s, waiting_for=f"{worker.name} to start")
             await worker.call("update", snapshot, timeout_s=config.wait_timeout_s, waiting_for=f"{worker.name} to load version {step}")
             metrics = await self._evaluation.run(step, [worker], self._run.verifier)
@@ -101,6 +105,15 @@ class Evaluations:
             return metrics
         finally:
             worker.kill()
+
+    async def _placed(self, worker: Handle) -> None:
+        """Raises Deadline: a cluster that is full of the run's own workers will not grow for an evaluation."""
+        timeout_s = self._run.config.wait_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._run.placed(worker, "evaluate")
+        except TimeoutError:
+            raise Deadline(f"waited over {timeout_s:g} s for the resources of {worker.name}") from None
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -17,11 +17,12 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.engine import EngineError, WeightMismatch
 from actors.rollout import DataError
-from actors.verifier import VerifierPoolError
+from actors.verifier import ResizeError, VerifierPoolError
 from actors.weight_transfer import TransferUnavailable
 from buffers.rollout_log import RolloutLogError
 from jobs.handles import ActorDied, DataLost, Deadline
 from jobs.run import PublicationFailed, VerifierFailure
+from jobs.supervised import CallGivenUp
 from learners.checkpoint import CheckpointError
 from learners.layers import CompilerMissing
 from learners.supported import ModelUnsupported
@@ -30,7 +31,7 @@ from tasks.base import TaskError
 
 NAMED_FAILURES = (
     *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError),
-    *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, ModelUnsupported),
+    *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, ModelUnsupported, CallGivenUp),
 )
 """Their messages say all there is to say; anything else is shown with its traceback."""
 
@@ -49,7 +50,7 @@ def kind_of(error: BaseException) -> FailureKind:
         return FailureKind.BUG
     if isinstance(error, DataError):
         return FailureKind.DATA
-    if isinstance(error, (ActorDied, Deadline, DataLost, EngineError, VerifierPoolError, WeightsRefused)):
+    if isinstance(error, (ActorDied, Deadline, DataLost, EngineError, VerifierPoolError, ResizeError, WeightsRefused, CallGivenUp)):
         return FailureKind.INFRASTRUCTURE
     is_rays_own = isinstance(error, RayError) and not isinstance(error, RayTaskError)
     return FailureKind.INFRASTRUCTURE if is_rays_own else FailureKind.BUG

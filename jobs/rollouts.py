@@ -15,7 +15,7 @@
 A worker that is lost (its process died, it hangs, its engine failed) is killed. Its groups go back into the queue with what the
 last watch brought of them, and go on from there on another worker: same ids, log-probs and versions. A worker that is to
 leave is given nothing new, finishes what it can before its deadline and hands over the rest in the same way. One that refuses weights
-(they are not what was published) goes on under those it has; they are published again, a few times, or the run ends.
+(they are not what was published, or are gone) goes on under those it has; they are published again, a few times, or the run ends.
 """
 
 from __future__ import annotations
@@ -221,6 +221,7 @@ class Rollouts:
                 await self._serve(worker)
             self.fleet.left(name, time.monotonic())
             self._observer.ended(name)
+            await self._note_change(name)  # nobody waits for it while it closes
             await self._close(worker)
         except asyncio.CancelledError:
             await self._close(worker)
@@ -248,9 +249,10 @@ class Rollouts:
         self.fleet.lost(worker.name, error, reason(error), time.monotonic())
 
     async def _start(self, worker: Worker) -> None:
-        worker.node_id = await worker.handle.placed()
+        worker.node_id = await self._run.placed(worker.handle, "start")
         timeout_s = self._run.config.rollout.start_timeout_s
-        await worker.handle.call("start", timeout_s=timeout_s, waiting_for=f"{worker.name} to start")
+        with self._run.waits.ending():
+            await worker.handle.call("start", timeout_s=timeout_s, waiting_for=f"{worker.name} to start")
         worker.has_started = True
         self.fleet.started(worker.name, time.monotonic())
         await self._note_change(worker.name)
@@ -332,10 +334,10 @@ class Rollouts:
         assert self._newest is not None, f"{worker.name} is stale, but nothing was published"
         version, weights = self._newest
         try:
-            update: WeightUpdate = await worker.handle.call(
-                "update", weights, timeout_s=self._run.config.wait_timeout_s, waiting_for=f"{worker.name} to load version {version}"
-            )
-        except WeightsRefused as error:
+            timeout_s, waiting_for = self._run.config.wait_timeout_s, f"{worker.name} to load version {version}"
+            with self._run.waits.ending():
+                update: WeightUpdate = await worker.handle.call("update", weights, timeout_s=timeout_s, waiting_for=waiting_for)
+        except (WeightsRefused, DataLost) as error:  # damaged on their way, or gone with a node: the worker is well
             held = self.fleet.members[worker.name].version
             self._observer.refused(worker.name, version, held, error)
             times = worker.refusals.in_a_row + 1

@@ -18,27 +18,33 @@ made again. What a new one needs for that is here, or on disk:
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from actors.replay import Drawn, Logged
+from actors.verifier import ResizeError
 from buffers.admission import Admission
-from buffers.records import GroupRequest, GroupUsage, StepReport, Verdict
+from buffers.records import GroupRequest, GroupUsage, Problem, StepReport, Verdict
 from buffers.replay import InsertResult
 from buffers.tokens import TokenLedger
 from jobs.config import RunConfig
 from jobs.encoders import EncoderPool
 from jobs.fleet import LossBudget
-from jobs.handles import Handle
+from jobs.handles import DataLost, Handle
 from jobs.observations import Observations
 from jobs.supervised import OnLoss, Supervised
+from jobs.watchdog import FIRST_WAIT_S, SHORT_WAIT_S, Waits
 from learners.checkpoint import CheckpointManager, FileEntry
-from tasks.base import Task
+from tasks.base import Task, TaskError
 from tasks.stream import ProblemStream
 
 Report = Callable[[int, dict[str, float]], None]
+
+
+MOST_PASSED_OVER = 1000
 
 
 class VerifierFailure(RuntimeError):
@@ -124,10 +130,13 @@ class Run:
         self.note = note
         self.run_id = run_id
         self.tokens = TokenLedger()
+        self.waits = Waits(floor_s=SHORT_WAIT_S)
         self.observations = Observations(
             lambda problem, num_correct, num_scored: stream.observe(problem, num_correct=num_correct, num_scored=num_scored)
         )
         self.step = 0
+        self.on_rows_lost: Callable[[int, DataLost], None] = _raise
+        """on_rows_lost(group_id, error): a group is no longer in replay, because its rows went with a node. It is still in flight."""
         self.held: dict[int, Scored] = {}
         """Groups in replay that arrived since this start, by id."""
         self._log_directory = log_directory
@@ -166,15 +175,29 @@ class Run:
             await self.verifier.close()
 
     async def resize_verifier(self, num_workers: int) -> None:
-        """So many verifier processes; a verifier pool that is lost later is made anew with as many."""
-        self._num_verifiers = num_workers
+        """So many verifier processes; a verifier pool that is lost later is made anew with as many. Raises ResizeError where they do not
+        start: there are then as many as before."""
         await self._call(self.verifier, "resize", num_workers, waiting_for=f"{num_workers} verifier processes")
+        self._num_verifiers = num_workers
 
     # ---- a group ----
 
     def admit(self) -> GroupRequest:
-        """Take a free slot for the next problem. Raises RuntimeError without one."""
-        return self.admission.admit(lambda: next(self.stream))
+        """Take a free slot for the next problem that was not given up. Raises RuntimeError without a slot, TaskError where every problem
+        was given up."""
+        return self.admission.admit(self._next_problem)
+
+    def _next_problem(self) -> Problem:
+        given_up = self.admission.quarantined
+        for _ in range(2 * len(given_up) + MOST_PASSED_OVER):  # two epochs of these, and enough for a rare part of a mixture
+            problem = next(self.stream)
+            if not self.admission.is_quarantined(problem):
+                return problem
+        last = given_up[-1]
+        raise TaskError(
+            f"no problem is left to train on: all {len(given_up)} were given up after max_attempts groups each, the last "
+            f"({last.problem.problem_id}) for '{last.reason}'"
+        )
 
     async def generate(self, worker: Handle, request: GroupRequest, resume: Any = None) -> Sampled:
         """`resume` refers to what was sampled of the group before (`RolloutWorker.generate`)."""
@@ -190,15 +213,18 @@ class Run:
         return Sampled(request=request, batch=batch, usage=usage)
 
     async def verify_and_encode(self, sampled: Sampled) -> Scored:
-        """Verification and encoding run side by side once a group's responses are in."""
+        """Verification and encoding run side by side once a group's responses are in. Raises CallGivenUp where it costs too many
+        encoders."""
         request = sampled.request
         verifying = self._call(
             self.verifier, "verify_batch", request.problem, sampled.batch, waiting_for=f"verdicts of group {request.group_id}"
         )
         if not len(self.encoders):
             return Scored(request=request, batch=sampled.batch, verdicts=await verifying, encode_s=0.0)
-        encoding = self.encoders.encode(request.group_id, sampled.batch, timeout_s=self.config.wait_timeout_s)
-        verdicts, (batch, encode_s) = await asyncio.gather(verifying, encoding)
+        tries, timeout_s = self.config.supervision.max_group_tries, self.config.wait_timeout_s
+        encoding = self.encoders.encode(request.group_id, sampled.batch, timeout_s=timeout_s, max_tries=tries)
+        with self.waits.ending():
+            verdicts, (batch, encode_s) = await asyncio.gather(verifying, encoding)
         return Scored(request=request, batch=batch, verdicts=verdicts, encode_s=encode_s)
 
     async def insert(self, scored: Scored, version: int) -> InsertResult:
@@ -225,13 +251,15 @@ class Run:
 
     async def draw(self, version: int) -> tuple[Any, Drawn]:
         """A step's batch (a reference; its value is None while too few groups are held) and what was taken out."""
-        batch, drawn = await self._call(
-            self.replay, "sample", self.config.prompts_per_step, version, returns=2, waiting_for="a batch from replay"
-        )
+        lowest = min((request.group_id for request in self.admission.in_flight), default=0)
+        arguments = (self.config.prompts_per_step, version, lowest)
+        batch, drawn = await self._call(self.replay, "sample", *arguments, returns=2, waiting_for="a batch from replay")
         self._drawn_ids = set(drawn.group_ids)
         for group_id in (*drawn.group_ids, *drawn.stale_ids):
             self.held.pop(group_id, None)
             self._restored_ids.discard(group_id)
+        if not self._restored_ids:
+            self._restored_rows = None
         return batch, drawn
 
     async def add_bonus(self, batch: Any, version: int) -> tuple[Any, dict[str, float]]:
@@ -333,20 +361,36 @@ class Run:
         await self._catch_up(handle, "absorb_log", since=step or 0)
 
     async def _restore_replay(self, handle: Handle) -> None:
-        """Every group held, in the order of their ids; whatever else was ever admitted and is not on its way counts as seen."""
+        """Every group held whose rows are still there, in the order of their ids; whatever else was ever admitted and is not on its way
+        counts as seen."""
         outside = {request.group_id for request in self.admission.in_flight} - self._drawn_ids
         await self._call(handle, "take_over", self.admission.ledger.admitted, sorted(outside), waiting_for="the new replay")
         if self._restored_ids:
             ids = sorted(self._restored_ids)
-            await self._call(handle, "insert_rows", self._restored_rows, ids, waiting_for="the new replay to take restored groups")
+            try:
+                await self._call(handle, "insert_rows", self._restored_rows, ids, waiting_for="the new replay to take restored groups")
+            except DataLost as error:
+                self._rows_lost(ids, error)
         for group_id, scored in sorted(self.held.items()):
             arguments = (scored.batch, scored.verdicts, 0)  # version 0: whether it is stale is found when a batch is drawn
-            await self._call(handle, "insert", *arguments, waiting_for=f"the new replay to take group {group_id}")
+            try:
+                await self._call(handle, "insert", *arguments, waiting_for=f"the new replay to take group {group_id}")
+            except DataLost as error:
+                self._rows_lost([group_id], error)
+
+    def _rows_lost(self, group_ids: Sequence[int], error: DataLost) -> None:
+        for group_id in group_ids:
+            self.held.pop(group_id, None)
+            self._restored_ids.discard(group_id)
+            self.on_rows_lost(group_id, error)
 
     async def _restore_verifier(self, handle: Handle) -> None:
-        await handle.placed()
+        await self.placed(handle, "verifier")
         if self._num_verifiers is not None:
-            await self._call(handle, "resize", self._num_verifiers, waiting_for="the new verifier pool")
+            try:
+                await self._call(handle, "resize", self._num_verifiers, waiting_for="the new verifier pool")
+            except ResizeError as error:
+                self.warn(f"the new verifier pool has the size it starts with, not {self._num_verifiers} processes: {error}")
 
     async def _loaded(self, handle: Handle) -> None:
         timeout_s = self.config.rollout.start_timeout_s
@@ -380,8 +424,18 @@ class Run:
         budget = LossBudget(role, self.config.supervision)
         return Supervised(role, create=create, restore=restore, budget=budget, on_loss=lambda role, error: self.on_loss(role, error))
 
+    async def placed(self, handle: Handle, loop: str) -> str | None:
+        """Until it has its resources, which takes a cluster as long as it does; the id of its node."""
+        with self.waits.waiting(loop, f"the resources of {handle.name}", usual_s=FIRST_WAIT_S), self.waits.ending():
+            return await handle.placed()
+
     async def _call(self, handle: Handle, method: str, *args: Any, waiting_for: str, returns: int = 1) -> Any:
-        return await handle.call(method, *args, timeout_s=self.config.wait_timeout_s, waiting_for=waiting_for, returns=returns)
+        with self.waits.ending():
+            return await handle.call(method, *args, timeout_s=self.config.wait_timeout_s, waiting_for=waiting_for, returns=returns)
+
+
+def _raise(group_id: int, error: DataLost) -> None:
+    raise error
 
 
 def no_tokens(held: Sequence[int]) -> dict[str, Any]:
@@ -401,19 +455,25 @@ def make_admission(config: RunConfig) -> Admission:
 
 @dataclass
 class VerdictCounter:
-    """Stops the run when the share of responses without a score exceeds the configured rate."""
+    """Stops the run when the share of responses without a score, among the newest, exceeds the configured rate: a verifier that breaks
+    late in a run is found as soon as one that breaks early."""
 
     max_error_rate: float
     num_verdicts: int = 0
-    num_unscored: int = 0
+    """Of the whole run."""
     MIN_VERDICTS = 50
+    NEWEST = 1000
+
+    def __post_init__(self) -> None:
+        self._is_unscored: deque[bool] = deque(maxlen=self.NEWEST)
 
     def add(self, verdicts: list[Verdict]) -> None:
-        self.num_verdicts += len(verdicts)
         unscored = [verdict for verdict in verdicts if not verdict.status.is_scored]
-        self.num_unscored += len(unscored)
-        if unscored and self.num_verdicts >= self.MIN_VERDICTS and self.num_unscored > self.max_error_rate * self.num_verdicts:
+        self.num_verdicts += len(verdicts)
+        self._is_unscored.extend(not verdict.status.is_scored for verdict in verdicts)
+        num_newest, num_unscored = len(self._is_unscored), sum(self._is_unscored)
+        if unscored and num_newest >= self.MIN_VERDICTS and num_unscored > self.max_error_rate * num_newest:
             raise VerifierFailure(
-                f"{self.num_unscored} of {self.num_verdicts} responses could not be scored, more than verifier.max_error_rate = "
+                f"{num_unscored} of {num_newest} responses could not be scored, more than verifier.max_error_rate = "
                 f"{self.max_error_rate}; the last: {unscored[-1].status} ({unscored[-1].detail})"
             )

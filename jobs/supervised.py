@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Any
 
 from actors.verifier import VerifierPoolError
@@ -21,6 +22,12 @@ LOSSES = (ActorDied, Deadline, VerifierPoolError)
 """After these the process is of no use, even where it still lives."""
 
 CLOSE_TIMEOUT_S = 20.0
+
+
+class CallGivenUp(RuntimeError):
+    """So many processes were lost with one call that it must be the call."""
+
+
 OnLoss = Callable[[str, Exception], None]
 
 
@@ -50,14 +57,19 @@ class Supervised:
         """Wait for the first process, which is not replaced: what it cannot do now it will never do."""
         await self._handle.call("ready", timeout_s=timeout_s, waiting_for=f"the {self.name} to load its model")
 
-    async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
-        while True:
+    async def call(
+        self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1, max_tries: int | None = None
+    ) -> Any:
+        """Raises CallGivenUp where `max_tries` processes were lost with it; the last of them is replaced, too."""
+        for tries in count(1):
             async with self._replacing:  # not while somebody restores it
                 handle, generation = self._handle, self._generation
             try:
                 result = await handle.call(method, *args, timeout_s=timeout_s, waiting_for=waiting_for, returns=returns)
             except LOSSES as error:
                 await self._replace(generation, error)
+                if tries == max_tries:
+                    raise CallGivenUp(f"{tries} times a process was lost with {waiting_for}; the last time: {error}") from error
                 continue
             self._budget.worked()
             return result

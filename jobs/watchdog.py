@@ -1,5 +1,7 @@
 """No anonymous wait: what every loop of the controller waits for, since when, and whether that is longer than usual.
 
+What ends by itself, a call with a deadline say, is no standstill however long it takes: `Waits.still_s` counts from its end.
+
 A loop waits for several kinds of things, each with a usual time of its own. A kind is a loop and a text without its numbers, so
 "verdicts of group 7" is of one kind with "verdicts of group 8". Texts of one kind must not differ in anything else.
 """
@@ -15,6 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jobs.run_state import Waiting
+
+FIRST_WAIT_S = 60.0
+"""What the first wait of a loop may take without being called unusual (`Waits` allows thrice that)."""
+SHORT_WAIT_S = 30.0
+"""A wait of less is not called unusual."""
 
 _HISTORY = 64  # durations that a usual time is taken from
 _QUANTILE = 0.95
@@ -77,6 +84,8 @@ class Waits:
         self._unix_clock = unix_clock
         self._waits: dict[_Wait, None] = {}  # in order of their start
         self._durations: dict[tuple[str, str], deque[float]] = {}
+        self._num_ending = 0
+        self._last_end = clock()
 
     @contextmanager
     def waiting(self, loop: str, waiting_for: str, *, usual_s: float | None = None) -> Iterator[None]:
@@ -88,6 +97,20 @@ class Waits:
             self._durations.setdefault(wait.kind, deque(maxlen=_HISTORY)).append(self._clock() - wait.started)
         finally:
             del self._waits[wait]
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Around what ends by itself, well or by a deadline of its own."""
+        self._num_ending += 1
+        try:
+            yield
+        finally:
+            self._num_ending -= 1
+            self._last_end = self._clock()
+
+    def still_s(self) -> float:
+        """Seconds since anything that ends by itself was last under way; 0 while it is."""
+        return 0.0 if self._num_ending else self._clock() - self._last_end
 
     def usual_s(self, loop: str, waiting_for: str) -> float | None:
         """Seconds that all but the longest waits of this kind took of late; None before the first came to an end."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from actors.config import VerifierConfig
-from actors.verifier import VerifierPool, VerifierPoolError
+from actors.verifier import ResizeError, VerifierPool, VerifierPoolError
 from buffers.records import VerdictStatus
 from tasks.config import TaskConfig
 from tasks.registry import make_task
@@ -402,7 +402,7 @@ def test_a_resize_whose_workers_cannot_start_leaves_the_old_ones(tmp_path: Path)
     with VerifierPool(TaskConfig(), VerifierConfig(), task_factory=partial(make_task_unless, broken)) as pool:
         (worker,) = pids(pool)
         broken.touch()
-        with pytest.raises(VerifierPoolError, match="none of 2 new verifier workers"):
+        with pytest.raises(ResizeError, match="none of 2 new verifier workers"):
             pool.resize(2)
         assert pids(pool) == {worker} == worker_processes() - before
         assert (pool.num_workers, pool.stats().num_rebuilds) == (1, 0)

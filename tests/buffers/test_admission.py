@@ -74,6 +74,23 @@ def test_a_problem_dropped_too_often_is_quarantined_and_named(next_problem: Call
     admission.check_valid()
 
 
+def test_a_problem_that_was_given_up_is_known_also_after_a_restore_and_its_other_groups_are_not_tried_again() -> None:
+    problem = Problem(task="t", problem_id="t/train/0", question="?", answer="!")
+    admission = Admission(prompts_per_step=3, group_size=2, max_policy_lag=0, max_attempts=1)
+    for _ in range(2):
+        admission.admit(lambda: problem)
+    given_up = admission.drop(0, "data")
+    assert given_up is not None and (given_up.problem, given_up.reason) == (problem, "data")
+    assert admission.drop(1, "data") is None, "it is told once"
+    restored = Admission(prompts_per_step=3, group_size=2, max_policy_lag=0, max_attempts=5)
+    restored.load_state_dict(admission.state_dict(), held=[])
+    assert restored.is_quarantined(problem)
+    restored.admit(lambda: problem)
+    restored.drop(2, "stale")
+    assert restored.ledger.waiting == 0
+    restored.check_valid()
+
+
 def test_a_problem_source_that_ends_leaves_the_slot_free() -> None:
     admission = make_admission()
     with pytest.raises(StopIteration):

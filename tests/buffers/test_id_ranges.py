@@ -13,6 +13,10 @@ def test_ranges_agree_with_a_set(seed: int) -> None:
         value = rng.randrange(60)
         ranges.add(value)
         plain.add(value)
+        if rng.random() < 0.1:
+            stop = rng.randrange(30)
+            ranges.add_below(stop)
+            plain |= set(range(stop))
         ranges.check_valid()
     assert [value in ranges for value in range(-1, 62)] == [value in plain for value in range(-1, 62)]
     assert len(ranges) == len(plain)

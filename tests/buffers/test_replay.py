@@ -166,6 +166,19 @@ def test_what_is_taken_over_may_be_nothing_or_everything(
     replay.check_valid()
 
 
+def test_groups_that_will_not_come_any_more_leave_no_gaps(make_group: MakeGroup) -> None:
+    buffer = make_replay()
+    for group_id in range(1, 20, 2):
+        buffer.insert(make_group(group_id), version=0)
+    buffer.forget_below(19)
+    buffer.check_valid()
+    assert buffer.state_dict()["seen_ranges"] == [[0, 20]]
+    restored = make_replay()
+    restored.load_state_dict(buffer.state_dict())
+    assert restored.insert(make_group(19), version=0) is InsertResult.DUPLICATE
+    assert restored.insert(make_group(20), version=0) is InsertResult.ACCEPTED
+
+
 def test_a_buffer_in_use_does_not_take_over(make_group: MakeGroup) -> None:
     replay = make_replay()
     replay.insert(make_group(0), version=0)

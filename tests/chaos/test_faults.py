@@ -287,6 +287,7 @@ def test_a_prompt_that_cannot_be_used_is_tried_so_often_then_named_and_left_out(
     faults = run.noted(EventKind.FAULT, role="group", kind="data")
     assert len(faults) == 3 and all(poisoned[0] in fault["error"] for fault in faults)
     assert run.reports[-1][1]["groups/quarantined"] == 1
+    assert run.warnings == [f"problem {poisoned[0]} is given up: 3 groups of it were dropped, the last for 'data' (max_attempts)"]
 
 
 def test_a_verifier_pool_that_gives_up_is_replaced(config, tmp_path, undisturbed):

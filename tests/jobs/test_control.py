@@ -5,10 +5,11 @@ import asyncio
 import pytest
 
 import jobs.control
+from actors.verifier import ResizeError
 from jobs.control import Control
 from jobs.events import EventKind
 from jobs.run_state import Desired, read_status, write_desired
-from tests.jobs.components_fixture import BOUND_S, LocalRun, small_config
+from tests.jobs.components_fixture import BOUND_S, CoinJudge, LocalRun, small_config
 
 pytestmark = pytest.mark.whole
 
@@ -69,6 +70,48 @@ def test_a_wish_for_workers_is_met_and_kept(tiny_model, tmp_path):
     assert watched.control.desired.rollout == 1
     assert watched.run.trainer.rollouts.desired == 1
     watched.run.check_valid()
+
+
+def test_a_wish_for_verifiers_that_cannot_be_met_is_told_once_and_costs_no_verifier_pool(tiny_model, tmp_path):
+    asked = []
+
+    async def failing(name, method, args, proceed):
+        if method == "resize":
+            asked.extend(args)
+            raise ResizeError("none of 99 new verifier workers was ready")
+        return await proceed()
+
+    watched = Watched(tiny_model, tmp_path, {2: Desired(verifier=99)}, around=failing, steps=12, checkpoint={"every": 1000})
+    assert watched.train() == 12
+    watched.run.check_valid()
+    assert asked == [99]
+    assert len(watched.run.parts["verifier"]) == 1
+    assert watched.warnings == [
+        "the number of verifiers or encoders could not be changed: none of 99 new verifier workers was ready (infrastructure)"
+    ]
+    assert read_status(watched.path).desired["verifier"] == 1
+
+
+def test_a_verifier_pool_that_is_lost_is_made_anew_with_the_size_last_met(tiny_model, tmp_path):
+    asked = []
+
+    class Pool(CoinJudge):
+        def resize(self, num_workers):
+            asked.append(num_workers)
+            if num_workers == 99:
+                raise ResizeError("none of 99 new verifier workers was ready")
+
+    run = LocalRun(small_config(tiny_model, tmp_path, supervision={"backoff_s": 0.0}), judge=Pool())
+
+    async def scenario():
+        await run.run.resize_verifier(2)
+        with pytest.raises(ResizeError):
+            await run.run.resize_verifier(99)
+        run.handles["verifier"].kill()
+        await run.run.resize_verifier(3)
+
+    asyncio.run(scenario())
+    assert asked == [2, 99, 2, 3]
 
 
 def test_a_wish_to_stop_writes_a_checkpoint_and_is_forgotten_by_the_next_start(tiny_model, tmp_path):

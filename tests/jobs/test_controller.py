@@ -1,11 +1,13 @@
 """The loops of a run on real components, in this process and without Ray: end, bounds, equality, faults, random schedules."""
 
 import asyncio
+import json
 import math
 import random
 import re
 import time
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,17 @@ import torch
 
 from actors.engine import EngineError
 from actors.reference_engine import ReferenceEngine
+from actors.replay import Drawn
 from actors.verifier import VerifierPool
 from buffers.records import Verdict, VerdictStatus
 from buffers.replay import InsertResult
 from jobs.console import COLUMNS
-from jobs.run import VerifierFailure
+from jobs.events import EventKind
+from jobs.handles import DataLost
+from jobs.run import Scored, VerifierFailure
+from learners.checkpoint import CheckpointError, CheckpointManager
 from learners.models import resolve_model
+from tasks.base import TaskError
 from tests.jobs.components_fixture import (
     PROMPTS,
     RESPONSES,
@@ -358,6 +365,47 @@ def test_wait_that_no_deadline_ends_says_what_is_in_flight(config):
         run.train()
 
 
+def test_time_in_which_a_call_with_a_deadline_is_under_way_does_not_count_as_standstill(config):
+    async def scenario() -> None:
+        trainer = LocalRun(config()).trainer
+        trainer._stuck_after_s = 0.05
+        with trainer.waits.ending():
+            waiting = asyncio.create_task(trainer._until(lambda: False))
+            await asyncio.wait({waiting}, timeout=0.2)
+            assert not waiting.done()
+        with pytest.raises(RuntimeError, match=r"nothing has moved for 0\.05 s"):
+            async with asyncio.timeout(PROMPT_S):
+                await waiting
+
+    asyncio.run(scenario())
+
+
+def test_rows_of_a_checkpoint_are_let_go_of_once_none_of_them_is_held(config):
+    async def hold_back(name, method, args, proceed):
+        while method == "save_part" and name == "replay" and not first.trainer._held:
+            await asyncio.sleep(0.001)
+        return await proceed()
+
+    first = LocalRun(config(steps=2), around=hold_back)
+    first.train()
+    run = LocalRun(config(steps=5))
+    run.train()
+    assert run.run._restored_rows is None
+
+
+def test_a_lost_learner_may_take_longer_to_come_back_than_anything_else_may_stand_still(config):
+    async def around(name, method, args, proceed):
+        if method == "train_log":
+            await asyncio.sleep(1.3)
+        return await proceed()
+
+    run = LocalRun(config(supervision={"backoff_s": 0.0}, checkpoint={"every": 100}), around=around)
+    run.on_report = lambda step: run.handles["learner"].kill() if step == 2 else None
+    run.trainer._stuck_after_s = 1.0
+    assert run.train() == 3
+    assert len(run.parts["learner"]) == 2
+
+
 def test_generation_may_take_longer_than_any_other_wait(config):
     """`rollout.group_timeout_s` is the bound of a group, also where it exceeds `wait_timeout_s`."""
 
@@ -487,6 +535,114 @@ def test_stopped_run_goes_on_to_its_end(config):
     assert [step for step, _ in second.reports] == [3, 4, 5]
 
 
+def test_a_group_that_every_encoder_is_lost_with_is_dropped_and_the_run_goes_on(config):
+    async def around(name, method, args, proceed):
+        if method == "encode" and args[0].column("problem_id")[0].as_py() == deadly:
+            run.handles["encoder-0"].kill()
+        return await proceed()
+
+    run = LocalRun(config(steps=5, max_attempts=2, supervision={"backoff_s": 0.0, "max_group_tries": 2}), around=around)
+    deadly = next(run.task.problems("train")).problem_id
+    assert run.train() == 5
+    run.check_valid()
+    assert run.admission.ledger.dropped_by_reason["lost"] >= 2
+    assert deadly in [given_up.problem.problem_id for given_up in run.admission.quarantined]
+    assert any("lost with features of group 0" in fault["error"] for fault in run.noted(EventKind.FAULT, role="group"))
+
+
+def rows_of(directory: Path, *prompts: str) -> dict[str, Any]:
+    """A task of these problems and no others."""
+    path = directory / "problems.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt, "answer": "1"}) + "\n" for prompt in prompts))
+    return {"name": "parquet", "parquet": {"path": str(path), "prompt_column": "prompt", "answer_column": "answer"}}
+
+
+TOO_LONG = "x" * 300
+
+
+def test_a_problem_that_was_given_up_is_told_and_left_out_of_the_epochs_to_come(config, tmp_path):
+    run = LocalRun(config(steps=8, max_attempts=2, task=rows_of(tmp_path, "a", TOO_LONG, "b", "c")))
+    assert run.train() == 8
+    (given_up,) = run.admission.quarantined
+    problem_id = given_up.problem.problem_id
+    assert [event["attempt"] for event in run.noted(EventKind.ADMITTED, problem_id=problem_id)] == [0, 1]
+    assert run.warnings == [f"problem {problem_id} is given up: 2 groups of it were dropped, the last for 'data' (max_attempts)"]
+
+
+def test_a_run_that_has_given_up_every_problem_ends_and_says_so(config, tmp_path):
+    run = LocalRun(config(steps=8, max_attempts=2, max_policy_lag=0, task=rows_of(tmp_path, TOO_LONG + "a", TOO_LONG + "b")))
+    with pytest.raises(TaskError, match=r"no problem is left to train on: all 2 were given up after max_attempts groups each, the last"):
+        run.train()
+
+
+# ---- rows that went with a node ----
+
+
+def test_a_group_whose_rows_are_gone_when_it_is_to_go_into_replay_is_sampled_again(config):
+    lost: list[int] = []
+
+    async def around(name, method, args, proceed):
+        if method == "insert" and not lost:
+            lost.append(args[0].column("group_id")[0].as_py())
+            raise DataLost("data that insert needs was lost")
+        return await proceed()
+
+    run = LocalRun(config(), around=around)
+    assert run.train() == 3
+    run.check_valid()
+    assert [event["group_id"] for event in run.noted(EventKind.DISPATCHED)].count(lost[0]) == 2
+    assert run.run.tokens.counts()["wasted_lost"] > 0
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_groups_whose_rows_are_gone_when_replay_is_lost_are_sampled_again(config, deterministic):
+    lost: list[int] = []
+
+    async def around(name, method, args, proceed):
+        is_restore = method == "insert" and len(args) == 3
+        if method == "sample" and args[1] == 1 and len(run.parts["replay"]) == 1:
+            run.handles["replay"].kill()
+        if is_restore and not lost:
+            lost.append(args[0].column("group_id")[0].as_py())
+            raise DataLost("data that insert needs was lost")
+        return await proceed()
+
+    run = LocalRun(config(deterministic=deterministic, supervision={"backoff_s": 0.0}), around=around)
+    assert run.train() == 3
+    run.check_valid()
+    assert len(run.parts["replay"]) == 2
+    assert [event["group_id"] for event in run.noted(EventKind.DISPATCHED)].count(lost[0]) == 2
+    assert any("another start may differ" in warning for warning in run.warnings) == deterministic
+
+
+def test_restored_groups_whose_rows_are_gone_when_replay_is_lost_are_sampled_again(config):
+    held: list[int] = []
+
+    async def hold_back(name, method, args, proceed):
+        """The checkpoint of step 2 holds a group."""
+        while method == "save_part" and name == "replay" and not first.trainer._held:
+            await asyncio.sleep(0.001)
+        return await proceed()
+
+    first = LocalRun(config(steps=2), around=hold_back)
+    first.train()
+
+    async def around(name, method, args, proceed):
+        if method == "sample" and len(run.parts["replay"]) == 1:
+            run.handles["replay"].kill()
+        if method == "insert_rows" and not held:
+            held.extend(args[1])
+            raise DataLost("data that insert_rows needs was lost")
+        return await proceed()
+
+    run = LocalRun(config(steps=4, supervision={"backoff_s": 0.0}), around=around)
+    assert run.train() == 4
+    run.check_valid()
+    assert held
+    given = [event["group_id"] for event in run.noted(EventKind.DISPATCHED)]
+    assert all(given.count(group_id) == 1 for group_id in held)
+
+
 # ---- back-pressure and staleness ----
 
 
@@ -528,6 +684,37 @@ def test_run_with_a_replay_in_which_groups_must_wait_finishes(config, group_byte
     assert run.train() == 5
     assert refused.is_set()
     run.check_valid()
+
+
+def test_a_group_that_waits_for_room_is_let_in_when_a_draw_finds_nothing_but_stale_groups(config):
+    """That draw is no step, and no step may follow it: the groups of the next one may all be waiting."""
+
+    async def scenario() -> None:
+        run = LocalRun(config())
+        trainer, waiting = run.trainer, asyncio.Event()
+        requests = [run.run.admit() for _ in range(PROMPTS + 1)]
+        for request in requests:
+            trainer.tokens.started("rollout-0", request.group_id)
+        trainer._held = {request.group_id for request in requests[:-1]}
+        results = iter([InsertResult.FULL, InsertResult.ACCEPTED])
+
+        async def insert(scored, version):
+            waiting.set()
+            return next(results)
+
+        async def draw(version):
+            return None, Drawn(group_ids=(), stale_ids=(0,), held_groups=1, held_bytes=0)
+
+        run.run.insert, run.run.draw = insert, draw
+        inserting = asyncio.create_task(trainer._insert(Scored(request=requests[-1], batch=None, verdicts=[], encode_s=0.0)))
+        await waiting.wait()
+        drawing = asyncio.create_task(trainer._next_batch())
+        async with asyncio.timeout(PROMPT_S):
+            await inserting
+        drawing.cancel()
+        assert trainer._held == {1, PROMPTS}
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("groups", [0.5, 1.5])
@@ -652,6 +839,21 @@ def test_no_schedule_breaks_an_invariant_or_stops_the_run(config, tmp_path, lag)
 
 def test_tiny_model_is_a_model_like_any_other(tiny_model):
     assert resolve_model(tiny_model) == tiny_model
+
+
+def test_snapshots_that_fail_now_and_then_end_no_run(config, monkeypatch):
+    """One in two, more often in all than `supervision.max_failures` in a row would be allowed."""
+    commit, commits = CheckpointManager.commit, count(1)
+
+    def flaky(manager, step, files, meta):
+        if "snapshots" in manager.uri and next(commits) % 2:
+            raise CheckpointError("a moment's trouble")
+        commit(manager, step, files, meta)
+
+    monkeypatch.setattr(CheckpointManager, "commit", flaky)
+    run = LocalRun(config(steps=7, checkpoint={"every": 100, "learner_every": 1}, supervision={"max_failures": 2, "backoff_s": 0.0}))
+    assert run.train() == 7
+    assert run.warnings == ["a moment's trouble"] * 4
 
 
 def test_a_lost_learner_comes_back_from_its_newest_snapshot_and_trains_only_the_steps_since(config, tmp_path):

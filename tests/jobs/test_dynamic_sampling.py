@@ -88,6 +88,8 @@ def test_a_task_without_any_contrast_goes_on_and_costs_so_many_batches_a_step(st
     run = start(judge=SameJudge(), max_policy_lag=0, steps=3, dynamic_sampling={"enabled": True, "max_batches": 3})
     assert run.train() == 3
     assert check_books(run) >= 2 * 3 * PROMPTS
+    (replay,) = run.parts["replay"]
+    assert len(replay._buffer.state_dict()["seen_ranges"]) <= 3, "a filtered group leaves no gap once the older ones are done with"
     assert [metrics["groups/filtered"] for _, metrics in run.reports] == [2 * PROMPTS * step for step in (1, 2, 3)]
     assert all(metrics["groups/without_signal"] == 1 for _, metrics in run.reports)
 

@@ -18,8 +18,11 @@ class GatedEncoder:
 
     def __init__(self) -> None:
         self.may_answer = asyncio.Event()
+        self.is_ready = asyncio.Event()
+        self.is_ready.set()
 
-    def ready(self) -> int:
+    async def ready(self) -> int:
+        await self.is_ready.wait()
         return 1
 
     async def encode(self, batch: str) -> tuple[str, float]:
@@ -33,11 +36,14 @@ class Pool:
     def __init__(self, size: int) -> None:
         self.encoders: dict[str, GatedEncoder] = {}
         self.killed: list[str] = []
+        self.never_ready: set[int] = set()
         self.pool = EncoderPool(self._make, size)
 
     def _make(self, number: int) -> Supervised:
         name = f"encoder-{number}"
         self.encoders[name] = GatedEncoder()
+        if number in self.never_ready:
+            self.encoders[name].is_ready.clear()
         handle = LocalHandle(self.encoders[name], name)
         kill = handle.kill
         handle.kill = lambda: (self.killed.append(name), kill())  # type: ignore[method-assign]
@@ -81,5 +87,17 @@ def test_an_encoder_that_takes_too_long_to_leave_is_named_and_ended_with_its_las
         assert pool.killed == ["encoder-1"]
         await pool.pool.resize(2, timeout_s=BOUND_S)
         assert list(pool.encoders) == ["encoder-0", "encoder-1", "encoder-2"]
+
+    asyncio.run(main())
+
+
+def test_new_encoders_are_ended_where_one_of_them_is_not_ready_in_time():
+    async def main() -> None:
+        pool = Pool(1)
+        pool.never_ready = {2}
+        with pytest.raises(Deadline, match="encoder-2"):
+            await pool.pool.resize(3, timeout_s=0.05)
+        assert len(pool.pool) == 1
+        assert pool.killed == ["encoder-1", "encoder-2"]
 
     asyncio.run(main())

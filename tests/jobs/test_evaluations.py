@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from buffers.records import GroupRequest
-from jobs.handles import ActorDied
+from jobs.handles import ActorDied, LocalHandle
+from jobs.run import VerifierFailure
 from tests.jobs.components_fixture import LocalRun, assert_same_state, small_config
 
 pytestmark = pytest.mark.whole
@@ -92,12 +93,43 @@ def test_an_evaluation_changes_nothing_of_what_is_learnt(start, tmp_path):
     assert_same_state(run.state(tmp_path / "a"), without.state(tmp_path / "b"))
 
 
-def test_a_lost_worker_costs_its_evaluation_only_and_is_told(start):
-    evaluation = SampledEvaluation(lambda: run, error=ActorDied("the evaluation process died while the run waited for samples"))
-    run = start(steps=3, evaluation=evaluation)
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorDied("the evaluation process died while the run waited for samples"),
+        OSError(28, "No space left on device"),
+        VerifierFailure("60 of 100 responses could not be scored"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_an_evaluation_fails_for_costs_the_evaluation_only_and_is_told(start, error):
+    run = start(steps=3, evaluation=SampledEvaluation(lambda: run, error=error))
     assert run.train() == 3
-    assert run.warnings == ["the evaluation of step 2 is left out: the evaluation process died while the run waited for samples"]
+    assert run.warnings == [f"the evaluation of step 2 is left out: {error}"]
     assert not run.evaluated
+
+
+def test_the_last_evaluation_may_take_longer_than_the_run_may_stand_still(start):
+    class SlowEvaluation(SampledEvaluation):
+        async def run(self, step, workers, verifier):
+            await asyncio.sleep(1.3)
+            return {"eval/pass@1": 1.0}
+
+    run = start(steps=2, evaluation=SlowEvaluation(lambda: run))
+    run.trainer._stuck_after_s = 1.0
+    assert run.train() == 2
+    assert run.evaluated == [(2, {"eval/pass@1": 1.0})]
+
+
+def test_an_evaluation_whose_worker_gets_no_resources_is_left_out_and_told(start, monkeypatch):
+    async def never(handle):
+        if handle.name == "evaluation":
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(LocalHandle, "placed", never)
+    run = start(steps=2, evaluation=SampledEvaluation(lambda: run), wait_timeout_s=1.0)
+    assert run.train() == 2
+    assert run.warnings == ["the evaluation of step 2 is left out: waited over 1 s for the resources of evaluation"]
 
 
 def test_a_bug_in_an_evaluation_ends_the_run(start):

@@ -16,6 +16,7 @@ from jobs.failures import first_error
 from jobs.handles import ActorDied, DataLost, Deadline, LocalHandle
 from jobs.rollouts import DATA, LOST, TIMEOUT, Rollouts
 from jobs.run import PublicationFailed, Run
+from jobs.watchdog import Waits
 from learners.weight_check import WeightsRefused
 from tests.actors.coroutines import run
 
@@ -28,6 +29,8 @@ class Published:
 
     version: int
     refused_by: str | None = None
+    is_gone: bool = False
+    """With the node that held them."""
 
 
 class ScriptedWorker:
@@ -42,6 +45,7 @@ class ScriptedWorker:
         self.ends: dict[int, asyncio.Future[tuple[Any, int]]] = {}
         self.times_given: Counter[int] = Counter()
         self.moved = asyncio.Condition()
+        self.may_load = scene.may_load
         self.closed = False
 
     async def start(self) -> str:
@@ -80,10 +84,12 @@ class ScriptedWorker:
         return f"progress of {self.name} at {self.sampled_tokens}", beat
 
     async def update(self, weights: "Published") -> WeightUpdate:
-        await self.scene.may_load.wait()
+        await self.may_load.wait()
         if self.scene.load_error is not None:
             raise self.scene.load_error
         self.scene.offered.append((self.name, weights.version))
+        if weights.is_gone:
+            raise DataLost("data that update needs was lost")
         if weights.refused_by == self.name or weights.refused_by == "all":
             raise WeightsRefused(f"version {weights.version}: tensor t is not as it was published")
         self.version = weights.version
@@ -94,6 +100,7 @@ class ScriptedWorker:
             self.ends[group_id].set_result((f"rows of {group_id} by {self.name}", 2))
 
     async def close(self) -> None:
+        await self.scene.may_close.wait()
         self.closed = True
 
     # ---- what a test does to it ----
@@ -129,9 +136,10 @@ class Scene:
         )
         self.workers: dict[str, ScriptedWorker] = {}
         self.handles: dict[str, LocalHandle] = {}
-        self.may_start, self.may_load = asyncio.Event(), asyncio.Event()
-        self.may_start.set()
-        self.may_load.set()
+        self.may_be_placed, self.may_start = asyncio.Event(), asyncio.Event()
+        self.may_load, self.may_close = asyncio.Event(), asyncio.Event()
+        for event in (self.may_be_placed, self.may_start, self.may_load, self.may_close):
+            event.set()
         self.start_error: Exception | None = None
         self.load_error: Exception | None = None
         self.send_away_when_given = False
@@ -143,7 +151,9 @@ class Scene:
         self.learner_publishes: list[Published] = []
         self._changed = asyncio.Condition()
         task = SimpleNamespace(prompt=lambda problem: [])
-        parts = SimpleNamespace(config=config, task=task, factory=self, admission=SimpleNamespace(capacity=100))
+        self.waits = Waits()
+        parts = SimpleNamespace(config=config, task=task, factory=self, admission=SimpleNamespace(capacity=100), waits=self.waits)
+        parts.placed = lambda handle, loop: Run.placed(parts, handle, loop)
         parts.weights = self.weights
         parts.generate = lambda handle, request, resume=None: Run.generate(parts, handle, request, resume)
         self.rollouts = Rollouts(parts, self, desired=workers)
@@ -160,7 +170,12 @@ class Scene:
         name = f"rollout-{number}"
         self.workers[name] = ScriptedWorker(name, self)
         self.handles[name] = LocalHandle(self.workers[name], name)
+        self.handles[name].placed = self._placed  # type: ignore[method-assign]
         return self.handles[name]
+
+    async def _placed(self) -> str | None:
+        await self.may_be_placed.wait()
+        return None
 
     async def weights(self) -> tuple[Published, int]:
         """What the learner hands out, call by call."""
@@ -227,7 +242,7 @@ class Scene:
         self._note_soon()
 
     def refused(self, worker: str, version: int, held: int, error: Exception) -> None:
-        assert "tensor t is not as it was published" in str(error)
+        assert "tensor t is not as it was published" in str(error) or isinstance(error, DataLost)
         self.refusals.append((worker, version, held))
         self._note_soon()
 
@@ -493,6 +508,21 @@ def test_refused_weights_are_published_again_and_the_old_ones_serve_meanwhile():
     run(scenario())
 
 
+def test_weights_that_went_with_a_node_are_published_again_and_cost_no_worker():
+    async def scenario() -> None:
+        async with Scene(workers=2, max_failures=3) as scene:
+            await scene.until_serving(2)
+            scene.learner_publishes = [Published(version=1)]
+            await scene.rollouts.publish(1, Published(version=1, is_gone=True))
+            async with asyncio.timeout(BOUND_S):
+                await scene.rollouts.published(1)
+            assert {worker.version for worker in scene.workers.values()} == {1}
+            assert scene.losses == [] and len(scene.workers) == 2
+            assert not scene.learner_publishes
+
+    run(scenario())
+
+
 def test_a_version_that_is_refused_is_not_live_before_it_is_held():
     async def scenario() -> None:
         async with Scene(workers=2, backoff_s=BOUND_S) as scene:
@@ -663,6 +693,42 @@ def test_a_worker_that_still_starts_can_leave():
             await scene.rollouts.scale(1)
             await scene.until(lambda: scene.state("rollout-1") == "dead")
             assert scene.losses == []
+
+    run(scenario())
+
+
+def test_a_version_does_not_wait_for_a_worker_that_has_left_to_close():
+    async def scenario() -> None:
+        scene = Scene(workers=2)
+        async with scene:
+            await scene.until_serving(2)
+            scene.may_close.clear()
+            scene.workers["rollout-1"].may_load = asyncio.Event()
+            await scene.rollouts.publish(1, Published(version=1))
+            published = asyncio.create_task(scene.rollouts.published(1))
+            await scene.until(lambda: scene.workers["rollout-0"].version == 1)
+            await scene.rollouts.scale(1)
+            async with asyncio.timeout(BOUND_S / 5):
+                await published
+            assert not scene.workers["rollout-1"].closed
+            scene.may_close.set()
+
+    run(scenario())
+
+
+def test_a_worker_that_waits_for_the_cluster_to_grow_is_named_and_the_run_does_not_stand_still():
+    async def scenario() -> None:
+        scene = Scene(workers=1)
+        scene.may_be_placed.clear()
+        async with scene:
+            async with asyncio.timeout(BOUND_S):
+                while not scene.waits.current():
+                    await asyncio.sleep(0)
+            assert [(wait.loop, wait.waiting_for) for wait in scene.waits.current()] == [("start", "the resources of rollout-0")]
+            assert scene.waits.still_s() == 0.0
+            scene.may_be_placed.set()
+            await scene.until_serving(1)
+            assert scene.waits.current() == []
 
     run(scenario())
 

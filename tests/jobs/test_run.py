@@ -18,15 +18,25 @@ def test_rate_above_the_bound_stops_the_run_with_the_numbers_and_the_last_cause(
 def test_rate_at_the_bound_does_not():
     counter = VerdictCounter(max_error_rate=0.1)
     counter.add(verdicts(90, 10))
-    assert (counter.num_verdicts, counter.num_unscored) == (100, 10)
+    assert counter.num_verdicts == 100
 
 
-def test_rate_is_over_the_whole_run():
+def test_rate_is_of_the_newest_so_that_what_breaks_late_is_found_as_soon():
     counter = VerdictCounter(max_error_rate=0.1)
+    for _ in range(100):
+        counter.add(verdicts(1000, 0))
+    counter.add(verdicts(0, 100))
+    with pytest.raises(VerifierFailure, match="101 of 1000"):
+        counter.add(verdicts(0, 1))
+
+
+def test_what_failed_long_ago_does_not_count():
+    counter = VerdictCounter(max_error_rate=0.1)
+    for _ in range(20):
+        counter.add(verdicts(0, 10) + verdicts(90, 0))
     counter.add(verdicts(1000, 0))
     counter.add(verdicts(0, 100))
-    with pytest.raises(VerifierFailure, match="112 of 1112"):
-        counter.add(verdicts(0, 12))
+    assert counter.num_verdicts == 3100
 
 
 def test_too_few_verdicts_are_no_rate():

@@ -7,7 +7,7 @@ import pytest
 from jobs.config import SupervisionConfig
 from jobs.fleet import LossBudget
 from jobs.handles import ActorDied, Deadline, LocalHandle
-from jobs.supervised import Supervised
+from jobs.supervised import CallGivenUp, Supervised
 from tests.actors.coroutines import begin, run
 
 CONFIG = SupervisionConfig(max_failures=3, backoff_s=0.0)
@@ -19,10 +19,13 @@ class Counter:
     def __init__(self) -> None:
         self.total = 0
         self.hold: asyncio.Event | None = None
+        self.hangs_at: int | None = None
         self.entered = asyncio.Event()
 
     async def add(self, number: int) -> int:
         self.entered.set()
+        if number == self.hangs_at:
+            await asyncio.Event().wait()
         if self.hold is not None:
             await self.hold.wait()
         self.total += number
@@ -60,8 +63,8 @@ class Scene:
             handle.kill()
         await handle.call("add", self.durable, timeout_s=5, waiting_for="what was durable")
 
-    async def add(self, number: int, *, timeout_s: float = 5) -> int:
-        total: int = await self.supervised.call("add", number, timeout_s=timeout_s, waiting_for="the sum")
+    async def add(self, number: int, *, timeout_s: float = 5, max_tries: int | None = None) -> int:
+        total: int = await self.supervised.call("add", number, timeout_s=timeout_s, waiting_for="the sum", max_tries=max_tries)
         return total
 
 
@@ -123,6 +126,26 @@ def test_too_many_losses_in_a_row_raise_the_last_one():
         with pytest.raises(ActorDied, match="what was durable"):
             await scene.add(1)
         assert len(scene.losses) == CONFIG.max_failures + 1
+
+    run(scenario())
+
+
+def test_a_call_that_costs_too_many_processes_is_given_up_and_leaves_one_that_works():
+    async def scenario() -> None:
+        scene = Scene()
+        create = scene._create
+
+        def create_one_that_hangs_when_asked_for_7() -> LocalHandle:
+            handle = create()
+            scene.made[-1].hangs_at = 7
+            return handle
+
+        scene.supervised._create = create_one_that_hangs_when_asked_for_7
+        scene.made[0].hangs_at = 7
+        with pytest.raises(CallGivenUp, match=r"2 times a process was lost with the sum; the last time: counter\.add took over"):
+            await scene.add(7, timeout_s=0.02, max_tries=2)
+        assert await scene.add(1) == 1
+        assert len(scene.made) == 3
 
     run(scenario())
 

@@ -183,3 +183,15 @@ def test_the_time_to_judge_by_can_be_given(waits: Waits, clock: Clock) -> None:
         assert [overdue.waited_s for overdue in waits.overdue(clock.now + 50)] == [50.0]
         assert waits.overdue(clock.now + 99) == []
         assert len(waits.overdue(clock.now + 100)) == 1
+
+
+def test_what_ends_by_itself_is_no_standstill_which_counts_from_its_end(waits: Waits, clock: Clock) -> None:
+    clock.pass_(3)
+    assert waits.still_s() == 3
+    with waits.ending():
+        with waits.ending():
+            clock.pass_(5)
+        clock.pass_(5)
+        assert waits.still_s() == 0
+    clock.pass_(2)
+    assert waits.still_s() == 2
