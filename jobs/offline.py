@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import fs
@@ -116,9 +117,9 @@ class OfflineRun:
     def train(self, recorded: OfflineStep) -> None:
         """Raises ConfigError where the batch would be trained on uncorrected, which the configuration does not accept."""
         step, version = recorded.step, recorded.step - 1
-        self._refuse_uncorrected(recorded.batch, step)
+        batch, bonus_metrics = none_newer(recorded.batch, version), dict[str, float]()
+        self._refuse_uncorrected(batch, step)
         self._events.write(EventKind.BATCH, step=step, group_ids=list(recorded.group_ids))
-        batch, bonus_metrics = recorded.batch, dict[str, float]()
         if self._bonus is not None:
             torch.set_num_threads(1)  # as in the run, where each has a process of its own: sums depend on it
             batch, bonus_metrics = self._bonus.score(batch, version)
@@ -175,6 +176,15 @@ def undecided(batch: pa.RecordBatch) -> pa.RecordBatch:
         at = batch.schema.get_field_index(name)
         batch = batch.set_column(at, ROLLOUT_SCHEMA.field(at), pa.nulls(batch.num_rows, ROLLOUT_SCHEMA.field(at).type))
     return batch
+
+
+def none_newer(batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
+    """`batch`, its tokens of versions after `version` counted as of that one: versions are those of whoever sampled, and in batches of
+    another size their steps come sooner than here."""
+    at = batch.schema.get_field_index("version_values")
+    values, offsets = list_column_arrays(batch, "version_values")
+    column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.minimum(values, version)))
+    return batch.set_column(at, ROLLOUT_SCHEMA.field(at), column)
 
 
 def require_other_directory(option: str, source: Path, config: RunConfig) -> None:

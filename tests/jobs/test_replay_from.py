@@ -80,11 +80,25 @@ def test_neither_an_event_log_nor_the_run_directory_around_them_is_needed(config
     assert (tmp_path / "again" / EVENTS).exists() and (tmp_path / "again" / "policy" / "config.json").exists()
 
 
-def test_batches_may_have_another_size_and_what_fills_none_is_counted(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
-    trained = replay_from(config("again", prompts_per_step=4, steps=9), directory_of(recorded))
-    assert trained == Trained(steps=1, groups_left=STEPS * PROMPTS - 4)
-    rows = RolloutLog(fs.LocalFileSystem(), str(tmp_path / "again" / "rollouts")).read()
-    assert len(rows) == 4 * RESPONSES
+@pytest.mark.parametrize("form", ["a run", "plain rows"])
+@pytest.mark.parametrize("bonus", [True, False])
+def test_batches_of_another_size_count_no_token_as_newer_than_their_own_policy(
+    config: MakeConfig, recorded: LocalRun, tmp_path: Path, form: str, bonus: bool
+) -> None:
+    """Three groups a step: the last ones were sampled for the third step, and the second one has them."""
+    source = directory_of(recorded) if form == "a run" else write_jsonl(tmp_path / "rows.jsonl", plain_rows(recorded))
+    trained = replay_from(config("again", prompts_per_step=3, steps=9, bonus={"enabled": bonus}), source)
+    assert trained == Trained(steps=2, groups_left=0)
+    rows = RolloutLog(fs.LocalFileSystem(), str(tmp_path / "again" / "rollouts")).read().to_pylist()
+    assert len(rows) == 2 * 3 * RESPONSES
+    for row in rows:
+        assert max(row["version_values"]) <= row["step"] - 1
+    for record in read_metrics(tmp_path / "again" / "metrics.jsonl"):
+        assert 0 <= record["policy/lag_mean"] <= record["policy/lag_max"]
+
+
+def test_groups_that_fill_no_batch_are_counted(config: MakeConfig, recorded: LocalRun) -> None:
+    assert replay_from(config("again", prompts_per_step=4, steps=9), directory_of(recorded)) == Trained(steps=1, groups_left=2)
 
 
 def test_another_loss_trains_on_the_same_rollouts(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
