@@ -30,7 +30,7 @@ from pyarrow import fs
 from actors.bonus import BonusScorer
 from actors.learner import Learner
 from actors.replay import trained_rows
-from buffers.records import StepReport
+from buffers.records import GroupOutcome, StepReport
 from buffers.rollout_log import RolloutLog
 from buffers.schema import ROLLOUT_SCHEMA, list_column_arrays
 from jobs.advice import MismatchAdvice
@@ -81,11 +81,12 @@ class OfflineRun:
     """The learner, the bonus, and what they leave behind in a directory that has no run in it yet."""
 
     def __init__(self, config: RunConfig, report: Report = no_report) -> None:
-        """Raises ConfigError where the model or the directory cannot be used."""
+        """Raises ConfigError where the model, the device or the directory cannot be used."""
+        device = _device(config)
         try:
             model = resolve_model(config.model)
             if config.learner.compile:
-                require_compiler(torch.device("cpu"))
+                require_compiler(torch.device(device))
             if config.learner.lora.enabled:
                 check_lora(model, config.learner.lora)
         except (ModelError, CompilerMissing, LoraError) as error:
@@ -100,7 +101,7 @@ class OfflineRun:
                 raise ConfigError(f"run_dir {self._run.path} has a run in it already: choose another with --set run_dir=...")
             size = config.responses_per_prompt
             self._bonus = BonusScorer(bonus=config.bonus, group_size=size, seed=config.seed) if config.bonus.enabled else None
-            self.learner = Learner(model, config.learner, temperature=config.sampling.temperature, group_size=size)
+            self.learner = Learner(model, config.learner, temperature=config.sampling.temperature, group_size=size, device=device)
             self._rows = RolloutLog(fs.LocalFileSystem(), str(self._run.rollouts))
             self._metrics = MetricsWriter(self._run.metrics, self._run.tensorboard)
             opened.callback(self._metrics.close)
@@ -157,6 +158,17 @@ class OfflineRun:
         staging.replace(self._run.policy)
 
 
+def _device(config: RunConfig) -> str:
+    """Where the learner of a run is. Raises ConfigError for a GPU that is not here: in its place nothing would come out bit for bit."""
+    if not config.learner.num_gpus:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"learner.num_gpus = {config.learner.num_gpus:g}, but there is no GPU here: --set learner.num_gpus=0 trains on the CPU"
+        )
+    return "cuda"
+
+
 def check_fits(config: RunConfig, batch: pa.RecordBatch, num_groups: int) -> None:
     """Raises ConfigError where saved groups have another size than the configuration's, or features of another."""
     responses = batch.num_rows // num_groups
@@ -185,6 +197,14 @@ def none_newer(batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
     values, offsets = list_column_arrays(batch, "version_values")
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.minimum(values, version)))
     return batch.set_column(at, ROLLOUT_SCHEMA.field(at), column)
+
+
+def read_step(log: RolloutLog, step: int, source: str) -> pa.RecordBatch:
+    """What `step` was trained on. Raises ConfigError, which names `source` and the step, for rows that cannot be read."""
+    try:
+        return log.batch(step, GroupOutcome.TRAINED)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{source}: the rows of step {step} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def require_other_directory(option: str, source: Path, config: RunConfig) -> None:
