@@ -104,7 +104,7 @@ def _failure(run: RunDirectory, error: Exception) -> str:
 
 
 def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
-    """Raises ConfigError for a `checkpoint.storage` that cannot be read or is another run's."""
+    """Raises ConfigError for a `checkpoint.storage` that cannot be read or written, or is another run's."""
     if storage is None:
         return
     try:
@@ -112,8 +112,14 @@ def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
         owner = run.run_id if latest is None else run.checkpoints.meta(latest).get("run_id", run.run_id)
     except CheckpointError as error:
         raise ConfigError(f"checkpoint.storage = {storage!r}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"checkpoint.storage = {storage!r} cannot be read ({reason(error)}): choose another place") from None
     if owner != run.run_id:
         raise ConfigError(f"checkpoint.storage = {storage!r} holds the checkpoints of run '{owner}': give this run an address of its own")
+    try:
+        run.checkpoints.require_writable()
+    except CheckpointError as error:
+        raise ConfigError(f"checkpoint.storage = {storage!r}: {error}") from None
 
 
 def _start_step(run: RunDirectory, resume: str) -> int:
@@ -195,13 +201,21 @@ class _Session:
         )
         try:
             await run.ready()
-            self._events = EventLog(directory.events, resume_step=start_step, max_bytes=config.logs.events_max_mib << 20)
+            self._events = self._open_events(start_step)
             return await self._train_prepared(run, start_step)
         finally:
             await run.close()
             if self._events is not None:
                 with suppress(OSError):
                     self._events.close()
+
+    def _open_events(self, start_step: int) -> EventLog:
+        """Raises ConfigError where an earlier start's cannot be read."""
+        path = self._directory.events
+        try:
+            return EventLog(path, resume_step=start_step, max_bytes=self._config.logs.events_max_mib << 20)
+        except ValueError as error:
+            raise ConfigError(f"{error}: move {path} away to go on without the events before") from None
 
     async def _train_prepared(self, run: Run, start_step: int) -> int:
         config, directory = self._config, self._directory
