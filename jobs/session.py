@@ -19,12 +19,12 @@ from jobs.controller import Controller
 from jobs.environment import prepare_environment
 from jobs.evaluator import EvaluatorSettings
 from jobs.events import EventKind, EventLog
-from jobs.failures import details, reason
+from jobs.failures import details, first_error, reason
 from jobs.metrics import MetricsWriter
 from jobs.run import Run, make_admission
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from jobs.summary import summary_lines
-from jobs.synchronous import SynchronousTrainer
+from jobs.synchronous import SynchronousTrainer, watch
 from jobs.training_evaluation import TrainingEvaluation
 from learners.checkpoint import CheckpointError
 from learners.lora import LoraError, check_lora
@@ -244,7 +244,14 @@ class _Session:
         if self._synchronous:
             trainer = SynchronousTrainer(run, evaluation=self._evaluation)
             self._stop_on_signal(trainer)
-            return await trainer.run(start_step)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    watching = group.create_task(watch(trainer, self.control, self._directory.path, self._console.warn))
+                    step = await trainer.run(start_step)
+                    watching.cancel()
+            except BaseExceptionGroup as errors:
+                raise first_error(errors) from None
+            return step
         assert self._writer is not None
         evaluated = self._writer.evaluated
         controller = Controller(run, workers=self.control.desired.rollout, evaluation=self._evaluation, evaluated=evaluated)
