@@ -173,6 +173,7 @@ class RunConfig(BaseModel):
                 f'rollout.dtype = "{self.rollout.dtype}" and learner.dtype = "{self.learner.dtype}": an engine must hold the '
                 f"learner's weights bit for bit, so make both {' or '.join(sorted(dtypes))}"
             )
+        self._check_gpus_of_weight_transfer()
         if self.rollout.max_sequences < self.responses_per_prompt:
             raise ValueError(
                 f"rollout.max_sequences = {self.rollout.max_sequences} is less than responses_per_prompt = {self.responses_per_prompt}: "
@@ -202,6 +203,23 @@ class RunConfig(BaseModel):
         return self.prompts_per_step * self.responses_per_prompt
 
     @property
+    def _check_gpus_of_weight_transfer(self) -> None:
+        transfer = self.rollout.weight_transfer
+        if transfer == "object_store":
+            return
+        if self.learner.num_gpus == 0:
+            raise ValueError(
+                f'rollout.weight_transfer = "{transfer}" sends weights from the learner\'s GPU, but learner.num_gpus = 0: raise that, or '
+                'set rollout.weight_transfer to "object_store"'
+            )
+        engines = self.rollout.workers + (self.evaluation.every > 0)
+        if transfer == "ipc" and (asked := self.learner.num_gpus + engines * self.rollout.num_gpus) > 1:
+            raise ValueError(
+                'rollout.weight_transfer = "ipc" needs learner and engines on one GPU, but learner.num_gpus = '
+                f"{self.learner.num_gpus:g} and {engines} engine(s) of rollout.num_gpus = {self.rollout.num_gpus:g} (that of evaluations "
+                f'included) make {asked:g}: lower them, or set it to "nccl"'
+            )
+
     def encodes_alone(self) -> bool:
         """Whether no group is encoded in the company of others: a feature's last bits depend on it, and at S = 0 a run is to be the
         synchronous one, bit for bit."""
