@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from learners.precision import Dtype
 
-STRICT = ConfigDict(extra="forbid", frozen=True)
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 WeightTransfer = Literal["object_store", "nccl", "ipc"]
 """How the learner's weights get into an engine: `actors.weight_transfer`."""
@@ -64,8 +64,9 @@ class RolloutConfig(BaseModel):
     """GPUs a worker reserves."""
     weight_transfer: WeightTransfer = "object_store"
     """How the learner's weights get into the engines. object_store: through host memory, once to a node. nccl: from the learner's GPU to
-    the engine's. ipc: the engine reads the memory of the GPU that it shares with the learner. The last two need engine = "vllm-async",
-    GPUs for both sides, and on the learner's room for its last max_policy_lag + 1 versions; they have not been run on a GPU yet."""
+    the engine's. ipc: the engine reads the memory of the GPU that it shares with the learner, so the shares of all make 1 at most. The last
+    two need engine = "vllm-async", GPUs for both sides, and on the learner's room for its last max_policy_lag + 1 versions, and for one
+    more with evaluation.every; they have not been run on a GPU yet."""
     start_timeout_s: float = Field(300.0, gt=0)
     """A worker that is not ready by then is replaced; the run ends, with a message that names it, where none ever was."""
     progress_tokens: int = Field(32, ge=1)

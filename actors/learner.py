@@ -27,10 +27,13 @@ class Learner(PolicyLearner, Checkpointed):
     learner.train_log(directory, last_step)             # and the steps since; then it is the lost one, bit for bit
     """
 
-    def __init__(self, *args: Any, weight_transfer: WeightTransfer = "object_store", kept_versions: int = 1, **options: Any) -> None:
-        """`kept_versions`: see `actors.weight_transfer`; the rest as `PolicyLearner`."""
+    def __init__(
+        self, *args: Any, weight_transfer: WeightTransfer = "object_store", kept_versions: int = 1, kept_every: int = 0, **options: Any
+    ) -> None:
+        """`kept_versions` and `kept_every`: see `actors.weight_transfer`; the rest as `PolicyLearner`."""
         super().__init__(*args, **options)
-        self._publisher = make_publisher(weight_transfer if self.is_first else "object_store", kept_versions=kept_versions)
+        transfer: WeightTransfer = weight_transfer if self.is_first else "object_store"
+        self._publisher = make_publisher(transfer, kept_versions=kept_versions, kept_every=kept_every)
 
     def ready(self) -> int:
         """Returns the version once the model is loaded. Raises TransferUnavailable where weights cannot be handed over as configured, and

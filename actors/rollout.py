@@ -166,7 +166,7 @@ class RolloutWorker:
         group = self._enter(request, resume)
         try:
             if self._isolated:
-                seconds = await self._respond_alone(group, prompt_ids)
+                seconds = await self._respond_alone(request, group, prompt_ids)
             else:
                 seconds = await asyncio.gather(*(self._respond(group, response, prompt_ids) for response in group.responses))
         except BaseException:  # cancelled, or one of them refused
@@ -321,11 +321,12 @@ class RolloutWorker:
         self._news.note()
         return time.monotonic() - started
 
-    async def _respond_alone(self, group: _Group, prompt_ids: list[int]) -> list[float]:
-        """All responses of the group, with nothing else in the engine."""
+    async def _respond_alone(self, request: GroupRequest, group: _Group, prompt_ids: list[int]) -> list[float]:
+        """All responses of the group, with nothing else in the engine. The place tells groups of one problem and version apart, where there
+        are few problems: it is the same after a resume."""
         started = time.monotonic()
         requests = [SampleRequest(key=response.key, prompt_ids=prompt_ids) for response in group.responses]
-        seed = zlib.crc32(f"{self._seed}/{group_seed(requests[0].key)}".encode())
+        seed = zlib.crc32(f"{self._seed}/{group_seed(requests[0].key)}/{request.place}".encode())
         samples = await self._serving().sample_batch(requests, seed=seed)
         for response, sample in zip(group.responses, samples, strict=True):
             response.sample, response.is_running = sample, False

@@ -4,7 +4,8 @@ vllm is imported inside functions only. What was learnt the hard way, and where 
 
 - A tied head is packed separately on CPU and a reload leaves the old copy serving: `actors.vllm_worker`.
 - Log-probs must be those after temperature: `logprobs_mode="processed_logprobs"`.
-- A prefix cached under older weights must not be seen by a request admitted under newer ones: the version is its salt.
+- A prefix cached under older weights must not be seen by a request admitted under newer ones: the version is its salt. `AsyncVllmEngine`
+  therefore hands over no request while weights are replaced: it would have the salt of the old ones and be computed with the new ones.
 - Per-request seeds with chunked prefill kill the CPU engine: none are passed. `reset` seeds the worker's own generator instead.
 - The hidden states an engine samples from are seen by wrapping the model's `compute_logits`: `actors.vllm_worker`.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from actors.config import RolloutConfig, SamplingConfig
@@ -35,6 +38,8 @@ from learners.weights import HEAD, WeightSnapshot, first_mismatch
 QUIET_LOGGERS = ("vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
 
 SHARED_MEMORY = Path("/dev/shm")
+WEIGHTS_PREFIX = "repexp-weights-"
+"""Of directories in shared memory, followed by the id of the process whose engine is being loaded."""
 
 POOLING_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """Which rows of the logits are sampled is read from the state of model runner V1, the only one on CPU."""
@@ -190,8 +195,13 @@ class AsyncVllmEngine:
         self._sampled = TokenCounter()
         self._receiver = DeviceReceiver(lambda method, arguments: self._engine.collective_rpc(method, kwargs=arguments))
         self._version = 0
+        self._is_replacing = False
+        self._load_error: BaseException | None = None  # after which it samples nothing any more
+        self._held: dict[str, asyncio.Future[bool]] = {}  # requests that wait until weights are replaced
+        self._hold_timeout_s = config.group_timeout_s
         self._idle_s = 0.0
         self._idle_since: float | None = time.monotonic()
+        remove_orphaned_weights(SHARED_MEMORY)
 
     async def sample(self, key: str, prompt_ids: Sequence[int], sampled: Sample | None = None) -> Sample:
         return await self._sample(SampleRequest(key=key, prompt_ids=prompt_ids, sampled=sampled))
@@ -209,11 +219,13 @@ class AsyncVllmEngine:
         key = request.key
         if key in self._partial:
             raise RuntimeError(f"request {key} runs already")
-        prompt, params = _prompt(request, self._version), _sampling_params(self._sampling, request)
         partial = self._partial[key] = PartialSample.after(request.sampled)
         self._note_busy()
         reason, taken = FinishReason.ABORTED, {}
         try:
+            if not await self._may_begin(key):
+                return partial.finish(reason)
+            prompt, params = _prompt(request, self._version), _sampling_params(self._sampling, request)
             with self._noting_failures():
                 if self._pools_states is None:
                     self._pools_states = True
@@ -231,8 +243,32 @@ class AsyncVllmEngine:
             self._note_idle()
         return partial.finish(reason, _state_mean(taken, key))
 
+    async def _may_begin(self, key: str) -> bool:
+        """Wait until weights are replaced, if they are; False where the request was aborted meanwhile. Raises EngineError where that
+        failed or takes too long."""
+        while self._is_replacing:
+            held = self._held[key] = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(self._hold_timeout_s):
+                    if not await held:
+                        return False
+            except TimeoutError:
+                raise EngineError(f"request {key} has waited {self._hold_timeout_s:g} s for the engine to take new weights") from None
+            finally:
+                del self._held[key]
+        if self._load_error is not None:
+            raise EngineError(f"the engine samples no more: {self._load_error}") from self._load_error
+        return True
+
+    def _release(self, keys: Sequence[str], *, is_wanted: bool) -> None:
+        for key in keys:
+            if not self._held[key].done():
+                self._held[key].set_result(is_wanted)
+
     async def abort(self, keys: Sequence[str]) -> None:
-        await self._engine.abort([key for key in keys if key in self._partial])
+        held = [key for key in keys if key in self._held]
+        self._release(held, is_wanted=False)
+        await self._engine.abort([key for key in keys if key in self._partial and key not in held])
 
     async def partials(self, keys: Sequence[str]) -> Progress:
         """Of the outputs that have come from the engine core."""
@@ -269,7 +305,8 @@ class AsyncVllmEngine:
         if isinstance(weights, DeviceWeights):
             await self._receiver.ask(weights)
             return await self._replace(weights, self._receiver.take)
-        with tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None) as directory:
+        place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+        with tempfile.TemporaryDirectory(prefix=f"{WEIGHTS_PREFIX}{os.getpid()}-", dir=place) as directory:
             path = Path(directory) / "weights"
             try:
                 await asyncio.to_thread(weights.save, path)
@@ -280,17 +317,25 @@ class AsyncVllmEngine:
     async def _replace(self, weights: Weights, take: Callable[[], Awaitable[Any]]) -> float:
         """Pause keeping the requests, take the weights, prove them, go on. After a failure it stays paused."""
         started = time.monotonic()
-        with self._noting_failures():
-            await self._engine.pause_generation(mode="keep", clear_cache=False)
-            try:
-                await take()
-                found = await self._engine.collective_rpc("held_weights", args=_to_be_held(weights))
-            except Exception as error:  # half loaded: what it would sample is of no version, so it must not go on
-                self._require_alive()
-                raise EngineError(f"loading version {weights.version} failed: {error!r}") from error
-            _require_match(weights, found)
-            self._version = weights.version
-            await self._engine.resume_generation()
+        self._is_replacing = True
+        try:
+            with self._noting_failures():
+                await self._engine.pause_generation(mode="keep", clear_cache=False)
+                try:
+                    await take()
+                    found = await self._engine.collective_rpc("held_weights", args=_to_be_held(weights))
+                except Exception as error:  # half loaded: what it would sample is of no version, so it must not go on
+                    self._require_alive()
+                    raise EngineError(f"loading version {weights.version} failed: {error!r}") from error
+                _require_match(weights, found)
+                self._version = weights.version
+                await self._engine.resume_generation()
+        except BaseException as error:
+            self._load_error = error
+            raise
+        finally:
+            self._is_replacing = False
+            self._release(list(self._held), is_wanted=True)
         return time.monotonic() - started
 
     def take_idle_s(self) -> float:
@@ -313,6 +358,14 @@ class AsyncVllmEngine:
     def _note_idle(self) -> None:
         if not self._partial:
             self._idle_since = time.monotonic()
+
+
+def remove_orphaned_weights(place: Path) -> None:
+    """Delete what engines left in shared memory whose process was killed in a load: named after its id, and ours."""
+    for directory in place.glob(f"{WEIGHTS_PREFIX}*-*"):
+        owner = directory.name.removeprefix(WEIGHTS_PREFIX).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)) and directory.stat().st_uid == os.getuid():
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _partials(partial: Mapping[str, PartialSample], keys: Sequence[str]) -> dict[str, Sample]:

@@ -24,14 +24,17 @@ passes them on to its engine.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
+import struct
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +47,10 @@ from learners.weights import HEAD, TensorSpec, WeightSnapshot, fingerprint
 
 STAGING_BYTES = 256 << 20
 """Of each of the two buffers, on both sides, that vLLM's NCCL engine packs tensors into."""
+AUTHENTICATION_TIMEOUT_S = 20
+"""Who has connected and is silent for so long while the learner waits for its proof is let go."""
+ACCEPT_RETRY_S = 0.1
+"""After an error of the listening socket, out of open files say."""
 ENGINE_CALLS = frozenset(("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"))
 """What the learner's side may have an engine do."""
 
@@ -132,14 +139,24 @@ class Trainer(Protocol):
 class DevicePublisher:
     """Copies on the learner's GPU, sent by vLLM's engines to whoever asks."""
 
-    def __init__(self, transfer: WeightTransfer, make_trainer: Callable[[Any, Any], Trainer], *, host: str, kept_versions: int) -> None:
-        """`make_trainer(client, source)` opens the way to the worker behind `client`. Workers reach this process at `host`."""
+    def __init__(
+        self,
+        transfer: WeightTransfer,
+        make_trainer: Callable[[Any, Any], Trainer],
+        *,
+        host: str,
+        kept_versions: int,
+        kept_every: int = 0,
+    ) -> None:
+        """`make_trainer(client, source)` opens the way to the worker behind `client`. Workers reach this process at `host`. The newest
+        `kept_versions` are kept, and the newest multiple of `kept_every` (0: none), which somebody may take longer to ask for."""
         self._transfer = transfer
         self._make_trainer = make_trainer
         self._kept_versions = kept_versions
+        self._kept_every = kept_every
         self._copies: dict[int, dict[str, Tensor]] = {}
         self._key = secrets.token_bytes(32)
-        self._listener = Listener((host, 0), authkey=self._key)
+        self._listener = Listener((host, 0))
         self._is_closing = False
         self._accepting = threading.Thread(target=self._accept, name="weights", daemon=True)
         self._accepting.start()
@@ -159,15 +176,17 @@ class DevicePublisher:
             torch.cuda.current_stream().synchronize()  # other threads send them, on streams of their own
         digests = fingerprint(copies if tied_to is None else {**copies, HEAD: copies[tied_to]}, version=policy.version)
         self._copies[policy.version] = copies
+        evaluated = [version for version in self._copies if self._kept_every and version % self._kept_every == 0]
         for version in sorted(self._copies)[: -self._kept_versions]:
-            del self._copies[version]  # whoever sends it at the moment still has it
+            if version != max(evaluated, default=None):
+                del self._copies[version]  # whoever sends it at the moment still has it
         index = tuple(TensorSpec(name=name, dtype=_name(copy.dtype), shape=tuple(copy.shape), offset=0) for name, copy in copies.items())
         return DeviceWeights(version=policy.version, index=index, fingerprint=digests, address=self._listener.address, key=self._key)
 
     def close(self) -> None:
         """Nobody is answered any more; what is being sent still is."""
         self._is_closing = True
-        Client(self._listener.address, authkey=self._key).close()  # wakes it
+        socket.create_connection(self._listener.address).close()  # wakes it
         self._accepting.join()
 
     def _accept(self) -> None:
@@ -175,7 +194,8 @@ class DevicePublisher:
             while not self._is_closing:
                 try:
                     connection = self._listener.accept()
-                except (AuthenticationError, ConnectionError, EOFError):  # somebody else's
+                except OSError:  # of whoever connected, or of this process, which may be mended
+                    time.sleep(ACCEPT_RETRY_S)
                     continue
                 threading.Thread(target=self._serve, args=(connection,), name="weights", daemon=True).start()
 
@@ -184,7 +204,8 @@ class DevicePublisher:
         source = _Source()
         trainer: Trainer | None = None
         try:
-            with connection, suppress(EOFError, OSError):
+            with connection, suppress(EOFError, OSError, AuthenticationError):
+                self._authenticate(connection)
                 while True:
                     version = connection.recv()
                     try:
@@ -200,11 +221,24 @@ class DevicePublisher:
             if trainer is not None:
                 trainer.shutdown()
 
+    def _authenticate(self, connection: Connection) -> None:
+        """Raises AuthenticationError, OSError or EOFError for somebody else's connection, OSError for one that says nothing."""
+        _set_read_timeout(connection, AUTHENTICATION_TIMEOUT_S)
+        deliver_challenge(connection, self._key)
+        answer_challenge(connection, self._key)
+        _set_read_timeout(connection, 0)
+
     def _kept(self, version: int) -> dict[str, Tensor]:
         copies = self._copies.get(version)
         if copies is None:
             raise LookupError(f"the learner keeps versions {sorted(self._copies)} only")
         return copies
+
+
+def _set_read_timeout(connection: Connection, seconds: int) -> None:
+    """A read then raises BlockingIOError when nothing has come for so long; 0: never."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,15 +287,20 @@ class _ClientOf:
             raise RuntimeError(f"the engine could not {method}: {failure}")
 
 
-def make_publisher(transfer: WeightTransfer, *, kept_versions: int = 1) -> WeightPublisher:
-    """The way that `rollout.weight_transfer` names. `kept_versions`: how many may be on their way into engines at a time."""
+def make_publisher(transfer: WeightTransfer, *, kept_versions: int = 1, kept_every: int = 0) -> WeightPublisher:
+    """The way that `rollout.weight_transfer` names. `kept_versions`: how many may be on their way into engines at a time; `kept_every`: see
+    `DevicePublisher`."""
     if transfer == "object_store":
         return ObjectStorePublisher()
     import ray
 
     host = ray.util.get_node_ip_address()
     return DevicePublisher(
-        transfer, lambda client, source: vllm_trainer(transfer, client, source, host=host), host=host, kept_versions=kept_versions
+        transfer,
+        lambda client, source: vllm_trainer(transfer, client, source, host=host),
+        host=host,
+        kept_versions=kept_versions,
+        kept_every=kept_every,
     )
 
 

@@ -14,7 +14,7 @@ Gate = Literal["always", "group_has_correct", "group_not_all_correct", "group_mi
 class BonusConfig(BaseModel):
     """What the encoder actor computes for each response besides its reward (`bonus.scoring.score_step`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     enabled: bool = True
     """False: no encoder is started and the reward is the extrinsic one alone. Read where the system is wired, not by `score_step`."""
@@ -85,7 +85,7 @@ class BonusConfig(BaseModel):
 class SelectionConfig(BaseModel):
     """In which order the candidates of a pool are verified (`bonus.orders`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     dim: Annotated[int, Field(ge=1)] = 512
     """D, the size of projected features. The authors select with 512."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 class ReplayConfig(BaseModel):
     """How much replay may hold, and whether what leaves it is written down."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     max_bytes: PositiveInt = 1 << 30
     """Byte cap of the rows held. A group that would exceed it is refused as FULL and its producer waits, so a cap below

@@ -20,6 +20,10 @@ from buffers.id_ranges import IdRanges
 from buffers.schema import ROLLOUT_SCHEMA, check_schema, concat_groups, conform, group_ids, oldest_version, validate_groups
 
 
+class ReplayTooSmall(ValueError):
+    """What a checkpoint has held does not fit; the message names the key."""
+
+
 class InsertResult(StrEnum):
     """What became of an insert. Only ACCEPTED changes the rows held."""
 
@@ -191,7 +195,7 @@ class ReplayBuffer:
         )
 
     def load_state_dict(self, state: ReplayState) -> None:
-        """Replace all that is held. Raises ValueError if the rows do not fit this buffer's settings."""
+        """Replace all that is held. Raises ValueError if the rows do not fit this buffer's settings: ReplayTooSmall if there is no room."""
         check_schema(state["rows"].schema)
         rows = conform(state["rows"])
         held = {}
@@ -201,7 +205,7 @@ class ReplayBuffer:
             held[int(group_ids(group)[0])] = _hold(group)
         nbytes = sum(group.nbytes for group in held.values())
         if nbytes > self._max_bytes:
-            raise ValueError(f"the saved replay takes {nbytes} bytes, more than max_bytes = {self._max_bytes}")
+            raise ReplayTooSmall(f"the saved groups take {nbytes} bytes, but replay.max_bytes = {self._max_bytes}: raise it")
         self._held = held
         self._seen = IdRanges((start, stop) for start, stop in state["seen_ranges"])
         self._counters = ReplayCounters(**state["counters"])

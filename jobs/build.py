@@ -175,6 +175,7 @@ class RayFactory:
             reuse_snapshot_buffer=True,
             weight_transfer=config.rollout.weight_transfer,
             kept_versions=config.max_policy_lag + 1,
+            kept_every=config.evaluation.every,
             num_gpus=config.learner.num_gpus,
         )
 

@@ -39,7 +39,7 @@ class ConfigError(ValueError):
 class SupervisionConfig(BaseModel):
     """When a part of the run counts as lost, and how often it is replaced."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     heartbeat_s: float = Field(5.0, gt=0)
     """A rollout worker says at least this often how far it is."""
@@ -63,7 +63,7 @@ class SupervisionConfig(BaseModel):
 class DynamicSamplingConfig(BaseModel):
     """Groups that there is nothing to learn from make room for others (DAPO, arXiv:2503.14476, section 3.2)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     enabled: bool = False
     """true: a group whose scored rewards are all equal is not trained on; the next problem takes its slot. It is counted, and its rows go
@@ -76,7 +76,7 @@ class DynamicSamplingConfig(BaseModel):
 class AutoscaleConfig(BaseModel):
     """Who decides how many rollout workers there are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     policy: Literal["off", "queue"] = "off"
     """off: `rollout.workers`, until `jobs.scale` says otherwise. queue: one more while the learner waits for groups, one less while the
@@ -98,7 +98,7 @@ class AutoscaleConfig(BaseModel):
 class LogsConfig(BaseModel):
     """What the logs of a run may take on disk; of the rollout log `replay.log_max_mib` says so. The newest half of it is always kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     events_max_mib: int = Field(1024, ge=1)
     """events.jsonl and events.older.jsonl, about 2 KiB a group. `--replay-events` needs all events from the first."""
@@ -109,7 +109,7 @@ class LogsConfig(BaseModel):
 class RunConfig(BaseModel):
     """Everything a run is made of."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     run_dir: str = "runs/default"
     """Where checkpoints, rollouts and metrics go. One run, one directory."""
@@ -162,12 +162,18 @@ class RunConfig(BaseModel):
                 f"learner.mini_batches = {self.learner.mini_batches} exceeds prompts_per_step = {self.prompts_per_step}: "
                 "a mini-batch needs at least one group"
             )
+        if self.deterministic and self.rollout.engine == "vllm-async":
+            raise ValueError(
+                'deterministic = true contradicts rollout.engine = "vllm-async": requests reach its process one by one, so its samples '
+                'depend on timing; set the engine to "vllm", or deterministic to false'
+            )
         if self.rollout.weight_transfer != "object_store" and (self.rollout.engine != "vllm-async" or self.rollout.num_gpus == 0):
             raise ValueError(
                 f'rollout.weight_transfer = "{self.rollout.weight_transfer}" takes weights from GPU to GPU: it needs rollout.engine = '
                 f'"vllm-async" and rollout.num_gpus above 0, here "{self.rollout.engine}" and {self.rollout.num_gpus:g}; or set it to '
                 '"object_store"'
             )
+        self._check_gpus_of_weight_transfer()
         if len(dtypes := {self.rollout.dtype, self.learner.dtype} - {"auto"}) > 1:
             raise ValueError(
                 f'rollout.dtype = "{self.rollout.dtype}" and learner.dtype = "{self.learner.dtype}": an engine must hold the '
@@ -196,6 +202,23 @@ class RunConfig(BaseModel):
         if self.learner.advantage.beta > 0 and self.learner.advantage.alpha == 0 and not self.bonus.enabled:
             raise ValueError("learner.advantage.alpha = 0 and bonus.enabled = false leave no signal to learn from")
         return self
+
+    def _check_gpus_of_weight_transfer(self) -> None:
+        transfer = self.rollout.weight_transfer
+        if transfer == "object_store":
+            return
+        if self.learner.num_gpus == 0:
+            raise ValueError(
+                f'rollout.weight_transfer = "{transfer}" sends weights from the learner\'s GPU, but learner.num_gpus = 0: raise that, or '
+                'set rollout.weight_transfer to "object_store"'
+            )
+        engines = self.rollout.workers + (self.evaluation.every > 0)
+        if transfer == "ipc" and (asked := self.learner.num_gpus + engines * self.rollout.num_gpus) > 1:
+            raise ValueError(
+                'rollout.weight_transfer = "ipc" needs learner and engines on one GPU, but learner.num_gpus = '
+                f"{self.learner.num_gpus:g} and {engines} engine(s) of rollout.num_gpus = {self.rollout.num_gpus:g} (that of evaluations "
+                f'included) make {asked:g}: lower them, or set it to "nccl"'
+            )
 
     @property
     def responses_per_step(self) -> int:

@@ -11,7 +11,7 @@ from actors.config import RolloutConfig, SamplingConfig, ScorerConfig, VerifierC
 from jobs.majority import MAX_RESPONSES
 from tasks.config import PATH_KEYS, TaskConfig
 
-STRICT = ConfigDict(extra="forbid", frozen=True)
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class EvaluationConfig(BaseModel):

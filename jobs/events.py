@@ -173,13 +173,18 @@ def read_events(path: Path) -> Iterator[Event]:
 
 
 def batches(events: Iterable[Event]) -> dict[int, list[int]]:
-    """Group ids by step, in the order in which they were trained on. Where a step was begun several times, the last time counts."""
+    """Group ids by step, in the order in which they were trained on. Where a step was begun several times, the last time counts.
+
+    Raises ValueError for a batch without them.
+    """
     by_step: dict[int, list[int]] = {}
     for event in events:
         if event.kind is EventKind.RESUMED:
             by_step = {step: ids for step, ids in by_step.items() if step <= event.step}
         elif event.kind is EventKind.BATCH:
-            by_step[event.step] = list(event.fields["group_ids"])
+            if not isinstance(ids := event.fields.get("group_ids"), list):
+                raise ValueError(f"event {event.seq}, the batch of step {event.step}, has no group_ids")
+            by_step[event.step] = ids
     return by_step
 
 

@@ -10,7 +10,7 @@ from actors.config import EncoderConfig, NovelSamplingConfig, RolloutConfig, Sam
 from bonus.config import SelectionConfig
 from tasks.config import PATH_KEYS, TaskConfig
 
-STRICT = ConfigDict(extra="forbid", frozen=True)
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ExploreConfig(BaseModel):

@@ -19,6 +19,7 @@ from actors.engine import EngineError, WeightMismatch
 from actors.rollout import DataError
 from actors.verifier import ResizeError, VerifierPoolError
 from actors.weight_transfer import TransferUnavailable
+from buffers.replay import ReplayTooSmall
 from buffers.rollout_log import RolloutLogError
 from jobs.handles import ActorDied, DataLost, Deadline
 from jobs.run import PublicationFailed, VerifierFailure
@@ -31,7 +32,7 @@ from tasks.base import TaskError
 
 NAMED_FAILURES = (
     *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError),
-    *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, ModelUnsupported, CallGivenUp),
+    *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, ModelUnsupported, CallGivenUp, ReplayTooSmall),
 )
 """Their messages say all there is to say; anything else is shown with its traceback."""
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import fs
@@ -29,7 +30,7 @@ from pyarrow import fs
 from actors.bonus import BonusScorer
 from actors.learner import Learner
 from actors.replay import trained_rows
-from buffers.records import StepReport
+from buffers.records import GroupOutcome, StepReport
 from buffers.rollout_log import RolloutLog
 from buffers.schema import ROLLOUT_SCHEMA, list_column_arrays
 from jobs.advice import MismatchAdvice
@@ -82,11 +83,12 @@ class OfflineRun:
     """The learner, the bonus, and what they leave behind in a directory that has no run in it yet."""
 
     def __init__(self, config: RunConfig, report: Report = no_report) -> None:
-        """Raises ConfigError where the model or the directory cannot be used."""
+        """Raises ConfigError where the model, the device or the directory cannot be used."""
+        device = _device(config)
         try:
             model = resolve_model(config.model)
             if config.learner.compile:
-                require_compiler(torch.device("cpu"))
+                require_compiler(torch.device(device))
             if config.learner.lora.enabled:
                 check_lora(model, config.learner.lora)
             check_supported(model, longest=config.sampling.max_tokens)
@@ -102,7 +104,7 @@ class OfflineRun:
                 raise ConfigError(f"run_dir {self._run.path} has a run in it already: choose another with --set run_dir=...")
             size = config.responses_per_prompt
             self._bonus = BonusScorer(bonus=config.bonus, group_size=size, seed=config.seed) if config.bonus.enabled else None
-            self.learner = Learner(model, config.learner, temperature=config.sampling.temperature, group_size=size)
+            self.learner = Learner(model, config.learner, temperature=config.sampling.temperature, group_size=size, device=device)
             self._rows = RolloutLog(fs.LocalFileSystem(), str(self._run.rollouts))
             self._metrics = MetricsWriter(self._run.metrics, self._run.tensorboard)
             opened.callback(self._metrics.close)
@@ -119,9 +121,9 @@ class OfflineRun:
     def train(self, recorded: OfflineStep) -> None:
         """Raises ConfigError where the batch would be trained on uncorrected, which the configuration does not accept."""
         step, version = recorded.step, recorded.step - 1
-        self._refuse_uncorrected(recorded.batch, step)
+        batch, bonus_metrics = none_newer(recorded.batch, version), dict[str, float]()
+        self._refuse_uncorrected(batch, step)
         self._events.write(EventKind.BATCH, step=step, group_ids=list(recorded.group_ids))
-        batch, bonus_metrics = recorded.batch, dict[str, float]()
         if self._bonus is not None:
             torch.set_num_threads(1)  # as in the run, where each has a process of its own: sums depend on it
             batch, bonus_metrics = self._bonus.score(batch, version)
@@ -159,6 +161,17 @@ class OfflineRun:
         staging.replace(self._run.policy)
 
 
+def _device(config: RunConfig) -> str:
+    """Where the learner of a run is. Raises ConfigError for a GPU that is not here: in its place nothing would come out bit for bit."""
+    if not config.learner.num_gpus:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"learner.num_gpus = {config.learner.num_gpus:g}, but there is no GPU here: --set learner.num_gpus=0 trains on the CPU"
+        )
+    return "cuda"
+
+
 def check_fits(config: RunConfig, batch: pa.RecordBatch, num_groups: int) -> None:
     """Raises ConfigError where saved groups have another size than the configuration's, or features of another."""
     responses = batch.num_rows // num_groups
@@ -178,6 +191,23 @@ def undecided(batch: pa.RecordBatch) -> pa.RecordBatch:
         at = batch.schema.get_field_index(name)
         batch = batch.set_column(at, ROLLOUT_SCHEMA.field(at), pa.nulls(batch.num_rows, ROLLOUT_SCHEMA.field(at).type))
     return batch
+
+
+def none_newer(batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
+    """`batch`, its tokens of versions after `version` counted as of that one: versions are those of whoever sampled, and in batches of
+    another size their steps come sooner than here."""
+    at = batch.schema.get_field_index("version_values")
+    values, offsets = list_column_arrays(batch, "version_values")
+    column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.minimum(values, version)))
+    return batch.set_column(at, ROLLOUT_SCHEMA.field(at), column)
+
+
+def read_step(log: RolloutLog, step: int, source: str) -> pa.RecordBatch:
+    """What `step` was trained on. Raises ConfigError, which names `source` and the step, for rows that cannot be read."""
+    try:
+        return log.batch(step, GroupOutcome.TRAINED)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{source}: the rows of step {step} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def require_other_directory(option: str, source: Path, config: RunConfig) -> None:

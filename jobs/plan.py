@@ -40,6 +40,8 @@ class Plan:
     processes: dict[str, int]
     memory_gib: float | None
     disk_gib: float | None
+    checkpoint_gib: float | None
+    """What of `disk_gib` goes to `checkpoint.storage`, where that is set."""
     log_gib: float
     remark: str | None = None
 
@@ -71,6 +73,7 @@ def make_plan(config: RunConfig) -> Plan:
     if config.evaluation.every:
         processes["evaluation worker"] = 1
     processes["verifier process"] = config.verifier.num_workers
+    parameters = _num_parameters(config.model)
     return Plan(
         prompts_per_step=config.prompts_per_step,
         responses_per_step=config.responses_per_step,
@@ -81,7 +84,8 @@ def make_plan(config: RunConfig) -> Plan:
         max_groups_in_flight=(config.max_policy_lag + 1) * config.prompts_per_step,
         processes=processes,
         memory_gib=_memory_gib(config),
-        disk_gib=_disk_gib(config),
+        disk_gib=None if parameters is None else _checkpoint_gib(config, parameters) + _own_disk_gib(config, parameters),
+        checkpoint_gib=None if parameters is None else _checkpoint_gib(config, parameters),
         log_gib=(config.replay.log_rollouts * config.replay.log_max_mib + config.logs.events_max_mib + config.logs.metrics_max_mib) / 1024,
         remark=_remark(config),
     )
@@ -189,23 +193,28 @@ def evaluate_lines(config: EvaluateConfig, models: Sequence[str], base: str | No
     ]
 
 
-def _disk_gib(config: RunConfig) -> float | None:
-    """Policy, float32 masters and two moments, for every checkpoint and learner's snapshot kept and one of each being written; the final
-    policy, and of a learner of adapters hardly more than that."""
-    parameters = _num_parameters(config.model)
-    if parameters is None:
-        return None
-    weight_bytes = bytes_of(config.learner.dtype, config.learner.num_gpus)
+def _checkpoint_gib(config: RunConfig, parameters: int) -> float:
+    """Every checkpoint kept and one that is being written; of a learner of adapters hardly anything."""
     if config.learner.lora.enabled:
-        return parameters * weight_bytes / 2**30
+        return 0.0
     checkpoint = config.checkpoint
     kept = checkpoint.keep + 1
     if checkpoint.keep_every:
         common = math.lcm(checkpoint.keep_every, checkpoint.every)  # steps that are a multiple of both are kept for good
         kept += max(0, config.steps // common - checkpoint.keep)  # the newest are counted already
-    if checkpoint.learner_every:
-        kept += 2
-    return parameters * ((weight_bytes + 3 * 4) * kept + weight_bytes) / 2**30
+    return kept * _state_gib(config, parameters)
+
+
+def _own_disk_gib(config: RunConfig, parameters: int) -> float:
+    """What the run directory always has: a learner's snapshot, one that is being written, and the final policy."""
+    snapshots = 2 if config.checkpoint.learner_every and not config.learner.lora.enabled else 0
+    policy = parameters * bytes_of(config.learner.dtype, config.learner.num_gpus) / 2**30
+    return snapshots * _state_gib(config, parameters) + policy
+
+
+def _state_gib(config: RunConfig, parameters: int) -> float:
+    """Policy, float32 masters and two moments."""
+    return parameters * (bytes_of(config.learner.dtype, config.learner.num_gpus) + 3 * 4) / 2**30
 
 
 def bytes_of(dtype: Dtype, num_gpus: float = 0) -> int:
@@ -221,7 +230,9 @@ def _num_parameters(model: str) -> int | None:
 
 
 def available_memory_gib() -> float:
-    """Memory that can be had without swapping, in GiB."""
+    """Memory that can be had without swapping, in GiB. Without bound on a cluster (RAY_ADDRESS): its processes need not be here."""
+    if os.environ.get("RAY_ADDRESS"):
+        return math.inf
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) / 2**20
@@ -237,14 +248,32 @@ def require_memory(plan: Plan, available_gib: float) -> None:
         )
 
 
-def require_disk(plan: Plan, run_dir: str) -> None:
-    """Raises ConfigError when the file system of `run_dir` has too little room for the checkpoints of a new run."""
-    place = Path(run_dir).absolute()
-    while not place.exists():
-        place = place.parent
+def require_disk(plan: Plan, run_dir: str, storage: str | None = None) -> None:
+    """Raises ConfigError when the file system of `run_dir` has too little room for what a new run writes there: with `storage` on another
+    one, all but the checkpoints."""
+    if plan.disk_gib is None or plan.checkpoint_gib is None:
+        return
+    place = _nearest(Path(run_dir))
     free_gib = shutil.disk_usage(place).free / 2**30
-    if plan.disk_gib is not None and plan.disk_gib > free_gib and not (Path(run_dir) / "checkpoints").exists():
+    needed_gib = plan.disk_gib if _is_on(place, storage) else plan.disk_gib - plan.checkpoint_gib
+    if needed_gib > free_gib and not any((Path(run_dir) / name).exists() for name in ("checkpoints", "snapshots")):
         raise ConfigError(
-            f"this run writes about {plan.disk_gib:.1f} GiB of checkpoints and {place} has {free_gib:.1f} GiB free: make room, choose "
+            f"this run writes about {needed_gib:.1f} GiB of checkpoints and {place} has {free_gib:.1f} GiB free: make room, choose "
             "another place with --set run_dir=..., or lower checkpoint.keep"
         )
+
+
+def _is_on(place: Path, storage: str | None) -> bool:
+    """Whether checkpoints go to the file system of `place`."""
+    if storage is None:
+        return True
+    local = storage.removeprefix("file://")
+    return "://" not in local and _nearest(Path(local)).stat().st_dev == place.stat().st_dev
+
+
+def _nearest(path: Path) -> Path:
+    """The innermost directory of `path` that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -15,13 +15,22 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog
 from buffers.schema import concat_groups, group_ids, split_groups
 from jobs.config import ConfigError, RunConfig
 from jobs.console import RunConsole
 from jobs.events import EVENTS, batches, read_events
-from jobs.offline import OfflineRun, OfflineStep, Report, check_fits, no_report, report_to, require_other_directory, undecided
+from jobs.offline import (
+    OfflineRun,
+    OfflineStep,
+    Report,
+    check_fits,
+    no_report,
+    read_step,
+    report_to,
+    require_other_directory,
+    undecided,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +102,7 @@ class Record:
 
     def _step(self, step: int) -> OfflineStep:
         ids = self._batches[step]
-        groups = {int(group_ids(group)[0]): group for group in split_groups(self._log.batch(step, GroupOutcome.TRAINED))}
+        groups = {int(group_ids(group)[0]): group for group in split_groups(read_step(self._log, step, f"--replay-events {self._source}"))}
         if groups.keys() != set(ids):
             different = sorted(groups.keys() ^ set(ids))
             raise ConfigError(f"--replay-events {self._source}: step {step}: groups {different} are in one of batch and rollout log only")

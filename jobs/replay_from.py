@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from actors.replay import with_rewards
-from actors.verifier import VerifierPool
+from actors.verifier import VerifierPool, VerifierPoolError
 from buffers.records import Problem, Verdict
 from buffers.schema import concat_groups, from_record_batch, group_ids
 from jobs.config import ConfigError, RunConfig
@@ -27,6 +27,7 @@ from jobs.offline import OfflineRun, OfflineStep, Report, check_fits, no_report,
 from jobs.run import VerdictCounter, VerifierFailure
 from jobs.saved_rows import SavedRows, require_known_tokens, vocabulary_of
 from learners.models import ModelError, resolve_model
+from tasks.mixture import names_in
 from tasks.registry import make_task
 
 Judge = Callable[[Problem, pa.RecordBatch], Sequence[Verdict]]
@@ -48,12 +49,12 @@ def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int
     name = Path(config.run_dir).name
     with RunConsole(f"repexp {name}, rollouts of {source}", config.steps) as console, ExitStack() as opened:
         judge = None
-        if rescore:
-            _require_verifier(config)
-            judge = opened.enter_context(VerifierPool(config.task, config.verifier)).verify_batch
         try:
+            if rescore:
+                _require_verifier(config)
+                judge = opened.enter_context(VerifierPool(config.task, config.verifier)).verify_batch
             trained = replay_from(config, Path(source), judge=judge, report=report_to(console))
-        except VerifierFailure as error:
+        except (VerifierFailure, VerifierPoolError) as error:
             console.failed("", f"error: the run failed: {error}")
             return 1
         console.finish(name, [*summary_of(trained, source), f"final policy    {config.run_dir}/policy  (a Hugging Face directory)"])
@@ -99,6 +100,7 @@ class Rescorer:
 
     def __init__(self, config: RunConfig, judge: Judge) -> None:
         self._config = config
+        self._known = names_in(make_task(config.task))
         self._judge = judge
         self.counter = VerdictCounter(max_error_rate=config.verifier.max_error_rate)
         self.num_changed = 0
@@ -107,9 +109,10 @@ class Rescorer:
         """Raises ConfigError where the group is of another task."""
         (stored,) = from_record_batch(group)
         problem = stored.request.problem
-        if problem.task != self._config.task.name:
+        if problem.task not in self._known:
+            parts = f" of {', '.join(self._known)}" if self._config.task.name == "mixture" else ""
             raise ConfigError(
-                f"--rescore: problem {problem.problem_id} is of task {problem.task}, but task.name = {self._config.task.name}"
+                f"--rescore: problem {problem.problem_id} is of task {problem.task}, but task.name = {self._config.task.name}{parts}"
             )
         verdicts = list(self._judge(problem, group))
         self.counter.add(verdicts)

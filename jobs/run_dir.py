@@ -61,9 +61,11 @@ class RunDirectory(JobDirectory):
 
     @property
     def policy_step(self) -> int | None:
-        """The step whose policy was exported, if any."""
-        file = self.policy / POLICY_STEP
-        return json.loads(file.read_text())["step"] if file.is_file() else None
+        """The step whose policy was exported, if any and if that can be read: else it is exported again."""
+        try:
+            return int(json.loads((self.policy / POLICY_STEP).read_text())["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @property
     def run_id(self) -> str:

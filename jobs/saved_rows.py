@@ -28,10 +28,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from buffers.records import FinishReason, GroupOutcome, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
+from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from buffers.schema import split_groups, to_record_batch, with_features, with_verdicts
 from jobs.config import ConfigError, RunConfig
+from jobs.offline import read_step
 from tasks.base import TaskError
 from tasks.data_files import SUFFIXES, DataFile, Row
 
@@ -67,10 +68,7 @@ class SavedRows:
 
     def _logged(self, log: RolloutLog) -> Iterator[pa.RecordBatch]:
         for step in log.steps():
-            try:
-                batch = log.batch(step, GroupOutcome.TRAINED)
-            except (ValueError, OSError) as error:
-                raise ConfigError(f"--replay-from {self._source}: step {step}: {error}") from None
+            batch = read_step(log, step, f"--replay-from {self._source}")
             yield from split_groups(batch) if batch.num_rows else []
 
     def _plain(self) -> Iterator[pa.RecordBatch]:

@@ -19,12 +19,12 @@ from jobs.controller import Controller
 from jobs.environment import prepare_environment
 from jobs.evaluator import EvaluatorSettings
 from jobs.events import EventKind, EventLog
-from jobs.failures import details, reason
+from jobs.failures import details, first_error, reason
 from jobs.metrics import MetricsWriter
 from jobs.run import Run, make_admission
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from jobs.summary import summary_lines
-from jobs.synchronous import SynchronousTrainer
+from jobs.synchronous import SynchronousTrainer, watch
 from jobs.training_evaluation import TrainingEvaluation
 from learners.checkpoint import CheckpointError
 from learners.forward import check_supported
@@ -106,7 +106,7 @@ def _failure(run: RunDirectory, error: Exception) -> str:
 
 
 def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
-    """Raises ConfigError for a `checkpoint.storage` that cannot be read or is another run's."""
+    """Raises ConfigError for a `checkpoint.storage` that cannot be read or written, or is another run's."""
     if storage is None:
         return
     try:
@@ -114,8 +114,14 @@ def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
         owner = run.run_id if latest is None else run.checkpoints.meta(latest).get("run_id", run.run_id)
     except CheckpointError as error:
         raise ConfigError(f"checkpoint.storage = {storage!r}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"checkpoint.storage = {storage!r} cannot be read ({reason(error)}): choose another place") from None
     if owner != run.run_id:
         raise ConfigError(f"checkpoint.storage = {storage!r} holds the checkpoints of run '{owner}': give this run an address of its own")
+    try:
+        run.checkpoints.require_writable()
+    except CheckpointError as error:
+        raise ConfigError(f"checkpoint.storage = {storage!r}: {error}") from None
 
 
 def _start_step(run: RunDirectory, resume: str) -> int:
@@ -198,13 +204,21 @@ class _Session:
         )
         try:
             await run.ready()
-            self._events = EventLog(directory.events, resume_step=start_step, max_bytes=config.logs.events_max_mib << 20)
+            self._events = self._open_events(start_step)
             return await self._train_prepared(run, start_step)
         finally:
             await run.close()
             if self._events is not None:
                 with suppress(OSError):
                     self._events.close()
+
+    def _open_events(self, start_step: int) -> EventLog:
+        """Raises ConfigError where an earlier start's cannot be read."""
+        path = self._directory.events
+        try:
+            return EventLog(path, resume_step=start_step, max_bytes=self._config.logs.events_max_mib << 20)
+        except ValueError as error:
+            raise ConfigError(f"{error}: move {path} away to go on without the events before") from None
 
     async def _train_prepared(self, run: Run, start_step: int) -> int:
         config, directory = self._config, self._directory
@@ -233,7 +247,14 @@ class _Session:
         if self._synchronous:
             trainer = SynchronousTrainer(run, evaluation=self._evaluation)
             self._stop_on_signal(trainer)
-            return await trainer.run(start_step)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    watching = group.create_task(watch(trainer, self.control, self._directory.path, self._console.warn))
+                    step = await trainer.run(start_step)
+                    watching.cancel()
+            except BaseExceptionGroup as errors:
+                raise first_error(errors) from None
+            return step
         assert self._writer is not None
         evaluated = self._writer.evaluated
         controller = Controller(run, workers=self.control.desired.rollout, evaluation=self._evaluation, evaluated=evaluated)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from buffers.records import WeightUpdate
+import jobs.control
+from buffers.admission import FILTERED
+from buffers.records import GroupRequest, WeightUpdate
 from buffers.replay import InsertResult
 from buffers.tokens import TokenWaste
+from jobs.control import Control
 from jobs.controller import Tally
 from jobs.evaluations import Evaluation
+from jobs.events import EventKind
 from jobs.handles import Handle
 from jobs.run import Run, Sampled, VerdictCounter
+from jobs.run_state import Desired, read_desired
+
+KEEPS_ITS_PROCESSES = "jobs.scale: a run with --synchronous keeps the processes it was started with"
 
 
 class SynchronousTrainer:
@@ -27,6 +37,14 @@ class SynchronousTrainer:
 
     def stop(self) -> None:
         self._stopping = True
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+    @property
+    def step(self) -> int:
+        return self._run.step
 
     async def run(self, start_step: int) -> int:
         """A lost rollout worker ends the run: there is nobody to go on with."""
@@ -46,6 +64,7 @@ class SynchronousTrainer:
                     run.evaluated(run.step, await self._evaluation.run(run.step, self._workers, run.verifier))
                 if run.step % config.checkpoint.every == 0 or run.step == config.steps or self._stopping:
                     await run.save_checkpoint()
+                    run.note(EventKind.CHECKPOINT, step=run.step)
             return run.step
         finally:
             closing = (worker.call("close", timeout_s=20, waiting_for=f"{worker.name} to close") for worker in self._workers)
@@ -53,18 +72,18 @@ class SynchronousTrainer:
 
     async def _train(self) -> None:
         run, tally = self._run, Tally()
-        workers = self._workers
         generate_s = 0.0
-        while (missing := run.config.prompts_per_step - len(run.held)) > 0:  # again for groups that were filtered out
-            requests = [run.admit() for _ in range(missing)]
+        while requests := await self._requests():  # again for groups that were filtered out
             began = time.monotonic()
-            sampled = await asyncio.gather(*(run.generate(workers[i % len(workers)], request) for i, request in enumerate(requests)))
+            sampled = await self._sample(requests)
             generate_s += time.monotonic() - began
             tally.usages += [group.usage for group in sampled]
             for group in sampled:
                 await self._score(group, tally)
         batch, drawn = await run.draw(run.step)
+        run.note(EventKind.BATCH, step=run.step + 1, group_ids=list(drawn.group_ids))
         batch, bonus_metrics = await run.add_bonus(batch, run.step)
+        run.note(EventKind.ABSORBED, step=run.step + 1, groups=len(drawn.group_ids))
         report = await run.learn(batch)
         await run.log(batch, report)
         run.admission.trained(drawn.group_ids, version=report.version)
@@ -74,24 +93,60 @@ class SynchronousTrainer:
         asked = time.monotonic()
         snapshot, version = await run.weights()
         tally.published(asked)
+        run.note(EventKind.TRAINED, step=run.step, version=version)
         tally.updates = await self._load(snapshot)
+        run.note(EventKind.PUBLISHED, version=version, workers=len(self._workers))
         run.observations.live(version)
         run.admission.published(version)
         metrics = {**report.metrics, **bonus_metrics, **tally.metrics(), **run.tokens.metrics(), "time/generate_s": generate_s}
         metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - generate_s - tally.encode_s
         run.report(run.step, metrics)
 
+    async def _requests(self) -> list[GroupRequest]:
+        """What the step still lacks: groups that a restored checkpoint left in flight without their rows, then new ones."""
+        run, held = self._run, set(await self._run.held_ids())
+        requests = [request for request in run.admission.in_flight if request.group_id not in held]
+        while len(held) + len(requests) < run.config.prompts_per_step:
+            request = run.admit()
+            run.note(
+                EventKind.ADMITTED,
+                group_id=request.group_id,
+                problem_id=request.problem.problem_id,
+                attempt=request.attempt,
+                version=request.admitted_version,
+            )
+            requests.append(request)
+        return requests
+
+    async def _sample(self, requests: Sequence[GroupRequest]) -> list[Sampled]:
+        """In their order, by the workers in turn; by each one after the other where groups are isolated."""
+        at_once = 1 if self._run.config.isolates_groups else len(requests)
+        turns = [(worker, asyncio.Semaphore(at_once)) for worker in self._workers]
+
+        async def sample(place: int, request: GroupRequest) -> Sampled:
+            worker, turn = turns[place % len(turns)]
+            async with turn:
+                self._run.note(EventKind.DISPATCHED, group_id=request.group_id, worker=worker.name, tries=1, resumed_tokens=0)
+                return await self._run.generate(worker, request)
+
+        return await asyncio.gather(*(sample(place, request) for place, request in enumerate(requests)))
+
     async def _score(self, group: Sampled, tally: Tally) -> None:
         """From responses to a group in replay, or to one that is filtered out."""
-        run, group_id = self._run, group.request.group_id
-        run.tokens.started(group.usage.worker_id, group_id)
-        run.tokens.finished(group.usage.worker_id, group_id, group.usage.response_tokens)
+        run, group_id, usage = self._run, group.request.group_id, group.usage
+        run.tokens.started(usage.worker_id, group_id)
+        run.tokens.finished(usage.worker_id, group_id, usage.response_tokens)
+        run.note(EventKind.COMPLETED, group_id=group_id, worker=usage.worker_id, tokens=usage.response_tokens, aborted=0)
         scored = await run.verify_and_encode(group)
+        counts = Counter(verdict.status.value for verdict in scored.verdicts)
+        run.note(EventKind.VERDICTS, group_id=group_id, counts=dict(counts))
         run.observations.judged(group_id, group.request.problem, scored.verdicts)
         self._verdicts.add(scored.verdicts)
         tally.add_scored(scored)
         result = await run.insert(scored, run.step)
+        run.note(EventKind.INSERTED, group_id=group_id, result=result.value)
         if result is InsertResult.FILTERED:
+            run.note(EventKind.DROPPED, group_id=group_id, reason=FILTERED)
             run.tokens.dropped(group_id, TokenWaste.FILTERED)
             run.admission.filter(group_id)
             run.observations.filtered(group_id)
@@ -106,3 +161,27 @@ class SynchronousTrainer:
             for worker in self._workers
         )
         return list(await asyncio.gather(*loads))
+
+
+async def watch(trainer: SynchronousTrainer, control: Control, directory: Path, warn: Callable[[str], None]) -> None:
+    """Never returns. Once a second: say in status.json how far the run is, and stop it where that is asked for. The number of its
+    processes stays what it is at the start."""
+    started_with = control.desired
+    told = ""
+    while True:
+        control.enter("stopping" if trainer.is_stopping else "training", step=trainer.step)
+        await asyncio.sleep(jobs.control.TICK_S)
+        try:
+            asked = await asyncio.to_thread(read_desired, directory)
+            news = "" if _same_numbers(asked, started_with) else KEEPS_ITS_PROCESSES
+        except ValueError as error:
+            asked, news = Desired(), str(error)
+        if asked.stop:
+            trainer.stop()
+        if news not in ("", told):
+            warn(news)
+        told = news
+
+
+def _same_numbers(one: Desired, other: Desired) -> bool:
+    return one.model_copy(update={"stop": other.stop}) == other

@@ -89,7 +89,7 @@ def _replay_from(config: RunConfig, source: str, *, rescore: bool) -> int:
 def _train(config: RunConfig, options: argparse.Namespace) -> int:
     plan = make_plan(config)
     require_memory(plan, available_memory_gib())
-    require_disk(plan, config.run_dir)
+    require_disk(plan, config.run_dir, config.checkpoint.storage)
     from jobs.session import run_session  # pulls in Ray: only once the configuration stands
 
     return run_session(config, config_path=options.config, resume=options.resume, synchronous=options.synchronous)

@@ -34,6 +34,7 @@ from pyarrow import fs
 from safetensors import SafetensorError
 
 MANIFEST = "manifest.json"
+PROBE = "can_be_written"
 FORMAT_VERSION = 1
 _STEP_DIRECTORY = re.compile(r"step_(\d{6,})")
 _CHUNK_BYTES = 1 << 22
@@ -99,6 +100,18 @@ class CheckpointManager:
                 stream.write(json.dumps(manifest).encode())
             filesystem.move(path + ".partial", path)
         self._prune(step)
+
+    def require_writable(self) -> None:
+        """Write a small file and remove it. Raises CheckpointError where that cannot be done."""
+        filesystem, root = self._open()
+        probe = posixpath.join(root, PROBE)
+        try:
+            filesystem.create_dir(root, recursive=True)
+            with filesystem.open_output_stream(probe) as stream:
+                stream.write(b"can be written")
+            filesystem.delete_file(probe)
+        except OSError as error:
+            raise CheckpointError(f"{self.uri} cannot be written ({_reason(error)}): choose another place") from None
 
     def truncate(self, after_step: int) -> None:
         """On resume: remove the checkpoints of later steps, complete or not. They are of a history that will not be gone on with."""

@@ -20,7 +20,7 @@ from random import Random
 
 from tasks.base import Message, NeedsWarmUp, Problem, Task, TaskError, Verdict
 
-__all__ = ["Mixture", "Part", "naming_part"]
+__all__ = ["Mixture", "Part", "names_in", "naming_part"]
 
 _KEY = re.compile(r"\btask\.(?=[a-z0-9_]+\.)")
 
@@ -40,6 +40,11 @@ def naming_part(label: str) -> Iterator[None]:
         yield
     except TaskError as error:
         raise TaskError(f"part '{label}': {_KEY.sub(f'task.mixture.parts.{label}.', str(error))}") from None
+
+
+def names_in(task: Task) -> tuple[str, ...]:
+    """What `Problem.task` can be of the problems that `task` knows: of a mixture the labels of its parts."""
+    return tuple(task.parts) if isinstance(task, Mixture) else (task.name,)
 
 
 class Mixture:

@@ -860,6 +860,15 @@ def test_an_isolated_worker_samples_a_group_alike_whatever_it_has_sampled_before
     assert not sampled(other).column("response_ids").equals(alone.column("response_ids"))
 
 
+def test_groups_of_one_problem_and_version_that_are_sampled_alone_differ_by_their_place(tiny_model: str) -> None:
+    """Where there are fewer problems than groups in flight."""
+    worker = make_worker(tiny_model, features={"isolated": True})
+    requests = [replace(request_of(5), group_id=group_id, place=place) for group_id, place in ((5, 0), (9, 1), (11, 0))]
+    batches = in_worker(worker, *(worker.generate(request, MESSAGES) for request in requests))
+    sampled = [batch.column("response_ids") for batch in batches]
+    assert not sampled[0].equals(sampled[1]) and sampled[0].equals(sampled[2])
+
+
 def test_an_isolated_group_that_is_aborted_returns_what_was_sampled_and_leaves_the_engine(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -867,9 +876,9 @@ def test_an_isolated_group_that_is_aborted_returns_what_was_sampled_and_leaves_t
         gate = Gate(monkeypatch, step=4)
         worker = make_worker(tiny_model, features={"isolated": True})
         await worker.start()
-        generating = asyncio.create_task(worker.generate(request_of(5), MESSAGES))
+        generating = asyncio.create_task(worker.generate(request_of(0), MESSAGES))
         await gate.reached()
-        aborting = asyncio.create_task(worker.abort(5))
+        aborting = asyncio.create_task(worker.abort(0))
         gate.open()
         await aborting
         batch, usage = await generating

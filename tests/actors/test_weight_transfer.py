@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -195,6 +196,64 @@ def test_who_has_not_the_key_gets_nothing_and_is_in_nobody_s_way(publisher: Devi
             await stranger.load(replace(weights, key=b"guessed"))
         await engine.load(weights)
         assert engine.holds(1) and stranger.calls == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("says", [b"", b"\x00\x00\x00\x01?", b"\x7f\xff\xff\xff"])
+def test_who_connects_and_proves_nothing_is_in_nobody_s_way_and_let_go(
+    publisher: DevicePublisher, monkeypatch: pytest.MonkeyPatch, says: bytes
+) -> None:
+    monkeypatch.setattr("actors.weight_transfer.AUTHENTICATION_TIMEOUT_S", 1)
+
+    async def main() -> None:
+        policy, engine = Policy(), FakeEngine()
+        weights = published(publisher, policy)
+        with socket.create_connection(weights.address) as stranger:
+            stranger.sendall(says)
+            await engine.load(weights)
+            assert engine.holds(1)
+            stranger.settimeout(WAIT_S)
+            while await asyncio.to_thread(stranger.recv, 1024):
+                pass
+
+    run(main())
+
+
+def test_an_error_of_the_listening_socket_ends_nothing(publisher: DevicePublisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        accept, errors = publisher._listener.accept, [OSError(24, "Too many open files")]
+
+        def failing_once() -> Any:
+            connection = accept()
+            if errors:
+                connection.close()
+                raise errors.pop()
+            return connection
+
+        monkeypatch.setattr(publisher._listener, "accept", failing_once)
+        policy, engine = Policy(), FakeEngine()
+        weights = published(publisher, policy)
+        socket.create_connection(weights.address).close()  # it is waiting in the true one
+        with pytest.raises(WeightsRefused):
+            await engine.load(weights)
+        await engine.load(weights)
+        assert engine.holds(1)
+
+    run(main())
+
+
+def test_the_version_that_is_evaluated_is_kept_until_the_next_one_is(trainers: list[FakeTrainer]) -> None:
+    async def main() -> None:
+        publisher = DevicePublisher("nccl", FakeTrainer, host=HOST, kept_versions=2, kept_every=4)
+        policy, engine = Policy(), FakeEngine()
+        weights = [published(publisher, policy) for _ in range(7)]
+        await engine.load(weights[3])
+        assert engine.holds(4)
+        weights.append(published(publisher, policy))
+        with pytest.raises(WeightsRefused, match=r"^version 4: the learner keeps versions \[7, 8\] only$"):
+            await engine.load(weights[3])
+        publisher.close()
 
     run(main())
 

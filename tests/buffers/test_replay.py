@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from buffers.config import ReplayConfig
-from buffers.replay import InsertResult, ReplayBuffer, ReplayState
+from buffers.replay import InsertResult, ReplayBuffer, ReplayState, ReplayTooSmall
 from buffers.schema import concat_groups, group_ids, split_groups
 
 MakeGroup = Callable[..., pa.RecordBatch]
@@ -215,7 +215,7 @@ def test_saved_rows_of_another_major_version_are_refused(make_group: MakeGroup) 
 def test_a_saved_buffer_larger_than_the_cap_is_refused(make_group: MakeGroup) -> None:
     replay = make_replay()
     replay.insert(make_group(0), version=0)
-    with pytest.raises(ValueError, match="max_bytes = 10"):
+    with pytest.raises(ReplayTooSmall, match=r"^the saved groups take \d+ bytes, but replay\.max_bytes = 10: raise it$"):
         make_replay(10).load_state_dict(replay.state_dict())
 
 

@@ -11,7 +11,19 @@ from unittest.mock import patch
 import pytest
 
 from jobs import train
-from jobs.config import CHANGEABLE_ON_RESUME, LABEL, ConfigError, RunConfig, all_keys, changed_keys, load_config
+from jobs.config import (
+    CHANGEABLE_ON_RESUME,
+    LABEL,
+    ConfigError,
+    RunConfig,
+    _labelled_section,
+    _section,
+    all_keys,
+    changed_keys,
+    load_config,
+)
+from jobs.evaluation_config import EvaluateConfig
+from jobs.explore_config import ExploreConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.toml")
@@ -100,6 +112,8 @@ def test_unknown_key_of_the_file_is_refused_too(refusal, tmp_path):
         ("bonus.gate=sometimes", ["bonus.gate = 'sometimes'", "'group_has_correct'"]),
         ("bonus.ridge=-1", ["bonus.ridge = -1"]),
         ("rollout.engine=sglang", ["rollout.engine = 'sglang'", "'transformers'"]),
+        ("wait_timeout_s=inf", ["wait_timeout_s = inf", "finite"]),
+        ("learner.lr=nan", ["learner.lr = nan", "finite"]),
         ("responses_per_prompt=1", ["responses_per_prompt = 1", "greater than or equal to 2"]),
         ("learner.lr", ["--set 'learner.lr'", "key=value"]),
         ("=3", ["--set '=3'", "key=value"]),
@@ -109,6 +123,20 @@ def test_unknown_key_of_the_file_is_refused_too(refusal, tmp_path):
 def test_wrong_value_is_refused_by_name(refusal, config_file, override, named):
     line = refusal(config_file, "--set", override)
     assert all(part in line for part in named), line
+
+
+@pytest.mark.parametrize("root", [RunConfig, EvaluateConfig, ExploreConfig])
+def test_no_number_of_any_section_may_be_infinite(root):
+    sections = [root]
+    for section in sections:
+        assert section.model_config.get("allow_inf_nan") is False, section
+        for field in section.model_fields.values():
+            found = _section(field.annotation) or _labelled_section(field.annotation)
+            sections += [found] if found is not None and found not in sections else []
+    assert len(sections) > 5
+
+
+GPU_ENGINE = ("rollout.engine=vllm-async", "rollout.num_gpus=0.5")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +154,16 @@ def test_wrong_value_is_refused_by_name(refusal, config_file, override, named):
             ['rollout.weight_transfer = "nccl"', 'rollout.engine = "vllm-async"', 'here "transformers" and 0'],
         ),
         (["rollout.weight_transfer=ipc", "rollout.engine=vllm-async"], ['"ipc"', "rollout.num_gpus above 0", '"object_store"']),
+        (["deterministic=true", "rollout.engine=vllm-async"], ["deterministic = true", '"vllm-async"', 'set the engine to "vllm"']),
+        ([*GPU_ENGINE, "rollout.weight_transfer=nccl"], ['"nccl"', "learner.num_gpus = 0", '"object_store"']),
+        (
+            [*GPU_ENGINE, "rollout.weight_transfer=ipc", "learner.num_gpus=0.5", "rollout.workers=2"],
+            ['"ipc"', "one GPU", "learner.num_gpus = 0.5", "2 engine(s) of rollout.num_gpus = 0.5", "make 1.5"],
+        ),
+        (
+            [*GPU_ENGINE, "rollout.weight_transfer=ipc", "learner.num_gpus=0.5", "evaluation.every=1"],
+            ["2 engine(s) of rollout.num_gpus = 0.5 (that of evaluations included)"],
+        ),
         (["rollout.dtype=float32", "learner.dtype=bfloat16"], ['rollout.dtype = "float32"', 'learner.dtype = "bfloat16"', "bit for bit"]),
         (["learner.ranks=2", "learner.num_gpus=0.5"], ["num_gpus = 0.5", "ranks = 2"]),
         (["task.arithmetic.reverse_min_length=6"], ["reverse_min_length 6", "reverse_max_length 4"]),
@@ -143,7 +181,9 @@ def test_each_side_of_a_contradiction_is_fine_alone(config_file):
         ["bonus.redraw_projection=true"],
         ["bonus.memory=run"],
         ["rollout.max_sequences=8"],
-        ["rollout.weight_transfer=nccl", "rollout.engine=vllm-async", "rollout.num_gpus=0.5"],
+        [*GPU_ENGINE, "rollout.weight_transfer=nccl", "learner.num_gpus=1", "learner.ranks=2"],
+        [*GPU_ENGINE, "rollout.weight_transfer=ipc", "learner.num_gpus=0.5"],
+        ["deterministic=true", "rollout.engine=vllm"],
         ["rollout.dtype=float32", "learner.dtype=float32"],
         ["rollout.dtype=float32"],
         ["bonus.enabled=false"],

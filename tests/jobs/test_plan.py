@@ -1,9 +1,11 @@
 """The plan's numbers, by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from jobs.config import ConfigError, RunConfig
-from jobs.plan import BASE_PROCESS_GIB, DRIVER_GIB, ENGINE_GIB, RAY_GIB, available_memory_gib, make_plan, require_memory
+from jobs.plan import BASE_PROCESS_GIB, DRIVER_GIB, ENGINE_GIB, RAY_GIB, available_memory_gib, make_plan, require_disk, require_memory
 
 
 @pytest.fixture
@@ -121,7 +123,8 @@ def test_quick_start_fits_into_a_laptop(monkeypatch, has_bfloat16, limit_gib):
     assert 4 < plan_of().memory_gib < limit_gib
 
 
-def test_memory_of_this_machine_is_plausible():
+def test_memory_of_this_machine_is_plausible(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert 0.1 < available_memory_gib() < 100_000
 
 
@@ -137,6 +140,32 @@ def test_disk_counts_every_checkpoint_that_will_be_kept(giant, monkeypatch):
     assert disk(keep_every=15) == pytest.approx((3 + 3 - 2) * checkpoint + policy)  # steps 30, 60, 90
     assert disk(keep_every=200) == pytest.approx(3 * checkpoint + policy)
     assert disk(learner_every=2) == pytest.approx(5 * checkpoint + policy)
+
+
+def test_disk_is_required_only_for_what_lies_on_the_run_directory_s_file_system(giant, monkeypatch, tmp_path):
+    """Three checkpoints of 14 GiB, two snapshots of as much, the policy of 2."""
+    monkeypatch.setattr("learners.precision.cpu_has_bfloat16", lambda: True)
+    plan = plan_of(model=giant, checkpoint={"keep": 2, "learner_every": 1})
+    run_dir, free = str(tmp_path / "new" / "run"), [72]
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free[0] * 2**30))
+    for storage in (None, str(tmp_path / "elsewhere"), f"file://{tmp_path}/x", "s3://bucket/run", "/proc/another/file/system"):
+        require_disk(plan, run_dir, storage)
+    free[0] = 71
+    for storage in (None, str(tmp_path / "elsewhere"), f"file://{tmp_path}/x"):
+        with pytest.raises(ConfigError, match=r"about 72\.0 GiB .* 71\.0 GiB free"):
+            require_disk(plan, run_dir, storage)
+    require_disk(plan, run_dir, "s3://bucket/run")
+    require_disk(plan, run_dir, "/proc/another/file/system")
+    free[0] = 29
+    with pytest.raises(ConfigError, match=r"about 30\.0 GiB .* 29\.0 GiB free"):
+        require_disk(plan, run_dir, "s3://bucket/run")
+    (tmp_path / "new" / "run" / "snapshots").mkdir(parents=True)
+    require_disk(plan, run_dir, "s3://bucket/run")
+
+
+def test_memory_of_a_cluster_is_not_this_machine_s(giant, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    require_memory(plan_of(model=giant, rollout={"workers": 1000}), available_memory_gib())
 
 
 def test_plan_says_what_logs_may_take():

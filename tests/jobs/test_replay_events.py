@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jobs.events import EVENTS, EventKind, EventLog, batches, read_events
 from jobs.metrics import read_metrics
 from jobs.offline import undecided
 from jobs.replay_events import Replayed, replay_events, replay_session
+from jobs.replay_from import replay_from
 from jobs.run_dir import RunDirectory
 from learners.checkpoint import CheckpointManager
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, LocalRun, assert_same_state, small_config
@@ -196,6 +198,23 @@ def test_a_batch_whose_groups_are_not_those_of_the_log_is_named(config: MakeConf
     events.close()
     with pytest.raises(ConfigError, match=r"step 1: groups \[\d, 77\] are in one of batch and rollout log only"):
         replay_events(config("again"), tmp_path / "odd")
+
+
+def test_rows_and_events_that_are_damaged_are_named_in_one_line(config: MakeConfig, recorded: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(recorded, tmp_path / "copy"))
+    rows = copy / "rollouts" / "step_000001.parquet"
+    whole = rows.read_bytes()
+    for damaged in (whole[:200], b"", whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2)):
+        rows.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"^--replay-events .*: the rows of step 1 cannot be read: ") as refused:
+            replay_events(config("again"), copy)
+        assert "\n" not in str(refused.value)
+        with pytest.raises(ConfigError, match=r"^--replay-from .*: the rows of step 1 cannot be read: ") as refused:
+            replay_from(config("again"), copy)
+        assert "\n" not in str(refused.value)
+    (copy / EVENTS).write_text('{"seq": 7, "time": 0.0, "step": 1, "event": "batch"}\n')
+    with pytest.raises(ConfigError, match="event 7, the batch of step 1, has no group_ids"):
+        replay_events(config("again"), copy)
 
 
 def test_what_was_decided_at_consumption_is_forgotten_and_nothing_else(recorded: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs, parquet
 
+from actors.verifier import VerifierPoolError
 from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from jobs.config import ConfigError, RunConfig
@@ -80,11 +81,25 @@ def test_neither_an_event_log_nor_the_run_directory_around_them_is_needed(config
     assert (tmp_path / "again" / EVENTS).exists() and (tmp_path / "again" / "policy" / "config.json").exists()
 
 
-def test_batches_may_have_another_size_and_what_fills_none_is_counted(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
-    trained = replay_from(config("again", prompts_per_step=4, steps=9), directory_of(recorded))
-    assert trained == Trained(steps=1, groups_left=STEPS * PROMPTS - 4)
-    rows = RolloutLog(fs.LocalFileSystem(), str(tmp_path / "again" / "rollouts")).read()
-    assert len(rows) == 4 * RESPONSES
+@pytest.mark.parametrize("form", ["a run", "plain rows"])
+@pytest.mark.parametrize("bonus", [True, False])
+def test_batches_of_another_size_count_no_token_as_newer_than_their_own_policy(
+    config: MakeConfig, recorded: LocalRun, tmp_path: Path, form: str, bonus: bool
+) -> None:
+    """Three groups a step: the last ones were sampled for the third step, and the second one has them."""
+    source = directory_of(recorded) if form == "a run" else write_jsonl(tmp_path / "rows.jsonl", plain_rows(recorded))
+    trained = replay_from(config("again", prompts_per_step=3, steps=9, bonus={"enabled": bonus}), source)
+    assert trained == Trained(steps=2, groups_left=0)
+    rows = RolloutLog(fs.LocalFileSystem(), str(tmp_path / "again" / "rollouts")).read().to_pylist()
+    assert len(rows) == 2 * 3 * RESPONSES
+    for row in rows:
+        assert max(row["version_values"]) <= row["step"] - 1
+    for record in read_metrics(tmp_path / "again" / "metrics.jsonl"):
+        assert 0 <= record["policy/lag_mean"] <= record["policy/lag_max"]
+
+
+def test_groups_that_fill_no_batch_are_counted(config: MakeConfig, recorded: LocalRun) -> None:
+    assert replay_from(config("again", prompts_per_step=4, steps=9), directory_of(recorded)) == Trained(steps=1, groups_left=2)
 
 
 def test_another_loss_trains_on_the_same_rollouts(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
@@ -108,6 +123,32 @@ def test_rewards_given_anew_by_another_verifier_are_others_shaping_included(conf
     assert 0 < trained.changed_verdicts < trained.verdicts == STEPS * PROMPTS * RESPONSES
     rows = RolloutLog(fs.LocalFileSystem(), str(tmp_path / "again" / "rollouts")).read()
     assert set(rows["reward"].to_pylist()) == {-0.25} and set(rows["verdict_status"].to_pylist()) == {"malformed"}
+
+
+def test_a_mixture_s_own_rows_are_judged_by_its_parts(config: MakeConfig, tmp_path: Path) -> None:
+    parts = {"arithmetic": {"weight": 1}, "hard": {"name": "arithmetic", "weight": 1}}
+    mixture = {"name": "mixture", "mixture": {"parts": parts}}
+    run = LocalRun(config("mixed", task=mixture))
+    run.train()
+    assert {row["task"] for row in run.logged()} == {"arithmetic", "hard"}
+    judge = CoinJudge().verify_batch
+    assert replay_from(config("again", task=mixture), directory_of(run), judge=judge).verdicts == STEPS * PROMPTS * RESPONSES
+    other = {"name": "mixture", "mixture": {"parts": {"arithmetic": parts["arithmetic"], "easy": parts["hard"]}}}
+    with pytest.raises(ConfigError, match=r"is of task hard, but task\.name = mixture of arithmetic, easy"):
+        replay_from(config("other", task=other), directory_of(run), judge=judge)
+
+
+def test_a_verifier_pool_that_breaks_is_one_line(
+    config: MakeConfig, recorded: LocalRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def __init__(self, *_: Any) -> None:
+            raise VerifierPoolError("none of 1 new verifier workers was ready")
+
+    monkeypatch.setattr("jobs.replay_from.VerifierPool", Broken)
+    assert replay_from_session(config("again"), str(directory_of(recorded)), rescore=True) == 1
+    said = capsys.readouterr()
+    assert "error: the run failed: none of 1 new verifier workers was ready" in said.out + said.err
 
 
 def test_a_verifier_that_fails_ends_the_training(config: MakeConfig, recorded: LocalRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +302,25 @@ def test_layers_that_cannot_be_compiled_here_are_refused(
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"^learner\.compile = true needs a C\+\+ compiler"):
         replay_from(config("again", learner={"compile": True}), directory_of(recorded))
+
+
+def test_trains_on_the_gpu_that_the_configuration_asks_for_or_says_that_there_is_none(
+    config: MakeConfig, recorded: LocalRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made(Exception):
+        pass
+
+    def make(*_: Any, device: str, **__: Any) -> None:
+        raise Made(device)
+
+    monkeypatch.setattr("jobs.offline.Learner", make)
+    for num_gpus, expected in ((0, "cpu"), (0.5, "cuda")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        with pytest.raises(Made, match=f"^{expected}$"):
+            replay_from(config(f"on {expected}", learner={"num_gpus": num_gpus}), directory_of(recorded))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"^learner\.num_gpus = 0\.5, but there is no GPU here: --set learner\.num_gpus=0 trains on"):
+        replay_from(config("none", learner={"num_gpus": 0.5}), directory_of(recorded))
 
 
 def test_old_tokens_are_not_trained_on_uncorrected(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:

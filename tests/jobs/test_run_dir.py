@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from jobs.config import RunConfig
 from jobs.run_dir import POLICY_STEP, RunDirectory
 
@@ -18,6 +20,14 @@ def test_policy_of_an_earlier_end_is_told_apart_from_the_latest(tmp_path: Path):
     assert run.policy_step is None  # written by someone else, or half
     (run.policy / POLICY_STEP).write_text(json.dumps({"step": 40}))
     assert run.policy_step == 40
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"step": null}'])
+def test_a_policy_whose_step_cannot_be_read_counts_as_not_exported(tmp_path: Path, content: str):
+    run = run_directory(tmp_path)
+    run.policy.mkdir(parents=True)
+    (run.policy / POLICY_STEP).write_text(content)
+    assert run.policy_step is None
 
 
 def test_lock_is_free_again_after_the_run(tmp_path: Path):

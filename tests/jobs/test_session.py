@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from buffers.replay import ReplayTooSmall
 from jobs.config import ConfigError, RunConfig
-from jobs.session import run_session
+from jobs.failures import details
+from jobs.run_dir import RunDirectory
+from jobs.session import _Session, run_session
 from learners.checkpoint import CheckpointManager
 
 
@@ -60,6 +65,37 @@ def test_a_model_that_packed_rows_would_compute_wrongly_is_refused_before_ray_is
     config = RunConfig.model_validate({"model": str(model), "run_dir": str(tmp_path / "run")})
     with pytest.raises(ConfigError, match=r'^LlamaForCausalLM takes its position embeddings \("dynamic"\) from the longest sequence'):
         start(config)
+
+
+@pytest.mark.parametrize("place", ["a_file", "a_file/below", "/proc/nobody-writes-here"])
+def test_storage_that_cannot_be_used_is_refused_before_anything_is_started(tmp_path: Path, tiny_model: str, place: str) -> None:
+    (tmp_path / "a_file").write_text("")
+    storage = str(tmp_path / place)
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": storage}})
+    with pytest.raises(ConfigError, match=r"^checkpoint\.storage = .* choose another place$") as refused:
+        start(config)
+    assert "\n" not in str(refused.value) and not (tmp_path / "ours").exists()
+
+
+def test_storage_that_was_tried_is_left_empty(tmp_path: Path, tiny_model: str) -> None:
+    storage = tmp_path / "new" / "storage"
+    CheckpointManager(str(storage), keep=1).require_writable()
+    assert list(storage.iterdir()) == []
+
+
+def test_an_event_log_that_cannot_be_read_is_named_with_the_mend(tmp_path: Path) -> None:
+    config = RunConfig(run_dir=str(tmp_path / "run"))
+    with RunDirectory(config) as directory:
+        console: Any = SimpleNamespace(warn=print)
+        session = _Session(config, "x.toml", directory, None, console, synchronous=False, evaluation=None)  # type: ignore[arg-type]
+        directory.events.write_text("half\nan event\n")
+        with pytest.raises(ConfigError, match=r"events\.jsonl, line 1 is no event: .*: move .*events\.jsonl away to go on") as refused:
+            session._open_events(3)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_replay_too_small_for_what_a_checkpoint_holds_needs_no_traceback() -> None:
+    assert details(ReplayTooSmall("the saved groups take 9 bytes, but replay.max_bytes = 8: raise it")) == ""
 
 
 @pytest.mark.parametrize(
