@@ -82,6 +82,8 @@ def test_a_learner_that_computes_activations_again_trains_alike(tiny_model: str)
 @pytest.mark.long
 def test_compiled_layers_give_the_same_gradient(tiny_model: str, exact_norms: None) -> None:
     """Passes of three lengths, with one compilation of a layer; also with activations that are computed again."""
+    torch._dynamo.reset()  # what other tests had compiled
+    torch._dynamo.utils.counters.clear()
     plain, compiled, both = (load_causal_lm(tiny_model, dtype="float64") for _ in range(3))
     run_layers(compiled, compiled=True)
     run_layers(both, compiled=True, recomputed=True)

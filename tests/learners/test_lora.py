@@ -99,6 +99,8 @@ def test_the_gradient_of_adapters_is_that_of_pefts_own_layers(
 @pytest.mark.long
 def test_compiled_layers_give_adapters_the_same_gradient(tiny_model: str, exact_norms: None) -> None:
     """Also with activations that are computed again."""
+    torch._dynamo.reset()  # what other tests had compiled
+    torch._dynamo.utils.counters.clear()
     gradients = []
     for settings in ({}, {"compile": True}, {"compile": True, "activation_checkpointing": True}):
         learner = lora_learner(tiny_model, dtype="float64", advantage=PLAIN, **settings)
