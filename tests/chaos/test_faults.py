@@ -41,7 +41,9 @@ def undisturbed(tiny_model, tmp_path_factory):
 
 
 def points(who, method, *hows, nths=(1, 3)):
-    return [Fault(who=who, method=method, nth=nth, how=how) for how in hows for nth in nths]
+    """At the last of these calls in every run of the tests, at those before in `make chaos`."""
+    faults = [Fault(who=who, method=method, nth=nth, how=how) for how in hows for nth in nths]
+    return [pytest.param(fault, marks=() if fault.nth == nths[-1] else pytest.mark.long) for fault in faults]
 
 
 LOSSES = [
