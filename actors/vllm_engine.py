@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -24,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import EngineError, PartialSample, Progress, Sample, SampleRequest, TokenCounter, WeightMismatch
+from actors.orphans import remove_orphans
 from actors.weight_transfer import DeviceReceiver, DeviceWeights, Weights
 from buffers.records import FinishReason
 from learners.precision import resolve_dtype
@@ -201,7 +200,7 @@ class AsyncVllmEngine:
         self._hold_timeout_s = config.group_timeout_s
         self._idle_s = 0.0
         self._idle_since: float | None = time.monotonic()
-        remove_orphaned_weights(SHARED_MEMORY)
+        remove_orphans(SHARED_MEMORY, WEIGHTS_PREFIX)  # what a process that was killed in a load left
 
     async def sample(self, key: str, prompt_ids: Sequence[int], sampled: Sample | None = None) -> Sample:
         return await self._sample(SampleRequest(key=key, prompt_ids=prompt_ids, sampled=sampled))
@@ -358,14 +357,6 @@ class AsyncVllmEngine:
     def _note_idle(self) -> None:
         if not self._partial:
             self._idle_since = time.monotonic()
-
-
-def remove_orphaned_weights(place: Path) -> None:
-    """Delete what engines left in shared memory whose process was killed in a load: named after its id, and ours."""
-    for directory in place.glob(f"{WEIGHTS_PREFIX}*-*"):
-        owner = directory.name.removeprefix(WEIGHTS_PREFIX).partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)) and directory.stat().st_uid == os.getuid():
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _partials(partial: Mapping[str, PartialSample], keys: Sequence[str]) -> dict[str, Sample]:

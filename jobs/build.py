@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -26,6 +25,7 @@ from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, ScorerCo
 from actors.encoder import HiddenStateEncoder
 from actors.learner import Learner
 from actors.learner_rank import LearnerRank
+from actors.orphans import remove_orphans
 from actors.replay import Replay
 from actors.rollout import RolloutWorker
 from actors.scorer import ResponseScorer
@@ -64,7 +64,7 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    _remove_orphans()
+    remove_orphans(TEMP_ROOT, TEMP_PREFIX)  # of private Rays whose driver was killed
     directory = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=TEMP_ROOT)
     try:
         _init(
@@ -99,14 +99,6 @@ def missing_cpus(num_actors: int) -> str | None:
         f"the cluster has {cpus:g} CPUs and this run reserves {num_actors}: what does not fit waits until it grows "
         f"(on one machine: ray start --head --num-cpus {num_actors + 2})"
     )
-
-
-def _remove_orphans() -> None:
-    """Delete the directories of private Rays whose driver was killed: named after its process id, and ours."""
-    for directory in TEMP_ROOT.glob(f"{TEMP_PREFIX}*-*"):
-        owner = directory.name.removeprefix(TEMP_PREFIX).partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)) and directory.stat().st_uid == os.getuid():
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 class RayFactory:

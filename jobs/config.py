@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
+from actors.config import STRICT, EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from bonus.config import BonusConfig
 from buffers.config import ReplayConfig
 from jobs.evaluation_config import EvaluationConfig
@@ -39,7 +39,7 @@ class ConfigError(ValueError):
 class SupervisionConfig(BaseModel):
     """When a part of the run counts as lost, and how often it is replaced."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     heartbeat_s: float = Field(5.0, gt=0)
     """A rollout worker says at least this often how far it is."""
@@ -63,7 +63,7 @@ class SupervisionConfig(BaseModel):
 class DynamicSamplingConfig(BaseModel):
     """Groups that there is nothing to learn from make room for others (DAPO, arXiv:2503.14476, section 3.2)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     enabled: bool = False
     """true: a group whose scored rewards are all equal is not trained on; the next problem takes its slot. It is counted, and its rows go
@@ -76,7 +76,7 @@ class DynamicSamplingConfig(BaseModel):
 class AutoscaleConfig(BaseModel):
     """Who decides how many rollout workers there are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     policy: Literal["off", "queue"] = "off"
     """off: `rollout.workers`, until `jobs.scale` says otherwise. queue: one more while the learner waits for groups, one less while the
@@ -98,7 +98,7 @@ class AutoscaleConfig(BaseModel):
 class LogsConfig(BaseModel):
     """What the logs of a run may take on disk; of the rollout log `replay.log_max_mib` says so. The newest half of it is always kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     events_max_mib: int = Field(1024, ge=1)
     """events.jsonl and events.older.jsonl, about 2 KiB a group. `--replay-events` needs all events from the first."""
@@ -109,7 +109,7 @@ class LogsConfig(BaseModel):
 class RunConfig(BaseModel):
     """Everything a run is made of."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     run_dir: str = "runs/default"
     """Where checkpoints, rollouts and metrics go. One run, one directory."""

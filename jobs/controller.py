@@ -229,15 +229,7 @@ class Controller:
         while True:
             with self._waiting("admit", "a free slot"):
                 await self._until(lambda: self._admission.free_slots > 0 and (not self._stopping or self._order is not None))
-            request = self._run.admit()
-            self._note(
-                EventKind.ADMITTED,
-                group_id=request.group_id,
-                problem_id=request.problem.problem_id,
-                attempt=request.attempt,
-                version=request.admitted_version,
-            )
-            self._submit(request)
+            self._submit(self._run.admit())
 
     def _submit(self, request: GroupRequest) -> None:
         if self._order is not None:
@@ -259,12 +251,8 @@ class Controller:
     async def _score(self, sampled: Sampled) -> None:
         """From responses to a group in replay. Raises DataLost where its rows went with their node, CallGivenUp where it costs too many
         encoders."""
-        group_id = sampled.request.group_id
-        with self._waiting("score", f"verdicts and features of group {group_id}"):
+        with self._waiting("score", f"verdicts and features of group {sampled.request.group_id}"):
             scored = await self._run.verify_and_encode(sampled)
-        counts = Counter(verdict.status.value for verdict in scored.verdicts)
-        self._note(EventKind.VERDICTS, group_id=group_id, counts=dict(counts))
-        self._run.observations.judged(group_id, scored.request.problem, scored.verdicts)
         self._verdicts.add(scored.verdicts)
         self._tally.add_scored(scored)
         await self._insert(scored)

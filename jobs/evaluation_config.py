@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from actors.config import RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
+from actors.config import STRICT, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
 from jobs.majority import MAX_RESPONSES
 from tasks.config import PATH_KEYS, TaskConfig
-
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class EvaluationConfig(BaseModel):

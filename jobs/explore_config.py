@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from actors.config import EncoderConfig, NovelSamplingConfig, RolloutConfig, SamplingConfig, VerifierConfig
+from actors.config import STRICT, EncoderConfig, NovelSamplingConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from bonus.config import SelectionConfig
 from tasks.config import PATH_KEYS, TaskConfig
-
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ExploreConfig(BaseModel):

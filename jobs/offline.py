@@ -38,13 +38,10 @@ from jobs.config import ConfigError, RunConfig
 from jobs.console import RunConsole
 from jobs.events import EVENTS, EventKind, EventLog
 from jobs.metrics import MetricsWriter
+from jobs.policy_model import policy_model
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from learners.checkpoint import CheckpointManager, FileEntry
-from learners.forward import check_supported
 from learners.layers import CompilerMissing, require_compiler
-from learners.lora import LoraError, check_lora
-from learners.models import ModelError, resolve_model
-from learners.supported import ModelUnsupported
 
 STATE = "state"
 _DECIDED_AT_CONSUMPTION = ROLLOUT_SCHEMA.names[ROLLOUT_SCHEMA.names.index("bonus") :]
@@ -85,14 +82,11 @@ class OfflineRun:
     def __init__(self, config: RunConfig, report: Report = no_report) -> None:
         """Raises ConfigError where the model, the device or the directory cannot be used."""
         device = _device(config)
+        model = policy_model(config)
         try:
-            model = resolve_model(config.model)
             if config.learner.compile:
                 require_compiler(torch.device(device))
-            if config.learner.lora.enabled:
-                check_lora(model, config.learner.lora)
-            check_supported(model, longest=config.sampling.max_tokens)
-        except (ModelError, ModelUnsupported, CompilerMissing, LoraError) as error:
+        except CompilerMissing as error:
             raise ConfigError(str(error)) from None
         self._config = config
         self._report = report

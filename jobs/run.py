@@ -18,7 +18,7 @@ made again. What a new one needs for that is here, or on disk:
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from buffers.replay import InsertResult
 from buffers.tokens import TokenLedger
 from jobs.config import RunConfig
 from jobs.encoders import EncoderPool
+from jobs.events import EventKind
 from jobs.fleet import LossBudget
 from jobs.handles import DataLost, Handle
 from jobs.observations import Observations
@@ -185,7 +186,15 @@ class Run:
     def admit(self) -> GroupRequest:
         """Take a free slot for the next problem that was not given up. Raises RuntimeError without a slot, TaskError where every problem
         was given up."""
-        return self.admission.admit(self._next_problem)
+        request = self.admission.admit(self._next_problem)
+        self.note(
+            EventKind.ADMITTED,
+            group_id=request.group_id,
+            problem_id=request.problem.problem_id,
+            attempt=request.attempt,
+            version=request.admitted_version,
+        )
+        return request
 
     def _next_problem(self) -> Problem:
         given_up = self.admission.quarantined
@@ -215,6 +224,13 @@ class Run:
     async def verify_and_encode(self, sampled: Sampled) -> Scored:
         """Verification and encoding run side by side once a group's responses are in. Raises CallGivenUp where it costs too many
         encoders."""
+        scored = await self._verify_and_encode(sampled)
+        request, counts = scored.request, Counter(verdict.status.value for verdict in scored.verdicts)
+        self.note(EventKind.VERDICTS, group_id=request.group_id, counts=dict(counts))
+        self.observations.judged(request.group_id, request.problem, scored.verdicts)
+        return scored
+
+    async def _verify_and_encode(self, sampled: Sampled) -> Scored:
         request = sampled.request
         verifying = self._call(
             self.verifier, "verify_batch", request.problem, sampled.batch, waiting_for=f"verdicts of group {request.group_id}"

@@ -21,16 +21,14 @@ from jobs.evaluator import EvaluatorSettings
 from jobs.events import EventKind, EventLog
 from jobs.failures import details, first_error, reason
 from jobs.metrics import MetricsWriter
+from jobs.policy_model import policy_model
 from jobs.run import Run, make_admission
 from jobs.run_dir import POLICY_STEP, RunDirectory
 from jobs.summary import summary_lines
 from jobs.synchronous import SynchronousTrainer, watch
 from jobs.training_evaluation import TrainingEvaluation
 from learners.checkpoint import CheckpointError
-from learners.forward import check_supported
-from learners.lora import LoraError, check_lora
-from learners.models import ModelError, check_model, resolve_model
-from learners.supported import ModelUnsupported
+from learners.models import ModelError, check_model
 from tasks.base import Task
 from tasks.registry import make_task
 from tasks.stream import ProblemStream
@@ -168,13 +166,7 @@ class _Session:
         config, console = self._config, self._console
         self.control.enter("starting", step=start_step)
         console.status(f"model {config.model}: loading (the embedded model is unpacked once, about 20 s)")
-        try:
-            model = await asyncio.to_thread(resolve_model, config.model)
-            await asyncio.to_thread(check_supported, model, longest=config.sampling.max_tokens)
-            if config.learner.lora.enabled:
-                await asyncio.to_thread(check_lora, model, config.learner.lora)
-        except (ModelError, ModelUnsupported, LoraError) as error:
-            raise ConfigError(str(error)) from None
+        model = await asyncio.to_thread(policy_model, config)
         console.status("starting Ray")
         with ray_session(namespace(config.run_dir), num_actors(config)):
             if (too_few := missing_cpus(num_actors(config))) is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,15 +106,7 @@ class SynchronousTrainer:
         run, held = self._run, set(await self._run.held_ids())
         requests = [request for request in run.admission.in_flight if request.group_id not in held]
         while len(held) + len(requests) < run.config.prompts_per_step:
-            request = run.admit()
-            run.note(
-                EventKind.ADMITTED,
-                group_id=request.group_id,
-                problem_id=request.problem.problem_id,
-                attempt=request.attempt,
-                version=request.admitted_version,
-            )
-            requests.append(request)
+            requests.append(run.admit())
         return requests
 
     async def _sample(self, requests: Sequence[GroupRequest]) -> list[Sampled]:
@@ -138,9 +129,6 @@ class SynchronousTrainer:
         run.tokens.finished(usage.worker_id, group_id, usage.response_tokens)
         run.note(EventKind.COMPLETED, group_id=group_id, worker=usage.worker_id, tokens=usage.response_tokens, aborted=0)
         scored = await run.verify_and_encode(group)
-        counts = Counter(verdict.status.value for verdict in scored.verdicts)
-        run.note(EventKind.VERDICTS, group_id=group_id, counts=dict(counts))
-        run.observations.judged(group_id, group.request.problem, scored.verdicts)
         self._verdicts.add(scored.verdicts)
         tally.add_scored(scored)
         result = await run.insert(scored, run.step)

@@ -380,7 +380,9 @@ def test_time_in_which_a_call_with_a_deadline_is_under_way_does_not_count_as_sta
     asyncio.run(scenario())
 
 
-def test_rows_of_a_checkpoint_are_let_go_of_once_none_of_them_is_held(config):
+def train_to_a_checkpoint_with_a_group(config) -> None:
+    """Two steps; replay holds a group when the second one's checkpoint is written."""
+
     async def hold_back(name, method, args, proceed):
         while method == "save_part" and name == "replay" and not first.trainer._held:
             await asyncio.sleep(0.001)
@@ -388,6 +390,10 @@ def test_rows_of_a_checkpoint_are_let_go_of_once_none_of_them_is_held(config):
 
     first = LocalRun(config(steps=2), around=hold_back)
     first.train()
+
+
+def test_rows_of_a_checkpoint_are_let_go_of_once_none_of_them_is_held(config):
+    train_to_a_checkpoint_with_a_group(config)
     run = LocalRun(config(steps=5))
     run.train()
     assert run.run._restored_rows is None
@@ -618,14 +624,7 @@ def test_groups_whose_rows_are_gone_when_replay_is_lost_are_sampled_again(config
 def test_restored_groups_whose_rows_are_gone_when_replay_is_lost_are_sampled_again(config):
     held: list[int] = []
 
-    async def hold_back(name, method, args, proceed):
-        """The checkpoint of step 2 holds a group."""
-        while method == "save_part" and name == "replay" and not first.trainer._held:
-            await asyncio.sleep(0.001)
-        return await proceed()
-
-    first = LocalRun(config(steps=2), around=hold_back)
-    first.train()
+    train_to_a_checkpoint_with_a_group(config)
 
     async def around(name, method, args, proceed):
         if method == "sample" and len(run.parts["replay"]) == 1:

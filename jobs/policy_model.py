@@ -1,0 +1,21 @@
+"""The model that a policy begins as."""
+
+from __future__ import annotations
+
+from jobs.config import ConfigError, RunConfig
+from learners.forward import check_supported
+from learners.lora import LoraError, check_lora
+from learners.models import ModelError, resolve_model
+from learners.supported import ModelUnsupported
+
+
+def policy_model(config: RunConfig) -> str:
+    """The path of a model that can be trained as configured; the embedded one is unpacked once. Raises ConfigError."""
+    try:
+        model = resolve_model(config.model)
+        check_supported(model, longest=config.sampling.max_tokens)
+        if config.learner.lora.enabled:
+            check_lora(model, config.learner.lora)
+    except (ModelError, ModelUnsupported, LoraError) as error:
+        raise ConfigError(str(error)) from None
+    return model
