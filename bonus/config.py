@@ -27,7 +27,7 @@ class BonusConfig(BaseModel):
     policy itself, taken from the rollout engine, which costs no second forward pass but moves the space with every update, so it is
     refused with a memory."""
 
-    ridge: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """lam in Sigma = lam*I + P + X'X; "auto" is the running mean energy of centred features. The authors' 0.01 surprises with
     memory="none": real features have energy 100 to 160, so every leverage sits at 1 - 1/K and differs by 1e-4 within a group."""
 
@@ -90,7 +90,7 @@ class SelectionConfig(BaseModel):
     dim: Annotated[int, Field(ge=1)] = 512
     """D, the size of projected features. The authors select with 512."""
 
-    ridge: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = 1.0
+    ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
     """lam of the selection; "auto" is the mean energy of the features used, after centring or scaling. Far below the features' energy every
     new direction counts the same; far above it the longest features come first, however alike."""
 
@@ -102,7 +102,7 @@ class SelectionConfig(BaseModel):
     """What weighs novelty: "none" is the authors' selection; "logprob" multiplies by the answer's likelihood, without which a weak model's
     incoherent answers come first."""
 
-    quality_exponent: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    quality_exponent: Annotated[float, Field(ge=0)] = 1.0
     """a in exp(a * (l - l_max)), l the mean log-prob of a token. 0 leaves novelty alone (of centred unit-length features)."""
 
     max_clusters: Annotated[int, Field(ge=1)] = 16

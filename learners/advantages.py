@@ -70,10 +70,8 @@ def batch(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
 
     That normalises over tokens, so that long responses weigh more in the mean; here a response counts once.
     """
-    lowest = values_GK[scored_GK].min() if scored_GK.any() else values_GK.new_zeros(())
-    shifted_GK = (values_GK - lowest) * scored_GK  # equal values give exactly 0
-    count = _count_all(scored_GK)
-    return _divide_by_batch_std((shifted_GK - shifted_GK.sum() / count) * scored_GK, scored_GK)
+    centred_1N = mean(values_GK.reshape(1, -1), scored_GK.reshape(1, -1))  # as if the batch were one group
+    return _divide_by_batch_std(centred_1N.view_as(values_GK), scored_GK)
 
 
 def group_mean_batch_std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
