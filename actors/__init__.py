@@ -1,1 +1,1 @@
-"""Ray actors as plain classes, each the owner of one resource; `jobs.build` makes actors of them."""
+"""Ray actors as plain classes, each the owner of one resource; `jobs.processes.build` makes actors of them."""

@@ -2,11 +2,11 @@
 
     scored, metrics = scorer.score(step_batch, version)     # in the order of steps
 
-Bonuses are given when a step's batch is formed, so that all groups of a step see the same memory, stale groups are never absorbed, and the
-state after n steps is a function of the n batches. The order of absorption is that of the rollout log: a state saved after step s and the
-log of the steps after it give the state of today again, bit for bit (`absorb_log`). Features come from elsewhere: `actors.encoder`, or the
-rollout workers. Axes: G groups, K responses, R rows, D projected.
-"""
+Bonuses are given when a step's batch is formed, so that all groups of a step see the same memory, stale groups are
+never absorbed, and the state after n steps is a function of the n batches. The order of absorption is that of the
+rollout log: a state saved after step s and the log of the steps after it give the state of today again, bit for bit
+(`absorb_log`). Features come from elsewhere: `actors.encoder`, or the rollout workers. Axes: G groups, K responses, R
+rows, D projected."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class BonusScorer(Checkpointed):
         self._warned = False
 
     def score(self, batch: pa.RecordBatch, version: int) -> tuple[pa.RecordBatch, dict[str, float]]:
-        """`batch` (one step's groups, encoded and verified, about to be trained on by policy `version`) with its bonuses, and the
-        step's metrics. Absorbs the batch."""
+        """`batch` (one step's groups, encoded and verified, about to be trained on by policy `version`) with its
+        bonuses, and the step's metrics. Absorbs the batch."""
         scored = self._absorb(batch, version)
         metrics = bonus_metrics(scored.diagnostics, scored.ridge)
         if self._bonus.memory == "prompt":

@@ -15,7 +15,8 @@ WeightTransfer = Literal["object_store", "nccl", "ipc"]
 
 
 class SamplingConfig(BaseModel):
-    """How responses are sampled. The learner trains on exactly this distribution, so what it cannot reproduce is refused."""
+    """How responses are sampled. The learner trains on exactly this distribution, so what it cannot reproduce is
+    refused."""
 
     model_config = STRICT
 
@@ -42,8 +43,8 @@ class RolloutConfig(BaseModel):
     model_config = STRICT
 
     engine: Literal["vllm", "vllm-async", "transformers"] = "vllm"
-    """"vllm": LLMEngine inside the actor (CPU). "vllm-async": AsyncLLM in its own process (GPU). "transformers": a plain,
-    deterministic reference engine for tests and machines without vLLM; slow."""
+    """"vllm": LLMEngine inside the actor (CPU). "vllm-async": AsyncLLM in its own process (GPU). "transformers": a
+    plain, deterministic reference engine for tests and machines without vLLM; slow."""
     workers: int = Field(1, ge=1)
     """Rollout workers at the start of the run."""
     max_sequences: int = Field(64, ge=1)
@@ -53,7 +54,8 @@ class RolloutConfig(BaseModel):
     kv_cache_gib: int = Field(1, ge=1)
     """Memory for keys and values on CPU. vLLM takes whole GiB only."""
     block_size: int = Field(32, gt=0, multiple_of=32)
-    """Tokens in a cache block on CPU, a multiple of 32 (vLLM's CPU attention); a prompt shorter than one block is never shared."""
+    """Tokens in a cache block on CPU, a multiple of 32 (vLLM's CPU attention); a prompt shorter than one block is never
+    shared."""
     max_batched_tokens: int = Field(512, gt=0)
     """Prompt tokens an engine step may take in. Small values keep steps, and so weight updates, short."""
     gpu_memory_fraction: float = Field(0.5, gt=0, le=1)
@@ -63,16 +65,19 @@ class RolloutConfig(BaseModel):
     num_gpus: float = Field(0.0, ge=0)
     """GPUs a worker reserves."""
     weight_transfer: WeightTransfer = "object_store"
-    """How the learner's weights get into the engines. object_store: through host memory, once to a node. nccl: from the learner's GPU to
-    the engine's. ipc: the engine reads the memory of the GPU that it shares with the learner, so the shares of all make 1 at most. The last
-    two need engine = "vllm-async", GPUs for both sides, and on the learner's room for its last max_policy_lag + 1 versions, and for one
-    more with evaluation.every; they have not been run on a GPU yet."""
+    """How the learner's weights get into the engines. object_store: through host memory, once to a node. nccl: from the
+    learner's GPU to the engine's. ipc: the engine reads the memory of the GPU that it shares with the learner, so the
+    shares of all make 1 at most. The last two need engine = "vllm-async", GPUs for both sides, and on the learner's
+    room for its last max_policy_lag + 1 versions, and for one more with evaluation.every; they have not been run on a
+    GPU yet."""
     start_timeout_s: float = Field(300.0, gt=0)
-    """A worker that is not ready by then is replaced; the run ends, with a message that names it, where none ever was."""
+    """A worker that is not ready by then is replaced; the run ends, with a message that names it, where none ever
+    was."""
     progress_tokens: int = Field(32, ge=1)
     """Tokens a response may grow by before they are reported: what a lost worker can cost of it."""
     group_timeout_s: float = Field(300.0, gt=0)
-    """A group that a worker has not finished by then is dropped, and its problem counts an attempt; the worker stays."""
+    """A group that a worker has not finished by then is dropped, and its problem counts an attempt; the worker
+    stays."""
 
 
 class EncoderConfig(BaseModel):
@@ -81,7 +86,8 @@ class EncoderConfig(BaseModel):
     model_config = STRICT
 
     tokens_per_batch: int = Field(2048, gt=0)
-    """Upper bound of tokens in one forward pass, and of tokens taken from waiting groups at once. A longer response still goes alone."""
+    """Upper bound of tokens in one forward pass, and of tokens taken from waiting groups at once. A longer response
+    still goes alone."""
     dtype: Dtype = "auto"
     """Precision of the forward pass; features are averaged and projected in float32, scored in float64."""
     threads: int = Field(1, ge=1)
@@ -93,8 +99,8 @@ class EncoderConfig(BaseModel):
     max_waiting: int = Field(64, ge=1)
     """Groups that may wait inside one encoder; more wait at its door."""
     layer: int = -1
-    """Whose hidden states are features: −1 the last layer's after the final norm (the paper), 0 the embeddings, i the states after
-    layer i; lower layers cost less."""
+    """Whose hidden states are features: −1 the last layer's after the final norm (the paper), 0 the embeddings, i the
+    states after layer i; lower layers cost less."""
     pooling: Literal["mean", "last"] = "mean"
     """Over a response's own tokens: their mean (the paper; over twice as efficient there) or the last token's state."""
 
@@ -122,14 +128,15 @@ class VerifierConfig(BaseModel):
     num_workers: int = Field(default=1, ge=1)
     """Verifier processes. Each holds one task and checks one response at a time."""
     timeout_s: float | None = Field(default=None, gt=0)
-    """Wall-clock seconds one response may take once a worker has picked it up; then the worker is killed and replaced. The clock is looked
-    at every 0.1 s. Waiting in the queue does not count. None: the task's own (`deadline_s`): 2 s for numbers, 5 s for mathematics, minutes
-    for programs, which end by limits of their own."""
+    """Wall-clock seconds one response may take once a worker has picked it up; then the worker is killed and replaced.
+    The clock is looked at every 0.1 s. Waiting in the queue does not count. None: the task's own (`deadline_s`): 2 s
+    for numbers, 5 s for mathematics, minutes for programs, which end by limits of their own."""
     start_timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds a worker may need to start: a fresh interpreter that imports the main module. A pool that finishes nothing for
-    its deadline and start_timeout_s is taken to be stuck, and `verify` raises."""
+    """Seconds a worker may need to start: a fresh interpreter that imports the main module. A pool that finishes
+    nothing for its deadline and start_timeout_s is taken to be stuck, and `verify` raises."""
     max_error_rate: float = Field(default=0.1, ge=0, le=1)
-    """Share of verdicts without a score (timeout, error), among the newest 1000, above which the run stops. The controller enforces it."""
+    """Share of verdicts without a score (timeout, error), among the newest 1000, above which the run stops. The
+    controller enforces it."""
     max_response_chars: int = Field(default=20_000, ge=1)
     """Longer responses are verified by their last so many characters: an answer comes at the end."""
 
@@ -150,5 +157,5 @@ class NovelSamplingConfig(BaseModel):
     ridge: float = Field(0.1, gt=0)
     """lam of the novelty x'(lam·I + Σ xx')⁻¹x, in units of the mean energy of the first continuations sampled."""
     quality_exponent: float = Field(1.0, ge=0)
-    """a: novelty is weighted with exp(2a(l − l_max)), l a continuation's mean log-prob. 0 is novelty alone, which on a weak model prefers
-    what is incoherent."""
+    """a: novelty is weighted with exp(2a(l − l_max)), l a continuation's mean log-prob. 0 is novelty alone, which on a
+    weak model prefers what is incoherent."""

@@ -2,9 +2,9 @@
 
     batch, encode_s = await encoder.encode(batch)      # whole groups, from any number of callers at once
 
-What callers wait with is encoded together, up to `tokens_per_batch`: rows are sorted by length over all of it, and a group's
-shared prompt is computed once (`learners.packing`). At most `max_waiting` calls are taken in; later ones wait at the door. Who
-gives a bonus for the features is `actors.bonus`. Axes: R responses, N tokens, H hidden, D projected.
+What callers wait with is encoded together, up to `tokens_per_batch`: rows are sorted by length over all of it, and a
+group's shared prompt is computed once (`learners.packing`). At most `max_waiting` calls are taken in; later ones wait
+at the door. Who gives a bonus for the features is `actors.bonus`. Axes: R responses, N tokens, H hidden, D projected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class _Job:
 
 
 class HiddenStateEncoder:
-    """A frozen copy of the initial policy. With a bonus config its features are projected, without one they are the states themselves."""
+    """A frozen copy of the initial policy. With a bonus config its features are projected, without one they are the
+    states themselves."""
 
     def __init__(
         self,
@@ -52,8 +53,8 @@ class HiddenStateEncoder:
         device: str = "cpu",
         alone: bool = False,
     ) -> None:
-        """`group_size` None: each call brings one group. `alone`: calls are not encoded together, so that a feature depends on nothing but
-        its own group. Raises ValueError for a layer that the model does not have."""
+        """`group_size` None: each call brings one group. `alone`: calls are not encoded together, so that a feature
+        depends on nothing but its own group. Raises ValueError for a layer that the model does not have."""
         torch.set_num_threads(config.threads)
         self._config = config
         self._group_size = group_size
@@ -83,7 +84,8 @@ class HiddenStateEncoder:
                     self._waiting.remove(job)
 
     async def _encode_waiting(self) -> None:
-        """Encode until nothing waits. A task of its own, so that no caller that gives up takes the work of the others with it."""
+        """Encode until nothing waits. A task of its own, so that no caller that gives up takes the work of the others
+        with it."""
         while self._waiting:
             jobs = self._take()
             try:
@@ -98,7 +100,8 @@ class HiddenStateEncoder:
                         job.done.set_result(result)
 
     def _take(self) -> list[_Job]:
-        """The calls that wait, in order of arrival, as many as fit the token budget; at least one, and no more where each goes alone."""
+        """The calls that wait, in order of arrival, as many as fit the token budget; at least one, and no more where
+        each goes alone."""
         taken = [self._waiting.pop(0)]
         budget = 0 if self._alone else self._config.tokens_per_batch - taken[0].num_tokens
         while self._waiting and self._waiting[0].num_tokens <= budget:
@@ -119,7 +122,8 @@ class HiddenStateEncoder:
 
     @torch.inference_mode()
     def pooled_states(self, groups: Sequence[GroupTokens]) -> tuple[Tensor, Tensor]:
-        """Hidden state of each response, pooled over its own tokens, (R, H) float64, and which responses have any, (R,) bool."""
+        """Hidden state of each response, pooled over its own tokens, (R, H) float64, and which responses have any, (R,)
+        bool."""
         num_responses = sum(len(group.responses) for group in groups)
         lengths_R = torch.tensor([len(ids) for group in groups for ids in group.responses])
         sum_RH = torch.zeros(num_responses, self._model.config.hidden_size, dtype=torch.float64)
@@ -158,9 +162,9 @@ class HiddenStateEncoder:
 def keep_layers(model: Any, layer: int) -> None:
     """Cut `model` so that its decoder ends with the states of `layer`, in place.
 
-    −1 or the number of layers L: after the last layer and the final norm. 1 … L − 1 (or from the end: −2 is L − 1): after that layer,
-    without the norm. 0: the embeddings. What lies behind is dropped, so a lower layer costs less. Raises ValueError for other layers.
-    """
+    −1 or the number of layers L: after the last layer and the final norm. 1 … L − 1 (or from the end: −2 is L − 1):
+    after that layer, without the norm. 0: the embeddings. What lies behind is dropped, so a lower layer costs less.
+    Raises ValueError for other layers."""
     decoder = model.get_decoder()
     num_layers = len(decoder.layers)
     position = layer if layer >= 0 else num_layers + 1 + layer

@@ -5,9 +5,9 @@ Two interfaces, one above the other:
     AsyncEngine   sample / sample_batch / partials / abort / load / close, awaited by the rollout worker  (AsyncLLM implements it)
     StepEngine    add / step / partials / abort / reset / load, called by one thread                      (LLMEngine, the reference engine)
 
-`StepLoop` turns a StepEngine into an AsyncEngine. A load happens between two steps, so requests go on under the new weights
-and every token carries the version it was sampled under. A request may begin with tokens that another engine has sampled.
-"""
+`StepLoop` turns a StepEngine into an AsyncEngine. A load happens between two steps, so requests go on under the new
+weights and every token carries the version it was sampled under. A request may begin with tokens that another engine
+has sampled."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRequest:
-    """One response to sample: after `prompt_ids`, at most `max_tokens` tokens (None: as many as the sampling config allows).
+    """One response to sample: after `prompt_ids`, at most `max_tokens` tokens (None: as many as the sampling config
+    allows).
 
-    `sampled` are tokens of the response that were sampled before, fewer than it may have: it goes on after them, and they are its
-    first tokens, log-probs and versions.
-    """
+    `sampled` are tokens of the response that were sampled before, fewer than it may have: it goes on after them, and
+    they are its first tokens, log-probs and versions."""
 
     key: str
     prompt_ids: Sequence[int]
@@ -68,7 +68,8 @@ class SampleRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Where an engine is between two steps: running requests' tokens so far, and how many tokens it has sampled since it was built."""
+    """Where an engine is between two steps: running requests' tokens so far, and how many tokens it has sampled since
+    it was built."""
 
     samples: Mapping[str, Sample]
     sampled_tokens: int
@@ -136,7 +137,8 @@ class StepEngine(Protocol):
         ...
 
     def partials(self, keys: Sequence[str]) -> dict[str, Sample]:
-        """Of those that run, the tokens so far with finish_reason ABORTED and without a state mean. They go on undisturbed."""
+        """Of those that run, the tokens so far with finish_reason ABORTED and without a state mean. They go on
+        undisturbed."""
         ...
 
     def load(self, snapshot: WeightSnapshot) -> None:
@@ -144,8 +146,9 @@ class StepEngine(Protocol):
         ...
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
-        """Only without running requests: seed the sampler and forget cached prefixes, so that what is sampled next is a function of
-        the seed, the weights and the requests (with `keep_cache`, of what was sampled since the cache was last forgotten too)."""
+        """Only without running requests: seed the sampler and forget cached prefixes, so that what is sampled next is a
+        function of the seed, the weights and the requests (with `keep_cache`, of what was sampled since the cache was
+        last forgotten too)."""
         ...
 
     @property
@@ -160,8 +163,8 @@ class AsyncEngine(Protocol):
         ...
 
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
-        """All of `requests`, alone in the engine and begun together after `reset`: the same samples whatever was sampled before.
-        Raises RuntimeError while other requests run."""
+        """All of `requests`, alone in the engine and begun together after `reset`: the same samples whatever was
+        sampled before. Raises RuntimeError while other requests run."""
         ...
 
     async def abort(self, keys: Sequence[str]) -> None:
@@ -169,7 +172,8 @@ class AsyncEngine(Protocol):
         ...
 
     async def partials(self, keys: Sequence[str]) -> Progress:
-        """As `StepEngine.partials`, after what was asked for before. Every request that has ended by then returns to its caller first."""
+        """As `StepEngine.partials`, after what was asked for before. Every request that has ended by then returns to
+        its caller first."""
         ...
 
     @property
@@ -178,12 +182,14 @@ class AsyncEngine(Protocol):
         ...
 
     async def wait_for_tokens(self, total: float) -> None:
-        """Until so many tokens have been sampled since it was built (math.inf: for good). Raises EngineError once the engine has failed."""
+        """Until so many tokens have been sampled since it was built (math.inf: for good). Raises EngineError once the
+        engine has failed."""
         ...
 
     async def load(self, weights: Weights) -> float:
-        """As `StepEngine.load`, between two steps; returns the seconds in which nothing was sampled. Raises WeightsRefused where nothing
-        has changed; what fails half-way is an EngineError, after which the engine samples nothing any more."""
+        """As `StepEngine.load`, between two steps; returns the seconds in which nothing was sampled. Raises
+        WeightsRefused where nothing has changed; what fails half-way is an EngineError, after which the engine samples
+        nothing any more."""
         ...
 
     def take_idle_s(self) -> float:

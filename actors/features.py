@@ -1,7 +1,7 @@
 """From mean hidden states to features: the seeded sparse projection, one for the run or one a group.
 
-Both sources of features use it: the encoder, and rollout workers where `bonus.source = "policy"`. Axes: K responses, H hidden, D projected.
-"""
+Both sources of features use it: the encoder, and rollout workers where `bonus.source = "policy"`. Axes: K responses, H
+hidden, D projected."""
 
 from __future__ import annotations
 

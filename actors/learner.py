@@ -1,7 +1,7 @@
 """The learner actor: `PolicyLearner` with its state in checkpoints, and brought to today by the rollout log.
 
-With several ranks there is one of these in each, and every call but `ready` is made on all (`jobs.learner_group`).
-"""
+With several ranks there is one of these in each, and every call but `ready` is made on all
+(`jobs.processes.learner_group`)."""
 
 from __future__ import annotations
 
@@ -36,15 +36,16 @@ class Learner(PolicyLearner, Checkpointed):
         self._publisher = make_publisher(transfer, kept_versions=kept_versions, kept_every=kept_every)
 
     def ready(self) -> int:
-        """Returns the version once the model is loaded. Raises TransferUnavailable where weights cannot be handed over as configured, and
-        CompilerMissing where layers cannot be compiled."""
+        """Returns the version once the model is loaded. Raises TransferUnavailable where weights cannot be handed over
+        as configured, and CompilerMissing where layers cannot be compiled."""
         if self._config.compile:
             require_compiler(self._device)
         self._publisher.require_usable(self._device)
         return self.version
 
     def publish(self) -> tuple[Weights | None, int]:
-        """The weights of the current version, bulk, and the version. The first rank hands them out, the others give it their parts."""
+        """The weights of the current version, bulk, and the version. The first rank hands them out, the others give it
+        their parts."""
         if not self.is_first:
             self.give_weights()
             return None, self.version
@@ -66,7 +67,8 @@ class Learner(PolicyLearner, Checkpointed):
                 self.save(None)
 
     def train_log(self, directory: str, up_to_step: int) -> int:
-        """Train again on the steps of a rollout log after this learner's version, in order; returns the version reached.
+        """Train again on the steps of a rollout log after this learner's version, in order; returns the version
+        reached.
 
         Raises FileNotFoundError where a step in between was not logged: the policy would then not be that of the run.
         """

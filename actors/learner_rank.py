@@ -41,7 +41,8 @@ class LearnerRank:
         return self._meeting.address
 
     def join(self, address: str) -> None:
-        """Meet the others and load this rank's part of the model. Raises RankLost where one does not come within `join_timeout_s`."""
+        """Meet the others and load this rank's part of the model. Raises RankLost where one does not come within
+        `join_timeout_s`."""
         from learners.fsdp import Meeting, ShardedRanks
 
         config = self._config

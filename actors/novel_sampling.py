@@ -1,18 +1,18 @@
 """Experimental: sample a pool whose responses avoid, while they are written, what the pool has said already.
 
-arXiv:2510.11686 shows token-level exploration as a proof of concept: candidates of the next token are re-ranked by the novelty of their
-hidden states. The form chosen here works on chunks of c tokens. All responses of a pool grow together, round by round:
+arXiv:2510.11686 shows token-level exploration as a proof of concept: candidates of the next token are re-ranked by the
+novelty of their hidden states. The form chosen here works on chunks of c tokens. All responses of a pool grow together,
+round by round:
 
 1. every unfinished response gets M continuations of c tokens, plain samples of the model;
 2. response by response, the continuation with the largest  x'(lam·I + S)⁻¹x · exp(2a(l − l_max))  is kept, x the mean hidden state of its
    tokens, projected, l their mean log-prob, and S the sum of xx' over every chunk this pool has kept so far;
 3. the kept x is added to S before the next response chooses, so that responses of one round move apart too.
 
-A continuation's own last state is seen only when a further token is sampled from it, so c + 1 tokens are sampled and c kept.
-Cost: M·(c + 1)/c times the tokens of a plain pool, and one prefill of every prefix a round, whole cache blocks excepted. The kept
-tokens' log-probs are the model's, but the responses are no longer samples of it: use them to search, not to train.
-Axes: M candidates, D projected.
-"""
+A continuation's own last state is seen only when a further token is sampled from it, so c + 1 tokens are sampled and c
+kept. Cost: M·(c + 1)/c times the tokens of a plain pool, and one prefill of every prefix a round, whole cache blocks
+excepted. The kept tokens' log-probs are the model's, but the responses are no longer samples of it: use them to search,
+not to train. Axes: M candidates, D projected."""
 
 from __future__ import annotations
 

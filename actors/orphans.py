@@ -1,4 +1,5 @@
-"""Directories outside a run's own, which outlive a process that was killed: named after its process id, so that the next one may tell."""
+"""Directories outside a run's own, which outlive a process that was killed: named after its process id, so that the
+next one may tell."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
     pooled.add(keys, states_NH)     # after each engine step: the state that each running request's new token was sampled from
     mean_H = pooled.take(key)       # once, when the response has ended
 
-The state that token t is sampled from is the own state of token t − 1 (and of the prompt's last token for t = 0). So what an engine sees
-of a response of T tokens are the own states of its tokens 0 … T − 2, and the prompt's last one, which says nothing about the response:
-their mean leaves out the last token, usually the end-of-turn token. The encoder (`actors.encoder`) has all T. A response of one token
-is represented by the state it was sampled from. Axes: N running requests, S slots, H hidden size.
-"""
+The state that token t is sampled from is the own state of token t − 1 (and of the prompt's last token for t = 0). So
+what an engine sees of a response of T tokens are the own states of its tokens 0 … T − 2, and the prompt's last one,
+which says nothing about the response: their mean leaves out the last token, usually the end-of-turn token. The encoder
+(`actors.encoder`) has all T. A response of one token is represented by the state it was sampled from. Axes: N running
+requests, S slots, H hidden size."""
 
 from __future__ import annotations
 

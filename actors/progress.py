@@ -36,7 +36,8 @@ NOTHING = PartialSample().finish(FinishReason.ABORTED)
 
 
 def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *, max_tokens: int) -> dict[int, Sample]:
-    """What rows with the columns of PROGRESS_SCHEMA hold of the request's responses, by index; one of `max_tokens` has ended by its length.
+    """What rows with the columns of PROGRESS_SCHEMA hold of the request's responses, by index; one of `max_tokens` has
+    ended by its length.
 
     Raises ValueError for an index that the group does not have, or has twice.
     """
@@ -81,7 +82,8 @@ class News:
         self._told = (sampled_tokens, -1)
 
     async def wait(self, cursor: int, enough_tokens: Coroutine[Any, Any, None], timeout_s: float) -> None:
-        """Until `enough_tokens` or news, at most `timeout_s`; not at all where the report that brought `cursor` left something untold.
+        """Until `enough_tokens` or news, at most `timeout_s`; not at all where the report that brought `cursor` left
+        something untold.
 
         Raises what `enough_tokens` raises.
         """

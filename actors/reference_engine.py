@@ -1,9 +1,8 @@
 """A plain transformers engine: exact, deterministic, slow. For tests, and for machines without vLLM.
 
-The seed part of a response's key and a token's position in it are all its randomness, and every sequence is computed by itself. So
-what it samples under given weights does not depend on what else is running, nor on which engine has sampled the tokens before:
-a whole asynchronous run is reproducible bit for bit.
-"""
+The seed part of a response's key and a token's position in it are all its randomness, and every sequence is computed by
+itself. So what it samples under given weights does not depend on what else is running, nor on which engine has sampled
+the tokens before: a whole asynchronous run is reproducible bit for bit."""
 
 from __future__ import annotations
 

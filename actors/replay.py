@@ -43,7 +43,7 @@ from tasks.rewards import RewardConfig, reward_terms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
+class DrawnBatch:
     """What `sample` took out: the groups of the batch (empty when too few are held) and those found stale."""
 
     group_ids: tuple[int, ...]
@@ -86,8 +86,8 @@ class Replay(Checkpointed):
         self._checkpoints: CheckpointManager | None = None  # the one that this was last saved with
 
     def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int, filterable: bool = False) -> InsertResult:
-        """Offer one group with its verdicts. FULL: nothing changed, offer it again; STALE: it goes to the log as such, and so does
-        a `filterable` group whose scored rewards are all equal before they are shaped: FILTERED.
+        """Offer one group with its verdicts. FULL: nothing changed, offer it again; STALE: it goes to the log as such,
+        and so does a `filterable` group whose scored rewards are all equal before they are shaped: FILTERED.
 
         Raises ValueError when replay is full with less than one step's groups: waiting would then wait for ever.
         """
@@ -110,15 +110,15 @@ class Replay(Checkpointed):
         if _id_of(group) not in map(_id_of, self._aside):
             self._aside.append(with_outcome(group, 0, outcome))
 
-    def sample(self, num_groups: int, version: int, none_below: int = 0) -> tuple[pa.RecordBatch | None, Drawn]:
-        """Evict what is stale at `version`, then take `num_groups` groups; None while there are fewer. No group below `none_below` will
-        be offered any more."""
+    def sample(self, num_groups: int, version: int, none_below: int = 0) -> tuple[pa.RecordBatch | None, DrawnBatch]:
+        """Evict what is stale at `version`, then take `num_groups` groups; None while there are fewer. No group below
+        `none_below` will be offered any more."""
         self._buffer.forget_below(none_below)
         stale = self._buffer.evict(version=version)
         for group in stale:
             self._set_aside(group, GroupOutcome.STALE)
         batch = self._buffer.sample(num_groups, version=version)
-        drawn = Drawn(
+        drawn = DrawnBatch(
             group_ids=() if batch is None else tuple(int(group_id) for group_id in group_ids(batch)),
             stale_ids=tuple(_id_of(group) for group in stale),
             held_groups=self._buffer.num_groups,
@@ -129,9 +129,8 @@ class Replay(Checkpointed):
     def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> Logged:
         """Write the groups trained on in `step`, and those set aside since the step before: stale or filtered.
 
-        May be repeated when its answer was lost, also by a replay that took over: what an earlier call wrote of the latter stays.
-        Where it raises (RolloutLogError), nothing has changed.
-        """
+        May be repeated when its answer was lost, also by a replay that took over: what an earlier call wrote of the
+        latter stays. Where it raises (RolloutLogError), nothing has changed."""
         if self._log is None:
             self._aside = []
             return Logged()
@@ -222,7 +221,8 @@ def with_rewards(batch: pa.RecordBatch, verdicts: Sequence[Verdict], config: Rew
 
 
 def trained_rows(batch: pa.RecordBatch, step: int, advantages: Sequence[float]) -> pa.RecordBatch:
-    """`batch` as the rollout log keeps it: its bonuses (0 where there were none), one advantage a row, and that `step` trained on it."""
+    """`batch` as the rollout log keeps it: its bonuses (0 where there were none), one advantage a row, and that `step`
+    trained on it."""
     bonus = batch.column("bonus").fill_null(0.0).to_numpy()
     return with_outcome(with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
 

@@ -63,9 +63,8 @@ def build_engine(model: str, config: RolloutConfig, sampling: SamplingConfig, *,
 def request_keys(request: GroupRequest) -> list[str]:
     """Engine keys of a group's responses: unique by group; what follows the colon seeds a deterministic engine.
 
-    The seed part names the problem and the version it was admitted under, not the group, so a group sampled again after a
-    resume is the same group.
-    """
+    The seed part names the problem and the version it was admitted under, not the group, so a group sampled again after
+    a resume is the same group."""
     seed = f"{request.problem.problem_id}/{request.admitted_version}/{request.attempt}"
     return [f"{request.group_id}:{seed}/{index}" for index in range(request.num_responses)]
 
@@ -77,7 +76,8 @@ def group_seed(key: str) -> str:
 
 @dataclass(slots=True)
 class _Response:
-    """`sample` is what is known of it: all where it has ended, else what it came with, or had when the engine was last asked."""
+    """`sample` is what is known of it: all where it has ended, else what it came with, or had when the engine was last
+    asked."""
 
     key: str
     sample: Sample
@@ -96,9 +96,8 @@ class _Group:
 class RolloutWorker:
     """Samples groups of K responses with a shared prompt; every token carries the policy version that sampled it.
 
-    With `pool_states` a group also carries the mean hidden state of each response (`actors.pooled_states`) as its feature,
-    projected where there is a bonus config.
-    """
+    With `pool_states` a group also carries the mean hidden state of each response (`actors.pooled_states`) as its
+    feature, projected where there is a bonus config."""
 
     def __init__(
         self,
@@ -114,8 +113,8 @@ class RolloutWorker:
         projection_seed: int = 0,
         isolated: bool = False,
     ) -> None:
-        """`isolated`: groups are sampled one at a time and begun from a seed of their own, so that a group is the same whenever, wherever
-        and after whatever it is sampled. Whoever calls `generate` then waits for the one before."""
+        """`isolated`: groups are sampled one at a time and begun from a seed of their own, so that a group is the same
+        whenever, wherever and after whatever it is sampled. Whoever calls `generate` then waits for the one before."""
         from transformers import AutoTokenizer
 
         self._worker_id = worker_id
@@ -154,13 +153,12 @@ class RolloutWorker:
     ) -> tuple[pa.RecordBatch, GroupUsage]:
         """Sample the group. Aborted responses come back with their tokens so far; seconds are those in this worker.
 
-        `resume` has rows with the columns of PROGRESS_SCHEMA, of this and any other group: a progress batch, or the batch of an
-        aborted group. Responses that have ended are kept as they are, "aborted" ones go on after their tokens, and those without a row
-        begin. With `pool_states` it is ignored: nobody knows the hidden states of the old tokens.
-        Where it raises or is cancelled, none of its requests stays in the engine.
-        Raises DataError when the prompt is longer than `max_prompt_tokens`, EngineError when the engine has failed, RuntimeError when
-        the group is in the worker already.
-        """
+        `resume` has rows with the columns of PROGRESS_SCHEMA, of this and any other group: a progress batch, or the
+        batch of an aborted group. Responses that have ended are kept as they are, "aborted" ones go on after their
+        tokens, and those without a row begin. With `pool_states` it is ignored: nobody knows the hidden states of the
+        old tokens. Where it raises or is cancelled, none of its requests stays in the engine. Raises DataError when the
+        prompt is longer than `max_prompt_tokens`, EngineError when the engine has failed, RuntimeError when the group
+        is in the worker already."""
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
         group = self._enter(request, resume)
@@ -181,7 +179,8 @@ class RolloutWorker:
         return self._batch(request, prompt_ids, samples, seconds, started, resumed_tokens=resumed_tokens)
 
     async def sample_pool(self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int) -> tuple[pa.RecordBatch, GroupUsage]:
-        """Sample the group with nothing else in the engine, begun from `seed`: the same pool whatever was sampled before it.
+        """Sample the group with nothing else in the engine, begun from `seed`: the same pool whatever was sampled
+        before it.
 
         Raises as `generate`, and RuntimeError while the engine has other requests.
         """
@@ -211,13 +210,14 @@ class RolloutWorker:
             await self._serving().abort([response.key for response in group.responses if response.is_running])
 
     async def watch(self, cursor: int, timeout_s: float) -> tuple[pa.RecordBatch, Heartbeat]:
-        """All that is known of the groups in the worker, as soon as there is news or `timeout_s` is over (a little before).
+        """All that is known of the groups in the worker, as soon as there is news or `timeout_s` is over (a little
+        before).
 
-        News since the call that returned `sampled_tokens == cursor` (0 for the first) are `config.progress_tokens` more tokens for each
-        running response on average, a response that ended, or a group that came or left. The batch has PROGRESS_SCHEMA and a row for
-        every response with a token. While the engine does not answer, because it is in a step, rows are as they were and the next
-        call asks again; `sampled_tokens` is as of the engine's last step. Raises EngineError once the engine has failed.
-        """
+        News since the call that returned `sampled_tokens == cursor` (0 for the first) are `config.progress_tokens` more
+        tokens for each running response on average, a response that ended, or a group that came or left. The batch has
+        PROGRESS_SCHEMA and a row for every response with a token. While the engine does not answer, because it is in a
+        step, rows are as they were and the next call asks again; `sampled_tokens` is as of the engine's last step.
+        Raises EngineError once the engine has failed."""
         engine = self._serving()
         deadline = asyncio.get_running_loop().time() + timeout_s
         num_running = sum(response.is_running for group in self._groups.values() for response in group.responses)
@@ -251,9 +251,9 @@ class RolloutWorker:
     async def update(self, weights: Weights) -> WeightUpdate:
         """Check new weights while the engine goes on, load them between two steps and prove them.
 
-        Raises WeightsRefused where they are not what was published, or not this model's: nothing has changed then. Raises EngineError
-        (WeightMismatch where they were loaded and are not held), after which the worker serves nothing.
-        """
+        Raises WeightsRefused where they are not what was published, or not this model's: nothing has changed then.
+        Raises EngineError (WeightMismatch where they were loaded and are not held), after which the worker serves
+        nothing."""
         engine = self._serving()
         started = time.monotonic()
         await asyncio.to_thread(check_weights, weights, shapes=self._shapes, dtype=self._dtype)
@@ -322,8 +322,8 @@ class RolloutWorker:
         return time.monotonic() - started
 
     async def _respond_alone(self, request: GroupRequest, group: _Group, prompt_ids: list[int]) -> list[float]:
-        """All responses of the group, with nothing else in the engine. The place tells groups of one problem and version apart, where there
-        are few problems: it is the same after a resume."""
+        """All responses of the group, with nothing else in the engine. The place tells groups of one problem and
+        version apart, where there are few problems: it is the same after a resume."""
         started = time.monotonic()
         requests = [SampleRequest(key=response.key, prompt_ids=prompt_ids) for response in group.responses]
         seed = zlib.crc32(f"{self._seed}/{group_seed(requests[0].key)}/{request.place}".encode())
@@ -336,8 +336,8 @@ class RolloutWorker:
     async def _refresh(self) -> int:
         """Learn what the running responses have, and how many tokens the engine had sampled by then.
 
-        A response that had ended by then has been told of before: the engine's answers reach this event loop in their order.
-        """
+        A response that had ended by then has been told of before: the engine's answers reach this event loop in their
+        order."""
         running = {response.key: response for group in self._groups.values() for response in group.responses if response.is_running}
         progress = await self._serving().partials(list(running))
         for key, sample in progress.samples.items():

@@ -1,7 +1,7 @@
 """Verification in processes that may hang or die without taking the run with them.
 
-A hung verifier is killed at its deadline and a crashed one replaced; both become verdicts without a score, never "incorrect". Two facts
-about the machinery shape the code:
+A hung verifier is killed at its deadline and a crashed one replaced; both become verdicts without a score, never
+"incorrect". Two facts about the machinery shape the code:
 
 * Linux sends a process its parent-death signal when the *thread* that started it ends, so the workers are started from a thread that
   lives as long as they do, never from whichever thread happens to call `verify` first.
@@ -9,9 +9,8 @@ about the machinery shape the code:
   are never waited for without looking at the pool, and a broken pool is replaced and what it lost is scheduled again. A worker that
   dies as it takes a response may be found dead before that is known: the response then ends as a timeout, not an error.
 
-A pebble pool has one size for life. So another number of workers is another pool: it takes the responses that wait, the old one ends
-those it has begun.
-"""
+A pebble pool has one size for life. So another number of workers is another pool: it takes the responses that wait, the
+old one ends those it has begun."""
 
 from __future__ import annotations
 
@@ -98,9 +97,9 @@ class VerifierPool:
         pool.resize(4)                                         # meanwhile, from any thread
         pool.close()
 
-    Each worker builds the task once, when it starts, and warms it up. Responses of all calls share one queue, in order of arrival. The
-    workers die with this process, however it ends, and ignore Ctrl-C. A pool that is not closed is closed at interpreter exit.
-    """
+    Each worker builds the task once, when it starts, and warms it up. Responses of all calls share one queue, in order
+    of arrival. The workers die with this process, however it ends, and ignore Ctrl-C. A pool that is not closed is
+    closed at interpreter exit."""
 
     def __init__(self, task_config: TaskConfig, config: VerifierConfig, *, task_factory: TaskFactory | None = None) -> None:
         """`task_factory`, if given, makes the task in place of `task_config`; it is pickled into the workers.
@@ -134,13 +133,12 @@ class VerifierPool:
     def verify(self, problem: Problem, responses: Sequence[str]) -> list[Verdict]:
         """One verdict a response, in order. TIMEOUT and ERROR verdicts carry no reward.
 
-        Raises VerifierPoolError where the pool finishes nothing for deadline_s + start_timeout_s, cannot keep its workers
-        alive, or is closed. As some response of the pool finishes in every such window, the wait is bounded by the window
-        times the responses in the queue.
+        Raises VerifierPoolError where the pool finishes nothing for deadline_s + start_timeout_s, cannot keep its
+        workers alive, or is closed. As some response of the pool finishes in every such window, the wait is bounded by
+        the window times the responses in the queue.
 
-        A call changes nothing but the counts of `stats`, so it may be made again by whoever lost its result, also while the
-        first is still under way.
-        """
+        A call changes nothing but the counts of `stats`, so it may be made again by whoever lost its result, also while
+        the first is still under way."""
         jobs = [_Job(response[-self._config.max_response_chars :]) for response in responses]
         num_rounds = 0
         while num_rounds < _MAX_ROUNDS and (open_jobs := [job for job in jobs if job.verdict is None]):
@@ -169,11 +167,11 @@ class VerifierPool:
     def resize(self, num_workers: int) -> None:
         """Verify in so many processes from now on, while calls of `verify` go on.
 
-        Returns once one of the new processes has answered, all responses that nobody had begun are with them, and the old processes are
-        gone. These had deadline_s, and a little for being killed, to end what they had begun; what they did not end is judged again.
-        Until then both lots of processes live. The pool is as before where this raises: ValueError for less than one worker,
-        ResizeError where the new workers do not start within start_timeout_s, VerifierPoolError where the pool is closed.
-        """
+        Returns once one of the new processes has answered, all responses that nobody had begun are with them, and the
+        old processes are gone. These had deadline_s, and a little for being killed, to end what they had begun; what
+        they did not end is judged again. Until then both lots of processes live. The pool is as before where this
+        raises: ValueError for less than one worker, ResizeError where the new workers do not start within
+        start_timeout_s, VerifierPoolError where the pool is closed."""
         if num_workers < 1:
             raise ValueError(f"a verifier pool needs at least one worker, not {num_workers}")
         with self._resizing:
@@ -222,7 +220,8 @@ class VerifierPool:
             job.settle(future, self._deadline_s)
 
     def _wait(self, workers: _Workers, futures: list[Future[Verdict]], problem: Problem) -> None:
-        """Until all futures that `workers` will end are done, or these are broken; raises where the whole pool makes no progress."""
+        """Until all futures that `workers` will end are done, or these are broken; raises where the whole pool makes no
+        progress."""
         started = time.monotonic()
         window_s = self._deadline_s + self._config.start_timeout_s
         while (pending := workers.will_end(wait(futures, timeout=_TICK_S).not_done)) and workers.are_live():
@@ -300,7 +299,8 @@ class _Workers:
     """One pebble pool, and the thread that its workers are children of."""
 
     def __init__(self, num_workers: int, task_factory: TaskFactory) -> None:
-        """Returns once the processes are started, not once they are ready. Raises where `task_factory` cannot be pickled."""
+        """Returns once the processes are started, not once they are ready. Raises where `task_factory` cannot be
+        pickled."""
         self.num_workers = num_workers
         self._pool = ProcessPool(
             max_workers=num_workers,
@@ -323,7 +323,8 @@ class _Workers:
             raise
 
     def schedule(self, problem: Problem, text: str, timeout_s: float) -> Future[Verdict]:
-        """The verdict to be; never done where the pool is no longer live, which `are_live` tells, or has a successor."""
+        """The verdict to be; never done where the pool is no longer live, which `are_live` tells, or has a
+        successor."""
         return self._schedule(_verify_in_worker, problem, text, timeout_s=timeout_s)
 
     def _schedule(self, function: Callable[..., Any], *args: Any, timeout_s: float) -> Future[Any]:
@@ -359,7 +360,8 @@ class _Workers:
         return self._begun is not None
 
     def will_end(self, futures: Collection[Future[Any]]) -> list[Future[Any]]:
-        """Those that will be done as long as the pool is live: all, or the ones it had begun when it was handed over."""
+        """Those that will be done as long as the pool is live: all, or the ones it had begun when it was handed
+        over."""
         begun = self._begun
         return [future for future in futures if begun is None or future in begun]
 
@@ -385,8 +387,9 @@ class _Workers:
             self._thread.join()
 
     def _hold(self, started: Future[bool]) -> None:
-        """Start the pool, then stay until it is stopped. Threads and processes born here inherit the blocked SIGINT, so that Ctrl-C
-        does not hit a worker before it can ignore it. Starting the resource tracker unblocks the signal, hence goes first."""
+        """Start the pool, then stay until it is stopped. Threads and processes born here inherit the blocked SIGINT, so
+        that Ctrl-C does not hit a worker before it can ignore it. Starting the resource tracker unblocks the signal,
+        hence goes first."""
         try:
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -402,7 +405,8 @@ _worker_task: Task | str = "the worker was not initialised"  # the task, or why 
 
 
 def _initialize_worker(owner_pid: int, task_factory: TaskFactory) -> None:
-    """Tie the worker's life to its owner's and build the task. A task that cannot be built fails each response, with the reason."""
+    """Tie the worker's life to its owner's and build the task. A task that cannot be built fails each response, with
+    the reason."""
     global _worker_task
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python handler would wait for C code that never returns

@@ -243,8 +243,8 @@ class AsyncVllmEngine:
         return partial.finish(reason, _state_mean(taken, key))
 
     async def _may_begin(self, key: str) -> bool:
-        """Wait until weights are replaced, if they are; False where the request was aborted meanwhile. Raises EngineError where that
-        failed or takes too long."""
+        """Wait until weights are replaced, if they are; False where the request was aborted meanwhile. Raises
+        EngineError where that failed or takes too long."""
         while self._is_replacing:
             held = self._held[key] = asyncio.get_running_loop().create_future()
             try:
@@ -300,7 +300,8 @@ class AsyncVllmEngine:
             raise failure from error
 
     async def load(self, weights: Weights) -> float:
-        """From a file in shared memory, or from the learner's GPU: whether that can be had is known before the engine pauses."""
+        """From a file in shared memory, or from the learner's GPU: whether that can be had is known before the engine
+        pauses."""
         if isinstance(weights, DeviceWeights):
             await self._receiver.ask(weights)
             return await self._replace(weights, self._receiver.take)

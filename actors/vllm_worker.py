@@ -1,7 +1,8 @@
-"""What runs inside vLLM's worker process, beside the model: weights loaded and read back, hidden states pooled, the sampler seeded.
+"""What runs inside vLLM's worker process, beside the model: weights loaded and read back, hidden states pooled, the
+sampler seeded.
 
-CPU kernels pack matrices into a layout of their own and drop the originals, so what a live module computes with is read by computing.
-"""
+CPU kernels pack matrices into a layout of their own and drop the originals, so what a live module computes with is read
+by computing."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from learners.weights import HEAD, WeightSnapshot, fingerprint_by, load_snapshot
 
 
 class EngineWorker:
-    """Mixed into vLLM's worker class: load a snapshot and read back what the live kernels hold; pool hidden states; seed."""
+    """Mixed into vLLM's worker class: load a snapshot and read back what the live kernels hold; pool hidden states;
+    seed."""
 
     model_runner: Any
 
@@ -39,7 +41,8 @@ class EngineWorker:
         model.compute_logits = pooled_compute_logits
 
     def _pool(self, states_NH: Tensor) -> None:
-        """One row a scheduled request, in the runner's order; a prompt cut into chunks samples nothing before its last one."""
+        """One row a scheduled request, in the runner's order; a prompt cut into chunks samples nothing before its last
+        one."""
         runner = self.model_runner
         keys = runner.input_batch.req_ids
         if len(keys) != len(states_NH):
@@ -66,7 +69,8 @@ class EngineWorker:
             dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
     def held_weights(self, shapes: dict[str, tuple[int, ...]], with_head: bool, version: int) -> dict[str, str]:
-        """`version`'s fingerprint of what the model computes with now: tensors of these shapes, and the output head by its own name."""
+        """`version`'s fingerprint of what the model computes with now: tensors of these shapes, and the output head by
+        its own name."""
         model = self.model_runner.get_model()
         head = getattr(model, "lm_head", None)
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
@@ -85,7 +89,8 @@ def _external(request_id: str) -> str:
 
 
 def _require_all_parameters(model: Any, packed: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> None:
-    """Raises WeightMismatch for a parameter of the model that the snapshot has no tensor for: it would keep its old weights."""
+    """Raises WeightMismatch for a parameter of the model that the snapshot has no tensor for: it would keep its old
+    weights."""
     for name, _ in model.named_parameters():
         module_name, _, parameter = name.rpartition(".")
         parent, _, leaf = module_name.rpartition(".")
@@ -102,7 +107,8 @@ def _read(
     name: str,
     columns: Tensor | None,
 ) -> Tensor:
-    """Columns of the Hugging Face matrix `name` (or a whole vector), as the live vLLM module, fused or not, computes with them.
+    """Columns of the Hugging Face matrix `name` (or a whole vector), as the live vLLM module, fused or not, computes
+    with them.
 
     Raises EngineError where the model has no such module.
     """

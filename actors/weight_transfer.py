@@ -12,14 +12,14 @@
 | nccl                    | names, and whom to ask for them    | from GPU to GPU by vLLM's NCCL engine, once to each worker            |
 | ipc                     | names, and whom to ask for them    | not at all: vLLM's IPC engine reads the learner's memory (same GPU)   |
 
-nccl and ipc have **not been run on a GPU**: here they are tested with vLLM's own classes for both sides and a stand-in for NCCL.
+nccl and ipc have **not been run on a GPU**: here they are tested with vLLM's own classes for both sides and a stand-in
+for NCCL.
 
-With these two the learner keeps copies of its last versions on its GPU, and a thread of its process for each worker sends them, while
-the next step goes on. A worker asks when it is to load. So one that joins late, or is lost, concerns no other: each has a
-group of two with the learner, and never is there a group of all to be made anew. vLLM's side for trainers tells the receiving engine
-what to do through a client with four methods; ours puts these calls on the connection that the worker has asked on, and the worker
-passes them on to its engine.
-"""
+With these two the learner keeps copies of its last versions on its GPU, and a thread of its process for each worker
+sends them, while the next step goes on. A worker asks when it is to load. So one that joins late, or is lost, concerns
+no other: each has a group of two with the learner, and never is there a group of all to be made anew. vLLM's side for
+trainers tells the receiving engine what to do through a client with four methods; ours puts these calls on the
+connection that the worker has asked on, and the worker passes them on to its engine."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ Weights = WeightSnapshot | DeviceWeights
 
 
 def check_weights(weights: Weights, *, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-    """Raises WeightsRefused unless `weights` are for a model of these parameters and, where their bytes are at hand, those published."""
+    """Raises WeightsRefused unless `weights` are for a model of these parameters and, where their bytes are at hand,
+    those published."""
     if isinstance(weights, WeightSnapshot):
         check_snapshot(weights, shapes=shapes, dtype=dtype)
     else:
@@ -103,7 +104,8 @@ class Policy(Protocol):
 
     def snapshot(self) -> WeightSnapshot: ...
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
-        """The tensors, which may be parts (`learners.sharding`), and the name of the one that is the output head too, if one is."""
+        """The tensors, which may be parts (`learners.sharding`), and the name of the one that is the output head too,
+        if one is."""
         ...
 
 
@@ -111,7 +113,8 @@ class WeightPublisher(Protocol):
     """One way of handing out weights, in the learner's process."""
 
     def publish(self, policy: Policy) -> Weights:
-        """The weights of `policy.version`, for any number of engines. They stay as they are while the policy is trained on."""
+        """The weights of `policy.version`, for any number of engines. They stay as they are while the policy is trained
+        on."""
         ...
 
     def require_usable(self, device: torch.device) -> None:
@@ -148,8 +151,9 @@ class DevicePublisher:
         kept_versions: int,
         kept_every: int = 0,
     ) -> None:
-        """`make_trainer(client, source)` opens the way to the worker behind `client`. Workers reach this process at `host`. The newest
-        `kept_versions` are kept, and the newest multiple of `kept_every` (0: none), which somebody may take longer to ask for."""
+        """`make_trainer(client, source)` opens the way to the worker behind `client`. Workers reach this process at
+        `host`. The newest `kept_versions` are kept, and the newest multiple of `kept_every` (0: none), which somebody
+        may take longer to ask for."""
         self._transfer = transfer
         self._make_trainer = make_trainer
         self._kept_versions = kept_versions
@@ -222,7 +226,8 @@ class DevicePublisher:
                 trainer.shutdown()
 
     def _authenticate(self, connection: Connection) -> None:
-        """Raises AuthenticationError, OSError or EOFError for somebody else's connection, OSError for one that says nothing."""
+        """Raises AuthenticationError, OSError or EOFError for somebody else's connection, OSError for one that says
+        nothing."""
         _set_read_timeout(connection, AUTHENTICATION_TIMEOUT_S)
         deliver_challenge(connection, self._key)
         answer_challenge(connection, self._key)
@@ -288,8 +293,8 @@ class _ClientOf:
 
 
 def make_publisher(transfer: WeightTransfer, *, kept_versions: int = 1, kept_every: int = 0) -> WeightPublisher:
-    """The way that `rollout.weight_transfer` names. `kept_versions`: how many may be on their way into engines at a time; `kept_every`: see
-    `DevicePublisher`."""
+    """The way that `rollout.weight_transfer` names. `kept_versions`: how many may be on their way into engines at a
+    time; `kept_every`: see `DevicePublisher`."""
     if transfer == "object_store":
         return ObjectStorePublisher()
     import ray
@@ -359,7 +364,8 @@ class WeightReceiver(Protocol):
         ...
 
     async def take(self) -> None:
-        """What was asked for, into the engine, which must not step meanwhile. After an error its weights are of no version."""
+        """What was asked for, into the engine, which must not step meanwhile. After an error its weights are of no
+        version."""
         ...
 
     def close(self) -> None: ...

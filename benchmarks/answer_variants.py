@@ -1,11 +1,11 @@
-r"""Right answers written otherwise, and wrong ones near them: what false rates of the mathematical verifier are measured with.
+r"""Right answers written otherwise, and wrong ones near them: what false rates of the mathematical verifier are
+measured with.
 
     equivalents(r"\frac{3}{4}")    ->  {"plain fraction": "3/4", "dfrac": r"\dfrac{3}{4}", ...}
     perturbations(r"\frac{3}{4}")  ->  {"digit": r"\frac{3}{5}", "inverted": r"\frac{4}{3}", "sign": r"-\frac{3}{4}", ...}
 
-Each is made from the text of the answer by a rule that does not know how the verifier reads it. A rule that does not apply to an answer, or
-would leave its value as it is, gives nothing.
-"""
+Each is made from the text of the answer by a rule that does not know how the verifier reads it. A rule that does not
+apply to an answer, or would leave its value as it is, gives nothing."""
 
 from __future__ import annotations
 

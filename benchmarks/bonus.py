@@ -3,10 +3,10 @@
     python -m benchmarks.bonus                       # 128 groups of 8 responses, D = 32 and 512, one thread
     python -m benchmarks.bonus --device cuda
 
-The published way (arXiv:2510.11686) is written again here: a group's inverse covariance starts at I / lam and takes one rank-one update a
-response, then each response's x' Sigma^-1 x is read off it; float64, as theirs. Both get the same features and must give the same
-leverages. Timed in alternation, medians over the repeats. Prints one JSON object a case; `score_step_s` is all that the owner of the
-covariance does in a step: leverages, absorbing, gate and diagnostics.
+The published way (arXiv:2510.11686) is written again here: a group's inverse covariance starts at I / lam and takes one
+rank-one update a response, then each response's x' Sigma^-1 x is read off it; float64, as theirs. Both get the same
+features and must give the same leverages. Timed in alternation, medians over the repeats. Prints one JSON object a
+case; `score_step_s` is all that the owner of the covariance does in a step: leverages, absorbing, gate and diagnostics.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ def published_leverage(features_GKD: Tensor, ridge: float) -> Tensor:
     """Group by group, response by response."""
     leverages = []
     for features_KD in features_GKD:
-        centred_KD = features_KD - features_KD.mean(dim=0)
+        centered_KD = features_KD - features_KD.mean(dim=0)
         inverse_DD = torch.eye(features_KD.shape[1], dtype=features_KD.dtype, device=features_KD.device) / ridge
-        for row_D in centred_KD:
+        for row_D in centered_KD:
             column_D1 = row_D[:, None]
             shrink_11 = torch.inverse(1 + column_D1.T @ inverse_DD @ column_D1)
             inverse_DD = inverse_DD - inverse_DD @ column_D1 @ shrink_11 @ column_D1.T @ inverse_DD
-        leverages.append(torch.stack([row_D @ inverse_DD @ row_D for row_D in centred_KD]))
+        leverages.append(torch.stack([row_D @ inverse_DD @ row_D for row_D in centered_KD]))
     return torch.stack(leverages)
 
 
 def alternate(runs: dict[str, Callable[[], Any]], *, repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every repeat of every run, taken in turns after one round of warming up, so that a disturbance hits all alike."""
+    """Seconds of every repeat of every run, taken in turns after one round of warming up, so that a disturbance hits
+    all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -59,7 +60,8 @@ def alternate(runs: dict[str, Callable[[], Any]], *, repeats: int, device: str) 
 
 
 def summary(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Median of each run, and published / ours: of the medians, and of the fastest repeats, which a busy machine disturbs least."""
+    """Median of each run, and published / ours: of the medians, and of the fastest repeats, which a busy machine
+    disturbs least."""
     medians = {f"{name}_s": float(f"{statistics.median(values):.4g}") for name, values in seconds.items()}
     ratio, ratio_of_best = (of(seconds["published"]) / of(seconds["ours"]) for of in (statistics.median, min))
     return {**medians, "ratio": round(ratio, 1), "ratio_of_best": round(ratio_of_best, 1)}

@@ -2,8 +2,8 @@
 
     python -m benchmarks.calibrate_arithmetic --problems 40
 
-The default mix is meant to lie between 20 and 80 % pass@8 for the embedded model: harder gives no signal, easier none to gain.
-"""
+The default mix is meant to lie between 20 and 80 % pass@8 for the embedded model: harder gives no signal, easier none
+to gain."""
 
 from __future__ import annotations
 

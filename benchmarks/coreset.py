@@ -4,10 +4,10 @@
     python -m benchmarks.coreset --dtype float64     # the published loop in our precision; its default is float32, which favours it
     python -m benchmarks.coreset --device cuda
 
-The published way (arXiv:2510.11686, Algorithm 1) is written again here: before every pick x' Lambda x of all candidates, as one product,
-after it a rank-one update of Lambda (D x D). Ours is float64 throughout. Both get the same features and must pick the same candidates in
-the same order. Timed in alternation, medians over the repeats. Prints one JSON object.
-"""
+The published way (arXiv:2510.11686, Algorithm 1) is written again here: before every pick x' Lambda x of all
+candidates, as one product, after it a rank-one update of Lambda (D x D). Ours is float64 throughout. Both get the same
+features and must pick the same candidates in the same order. Timed in alternation, medians over the repeats. Prints one
+JSON object."""
 
 from __future__ import annotations
 

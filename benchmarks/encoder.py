@@ -1,4 +1,5 @@
-"""What the encoder adds to a forward pass, and what packing saves: seconds against bare passes of the same model over the same tokens.
+"""What the encoder adds to a forward pass, and what packing saves: seconds against bare passes of the same model over
+the same tokens.
 
     python -m benchmarks.encoder                  # the embedded model on one thread
     python -m benchmarks.encoder --groups 512 --device cuda
@@ -9,8 +10,8 @@ Three ways over the same groups of synthetic tokens, one after the other in ever
     packed    a bare forward pass over exactly the rows and masks that the encoder has just computed
     repeated  a bare forward pass over a row a response, each with its prompt, sorted by length, under the same token budget
 
-Prints one JSON object a shape. Tokens are those of all responses, and of each group's prompt once, whatever is computed.
-"""
+Prints one JSON object a shape. Tokens are those of all responses, and of each group's prompt once, whatever is
+computed."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""Seconds per training step of 64 responses: this system against Hugging Face TRL's GRPOTrainer, in interleaved runs on one machine.
+"""Seconds per training step of 64 responses: this system against Hugging Face TRL's GRPOTrainer, in interleaved runs on
+one machine.
 
     python3.11 -m venv /tmp/trl && /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0        # an environment of its own
     python -m benchmarks.end_to_end --trl /tmp/trl/bin/python --steps 8 --rounds 2
 
-Both train the embedded model on the same prompts of the quick start: 8 prompts x 8 responses of at most 20 tokens a step, temperature 1,
-the same learning rate, no KL term, the same precision, two CPU threads in all. Ours is the asynchronous quick start, with its encoder and
-the exploration bonus, which TRL does not have: the time from one step's end to the next. Steps before --warm-up do not count. Prints a
-line a run, then medians and their ratio as one JSON object.
-"""
+Both train the embedded model on the same prompts of the quick start: 8 prompts x 8 responses of at most 20 tokens a
+step, temperature 1, the same learning rate, no KL term, the same precision, two CPU threads in all. Ours is the
+asynchronous quick start, with its encoder and the exploration bonus, which TRL does not have: the time from one step's
+end to the next. Steps before --warm-up do not count. Prints a line a run, then medians and their ratio as one JSON
+object."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 from jobs.config import RunConfig, load_config
-from jobs.metrics import read_metrics
+from jobs.directory.metrics import read_metrics
 from learners.models import resolve_model
 from learners.precision import resolve_dtype
 from tasks.registry import make_task

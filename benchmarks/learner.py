@@ -10,16 +10,15 @@ Needs neither Ray nor vLLM. Shapes, of groups of 8 responses to one prompt:
     uniform      2 groups, 40-token prompts, responses of 112 to 144 tokens
     ragged       2 groups, prompts of 30 to 200 tokens, responses of 20 to 200
 
-`benchmarks.padded_loop` is what it is compared with: same model, same dtype, same token budget a forward pass, same masters. First both
-compute the gradient of one batch from the same weights, which must agree. Then they take training steps in turns; a ratio is that of one
-pair, and the one printed the median over the pairs. Tokens are those of all responses, and of each group's prompt once, whatever is
-computed.
+`benchmarks.padded_loop` is what it is compared with: same model, same dtype, same token budget a forward pass, same
+masters. First both compute the gradient of one batch from the same weights, which must agree. Then they take training
+steps in turns; a ratio is that of one pair, and the one printed the median over the pairs. Tokens are those of all
+responses, and of each group's prompt once, whatever is computed.
 
-Prints one JSON object a shape: also the operations that the step requires (3 × those of a forward pass that computes what responses have in
-common once) over its seconds, on a CUDA device as a share of its dense peak (model-FLOPs utilisation); the share of a step's time in
-matrix products and attention (torch.profiler); and the peak of memory while a gradient is computed, beyond what is held before:
-activations, logits and the gradient itself.
-"""
+Prints one JSON object a shape: also the operations that the step requires (3 × those of a forward pass that computes
+what responses have in common once) over its seconds, on a CUDA device as a share of its dense peak (model-FLOPs
+utilisation); the share of a step's time in matrix products and attention (torch.profiler); and the peak of memory while
+a gradient is computed, beyond what is held before: activations, logits and the gradient itself."""
 
 from __future__ import annotations
 

@@ -4,9 +4,8 @@
     python -m benchmarks.lora --rounding       # in bfloat16: how much of a small step the rounding of merged weights takes back
     python -m benchmarks.lora --engine         # and what a vLLM engine makes of weights of which only the changed ones are sent
 
-Kinds take turns within a round, so that what else the machine does falls on all alike, and the first round does not count. Medians are
-printed: of seconds of CPU, of the engine of seconds. Needs no Ray, and vLLM only with --engine.
-"""
+Kinds take turns within a round, so that what else the machine does falls on all alike, and the first round does not
+count. Medians are printed: of seconds of CPU, of the engine of seconds. Needs no Ray, and vLLM only with --engine."""
 
 from __future__ import annotations
 
@@ -91,7 +90,8 @@ def measured(learner: Any, batch: Any, shapes: Any) -> dict[str, float]:
 
 
 def rounding(model: str) -> None:
-    """Log-probs of 192 sampled tokens in float32: moved by adapters, and by merged weights that are rounded to bfloat16."""
+    """Log-probs of 192 sampled tokens in float32: moved by adapters, and by merged weights that are rounded to
+    bfloat16."""
     import torch
 
     from learners.config import LoraConfig
@@ -138,7 +138,8 @@ def rounding(model: str) -> None:
 
 
 def engine(model: str, rounds: int) -> None:
-    """Seconds of a vLLM engine to load all weights and the changed ones, and whether it then holds what was published."""
+    """Seconds of a vLLM engine to load all weights and the changed ones, and whether it then holds what was
+    published."""
     from transformers import AutoConfig
 
     from actors.config import RolloutConfig, SamplingConfig

@@ -3,8 +3,8 @@
     python -m benchmarks.memory --steps 500               # trains a tiny random model with the reference engine, then reports
     python -m benchmarks.memory --report runs/quickstart   # reports on a run that exists
 
-Prints a line a process (resident MiB at the end of the warm-up and at the end of the run, the slope in MiB a step as the least-squares
-fit over the steps after the warm-up) and one JSON object. Exits with 1 where a slope reaches --limit.
+Prints a line a process (resident MiB at the end of the warm-up and at the end of the run, the slope in MiB a step as
+the least-squares fit over the steps after the warm-up) and one JSON object. Exits with 1 where a slope reaches --limit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.metrics import read_metrics
+from jobs.directory.metrics import read_metrics
 
 FEWEST_POINTS = 20
 """Of a process that lived for fewer steps after the warm-up nothing is said."""

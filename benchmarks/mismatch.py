@@ -1,12 +1,13 @@
-"""What the mismatch alarm says of faults that are known: an engine of plain transformers samples with one, the learner's rules look at it.
+"""What the mismatch alarm says of faults that are known: an engine of plain transformers samples with one, the
+learner's rules look at it.
 
     python -m benchmarks.mismatch                     # the embedded model; 5 to 10 minutes on two cores
     python -m benchmarks.mismatch --faults temperature,tensor
 
-Every fault is real: the engine samples from the tampered model or temperature and records its own log-probs; re-tokenised responses are
-decoded and encoded again. Weights are made stale by one or more gradient steps of the learner on responses of the same kind. The floor of
-earlier steps is that of an engine in order. Prints one line a fault: its name, tokens, mean |d|, the divergence in nats, the cause found.
-"""
+Every fault is real: the engine samples from the tampered model or temperature and records its own log-probs;
+re-tokenised responses are decoded and encoded again. Weights are made stale by one or more gradient steps of the
+learner on responses of the same kind. The floor of earlier steps is that of an engine in order. Prints one line a
+fault: its name, tokens, mean |d|, the divergence in nats, the cause found."""
 
 from __future__ import annotations
 
@@ -114,7 +115,8 @@ def logprobs_of(model: Any, prompt: list[int], ids: list[int]) -> Tensor:
 
 
 def merged(responses: Sequence[Response], share: float, vocabulary: int) -> list[Response]:
-    """In a share of the responses two tokens become another one, and the log-probs behind it are those of other tokens."""
+    """In a share of the responses two tokens become another one, and the log-probs behind it are those of other
+    tokens."""
     rng = np.random.default_rng(0)
 
     def changed(prompt: list[int], ids: list[int], recorded: list[float]) -> Response:

@@ -1,9 +1,10 @@
-"""What one writes without thinking of speed: a policy-gradient step over padded rows, with transformers and torch alone.
+"""What one writes without thinking of speed: a policy-gradient step over padded rows, with transformers and torch
+alone.
 
-A row a response, each with its whole prompt, padded on the right to the longest row of the batch, as many rows a forward pass as the
-token budget has room for, logits of every position, AdamW on float32 masters with clipping. The loss is the learner's at its first
-optimiser step: truncated importance sampling, a token mean over the batch. The learner is measured against it.
-"""
+A row a response, each with its whole prompt, padded on the right to the longest row of the batch, as many rows a
+forward pass as the token budget has room for, logits of every position, AdamW on float32 masters with clipping. The
+loss is the learner's at its first optimiser step: truncated importance sampling, a token mean over the batch. The
+learner is measured against it."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.publication                    # the embedded model on one thread
 
-A step of the quick start's shape (8 prompts of 37 tokens, 8 responses of at most 20) and the snapshot after it; the snapshot's parts; the
-same snapshot taken by a thread beside the step, which is all that overlapping the two could give; what Ray does with it; and a reader's
-check. All by turns in every repeat. Prints the medians as one JSON object, in seconds.
-"""
+A step of the quick start's shape (8 prompts of 37 tokens, 8 responses of at most 20) and the snapshot after it; the
+snapshot's parts; the same snapshot taken by a thread beside the step, which is all that overlapping the two could give;
+what Ray does with it; and a reader's check. All by turns in every repeat. Prints the medians as one JSON object, in
+seconds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from actors.learner import Learner
 from benchmarks.encoder import GROUP_SIZE, SHAPES, make_group
 from buffers.records import Verdict, VerdictStatus
 from buffers.schema import concat_groups, with_scores, with_verdicts
-from jobs.build import ray_session
+from jobs.processes.build import ray_session
 from learners.config import LearnerConfig
 from learners.forward import causal_lm_shapes
 from learners.models import resolve_model

@@ -3,9 +3,8 @@
     python -m benchmarks.quickstart --seeds 0,1,2 --out runs/bench          # trains, then reports (about 7 minutes a seed)
     python -m benchmarks.quickstart --report runs/bench/seed0 ...            # reports on runs that exist
 
-Prints one JSON object a run: the reward of every step, first three against last three, seconds by kind as means over the steps
-after the third, and the mismatch of log-probs at lag 0.
-"""
+Prints one JSON object a run: the reward of every step, first three against last three, seconds by kind as means over
+the steps after the third, and the mismatch of log-probs at lag 0."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from jobs.metrics import read_metrics
-from jobs.summary import window_means
+from jobs.directory.metrics import read_metrics
+from jobs.screens.summary import window_means
 
 WARM_STEPS = 3
 TIMES = (

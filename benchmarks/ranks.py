@@ -3,9 +3,8 @@
     python -m benchmarks.ranks --ranks 1,2                         # the embedded model, on this machine's CPU, float32
     python -m benchmarks.ranks --ranks 2 --model DIR --dtype bfloat16
 
-Prints a line a rank and phase: seconds, memory resident afterwards and the peak in between, beyond what the process had before it
-loaded the model, and one JSON object. Needs neither Ray nor vLLM.
-"""
+Prints a line a rank and phase: seconds, memory resident afterwards and the peak in between, beyond what the process had
+before it loaded the model, and one JSON object. Needs neither Ray nor vLLM."""
 
 from __future__ import annotations
 

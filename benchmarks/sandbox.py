@@ -3,9 +3,8 @@
     python -m benchmarks.sandbox                       # an empty program: a bare interpreter, the sandbox, limits only; interleaved
     python -m benchmarks.sandbox --mbpp --data DIR     # verdicts a second through a pool of 1 and of 2 processes
 
-DIR is what REPEXP_DATA names (default: that variable). MBPP+: groups of 8 responses to problems drawn with a seed, half of them the
-published program, half one that is wrong in the last test. One JSON object a line.
-"""
+DIR is what REPEXP_DATA names (default: that variable). MBPP+: groups of 8 responses to problems drawn with a seed, half
+of them the published program, half one that is wrong in the last test. One JSON object a line."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ from typing import Any
 from benchmarks.verifiers import GROUP_SIZE, Workload, throughput
 from tasks.base import Problem
 from tasks.config import TaskConfig
-from tasks.program_tests import read_tests
+from tasks.programs.program_tests import read_tests
+from tasks.programs.sandbox import Isolation, Limits, run
 from tasks.registry import make_task
-from tasks.sandbox import Isolation, Limits, run
 
 _BARE = [sys.executable, "-I", "-S", "-c", "pass"]
 _WRONG_LAST = """
@@ -46,7 +45,8 @@ def {name}(*args):
 
 
 def starts(num_rounds: int, num_threads: int) -> dict[str, Any]:
-    """Milliseconds from asking for an empty program to its end, the median; all ways in turn, so that they meet the same machine."""
+    """Milliseconds from asking for an empty program to its end, the median; all ways in turn, so that they meet the
+    same machine."""
     ways: dict[str, Callable[[], Any]] = {
         "bare interpreter": lambda: subprocess.run(_BARE, check=True, stdin=subprocess.DEVNULL),
         "namespaces": lambda: run("", Limits()),

@@ -1,10 +1,11 @@
-"""The quick start's training in Hugging Face TRL, for `benchmarks.end_to_end`. Runs in an environment of TRL's own, without this project.
+"""The quick start's training in Hugging Face TRL, for `benchmarks.end_to_end`. Runs in an environment of TRL's own,
+without this project.
 
     TRL-PYTHON benchmarks/trl_grpo.py settings.json        # prints one JSON object
 
-settings.json: model, prompts ([{"prompt": messages, "answer": "7"}, ...]), steps, prompts_per_step, group_size, max_tokens, lr, dtype,
-threads, rows_per_pass. The reward is that of the quick start's task: the last integer of the reply is the answer.
-"""
+settings.json: model, prompts ([{"prompt": messages, "answer": "7"}, ...]), steps, prompts_per_step, group_size,
+max_tokens, lr, dtype, threads, rows_per_pass. The reward is that of the quick start's task: the last integer of the
+reply is the answer."""
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
     git worktree add /tmp/before COMMIT
     python -m benchmarks.unchanged --before /tmp/before          # this checkout against that one; about four minutes on two cores
 
-Each run trains the tiny model of the tests through `python -m jobs.train` with the reference engine. Compared are parameters, optimiser
-state, what the bonus remembers, metrics (but for times and memory) and the rollout log. One more run is begun with the old checkout
-and goes on, from its checkpoint, with the new one. Exits with 1 where anything differs.
-"""
+Each run trains the tiny model of the tests through `python -m jobs.train` with the reference engine. Compared are
+parameters, optimiser state, what the bonus remembers, metrics (but for times and memory) and the rollout log. One more
+run is begun with the old checkout and goes on, from its checkpoint, with the new one. Exits with 1 where anything
+differs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ learner = { dtype = "float32", lr = 1e-3, mini_batches = 2 }
 max_policy_lag = 0
 deterministic = true
 bonus = { dim = 8, memory = "prompt", gate = "always", ridge = 0.01 }
-learner = { dtype = "float32", lr = 1e-3, advantage.combine = "reward", loss.kl = { where = "loss", coefficient = 0.01 }, loss.surrogate = "gspo" }
+learner = { dtype = "float32", lr = 1e-3, advantage.combine = "reward" }
+learner.loss = { surrogate = "gspo", kl = { where = "loss", coefficient = 0.01 } }
 """,
     "without-bonus": """
 max_policy_lag = 1

@@ -6,10 +6,10 @@
 
 DIR is what REPEXP_DATA names (default: that variable); data sets that are not at hand are left out and said to be.
 
-Throughput: groups of 8 responses to one problem, half of them right in some form, half wrong, each behind about 1000 characters of
-reasoning, from as many threads as there are processes. Rates: a right answer in one of the forms of `benchmarks.answer_variants` that is
-not verified is a false negative, a perturbed one that is verified a false positive. One JSON object a line.
-"""
+Throughput: groups of 8 responses to one problem, half of them right in some form, half wrong, each behind about 1000
+characters of reasoning, from as many threads as there are processes. Rates: a right answer in one of the forms of
+`benchmarks.answer_variants` that is not verified is a false negative, a perturbed one that is verified a false
+positive. One JSON object a line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from typing import Any
 from actors.config import VerifierConfig
 from actors.verifier import VerifierPool
 from benchmarks.answer_variants import equivalents, perturbations
-from jobs.metrics import read_metrics
+from jobs.directory.metrics import read_metrics
 from tasks.base import NeedsWarmUp, Problem, Task, TaskError, VerdictStatus
 from tasks.config import TaskConfig
 from tasks.registry import make_task
@@ -81,7 +81,8 @@ WORKLOADS: Mapping[str, Callable[[int], Workload]] = {
 
 
 def throughput(workload: Workload, num_workers: int) -> dict[str, Any]:
-    """Verdicts a second through the pool, after it has warmed up; seconds inside the verifier; what decided, and the verdicts."""
+    """Verdicts a second through the pool, after it has warmed up; seconds inside the verifier; what decided, and the
+    verdicts."""
     with VerifierPool(workload.task, VerifierConfig(num_workers=num_workers)) as pool, ThreadPoolExecutor(num_workers) as threads:
         list(threads.map(lambda group: pool.verify(*group), workload.groups[: 4 * num_workers]))
         started = time.perf_counter()
@@ -108,7 +109,8 @@ def _ms(seconds: float) -> float:
 
 
 def rates(task: Task, problems: Iterable[Problem]) -> dict[str, Any]:
-    """Over all problems: right answers as they are, in other forms, and perturbed. In this process: nothing here hangs."""
+    """Over all problems: right answers as they are, in other forms, and perturbed. In this process: nothing here
+    hangs."""
     if isinstance(task, NeedsWarmUp):
         task.warm_up()
     counts: dict[str, Counter[str]] = {"as published": Counter(), "equivalent": Counter(), "perturbed": Counter()}

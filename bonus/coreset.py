@@ -13,25 +13,28 @@ from torch import Tensor
 from bonus.elliptical import whiten
 
 SAME_SCORE = 1e-12
-"""Scores that differ by less than this fraction of a candidate's own first score are a tie. Rounding moves a score by some 1e-14 of it
-over hundreds of picks, and two copies of one response must not be told apart by where BLAS put them."""
+"""Scores that differ by less than this fraction of a candidate's own first score are a tie. Rounding moves a score by
+some 1e-14 of it over hundreds of picks, and two copies of one response must not be told apart by where BLAS put
+them."""
 
 PANEL = 256
-"""Candidates that compete among themselves between two looks at the whole pool. 128 to 512 cost the same within a half."""
+"""Candidates that compete among themselves between two looks at the whole pool. 128 to 512 cost the same within a
+half."""
 
 
 def select(features_ND: Tensor, k: int, *, ridge: float, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Pick min(k, N) candidates one after the other, each the one that the earlier picks explain least; see `_greedy`.
 
-    At every step the candidate with the largest x' Lambda x is picked, Lambda = (lam*I + P + sum of x x' over the picks)^-1, `prior` being
-    P (D x D), None for 0. Returns (indices_k int64, scores_k float64) on the features' device: a score is x' Lambda x at the time of the
-    pick, and scores never rise. Ties go to the lowest index, so identical candidates come in index order, and so do candidates that are 0,
-    after all others. Features are taken as they are: centre them first if that is meant.
+    At every step the candidate with the largest x' Lambda x is picked, Lambda = (lam*I + P + sum of x x' over the
+    picks)^-1, `prior` being P (D x D), None for 0. Returns (indices_k int64, scores_k float64) on the features' device:
+    a score is x' Lambda x at the time of the pick, and scores never rise. Ties go to the lowest index, so identical
+    candidates come in index order, and so do candidates that are 0, after all others. Features are taken as they are:
+    center them first if that is meant.
 
-    Deviations from the paper: float64 throughout, no D x D update per pick. After every D picks these are folded into P, and it starts
-    again from one D x D Cholesky, which ends the rounding of the downdates. Cost O(N k D), most of it in matrix products.
-    ValueError for k < 0, ridge <= 0, features that are not N x D, a prior that does not fit, and a candidate that is not finite, naming it.
-    """
+    Deviations from the paper: float64 throughout, no D x D update per pick. After every D picks these are folded into
+    P, and it starts again from one D x D Cholesky, which ends the rounding of the downdates. Cost O(N k D), most of it
+    in matrix products. ValueError for k < 0, ridge <= 0, features that are not N x D, a prior that does not fit, and a
+    candidate that is not finite, naming it."""
     features_ND = _checked(features_ND, k, ridge, prior)
     num_picks = min(k, len(features_ND))
     fold_size = features_ND.shape[1]
@@ -73,14 +76,15 @@ def _with_picks(prior: Tensor | None, picked_kD: Tensor) -> Tensor | None:
 def _greedy(rows_ND: Tensor, taken: list[int], num_picks: int) -> tuple[list[int], list[float]]:
     """Pivoted Cholesky factorisation of the candidates' kernel W W' + I, in float64, without forming the kernel.
 
-    The rows w of W are whitened, so Lambda_0 = I, a score starts at ||w||^2, and picking p of score s is, by Sherman-Morrison,
+    The rows w of W are whitened, so Lambda_0 = I, a score starts at ||w||^2, and picking p of score s is, by
+    Sherman-Morrison,
 
         u = Lambda w_p / sqrt(1 + s),    Lambda <- Lambda - u u',    score_i <- score_i - (w_i' u)^2,
 
     with Lambda = I - U'U kept as its directions U (T x D): the numbers w_i' u are column by column the Cholesky factor.
-    Scores only fall, so an old score is an upper bound. Hence only a panel of the best M candidates follows every pick, as long as its best
-    beats the old score of every candidate outside; then one product brings the whole pool up to date. The picks are the same.
-    """
+    Scores only fall, so an old score is an upper bound. Hence only a panel of the best M candidates follows every pick,
+    as long as its best beats the old score of every candidate outside; then one product brings the whole pool up to
+    date. The picks are the same."""
     first_score_N = _energy(rows_ND)
     slack_N = SAME_SCORE * first_score_N
     score_N = first_score_N.index_fill(0, _index(taken, rows_ND), -math.inf)
@@ -111,7 +115,8 @@ def _greedy(rows_ND: Tensor, taken: list[int], num_picks: int) -> tuple[list[int
 
 
 def _panel(score_N: Tensor, slack_N: Tensor) -> tuple[Tensor, float]:
-    """The candidates of the highest scores, in index order, and the most that one outside could tie with (-inf where none is outside)."""
+    """The candidates of the highest scores, in index order, and the most that one outside could tie with (-inf where
+    none is outside)."""
     if len(score_N) <= PANEL:
         return torch.arange(len(score_N), device=score_N.device), -math.inf
     panel_M = score_N.topk(PANEL, sorted=False).indices.sort().values

@@ -1,4 +1,4 @@
-"""The running covariance behind memory="run" as a value: `(state, centred features) -> state`.
+"""The running covariance behind memory="run" as a value: `(state, centered features) -> state`.
 
 Legend: G groups, K responses, D projected size.
 """
@@ -19,7 +19,7 @@ class CovarianceState:
     """What earlier steps left behind. Kept as sums, so that shards can be added and a checkpoint is exact."""
 
     second_moment_DD: Tensor
-    """P, float64: forgotten sum of x x' over centred features; absorbed into under memory="run" only."""
+    """P, float64: forgotten sum of x x' over centered features; absorbed into under memory="run" only."""
     steps: int
     """Steps absorbed."""
     groups: int
@@ -27,7 +27,8 @@ class CovarianceState:
     energy_sum: float
     """Forgotten sum of ||x||^2 over the rows counted in `energy_rows`."""
     energy_rows: float
-    """Forgotten count of valid rows in groups with at least two of them: a response alone in its group has no variation to measure."""
+    """Forgotten count of valid rows in groups with at least two of them: a response alone in its group has no variation
+    to measure."""
 
 
 def init_state(dim: int, *, device: torch.device | str = "cpu") -> CovarianceState:
@@ -36,44 +37,45 @@ def init_state(dim: int, *, device: torch.device | str = "cpu") -> CovarianceSta
     return CovarianceState(second_moment_DD=zeros_DD, steps=0, groups=0, energy_sum=0.0, energy_rows=0.0)
 
 
-def update(state: CovarianceState, centred_GKD: Tensor, valid_GK: Tensor, *, forgetting: float) -> CovarianceState:
+def update(state: CovarianceState, centered_GKD: Tensor, valid_GK: Tensor, *, forgetting: float) -> CovarianceState:
     """Absorb one step: P <- gamma*P + sum_g X_g' X_g, and its energy as `absorb_energy` does.
 
-    Ours: the paper's training resets P per batch and names that as its limit; gamma keeps the bonus from dying out as 1/t. The centred
-    rows of empty responses are 0 and add nothing.
-    """
-    absorbed = absorb_energy(state, centred_GKD, valid_GK, forgetting=forgetting)
-    rows_ND = centred_GKD.flatten(0, 1)
+    Ours: the paper's training resets P per batch and names that as its limit; gamma keeps the bonus from dying out as
+    1/t. The centered rows of empty responses are 0 and add nothing."""
+    absorbed = absorb_energy(state, centered_GKD, valid_GK, forgetting=forgetting)
+    rows_ND = centered_GKD.flatten(0, 1)
     return replace(absorbed, second_moment_DD=forgetting * state.second_moment_DD + rows_ND.mT @ rows_ND)
 
 
-def absorb_energy(state: CovarianceState, centred_GKD: Tensor, valid_GK: Tensor, *, forgetting: float) -> CovarianceState:
-    """Advance everything but P: energy_sum <- gamma*energy_sum + sum ||x||^2, and energy_rows with it (see `CovarianceState`)."""
+def absorb_energy(state: CovarianceState, centered_GKD: Tensor, valid_GK: Tensor, *, forgetting: float) -> CovarianceState:
+    """Advance everything but P: energy_sum <- gamma*energy_sum + sum ||x||^2, and energy_rows with it (see
+    `CovarianceState`)."""
     if not 0 < forgetting <= 1:
         raise ValueError(f"forgetting={forgetting} must lie in (0, 1]")
-    if centred_GKD.shape[-1] != state.second_moment_DD.shape[0]:
-        raise ValueError(f"features have D={centred_GKD.shape[-1]}, the state has D={state.second_moment_DD.shape[0]}")
+    if centered_GKD.shape[-1] != state.second_moment_DD.shape[0]:
+        raise ValueError(f"features have D={centered_GKD.shape[-1]}, the state has D={state.second_moment_DD.shape[0]}")
     count_G = valid_GK.sum(dim=1)
     return replace(
         state,
         steps=state.steps + 1,
-        groups=state.groups + centred_GKD.shape[0],
-        energy_sum=forgetting * state.energy_sum + float(centred_GKD.square().sum()),
+        groups=state.groups + centered_GKD.shape[0],
+        energy_sum=forgetting * state.energy_sum + float(centered_GKD.square().sum()),
         energy_rows=forgetting * state.energy_rows + int(count_G[count_G > 1].sum()),
     )
 
 
 def auto_ridge(state: CovarianceState) -> float:
-    """lam = energy_sum / energy_rows, the running mean energy ||x||^2 of centred features, at least `RIDGE_FLOOR`.
+    """lam = energy_sum / energy_rows, the running mean energy ||x||^2 of centered features, at least `RIDGE_FLOOR`.
 
-    Ours: about the energy the leverages of a group spread most (0.11 on SmolLM2, groups of 8, against 1e-4 at the authors' 0.01). The
-    step to be scored is absorbed first, so the first step uses its own energy and no step is a special case.
-    """
+    Ours: about the energy the leverages of a group spread most (0.11 on SmolLM2, groups of 8, against 1e-4 at the
+    authors' 0.01). The step to be scored is absorbed first, so the first step uses its own energy and no step is a
+    special case."""
     return max(state.energy_sum / state.energy_rows, RIDGE_FLOOR) if state.energy_rows else RIDGE_FLOOR
 
 
 def merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:
-    """Add two shards. With gamma = 1 the same as absorbing both histories one after the other; with gamma < 1 each has forgotten alone."""
+    """Add two shards. With gamma = 1 the same as absorbing both histories one after the other; with gamma < 1 each has
+    forgotten alone."""
     if a.second_moment_DD.shape != b.second_moment_DD.shape:
         raise ValueError(f"cannot merge states of D={a.second_moment_DD.shape[0]} and D={b.second_moment_DD.shape[0]}")
     return CovarianceState(
@@ -117,7 +119,8 @@ def from_state_dict(saved: Mapping[str, Tensor | int | float]) -> CovarianceStat
 
 
 def check_valid(state: CovarianceState) -> None:
-    """ValueError unless P is a square, finite, symmetric float64 matrix and every count and sum is finite and not negative."""
+    """ValueError unless P is a square, finite, symmetric float64 matrix and every count and sum is finite and not
+    negative."""
     moment_DD = state.second_moment_DD
     if moment_DD.dim() != 2 or moment_DD.shape[0] != moment_DD.shape[1] or moment_DD.dtype != torch.float64:
         raise ValueError(f"second_moment_DD must be a square float64 matrix, got {moment_DD.dtype} {tuple(moment_DD.shape)}")

@@ -1,9 +1,9 @@
 """What one step's bonuses look like, measured and returned. Legend: G groups, K responses, D projected size.
 
-A value that the step cannot define (no group of two or more valid responses, constant lengths) is None; of one group, NaN.
-A "comparable" group has at least two valid responses. X and Sigma are those of the leverage (`bonus.elliptical.centred_leverage`): under
-memory="prompt" X is centred by the mean of all the prompt's responses so far, and Sigma holds all of them.
-"""
+A value that the step cannot define (no group of two or more valid responses, constant lengths) is None; of one group,
+NaN. A "comparable" group has at least two valid responses. X and Sigma are those of the leverage
+(`bonus.elliptical.centered_leverage`): under memory="prompt" X is centered by the mean of all the prompt's responses so
+far, and Sigma holds all of them."""
 
 from dataclasses import dataclass
 
@@ -22,15 +22,17 @@ class BonusDiagnostics:
     bonus_mean: float | None
     """Mean over valid responses of the bonus as returned."""
     spread: float | None
-    """Median over comparable groups of the standard deviation (ddof=1) of the leverage. Always 0 for groups of two without memory."""
+    """Median over comparable groups of the standard deviation (ddof=1) of the leverage. Always 0 for groups of two
+    without memory."""
     distance_to_saturation: float | None
-    """Mean over comparable groups' valid responses of (1 - 1/n) - leverage. n counts what the mean is taken over: the group's valid
-    responses, with memory="prompt" the prompt's so far. With memory="none" 0 means that the bonus can no longer tell responses apart; with
-    memory="run" it is far from 0 even then."""
+    """Mean over comparable groups' valid responses of (1 - 1/n) - leverage. n counts what the mean is taken over: the
+    group's valid responses, with memory="prompt" the prompt's so far. With memory="none" 0 means that the bonus can no
+    longer tell responses apart; with memory="run" it is far from 0 even then."""
     effective_rank: float
     """Mean over groups of trace(Sigma)^2 / trace(Sigma^2), between 1 and D."""
     ridge_to_energy: float | None
-    """ridge / (trace(X'X) / D), X'X of a group's own responses, averaged over groups: far below 1 is the saturated regime."""
+    """ridge / (trace(X'X) / D), X'X of a group's own responses, averaged over groups: far below 1 is the saturated
+    regime."""
     length_correlation: float | None
     """Pearson correlation of raw bonus and response length within groups (both less their group mean, then pooled)."""
     gated_out_share: float
@@ -57,7 +59,7 @@ class GroupDiagnostics:
 class ScoredGroups:
     """A scored step with all that went into its bonuses, to be measured."""
 
-    centred_GKD: Tensor
+    centered_GKD: Tensor
     """X, 0 for an empty response."""
     prior: Tensor | None
     """P: D x D, G x D x D, or None for 0."""
@@ -76,7 +78,8 @@ class ScoredGroups:
 
 
 def carries_no_signal(diagnostics: BonusDiagnostics) -> bool:
-    """True when the median spread is below 1e-3: the bonus then orders responses almost only where all rewards are equal. Warn once."""
+    """True when the median spread is below 1e-3: the bonus then orders responses almost only where all rewards are
+    equal. Warn once."""
     return diagnostics.spread is not None and diagnostics.spread < NO_SIGNAL_SPREAD
 
 
@@ -93,28 +96,29 @@ def below_saturation(leverage_GK: Tensor, valid_GK: Tensor, seen_G: Tensor) -> T
     return torch.where(valid_GK & comparable_G1, distance_GK, torch.nan)
 
 
-def effective_rank(centred_GKD: Tensor, *, ridge: float, prior: Tensor | None) -> Tensor:
-    """effective_rank_G: the participation ratio trace(Sigma)^2 / trace(Sigma^2), with A = lam*I + P and Sigma = A + X'X.
+def effective_rank(centered_GKD: Tensor, *, ridge: float, prior: Tensor | None) -> Tensor:
+    """effective_rank_G: the participation ratio trace(Sigma)^2 / trace(Sigma^2), with A = lam*I + P and Sigma = A +
+    X'X.
 
-    trace(Sigma^2) = ||A||^2 + 2 sum_i x_i' A x_i + ||X X'||^2 (Frobenius), which needs neither eigenvalues nor, where P is shared by all
-    groups, a D x D matrix per group.
-    """
-    base = ridged(prior, ridge, like=centred_GKD)
-    trace_G = base.diagonal(dim1=-2, dim2=-1).sum(-1) + centred_GKD.square().sum(dim=(1, 2))
-    cross_G = (centred_GKD @ base * centred_GKD).sum(dim=(1, 2))
-    gram_GKK = centred_GKD @ centred_GKD.mT
+    trace(Sigma^2) = ||A||^2 + 2 sum_i x_i' A x_i + ||X X'||^2 (Frobenius), which needs neither eigenvalues nor, where P
+    is shared by all groups, a D x D matrix per group."""
+    base = ridged(prior, ridge, like=centered_GKD)
+    trace_G = base.diagonal(dim1=-2, dim2=-1).sum(-1) + centered_GKD.square().sum(dim=(1, 2))
+    cross_G = (centered_GKD @ base * centered_GKD).sum(dim=(1, 2))
+    gram_GKK = centered_GKD @ centered_GKD.mT
     square_G = base.square().sum(dim=(-2, -1)) + 2.0 * cross_G + gram_GKK.square().sum(dim=(1, 2))
     return trace_G.square() / square_G
 
 
-def ridge_to_energy(centred_GKD: Tensor, *, ridge: float) -> float | None:
+def ridge_to_energy(centered_GKD: Tensor, *, ridge: float) -> float | None:
     """ridge / (trace(X'X) / D) with X'X averaged over the groups of the step; None where all features are equal."""
-    trace = float(centred_GKD.square().sum(dim=(1, 2)).mean())
-    return ridge * centred_GKD.shape[-1] / trace if trace > 0 else None
+    trace = float(centered_GKD.square().sum(dim=(1, 2)).mean())
+    return ridge * centered_GKD.shape[-1] / trace if trace > 0 else None
 
 
 def length_correlation(raw_bonus_GK: Tensor, lengths_GK: Tensor, valid_GK: Tensor) -> float | None:
-    """Pooled within-group Pearson correlation: what an advantage sees, since it subtracts the group mean. None if either is constant."""
+    """Pooled within-group Pearson correlation: what an advantage sees, since it subtracts the group mean. None if
+    either is constant."""
     bonus_GK = _less_group_mean(raw_bonus_GK, valid_GK)
     length_GK = _less_group_mean(lengths_GK.double(), valid_GK)
     if not bonus_GK.any() or not length_GK.any():
@@ -149,7 +153,7 @@ def diagnose_groups(scored: ScoredGroups) -> GroupDiagnostics:
     return GroupDiagnostics(
         spread_G=spread_G,
         distance_to_saturation_G=below_saturation(scored.leverage_GK, scored.valid_GK, scored.seen_G).nanmean(dim=1),
-        effective_rank_G=effective_rank(scored.centred_GKD, ridge=scored.ridge, prior=scored.prior),
+        effective_rank_G=effective_rank(scored.centered_GKD, ridge=scored.ridge, prior=scored.prior),
         length_correlation_G=(
             unknown_G if scored.lengths_GK is None else length_correlations(scored.raw_bonus_GK, scored.lengths_GK, scored.valid_GK)
         ),
@@ -165,7 +169,7 @@ def diagnose(scored: ScoredGroups, groups: GroupDiagnostics) -> BonusDiagnostics
         spread=float(spread_C.quantile(0.5)) if len(spread_C) else None,
         distance_to_saturation=_mean(distance_GK[~distance_GK.isnan()]),
         effective_rank=float(groups.effective_rank_G.mean()),
-        ridge_to_energy=ridge_to_energy(scored.centred_GKD, ridge=scored.ridge),
+        ridge_to_energy=ridge_to_energy(scored.centered_GKD, ridge=scored.ridge),
         length_correlation=(
             None if scored.lengths_GK is None else length_correlation(scored.raw_bonus_GK, scored.lengths_GK, scored.valid_GK)
         ),

@@ -1,38 +1,36 @@
 """The elliptical bonus of a batch of groups, as pure functions in float64.
 
-Legend: G groups, K responses per group, D projected size; `valid_GK` is False where a response is empty and so has no feature.
-Source of the equations: arXiv:2510.11686.
-"""
+Legend: G groups, K responses per group, D projected size; `valid_GK` is False where a response is empty and so has no
+feature. Source of the equations: arXiv:2510.11686."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from bonus.config import Estimator, Gate, Normalise
+from bonus.config import BonusNormalise, Estimator, Gate
 
 RELATIVE_ZERO_STD = 1e-9
-"""A group's std at most this fraction of its largest bonus is rounding: in a group of two both leverages are equal, up to 1e-17."""
+"""A group's std at most this fraction of its largest bonus is rounding: in a group of two both leverages are equal, up
+to 1e-17."""
 
 
 def leverage(features_GKD: Tensor, *, ridge: float, prior: Tensor | None = None, valid_GK: Tensor | None = None) -> Tensor:
-    """Centre each group and return its leverage_GK; see `centre` and `centred_leverage`.
+    """Center each group and return its leverage_GK; see `center` and `centered_leverage`.
 
-    `prior` is the second moment P: D x D where all groups share it, G x D x D where each has its own, None for 0. ValueError for a
-    feature that is not finite, naming where.
-    """
+    `prior` is the second moment P: D x D where all groups share it, G x D x D where each has its own, None for 0.
+    ValueError for a feature that is not finite, naming where."""
     if valid_GK is None:
         valid_GK = torch.ones(features_GKD.shape[:2], dtype=torch.bool, device=features_GKD.device)
-    return centred_leverage(centre(features_GKD, valid_GK), ridge=ridge, prior=prior)
+    return centered_leverage(center(features_GKD, valid_GK), ridge=ridge, prior=prior)
 
 
-def centre(features_GKD: Tensor, valid_GK: Tensor) -> Tensor:
+def center(features_GKD: Tensor, valid_GK: Tensor) -> Tensor:
     """Subtract from each feature its group's mean over valid responses: x_i = h_i - mean_j h_j, in float64.
 
-    An empty response takes the group mean, so its row is 0 (ours: the paper does not say; whatever its feature holds is not read).
-    Features are first taken relative to the group's first valid one, which leaves x unchanged and makes identical ones exactly 0.
-    ValueError for wrong shapes and for a valid feature that is not finite.
-    """
+    An empty response takes the group mean, so its row is 0 (ours: the paper does not say; whatever its feature holds is
+    not read). Features are first taken relative to the group's first valid one, which leaves x unchanged and makes
+    identical ones exactly 0. ValueError for wrong shapes and for a valid feature that is not finite."""
     check_features(features_GKD, valid_GK)
     features_GKD = features_GKD.double()
     first_G11 = valid_GK.int().argmax(dim=1)[:, None, None]
@@ -43,35 +41,36 @@ def centre(features_GKD: Tensor, valid_GK: Tensor) -> Tensor:
     return torch.where(valid_GK1, shifted_GKD - mean_G1D, 0.0)
 
 
-def centred_leverage(centred_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
-    """leverage_i = x_i' (lam*I + P + X'X)^-1 x_i for each row x_i of each centred group X (arXiv:2510.11686).
+def centered_leverage(centered_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
+    """leverage_i = x_i' (lam*I + P + X'X)^-1 x_i for each row x_i of each centered group X (arXiv:2510.11686).
 
-    In [0, 1 - 1/K]: a row centred by its group never has more. The authors carry the D x D inverse through one rank-one update a response;
-    this takes the cheaper of the primal (K >= D, or a P of each group's own) and the dual form (K < D). Relative error against an SVD,
-    D=32, K=8: primal 2e-15 throughout; dual 7e-13 at trace(X'X) / lam = 1e5 (the authors' setting), 5e-11 at 1e7, 8e-9 at 1e9.
-    """
+    In [0, 1 - 1/K]: a row centered by its group never has more. The authors carry the D x D inverse through one rank-one
+    update a response; this takes the cheaper of the primal (K >= D, or a P of each group's own) and the dual form (K <
+    D). Relative error against an SVD, D=32, K=8: primal 2e-15 throughout; dual 7e-13 at trace(X'X) / lam = 1e5 (the
+    authors' setting), 5e-11 at 1e7, 8e-9 at 1e9."""
     if not ridge > 0:
         raise ValueError(f"ridge={ridge} must be > 0")
-    G, K, D = centred_GKD.shape
+    G, K, D = centered_GKD.shape
     if prior is not None and prior.shape not in {(D, D), (G, D, D)}:
         raise ValueError(f"prior has shape {tuple(prior.shape)}, features need ({D}, {D}) or ({G}, {D}, {D})")
     form = primal_leverage if K >= D or (prior is not None and prior.dim() == 3) else dual_leverage
-    return form(centred_GKD, ridge=ridge, prior=prior)
+    return form(centered_GKD, ridge=ridge, prior=prior)
 
 
-def primal_leverage(centred_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
+def primal_leverage(centered_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
     """leverage_i = || L^-1 x_i ||^2 with L L' = lam*I + P + X'X, one D x D Cholesky per group, batched."""
-    sigma_GDD = ridged(prior, ridge, like=centred_GKD) + centred_GKD.mT @ centred_GKD
-    whitened_GDK: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(sigma_GDD), centred_GKD.mT, upper=False)
+    sigma_GDD = ridged(prior, ridge, like=centered_GKD) + centered_GKD.mT @ centered_GKD
+    whitened_GDK: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(sigma_GDD), centered_GKD.mT, upper=False)
     return whitened_GDK.square().sum(dim=1)
 
 
-def dual_leverage(centred_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
-    """leverage = diag((I + B)^-1 B) with B = X (lam*I + P)^-1 X', one K x K Cholesky per group, batched; a shared P is factored once."""
+def dual_leverage(centered_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
+    """leverage = diag((I + B)^-1 B) with B = X (lam*I + P)^-1 X', one K x K Cholesky per group, batched; a shared P is
+    factored once."""
     if prior is None:
-        gram_GKK = centred_GKD @ centred_GKD.mT / ridge
+        gram_GKK = centered_GKD @ centered_GKD.mT / ridge
     else:
-        whitened_GKD = whiten(centred_GKD.flatten(0, 1), ridge=ridge, prior=prior).view_as(centred_GKD)
+        whitened_GKD = whiten(centered_GKD.flatten(0, 1), ridge=ridge, prior=prior).view_as(centered_GKD)
         gram_GKK = whitened_GKD @ whitened_GKD.mT
     identity_KK = torch.eye(gram_GKK.shape[-1], dtype=gram_GKK.dtype, device=gram_GKK.device)
     hat_GKK = torch.cholesky_solve(gram_GKK, torch.linalg.cholesky(identity_KK + gram_GKK))
@@ -94,7 +93,8 @@ def ridged(prior: Tensor | None, ridge: float, *, like: Tensor) -> Tensor:
 
 
 def leave_one_out(leverage: Tensor) -> Tensor:
-    """x_i' (Sigma - x_i x_i')^-1 x_i = leverage_i / (1 - leverage_i) (Sherman-Morrison): response i against the other ones alone.
+    """x_i' (Sigma - x_i x_i')^-1 x_i = leverage_i / (1 - leverage_i) (Sherman-Morrison): response i against the other
+    ones alone.
 
     Give it float64: at a leverage of 0.9997 float32 is wrong by 22 %. ValueError for a leverage outside [0, 1).
     """
@@ -109,7 +109,8 @@ def estimate(leverage_GK: Tensor, estimator: Estimator) -> Tensor:
 
 
 def group_mean_and_std(values_GK: Tensor, valid_GK: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (ddof=1) over each group's valid values, both G x 1; 0 where too few values define them."""
+    """Mean and standard deviation (ddof=1) over each group's valid values, both G x 1; 0 where too few values define
+    them."""
     count_G1 = valid_GK.sum(dim=1, keepdim=True)
     mean_G1 = torch.where(valid_GK, values_GK, 0.0).sum(dim=1, keepdim=True) / count_G1.clamp(min=1)
     deviation_GK = torch.where(valid_GK, values_GK - mean_G1, 0.0)
@@ -117,12 +118,11 @@ def group_mean_and_std(values_GK: Tensor, valid_GK: Tensor) -> tuple[Tensor, Ten
     return mean_G1, variance_G1.sqrt()
 
 
-def normalise_bonus(bonus_GK: Tensor, valid_GK: Tensor, normalise: Normalise) -> Tensor:
+def normalise_bonus(bonus_GK: Tensor, valid_GK: Tensor, normalise: BonusNormalise) -> Tensor:
     """Per group, over valid responses: "none" b, "std" b / std, "zscore" (b - mean) / std; an empty response keeps 0.
 
-    Where std is zero up to rounding (`RELATIVE_ZERO_STD`), "std" leaves the group as it is and "zscore" makes it 0. The paper's runs use
-    "none".
-    """
+    Where std is zero up to rounding (`RELATIVE_ZERO_STD`), "std" leaves the group as it is and "zscore" makes it 0. The
+    paper's runs use "none"."""
     bonus_GK = torch.where(valid_GK, bonus_GK, 0.0)
     if normalise == "none":
         return bonus_GK

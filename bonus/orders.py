@@ -2,9 +2,9 @@
 
     order_N = order_pool("repexp", pool, config)      # int64, a permutation of the candidates: verify order_N[:k]
 
-Every order is complete and deterministic: ties go to the lowest index, and candidates without a feature (empty responses, `valid_N`
-False) come last, in index order. Legend: N candidates of one prompt, V those with a feature, D projected size.
-"""
+Every order is complete and deterministic: ties go to the lowest index, and candidates without a feature (empty
+responses, `valid_N` False) come last, in index order. Legend: N candidates of one prompt, V those with a feature, D
+projected size."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,13 @@ from torch import Tensor
 from bonus.config import SelectionConfig
 from bonus.coreset import select
 from bonus.covariance import RIDGE_FLOOR
-from bonus.elliptical import centre
+from bonus.elliptical import center
 
 Ridge = float | Literal["auto"]
 
 DETERMINANTAL_RIDGE = 1e-4
-"""Small against the energy 1 of unit-length features: what a pick adds to log det(I + K / ridge) is then what it adds to log det(K)."""
+"""Small against the energy 1 of unit-length features: what a pick adds to log det(I + K / ridge) is then what it adds
+to log det(K)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +51,8 @@ class Order:
 
 
 def order_pool(name: str, pool: Pool, config: SelectionConfig) -> Tensor:
-    """The order `name` of `ORDERS`. ValueError for an unknown name and for a pool whose parts do not fit together or are not finite."""
+    """The order `name` of `ORDERS`. ValueError for an unknown name and for a pool whose parts do not fit together or
+    are not finite."""
     if name not in ORDERS:
         raise ValueError(f"unknown order {name!r}; there are: {', '.join(ORDERS)}")
     _check_pool(pool, config)
@@ -58,8 +60,8 @@ def order_pool(name: str, pool: Pool, config: SelectionConfig) -> Tensor:
 
 
 def scored_order(name: str, pool: Pool, config: SelectionConfig) -> tuple[Tensor, Tensor]:
-    """The order repexp or quality, and why: (order_N, score_N), score_N[t] = x' Lambda x of the t-th pick when it was picked, NaN for an
-    empty candidate. ValueError as `order_pool`, and for an order without scores."""
+    """The order repexp or quality, and why: (order_N, score_N), score_N[t] = x' Lambda x of the t-th pick when it was
+    picked, NaN for an empty candidate. ValueError as `order_pool`, and for an order without scores."""
     if name not in ("repexp", "quality"):
         raise ValueError(f"the order {name!r} has no scores; repexp and quality have")
     _check_pool(pool, config)
@@ -75,30 +77,33 @@ def scored_order(name: str, pool: Pool, config: SelectionConfig) -> tuple[Tensor
 
 
 def repexp_order(features_ND: Tensor, valid_N: Tensor, *, ridge: Ridge, center: Literal["none", "pool"]) -> Tensor:
-    """The paper's Algorithm 1 carried on to the last candidate. Ours: centring over the pool, and ridge "auto" (see `resolve_ridge`)."""
+    """The paper's Algorithm 1 carried on to the last candidate. Ours: centering over the pool, and ridge "auto" (see
+    `resolve_ridge`)."""
     return _greedy(repexp_features(features_ND, valid_N, center=center), valid_N, ridge)[0]
 
 
 def quality_order(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tensor, *, ridge: Ridge, exponent: float) -> Tensor:
     """Novelty weighed with likelihood (ours): the greedy selection over `quality_features`.
 
-    The paper's selection picks a small model's incoherent answers first. On 60 two-digit sums (SmolLM2-135M, pools of 64, 1.1 % right) it
-    finds a right answer among 8 in 0.00 of the problems that have one, random 0.25, the likeliest 8 0.65, this 0.65 (a = 1, lam = 1).
-    """
+    The paper's selection picks a small model's incoherent answers first. On 60 two-digit sums (SmolLM2-135M, pools of
+    64, 1.1 % right) it finds a right answer among 8 in 0.00 of the problems that have one, random 0.25, the likeliest 8
+    0.65, this 0.65 (a = 1, lam = 1)."""
     return _greedy(quality_features(features_ND, valid_N, mean_logprob_N, exponent=exponent), valid_N, ridge)[0]
 
 
 def determinantal_order(features_ND: Tensor, valid_N: Tensor) -> Tensor:
-    """Greedy most likely set of a determinantal point process with kernel K = X X', X the centred features at unit length.
+    """Greedy most likely set of a determinantal point process with kernel K = X X', X the centered features at unit
+    length.
 
-    Each pick maximises det(K_S), S the picks so far; det(K_S + r I) with a small r stands for it, so that it goes on where K has no rank
-    left. That is the elliptical selection with ridge r: by Sherman-Morrison a pick multiplies det(I + K_S / r) by 1 + x' Lambda x.
-    """
-    return _greedy(_unit_length(_centred(features_ND[valid_N])), valid_N, DETERMINANTAL_RIDGE)[0]
+    Each pick maximises det(K_S), S the picks so far; det(K_S + r I) with a small r stands for it, so that it goes on
+    where K has no rank left. That is the elliptical selection with ridge r: by Sherman-Morrison a pick multiplies det(I
+    + K_S / r) by 1 + x' Lambda x."""
+    return _greedy(_unit_length(_centered(features_ND[valid_N])), valid_N, DETERMINANTAL_RIDGE)[0]
 
 
 def kmeans_order(features_ND: Tensor, valid_N: Tensor, *, max_clusters: int, seed: int) -> Tensor:
-    """One candidate of every k-means cluster, the one nearest its centre, from the largest cluster to the smallest; then the rest.
+    """One candidate of every k-means cluster, the one nearest its center, from the largest cluster to the smallest;
+    then the rest.
 
     There are min(max_clusters, distinct features) clusters, by scikit-learn: ImportError where that is not installed.
     """
@@ -110,8 +115,8 @@ def kmeans_order(features_ND: Tensor, valid_N: Tensor, *, max_clusters: int, see
     num_clusters = min(max_clusters, len(features_VD.unique(dim=0)))
     fitted = KMeans(num_clusters, n_init=4, random_state=seed).fit(features_VD.cpu().numpy())
     cluster_V = torch.from_numpy(fitted.labels_).long().to(features_VD.device)
-    centre_CD = torch.from_numpy(fitted.cluster_centers_).to(features_VD)
-    distance_V = torch.linalg.vector_norm(features_VD - centre_CD[cluster_V], dim=1)
+    center_CD = torch.from_numpy(fitted.cluster_centers_).to(features_VD)
+    distance_V = torch.linalg.vector_norm(features_VD - center_CD[cluster_V], dim=1)
     members = [(cluster_V == cluster).nonzero()[:, 0] for cluster in cluster_V.unique().tolist()]
     nearest = [(len(member_X), int(member_X[distance_V[member_X].argmin()])) for member_X in members]
     first_C = torch.tensor([index for _, index in sorted(nearest, key=lambda each: (-each[0], each[1]))], device=features_VD.device)
@@ -143,7 +148,8 @@ def longest_order(lengths_N: Tensor, valid_N: Tensor) -> Tensor:
 
 
 def distinct_answers_order(answers: Sequence[str | None]) -> Tensor:
-    """The first candidate of every distinct answer, then every second one, and so on, each in index order; those without an answer last."""
+    """The first candidate of every distinct answer, then every second one, and so on, each in index order; those
+    without an answer last."""
     seen: defaultdict[str, int] = defaultdict(int)
     places: list[tuple[float, int]] = []
     for index, answer in enumerate(answers):
@@ -159,16 +165,16 @@ def distinct_answers_order(answers: Sequence[str | None]) -> Tensor:
 def repexp_features(features_ND: Tensor, valid_N: Tensor, *, center: Literal["none", "pool"]) -> Tensor:
     """features_VD, float64: as they are, or less their mean over the pool."""
     features_VD = features_ND[valid_N].double()
-    return features_VD if center == "none" else _centred(features_VD)
+    return features_VD if center == "none" else _centered(features_VD)
 
 
 def quality_features(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tensor, *, exponent: float) -> Tensor:
-    """features_VD = exp(a (l - l_max)) u, float64: u the centred feature at unit length, l the mean log-prob, l_max the pool's highest.
+    """features_VD = exp(a (l - l_max)) u, float64: u the centered feature at unit length, l the mean log-prob, l_max the
+    pool's highest.
 
-    Ours. The selection over them is the greedy maximum of a determinantal kernel q K q (Kulesza and Taskar 2012) with quality
-    q = exp(a (l - l_max)): an answer e times less likely a token counts as e^a times less new.
-    """
-    unit_VD = _unit_length(_centred(features_ND[valid_N]))
+    Ours. The selection over them is the greedy maximum of a determinantal kernel q K q (Kulesza and Taskar 2012) with
+    quality q = exp(a (l - l_max)): an answer e times less likely a token counts as e^a times less new."""
+    unit_VD = _unit_length(_centered(features_ND[valid_N]))
     if not len(unit_VD):
         return unit_VD
     logprob_V = mean_logprob_N[valid_N].double()
@@ -182,10 +188,10 @@ def resolve_ridge(ridge: Ridge, features_VD: Tensor) -> float:
     return max(float(features_VD.square().sum(dim=1).mean()), RIDGE_FLOOR) if len(features_VD) else RIDGE_FLOOR
 
 
-def _centred(features_VD: Tensor) -> Tensor:
+def _centered(features_VD: Tensor) -> Tensor:
     if not len(features_VD):
         return features_VD.double()
-    return centre(features_VD[None], torch.ones(1, len(features_VD), dtype=torch.bool, device=features_VD.device))[0]
+    return center(features_VD[None], torch.ones(1, len(features_VD), dtype=torch.bool, device=features_VD.device))[0]
 
 
 def _unit_length(features_VD: Tensor) -> Tensor:

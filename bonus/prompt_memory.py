@@ -1,12 +1,11 @@
 """What is remembered of each prompt's responses, as values: `(memory, step) -> memory`. Behind memory="prompt".
 
     memory = absorb(memory, keys_G, features_GKD, valid_GK, max_bytes=...)         # the step first,
-    centred_GKD, prior_GDD, seen_G = around_prompts(memory, keys_G, features_GKD, valid_GK)   # then its scores
+    centered_GKD, prior_GDD, seen_G = around_prompts(memory, keys_G, features_GKD, valid_GK)   # then its scores
 
-A prompt is known by its key: the data set's name and the problem's id, never a bare row index. Nothing is forgotten but whole prompts:
-`forgetting` does not apply, since a response to a prompt stays as old as it is however many steps pass before the prompt's next visit.
-Legend: G groups, K responses, D projected size, P prompts.
-"""
+A prompt is known by its key: the data set's name and the problem's id, never a bare row index. Nothing is forgotten but
+whole prompts: `forgetting` does not apply, since a response to a prompt stays as old as it is however many steps pass
+before the prompt's next visit. Legend: G groups, K responses, D projected size, P prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bonus.covariance import is_finite_and_symmetric
-from bonus.elliptical import centre
+from bonus.elliptical import center
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,7 +26,7 @@ class PromptStats:
     mean_D: Tensor
     """mu."""
     scatter_DD: Tensor
-    """Sum of (h - mu)(h - mu)' = S - n mu mu', S the raw second moment. Kept centred: the difference would cancel."""
+    """Sum of (h - mu)(h - mu)' = S - n mu mu', S the raw second moment. Kept centered: the difference would cancel."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,9 +48,9 @@ def init_memory(dim: int) -> PromptMemory:
 def absorb(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, valid_GK: Tensor, *, max_bytes: int) -> PromptMemory:
     """Add the responses of a step to their prompts, raw features as they came; empty ones are left out.
 
-    Several groups may share a key: all are added, in any order to the same effect. Then the least recently used prompts are evicted until
-    the rest takes `max_bytes` or less (`nbytes`), but none of this step's. ValueError for features that do not fit or are not finite.
-    """
+    Several groups may share a key: all are added, in any order to the same effect. Then the least recently used prompts
+    are evicted until the rest takes `max_bytes` or less (`nbytes`), but none of this step's. ValueError for features
+    that do not fit or are not finite."""
     _check_step(memory, keys_G, features_GKD)
     stats = dict(memory.stats)
     for key, visit in zip(keys_G, _visits(features_GKD, valid_GK), strict=True):
@@ -65,10 +64,10 @@ def absorb(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, va
 
 def _visits(features_GKD: Tensor, valid_GK: Tensor) -> list[PromptStats | None]:
     """The statistics of each group alone, None where it has no response."""
-    centred_GKD = centre(features_GKD, valid_GK)
-    scatter_GDD = centred_GKD.mT @ centred_GKD
+    centered_GKD = center(features_GKD, valid_GK)
+    scatter_GDD = centered_GKD.mT @ centered_GKD
     first_G11 = valid_GK.int().argmax(dim=1)[:, None, None]
-    mean_GD = (features_GKD.double() - centred_GKD).take_along_dim(first_G11, dim=1)[:, 0]  # h = mu + x for every response
+    mean_GD = (features_GKD.double() - centered_GKD).take_along_dim(first_G11, dim=1)[:, 0]  # h = mu + x for every response
     return [
         PromptStats(count=count, mean_D=mean_GD[group].clone(), scatter_DD=scatter_GDD[group].clone()) if count else None
         for group, count in enumerate(valid_GK.sum(dim=1).tolist())
@@ -102,27 +101,29 @@ def _bounded(stats: dict[str, PromptStats], memory: PromptMemory, *, keep: froze
 
 
 def around_prompts(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, valid_GK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The groups of an absorbed step seen from their prompts, as `bonus.elliptical.centred_leverage` takes them, float64:
+    """The groups of an absorbed step seen from their prompts, as `bonus.elliptical.centered_leverage` takes them,
+    float64:
 
-        centred_GKD    x_i = h_i - mu, 0 for an empty response
+        centered_GKD    x_i = h_i - mu, 0 for an empty response
         prior_GDD      P = scatter - X'X, the prompt's other responses about the same mu, so that lam*I + P + X'X = lam*I + S - n mu mu'
         seen_G         n, int64: the leverage is at most 1 - 1/n
 
-    That is the authors' persistent branch, bonus_i = (h_i - mu)' (lam*I + S - n mu mu')^-1 (h_i - mu), this visit included in mu, S and n.
-    Ours: responses are remembered by a key that data sets do not share, and exactly. 0 throughout for a prompt without any response.
-    """
+    That is the authors' persistent branch, bonus_i = (h_i - mu)' (lam*I + S - n mu mu')^-1 (h_i - mu), this visit
+    included in mu, S and n. Ours: responses are remembered by a key that data sets do not share, and exactly. 0
+    throughout for a prompt without any response."""
     _check_step(memory, keys_G, features_GKD)
     nothing_D = features_GKD.new_zeros(memory.dim, dtype=torch.float64)
     nothing = PromptStats(count=0, mean_D=nothing_D, scatter_DD=torch.outer(nothing_D, nothing_D))
     stats_G = [memory.stats.get(key, nothing) for key in keys_G]
     mean_GD, scatter_GDD = (torch.stack([getattr(stats, name) for stats in stats_G]) for name in ("mean_D", "scatter_DD"))
-    centred_GKD = torch.where(valid_GK[:, :, None], features_GKD.double() - mean_GD[:, None], 0.0)
+    centered_GKD = torch.where(valid_GK[:, :, None], features_GKD.double() - mean_GD[:, None], 0.0)
     seen_G = torch.tensor([stats.count for stats in stats_G], device=features_GKD.device)
-    return centred_GKD, scatter_GDD - centred_GKD.mT @ centred_GKD, seen_G
+    return centered_GKD, scatter_GDD - centered_GKD.mT @ centered_GKD, seen_G
 
 
 def merge(a: PromptMemory, b: PromptMemory) -> PromptMemory:
-    """Add two shards: the same as absorbing both histories, those of b being the more recently used. The next `absorb` bounds it."""
+    """Add two shards: the same as absorbing both histories, those of b being the more recently used. The next `absorb`
+    bounds it."""
     if a.dim != b.dim:
         raise ValueError(f"cannot merge memories of D={a.dim} and D={b.dim}")
     stats = {key: known for key, known in a.stats.items() if key not in b.stats}
@@ -131,7 +132,8 @@ def merge(a: PromptMemory, b: PromptMemory) -> PromptMemory:
 
 
 def nbytes(memory: PromptMemory) -> int:
-    """Bytes of all statistics and keys: 8 (D^2 + D + 1) and the key, a prompt. What Python adds to hold them is left out."""
+    """Bytes of all statistics and keys: 8 (D^2 + D + 1) and the key, a prompt. What Python adds to hold them is left
+    out."""
     return _num_bytes(memory.stats, memory.dim)
 
 
@@ -162,8 +164,8 @@ def _stack(tensors: list[Tensor], *, like: Tensor) -> Tensor:
 
 
 def from_state_dict(saved: Mapping[str, Tensor | int | list[str]]) -> PromptMemory:
-    """Rebuild a memory from `state_dict`. ValueError for missing or unknown keys, for parts that do not fit and for a memory that is not
-    valid, TypeError for a part of the wrong type."""
+    """Rebuild a memory from `state_dict`. ValueError for missing or unknown keys, for parts that do not fit and for a
+    memory that is not valid, TypeError for a part of the wrong type."""
     if saved.keys() != state_dict(init_memory(1)).keys():
         names = state_dict(init_memory(1)).keys()
         raise ValueError(f"missing {sorted(names - saved.keys())}, unknown {sorted(saved.keys() - names)}")
@@ -186,7 +188,8 @@ def from_state_dict(saved: Mapping[str, Tensor | int | list[str]]) -> PromptMemo
 
 
 def check_valid(memory: PromptMemory) -> None:
-    """ValueError, naming the prompt, unless each has a response, and a finite mean and symmetric scatter in float64 of the memory's D."""
+    """ValueError, naming the prompt, unless each has a response, and a finite mean and symmetric scatter in float64 of
+    the memory's D."""
     if memory.num_evicted < 0:
         raise ValueError(f"num_evicted={memory.num_evicted} must not be negative")
     for key, stats in memory.stats.items():

@@ -17,7 +17,7 @@ from torch import Tensor
 from bonus.config import BonusConfig
 from bonus.covariance import absorb_energy, auto_ridge, update
 from bonus.diagnostics import BonusDiagnostics, GroupDiagnostics, ScoredGroups, carries_no_signal, diagnose, diagnose_groups
-from bonus.elliptical import centre, centred_leverage, estimate, gate_mask, normalise_bonus
+from bonus.elliptical import center, centered_leverage, estimate, gate_mask, normalise_bonus
 from bonus.prompt_memory import absorb, around_prompts
 from bonus.state import BonusState
 
@@ -49,37 +49,37 @@ def score_step(
 ) -> tuple[StepBonus, BonusState]:
     """Score the groups of a step and absorb them, as one operation; returns the bonuses and the next state.
 
-    memory="none": P = 0, each group against its own responses (arXiv:2510.11686's training). memory="run": against the P left by earlier
-    steps plus its own responses; no group sees another one of its step. memory="prompt": the step is absorbed first, then each group is
-    scored against all responses to its prompt (`keys_G`), this step's included. So the order of groups within a step never matters; the
-    order of steps does, with a memory. The energy behind ridge="auto", of group-centred features, advances whatever the memory.
+    memory="none": P = 0, each group against its own responses (arXiv:2510.11686's training). memory="run": against the
+    P left by earlier steps plus its own responses; no group sees another one of its step. memory="prompt": the step is
+    absorbed first, then each group is scored against all responses to its prompt (`keys_G`), this step's included. So
+    the order of groups within a step never matters; the order of steps does, with a memory. The energy behind
+    ridge="auto", of group-centered features, advances whatever the memory.
 
         bonus = staleness_discount^lag * gate(normalise(estimator(leverage)))
 
-    and 0 for an empty response; lag counts the versions between the response's oldest token and the policy that is trained. `state` is not
-    modified; features and state share a device. ValueError for wrong shapes, for a feature that is not finite, for memory="prompt" without
-    `keys_G` and for a staleness_discount below 1 without `lags_GK`.
-    """
+    and 0 for an empty response; lag counts the versions between the response's oldest token and the policy that is
+    trained. `state` is not modified; features and state share a device. ValueError for wrong shapes, for a feature that
+    is not finite, for memory="prompt" without `keys_G` and for a staleness_discount below 1 without `lags_GK`."""
     _check_step(features_GKD, correct_GK, lengths_GK, keys_G, lags_GK, config)
-    centred_GKD = centre(features_GKD, valid_GK)
+    centered_GKD = center(features_GKD, valid_GK)
     absorb_step = update if config.memory == "run" else absorb_energy
-    covariance = absorb_step(state.covariance, centred_GKD, valid_GK, forgetting=config.forgetting)
+    covariance = absorb_step(state.covariance, centered_GKD, valid_GK, forgetting=config.forgetting)
     ridge = auto_ridge(covariance) if config.ridge == "auto" else config.ridge
     prompts = state.prompts
     seen_G = valid_GK.sum(dim=1)
     prior = state.covariance.second_moment_DD if config.memory == "run" else None
     if config.memory == "prompt" and keys_G is not None:
         prompts = absorb(prompts, keys_G, features_GKD, valid_GK, max_bytes=config.prompt_memory_mib * 2**20)
-        centred_GKD, prior, seen_G = around_prompts(prompts, keys_G, features_GKD, valid_GK)
+        centered_GKD, prior, seen_G = around_prompts(prompts, keys_G, features_GKD, valid_GK)
 
-    leverage_GK = centred_leverage(centred_GKD, ridge=ridge, prior=prior)
+    leverage_GK = centered_leverage(centered_GKD, ridge=ridge, prior=prior)
     raw_bonus_GK = estimate(leverage_GK, config.estimator)
     kept_GK = gate_mask(correct_GK, config.gate)
     bonus_GK = torch.where(kept_GK, normalise_bonus(raw_bonus_GK, valid_GK, config.normalise), 0.0)
     if lags_GK is not None:
         bonus_GK = bonus_GK * config.staleness_discount ** lags_GK.double()  # times exactly 1 where the discount is off
     scored = ScoredGroups(
-        centred_GKD=centred_GKD,
+        centered_GKD=centered_GKD,
         prior=prior,
         ridge=ridge,
         seen_G=seen_G,

@@ -43,7 +43,8 @@ def merge(a: BonusState, b: BonusState) -> BonusState:
 
 
 def state_dict(state: BonusState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state as a flat dict of contiguous tensors (copies) for safetensors, and a flat dict of numbers and lists of strings for JSON."""
+    """The state as a flat dict of contiguous tensors (copies) for safetensors, and a flat dict of numbers and lists of
+    strings for JSON."""
     saved: dict[str, Any] = {f"covariance.{name}": value for name, value in covariance.state_dict(state.covariance).items()}
     saved |= {f"prompts.{name}": value for name, value in prompt_memory.state_dict(state.prompts).items()}
     tensors = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
@@ -51,8 +52,8 @@ def state_dict(state: BonusState) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def from_state_dict(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> BonusState:
-    """Rebuild a state from `state_dict`. ValueError for missing or unknown keys and for a state that is not valid, TypeError for a part of
-    the wrong type."""
+    """Rebuild a state from `state_dict`. ValueError for missing or unknown keys and for a state that is not valid,
+    TypeError for a part of the wrong type."""
     saved = {**tensors, **rest}
     unknown = sorted(name for name in saved if name.partition(".")[0] not in PARTS)
     if unknown:

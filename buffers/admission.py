@@ -5,11 +5,12 @@
                     │           │ drop
                     └─ waiting <┴─> quarantined, after max_attempts
 
-At most `(max_policy_lag + 1) * prompts_per_step` groups are in flight or trained but not yet live. With `max_policy_lag` 0 that is
-one step's worth: nothing is sampled for the next step before the weights of this one are live, which is the synchronous trainer.
+At most `(max_policy_lag + 1) * prompts_per_step` groups are in flight or trained but not yet live. With
+`max_policy_lag` 0 that is one step's worth: nothing is sampled for the next step before the weights of this one are
+live, which is the synchronous trainer.
 
-A pure state machine: no clock, no asyncio, no threads. "In flight" is everything between the prompt and the gradient, replay included.
-"""
+A pure state machine: no clock, no asyncio, no threads. "In flight" is everything between the prompt and the gradient,
+replay included."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from buffers.ledger import Ledger, Quarantined, Waiting, problem_from_json, problem_to_json, request_from_json, request_to_json
+from buffers.ledger import Ledger, Quarantined, WaitingProblem, problem_from_json, problem_to_json, request_from_json, request_to_json
 from buffers.records import GroupRequest, Problem
 
 FILTERED = "filtered"
@@ -52,7 +53,7 @@ class Admission:
         self._next_id = 0
         self._in_flight: dict[int, GroupRequest] = {}
         self._trained: dict[int, int] = {}  # group id -> the version its gradient makes
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: deque[WaitingProblem] = deque()
         self._quarantined: list[Quarantined] = []
         self._given_up: set[tuple[str, str]] = set()  # tasks and ids of their problems
         self._released = 0
@@ -103,7 +104,8 @@ class Admission:
         )
 
     def admit(self, next_problem: Callable[[], Problem]) -> GroupRequest:
-        """Take a slot for the problem that waits longest, or else for `next_problem()`. Raises RuntimeError without a free slot."""
+        """Take a slot for the problem that waits longest, or else for `next_problem()`. Raises RuntimeError without a
+        free slot."""
         if self.free_slots < 1:
             raise RuntimeError(f"all {self._capacity} slots are taken: wait until free_slots > 0")
         waiting = self._waiting[0] if self._waiting else None
@@ -128,15 +130,15 @@ class Admission:
         return (problem.task, problem.problem_id) in self._given_up
 
     def drop(self, group_id: int, reason: str) -> Quarantined | None:
-        """Give the slot back; the problem waits for another try, or is quarantined once it was tried `max_attempts` times: then it is
-        returned, the first time that happens to it."""
+        """Give the slot back; the problem waits for another try, or is quarantined once it was tried `max_attempts`
+        times: then it is returned, the first time that happens to it."""
         self._require_in_flight([group_id])
         request = self._in_flight.pop(group_id)
         self._dropped[reason] += 1
         attempts = request.attempt + 1
         was_given_up = self.is_quarantined(request.problem)  # another group of it was, in another epoch
         if attempts < self._max_attempts and not was_given_up:
-            self._waiting.append(Waiting(problem=request.problem, attempt=attempts))
+            self._waiting.append(WaitingProblem(problem=request.problem, attempt=attempts))
             return None
         given_up = Quarantined(problem=request.problem, group_id=group_id, attempts=attempts, reason=reason)
         self._quarantined.append(given_up)
@@ -151,7 +153,8 @@ class Admission:
         self._filtered += 1
 
     def trained(self, group_ids: Iterable[int], *, version: int) -> None:
-        """Record that the gradient which makes `version` used these groups. Their slots stay held until it is published."""
+        """Record that the gradient which makes `version` used these groups. Their slots stay held until it is
+        published."""
         ids = [int(group_id) for group_id in group_ids]
         self._require_in_flight(ids)
         if version <= self._live_version:
@@ -161,7 +164,8 @@ class Admission:
             self._trained[group_id] = version
 
     def published(self, version: int) -> None:
-        """Record that every engine serves `version`: frees the slots of all groups trained into it or an earlier one."""
+        """Record that every engine serves `version`: frees the slots of all groups trained into it or an earlier
+        one."""
         if version < self._live_version:
             raise ValueError(f"version {version} cannot be published: version {self._live_version} is live already")
         if version > self._live_version:
@@ -208,12 +212,11 @@ class Admission:
     def load_state_dict(self, state: dict[str, Any], *, held: Collection[int], keep_lost: bool = False) -> None:
         """Continue from a checkpoint whose replay holds the groups `held`.
 
-        Groups in flight and held stay in flight. Those in flight elsewhere are gone: they are dropped as "restored" and wait at the
-        front, in id order, with the attempt they had; with `keep_lost` they stay in flight too, to be sampled again as they were
-        admitted. Trained groups are released: the restored engines load the checkpoint's
-        weights, so the newest version trained is live. Raises ValueError if `held` names a group that was not in flight, or more
-        groups than there are slots.
-        """
+        Groups in flight and held stay in flight. Those in flight elsewhere are gone: they are dropped as "restored" and
+        wait at the front, in id order, with the attempt they had; with `keep_lost` they stay in flight too, to be
+        sampled again as they were admitted. Trained groups are released: the restored engines load the checkpoint's
+        weights, so the newest version trained is live. Raises ValueError if `held` names a group that was not in
+        flight, or more groups than there are slots."""
         requests = {request.group_id: request for request in map(request_from_json, state["in_flight"])}
         kept = set(held)
         if kept - requests.keys():
@@ -223,9 +226,9 @@ class Admission:
         if len(kept) > self._capacity:
             raise ValueError(f"the checkpoint keeps {len(kept)} groups, more than the {self._capacity} slots of this configuration")
         lost = [requests[group_id] for group_id in sorted(requests.keys() - kept)]
-        waiting = [Waiting(problem=problem_from_json(entry["problem"]), attempt=entry["attempt"]) for entry in state["waiting"]]
+        waiting = [WaitingProblem(problem=problem_from_json(entry["problem"]), attempt=entry["attempt"]) for entry in state["waiting"]]
         self._in_flight = {group_id: requests[group_id] for group_id in sorted(kept)}
-        self._waiting = deque([Waiting(problem=request.problem, attempt=request.attempt) for request in lost] + waiting)
+        self._waiting = deque([WaitingProblem(problem=request.problem, attempt=request.attempt) for request in lost] + waiting)
         self._trained = {}
         self._released = state["released"] + len(state["trained"])
         self._live_version = max([state["live_version"], *(made for _, made in state["trained"])])

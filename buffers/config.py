@@ -15,8 +15,8 @@ class ReplayConfig(BaseModel):
     one step's worth of groups stops the run: the learner waits for groups that are never let in."""
 
     log_max_mib: PositiveFloat = 65536.0
-    """Most that the rollout log may take on disk. Beyond it the oldest steps are removed, counted and told, but for those that a lost
-    learner or bonus would be brought back from: the steps since the newest checkpoint."""
+    """Most that the rollout log may take on disk. Beyond it the oldest steps are removed, counted and told, but for
+    those that a lost learner or bonus would be brought back from: the steps since the newest checkpoint."""
 
     log_rollouts: bool = True
     """Write every consumed group to the rollout log, one Parquet file a step. Off saves disk, but leaves nothing to

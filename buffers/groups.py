@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 
 def list_column_arrays(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """The values of a list column, shape [V], and its offsets, shape [N + 1]: row i is `values[offsets[i]:offsets[i + 1]]`.
+    """The values of a list column, shape [V], and its offsets, shape [N + 1]: row i is `values[offsets[i]:offsets[i +
+    1]]`.
 
     Right for slices: values are the slice's own and offsets start at 0. The values are a zero-copy, read-only view; so
-    are the offsets, unless the slice starts late in its parent and they have to be shifted. A null `feature` has length 0.
-    Raises `pa.ArrowInvalid` if a value inside a list is null.
-    """
+    are the offsets, unless the slice starts late in its parent and they have to be shifted. A null `feature` has length
+    0. Raises `pa.ArrowInvalid` if a value inside a list is null."""
     column = batch.column(name)
     offsets = column.offsets.to_numpy(zero_copy_only=True)
     first, last = int(offsets[0]), int(offsets[-1])
@@ -76,7 +76,7 @@ def concat_groups(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 def validate_groups(batch: pa.RecordBatch, group_size: int) -> None:
     """Raise ValueError, naming group and row, unless the batch is whole groups of well-formed rollouts.
 
-    Whole groups: `group_size` adjacent rows with index 0..K-1, no id twice. Well-formed: as many behaviour log-probs as
+    Whole groups: `group_size` adjacent rows with index 0..K-1, no id twice. Well-formed: as many behavior log-probs as
     response tokens, all finite; version runs that start at 0, strictly increase and begin on a token that exists (an
     empty response may have none, or one at 0); nothing null that sampling decides.
     """
@@ -111,7 +111,7 @@ def _check_log_probs(batch: pa.RecordBatch) -> None:
     bad_V = np.flatnonzero(~np.isfinite(log_probs_V))
     bad_N = np.zeros(batch.num_rows, bool)
     bad_N[np.searchsorted(offsets, bad_V, side="right") - 1] = True
-    _refuse_rows(batch, bad_N, "a behaviour log-prob is not finite")
+    _refuse_rows(batch, bad_N, "a behavior log-prob is not finite")
 
 
 def _check_version_runs(batch: pa.RecordBatch) -> None:

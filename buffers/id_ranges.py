@@ -1,4 +1,5 @@
-"""A set of integers that mostly arrive in order, kept as ranges: a long run costs one pair per gap, not one entry per id."""
+"""A set of integers that mostly arrive in order, kept as ranges: a long run costs one pair per gap, not one entry per
+id."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from buffers.records import GroupRequest, Problem
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ledger:
-    """Groups since the run began. Every group admitted is in exactly one of the four states, every one dropped in one of four."""
+    """Groups since the run began. Every group admitted is in exactly one of the four states, every one dropped in one
+    of four."""
 
     admitted: int
     in_flight: int
@@ -38,7 +39,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Waiting:
+class WaitingProblem:
     """A problem whose group was dropped, and the attempt its next group will be."""
 
     problem: Problem

@@ -110,7 +110,7 @@ class Rollout:
     def __post_init__(self) -> None:
         if len(self.response_ids) != len(self.behavior_logprobs):
             raise ValueError(
-                f"{len(self.response_ids)} response tokens but {len(self.behavior_logprobs)} behaviour log-probs: "
+                f"{len(self.response_ids)} response tokens but {len(self.behavior_logprobs)} behavior log-probs: "
                 "a length mismatch is never padded"
             )
         if len(self.version_starts) != len(self.version_values):
@@ -123,9 +123,8 @@ class Rollout:
 class GroupUsage:
     """What generating one group took: token counts and seconds since the worker got the request.
 
-    `resumed_tokens` of the `response_tokens` were sampled before, by another worker; `num_aborted` responses are unfinished.
-    `sampled_tokens` counts all that the worker ever sampled, up to here.
-    """
+    `resumed_tokens` of the `response_tokens` were sampled before, by another worker; `num_aborted` responses are
+    unfinished. `sampled_tokens` counts all that the worker ever sampled, up to here."""
 
     worker_id: str
     prompt_tokens: int
@@ -138,7 +137,8 @@ class GroupUsage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heartbeat:
-    """How far a rollout worker is: the version it holds, tokens in the progress reported with it by group, tokens ever sampled."""
+    """How far a rollout worker is: the version it holds, tokens in the progress reported with it by group, tokens ever
+    sampled."""
 
     worker_id: str
     version: int
@@ -149,8 +149,8 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightUpdate:
-    """A weight load: `check_s` seconds in which the weights were looked at while the engine went on, `load_s` during which it sampled
-    nothing; `idle_s` without work since the last load. `nbytes` is the size of the weights."""
+    """A weight load: `check_s` seconds in which the weights were looked at while the engine went on, `load_s` during
+    which it sampled nothing; `idle_s` without work since the last load. `nbytes` is the size of the weights."""
 
     worker_id: str
     version: int

@@ -1,4 +1,5 @@
-"""Replay: whole scored groups, held until they are trained on or too old to be. Owned by one actor; holds no lock, no clock.
+"""Replay: whole scored groups, held until they are trained on or too old to be. Owned by one actor; holds no lock, no
+clock.
 
 A policy version is the number of the weights. The bound, for every token of every sampled group:
 
@@ -36,7 +37,8 @@ class InsertResult(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayCounters:
-    """Groups since the run began, or since this buffer took over from one that was lost. Held now = inserted - sampled - evicted."""
+    """Groups since the run began, or since this buffer took over from one that was lost. Held now = inserted - sampled
+    - evicted."""
 
     taken_over: int = 0  # count as seen without having been in this buffer
     passed: int = 0  # likewise, because they never came: they were dropped or filtered before
@@ -132,7 +134,8 @@ class ReplayBuffer:
         return self._count(InsertResult.ACCEPTED)
 
     def sample(self, num_groups: int, *, version: int) -> pa.RecordBatch | None:
-        """Take out the `num_groups` lowest ids within the lag bound, sorted by id; None, and no change, if there are fewer."""
+        """Take out the `num_groups` lowest ids within the lag bound, sorted by id; None, and no change, if there are
+        fewer."""
         if num_groups < 1:
             raise ValueError(f"num_groups = {num_groups} must be at least 1")
         valid = [group_id for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
@@ -149,14 +152,15 @@ class ReplayBuffer:
         return [self._held.pop(group_id).batch for group_id in stale]
 
     def forget_below(self, group_id: int) -> None:
-        """No group below `group_id` will come any more. So those that never did are not gaps among the ids seen, for ever."""
+        """No group below `group_id` will come any more. So those that never did are not gaps among the ids seen, for
+        ever."""
         before = len(self._seen)
         self._seen.add_below(group_id)
         self._counters = replace(self._counters, passed=self._counters.passed + len(self._seen) - before)
 
     def take_over(self, seen_below: int, not_seen: Iterable[int]) -> None:
-        """Stand in for a buffer that was lost: of the ids below `seen_below` all but those in `not_seen` were seen by it, and are refused
-        as duplicates.
+        """Stand in for a buffer that was lost: of the ids below `seen_below` all but those in `not_seen` were seen by
+        it, and are refused as duplicates.
 
         Raises ValueError unless this buffer is as new.
         """
@@ -195,7 +199,8 @@ class ReplayBuffer:
         )
 
     def load_state_dict(self, state: ReplayState) -> None:
-        """Replace all that is held. Raises ValueError if the rows do not fit this buffer's settings: ReplayTooSmall if there is no room."""
+        """Replace all that is held. Raises ValueError if the rows do not fit this buffer's settings: ReplayTooSmall if
+        there is no room."""
         check_schema(state["rows"].schema)
         rows = conform(state["rows"])
         held = {}

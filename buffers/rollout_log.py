@@ -1,4 +1,5 @@
-"""The rollout log: every consumed group as plain Parquet rows, one file a step, for DuckDB, pandas or training without an engine."""
+"""The rollout log: every consumed group as plain Parquet rows, one file a step, for DuckDB, pandas or training without
+an engine."""
 
 from __future__ import annotations
 
@@ -44,9 +45,9 @@ class RolloutLog:
     def append(self, step: int, batches: Sequence[pa.RecordBatch]) -> None:
         """Write the rows of one step, replacing what an earlier attempt at the same step wrote.
 
-        The rows appear under the final name by a rename, so a reader or a crash of this process never meets half a file. Where the
-        write fails (RolloutLogError), what an earlier attempt wrote stays, and this one's space is given back.
-        """
+        The rows appear under the final name by a rename, so a reader or a crash of this process never meets half a
+        file. Where the write fails (RolloutLogError), what an earlier attempt wrote stays, and this one's space is
+        given back."""
         for batch in batches:
             check_schema(batch.schema)
         table = pa.Table.from_batches(batches, schema=ROLLOUT_SCHEMA)
@@ -103,8 +104,8 @@ class RolloutLog:
     def read(self, steps: Iterable[int] | None = None) -> pa.Table:
         """The rows of `steps`, by default all of them, in step order.
 
-        Raises FileNotFoundError for a step that was not logged and ValueError for a file of another major schema version.
-        """
+        Raises FileNotFoundError for a step that was not logged and ValueError for a file of another major schema
+        version."""
         tables = [self._read_step(step) for step in (self.steps() if steps is None else steps)]
         return pa.concat_tables(tables) if tables else ROLLOUT_SCHEMA.empty_table()
 
@@ -114,9 +115,8 @@ class RolloutLog:
     def batch(self, step: int, outcome: GroupOutcome) -> pa.RecordBatch:
         """The rows of `step` with this outcome, in the order of the log, as one batch of as many rows as there are.
 
-        Those of TRAINED are what the step was trained on, with its bonuses and rewards, in the order in which it was. Raises
-        FileNotFoundError for a step that was not logged.
-        """
+        Those of TRAINED are what the step was trained on, with its bonuses and rewards, in the order in which it was.
+        Raises FileNotFoundError for a step that was not logged."""
         rows = self._read_step(step)
         none = pa.RecordBatch.from_pylist([], schema=ROLLOUT_SCHEMA)
         return pa.concat_batches([none, *rows.filter(pc.equal(rows["outcome"], outcome.value)).to_batches()])

@@ -139,7 +139,8 @@ def check_schema(schema: pa.Schema) -> None:
 
 
 def conform(table: pa.Table) -> pa.Table:
-    """`table`, of a schema that `check_schema` accepts, with exactly the columns of ROLLOUT_SCHEMA; those it lacks are null."""
+    """`table`, of a schema that `check_schema` accepts, with exactly the columns of ROLLOUT_SCHEMA; those it lacks are
+    null."""
     columns = [table[name] if name in table.column_names else pa.nulls(len(table), kind) for name, kind in _COLUMNS.items()]
     return pa.table(columns, names=list(_COLUMNS)).cast(ROLLOUT_SCHEMA)
 
@@ -197,7 +198,8 @@ def with_verdicts(batch: pa.RecordBatch, verdicts: Sequence[Verdict]) -> pa.Reco
 def with_shaped_rewards(
     batch: pa.RecordBatch, *, reward: Sequence[float | None], format_term: Sequence[float | None], length_term: Sequence[float | None]
 ) -> pa.RecordBatch:
-    """The batch, which has its verdicts, with rewards that are more than the task's own, and what was added to these (`tasks.rewards`)."""
+    """The batch, which has its verdicts, with rewards that are more than the task's own, and what was added to these
+    (`tasks.rewards`)."""
     return _with_columns(
         batch,
         reward=pa.array(reward, pa.float64()),
@@ -237,7 +239,8 @@ def with_bonus_diagnostics(
     effective_rank: ArrayLike,
     length_correlation: ArrayLike,
 ) -> pa.RecordBatch:
-    """The batch with what its bonuses were made of, one number a row; those of a group are repeated, and null where NaN."""
+    """The batch with what its bonuses were made of, one number a row; those of a group are repeated, and null where
+    NaN."""
 
     def column(values: ArrayLike) -> pa.Array:
         return pa.array(np.asarray(values, np.float64), pa.float64(), from_pandas=True)

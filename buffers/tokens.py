@@ -4,9 +4,9 @@
           │                        └──group dropped──> wasted: aborted, stale, filtered, lost
           └──worker ended, or has no group left──────> wasted: lost
 
-A pure state machine, told about by messages that may be late, repeated or out of order: a worker's reports are cumulative, so an old one
-changes nothing; a group is one worker's at a time, so what another says of it changes nothing; and an ended worker is not listened to.
-"""
+A pure state machine, told about by messages that may be late, repeated or out of order: a worker's reports are
+cumulative, so an old one changes nothing; a group is one worker's at a time, so what another says of it changes
+nothing; and an ended worker is not listened to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class TokenWaste(StrEnum):
 
 @dataclass(slots=True)
 class _Group:
-    """Tokens of one group that are safe; who samples it now; why they are waste, if the group was dropped while it was sampled."""
+    """Tokens of one group that are safe; who samples it now; why they are waste, if the group was dropped while it was
+    sampled."""
 
     tokens: int = 0
     worker_id: str | None = None
@@ -36,7 +37,8 @@ class _Group:
 
 @dataclass(slots=True)
 class _Account:
-    """One worker: the newest of its reports; how many of its tokens went into a group or to waste; the groups it samples."""
+    """One worker: the newest of its reports; how many of its tokens went into a group or to waste; the groups it
+    samples."""
 
     reported: int = 0
     settled: int = 0
@@ -62,22 +64,22 @@ class TokenLedger:
         ledger.finished("rollout-1", 7, 500)                   # the whole group is here; 180 of it are this worker's
         ledger.trained(7)                                      # or dropped(7, TokenWaste.STALE)
 
-    With S_w the tokens worker w is known to have sampled, A_w those of them settled (kept for a group, or wasted), and K_g the tokens kept
-    of group g, at every moment
+    With S_w the tokens worker w is known to have sampled, A_w those of them settled (kept for a group, or wasted), and
+    K_g the tokens kept of group g, at every moment
 
         generated = Σ_w S_w  =  trained + wasted + in_flight,      in_flight = Σ_{g alive} K_g + Σ_{w alive} (S_w − A_w)
 
-    where the first sum goes over all workers there ever were and g is alive from `started` until `trained` or `dropped`. A worker that
-    samples no group has nothing under way: what nobody keeps of it then is lost at once, as it is at its end. Tokens a worker sampled
-    after its last report are not known to exist.
+    where the first sum goes over all workers there ever were and g is alive from `started` until `trained` or
+    `dropped`. A worker that samples no group has nothing under way: what nobody keeps of it then is lost at once, as it
+    is at its end. Tokens a worker sampled after its last report are not known to exist.
 
-    S_w is the largest of its reports, or A_w where results overtook them. Where the worker's total is reported before, or with,
-    whatever says that tokens are kept, each number is exact, token for token; else `generated` and `in_flight` are short by what
-    the next report brings, and the identity still holds. (Exact, too, only if no old report of a group is on its way from a worker that
-    is given that group a second time with less of it kept.)
+    S_w is the largest of its reports, or A_w where results overtook them. Where the worker's total is reported before,
+    or with, whatever says that tokens are kept, each number is exact, token for token; else `generated` and `in_flight`
+    are short by what the next report brings, and the identity still holds. (Exact, too, only if no old report of a
+    group is on its way from a worker that is given that group a second time with less of it kept.)
 
-    A `worker_id` names one process: it is not used again after `worker_ended`. A method that raises has changed nothing.
-    """
+    A `worker_id` names one process: it is not used again after `worker_ended`. A method that raises has changed
+    nothing."""
 
     def __init__(self) -> None:
         self._groups: dict[int, _Group] = {}
@@ -90,9 +92,9 @@ class TokenLedger:
     # ---- what workers tell ----
 
     def started(self, worker_id: str, group_id: int, *, resumed_tokens: int | None = None) -> None:
-        """`worker_id` samples the group from now on; whoever had it before does not. It goes on from `resumed_tokens`, by default from
-        all that is kept; what is kept beyond them is lost. Raises ValueError where it goes on from more than is kept, where the
-        group was dropped and is not yet let go, and for a worker that has ended."""
+        """`worker_id` samples the group from now on; whoever had it before does not. It goes on from `resumed_tokens`,
+        by default from all that is kept; what is kept beyond them is lost. Raises ValueError where it goes on from more
+        than is kept, where the group was dropped and is not yet let go, and for a worker that has ended."""
         if worker_id in self._ended:
             raise ValueError(f"{worker_id} has ended: it cannot be given group {group_id}")
         group = self._groups.get(group_id) or _Group()
@@ -127,8 +129,8 @@ class TokenLedger:
             self._wasted[group.cause] += grown
 
     def finished(self, worker_id: str, group_id: int, tokens: int | None = None) -> None:
-        """The worker samples the group no more, which has come to `tokens` tokens (None: those that are kept). To be told of a group
-        that ended, was handed over or was dropped, once the worker has let go of it."""
+        """The worker samples the group no more, which has come to `tokens` tokens (None: those that are kept). To be
+        told of a group that ended, was handed over or was dropped, once the worker has let go of it."""
         if tokens is not None:
             self.kept(worker_id, group_id, tokens)
         group = self._groups.get(group_id)
@@ -154,8 +156,8 @@ class TokenLedger:
         self._trained += self._groups.pop(group_id).tokens
 
     def dropped(self, group_id: int, cause: TokenWaste) -> None:
-        """The group will not be trained on. It may still be sampled: what is then kept of it is waste too. One that nobody was ever
-        given, or that was dropped before, has no tokens to waste."""
+        """The group will not be trained on. It may still be sampled: what is then kept of it is waste too. One that
+        nobody was ever given, or that was dropped before, has no tokens to waste."""
         group = self._groups.get(group_id)
         if group is None or group.cause is not None:
             return
@@ -210,9 +212,9 @@ class TokenLedger:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, held: Collection[int]) -> None:
-        """Continue from a checkpoint whose replay holds the groups `held`. All workers are new; what was in flight and is in no group
-        of `held` is lost. What was sampled after the checkpoint is not known of. Raises ValueError if `held` names a group that was
-        not alive."""
+        """Continue from a checkpoint whose replay holds the groups `held`. All workers are new; what was in flight and
+        is in no group of `held` is lost. What was sampled after the checkpoint is not known of. Raises ValueError if
+        `held` names a group that was not alive."""
         groups = {int(group_id): int(tokens) for group_id, tokens in state["groups"]}
         unknown = sorted(set(held) - groups.keys())
         if unknown:

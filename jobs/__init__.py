@@ -1,1 +1,1 @@
-"""Entry points (`python -m jobs.NAME`) and the wiring of a run."""
+"""The commands (`python -m jobs.NAME`) and their configurations; below them a room for each part of the work."""

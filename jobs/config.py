@@ -2,8 +2,8 @@
 
     config = load_config("configs/quickstart.toml", overrides=["learner.lr=1e-5"])
 
-Every problem is a ConfigError with one line a person can act on. Importing this module pulls in neither torch, Ray nor vLLM.
-"""
+Every problem is a ConfigError with one line a person can act on. Importing this module pulls in neither torch, Ray nor
+vLLM."""
 
 from __future__ import annotations
 
@@ -46,18 +46,21 @@ class SupervisionConfig(BaseModel):
     hang_timeout_s: float = Field(120.0, gt=0)
     """A worker that has said nothing, or sampled no token of the groups it has, for so long is killed and replaced."""
     max_group_tries: int = Field(3, ge=1)
-    """Workers a group is given to, and encoders. A group that so many were lost with is dropped, and its problem counts an attempt."""
+    """Workers a group is given to, and encoders. A group that so many were lost with is dropped, and its problem counts
+    an attempt."""
     max_failures: int = Field(5, ge=1)
-    """Losses in a row of one role (rollout, encoder, verifier, learner, replay, bonus) with nothing done in between that end the run with
-    the last one's error."""
+    """Losses in a row of one role (rollout, encoder, verifier, learner, replay, bonus) with nothing done in between
+    that end the run with the last one's error."""
     max_data_failures: int = Field(20, ge=0)
-    """Groups in a row whose problem could not be used (too long a prompt) after which the run ends with the last one's error."""
+    """Groups in a row whose problem could not be used (too long a prompt) after which the run ends with the last one's
+    error."""
     backoff_s: float = Field(1.0, ge=0)
     """Seconds before a lost process is replaced; doubled with each further loss in a row."""
     backoff_max_s: float = Field(60.0, ge=0)
     """Upper bound of these seconds."""
     drain_timeout_s: float = Field(60.0, ge=0)
-    """A worker that leaves may finish its groups for so long; what it has not finished then goes on elsewhere from its tokens."""
+    """A worker that leaves may finish its groups for so long; what it has not finished then goes on elsewhere from its
+    tokens."""
 
 
 class DynamicSamplingConfig(BaseModel):
@@ -66,11 +69,12 @@ class DynamicSamplingConfig(BaseModel):
     model_config = STRICT
 
     enabled: bool = False
-    """true: a group whose scored rewards are all equal is not trained on; the next problem takes its slot. It is counted, and its rows go
-    to the rollout log as "filtered". With the exploration bonus such a group does have something to teach: think twice."""
+    """true: a group whose scored rewards are all equal is not trained on; the next problem takes its slot. It is
+    counted, and its rows go to the rollout log as "filtered". With the exploration bonus such a group does have
+    something to teach: think twice."""
     max_batches: int = Field(4, ge=1)
-    """So many steps' worth of groups are sampled for a step at the most; groups beyond are trained on as they are, so that a task that is
-    solved, or too hard, ends no run. 1: none is filtered."""
+    """So many steps' worth of groups are sampled for a step at the most; groups beyond are trained on as they are, so
+    that a task that is solved, or too hard, ends no run. 1: none is filtered."""
 
 
 class AutoscaleConfig(BaseModel):
@@ -79,8 +83,8 @@ class AutoscaleConfig(BaseModel):
     model_config = STRICT
 
     policy: Literal["off", "queue"] = "off"
-    """off: `rollout.workers`, until `jobs.scale` says otherwise. queue: one more while the learner waits for groups, one less while the
-    workers wait for room (`jobs.autoscale`)."""
+    """off: `rollout.workers`, until `jobs.scale` says otherwise. queue: one more while the learner waits for groups,
+    one less while the workers wait for room (`jobs.run.autoscale`)."""
     min_workers: int = Field(1, ge=1)
     max_workers: int = Field(8, ge=1)
     interval_s: float = Field(30.0, gt=0)
@@ -96,7 +100,8 @@ class AutoscaleConfig(BaseModel):
 
 
 class LogsConfig(BaseModel):
-    """What the logs of a run may take on disk; of the rollout log `replay.log_max_mib` says so. The newest half of it is always kept."""
+    """What the logs of a run may take on disk; of the rollout log `replay.log_max_mib` says so. The newest half of it
+    is always kept."""
 
     model_config = STRICT
 
@@ -122,17 +127,19 @@ class RunConfig(BaseModel):
     prompts_per_step: int = Field(8, ge=1)
     """P: groups trained on in one step."""
     responses_per_prompt: int = Field(8, ge=2)
-    """K: responses in a group. Centring needs at least two."""
+    """K: responses in a group. Centering needs at least two."""
     max_policy_lag: int = Field(1, ge=0)
     """S: a token sampled more than S versions ago is never trained on. 0 is the synchronous trainer."""
     deterministic: bool = False
-    """true: which groups a step trains on, and under which weights they are sampled, is fixed, so the same configuration gives the same
-    policy bit for bit, also when the run is killed and resumed. Slow groups then hold up their step, weights are not changed in flight,
-    and a vLLM engine samples one group at a time (`jobs.fixed_order`). For debugging and for papers."""
+    """true: which groups a step trains on, and under which weights they are sampled, is fixed, so the same
+    configuration gives the same policy bit for bit, also when the run is killed and resumed. Slow groups then hold up
+    their step, weights are not changed in flight, and a vLLM engine samples one group at a time
+    (`jobs.run.fixed_order`). For debugging and for papers."""
     max_attempts: int = Field(5, ge=1)
     """A problem whose group was dropped this often is quarantined and named."""
     wait_timeout_s: float = Field(900.0, gt=0)
-    """No call of the controller waits longer; the message then says what it waited for. Generation has rollout.group_timeout_s."""
+    """No call of the controller waits longer; the message then says what it waited for. Generation has
+    rollout.group_timeout_s."""
     task: TaskConfig = TaskConfig()
     sampling: SamplingConfig = SamplingConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -226,14 +233,14 @@ class RunConfig(BaseModel):
 
     @property
     def encodes_alone(self) -> bool:
-        """Whether no group is encoded in the company of others: a feature's last bits depend on it, and at S = 0 a run is to be the
-        synchronous one, bit for bit."""
+        """Whether no group is encoded in the company of others: a feature's last bits depend on it, and at S = 0 a run
+        is to be the synchronous one, bit for bit."""
         return self.deterministic or self.max_policy_lag == 0
 
     @property
     def isolates_groups(self) -> bool:
-        """Whether a worker samples one group at a time, so that it depends on nothing else in the engine. The reference engine computes
-        every sequence by itself anyway."""
+        """Whether a worker samples one group at a time, so that it depends on nothing else in the engine. The reference
+        engine computes every sequence by itself anyway."""
         return self.deterministic and self.rollout.engine != "transformers"
 
 
@@ -262,9 +269,8 @@ CHANGEABLE_ON_RESUME = (
 def changed_keys(saved: dict[str, Any], config: BaseModel, changeable: Sequence[str]) -> list[str]:
     """Dotted keys outside `changeable`, with both values, in which `config` differs from the saved one.
 
-    A key that the saved configuration lacks did not exist when it was written: it then had what is its default now. A key of a mixture's
-    part may change where the same key of the task may, and has the same default.
-    """
+    A key that the saved configuration lacks did not exist when it was written: it then had what is its default now. A
+    key of a mixture's part may change where the same key of the task may, and has the same default."""
     defaults = _flatten(type(config)().model_dump(mode="json"))
     old, new = defaults | _flatten(saved), _flatten(config.model_dump(mode="json"))
     of_task = {key: _PART.sub("task.", key) for key in sorted(old.keys() | new.keys())}
@@ -286,7 +292,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load(kind: type[Config], path: str | None, overrides: Sequence[str] = ()) -> Config:
-    """Read `path` (TOML; None for an empty one), apply `key.sub=value` overrides, validate as `kind`. Raises ConfigError."""
+    """Read `path` (TOML; None for an empty one), apply `key.sub=value` overrides, validate as `kind`. Raises
+    ConfigError."""
     return validated(kind, read_values(path, overrides), source=source_of(path))
 
 

@@ -2,9 +2,9 @@
 
     python -m jobs.doctor [--json] [--deep] [--runs DIR]
 
-Works in a half-made environment: only the standard library is imported here; rich, torch and vLLM are tried where they are needed.
-A check is a pure function of what was found, so that each can be tested without the machine it describes; the `look_at_*`
-functions do the looking.
+Works in a half-made environment: only the standard library is imported here; rich, torch and vLLM are tried where they
+are needed. A check is a pure function of what was found, so that each can be tested without the machine it describes;
+the `look_at_*` functions do the looking.
 
 Exit status: 0 when nothing failed (warnings are allowed), 1 when a check failed, 2 for a wrong command line.
 """
@@ -40,7 +40,7 @@ LOCK_FILE = Path(__file__).resolve().parent.parent / "requirements" / "cpu.lock"
 INSTALL = "make venv"
 CUDA_GUIDE = "docs/install.md, section GPU"
 
-Status = Literal["ok", "warn", "fail"]
+CheckStatus = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Check:
     """One line of the report. `mend` is empty exactly when the status is ok."""
 
     name: str
-    status: Status
+    status: CheckStatus
     found: str
     mend: str = ""
 
@@ -60,7 +60,7 @@ def check_python(version: tuple[int, int, int]) -> Check:
     found = ".".join(map(str, version))
     if version[:2] == (3, 11):
         return Check("python", "ok", found)
-    status: Status = "fail" if version < (3, 11, 0) else "warn"
+    status: CheckStatus = "fail" if version < (3, 11, 0) else "warn"
     return Check("python", status, found, "the lock is made and tried for 3.11: make venv PYTHON=python3.11")
 
 
@@ -98,7 +98,7 @@ def check_shm(size_bytes: int | None, free_bytes: int | None) -> Check:
 
 
 def check_disk(name: str, path: str, free_bytes: int, mend: str) -> Check:
-    status: Status = "fail" if free_bytes < MIN_DISK_GIB * GIB else "warn" if free_bytes < QUICKSTART_DISK_GIB * GIB else "ok"
+    status: CheckStatus = "fail" if free_bytes < MIN_DISK_GIB * GIB else "warn" if free_bytes < QUICKSTART_DISK_GIB * GIB else "ok"
     return Check(name, status, f"{gib(free_bytes)} GiB free at {path}", "" if status == "ok" else mend)
 
 
@@ -155,7 +155,8 @@ def check_bf16(instructions: Sequence[str], has_gpu: bool) -> Check:
 
 
 def check_companions(torch_version: str | None, companions: Mapping[str, str]) -> Check:
-    """torchvision, torchaudio, torchcodec: absent on a CPU machine; if present, of the same build as torch (local tag)."""
+    """torchvision, torchaudio, torchcodec: absent on a CPU machine; if present, of the same build as torch (local
+    tag)."""
     name = "torch companions"
     if not companions:
         return Check(name, "ok", f"none of {', '.join(COMPANIONS)}")
@@ -308,7 +309,8 @@ def look_at_torch() -> Torch:
 
 
 def look_at_vllm() -> tuple[str | None, str | None]:
-    """Device type and error of importing vLLM, in a process of its own: it takes 7 s and a crash there must not end the report."""
+    """Device type and error of importing vLLM, in a process of its own: it takes 7 s and a crash there must not end the
+    report."""
     code = "from vllm.platforms import current_platform as p; print(p.device_type or 'unknown')"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
@@ -365,7 +367,7 @@ def first_line(error: BaseException) -> str:
 
 def machine_checks(runs: Path) -> list[Check]:
     from learners.models import cache_dir
-    from tasks.sandbox import why_unavailable
+    from tasks.programs.sandbox import why_unavailable
 
     shm = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None
     runs_at, cache_at = existing_ancestor(runs), existing_ancestor(cache_dir())

@@ -1,7 +1,8 @@
 """`python -m jobs.evaluate --model M [--model …] [CONFIG.toml]`: pass@k of one or more models, and how they compare.
 
-Samples n responses to every problem, judges them all, and reports pass@k and majority votes with intervals, how varied the answers are, how
-likely a base model finds them, and, of several models, their differences and sample efficiency. `jobs.evaluation_config` has every key.
+Samples n responses to every problem, judges them all, and reports pass@k and majority votes with intervals, how varied
+the answers are, how likely a base model finds them, and, of several models, their differences and sample efficiency.
+`jobs.evaluation_config` has every key.
 
     python -m jobs.evaluate --model runs/quickstart --model smollm2-135m --samples 256 --problems 100 --out runs/evaluation
 
@@ -15,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jobs.analysis.pass_at_k import pass_at_k
 from jobs.config import ConfigError, changed_keys, merged, read_values, source_of, validated
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
-from jobs.pass_at_k import pass_at_k
 
 if TYPE_CHECKING:
-    from jobs.evaluated_models import EvaluatedModel
+    from jobs.sampling.evaluated_models import EvaluatedModel
 
 __all__ = ["main", "pass_at_k"]
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
         if options.dry_run:
             return _dry_run(config, models, base)
-        from jobs.evaluate_session import run_evaluate  # pulls in Ray: only once the configuration stands
+        from jobs.sampling.evaluate_session import run_evaluate  # pulls in Ray: only once the configuration stands
 
         return run_evaluate(config, models, base)
     except ConfigError as error:
@@ -83,12 +84,12 @@ def values_of(options: argparse.Namespace) -> dict[str, Any]:
 def resolve(
     values: dict[str, Any], *, source: str, data: str | None = None
 ) -> tuple[EvaluateConfig, list[EvaluatedModel], EvaluatedModel | None]:
-    """The configuration, with a run's own task, sampling, rollout and verifier where nothing else is said; and the models it names.
+    """The configuration, with a run's own task, sampling, rollout and verifier where nothing else is said; and the
+    models it names.
 
-    `data` is the path of the task, whichever it turns out to be. Raises ConfigError for what does not fit together, a model that is not
-    there, and runs that differ in what is left to them.
-    """
-    from jobs.evaluated_models import find_model, find_models
+    `data` is the path of the task, whichever it turns out to be. Raises ConfigError for what does not fit together, a
+    model that is not there, and runs that differ in what is left to them."""
+    from jobs.sampling.evaluated_models import find_model, find_models
 
     models = find_models(validated(EvaluateConfig, values, source=source).models)
     own = [model for model in models if model.settings is not None]

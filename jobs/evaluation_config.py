@@ -1,4 +1,5 @@
-"""The configuration of `python -m jobs.evaluate`, and of the same evaluation in training. Imports neither torch, Ray nor vLLM."""
+"""The configuration of `python -m jobs.evaluate`, and of the same evaluation in training. Imports neither torch, Ray
+nor vLLM."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from typing import Self
 from pydantic import BaseModel, Field, model_validator
 
 from actors.config import STRICT, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
-from jobs.majority import MAX_RESPONSES
 from tasks.config import PATH_KEYS, TaskConfig
+
+MAX_RESPONSES = 1000
+"""C(1000, 500) is 3e299: counts of draws from more responses do not fit a float64."""
 
 
 class EvaluationConfig(BaseModel):
@@ -18,8 +21,8 @@ class EvaluationConfig(BaseModel):
     model_config = STRICT
 
     every: int = Field(0, ge=0)
-    """Evaluate the policy after every so many steps; 0: never. Training goes on meanwhile, the evaluation stays with the version it began
-    with, and one that is due while another is under way is left out, and told."""
+    """Evaluate the policy after every so many steps; 0: never. Training goes on meanwhile, the evaluation stays with
+    the version it began with, and one that is due while another is under way is left out, and told."""
     split: str = "test"
     """Split of the task."""
     problems: int = Field(64, ge=1)
@@ -43,12 +46,13 @@ class EvaluateConfig(BaseModel):
     out: str = "runs/evaluate"
     """Where samples and report go. One job, one directory; the same command goes on where it was stopped."""
     models: tuple[str, ...] = Field(("smollm2-135m",), min_length=1)
-    """What is evaluated, one after the other: a run (its directory or name; RUN@STEP for a checkpoint), a model directory, the embedded
-    alias, or a hub id."""
+    """What is evaluated, one after the other: a run (its directory or name; RUN@STEP for a checkpoint), a model
+    directory, the embedded alias, or a hub id."""
     base_model: str | None = None
     """A model (as above) under which the likelihood of all responses is reported: lower is less mere sharpening."""
     seed: int = 0
-    """Seeds sampling and the bootstrap. A model's responses to a problem depend on this seed, the model and the problem alone."""
+    """Seeds sampling and the bootstrap. A model's responses to a problem depend on this seed, the model and the problem
+    alone."""
     split: str = "test"
     """Split of the task."""
     problems: int = Field(100, ge=0)

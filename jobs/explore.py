@@ -1,7 +1,8 @@
 """`python -m jobs.explore [CONFIG.toml] [--model M --task T ...]`: exploration at inference time.
 
-Samples a pool of answers to every problem, orders each pool by novelty (and by what novelty is compared with), asks the verifier, and
-reports how many verifications each order needs. `--verify selected` is the production use: only the chosen few are verified.
+Samples a pool of answers to every problem, orders each pool by novelty (and by what novelty is compared with), asks the
+verifier, and reports how many verifications each order needs. `--verify selected` is the production use: only the
+chosen few are verified.
 
 Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped; the same command then goes on.
 """
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load(ExploreConfig, options.config, overrides_of(options))
         if options.dry_run:
             return _dry_run(config)
-        from jobs.explore_session import run_explore  # pulls in Ray: only once the configuration stands
+        from jobs.sampling.explore_session import run_explore  # pulls in Ray: only once the configuration stands
 
         return run_explore(config, from_pools=options.from_pools)
     except ConfigError as error:

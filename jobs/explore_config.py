@@ -29,12 +29,15 @@ class ExploreConfig(BaseModel):
     pool: int = Field(64, ge=2)
     """N: candidates sampled for each problem."""
     select: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """k: how many of them are verified. The report has every one of these; the largest is what `verify = "selected"` verifies."""
+    """k: how many of them are verified. The report has every one of these; the largest is what `verify = "selected"`
+    verifies."""
     verify: Literal["all", "selected", "none"] = "all"
-    """"all": a study, every candidate is judged. "selected": production, only the chosen ones are. "none": they are written out."""
+    """"all": a study, every candidate is judged. "selected": production, only the chosen ones are. "none": they are
+    written out."""
     features: Literal["auto", "engine", "encoder"] = "auto"
-    """Where features come from. "engine": the hidden states the model has while it samples, at no cost; they lack the last token's
-    (`actors.pooled_states`). "encoder": a second forward pass. "auto": the engine where layer and pooling allow it."""
+    """Where features come from. "engine": the hidden states the model has while it samples, at no cost; they lack the
+    last token's (`actors.pooled_states`). "encoder": a second forward pass. "auto": the engine where layer and pooling
+    allow it."""
     pool_timeout_s: float = Field(3600.0, gt=0)
     """A pool that is not sampled by then ends the job with a message that names it."""
     wait_timeout_s: float = Field(900.0, gt=0)

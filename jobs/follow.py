@@ -1,7 +1,7 @@
 """`python -m jobs.follow RUN --address http://HEAD:8265`: the output of a run on a cluster, to its end.
 
-Exit codes: 0 the job succeeded, 1 it failed or was stopped, 2 refused (one line says why), 130 Ctrl-C (the run goes on).
-"""
+Exit codes: 0 the job succeeded, 1 it failed or was stopped, 2 refused (one line says why), 130 Ctrl-C (the run goes
+on)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.remote import ADDRESS_HELP, Cluster, address_of, connect
-from jobs.runs import EXIT_FAILED, EXIT_INTERRUPTED, Refusal, answering
+from jobs.cluster.remote import ADDRESS_HELP, Cluster, address_of, connect
+from jobs.cluster.runs import EXIT_FAILED, EXIT_INTERRUPTED, Refusal, answering
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

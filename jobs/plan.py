@@ -27,7 +27,7 @@ EMBEDDED_PARAMETERS = {"smollm2-135m": 134_515_008}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class RunPlan:
     """Sizes of one step, and what the run needs. Tokens are upper bounds."""
 
     prompts_per_step: int
@@ -62,7 +62,7 @@ class Plan:
         ]
 
 
-def make_plan(config: RunConfig) -> Plan:
+def make_plan(config: RunConfig) -> RunPlan:
     tokens = config.sampling.max_prompt_tokens + config.responses_per_prompt * config.sampling.max_response_tokens
     learner = "learner" if config.learner.ranks == 1 else "learner rank"
     processes = {"rollout worker": config.rollout.workers, learner: config.learner.ranks, "replay": 1, "verifier pool": 1}
@@ -74,7 +74,7 @@ def make_plan(config: RunConfig) -> Plan:
         processes["evaluation worker"] = 1
     processes["verifier process"] = config.verifier.num_workers
     parameters = _num_parameters(config.model)
-    return Plan(
+    return RunPlan(
         prompts_per_step=config.prompts_per_step,
         responses_per_step=config.responses_per_step,
         max_tokens_per_step=config.prompts_per_step * tokens,
@@ -92,7 +92,8 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def _remark(config: RunConfig) -> str | None:
-    """Where two responses do not fit behind one long prompt, it is computed again for each, which costs more than the responses do."""
+    """Where two responses do not fit behind one long prompt, it is computed again for each, which costs more than the
+    responses do."""
     prompt, response, budget = config.sampling.max_prompt_tokens, config.sampling.max_response_tokens, config.learner.tokens_per_micro_batch
     if prompt < response or prompt + 2 * response <= budget:
         return None
@@ -103,8 +104,8 @@ def _remark(config: RunConfig) -> str | None:
 
 
 def _memory_gib(config: RunConfig) -> float | None:
-    """Weights, float32 masters, gradients and AdamW moments, the reference where there is one, KV cache, processes. None for a model that
-    is not here yet."""
+    """Weights, float32 masters, gradients and AdamW moments, the reference where there is one, KV cache, processes.
+    None for a model that is not here yet."""
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
@@ -119,8 +120,9 @@ def _memory_gib(config: RunConfig) -> float | None:
 
 
 def _learner_gib(parameters: int, config: LearnerConfig) -> float:
-    """Of all ranks, in host memory: the state, of which each of several holds a part, and what each computes with; on a GPU it has those,
-    and the host only the weights that each loads. Adapters and their state are small beside the frozen model."""
+    """Of all ranks, in host memory: the state, of which each of several holds a part, and what each computes with; on a
+    GPU it has those, and the host only the weights that each loads. Adapters and their state are small beside the
+    frozen model."""
     weight_bytes = bytes_of(config.dtype, config.num_gpus)
     if config.num_gpus:
         return config.ranks * (parameters * weight_bytes / 2**30 + BASE_PROCESS_GIB)
@@ -230,7 +232,8 @@ def _num_parameters(model: str) -> int | None:
 
 
 def available_memory_gib() -> float:
-    """Memory that can be had without swapping, in GiB. Without bound on a cluster (RAY_ADDRESS): its processes need not be here."""
+    """Memory that can be had without swapping, in GiB. Without bound on a cluster (RAY_ADDRESS): its processes need not
+    be here."""
     if os.environ.get("RAY_ADDRESS"):
         return math.inf
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
@@ -239,7 +242,7 @@ def available_memory_gib() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def require_memory(plan: Plan, available_gib: float) -> None:
+def require_memory(plan: RunPlan, available_gib: float) -> None:
     """Raises ConfigError when the plan does not fit."""
     if plan.memory_gib is not None and plan.memory_gib > available_gib:
         raise ConfigError(
@@ -248,9 +251,9 @@ def require_memory(plan: Plan, available_gib: float) -> None:
         )
 
 
-def require_disk(plan: Plan, run_dir: str, storage: str | None = None) -> None:
-    """Raises ConfigError when the file system of `run_dir` has too little room for what a new run writes there: with `storage` on another
-    one, all but the checkpoints."""
+def require_disk(plan: RunPlan, run_dir: str, storage: str | None = None) -> None:
+    """Raises ConfigError when the file system of `run_dir` has too little room for what a new run writes there: with
+    `storage` on another one, all but the checkpoints."""
     if plan.disk_gib is None or plan.checkpoint_gib is None:
         return
     place = _nearest(Path(run_dir))

@@ -1,8 +1,7 @@
 """`python -m jobs.scale RUN --rollout 8 [--verifier 4] [--encoder 2] [--address http://HEAD:8265]`: resize a live run.
 
-Writes what is wanted into RUN_DIR/desired.json; the run reads it within a second, starts workers or lets some leave, and a resumed run
-goes on with it. Exit codes: 0 asked, 2 refused (one line says why).
-"""
+Writes what is wanted into RUN_DIR/desired.json; the run reads it within a second, starts workers or lets some leave,
+and a resumed run goes on with it. Exit codes: 0 asked, 2 refused (one line says why)."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs.remote import ADDRESS_HELP, address_of, connect
-from jobs.run_state import RunStatus, read_desired, read_status, write_desired
-from jobs.runs import Refusal, answering, find_run, is_alive, owner
+from jobs.cluster.remote import ADDRESS_HELP, address_of, connect
+from jobs.cluster.runs import Refusal, answering, find_run, is_alive, owner
+from jobs.directory.run_state import RunStatus, read_desired, read_status, write_desired
 
 ROLES = ("rollout", "verifier", "encoder")
 
@@ -53,7 +52,8 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def scale(directory: Path, wanted: Mapping[str, int]) -> str:
-    """Ask for other numbers of workers, leaving the roles that are not named as they are; returns what was asked, in words.
+    """Ask for other numbers of workers, leaving the roles that are not named as they are; returns what was asked, in
+    words.
 
     Raises Refusal for a run that is not going on, or has no encoders to scale.
     """
@@ -69,7 +69,8 @@ def scale(directory: Path, wanted: Mapping[str, int]) -> str:
 
 
 def require_live(directory: Path, status: RunStatus | None, otherwise: str) -> RunStatus:
-    """The status of a run that goes on and reads what it is asked. Raises Refusal for any other, with what to do instead."""
+    """The status of a run that goes on and reads what it is asked. Raises Refusal for any other, with what to do
+    instead."""
     if not is_alive(directory):
         said = f", its last word was {status.phase!r} at step {status.step}" if status else ""
         raise Refusal(f"{directory} is not running{said}: {otherwise}")

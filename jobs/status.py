@@ -1,7 +1,7 @@
 """`python -m jobs.status RUN [--address http://HEAD:8265]`: how a run is, on one screen.
 
-RUN is a run directory or a name; with an address, a name on that cluster. Exit codes: 0, 2 refused (one line says why), 130 Ctrl-C.
-"""
+RUN is a run directory or a name; with an address, a name on that cluster. Exit codes: 0, 2 refused (one line says why),
+130 Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from jobs.remote import ADDRESS_HELP, Cluster, Job, address_of, connect
-from jobs.run_state import RunStatus, read_status
-from jobs.runs import Refusal, age, answering, find_run, is_alive
-from jobs.status_screen import one_line, screen, wide_console
+from jobs.cluster.remote import ADDRESS_HELP, Cluster, Job, address_of, connect
+from jobs.cluster.runs import Refusal, age, answering, find_run, is_alive
+from jobs.directory.run_state import RunStatus, read_status
+from jobs.screens.status_screen import one_line, screen, wide_console
 
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 5.0
 """Between two looks with --watch; on a cluster each is a small job."""
@@ -100,7 +100,8 @@ def looks(look: Callable[[], Look], sleep: Callable[[float], None], interval_s: 
 
 
 def show(looks: Iterator[Look], console: Console, *, as_json: bool, watch: bool) -> None:
-    """On a terminal a watched run is one screen that changes; elsewhere a line for every change of its phase or step."""
+    """On a terminal a watched run is one screen that changes; elsewhere a line for every change of its phase or
+    step."""
     if as_json:
         for look in looks:
             print(look.as_json(), flush=True)

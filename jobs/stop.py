@@ -1,8 +1,8 @@
-"""`python -m jobs.stop RUN [--wait] [--address http://HEAD:8265]`: have a run finish its step, write a checkpoint and end.
+"""`python -m jobs.stop RUN [--wait] [--address http://HEAD:8265]`: have a run finish its step, write a checkpoint and
+end.
 
-The same command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2 refused (one line
-says why).
-"""
+The same command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2
+refused (one line says why)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jobs.remote import ADDRESS_HELP, ENDED_WELL, Cluster, address_of, connect
-from jobs.run_state import read_desired, read_status, write_desired
-from jobs.runs import EXIT_FAILED, Refusal, answering, find_run, is_alive
+from jobs.cluster.remote import ADDRESS_HELP, ENDED_WELL, Cluster, address_of, connect
+from jobs.cluster.runs import EXIT_FAILED, Refusal, answering, find_run, is_alive
+from jobs.directory.run_state import read_desired, read_status, write_desired
 from jobs.scale import require_live
 
 POLL_S = 0.5
@@ -42,7 +42,8 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def stop(directory: Path) -> str:
-    """Ask a run of this machine to stop; returns what follows, in words. Raises Refusal for a run that is not going on."""
+    """Ask a run of this machine to stop; returns what follows, in words. Raises Refusal for a run that is not going
+    on."""
     status = require_live(directory, read_status(directory), "there is nothing to stop")
     try:
         write_desired(directory, read_desired(directory).model_copy(update={"stop": True}))
@@ -64,7 +65,8 @@ def wait_ended(directory: Path, sleep: Callable[[float], None]) -> int:
 
 
 def stop_on(cluster: Cluster, run: str, *, wait: bool) -> int:
-    """Ask a run of a cluster to stop; one that does not listen yet is sent SIGTERM through Ray, which it takes for the same."""
+    """Ask a run of a cluster to stop; one that does not listen yet is sent SIGTERM through Ray, which it takes for the
+    same."""
     job = cluster.live(run)
     answer = cluster.ask(job, "stop", []) if job.state == "RUNNING" else None
     if answer is not None and answer.exit_code == 0:

@@ -1,9 +1,8 @@
 """`python -m jobs.submit CONFIG.toml --address http://HEAD:8265 [--set key=value ...]`: train on a cluster.
 
-Sends the working directory and has the head run `python -m jobs.train CONFIG`. A run whose name the cluster knows is resumed; one that
-is going on is not started twice. Exit codes: 0 submitted (with --follow: and done), 1 with --follow: failed or stopped, 2 refused (one
-line says why), 130 Ctrl-C (what was submitted goes on).
-"""
+Sends the working directory and has the head run `python -m jobs.train CONFIG`. A run whose name the cluster knows is
+resumed; one that is going on is not started twice. Exit codes: 0 submitted (with --follow: and done), 1 with --follow:
+failed or stopped, 2 refused (one line says why), 130 Ctrl-C (what was submitted goes on)."""
 
 from __future__ import annotations
 
@@ -19,15 +18,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from jobs.cluster.package import Package, commit, mib, select
+from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Cluster, Job, address_of, connect, shell_path
+from jobs.cluster.runs import STORAGE, Refusal, answering
 from jobs.config import RunConfig, load_config
 from jobs.follow import follow
-from jobs.package import Package, commit, mib, select
-from jobs.remote import ADDRESS_HELP, APP, TRAIN, Cluster, Job, address_of, connect, shell_path
-from jobs.runs import STORAGE, Refusal, answering
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 STOP_WAIT_S = (60, 600)
-"""Least and most seconds between SIGTERM and SIGKILL of a stopped job: a step is finished and a checkpoint written in it."""
+"""Least and most seconds between SIGTERM and SIGKILL of a stopped job: a step is finished and a checkpoint written in
+it."""
 OUTSIDE = "submitted"
 """Folder of the package into which a config from outside of the working directory is copied."""
 
@@ -117,7 +117,8 @@ def run_name(option: str | None, config: RunConfig) -> str:
 
 
 def config_in_package(config: Path, package: Package) -> tuple[str, dict[str, Path]]:
-    """Its path inside the package, and what has to be added for that: a config from elsewhere, or one that is left behind, is copied in."""
+    """Its path inside the package, and what has to be added for that: a config from elsewhere, or one that is left
+    behind, is copied in."""
     file = config.resolve()
     if file.is_relative_to(package.root.resolve()):
         inside = file.relative_to(package.root.resolve()).as_posix()
@@ -140,7 +141,8 @@ def prepare(
     commit: str,
     environment: Mapping[str, str],
 ) -> Submission:
-    """What to submit, given the jobs of the cluster (oldest first). Raises Refusal when the run is going on, or is kept elsewhere."""
+    """What to submit, given the jobs of the cluster (oldest first). Raises Refusal when the run is going on, or is kept
+    elsewhere."""
     earlier = [job for job in jobs if job.run == run]
     for job in earlier:
         if job.is_live:
@@ -171,7 +173,8 @@ def prepare(
 
 
 def job_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables of the run's processes. The auth mode is said outright: without it, what Ray does depends on what ran before."""
+    """Variables of the run's processes. The auth mode is said outright: without it, what Ray does depends on what ran
+    before."""
     least, most = STOP_WAIT_S
     variables = {
         "RAY_JOB_STOP_WAIT_TIME_S": str(int(min(most, max(least, config.wait_timeout_s)))),

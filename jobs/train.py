@@ -1,7 +1,7 @@
 """`python -m jobs.train CONFIG.toml [--set key=value ...]`: train a policy, asynchronously, with the exploration bonus.
 
-Exit codes: 0 done, 2 refused (one line says why), 1 the run failed, 130 or 143 stopped by Ctrl-C or SIGTERM after a checkpoint.
-"""
+Exit codes: 0 done, 2 refused (one line says why), 1 the run failed, 130 or 143 stopped by Ctrl-C or SIGTERM after a
+checkpoint."""
 
 from __future__ import annotations
 
@@ -71,16 +71,16 @@ def _dry_run(config: RunConfig) -> int:
 
 
 def _replay_events(config: RunConfig, source: str) -> int:
-    from jobs.environment import prepare_environment
-    from jobs.replay_events import replay_session
+    from jobs.offline.replay_events import replay_session
+    from jobs.processes.environment import prepare_environment
 
     prepare_environment(config.model)
     return replay_session(config, source)
 
 
 def _replay_from(config: RunConfig, source: str, *, rescore: bool) -> int:
-    from jobs.environment import prepare_environment
-    from jobs.replay_from import replay_from_session
+    from jobs.offline.replay_from import replay_from_session
+    from jobs.processes.environment import prepare_environment
 
     prepare_environment(config.model)
     return replay_from_session(config, source, rescore=rescore)
@@ -90,7 +90,7 @@ def _train(config: RunConfig, options: argparse.Namespace) -> int:
     plan = make_plan(config)
     require_memory(plan, available_memory_gib())
     require_disk(plan, config.run_dir, config.checkpoint.storage)
-    from jobs.session import run_session  # pulls in Ray: only once the configuration stands
+    from jobs.run.session import run_session  # pulls in Ray: only once the configuration stands
 
     return run_session(config, config_path=options.config, resume=options.resume, synchronous=options.synchronous)
 

@@ -22,8 +22,9 @@ def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageCo
 
     normalise is one of NORMALISERS; the mean of the bonuses is that of the group, whatever it is.
 
-    A NaN reward marks a response that could not be scored: it is left out of all statistics and gets advantage 0. A group with fewer than
-    two scored responses gets advantage 0 throughout, or with normalise "batch", which needs no other response of the group, a batch.
+    A NaN reward marks a response that could not be scored: it is left out of all statistics and gets advantage 0. A
+    group with fewer than two scored responses gets advantage 0 throughout, or with normalise "batch", which needs no
+    other response of the group, a batch.
 
     Raises ValueError on shapes that differ.
     """
@@ -53,14 +54,16 @@ def mean(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
 
 
 def std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """(x − mean(x)) / (std(x, ddof=1) + 1e-6) over the group: GRPO (arXiv:2402.03300). Groups with any contrast count alike."""
-    centred_GK = mean(values_GK, scored_GK)
-    variance_G1 = centred_GK.square().sum(-1, keepdim=True) / (_count(scored_GK) - 1).clamp(min=1)
-    return centred_GK / (variance_G1.sqrt() + EPSILON)
+    """(x − mean(x)) / (std(x, ddof=1) + 1e-6) over the group: GRPO (arXiv:2402.03300). Groups with any contrast count
+    alike."""
+    centered_GK = mean(values_GK, scored_GK)
+    variance_G1 = centered_GK.square().sum(-1, keepdim=True) / (_count(scored_GK) - 1).clamp(min=1)
+    return centered_GK / (variance_G1.sqrt() + EPSILON)
 
 
 def leave_one_out(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """x_i − mean of the group's other x_j: RLOO (arXiv:2402.14740), unbiased. It is n/(n − 1) times `mean`, with n scored responses."""
+    """x_i − mean of the group's other x_j: RLOO (arXiv:2402.14740), unbiased. It is n/(n − 1) times `mean`, with n
+    scored responses."""
     count_G1 = _count(scored_GK)
     return mean(values_GK, scored_GK) * count_G1 / (count_G1 - 1).clamp(min=1)
 
@@ -70,8 +73,8 @@ def batch(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
 
     That normalises over tokens, so that long responses weigh more in the mean; here a response counts once.
     """
-    centred_1N = mean(values_GK.reshape(1, -1), scored_GK.reshape(1, -1))  # as if the batch were one group
-    return _divide_by_batch_std(centred_1N.view_as(values_GK), scored_GK)
+    centered_1N = mean(values_GK.reshape(1, -1), scored_GK.reshape(1, -1))  # as if the batch were one group
+    return _divide_by_batch_std(centered_1N.view_as(values_GK), scored_GK)
 
 
 def group_mean_batch_std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
@@ -82,10 +85,10 @@ def group_mean_batch_std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
     return _divide_by_batch_std(mean(values_GK, scored_GK), scored_GK)
 
 
-def _divide_by_batch_std(centred_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """`centred_GK` has mean 0 over all scored responses."""
-    variance = centred_GK.square().sum() / (_count_all(scored_GK) - 1).clamp(min=1)
-    return centred_GK / (variance.sqrt() + EPSILON)
+def _divide_by_batch_std(centered_GK: Tensor, scored_GK: Tensor) -> Tensor:
+    """`centered_GK` has mean 0 over all scored responses."""
+    variance = centered_GK.square().sum() / (_count_all(scored_GK) - 1).clamp(min=1)
+    return centered_GK / (variance.sqrt() + EPSILON)
 
 
 def _count(scored_GK: Tensor) -> Tensor:
@@ -98,7 +101,8 @@ def _count_all(scored_GK: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Normaliser:
-    """`function` takes values and which of them count, both (G, K), and gives what `group_advantages` calls normalise(x)."""
+    """`function` takes values and which of them count, both (G, K), and gives what `group_advantages` calls
+    normalise(x)."""
 
     function: Callable[[Tensor, Tensor], Tensor]
     over_batch: bool = False

@@ -17,9 +17,9 @@ T = TypeVar("T")
 def ahead(prepare: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     """`prepare(item)` of every item, in order; of at most one more than is being used, by a thread.
 
-    `items` themselves are taken by the caller's thread, so they may be made with collectives. What `prepare` raises is raised where its
-    result is due, after those before it were used. A caller that goes away waits for what the thread is at, and nothing is left running.
-    """
+    `items` themselves are taken by the caller's thread, so they may be made with collectives. What `prepare` raises is
+    raised where its result is due, after those before it were used. A caller that goes away waits for what the thread
+    is at, and nothing is left running."""
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
         coming: Future[T] | None = None
         for item in items:

@@ -1,14 +1,16 @@
-"""Attention over tokens in preorder (`learners.packing`): each query with its ancestors and itself, and as little else as can be.
+"""Attention over tokens in preorder (`learners.packing`): each query with its ancestors and itself, and as little else
+as can be.
 
-Axes: T tokens, Q queries of a block, S keys of a block, A key/value heads, G query heads that share one, D width of a head.
+Axes: T tokens, Q queries of a block, S keys of a block, A key/value heads, G query heads that share one, D width of a
+head.
 
     blocks   on a CPU: blocks of adjacent queries. The tokens before a block that any of its queries may see are ancestors of its first
              token, one chain; with the block itself they are all the keys it needs. Memory grows with T, not with T².
     flex     on a GPU: torch's flex_attention with the same rule as its mask.
     masked   anywhere: one call with a mask of T² entries.
 
-All are known to transformers by name. A model loaded with one of them still attends as usual when it is called without a layout.
-"""
+All are known to transformers by name. A model loaded with one of them still attends as usual when it is called without
+a layout."""
 
 from __future__ import annotations
 
@@ -26,15 +28,16 @@ from torch.autograd.function import once_differentiable
 from learners.packing import PackedTokens
 from learners.supported import ModelUnsupported
 
-Kind = Literal["blocks", "flex", "masked"]
-KINDS: tuple[Kind, ...] = ("blocks", "flex", "masked")
+AttentionKind = Literal["blocks", "flex", "masked"]
+KINDS: tuple[AttentionKind, ...] = ("blocks", "flex", "masked")
 BLOCK_QUERIES = 64
 """More queries a block: fewer calls, more scores that the mask throws away."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Queries start … stop − 1 against `keys`; mask_11QS is added to the scores: 0 where a query sees a key, else −∞."""
+    """Queries start … stop − 1 against `keys`; mask_11QS is added to the scores: 0 where a query sees a key, else
+    −∞."""
 
     start: int
     stop: int
@@ -43,8 +46,9 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Who sees whom in one forward pass, in the form that one kind of attention takes. `longest` is the length of the longest branch."""
+class AttentionLayout:
+    """Who sees whom in one forward pass, in the form that one kind of attention takes. `longest` is the length of the
+    longest branch."""
 
     longest: int
     blocks: Sequence[Block] | None = None
@@ -52,13 +56,13 @@ class Layout:
     visible_TT: Tensor | None = None
 
 
-def layout_of(packed: PackedTokens, kind: Kind, dtype: torch.dtype) -> Layout:
+def layout_of(packed: PackedTokens, kind: AttentionKind, dtype: torch.dtype) -> AttentionLayout:
     longest = int(packed.position_ids_T.max()) + 1
     if kind == "blocks":
-        return Layout(longest=longest, blocks=make_blocks(packed.end_T, dtype=dtype))
+        return AttentionLayout(longest=longest, blocks=make_blocks(packed.end_T, dtype=dtype))
     if kind == "flex":
-        return Layout(longest=longest, block_mask=_flex_mask(packed.end_T))
-    return Layout(longest=longest, visible_TT=_sees(packed.end_T, *_query_and_key(packed.end_T)))
+        return AttentionLayout(longest=longest, block_mask=_flex_mask(packed.end_T))
+    return AttentionLayout(longest=longest, visible_TT=_sees(packed.end_T, *_query_and_key(packed.end_T)))
 
 
 def _sees(end_T: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -88,9 +92,9 @@ def make_blocks(end_T: Tensor, *, dtype: torch.dtype, num_queries: int = BLOCK_Q
 class _BlockAttention(torch.autograd.Function):
     """softmax(scale · q kᵀ) v over the keys that each query sees: query_AGTD, key_ATD, value_ATD -> mean_TAGD.
 
-    torch's own CPU kernel of FlashAttention (Dao et al. 2022, arXiv:2205.14135) block by block, forward and backward. Called through
-    autograd it would keep a copy of the keys of every block, one for each query head, until the backward pass.
-    """
+    torch's own CPU kernel of FlashAttention (Dao et al. 2022, arXiv:2205.14135) block by block, forward and backward.
+    Called through autograd it would keep a copy of the keys of every block, one for each query head, until the backward
+    pass."""
 
     @staticmethod
     def forward(ctx: Any, query_AGTD: Tensor, key_ATD: Tensor, value_ATD: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
@@ -155,7 +159,8 @@ def _flex_mask(end_T: Tensor) -> Any:
 
 @functools.cache
 def _flex(compiled: bool) -> Any:
-    """Not compiled it writes out all T² scores: right, and enough for a test on a CPU, where it has no backward pass."""
+    """Not compiled it writes out all T² scores: right, and enough for a test on a CPU, where it has no backward
+    pass."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
@@ -168,7 +173,7 @@ def _attention(
     value: Tensor,
     attention_mask: Any,
     *,
-    layout: Layout | None = None,
+    layout: AttentionLayout | None = None,
     scaling: float,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -195,7 +200,7 @@ def _attention(
     return mean.transpose(1, 2), None
 
 
-def _refuse_other_kinds(module: Any, layout: Layout, others: dict[str, Any]) -> None:
+def _refuse_other_kinds(module: Any, layout: AttentionLayout, others: dict[str, Any]) -> None:
     window = others.get("sliding_window")
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if window is not None and layout.longest > window:
@@ -206,8 +211,8 @@ def _refuse_other_kinds(module: Any, layout: Layout, others: dict[str, Any]) -> 
 
 @functools.cache
 def register() -> None:
-    """Make all kinds known to transformers. Called without a layout they take the masks of its "sdpa". A compiler goes around blocks, whose
-    number and sizes are another in every pass."""
+    """Make all kinds known to transformers. Called without a layout they take the masks of its "sdpa". A compiler goes
+    around blocks, whose number and sizes are another in every pass."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -216,19 +221,19 @@ def register() -> None:
         ALL_MASK_ATTENTION_FUNCTIONS.register(implementation(kind), sdpa_mask)
 
 
-def implementation(kind: Kind) -> str:
+def implementation(kind: AttentionKind) -> str:
     """The name that transformers knows it by."""
     return f"branches_{kind}"
 
 
-def best_kind(device: str) -> Kind:
+def best_kind(device: str) -> AttentionKind:
     """Blocks on a CPU; on a GPU flex where it can be compiled, with Triton, else the mask of T² entries."""
     if device == "cpu":
         return "blocks"
     return "flex" if importlib.util.find_spec("triton") is not None else "masked"
 
 
-def kind_of(model: Any) -> Kind:
+def kind_of(model: Any) -> AttentionKind:
     """Raises ValueError for a model that was not loaded with one of the kinds."""
     name = model.config._attn_implementation
     for kind in KINDS:

@@ -12,8 +12,8 @@
 A part is written to and read from a plain local directory; remote storage is copied from and to.
 Formats are safetensors, Arrow and JSON: loading a checkpoint never runs code from it.
 
-The manifest is the last that is written and the first that is removed. So whenever a process is killed, or the disk is full, what
-counts is whole: a step that is being written does not count yet, one that is being removed no longer does.
+The manifest is the last that is written and the first that is removed. So whenever a process is killed, or the disk is
+full, what counts is whole: a step that is being written does not count yet, one that is being removed no longer does.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class FileEntry:
 
 
 class CheckpointManager:
-    """Writes, lists, verifies and prunes the checkpoints of one run. Holds no state but its address: safe to send anywhere."""
+    """Writes, lists, verifies and prunes the checkpoints of one run. Holds no state but its address: safe to send
+    anywhere."""
 
     def __init__(self, uri: str, *, keep: int, keep_every: int = 0) -> None:
         """The newest `keep` stay, and for good those whose step is a multiple of `keep_every` (0: none)."""
@@ -65,9 +66,8 @@ class CheckpointManager:
     def save(self, step: int, part: str, write: Callable[[Path], None]) -> list[FileEntry]:
         """Have `write(directory)` put one part's files into the checkpoint of `step`; returns them for the manifest.
 
-        A step that is written again does not count until it is committed again. Raises CheckpointError when storage fails; what was
-        written of the step is then removed, so that a later save has the space.
-        """
+        A step that is written again does not count until it is committed again. Raises CheckpointError when storage
+        fails; what was written of the step is then removed, so that a later save has the space."""
         with self._giving_up_whole(step):
             return self._save(step, part, write)
 
@@ -88,7 +88,8 @@ class CheckpointManager:
             return _entries(Path(staging), part)
 
     def commit(self, step: int, files: Sequence[FileEntry], meta: dict[str, Any]) -> None:
-        """Make the checkpoint of `step` count, then remove older complete ones that are not kept, and older incomplete ones.
+        """Make the checkpoint of `step` count, then remove older complete ones that are not kept, and older incomplete
+        ones.
 
         Raises CheckpointError when storage fails. Where only the removal failed the new checkpoint counts.
         """
@@ -114,7 +115,8 @@ class CheckpointManager:
             raise CheckpointError(f"{self.uri} cannot be written ({_reason(error)}): choose another place") from None
 
     def truncate(self, after_step: int) -> None:
-        """On resume: remove the checkpoints of later steps, complete or not. They are of a history that will not be gone on with."""
+        """On resume: remove the checkpoints of later steps, complete or not. They are of a history that will not be
+        gone on with."""
         self._remove(step for step in self._all_steps() if step > after_step)
 
     def steps(self) -> list[int]:
@@ -132,7 +134,8 @@ class CheckpointManager:
         return meta
 
     def restore(self, step: int, part: str, read: Callable[[Path], None]) -> None:
-        """Verify every file of one part, then have `read(directory)` load it. Raises CheckpointError naming a damaged file.
+        """Verify every file of one part, then have `read(directory)` load it. Raises CheckpointError naming a damaged
+        file.
 
         `part` may be a folder of one: "learner/policy".
         """
@@ -185,7 +188,8 @@ class CheckpointManager:
         self._remove(step for step in self._all_steps() if step < newest and step not in kept)
 
     def _remove(self, steps: Iterable[int]) -> None:
-        """The manifest goes first: from then on the rest does not count, and what is left of it goes with the next removal."""
+        """The manifest goes first: from then on the rest does not count, and what is left of it goes with the next
+        removal."""
         for step in steps:
             try:
                 self._remove_manifest(step)

@@ -40,23 +40,25 @@ class AdvantageConfig(BaseModel):
     model_config = STRICT
 
     normalise: Normalise = "std"
-    """What a reward is compared with (`learners.advantages`). "std" (GRPO): centred by the group's mean, divided by the group's standard
-    deviation; "mean" (Dr. GRPO): centred only; "leave_one_out" (RLOO): less the mean of the group's other responses; "batch"
-    (REINFORCE++): mean and standard deviation of the whole batch, so that groups without contrast have advantages too;
-    "group_mean_batch_std" (REINFORCE++ with baseline): centred by the group, divided by the standard deviation of the batch."""
+    """What a reward is compared with (`learners.advantages`). "std" (GRPO): centered by the group's mean, divided by the
+    group's standard deviation; "mean" (Dr. GRPO): centered only; "leave_one_out" (RLOO): less the mean of the group's
+    other responses; "batch" (REINFORCE++): mean and standard deviation of the whole batch, so that groups without
+    contrast have advantages too; "group_mean_batch_std" (REINFORCE++ with baseline): centered by the group, divided by
+    the standard deviation of the batch."""
     combine: Literal["reward", "advantage"] = "advantage"
-    """Where the bonus enters. "reward" (the paper): r = alpha·reward + beta·bonus is normalised together, so in a group whose
-    rewards are all equal the bonus alone is blown up to unit variance, whatever beta is. "advantage": the rewards are
-    normalised, then beta·(bonus − group mean) is added, so beta stays a scale."""
+    """Where the bonus enters. "reward" (the paper): r = alpha·reward + beta·bonus is normalised together, so in a group
+    whose rewards are all equal the bonus alone is blown up to unit variance, whatever beta is. "advantage": the rewards
+    are normalised, then beta·(bonus − group mean) is added, so beta stays a scale."""
     alpha: float = Field(1.0, ge=0)
-    """Weight of the task reward. With combine = "advantage" and a `normalise` that divides by a standard deviation it cancels, unless it is
-    0: weigh the bonus by beta there."""
+    """Weight of the task reward. With combine = "advantage" and a `normalise` that divides by a standard deviation it
+    cancels, unless it is 0: weigh the bonus by beta there."""
     beta: float = Field(0.5, ge=0)
-    """Weight of the exploration bonus (the paper: 0.01 with combine = "reward"). Bonuses of one group differ by about 0.1,
-    normalised rewards by 1. 0 is plain GRPO, bit for bit."""
+    """Weight of the exploration bonus (the paper: 0.01 with combine = "reward"). Bonuses of one group differ by about
+    0.1, normalised rewards by 1. 0 is plain GRPO, bit for bit."""
     unlikeliness: float = Field(0.0, ge=0, lt=1)
-    """Share of its reward that the likeliest response of a group loses, the others less by their rank (`learners.rewards`; He et al. 2025
-    take 0.25). Meant as a baseline beside the bonus: set bonus.enabled to false with it. 0 is off."""
+    """Share of its reward that the likeliest response of a group loses, the others less by their rank
+    (`learners.rewards`; He et al. 2025 take 0.25). Meant as a baseline beside the bonus: set bonus.enabled to false
+    with it. 0 is off."""
 
     @model_validator(mode="after")
     def _weighs_something(self) -> Self:
@@ -71,12 +73,12 @@ class KlConfig(BaseModel):
     model_config = STRICT
 
     where: Literal["off", "loss", "reward"] = "off"
-    """"loss" (GRPO): coefficient · KL of every token is added to the loss. "reward" (InstructGPT, RLOO): coefficient · KL, summed over a
-    response's tokens, is taken from its reward before advantages. Either costs a frozen copy of the model and one more forward pass; with
-    LoRA no copy: the reference is the model without its adapters."""
+    """"loss" (GRPO): coefficient · KL of every token is added to the loss. "reward" (InstructGPT, RLOO): coefficient ·
+    KL, summed over a response's tokens, is taken from its reward before advantages. Either costs a frozen copy of the
+    model and one more forward pass; with LoRA no copy: the reference is the model without its adapters."""
     estimator: KlEstimator = "k3"
-    """With r = log pi − log pi_ref of the sampled token: "k1" r; "k2" r²/2; "k3" exp(−r) − 1 + r (`learners.kl`). "k1" belongs into the
-    reward; in the loss its gradient has expectation 0, and it is refused."""
+    """With r = log pi − log pi_ref of the sampled token: "k1" r; "k2" r²/2; "k3" exp(−r) − 1 + r (`learners.loss.kl`).
+    "k1" belongs into the reward; in the loss its gradient has expectation 0, and it is refused."""
     coefficient: float = Field(0.0, ge=0)
     """Weight of the divergence: 0.001 to 0.1."""
 
@@ -97,53 +99,60 @@ class KlConfig(BaseModel):
 
 
 class LossConfig(BaseModel):
-    """The policy loss: surrogate, off-policy correction, aggregation, and what is added. `docs/losses.md` has the table."""
+    """The policy loss: surrogate, off-policy correction, aggregation, and what is added. `docs/losses.md` has the
+    table."""
 
     model_config = STRICT
 
     surrogate: Surrogate = "clip"
-    """What is maximised for a token (`learners.surrogates`). "clip": PPO's and GRPO's clipped ratio; "gspo": one ratio a response, clipped
-    to a range of its own; "cispo": the ratio as a capped weight without gradient, so that no token loses its gradient; "reinforce":
-    no ratio, so one optimiser step a batch only."""
+    """What is maximised for a token (`learners.loss.surrogates`). "clip": PPO's and GRPO's clipped ratio; "gspo": one
+    ratio a response, clipped to a range of its own; "cispo": the ratio as a capped weight without gradient, so that no
+    token loses its gradient; "reinforce": no ratio, so one optimiser step a batch only."""
     clip_low: float = Field(0.2, ge=0, lt=1)
     """"clip": the policy ratio is clipped from below at 1 − clip_low."""
     clip_high: float = Field(0.28, ge=0)
     """"clip": the policy ratio is clipped from above at 1 + clip_high (asymmetric by default: DAPO's clip-higher)."""
     dual_clip: float = Field(0.0, ge=0)
-    """"clip": bounds what a token with negative advantage can cost at dual_clip · |A|, above 1 (dual-clip PPO: 3). 0 is off."""
+    """"clip": bounds what a token with negative advantage can cost at dual_clip · |A|, above 1 (dual-clip PPO: 3). 0 is
+    off."""
     gspo_clip_low: float = Field(3e-4, ge=0, lt=1)
-    """"gspo": the response's ratio is clipped from below at 1 − gspo_clip_low. A geometric mean over tokens, it stays far closer to 1 than
-    a token's ratio; with another numeric format than the engine's it already differs by more, so raise both."""
+    """"gspo": the response's ratio is clipped from below at 1 − gspo_clip_low. A geometric mean over tokens, it stays
+    far closer to 1 than a token's ratio; with another numeric format than the engine's it already differs by more, so
+    raise both."""
     gspo_clip_high: float = Field(4e-4, ge=0)
     """"gspo": and from above at 1 + gspo_clip_high."""
     cispo_cap: float = Field(5.0, ge=1)
     """"cispo": cap of the ratio as a weight, which on policy is 1. There is no lower bound, as in the paper."""
     aggregation: Aggregation = "token_mean"
-    """How tokens become one number (`learners.aggregation`). "token_mean" (DAPO): mean over all tokens of the batch; "sequence_mean"
-    (GRPO, GSPO): mean over a response's tokens, then over responses, so that a token of a long one counts less; "constant" (Dr. GRPO):
-    sum over tokens / (responses · constant_tokens)."""
+    """How tokens become one number (`learners.loss.aggregation`). "token_mean" (DAPO): mean over all tokens of the
+    batch; "sequence_mean" (GRPO, GSPO): mean over a response's tokens, then over responses, so that a token of a long
+    one counts less; "constant" (Dr. GRPO): sum over tokens / (responses · constant_tokens)."""
     constant_tokens: int = Field(0, ge=0)
-    """"constant": the length every response is divided by, as a rule sampling.max_response_tokens. 0 with any other aggregation."""
+    """"constant": the length every response is divided by, as a rule sampling.max_response_tokens. 0 with any other
+    aggregation."""
     correction: Correction = "truncated_is"
-    """Off-policy correction of tokens sampled under an older policy (`learners.corrections`), d = log pi_proximal − log pi_behaviour, the
-    proximal policy being the one the batch was begun with. "truncated_is": min(exp d, is_cap); "masked_is" (IcePop): exp d within
-    mask_band, else 0; "sequence_truncated_is", "sequence_masked_is": the same of the response's ratio; "decoupled" (decoupled PPO):
-    exp d; "trust_region_mask": exp d, but 0 for a response that strays too far anywhere; "none": the ratio is taken
-    against the behaviour policy, and nothing is weighted. "none" is refused when max_policy_lag > 0, unless accept_uncorrected is set."""
+    """Off-policy correction of tokens sampled under an older policy (`learners.loss.corrections`), d = log pi_proximal
+    − log pi_behavior, the proximal policy being the one the batch was begun with. "truncated_is": min(exp d, is_cap);
+    "masked_is" (IcePop): exp d within mask_band, else 0; "sequence_truncated_is", "sequence_masked_is": the same of the
+    response's ratio; "decoupled" (decoupled PPO): exp d; "trust_region_mask": exp d, but 0 for a response that strays
+    too far anywhere; "none": the ratio is taken against the behavior policy, and nothing is weighted. "none" is
+    refused when max_policy_lag > 0, unless accept_uncorrected is set."""
     is_cap: float = Field(2.0, ge=1)
     """"truncated_is", "sequence_truncated_is": cap of the importance weight, which is 1 where there is no mismatch."""
     mask_band: tuple[float, float] | Literal["auto"] = "auto"
-    """"masked_is", "sequence_masked_is": weights outside [low, high] become 0. "auto": [0.5, 5] for tokens (IcePop), [0, 2] for a product
-    and [0.98, 1.02] for a geometric mean over a response."""
+    """"masked_is", "sequence_masked_is": weights outside [low, high] become 0. "auto": [0.5, 5] for tokens (IcePop),
+    [0, 2] for a product and [0.98, 1.02] for a geometric mean over a response."""
     sequence_ratio: SequenceRatio = "product"
-    """"sequence_truncated_is", "sequence_masked_is": a response's ratio is the "product" of its tokens' (unbiased, of a variance that grows
-    with the length) or their "geometric" mean (of the same scale whatever the length, biased)."""
+    """"sequence_truncated_is", "sequence_masked_is": a response's ratio is the "product" of its tokens' (unbiased, of a
+    variance that grows with the length) or their "geometric" mean (of the same scale whatever the length, biased)."""
     trust_region_max: float = Field(0.1, gt=0)
     """"trust_region_mask": a response is kept if d²/2 is at most this for each of its tokens,"""
     trust_region_mean: float = Field(2e-3, gt=0)
-    """and exp(d) − 1 − d at most this on average over them. Between two bfloat16 implementations the average alone is about 2e-3."""
+    """and exp(d) − 1 − d at most this on average over them. Between two bfloat16 implementations the average alone is
+    about 2e-3."""
     accept_uncorrected: bool = False
-    """Allows correction = "none" with max_policy_lag > 0: for comparisons, where training off-policy uncorrected is the point."""
+    """Allows correction = "none" with max_policy_lag > 0: for comparisons, where training off-policy uncorrected is the
+    point."""
     kl: KlConfig = KlConfig()
     entropy_coefficient: float = Field(0.0, ge=0)
     """Weight of the mean entropy of the next-token distribution, which is added to what is maximised. 0 is off."""
@@ -214,20 +223,21 @@ class OptimiserConfig(BaseModel):
 
 
 class LoraConfig(BaseModel):
-    """Low-rank adapters on a frozen model, in place of training all of its weights (`docs/lora.md`). Needs the package peft."""
+    """Low-rank adapters on a frozen model, in place of training all of its weights (`docs/lora.md`). Needs the package
+    peft."""
 
     model_config = STRICT
 
     enabled: bool = False
-    """true: only adapters are trained, so the optimiser and checkpoints hold little else. They want a learning rate about ten times that of
-    full weights."""
+    """true: only adapters are trained, so the optimiser and checkpoints hold little else. They want a learning rate
+    about ten times that of full weights."""
     rank: int = Field(16, ge=1)
     """R of B·A, the change of a weight matrix: B has R columns and A has R rows."""
     alpha: float = Field(32.0, gt=0)
     """B·A is multiplied by alpha / rank."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Which matrices: the last names of their layers, such as ["q_proj", "v_proj"], or "all-linear" for all but the output head, which with
-    the embeddings is never adapted."""
+    """Which matrices: the last names of their layers, such as ["q_proj", "v_proj"], or "all-linear" for all but the
+    output head, which with the embeddings is never adapted."""
     dropout: float = 0.0
     """Must be 0. A policy that drops features while it is trained is not the one that sampled."""
     seed: int = 0
@@ -251,32 +261,36 @@ class LearnerConfig(OptimiserConfig):
     loss: LossConfig = LossConfig()
     lora: LoraConfig = LoraConfig()
     dtype: Dtype = "auto"
-    """Precision of forward and backward. Master weights, gradients summed over micro-batches and AdamW moments are float32."""
+    """Precision of forward and backward. Master weights, gradients summed over micro-batches and AdamW moments are
+    float32."""
     tokens_per_micro_batch: int = Field(2048, gt=0)
-    """Upper bound of tokens in one forward pass (what responses have in common counts once). A single longer response still goes
-    alone. Bounds memory only: the gradient does not depend on it."""
+    """Upper bound of tokens in one forward pass (what responses have in common counts once). A single longer response
+    still goes alone. Bounds memory only: the gradient does not depend on it."""
     logits_mib: float = Field(512.0, gt=0)
-    """Logits that exist at a time, in MiB of float32: those of other positions are made after, and for the gradient once more. Bounds
-    memory only; where a micro-batch's fit, nothing is computed twice (docs/learner.md)."""
+    """Logits that exist at a time, in MiB of float32: those of other positions are made after, and for the gradient
+    once more. Bounds memory only; where a micro-batch's fit, nothing is computed twice (docs/learner.md)."""
     activation_checkpointing: bool = False
-    """true: of each layer's activations only its input is kept, and the backward pass computes the rest again: less memory a token, for
-    about a quarter more time. The gradient is the same."""
+    """true: of each layer's activations only its input is kept, and the backward pass computes the rest again: less
+    memory a token, for about a quarter more time. The gradient is the same."""
     compile: bool = False
-    """true: layers are compiled by torch.compile, in the first step, which takes a minute longer. Needs a C++ compiler, or Triton on a GPU.
-    Equal to what is not compiled but for rounding."""
+    """true: layers are compiled by torch.compile, in the first step, which takes a minute longer. Needs a C++ compiler,
+    or Triton on a GPU. Equal to what is not compiled but for rounding."""
     mini_batches: int = Field(1, ge=1)
-    """Optimiser steps per batch. Above 1 the proximal log-probs are computed before the first and the ratio is clipped to them."""
+    """Optimiser steps per batch. Above 1 the proximal log-probs are computed before the first and the ratio is clipped
+    to them."""
     threads: int = Field(1, ge=1)
     """CPU threads of a rank. More threads than cores over all processes cost a factor of two to ten."""
     ranks: int = Field(1, ge=1)
-    """Processes that are the learner together. Each holds its part of weights, gradients and moments (FSDP2) and computes its share of a
-    batch's groups; the gradient is that of one process. May change when a run is resumed (docs/parallel.md)."""
+    """Processes that are the learner together. Each holds its part of weights, gradients and moments (FSDP2) and
+    computes its share of a batch's groups; the gradient is that of one process. May change when a run is resumed
+    (docs/parallel.md)."""
     num_gpus: float = Field(0.0, ge=0, le=1)
     """GPUs a rank reserves; above 0 it runs on one. With several ranks 0 or 1: NCCL wants a GPU for each."""
     join_timeout_s: float = Field(120.0, gt=0)
     """Ranks that have not all met by then, counted from when their processes are there, are started again."""
     collective_timeout_s: float = Field(300.0, gt=0)
-    """A rank that waits so long for another within a step takes it for lost. Longer than any tensor takes to be written to a checkpoint."""
+    """A rank that waits so long for another within a step takes it for lost. Longer than any tensor takes to be written
+    to a checkpoint."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:
@@ -325,11 +339,11 @@ class CheckpointConfig(BaseModel):
     keep: int = Field(2, ge=1)
     """Complete checkpoints kept; older ones are removed after a newer one is complete."""
     keep_every: int = Field(0, ge=0)
-    """Checkpoints of steps that are a multiple of this are kept for good, besides the newest. 0: none. Those written at an end or a stop
-    are of whatever step that was, so choose a multiple of `every`."""
+    """Checkpoints of steps that are a multiple of this are kept for good, besides the newest. 0: none. Those written at
+    an end or a stop are of whatever step that was, so choose a multiple of `every`."""
     learner_every: int = Field(0, ge=0)
-    """Steps between saves of the learner's state alone, between checkpoints, so that a learner that is lost trains fewer steps again.
-    0: only whole checkpoints. One such state is kept."""
+    """Steps between saves of the learner's state alone, between checkpoints, so that a learner that is lost trains
+    fewer steps again. 0: only whole checkpoints. One such state is kept."""
     storage: str | None = None
-    """Where checkpoints go: a path, or a URI that `pyarrow.fs` knows (file, s3, gs, hdfs, fsspec+PROTOCOL), of this run alone. None: into
-    the run directory."""
+    """Where checkpoints go: a path, or a URI that `pyarrow.fs` knows (file, s3, gs, hdfs, fsspec+PROTOCOL), of this run
+    alone. None: into the run directory."""

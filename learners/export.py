@@ -9,10 +9,11 @@ from learners.weights import WeightSnapshot
 
 
 def save_model(model: Any, weights: WeightSnapshot, directory: str, *, tokenizer: str) -> None:
-    """Write `weights` with the configuration of `model` and the tokenizer at that path, to be loaded by `from_pretrained`.
+    """Write `weights` with the configuration of `model` and the tokenizer at that path, to be loaded by
+    `from_pretrained`.
 
-    `model` itself may be in parts (`learners.fsdp`), and then of another dtype: of its own it only gives what is no parameter.
-    """
+    `model` itself may be in parts (`learners.fsdp`), and then of another dtype: of its own it only gives what is no
+    parameter."""
     from transformers import AutoTokenizer
 
     Path(directory).mkdir(parents=True, exist_ok=True)

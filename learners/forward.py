@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from learners.attention import Kind, best_kind, implementation, kind_of, layout_of, register
+from learners.attention import AttentionKind, best_kind, implementation, kind_of, layout_of, register
 from learners.logprobs import head_logprobs, logit_bytes
 from learners.packing import PackedTokens
 from learners.precision import Dtype, resolve_dtype
@@ -19,15 +19,15 @@ from learners.supported import require_independent, require_plain_logits, requir
 
 LOGITS_BYTES = 512 << 20
 _LOADING = threading.Lock()
-"""transformers changes torch's defaults for the whole process while it loads a model: two threads that load at once break each other."""
+"""transformers changes torch's defaults for the whole process while it loads a model: two threads that load at once
+break each other."""
 
 
 def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str = "cpu", place: bool = True) -> Any:
     """A Hugging Face causal language model in evaluation mode (no dropout: sampler and learner are one distribution).
 
-    With `place` false it is made for `device` and left in host memory. Raises ModelUnsupported for a model that a packed pass would
-    compute wrongly.
-    """
+    With `place` false it is made for `device` and left in host memory. Raises ModelUnsupported for a model that a
+    packed pass would compute wrongly."""
     from transformers import AutoModelForCausalLM
 
     register()
@@ -38,14 +38,14 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
     with _LOADING:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention)
     model = (model.to(device) if place else model).eval()
-    kind: Kind = "blocks" if kind_of(model) == "blocks" else "masked"  # nothing is compiled for this
+    kind: AttentionKind = "blocks" if kind_of(model) == "blocks" else "masked"  # nothing is compiled for this
     require_independent(model, lambda packed: last_hidden_states(model, packed, kind))
     return model
 
 
 def check_supported(path: str, *, longest: int | None = None, with_head: bool = True) -> None:
-    """Refuse at once, reading no weights, what a pass over at most `longest` tokens of a prompt and its response could not compute; with
-    the head also what `response_logprobs` could not. Raises ModelUnsupported."""
+    """Refuse at once, reading no weights, what a pass over at most `longest` tokens of a prompt and its response could
+    not compute; with the head also what `response_logprobs` could not. Raises ModelUnsupported."""
     model = without_weights(path)
     require_supported(model, longest=longest)
     if with_head:
@@ -65,7 +65,7 @@ def causal_lm_shapes(path: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in without_weights(path).named_parameters()}
 
 
-def last_hidden_states(model: Any, packed: PackedTokens, kind: Kind | None = None) -> Tensor:
+def last_hidden_states(model: Any, packed: PackedTokens, kind: AttentionKind | None = None) -> Tensor:
     """(T, H) states after the final norm. `kind`: of attention, in place of the one that the model was loaded with.
 
     Raises ModelUnsupported where a branch is too long for the model's position embeddings or its attention."""
@@ -87,10 +87,9 @@ def response_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each response token under softmax(logits / temperature), and that distribution's entropy in nats.
 
-    Returns (logprob_N with gradient, entropy_N), at least float32; the entropy has a gradient where `entropy_gradient` asks for it.
-    Logits are made for what predicts a response token only, as many positions at a time as `logits_bytes` has room for, at least one.
-    Raises ModelUnsupported for a model that changes them behind its head.
-    """
+    Returns (logprob_N with gradient, entropy_N), at least float32; the entropy has a gradient where `entropy_gradient`
+    asks for it. Logits are made for what predicts a response token only, as many positions at a time as `logits_bytes`
+    has room for, at least one. Raises ModelUnsupported for a model that changes them behind its head."""
     require_plain_logits(model)
     states_TH = last_hidden_states(model, packed)
     head = model.get_output_embeddings()

@@ -1,17 +1,18 @@
-"""A learner of several processes, each with its part of every weight, gradient and moment: PyTorch's FSDP2 (`fully_shard`).
+"""A learner of several processes, each with its part of every weight, gradient and moment: PyTorch's FSDP2
+(`fully_shard`).
 
     meeting = Meeting.open("10.0.0.7", timeout_s=120)            # in the first rank
     meeting = Meeting.at("10.0.0.7:41234", timeout_s=120)        # in the others
     ranks = ShardedRanks.join(meeting, rank=1, size=4, …)        # in all at once
     learner = PolicyLearner(model_path, config, ranks=ranks, …)
 
-The parameters a rank holds are float32: the masters. `fully_shard` casts them to `learner.dtype` while it gathers a layer, and adds up
-gradients over micro-batches and over ranks in float32. That is what `MasterAdamW` does with its masters in one process, to the bit for the
-weights that are computed with and published; so there is no second copy, and the optimiser works on each rank's parts as they are.
+The parameters a rank holds are float32: the masters. `fully_shard` casts them to `learner.dtype` while it gathers a
+layer, and adds up gradients over micro-batches and over ranks in float32. That is what `MasterAdamW` does with its
+masters in one process, to the bit for the weights that are computed with and published; so there is no second copy, and
+the optimiser works on each rank's parts as they are.
 
-Sums over ranks: gradients are added, not averaged. Gathered are, one at a time, the layers (twice a pass), and the embeddings with the
-head, which tied models share.
-"""
+Sums over ranks: gradients are added, not averaged. Gathered are, one at a time, the layers (twice a pass), and the
+embeddings with the head, which tied models share."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ LOOPBACK = "127.0.0.1"
 
 
 class Meeting:
-    """Where ranks find each other: a key-value store in the first rank's process, which must live as long as they do."""
+    """Where ranks find each other: a key-value store in the first rank's process, which must live as long as they
+    do."""
 
     def __init__(self, store: TCPStore, address: str, timeout_s: float) -> None:
         self.store = store
@@ -89,8 +91,8 @@ class ShardedRanks:
 
     @classmethod
     def join(cls, meeting: Meeting, *, rank: int, size: int, device: str, collective_timeout_s: float) -> Self:
-        """Returns once all are there, else as `Meeting.wait_for_all`. A rank that later waits for another for `collective_timeout_s` gives
-        up."""
+        """Returns once all are there, else as `Meeting.wait_for_all`. A rank that later waits for another for
+        `collective_timeout_s` gives up."""
         meeting.wait_for_all(rank, size)
         host = meeting.address.rpartition(":")[0]
         if (interface := interface_of(local_address_towards(host))) is not None:
@@ -145,7 +147,8 @@ def local_address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has this address: gloo would take the one the machine's own name leads to, often the loopback's."""
+    """The network interface that has this address: gloo would take the one the machine's own name leads to, often the
+    loopback's."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address == address for found in addresses):
             return str(name)

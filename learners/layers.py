@@ -2,9 +2,8 @@
 
     run_layers(model, recomputed=True, compiled=False)      # in place, once, after it is loaded (and divided over ranks)
 
-Neither changes what is computed. A layer is whatever the model may not be split below; the rest of it, embeddings, the last norm and the
-head, is run as ever.
-"""
+Neither changes what is computed. A layer is whatever the model may not be split below; the rest of it, embeddings, the
+last norm and the head, is run as ever."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ class CompilerMissing(RuntimeError):
 
 
 def run_layers(model: Any, *, recomputed: bool = False, compiled: bool = False) -> None:
-    """`recomputed`: of each layer only the input is kept for the backward pass, which computes the rest again. `compiled`: by
-    torch.compile, all layers as one piece of code for passes of any length.
+    """`recomputed`: of each layer only the input is kept for the backward pass, which computes the rest again.
+    `compiled`: by torch.compile, all layers as one piece of code for passes of any length.
 
     Raises ValueError for a model that does not say what its layers are.
     """
@@ -43,13 +42,15 @@ def run_layers(model: Any, *, recomputed: bool = False, compiled: bool = False) 
 
 
 def layers_of(model: Any) -> list[Any]:
-    """The modules that a model may not be split below, in order. FSDP gives a module that it has divided a class derived from its own."""
+    """The modules that a model may not be split below, in order. FSDP gives a module that it has divided a class
+    derived from its own."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if any(cls.__name__ in names for cls in type(module).__mro__)]
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raises CompilerMissing where torch.compile has nothing to compile with: Triton on a GPU, a C++ compiler on a CPU."""
+    """Raises CompilerMissing where torch.compile has nothing to compile with: Triton on a GPU, a C++ compiler on a
+    CPU."""
     if device.type != "cpu" and importlib.util.find_spec("triton") is None:
         raise CompilerMissing("learner.compile = true needs the package triton: install it, or set learner.compile to false")
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))):

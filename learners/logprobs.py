@@ -1,13 +1,12 @@
 """Log-probs and entropies from hidden states, without a [tokens, vocabulary] matrix for all tokens at once.
 
-Axes: M positions whose next token is asked for, N response tokens (several may follow one position), H hidden size, V vocabulary,
-C positions of a chunk, R of a slab.
+Axes: M positions whose next token is asked for, N response tokens (several may follow one position), H hidden size, V
+vocabulary, C positions of a chunk, R of a slab.
 
-Logits of at most `chunk` positions exist at a time. The last chunk's probabilities are kept from the forward to the backward pass, which
-begins with them; other chunks' logits are computed again, at a third of what the output layer costs altogether. So where all positions fit
-into one chunk nothing is computed twice. Gradients of several chunks are added up in float32. Softmax and its gradient go over slabs that a
-processor's cache can hold.
-"""
+Logits of at most `chunk` positions exist at a time. The last chunk's probabilities are kept from the forward to the
+backward pass, which begins with them; other chunks' logits are computed again, at a third of what the output layer
+costs altogether. So where all positions fit into one chunk nothing is computed twice. Gradients of several chunks are
+added up in float32. Softmax and its gradient go over slabs that a processor's cache can hold."""
 
 from __future__ import annotations
 
@@ -31,7 +30,8 @@ def head_logprobs(
     temperature: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """Of token target_N[n] after position state_N[n] under softmax(logits / temperature): (logprob_N, entropy_N in nats), at least float32.
+    """Of token target_N[n] after position state_N[n] under softmax(logits / temperature): (logprob_N, entropy_N in
+    nats), at least float32.
 
     Both have gradients with respect to the hidden states, weight and bias:
 

@@ -7,11 +7,12 @@
     with adapters.off(): ...                                 # with W: the reference of a divergence
     adapters.named_weights()                                 # W', under W's names: what engines are given
 
-peft makes the adapters, names them and writes their files; the pass is our own. peft adds s·B·(A x) to W x. An engine is given W' in the
-dtype of the model, and in bfloat16 most of a small step is lost when W' is rounded (docs/lora.md): the learner would train a policy that
-nobody samples from. So it computes with the very W' that is published: formed in float32 and rounded once (`merged`), as full weights
-are rounded from their masters; layer by layer, and once more in the backward pass, so that no second copy of the model is kept. The
-gradient goes through the rounding as if it were not there, like that of a master.
+peft makes the adapters, names them and writes their files; the pass is our own. peft adds s·B·(A x) to W x. An engine
+is given W' in the dtype of the model, and in bfloat16 most of a small step is lost when W' is rounded (docs/lora.md):
+the learner would train a policy that nobody samples from. So it computes with the very W' that is published: formed in
+float32 and rounded once (`merged`), as full weights are rounded from their masters; layer by layer, and once more in
+the backward pass, so that no second copy of the model is kept. The gradient goes through the rounding as if it were not
+there, like that of a master.
 
 Axes: T tokens, I features in, O out, R rank.
 """
@@ -40,7 +41,8 @@ from learners.sharding import Deferred
 from learners.weights import take_snapshot
 
 ADAPTER = "adapter"
-"""Directory of an adapter in peft's format. Never the model's own: transformers would take the merged model there for its base."""
+"""Directory of an adapter in peft's format. Never the model's own: transformers would take the merged model there for
+its base."""
 BASE = "base.json"
 _NAME = "default"
 _PEFT = "peft==0.21.2"
@@ -57,8 +59,8 @@ def check_lora(model_path: str, config: LoraConfig) -> None:
 
 
 def target_names(model: Any, config: LoraConfig) -> list[str]:
-    """Last names of the layers to adapt, sorted. Raises LoraError for one that this model has not, and for "all-linear" where that would
-    leave most of a model out: experts that are one tensor."""
+    """Last names of the layers to adapt, sorted. Raises LoraError for one that this model has not, and for "all-linear"
+    where that would leave most of a model out: experts that are one tensor."""
     head = model.get_output_embeddings()
     layers = ((name, module) for name, module in model.named_modules() if module is not head)
     there = sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
@@ -101,7 +103,8 @@ class Adapters:
 
     @classmethod
     def attach(cls, model: Any, config: LoraConfig, *, base: str) -> Self:
-        """New adapters in `model`, loaded from `base`: A seeded, B zero, so that nothing has changed yet. Raises LoraError."""
+        """New adapters in `model`, loaded from `base`: A seeded, B zero, so that nothing has changed yet. Raises
+        LoraError."""
         _require_peft()
         import peft
 
@@ -119,7 +122,8 @@ class Adapters:
 
     @classmethod
     def load(cls, model: Any, directory: Path, *, base: str) -> Self:
-        """Those that `save` wrote, for a model loaded from `base`. Raises LoraError, and CheckpointError where the base is another one."""
+        """Those that `save` wrote, for a model loaded from `base`. Raises LoraError, and CheckpointError where the base
+        is another one."""
         _require_peft()
         import peft
 
@@ -133,7 +137,8 @@ class Adapters:
             yield
 
     def named_weights(self) -> list[tuple[str, Tensor | Deferred]]:
-        """The model's tensors by their names without adapters, those adapted merged: each is formed when it is asked for."""
+        """The model's tensors by their names without adapters, those adapted merged: each is formed when it is asked
+        for."""
         weights: list[tuple[str, Tensor | Deferred]] = []
         for name, parameter in self._model.named_parameters():
             if ".lora_" in name:
@@ -153,8 +158,8 @@ class Adapters:
 
 
 def write_merged(adapter: Path, directory: str, *, base: str, dtype: Dtype) -> None:
-    """The policy of an adapter that `Adapters.save` wrote, as a Hugging Face directory: bit for bit the one that a learner of this `dtype`
-    had. Raises as `Adapters.load`."""
+    """The policy of an adapter that `Adapters.save` wrote, as a Hugging Face directory: bit for bit the one that a
+    learner of this `dtype` had. Raises as `Adapters.load`."""
     model = load_causal_lm(base, dtype=dtype)
     adapters = Adapters.load(model, adapter, base=base)
     save_model(model, take_snapshot(adapters.named_weights(), version=0), directory, tokenizer=base)

@@ -3,9 +3,8 @@
     output = policy_loss(inputs, config)     # of a micro-batch; losses and gradients of micro-batches add up
     output.loss.backward()
 
-It is put together of named parts, each with its equation and source: `learners.surrogates`, `learners.corrections`, `learners.aggregation`,
-`learners.kl`.
-"""
+It is put together of named parts, each with its equation and source: `learners.loss.surrogates`,
+`learners.loss.corrections`, `learners.loss.aggregation`, `learners.loss.kl`."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learners.aggregation import AGGREGATIONS, Denominators
 from learners.config import LossConfig
-from learners.corrections import CORRECTIONS
-from learners.kl import KL_ESTIMATORS
-from learners.surrogates import SURROGATES, RatioInputs
+from learners.loss.aggregation import AGGREGATIONS, Denominators
+from learners.loss.corrections import CORRECTIONS
+from learners.loss.kl import KL_ESTIMATORS
+from learners.loss.surrogates import SURROGATES, RatioInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +27,14 @@ class LossInputs:
     logprob_N: Tensor
     """Under the current parameters, with gradient."""
     proximal_logprob_N: Tensor
-    """Under the parameters the batch was begun with; equal to `logprob_N` at the first optimiser step, to the bit: computed in the same
-    micro-batches."""
+    """Under the parameters the batch was begun with; equal to `logprob_N` at the first optimiser step, to the bit:
+    computed in the same micro-batches."""
     behavior_logprob_N: Tensor
     """Under the policy (or policies) that sampled the tokens, as recorded by the engine."""
     advantage_N: Tensor
     num_tokens: int
-    """The global denominator: response tokens of the whole batch, over all micro-batches, groups without signal included."""
+    """The global denominator: response tokens of the whole batch, over all micro-batches, groups without signal
+    included."""
     response_N: Tensor | None = None
     """int64: which response a token is of. Needed where `LossConfig.is_by_response` only."""
     num_responses: int = 0
@@ -42,7 +42,8 @@ class LossInputs:
     reference_logprob_N: Tensor | None = None
     """Under the reference, where there is one. Needed with kl.where = "loss"."""
     entropy_N: Tensor | None = None
-    """Of the next-token distribution under the current parameters, with gradient. Needed with entropy_coefficient > 0 only."""
+    """Of the next-token distribution under the current parameters, with gradient. Needed with entropy_coefficient > 0
+    only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +62,13 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
 
         loss = −agg_t( w_t · surrogate_t ) + kl.coefficient · agg_t( kl_t ) − entropy_coefficient · agg_t( H_t )
 
-    with agg the aggregation, w the correction, kl the estimator of KL(pi ‖ pi_ref), H the entropy. By default, w_t = min(pi_prox/mu,
-    is_cap):
+    with agg the aggregation, w the correction, kl the estimator of KL(pi ‖ pi_ref), H the entropy. By default, w_t =
+    min(pi_prox/mu, is_cap):
 
         loss = −1/M Σ_t w_t · min(rho_t A_t, clip(rho_t, 1 − clip_low, 1 + clip_high) A_t),    rho_t = pi(t) / pi_prox(t)
 
-    Divergence and entropy are not weighted by w: they hold the policy at every token that is seen, whoever sampled it (as GRPO's published
-    form does; weighting them would let go of just the tokens that have moved furthest).
+    Divergence and entropy are not weighted by w: they hold the policy at every token that is seen, whoever sampled it
+    (as GRPO's published form does; weighting them would let go of just the tokens that have moved furthest).
 
     Raises ValueError where the configuration needs an input that is None.
     """

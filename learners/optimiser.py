@@ -27,9 +27,8 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class MasterAdamW:
     """AdamW with linear warm-up and clipping by global norm. Parameters of float32 or wider are their own masters.
 
-    Parameters may be parts of which each rank has its own (`learners.fsdp`): masters, gradients and moments then are too, the norm is
-    that of the whole gradient.
-    """
+    Parameters may be parts of which each rank has its own (`learners.fsdp`): masters, gradients and moments then are
+    too, the norm is that of the whole gradient."""
 
     def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], config: OptimiserConfig) -> None:
         self._config = config
@@ -72,9 +71,8 @@ class MasterAdamW:
     def step(self) -> float | None:
         """Apply the summed gradients and clear them. Returns the gradient's global norm before clipping.
 
-        Without any gradient (no group had signal) it is no step: returns None, weights and moments stay as they are. Raises
-        FloatingPointError on a gradient that is not finite, with nothing applied.
-        """
+        Without any gradient (no group had signal) it is no step: returns None, weights and moments stay as they are.
+        Raises FloatingPointError on a gradient that is not finite, with nothing applied."""
         gradients = [master.grad for master in self._masters if master.grad is not None]
         if not gradients:
             return None
@@ -102,7 +100,8 @@ class MasterAdamW:
                 parameter.data.copy_(master)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Masters, moments and step counts by `kind/parameter name`. Tensors are references, not copies, and parts where parameters are."""
+        """Masters, moments and step counts by `kind/parameter name`. Tensors are references, not copies, and parts
+        where parameters are."""
         state = {"num_steps": torch.tensor(self.num_steps)}
         for name, master in zip(self._names, self._masters, strict=True):
             moments = self._adamw.state.get(master, {})
@@ -112,8 +111,8 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore masters, moments and counts from whole tensors, and write the masters back into the model. Raises KeyError on a missing
-        master."""
+        """Restore masters, moments and counts from whole tensors, and write the masters back into the model. Raises
+        KeyError on a missing master."""
         for name, master in zip(self._names, self._masters, strict=True):
             master.copy_(part_of(state[f"master/{name}"], master))
             saved = {kind: state[f"{kind}/{name}"] for kind in _MOMENTS if f"{kind}/{name}" in state}

@@ -3,17 +3,19 @@
     for branches in micro_batches(grow(groups), max_tokens=2048, cost=cost):
         packed = pack(branches)
 
-Axes: T computed tokens, N response tokens, M positions whose next token is asked for, K responses of a group, L tokens of a branch.
+Axes: T computed tokens, N response tokens, M positions whose next token is asked for, K responses of a group, L tokens
+of a branch.
 
-A branch is a prompt followed by one of its responses. The branches of a forward pass are sorted, and a token is computed only where its
-branch leaves the one before: a chat template that all prompts begin with, a prompt that eight responses share, answers that start alike or
-are alike. What remains is a forest in preorder. A token's position id is its depth, and it sees itself and its ancestors:
+A branch is a prompt followed by one of its responses. The branches of a forward pass are sorted, and a token is
+computed only where its branch leaves the one before: a chat template that all prompts begin with, a prompt that eight
+responses share, answers that start alike or are alike. What remains is a forest in preorder. A token's position id is
+its depth, and it sees itself and its ancestors:
 
     query q sees key k   if   k ≤ q < end_k          end_k: one past the last token below k
 
-so hidden states, log-probs and gradients equal those of a row a response. Attention is never given more than that (`learners.attention`).
-A response's last token predicts nothing, so unless its state is asked for it is not computed either.
-"""
+so hidden states, log-probs and gradients equal those of a row a response. Attention is never given more than that
+(`learners.attention`). A response's last token predicts nothing, so unless its state is asked for it is not computed
+either."""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class GroupTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One response behind its prompt, ids_L; `response` is its flat index. Of the ids the first `num_computed` go through the model."""
+    """One response behind its prompt, ids_L; `response` is its flat index. Of the ids the first `num_computed` go
+    through the model."""
 
     ids_L: np.ndarray
     prompt_length: int
@@ -64,7 +67,8 @@ class PassCost:
 
     @classmethod
     def of(cls, model: Any) -> PassCost:
-        """Of a Hugging Face model: 2 operations a weight and token, 4·H a pair and layer (scores, and the mean of the values)."""
+        """Of a Hugging Face model: 2 operations a weight and token, 4·H a pair and layer (scores, and the mean of the
+        values)."""
         config = model.config
         vocabulary = model.get_output_embeddings().weight.numel()
         embedding = model.get_input_embeddings().weight.numel()
@@ -86,11 +90,11 @@ class PassCost:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedTokens:
-    """One forward pass over T tokens in preorder. Response token n belongs to response `response_N[n]` at `offset_N[n]`.
+    """One forward pass over T tokens in preorder. Response token n belongs to response `response_N[n]` at
+    `offset_N[n]`.
 
-    The state at `predicts_M[state_N[n]]` predicts the token; the one at `own_N[n]` is its own (empty unless asked for). A response's tokens
-    are adjacent and in order.
-    """
+    The state at `predicts_M[state_N[n]]` predicts the token; the one at `own_N[n]` is its own (empty unless asked for).
+    A response's tokens are adjacent and in order."""
 
     input_ids_T: Tensor
     position_ids_T: Tensor
@@ -137,7 +141,8 @@ def shared_tokens(branches: Sequence[Branch]) -> list[int]:
 
 
 def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost = PassCost()) -> list[list[Branch]]:
-    """Cut sorted branches into runs of at most `max_tokens` computed tokens: as few as possible, and of those cuts the most even in cost.
+    """Cut sorted branches into runs of at most `max_tokens` computed tokens: as few as possible, and of those cuts the
+    most even in cost.
 
     One branch may exceed `max_tokens` alone. The cost of the dearest run is minimal to within a thousandth.
     """

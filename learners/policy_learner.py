@@ -4,11 +4,10 @@
     report = learner.step(batch)            # Arrow batch of whole groups, scored
     snapshot = learner.snapshot()           # weights of the new version, for the engines
 
-Departures from GRPO as published, each set in the config: asymmetric clipping, token mean over the whole batch, truncated
-importance sampling against the behaviour log-probs, no KL term, groups without signal skipped (exactly: they add 0, unless the loss
-has a divergence or an entropy, which every token adds to).
-Axes: G groups, K responses, N response tokens of one micro-batch.
-"""
+Departures from GRPO as published, each set in the config: asymmetric clipping, token mean over the whole batch,
+truncated importance sampling against the behavior log-probs, no KL term, groups without signal skipped (exactly: they
+add 0, unless the loss has a divergence or an entropy, which every token adds to). Axes: G groups, K responses, N
+response tokens of one micro-batch."""
 
 from __future__ import annotations
 
@@ -31,9 +30,9 @@ from learners.ahead import ahead
 from learners.config import LearnerConfig
 from learners.export import save_model
 from learners.forward import response_logprobs
-from learners.kl import KL_ESTIMATORS
 from learners.layers import run_layers
 from learners.lora import ADAPTER, Adapters, require_base
+from learners.loss.kl import KL_ESTIMATORS
 from learners.losses import LossInputs, policy_loss
 from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
 from learners.mismatch import MismatchMonitor
@@ -66,7 +65,8 @@ class PolicyLearner:
         reuse_snapshot_buffer: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
-        """`reuse_snapshot_buffer`: a snapshot is only valid until the next; right where each is serialised at once, as by Ray."""
+        """`reuse_snapshot_buffer`: a snapshot is only valid until the next; right where each is serialised at once, as
+        by Ray."""
         torch.set_num_threads(config.threads)
         self._config = config
         self._temperature = temperature
@@ -94,10 +94,10 @@ class PolicyLearner:
     def step(self, batch: pa.RecordBatch, version: int | None = None) -> StepReport:
         """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one.
 
-        `version`: the one that `batch` is to be trained on by, if the caller says; ValueError where the learner has another, so that
-        no batch is trained on twice, and for a batch that is empty or is not made of well-formed whole groups. Raises FloatingPointError
-        on a gradient that is not finite: nothing of that mini-batch is applied, the version stays.
-        """
+        `version`: the one that `batch` is to be trained on by, if the caller says; ValueError where the learner has
+        another, so that no batch is trained on twice, and for a batch that is empty or is not made of well-formed whole
+        groups. Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch is applied, the
+        version stays."""
         if version is not None and version != self.version:
             raise ValueError(f"the learner is at version {self.version}, the batch is for version {version}")
         started = time.monotonic()
@@ -137,16 +137,16 @@ class PolicyLearner:
             "learner/lr": self._optimiser.last_learning_rate,
         }
 
-    def _parts(self, advantages_GK: Tensor) -> list[Part]:
+    def _parts(self, advantages_GK: Tensor) -> list[MiniBatch]:
         """What each optimiser step is made of: at least a group."""
         num_groups = len(advantages_GK)
         with_signal_G = advantages_GK.ne(0).any(dim=-1).numpy() | self._config.loss.trains_without_advantage
         parts = np.array_split(np.arange(num_groups), min(self._config.mini_batches, num_groups))
-        return [Part(groups=part.tolist(), trained=part[with_signal_G[part]].tolist()) for part in parts]
+        return [MiniBatch(groups=part.tolist(), trained=part[with_signal_G[part]].tolist()) for part in parts]
 
     def _advantages(self, batch: pa.RecordBatch, reference: np.ndarray | None) -> tuple[Tensor, Tensor | None]:
-        """(G, K), and what they would be without the bonus, if there is one. `reference`: log-probs of all response tokens under the
-        reference, flat in row order."""
+        """(G, K), and what they would be without the bonus, if there is one. `reference`: log-probs of all response
+        tokens under the reference, flat in row order."""
 
         def column(name: str) -> Tensor:
             values = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
@@ -170,12 +170,12 @@ class PolicyLearner:
         self,
         lookup: TokenLookup,
         groups: Sequence[GroupTokens],
-        part: Part,
+        part: MiniBatch,
         advantages_GK: Tensor,
         statistics: TokenStatistics,
     ) -> float | None:
-        """One optimiser step on `part`, if it has a gradient; the loss's denominators count all of its responses and tokens, of whatever
-        rank."""
+        """One optimiser step on `part`, if it has a gradient; the loss's denominators count all of its responses and
+        tokens, of whatever rank."""
         lengths = [len(ids) for g in part.groups for ids in groups[g].responses]
         loss = self._config.loss
         advantage_R = advantages_GK.flatten()
@@ -220,10 +220,11 @@ class PolicyLearner:
     def _flat_logprobs(
         self, model: Any, batch: pa.RecordBatch, groups: Sequence[GroupTokens], parts: Sequence[Sequence[int]]
     ) -> np.ndarray:
-        """Log-probs of the response tokens of the groups in `parts` (flat, in row order, float64; 0 elsewhere) under `model` as it is now.
+        """Log-probs of the response tokens of the groups in `parts` (flat, in row order, float64; 0 elsewhere) under
+        `model` as it is now.
 
-        Part by part in the micro-batches of an optimiser step on it: a token's rounding depends on those it is computed with.
-        """
+        Part by part in the micro-batches of an optimiser step on it: a token's rounding depends on those it is computed
+        with."""
         lookup = TokenLookup.of(batch)
         flat = np.zeros(len(lookup.behavior), np.float64)
         for part in parts:
@@ -256,8 +257,8 @@ class PolicyLearner:
         return self._ranks.weight_dtype
 
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
-        """The policy's tensors, or this rank's parts of them, adapters merged, and the name of the one that is the output head too, if one
-        is."""
+        """The policy's tensors, or this rank's parts of them, adapters merged, and the name of the one that is the
+        output head too, if one is."""
         embedding = self._model.get_input_embeddings().weight
         head = self._model.get_output_embeddings().weight
         named = list(self._model.named_parameters()) if self._adapters is None else self._adapters.named_weights()
@@ -277,8 +278,9 @@ class PolicyLearner:
         return snapshot
 
     def save_policy(self, directory: str | None) -> None:
-        """The policy as a Hugging Face directory with its tokenizer, loadable with `from_pretrained`; written by the first rank. None: to
-        give what the others ask for, and write nothing. With adapters these too, in `adapter/` within it."""
+        """The policy as a Hugging Face directory with its tokenizer, loadable with `from_pretrained`; written by the
+        first rank. None: to give what the others ask for, and write nothing. With adapters these too, in `adapter/`
+        within it."""
         if self.is_first and directory is not None:
             save_model(self._model, self.snapshot(), directory, tokenizer=self._model_path)
             if self._adapters is not None:
@@ -323,8 +325,9 @@ class PolicyLearner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """What one optimiser step is made of: its groups, which all count in the denominators, and those of them that have a gradient."""
+class MiniBatch:
+    """What one optimiser step is made of: its groups, which all count in the denominators, and those of them that have
+    a gradient."""
 
     groups: Sequence[int]
     trained: Sequence[int]
@@ -398,7 +401,8 @@ class TokenLookup:
 
 
 def sum_by_row(batch: pa.RecordBatch, values: np.ndarray) -> Tensor:
-    """(R,) float64: sums of flat per-token `values` over the response tokens of each row, in their order: copies have equal sums."""
+    """(R,) float64: sums of flat per-token `values` over the response tokens of each row, in their order: copies have
+    equal sums."""
     _, offsets = list_column_arrays(batch, "response_ids")
     rows = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
     return torch.from_numpy(np.bincount(rows, weights=values, minlength=batch.num_rows))

@@ -7,10 +7,10 @@
         output = ranks.compute(function, model, ...)           # function(model, ...), the weights at hand
     everyones = ranks.gather(my_statistics)
 
-Every rank is given the whole batch and computes its share of the groups. What is made of the batch alone (advantages, denominators,
-mini-batches) each computes for itself, alike; gradients are summed over ranks, not averaged, because each loss has the denominators of
-the whole batch. So the gradient is the one of one process, whoever computes what. All ranks take the same calls in the same order.
-"""
+Every rank is given the whole batch and computes its share of the groups. What is made of the batch alone (advantages,
+denominators, mini-batches) each computes for itself, alike; gradients are summed over ranks, not averaged, because each
+loss has the denominators of the whole batch. So the gradient is the one of one process, whoever computes what. All
+ranks take the same calls in the same order."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Ranks(Protocol):
         ...
 
     def compute(self, function: Callable[Concatenate[Any, P], T], model: Any, *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function(model, *args, **kwargs)` while the weights it uses are at hand. A collective, and so is the backward pass of what
-        comes of it: each rank makes as many."""
+        """`function(model, *args, **kwargs)` while the weights it uses are at hand. A collective, and so is the
+        backward pass of what comes of it: each rank makes as many."""
         ...
 
     def gather(self, value: T) -> list[T]:
@@ -82,8 +82,8 @@ class OneRank:
 
 
 def shares(costs: Sequence[float], num_shares: int) -> list[list[int]]:
-    """Indices of `costs` in `num_shares` sets of nearly equal sums: the dearest first, each to whoever has least (Graham 1969: at most 4/3
-    of the best). Ties go to the lower index. A set may be empty."""
+    """Indices of `costs` in `num_shares` sets of nearly equal sums: the dearest first, each to whoever has least
+    (Graham 1969: at most 4/3 of the best). Ties go to the lower index. A set may be empty."""
     sets: list[list[int]] = [[] for _ in range(num_shares)]
     load = [(0.0, rank) for rank in range(num_shares)]
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):

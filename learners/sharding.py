@@ -1,5 +1,5 @@
-"""Tensors that are not there whole: every rank holds a part, or they are formed when they are asked for. Where a learner is one process
-that trains all of its weights, a tensor is whole and all of this does nothing.
+"""Tensors that are not there whole: every rank holds a part, or they are formed when they are asked for. Where a
+learner is one process that trains all of its weights, a tensor is whole and all of this does nothing.
 
     with whole_tensors(state.items()) as tensors:      # on every rank alike
         write_tensors(path, layout_of(state), tensors)  # on the first one
@@ -40,8 +40,8 @@ def whole_tensors(
 ) -> Iterator[Iterator[tuple[str, Tensor]]]:
     """An iterator over (name, whole tensor): one is whole at a time.
 
-    What was not asked for is gathered when the block is left, also by an exception: the other ranks wait for this one in each.
-    """
+    What was not asked for is gathered when the block is left, also by an exception: the other ranks wait for this one
+    in each."""
     tensors = ((name, whole(tensor, dtype)) for name, tensor in named)
     try:
         yield tensors
@@ -51,7 +51,8 @@ def whole_tensors(
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of `tensor`, which every rank has whole, divided as `like` is; a number is not divided. Without communication."""
+    """This rank's part of `tensor`, which every rank has whole, divided as `like` is; a number is not divided. Without
+    communication."""
     if not _is_sharded(like) or tensor.ndim == 0:
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -1,10 +1,12 @@
-"""Which models the learner's packed pass computes rightly; others are refused by their class's name rather than computed wrongly.
+"""Which models the learner's packed pass computes rightly; others are refused by their class's name rather than
+computed wrongly.
 
     require_supported(model, longest=1536)          # by what the model says of itself; it may be without weights
     require_independent(model, states_of)           # by a pass over a few tokens
 
-The pass runs responses through the model side by side (`learners.packing`), and nothing but attention knows where one ends. So a model
-whose tokens mix anywhere else (a convolution, a state space, linear attention) hands on from each response to the next.
+The pass runs responses through the model side by side (`learners.packing`), and nothing but attention knows where one
+ends. So a model whose tokens mix anywhere else (a convolution, a state space, linear attention) hands on from each
+response to the next.
 
 Axes: T tokens, H hidden size.
 """
@@ -32,9 +34,9 @@ class ModelUnsupported(ValueError):
 def require_supported(model: Any, *, longest: int | None = None) -> None:
     """Raises ModelUnsupported. `longest`: the most tokens of a prompt with its response, where that is known.
 
-    transformers takes the frequencies of "dynamic" and "longrope" position embeddings from the longest sequence of a pass, so that a
-    response would depend on its neighbours; "longrope" has two tables and keeps to the first one up to a length.
-    """
+    transformers takes the frequencies of "dynamic" and "longrope" position embeddings from the longest sequence of a
+    pass, so that a response would depend on its neighbours; "longrope" has two tables and keeps to the first one up to
+    a length."""
     if getattr(model, "_is_stateful", False) or (others := _other_layers(model)):
         named = "a recurrent state" if getattr(model, "_is_stateful", False) else ", ".join(others)
         raise _refusal(model, f"mixes tokens elsewhere than in attention ({named})")
@@ -53,7 +55,8 @@ def require_supported(model: Any, *, longest: int | None = None) -> None:
 
 
 def require_short(model: Any, longest: int) -> None:
-    """Raises ModelUnsupported where a pass with a branch of `longest` tokens would change the position embeddings of the others."""
+    """Raises ModelUnsupported where a pass with a branch of `longest` tokens would change the position embeddings of
+    the others."""
     for kind, reach in _rope_tables(model, model.modules()):
         if longest > reach:
             raise _refusal(
@@ -69,11 +72,11 @@ def require_plain_logits(model: Any) -> None:
 
 @torch.no_grad()
 def require_independent(model: Any, states_of: Callable[[PackedTokens], Tensor]) -> None:
-    """Raises ModelUnsupported unless, of three branches, the first and the last have the same states (T, H) whatever the tokens of the one
-    between them, and where the pass is not possible at all. A few tokens in two passes.
+    """Raises ModelUnsupported unless, of three branches, the first and the last have the same states (T, H) whatever
+    the tokens of the one between them, and where the pass is not possible at all. A few tokens in two passes.
 
-    Equal are they to the bit, but for experts, whose matrix products change in shape: the square root of a rounding error is allowed.
-    """
+    Equal are they to the bit, but for experts, whose matrix products change in shape: the square root of a rounding
+    error is allowed."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompt, first, second, other, last = ((np.arange(3) + 3 * i + 1) * vocabulary // 16 for i in range(5))
     responses = [[first, second, last], [first, other, last]]
@@ -106,7 +109,8 @@ def _window(model: Any, module: Any) -> int | None:
 
 
 def _rope_tables(model: Any, modules: Any) -> list[tuple[str, int]]:
-    """The kinds of position embeddings that depend on the longest sequence of a pass, and up to which length they do not."""
+    """The kinds of position embeddings that depend on the longest sequence of a pass, and up to which length they do
+    not."""
     found = []
     for module in modules:
         kinds = getattr(module, "rope_type", None)

@@ -1,12 +1,12 @@
-"""Safetensors files written and read one tensor at a time: what is saved may be larger than what there is room for beside it.
+"""Safetensors files written and read one tensor at a time: what is saved may be larger than what there is room for
+beside it.
 
     write_tensors(path, {name: (tensor.dtype, tensor.shape) for ...}, ((name, tensor) for ...))
     with TensorFile(path) as tensors:
         weight = tensors["master/model.norm.weight"]
 
-The library writes tensors that are all there at once. The format: eight bytes with the length of the header, the header in JSON, the
-bytes of all tensors without gaps (https://huggingface.co/docs/safetensors, "Format").
-"""
+The library writes tensors that are all there at once. The format: eight bytes with the length of the header, the header
+in JSON, the bytes of all tensors without gaps (https://huggingface.co/docs/safetensors, "Format")."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ DTYPES = {
 }
 HEADER_ALIGNMENT = 8
 
-Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+TensorLayout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Dtype and shape by name, in the order of the file."""
 
 
-def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+def layout_of(tensors: Mapping[str, Tensor]) -> TensorLayout:
     """Of tensors whole or in parts, the widest dtypes first: every tensor then begins where its dtype may."""
     wide_first = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in wide_first}
 
 
-def write_tensors(path: Path, layout: Layout, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write `tensors` as they come. Raises ValueError where they are not those of `layout`, in its order; OSError when the disk is full."""
+def write_tensors(path: Path, layout: TensorLayout, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write `tensors` as they come. Raises ValueError where they are not those of `layout`, in its order; OSError when
+    the disk is full."""
     header: dict[str, Any] = {}
     end = 0
     for name, (dtype, shape) in layout.items():

@@ -2,10 +2,9 @@
 
     check_snapshot(snapshot, shapes=causal_lm_shapes(path), dtype="bfloat16")     # raises WeightsRefused with the tensor named
 
-An engine cannot take a load back: what fails half-way leaves weights of no version. So what can go wrong on the way from the learner (a
-tensor missing or of another model, bytes cut off, overwritten or flipped) is found here, and costs a refusal: the engine goes on under
-the weights it has.
-"""
+An engine cannot take a load back: what fails half-way leaves weights of no version. So what can go wrong on the way
+from the learner (a tensor missing or of another model, bytes cut off, overwritten or flipped) is found here, and costs
+a refusal: the engine goes on under the weights it has."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Policy weights in flight: one flat byte buffer, an index into it, and a fingerprint of what an engine must hold.
 
-The fingerprint has one digest per tensor, over all of a vector and over a few seeded columns of a matrix. Columns are what
-an engine can show of weights it has packed away for its own kernels: a one-hot input times a packed matrix is, exactly,
-one column of it. So a live engine proves bit for bit what it computes with, the tied head included.
-"""
+The fingerprint has one digest per tensor, over all of a vector and over a few seeded columns of a matrix. Columns are
+what an engine can show of weights it has packed away for its own kernels: a one-hot input times a packed matrix is,
+exactly, one column of it. So a live engine proves bit for bit what it computes with, the tied head included."""
 
 from __future__ import annotations
 
@@ -108,10 +107,10 @@ def take_snapshot(
 ) -> WeightSnapshot:
     """Copy tensors into one buffer. `tied_to` names the tensor that also serves as output head, if any.
 
-    A tied head is not sent twice but it is fingerprinted under its own name, since engines may hold it twice.
-    `into` is the buffer of an earlier snapshot of the same tensors, which it overwrites: fresh pages cost 0.5 s for 270 MB.
-    `dtype`: what all are cast to; None: each keeps its own. Tensors in parts (`learners.sharding`) are gathered one at a time.
-    """
+    A tied head is not sent twice but it is fingerprinted under its own name, since engines may hold it twice. `into` is
+    the buffer of an earlier snapshot of the same tensors, which it overwrites: fresh pages cost 0.5 s for 270 MB.
+    `dtype`: what all are cast to; None: each keeps its own. Tensors in parts (`learners.sharding`) are gathered one at
+    a time."""
     tensors = list(named_tensors)
     specs, size = [], 0
     for name, tensor in tensors:
@@ -142,8 +141,8 @@ def checksums(buffer: np.ndarray, index: Sequence[TensorSpec]) -> dict[str, int]
 
 
 def _checksum(data: np.ndarray) -> int:
-    """The sum of its 64-bit words modulo 2^64: any word that differs alone is found, and it costs a fifth of a CRC-32. What it cannot
-    see, words in another order, the fingerprint's columns do."""
+    """The sum of its 64-bit words modulo 2^64: any word that differs alone is found, and it costs a fifth of a CRC-32.
+    What it cannot see, words in another order, the fingerprint's columns do."""
     whole = data.size // 8 * 8
     rest = int.from_bytes(data[whole:].tobytes(), "little")
     return (int(data[:whole].view(np.uint64).sum()) + rest) % 2**64
@@ -165,7 +164,8 @@ def fingerprint(tensors: Mapping[str, Tensor], *, version: int) -> dict[str, str
 
 
 def fingerprint_by(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, Tensor | None], Tensor], *, version: int) -> dict[str, str]:
-    """Digest of every tensor through `read(name, columns)`, which returns the columns of a matrix, or a whole other tensor."""
+    """Digest of every tensor through `read(name, columns)`, which returns the columns of a matrix, or a whole other
+    tensor."""
     digests = {}
     for name, shape in shapes.items():
         columns = probed_columns(name, shape[1], version) if len(shape) == 2 else None

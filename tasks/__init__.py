@@ -1,1 +1,2 @@
-"""Problems and exact verifiers, without torch; Arrow is imported where data files are read. `tasks.registry.TASKS` names them."""
+"""Problems and exact verifiers, without torch; Arrow is imported where data files are read. `tasks.registry.TASKS`
+names them."""

@@ -20,9 +20,9 @@ from dataclasses import replace
 
 from tasks.base import Problem, TaskError, Verdict, VerdictStatus
 from tasks.config import AimeConfig, SourceConfig
-from tasks.math_task import LAYOUTS, MathTask
-from tasks.published import PublishedRow, published_rows
-from tasks.sources import Source
+from tasks.data.published import PublishedRow, published_rows
+from tasks.data.sources import DataSource
+from tasks.mathematics.math_task import LAYOUTS, MathTask
 
 __all__ = ["NUM_ROWS", "Aime"]
 
@@ -44,11 +44,13 @@ class Aime(MathTask):
             2025: SourceConfig(path=config.path, hub=config.hub_2025, revision=config.revision_2025),
         }
         self._sources = {
-            year: Source(task=self.name, key="task.aime", folder="aime", config=source_config) for year, source_config in sources.items()
+            year: DataSource(task=self.name, key="task.aime", folder="aime", config=source_config)
+            for year, source_config in sources.items()
         }
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The problems of `split` in the order of their file. Raises TaskError for another split, and for missing or other data."""
+        """The problems of `split` in the order of their file. Raises TaskError for another split, and for missing or
+        other data."""
         if split not in YEARS:
             raise TaskError(
                 f"task {self.name}: no split '{split}', only {', '.join(YEARS)}: AIME is for evaluation; train on math or dapo-math"

@@ -9,21 +9,22 @@ The number rule (`last_number`). The last number of the reply is its answer.
   "007", "7.0" and "+7" are 7, "-0" is 0. "7.5" and "1.2.3" are the last number and equal no integer.
 * Fractions are not evaluated: the last number of "14/2" is 2.
 
-The stated-number rule (`final_number`), for replies that reason first. The answer stands in the first of these that there is:
+The stated-number rule (`final_number`), for replies that reason first. The answer stands in the first of these that
+there is:
 1. the last closed \boxed{...} that is not blank;
 2. after the last "####", or else after the last "answer is" or "Answer:", if a number follows before any letter. A Markdown heading
    ("#### Step 3", "#### 3. The total") is therefore none;
 3. the last number of the reply.
-In 1 and 2 the answer is the first number, or the first one behind the last "=" of the box or of the computation that follows the
-mark: "the answer is 5 + 10 = 15 dollars" says 15. What follows a number is its unit: "72cm", "72 m^2", "50%" say 72, 72, 50; in 3,
-"4th" and "2x" are no numbers.
-Fractions have their value: "1/2", "\frac{1}{2}" and "0.5" are equal, and so are "1 1/2" and "1.5"; 1/3 is "1/3". Powers, roots and
-π are not evaluated: "2^10" and "2\sqrt{3}" equal no number, and neither do "1/0" and "1/2/3".
+In 1 and 2 the answer is the first number, or the first one behind the last "=" of the box or of the computation that
+follows the mark: "the answer is 5 + 10 = 15 dollars" says 15. What follows a number is its unit: "72cm", "72 m^2",
+"50%" say 72, 72, 50; in 3, "4th" and "2x" are no numbers. Fractions have their value: "1/2", "\frac{1}{2}" and "0.5"
+are equal, and so are "1 1/2" and "1.5"; 1/3 is "1/3". Powers, roots and π are not evaluated: "2^10" and "2\sqrt{3}"
+equal no number, and neither do "1/0" and "1/2/3".
 
 The word rule (`last_word`). The last run of letters is the answer, whatever the case: "The answer is 'Tac'." says tac.
 
-The text rule (`final_text`). The last closed \boxed{...} that is not blank, else the last line, without regard to case and spacing.
-"""
+The text rule (`final_text`). The last closed \boxed{...} that is not blank, else the last line, without regard to case
+and spacing."""
 
 from __future__ import annotations
 
@@ -47,8 +48,9 @@ __all__ = [
 
 _MINUS = "-\u2212\ufe63\uff0d"
 
-# Linear time: every quantifier is possessive or backtracks at most one step, and no match starts inside a run that has failed. A run of
-# terms, as in "1/2/3", can be entered at each of them, so it never fails: what would spoil it is consumed as its group "spoilt".
+# Linear time: every quantifier is possessive or backtracks at most one step, and no match starts inside a run that has
+# failed. A run of terms, as in "1/2/3", can be entered at each of them, so it never fails: what would spoil it is
+# consumed as its group "spoilt".
 _SIGN = rf"(?: (?<! [A-Za-z0-9)\]}}] ) [+{re.escape(_MINUS)}] \$? )?"  # a sign, not an operator between two terms
 _START = r"(?<! [A-Za-z0-9] ) (?<! [0-9]\. )"  # not inside a word, not in the middle of a number
 _TERM = r"""
@@ -108,7 +110,8 @@ def last_word(text: str) -> str | None:
 
 
 def final_number(text: str) -> str | None:
-    """The number that `text` states as its answer, in canonical form (see `canonical_value`), or None where it states none."""
+    """The number that `text` states as its answer, in canonical form (see `canonical_value`), or None where it states
+    none."""
     box = last_boxed(text)
     if box is not None:
         return _result(_without_latex(box))
@@ -118,7 +121,8 @@ def final_number(text: str) -> str | None:
 
 
 def reference_number(text: str) -> str | None:
-    """`final_number` of the right answer, but None where that is a guess: without box or mark, the text must have one number only."""
+    """`final_number` of the right answer, but None where that is a guess: without box or mark, the text must have one
+    number only."""
     if last_boxed(text) is None:
         plain = _without_latex(text)
         numbers = {canonical_value(match["value"]) for match in _values(_ANY_VALUE, plain)}
@@ -128,7 +132,8 @@ def reference_number(text: str) -> str | None:
 
 
 def final_text(text: str) -> str | None:
-    """The last box of `text`, else its last line, in canonical form (see `canonical_text`), or None where all is blank."""
+    """The last box of `text`, else its last line, in canonical form (see `canonical_text`), or None where all is
+    blank."""
     box = last_boxed(text)
     if box is not None:
         return canonical_text(box)
@@ -136,7 +141,8 @@ def final_text(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last closed \boxed{...} that is not blank, the innermost where they nest, or None without any."""
+    r"""The content of the last closed \boxed{...} that is not blank, the innermost where they nest, or None without
+    any."""
     opened: list[int | None] = []  # where the content of each open brace starts; None: not a box
     start, end = -1, -1
     for match in _BRACE.finditer(text):
@@ -151,7 +157,8 @@ def last_boxed(text: str) -> str | None:
 
 
 def canonical_number(token: str) -> str:
-    """One spelling a value: no plus sign, dollar sign, commas, leading zeros or zero fraction; an ASCII minus except on 0."""
+    """One spelling a value: no plus sign, dollar sign, commas, leading zeros or zero fraction; an ASCII minus except on
+    0."""
     sign = "-" if token[:1] and token[0] in _MINUS else ""
     whole, dot, fraction = token.lstrip("+$" + _MINUS).replace(",", "").partition(".")
     digits = (whole.lstrip("0") or "0") + (dot + fraction).rstrip("0").rstrip(".")
@@ -201,7 +208,8 @@ def _values(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
 
 
 def _value_at_the_start(segment: str) -> str | None:
-    """The result of the computation that the first line of `segment` starts with; None where a letter comes before any number."""
+    """The result of the computation that the first line of `segment` starts with; None where a letter comes before any
+    number."""
     line = segment.lstrip(_BETWEEN_MARK_AND_ANSWER).partition("\n")[0]
     number = next(_values(_STATED_VALUE, line), None)
     if number is None or _LETTER.search(line, 0, number.start()):
@@ -243,7 +251,8 @@ def _spelling(value: Fraction) -> str:
 
 
 def _without_latex(text: str) -> str:
-    r"""`text` with "\frac{1}{2}" as "1/2", "1{,}234" as "1,234", and other commands and braces as blanks or the sign they mean."""
+    r"""`text` with "\frac{1}{2}" as "1/2", "1{,}234" as "1,234", and other commands and braces as blanks or the sign
+    they mean."""
     text = _LATEX_THOUSANDS.sub(lambda match: "," if match.group() == "{,}" else "", text)
     text = _LATEX_FRACTION.sub(_plain_fraction, text)
     return _LATEX.sub(lambda match: _LATEX_MEANING.get(match[1] or "", " "), text)

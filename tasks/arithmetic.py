@@ -5,9 +5,9 @@
         verdict = task.verify(problem, generate(task.prompt(problem)))
     task.problem("train", 1_000_000)   # any problem of a stream, at the cost of one
 
-Both splits are endless. Problem i of a split depends on (seed, split, i) and the configuration only. A question is held out for "test" by a
-hash of its text, so the splits share none, whatever their seeds (see `ArithmeticConfig.held_out_share`).
-"""
+Both splits are endless. Problem i of a split depends on (seed, split, i) and the configuration only. A question is held
+out for "test" by a hash of its text, so the splits share none, whatever their seeds (see
+`ArithmeticConfig.held_out_share`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from itertools import accumulate, count
 from random import Random
 
 from tasks.answers import last_number, last_word
-from tasks.arithmetic_questions import MAKERS, Kind, Question
+from tasks.arithmetic_questions import MAKERS, Question, QuestionKind
 from tasks.base import Message, Problem, TaskError, Verdict, judge
 from tasks.config import ArithmeticConfig
 
@@ -29,7 +29,8 @@ _MAX_DRAWS = 100_000
 
 
 class Arithmetic:
-    """The arithmetic task; see the module for the loop that uses it. How an answer is read is stated in `tasks.answers`."""
+    """The arithmetic task; see the module for the loop that uses it. How an answer is read is stated in
+    `tasks.answers`."""
 
     name: str = "arithmetic"
     has_verifier: bool = True
@@ -39,8 +40,8 @@ class Arithmetic:
         """Raises TaskError where the configuration has no question at all for one of the splits."""
         self._config = config
         self._seed = seed
-        weights = {kind: float(getattr(config.weights, kind)) for kind in Kind}
-        self._kinds = tuple(kind for kind in Kind if weights[kind] > 0)
+        weights = {kind: float(getattr(config.weights, kind)) for kind in QuestionKind}
+        self._kinds = tuple(kind for kind in QuestionKind if weights[kind] > 0)
         self._cumulative_weights = tuple(accumulate(weights[kind] for kind in self._kinds))
         for split in SPLITS:
             self.problem(split, 0)
@@ -56,7 +57,7 @@ class Arithmetic:
         if index < 0:
             raise ValueError(f"problem index {index} is negative")
         kind, question = self._draw(split, index)
-        instruction = self._config.word_instruction if kind is Kind.REVERSE else self._config.number_instruction
+        instruction = self._config.word_instruction if kind is QuestionKind.REVERSE else self._config.number_instruction
         text = f"{question.text} {instruction}".strip()
         return Problem(
             task=self.name,
@@ -77,7 +78,7 @@ class Arithmetic:
         """Reward 1.0 where the response ends in the answer, else 0.0; NO_ANSWER (0.0) where it states none."""
         return judge(self.final_answer(problem, response), self.final_answer(problem, problem.answer))
 
-    def _draw(self, split: str, index: int) -> tuple[Kind, Question]:
+    def _draw(self, split: str, index: int) -> tuple[QuestionKind, Question]:
         """The first question of the stream (seed, split, index) that belongs to `split`."""
         rng = Random(f"{self._seed}/{split}/{index}")
         for _ in range(_MAX_DRAWS):

@@ -1,6 +1,6 @@
 """The question makers of the arithmetic task: one function a kind, `random numbers -> Question`.
 
-Only `tasks.draws` is drawn from.
+Only `tasks.data.draws` is drawn from.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from random import Random
 from typing import TypeVar
 
 from tasks.config import ArithmeticConfig
-from tasks.draws import below
+from tasks.data.draws import below
 from tasks.words import WORDS
 
-__all__ = ["MAKERS", "Kind", "Question"]
+__all__ = ["MAKERS", "Question", "QuestionKind"]
 
 _T = TypeVar("_T")
 
 
-class Kind(StrEnum):
+class QuestionKind(StrEnum):
     """The kinds of question, named as their weights are."""
 
     SUM = "sum"
@@ -76,13 +76,13 @@ def make_count(rng: Random, config: ArithmeticConfig) -> Question:
     return Question(text=f'How many times does the letter "{letter}" occur in the word "{word}"?', answer=str(count))
 
 
-MAKERS: Mapping[Kind, Callable[[Random, ArithmeticConfig], Question]] = {
-    Kind.SUM: make_sum,
-    Kind.DIFFERENCE: make_difference,
-    Kind.PRODUCT: make_product,
-    Kind.EQUATION: make_equation,
-    Kind.REVERSE: make_reverse,
-    Kind.COUNT: make_count,
+MAKERS: Mapping[QuestionKind, Callable[[Random, ArithmeticConfig], Question]] = {
+    QuestionKind.SUM: make_sum,
+    QuestionKind.DIFFERENCE: make_difference,
+    QuestionKind.PRODUCT: make_product,
+    QuestionKind.EQUATION: make_equation,
+    QuestionKind.REVERSE: make_reverse,
+    QuestionKind.COUNT: make_count,
 }
 
 

@@ -6,9 +6,8 @@ for problem in task.problems("train"):
     verdict = task.verify(problem, response)       # exact, pure, fast; hard limits are the verifier pool's business
     answer = task.final_answer(problem, response)  # what is compared: equal answers are equal strings
 
-Making a task is cheap and touches no file: every verifier process makes one. Files are read by `problems`, and what is wrong with
-them is a TaskError of that call, before its first problem.
-"""
+Making a task is cheap and touches no file: every verifier process makes one. Files are read by `problems`, and what is
+wrong with them is a TaskError of that call, before its first problem."""
 
 from __future__ import annotations
 
@@ -62,24 +61,27 @@ class Task(Protocol):
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """The answer that `response` states, in canonical form: one spelling a value. None where it states none.
 
-        Whether the answer is right plays no part: of `problem`, only the form of the answer it asks for does. Never raises.
-        """
+        Whether the answer is right plays no part: of `problem`, only the form of the answer it asks for does. Never
+        raises."""
         ...
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Judge `response`. Deterministic; must not raise for any string, except TaskError where `has_verifier` is False."""
+        """Judge `response`. Deterministic; must not raise for any string, except TaskError where `has_verifier` is
+        False."""
         ...
 
 
 @runtime_checkable
 class NeedsWarmUp(Protocol):
-    """A task whose first verification in a process would take long: a verifier process calls `warm_up` before it takes any."""
+    """A task whose first verification in a process would take long: a verifier process calls `warm_up` before it takes
+    any."""
 
     def warm_up(self) -> None: ...
 
 
 def judge(found: str | None, expected: str | None) -> Verdict:
-    """The verdict on an answer in canonical form: reward 1.0 where it equals `expected`, else 0.0; NO_ANSWER (0.0) where there is none."""
+    """The verdict on an answer in canonical form: reward 1.0 where it equals `expected`, else 0.0; NO_ANSWER (0.0)
+    where there is none."""
     if found is None:
         return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
     is_correct = found == expected

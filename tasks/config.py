@@ -87,10 +87,11 @@ class ArithmeticConfig(BaseModel):
     count_word_length: int = Field(default=5, ge=3, le=8)
     """Longest word whose letters are counted."""
     count_max: int = Field(default=2, ge=1, le=4)
-    """Largest count asked for. Counts 1..count_max are equally frequent where a word has such a letter, so that no constant guess pays."""
+    """Largest count asked for. Counts 1..count_max are equally frequent where a word has such a letter, so that no
+    constant guess pays."""
     held_out_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the distinct questions that only "test" asks and "train" never does, whatever the seed. At 0 the splits differ by seed
-    only, and questions as few as one-digit sums are then asked in both."""
+    """Share of the distinct questions that only "test" asks and "train" never does, whatever the seed. At 0 the splits
+    differ by seed only, and questions as few as one-digit sums are then asked in both."""
     number_instruction: str = "Answer with the number only."
     """Appended to every question whose answer is a number. Part of the question, hence of the problem id."""
     word_instruction: str = "Answer with the word only."
@@ -104,17 +105,18 @@ class ArithmeticConfig(BaseModel):
 
 
 class SourceConfig(BaseModel):
-    """Where the files of a published data set come from (`tasks.sources`)."""
+    """Where the files of a published data set come from (`tasks.data.sources`)."""
 
     model_config = _STRICT
 
     path: str | None = None
-    """A directory of the files, or the one file that is needed. Unset: the task's folder in the directory that the environment variable
-    REPEXP_DATA names, then the hub."""
+    """A directory of the files, or the one file that is needed. Unset: the task's folder in the directory that the
+    environment variable REPEXP_DATA names, then the hub."""
     hub: str | None = None
     """A data set of the Hugging Face hub, OWNER/NAME, for what is not on this machine. None: the hub is never asked."""
     revision: str = "main"
-    """Commit, branch or tag of `hub`. A commit never changes, so its files are used from the local cache without a look at the hub."""
+    """Commit, branch or tag of `hub`. A commit never changes, so its files are used from the local cache without a look
+    at the hub."""
 
     @model_validator(mode="after")
     def _revision_is_of_the_hub(self) -> Self:
@@ -132,7 +134,8 @@ class DataSetConfig(SourceConfig):
 
 
 class Gsm8kConfig(DataSetConfig):
-    """GSM8K: train.parquet and test.parquet, as the hub publishes them (columns question and answer) or with columns prompt and answer."""
+    """GSM8K: train.parquet and test.parquet, as the hub publishes them (columns question and answer) or with columns
+    prompt and answer."""
 
     hub: str | None = "openai/gsm8k"
     """A data set of the Hugging Face hub with the same files."""
@@ -143,8 +146,9 @@ class Gsm8kConfig(DataSetConfig):
 
 
 class MathConfig(DataSetConfig):
-    """MATH: train.parquet (7500 rows) and test.parquet (5000), as the hub publishes them (columns problem and solution) or with columns
-    prompt and answer. For split "dev", paper_dev.parquet or math500.parquet with the 500 rows of MATH-500 will do."""
+    """MATH: train.parquet (7500 rows) and test.parquet (5000), as the hub publishes them (columns problem and solution)
+    or with columns prompt and answer. For split "dev", paper_dev.parquet or math500.parquet with the 500 rows of
+    MATH-500 will do."""
 
     hub: str | None = "DigitalLearningGmbH/MATH-lighteval"
     """A data set of the Hugging Face hub with the same files."""
@@ -155,7 +159,8 @@ class MathConfig(DataSetConfig):
 
 
 class AimeConfig(DataSetConfig):
-    """AIME: 2024.parquet and 2025.parquet, or .jsonl, of 30 rows each (columns problem and answer, or prompt and answer)."""
+    """AIME: 2024.parquet and 2025.parquet, or .jsonl, of 30 rows each (columns problem and answer, or prompt and
+    answer)."""
 
     hub: str | None = "HuggingFaceH4/aime_2024"
     """A data set of the Hugging Face hub with the problems of 2024."""
@@ -170,7 +175,8 @@ class AimeConfig(DataSetConfig):
 
 
 class AmcConfig(SourceConfig):
-    """AMC 2023, whose questions are kept out of DAPO-Math: amc.parquet or amc.jsonl (a column question, problem or prompt)."""
+    """AMC 2023, whose questions are kept out of DAPO-Math: amc.parquet or amc.jsonl (a column question, problem or
+    prompt)."""
 
     hub: str | None = "math-ai/amc23"
     """A data set of the Hugging Face hub with the same questions."""
@@ -179,11 +185,11 @@ class AmcConfig(SourceConfig):
 
 
 class DapoMathConfig(DataSetConfig):
-    """DAPO-Math-17k in its deduplicated English form: train.parquet (columns prompt and solution, or prompt and answer).
+    """DAPO-Math-17k in its deduplicated English form: train.parquet (columns prompt and solution, or prompt and
+    answer).
 
-    Questions of the test sets of MATH and AMC and of AIME 2024 and 2025 are taken out, so those of `task.math`, `task.aime` and `amc`
-    must be at hand.
-    """
+    Questions of the test sets of MATH and AMC and of AIME 2024 and 2025 are taken out, so those of `task.math`,
+    `task.aime` and `amc` must be at hand."""
 
     hub: str | None = "open-r1/DAPO-Math-17k-Processed"
     """A data set of the Hugging Face hub with the same file."""
@@ -194,7 +200,8 @@ class DapoMathConfig(DataSetConfig):
     num_train: int = Field(default=4096, ge=1)
     """How many of the rows that are left are trained on."""
     selection_seed: int = 0
-    """Which rows these are: the first num_train in an order that this seed decides, so a smaller selection is part of a larger one."""
+    """Which rows these are: the first num_train in an order that this seed decides, so a smaller selection is part of a
+    larger one."""
     amc: AmcConfig = AmcConfig()
     """Where AMC's questions are."""
 
@@ -209,7 +216,8 @@ class MbppConfig(SourceConfig):
 
 
 class MbppPlusConfig(DataSetConfig):
-    """MBPP+: test.parquet, as the hub publishes it or with columns prompt, answer and extra. And how programs are run."""
+    """MBPP+: test.parquet, as the hub publishes it or with columns prompt, answer and extra. And how programs are
+    run."""
 
     hub: str | None = "evalplus/mbppplus"
     """A data set of the Hugging Face hub with the same file."""
@@ -218,14 +226,16 @@ class MbppPlusConfig(DataSetConfig):
     instruction: str = "Answer with the whole program in one ```python block."
     """Appended to every question with wording "plain". Not part of the problem id."""
     wording: Literal["plain", "evalplus"] = "plain"
-    """How a problem is put: what is asked, an assert that must hold, and the instruction; or as EvalPlus asks chat models."""
+    """How a problem is put: what is asked, an assert that must hold, and the instruction; or as EvalPlus asks chat
+    models."""
     mbpp: MbppConfig = MbppConfig()
     """MBPP, which is trained on."""
     limit_s: float = Field(default=5.0, gt=0, le=600)
-    """Seconds of processor time for all tests of a response, beyond what the reference program takes. One that needs more is wrong."""
+    """Seconds of processor time for all tests of a response, beyond what the reference program takes. One that needs
+    more is wrong."""
     isolation: Literal["namespaces", "rlimits"] = "namespaces"
-    """How programs are kept apart from the machine (docs/sandbox.md). "rlimits" is for hosts that forbid namespaces and does not
-    protect files, processes or the network: NOT safe against a program that means harm."""
+    """How programs are kept apart from the machine (docs/sandbox.md). "rlimits" is for hosts that forbid namespaces and
+    does not protect files, processes or the network: NOT safe against a program that means harm."""
 
 
 class ParquetConfig(BaseModel):
@@ -240,16 +250,16 @@ class ParquetConfig(BaseModel):
     answer_column: str | None = "answer"
     """The right answer: a string or a number. Not read with verifier "none"."""
     id_column: str | None = None
-    """A column of distinct names for the problems. Unset: the row's number, counted over all files, and a digest of its prompt; rows put
-    in before others then change their ids."""
+    """A column of distinct names for the problems. Unset: the row's number, counted over all files, and a digest of its
+    prompt; rows put in before others then change their ids."""
     split_column: str | None = None
     """The column that says which split a row belongs to. Unset: "train" and "test" are both all rows."""
     instruction: str = ""
     """Appended to every question, or to the last user message, on a line of its own. Not part of the problem id."""
     verifier: Literal["number", "math", "exact", "none"] = "number"
-    """How an answer is judged. "number": by value, read as GSM8K's are. "math": as MATH's are, any mathematics in any of its forms
-    (docs/verifiers.md). "exact": the last box or line of the reply is the answer, but for case and spacing. "none": there is nothing to
-    judge by; jobs that need verdicts refuse the task."""
+    """How an answer is judged. "number": by value, read as GSM8K's are. "math": as MATH's are, any mathematics in any
+    of its forms (docs/verifiers.md). "exact": the last box or line of the reply is the answer, but for case and
+    spacing. "none": there is nothing to judge by; jobs that need verdicts refuse the task."""
 
     @model_validator(mode="after")
     def _verifier_has_answers(self) -> Self:
@@ -349,8 +359,8 @@ class TaskConfig(TaskSections):
     name: Literal[TaskName, "mixture"] = "arithmetic"
     """Which task of `tasks.registry.TASKS`."""
     seed: int = 0
-    """Seed of the tasks that draw their problems; every split draws its own numbers from it. Which questions are held out does not depend
-    on it. Tasks of files have no use for it."""
+    """Seed of the tasks that draw their problems; every split draws its own numbers from it. Which questions are held
+    out does not depend on it. Tasks of files have no use for it."""
     mixture: MixtureConfig = MixtureConfig()
     """Several tasks as one."""
     curriculum: CurriculumConfig = CurriculumConfig()

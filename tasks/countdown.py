@@ -1,8 +1,8 @@
-"""Countdown: reach the target with some of the numbers, each at most once (or, where `use_all` is set, with all of them).
+"""Countdown: reach the target with some of the numbers, each at most once (or, where `use_all` is set, with all of
+them).
 
-A puzzle is drawn by combining numbers at random, two at a time, into whole positive ones until one is left: the target. So it has a
-solution that uses every number. A target that is among its numbers is drawn again.
-"""
+A puzzle is drawn by combining numbers at random, two at a time, into whole positive ones until one is left: the target.
+So it has a solution that uses every number. A target that is among its numbers is drawn again."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.draws import below, between
-from tasks.exact_expression import Term, combined, number_term
-from tasks.number_puzzle import Puzzle
-from tasks.puzzle_tasks import Drawn, PuzzleConfig
+from tasks.data.draws import below, between
+from tasks.puzzles.exact_expression import Term, combined, number_term
+from tasks.puzzles.number_puzzle import Puzzle
+from tasks.puzzles.puzzle_tasks import DrawnPuzzle, PuzzleConfig
 
 __all__ = ["Countdown", "CountdownConfig"]
 
@@ -27,7 +27,8 @@ class CountdownConfig(PuzzleConfig):
     """Where Countdown's puzzles come from, how they are put, and how hard those are that are drawn."""
 
     use_all: bool = False
-    """Whether an answer must use every number. False: each at most once. Part of the question, hence of the problem id."""
+    """Whether an answer must use every number. False: each at most once. Part of the question, hence of the problem
+    id."""
     min_numbers: int = Field(default=3, ge=2, le=6)
     """Fewest numbers of a puzzle; each count up to max_numbers is equally frequent."""
     max_numbers: int = Field(default=4, ge=2, le=6)
@@ -54,7 +55,7 @@ class CountdownConfig(PuzzleConfig):
 
 
 class Countdown:
-    """The game (`tasks.puzzle_tasks.Game`)."""
+    """The game (`tasks.puzzles.puzzle_tasks.Game`)."""
 
     name: str = "countdown"
 
@@ -62,7 +63,7 @@ class Countdown:
         self._config = config
         self.must_use_all: bool = config.use_all
 
-    def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[Drawn | None]:
+    def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[DrawnPuzzle | None]:
         num_numbers = between(rng, self._config.min_numbers, self._config.max_numbers)
         return (self._draw(rng, num_numbers, is_wanted) for _ in repeat(None))
 
@@ -74,14 +75,14 @@ class Countdown:
             "the final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
         )
 
-    def _draw(self, rng: Random, num_numbers: int, is_wanted: Callable[[Puzzle], bool]) -> Drawn | None:
+    def _draw(self, rng: Random, num_numbers: int, is_wanted: Callable[[Puzzle], bool]) -> DrawnPuzzle | None:
         config = self._config
         numbers = tuple(between(rng, config.number_min, config.number_max) for _ in range(num_numbers))
         solution = self._combine(rng, [number_term(number) for number in numbers])
         if solution is None or solution.value in numbers or not config.target_min <= _whole(solution) <= config.target_max:
             return None
         puzzle = Puzzle(numbers=numbers, target=_whole(solution), must_use_all=config.use_all)
-        return Drawn(puzzle=puzzle, solution=solution.text) if is_wanted(puzzle) else None
+        return DrawnPuzzle(puzzle=puzzle, solution=solution.text) if is_wanted(puzzle) else None
 
     def _combine(self, rng: Random, terms: list[Term]) -> Term | None:
         """None where no operation makes a whole positive number of a pair."""

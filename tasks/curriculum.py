@@ -6,16 +6,17 @@
             ...                                            # train on it, then
             curriculum.observe(problem, num_correct, num_scored, recurs=True)
 
-Candidates come in the order they would have without a curriculum, and some are passed over. So a problem is met in proportion to its
-weight, at most once an epoch, and never starves: no weight is below the floor.
+Candidates come in the order they would have without a curriculum, and some are passed over. So a problem is met in
+proportion to its weight, at most once an epoch, and never starves: no weight is below the floor.
 
-The rate of a kind of problems (`bucket`) and that of a problem are shares of correct responses in which older observations count less.
-Few responses say little, so both are drawn towards what is known without them, as by k = `prior_responses` responses of that rate:
+The rate of a kind of problems (`bucket`) and that of a problem are shares of correct responses in which older
+observations count less. Few responses say little, so both are drawn towards what is known without them, as by k =
+`prior_responses` responses of that rate:
 
     p_kind = (c + k / 2) / (n + k),    p = (c' + k p_kind) / (n' + k),    weight = floor + (1 - floor) 4 p (1 - p)
 
-with c of n responses correct in the kind and c' of n' in the problem. 4p(1 - p) is the variance of a binary reward, in units of its
-largest: with it goes the signal of a group. What nothing is known of has weight 1.
+with c of n responses correct in the kind and c' of n' in the problem. 4p(1 - p) is the variance of a binary reward, in
+units of its largest: with it goes the signal of a group. What nothing is known of has weight 1.
 
 What is accepted is a function of (seed, position, state), and the state is exact in JSON.
 """
@@ -43,7 +44,8 @@ class CurriculumConfig(Section):
     enabled: bool = False
     """False: problems come in the task's order, whatever their rates."""
     floor: float = Field(default=0.1, ge=0.01, le=1)
-    """Smallest weight, that of problems always or never solved; 1 is no curriculum. At worst 1 / floor candidates are made a problem."""
+    """Smallest weight, that of problems always or never solved; 1 is no curriculum. At worst 1 / floor candidates are
+    made a problem."""
     decay: float = Field(default=0.95, gt=0, le=1)
     """What the earlier groups of a kind count at each new one: 0.95 remembers about 20 groups."""
     problem_decay: float = Field(default=0.5, gt=0, le=1)
@@ -51,7 +53,8 @@ class CurriculumConfig(Section):
     prior_responses: float = Field(default=4.0, gt=0)
     """k: how many responses what is known of its kind is worth to a problem."""
     max_problems: int = Field(default=20_000, ge=1)
-    """Problems whose rate is kept; the one not met for longest is forgotten. Only those of finite tasks recur, so only theirs are kept."""
+    """Problems whose rate is kept; the one not met for longest is forgotten. Only those of finite tasks recur, so only
+    theirs are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,8 +105,8 @@ class Curriculum:
         return sampling_weight(expected_rate(own, kind, prior_responses=self._config.prior_responses), floor=self._config.floor)
 
     def observe(self, problem: Problem, *, num_correct: int, num_scored: int, recurs: bool) -> None:
-        """Take in the verdicts of a group: how many responses were correct, of how many that were scored. `recurs`: the problem will be
-        met again. Raises ValueError unless 0 <= num_correct <= num_scored."""
+        """Take in the verdicts of a group: how many responses were correct, of how many that were scored. `recurs`: the
+        problem will be met again. Raises ValueError unless 0 <= num_correct <= num_scored."""
         if not 0 <= num_correct <= num_scored:
             raise ValueError(f"{num_correct} correct of {num_scored} scored responses to '{problem.problem_id}'")
         if num_scored == 0:

@@ -1,4 +1,5 @@
-r"""DAPO-Math: competition problems from many sources with integer answers (Yu et al. 2025, arXiv:2503.14476), without those of test sets.
+r"""DAPO-Math: competition problems from many sources with integer answers (Yu et al. 2025, arXiv:2503.14476), without
+those of test sets.
 
     task = DapoMath(config)                                 # the configuration of all tasks: test sets are other tasks'
     for problem in task.problems("train"):
@@ -10,10 +11,10 @@ r"""DAPO-Math: competition problems from many sources with integer answers (Yu e
 | dev | 30 | AIME 2024 |
 | test | 30 | AIME 2025 |
 
-The set holds about a thousand questions of MATH's test set, and some of AMC and AIME. They are taken out, whatever the spelling of
-their LaTeX (`tasks.decontamination`), before any row is chosen. "dapo-math/train/000123" is row 123 of the file. `selected_rows` is the
-record of what is trained on: which rows, as a function of the file's length, the rows taken out, and the seed.
-"""
+The set holds about a thousand questions of MATH's test set, and some of AMC and AIME. They are taken out, whatever the
+spelling of their LaTeX (`tasks.data.decontamination`), before any row is chosen. "dapo-math/train/000123" is row 123 of
+the file. `selected_rows` is the record of what is trained on: which rows, as a function of the file's length, the rows
+taken out, and the seed."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ from hashlib import sha256
 from tasks.aime import Aime
 from tasks.base import Problem, TaskError, Verdict
 from tasks.config import SourceConfig, TaskConfig
-from tasks.decontamination import contaminated
+from tasks.data.decontamination import contaminated
+from tasks.data.published import PublishedRow, published_rows
+from tasks.data.sources import DataSource
 from tasks.hendrycks_math import test_questions
-from tasks.math_task import LAYOUTS, MathTask
-from tasks.published import PublishedRow, published_rows
-from tasks.sources import Source
+from tasks.mathematics.math_task import LAYOUTS, MathTask
 
 __all__ = ["DapoMath", "selected_rows"]
 
@@ -46,11 +47,11 @@ class DapoMath(MathTask):
         self._config = own
         self._math = config.math
         self._aime = Aime(config.aime)
-        self._source = Source(task=self.name, key="task.dapo_math", folder="dapo_math", config=own)
+        self._source = DataSource(task=self.name, key="task.dapo_math", folder="dapo_math", config=own)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The problems of `split`. Raises TaskError for another split, for missing or other data, and where a test set that is to be taken
-        out is not at hand."""
+        """The problems of `split`. Raises TaskError for another split, for missing or other data, and where a test set
+        that is to be taken out is not at hand."""
         if split not in _SPLITS:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_SPLITS)}")
         if split != "train":
@@ -81,12 +82,13 @@ class DapoMath(MathTask):
 
 
 def selected_rows(num_rows: int, taken_out: Collection[int], *, seed: int, num_wanted: int) -> list[int]:
-    """The first rows of 0 … num_rows − 1 in the order of SHA-256("dapo-math/SEED/INDEX") that are not taken out, by index."""
+    """The first rows of 0 … num_rows − 1 in the order of SHA-256("dapo-math/SEED/INDEX") that are not taken out, by
+    index."""
     left = sorted(set(range(num_rows)) - set(taken_out), key=lambda index: sha256(f"dapo-math/{seed}/{index}".encode()).digest())
     return sorted(left[:num_wanted])
 
 
 def _amc_questions(config: SourceConfig) -> list[str]:
-    source = Source(task="dapo-math", key="task.dapo_math.amc", folder="amc", config=config)
+    source = DataSource(task="dapo-math", key="task.dapo_math.amc", folder="amc", config=config)
     file = source.file("amc.parquet", "amc.jsonl", "test.parquet", "test-*.parquet", "data/train-*.parquet")
     return [row.question for row in published_rows(file, layouts=LAYOUTS, num_rows=file.num_rows(), title="AMC")]

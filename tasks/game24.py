@@ -1,7 +1,7 @@
 """The Game of 24: reach 24 with four numbers, each used exactly once. Intermediate values may be fractions.
 
-Puzzles are drawn until one has a solution, which the exact solver decides: 1362 of the 1820 that the numbers 1 to 13 make.
-"""
+Puzzles are drawn until one has a solution, which the exact solver decides: 1362 of the 1820 that the numbers 1 to 13
+make."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from tasks.draws import between
-from tasks.number_puzzle import Puzzle
-from tasks.puzzle_solver import solve
-from tasks.puzzle_tasks import Drawn, PuzzleConfig
+from tasks.data.draws import between
+from tasks.puzzles.number_puzzle import Puzzle
+from tasks.puzzles.puzzle_tasks import DrawnPuzzle, PuzzleConfig
+from tasks.puzzles.solver import solve
 
 __all__ = ["Game24", "Game24Config"]
 
@@ -51,7 +51,7 @@ class Game24Config(PuzzleConfig):
 
 
 class Game24:
-    """The game (`tasks.puzzle_tasks.Game`)."""
+    """The game (`tasks.puzzles.puzzle_tasks.Game`)."""
 
     name: str = "game24"
     must_use_all: bool = True
@@ -59,15 +59,15 @@ class Game24:
     def __init__(self, config: Game24Config) -> None:
         self._config = config
 
-    def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[Drawn | None]:
+    def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[DrawnPuzzle | None]:
         return (self._draw(rng, is_wanted) for _ in repeat(None))
 
     def published_prompt(self, puzzle: Puzzle) -> str:
         """The input-output prompt of Tree of Thoughts (Yao et al. 2023, arXiv:2305.10601), with its five examples."""
         return f"{_PUBLISHED}Input: {' '.join(map(str, puzzle.numbers))}\n"
 
-    def _draw(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Drawn | None:
+    def _draw(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> DrawnPuzzle | None:
         numbers = tuple(between(rng, 1, self._config.number_max) for _ in range(_NUM_NUMBERS))
         puzzle = Puzzle(numbers=numbers, target=self._config.target, must_use_all=True)
         solution = solve(numbers, self._config.target, must_use_all=True) if is_wanted(puzzle) else None
-        return None if solution is None else Drawn(puzzle=puzzle, solution=solution.text)
+        return None if solution is None else DrawnPuzzle(puzzle=puzzle, solution=solution.text)

@@ -11,9 +11,9 @@
 | test | 807 | the rest of it |
 | test_full | 1319 | all of it |
 
-The sizes of dev and test are those of RepExp's authors (arXiv:2510.11686), whose rows are not published; ours are recorded in
-`tasks.splits`. A problem has one id in every split: "gsm8k/test/000123" is row 123 of the published test file. How an answer is read
-is the stated-number rule of `tasks.answers`. Each call of `problems` reads one file.
+The sizes of dev and test are those of RepExp's authors (arXiv:2510.11686), whose rows are not published; ours are
+recorded in `tasks.data.splits`. A problem has one id in every split: "gsm8k/test/000123" is row 123 of the published
+test file. How an answer is read is the stated-number rule of `tasks.answers`. Each call of `problems` reads one file.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from tasks.answers import final_number, reference_number
 from tasks.base import Message, Problem, TaskError, Verdict, judge, with_instruction
 from tasks.config import Gsm8kConfig
-from tasks.published import PublishedRow, published_rows
-from tasks.sources import Source
-from tasks.splits import GSM8K_DEV
+from tasks.data.published import PublishedRow, published_rows
+from tasks.data.sources import DataSource
+from tasks.data.splits import GSM8K_DEV
 
 __all__ = ["Gsm8k"]
 
@@ -43,10 +43,11 @@ class Gsm8k:
 
     def __init__(self, config: Gsm8kConfig) -> None:
         self._config = config
-        self._source = Source(task=self.name, key="task.gsm8k", folder="gsm8k", config=config)
+        self._source = DataSource(task=self.name, key="task.gsm8k", folder="gsm8k", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The problems of `split` in the order of the published file. Raises TaskError for another split, and for missing or other data."""
+        """The problems of `split` in the order of the published file. Raises TaskError for another split, and for
+        missing or other data."""
         if split not in _FILE_OF_SPLIT:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_FILE_OF_SPLIT)}")
         stem = _FILE_OF_SPLIT[split]
@@ -63,7 +64,8 @@ class Gsm8k:
         return final_number(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Reward 1.0 where the response states the right number, whatever its spelling, else 0.0; NO_ANSWER (0.0) where it states none."""
+        """Reward 1.0 where the response states the right number, whatever its spelling, else 0.0; NO_ANSWER (0.0) where
+        it states none."""
         return judge(final_number(response), final_number(problem.answer))
 
     def _read(self, stem: str) -> list[Problem]:

@@ -12,9 +12,8 @@ r"""MATH: competition problems with answers of every form (Hendrycks et al. 2021
 | test_full | 5000 | all of it |
 
 These are the splits of RepExp's authors (arXiv:2510.11686). A problem has one id in every split and from every file:
-"math/test/000123" is row 123 of the test file of DigitalLearningGmbH/MATH-lighteval; which rows are MATH-500 is recorded in
-`tasks.splits`. Each call of `problems` reads one file.
-"""
+"math/test/000123" is row 123 of the test file of DigitalLearningGmbH/MATH-lighteval; which rows are MATH-500 is
+recorded in `tasks.data.splits`. Each call of `problems` reads one file."""
 
 from __future__ import annotations
 
@@ -22,12 +21,12 @@ from collections.abc import Iterator
 
 from tasks.base import Problem, TaskError
 from tasks.config import MathConfig
-from tasks.data_files import DataFile
-from tasks.math_task import LAYOUTS, MathTask
-from tasks.published import PublishedRow, published_rows
-from tasks.sources import Source
-from tasks.splits import MATH_500, question_digest
-from tasks.verify_math import last_box
+from tasks.data.files import DataFile
+from tasks.data.published import PublishedRow, published_rows
+from tasks.data.sources import DataSource
+from tasks.data.splits import MATH_500, question_digest
+from tasks.mathematics.math_task import LAYOUTS, MathTask
+from tasks.mathematics.verify import last_box
 
 __all__ = ["HendrycksMath", "test_questions"]
 
@@ -46,10 +45,11 @@ class HendrycksMath(MathTask):
 
     def __init__(self, config: MathConfig) -> None:
         super().__init__(config.instruction)
-        self._source = Source(task=self.name, key="task.math", folder="math", config=config)
+        self._source = DataSource(task=self.name, key="task.math", folder="math", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The problems of `split` in the order of the published file. Raises TaskError for another split, and for missing or other data."""
+        """The problems of `split` in the order of the published file. Raises TaskError for another split, and for
+        missing or other data."""
         if split not in _SPLITS:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_SPLITS)}")
         if split == "dev":

@@ -1,4 +1,5 @@
-"""MBPP+: short Python programs, tested by about a hundred calls each (Liu et al. 2023, arXiv:2305.01210), and MBPP to train on.
+"""MBPP+: short Python programs, tested by about a hundred calls each (Liu et al. 2023, arXiv:2305.01210), and MBPP to
+train on.
 
     task = MbppPlus(config.mbpp_plus)
     for problem in task.problems("dev"):
@@ -10,10 +11,10 @@
 | dev | 51 | MBPP's validation set (511 to 600), likewise |
 | test | 378 | MBPP+ |
 
-MBPP+ has problems of all of MBPP's splits: 108 of the 374 training problems are in it. The id of a problem is MBPP's number for it,
-"mbpp-plus/601". Programs run in `tasks.sandbox`, with the standard library only; `tasks.program_tests` has what they can and cannot do to
-their verdict. A program that uses more than its time is wrong; only a verification that fails itself is a timeout or an error.
-"""
+MBPP+ has problems of all of MBPP's splits: 108 of the 374 training problems are in it. The id of a problem is MBPP's
+number for it, "mbpp-plus/601". Programs run in `tasks.programs.sandbox`, with the standard library only;
+`tasks.programs.program_tests` has what they can and cannot do to their verdict. A program that uses more than its time
+is wrong; only a verification that fails itself is a timeout or an error."""
 
 from __future__ import annotations
 
@@ -23,12 +24,12 @@ from dataclasses import replace
 
 from tasks.base import Message, Problem, TaskError, Verdict, VerdictStatus, with_instruction
 from tasks.config import MbppPlusConfig
-from tasks.data_files import DataFile
-from tasks.mbpp_files import MbppRow, mbpp_rows, plus_rows
-from tasks.program_tests import deadline_s, judge_program, read_tests, write_tests
-from tasks.programs import stated_program
-from tasks.sandbox import Isolation, why_unavailable
-from tasks.sources import Source
+from tasks.data.files import DataFile
+from tasks.data.sources import DataSource
+from tasks.programs.mbpp_files import MbppRow, mbpp_rows, plus_rows
+from tasks.programs.program_tests import deadline_s, judge_program, read_tests, write_tests
+from tasks.programs.sandbox import Isolation, why_unavailable
+from tasks.programs.stated_program import stated_program
 
 __all__ = ["MbppPlus"]
 
@@ -56,8 +57,8 @@ class MbppPlus:
     def problems(self, split: str) -> Iterator[Problem]:
         """The problems of `split` in the order of the published file.
 
-        Raises TaskError for another split, for missing or other data, and where this machine cannot isolate programs as configured.
-        """
+        Raises TaskError for another split, for missing or other data, and where this machine cannot isolate programs as
+        configured."""
         if split not in _FILE_OF_SPLIT:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_FILE_OF_SPLIT)}")
         reason = why_unavailable(self._isolation)
@@ -80,8 +81,8 @@ class MbppPlus:
         return stated_program(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Reward 1.0 where the stated program passes every test, else 0.0; NO_ANSWER (0.0) where there is no program, MALFORMED (0.0) where
-        it does not compile; ERROR where the sandbox or the reference program fails."""
+        """Reward 1.0 where the stated program passes every test, else 0.0; NO_ANSWER (0.0) where there is no program,
+        MALFORMED (0.0) where it does not compile; ERROR where the sandbox or the reference program fails."""
         program = stated_program(response)
         if program is None:
             return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
@@ -97,13 +98,13 @@ class MbppPlus:
         return Problem(task=self.name, problem_id=f"{self.name}/{row.number}", question=question, answer=write_tests(row.tests))
 
     def _tested(self) -> list[MbppRow]:
-        source = Source(task=self.name, key="task.mbpp_plus", folder="mbppplus", config=self._config)
+        source = DataSource(task=self.name, key="task.mbpp_plus", folder="mbppplus", config=self._config)
         file = source.file("test.parquet", "test-*.parquet", "data/test-*.parquet")
         return _counted(file, plus_rows(file), "MBPP+", NUM_ROWS["test"])
 
     def _others(self, stem: str, tested: list[MbppRow]) -> list[MbppRow]:
         """The rows of a file of MBPP that are not in MBPP+, neither by number nor by text."""
-        source = Source(task=self.name, key="task.mbpp_plus.mbpp", folder="mbpp", config=self._config.mbpp)
+        source = DataSource(task=self.name, key="task.mbpp_plus.mbpp", folder="mbpp", config=self._config.mbpp)
         file = source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"full/{stem}-*.parquet")
         rows = _counted(file, mbpp_rows(file), "MBPP", NUM_ROWS[stem])
         numbers, texts = {row.number for row in tested}, {_words(row.text) for row in tested}

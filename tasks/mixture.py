@@ -4,10 +4,10 @@
     for problem in mixture.problems("train"):
         verdict = mixture.verify(problem, generate(mixture.prompt(problem)))
 
-Which part the problem at an index comes from depends on (seed, split, index) and the weights alone. Each part is read in its own order: of
-n problems drawn from a part, they are its first n. A problem is its part's, named after its label: `Problem.task` is the label, and
-an id starts with it. Under the label of its own name a part's problems are those that it has alone.
-"""
+Which part the problem at an index comes from depends on (seed, split, index) and the weights alone. Each part is read
+in its own order: of n problems drawn from a part, they are its first n. A problem is its part's, named after its label:
+`Problem.task` is the label, and an id starts with it. Under the label of its own name a part's problems are those that
+it has alone."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class Mixture:
         self._seed = seed
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Problems of `split`, none twice: a part that has come to its end is no longer drawn from. Endless where a part is.
+        """Problems of `split`, none twice: a part that has come to its end is no longer drawn from. Endless where a
+        part is.
 
         Raises TaskError where a part does.
         """
@@ -70,7 +71,8 @@ class Mixture:
         return self._drawn(split, remaining)
 
     def label_at(self, split: str, index: int, labels: Sequence[str] | None = None) -> str:
-        """The label of the part that problem `index` of `split` is drawn from; of `labels`, in the order of `parts`, where given."""
+        """The label of the part that problem `index` of `split` is drawn from; of `labels`, in the order of `parts`,
+        where given."""
         labels = labels or tuple(self.parts)
         bounds = list(accumulate(self.parts[label].weight for label in labels))
         drawn = Random(f"{self._seed}/{split}/{index}").random() * bounds[-1]

@@ -1,12 +1,13 @@
-"""Problems of your own, from Parquet or JSON Lines files: one a row, with a prompt and, where there is a verifier, an answer.
+"""Problems of your own, from Parquet or JSON Lines files: one a row, with a prompt and, where there is a verifier, an
+answer.
 
     task = ParquetTask(ParquetConfig(path="problems.jsonl", verifier="exact"))
     for problem in task.problems("train"):
         verdict = task.verify(problem, generate(task.prompt(problem)))
 
-A prompt is a string or a list of chat messages. `Problem.question` of such a list is a transcript for people; the messages themselves
-are in `Problem.meta`, which the rollout log does not keep. Each call of `problems` reads and checks every row of the files.
-"""
+A prompt is a string or a list of chat messages. `Problem.question` of such a list is a transcript for people; the
+messages themselves are in `Problem.meta`, which the rollout log does not keep. Each call of `problems` reads and checks
+every row of the files."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from pathlib import Path
 from tasks.answers import canonical_text, final_number, final_text, reference_number
 from tasks.base import Message, Problem, TaskError, Verdict, judge, with_instruction
 from tasks.config import ParquetConfig
-from tasks.data_files import SUFFIXES, DataFile, Row
-from tasks.verify_math import final_math, is_readable, math_verdict, warm_up
+from tasks.data.files import SUFFIXES, DataFile, Row
+from tasks.mathematics.verify import final_math, is_readable, math_verdict, warm_up
 
 __all__ = ["ParquetTask"]
 
@@ -40,7 +41,8 @@ class ParquetTask:
         self.deadline_s: float = 5.0 if config.verifier == "math" else 2.0
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The problems of `split` in the order of the files and their rows. Raises TaskError for an unknown split and for unusable data."""
+        """The problems of `split` in the order of the files and their rows. Raises TaskError for an unknown split and
+        for unusable data."""
         if self._config.split_column is None and split not in ("train", "test"):
             raise TaskError(
                 f"task {self.name}: no split '{split}': without task.parquet.split_column there are train and test, and both are all rows"
@@ -67,7 +69,8 @@ class ParquetTask:
         return messages
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """The stated number with verifier "number", the stated mathematics with "math", else the last box or line (`tasks.answers`)."""
+        """The stated number with verifier "number", the stated mathematics with "math", else the last box or line
+        (`tasks.answers`)."""
         match self._config.verifier:
             case "number":
                 return final_number(response)
@@ -76,7 +79,8 @@ class ParquetTask:
         return final_text(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Reward 1.0 where the final answer is the row's, else 0.0; NO_ANSWER (0.0) where there is none. TaskError with verifier "none"."""
+        """Reward 1.0 where the final answer is the row's, else 0.0; NO_ANSWER (0.0) where there is none. TaskError with
+        verifier "none"."""
         match self._config.verifier:
             case "number":
                 return judge(self.final_answer(problem, response), final_number(problem.answer))

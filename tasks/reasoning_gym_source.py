@@ -4,9 +4,9 @@
     generator.require_reproducible()
     entry = generator.entry(0)
 
-Some generators depend on the order of sets, hence on string hashes, which differ between processes: 6 of the 105 of version 0.1.25
-(isomorphic_strings, knight_swap, list_functions, polynomial_multiplication, ransom_note, word_ladder). So the first problems are made in
-a second process too, and must be equal.
+Some generators depend on the order of sets, hence on string hashes, which differ between processes: 6 of the 105 of
+version 0.1.25 (isomorphic_strings, knight_swap, list_functions, polynomial_multiplication, ransom_note, word_ladder).
+So the first problems are made in a second process too, and must be equal.
 
 Whatever goes wrong in the library is a TaskError with its reason: it is the work of a hundred authors.
 """
@@ -50,7 +50,8 @@ class Generator:
     """See the module."""
 
     def __init__(self, name: str, options: Mapping[str, Any], *, seed: int, size: int) -> None:
-        """`size` bounds the index. Raises TaskError where library, generator or an option are not there, or the options are refused."""
+        """`size` bounds the index. Raises TaskError where library, generator or an option are not there, or the options
+        are refused."""
         self.name = name
         self.size = size
         self._options = dict(options)
@@ -58,7 +59,8 @@ class Generator:
         self._dataset = self._make()
 
     def entry(self, index: int) -> Entry:
-        """Problem `index`. Raises TaskError where it has no reference answer: the library then scores by code of its own."""
+        """Problem `index`. Raises TaskError where it has no reference answer: the library then scores by code of its
+        own."""
         try:
             entry = self._dataset[index]
         except Exception as error:
@@ -69,7 +71,8 @@ class Generator:
         return Entry(question=question.strip(), answer=answer.strip())
 
     def require_reproducible(self) -> None:
-        """Raises TaskError unless another process, with other string hashes, makes the same first problems within two minutes."""
+        """Raises TaskError unless another process, with other string hashes, makes the same first problems within two
+        minutes."""
         mine = self.digests()  # first: what goes wrong in any process is told better from here
         theirs = self._digests_of_another_process()
         different = next((index for index, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1]), None)

@@ -4,17 +4,18 @@
     for problem in task.problems("train"):
         verdict = task.verify(problem, generate(task.prompt(problem)))
 
-The library makes problems and nothing else: some of its scorers run the answer as code. Scoring is ours, by the reference answer:
+The library makes problems and nothing else: some of its scorers run the answer as code. Scoring is ours, by the
+reference answer:
 
-| scoring    | the answer                                               | is right where                                                |
-|------------|----------------------------------------------------------|---------------------------------------------------------------|
-| number     | the stated number (`tasks.answers`)                      | it has the value of the reference                             |
-| exact      | the last box or line                                     | it is the reference, but for case and spacing                 |
-| text       | the last <answer> tag, else the last box, else the reply | it is the reference, but for spaces around it and at line ends |
-| expression | the stated expression (`tasks.stated_expression`)        | it has the value of the reference and uses the same numbers   |
+| scoring    | the answer                                               | is right where                                              |
+| ---------- | -------------------------------------------------------- | ----------------------------------------------------------- |
+| number     | the stated number (`tasks.answers`)                      | it has the value of the reference                           |
+| exact      | the last box or line                                     | it is the reference, but for case and spacing               |
+| text       | the last <answer> tag, else the last box, else the reply | it is the reference, but for spaces                         |
+| expression | the stated expression                                    | it has the value of the reference and uses the same numbers |
 
-Splits share no question (`tasks.held_out`) and none occurs twice. They depend on (seed, dataset, options) and the library's version.
-"""
+Splits share no question (`tasks.data.held_out`) and none occurs twice. They depend on (seed, dataset, options) and the
+library's version."""
 
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ from pydantic import Field
 
 from tasks.answers import canonical_text, final_number, final_text, last_boxed, reference_number
 from tasks.base import Message, Problem, TaskError, Verdict, judge, with_instruction
-from tasks.exact_expression import ExpressionError, parse
-from tasks.held_out import require_split, split_of
-from tasks.number_puzzle import Puzzle
+from tasks.data.held_out import require_split, split_of
+from tasks.puzzles.exact_expression import ExpressionError, parse
+from tasks.puzzles.number_puzzle import Puzzle
+from tasks.puzzles.stated_expression import final_expression, last_tagged
 from tasks.reasoning_gym_source import Entry, Generator
-from tasks.stated_expression import final_expression, last_tagged
 from tasks.strict import Section
 
 __all__ = ["ReasoningGym", "ReasoningGymConfig"]
@@ -51,7 +52,8 @@ class ReasoningGymConfig(Section):
     held_out_size: int = Field(default=200, ge=1, le=100_000)
     """Problems of "test", and of "dev"."""
     held_out_share: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of all questions that only "test" may ask; "dev" has as many of its own, and "train" the rest, whatever the seed."""
+    """Share of all questions that only "test" may ask; "dev" has as many of its own, and "train" the rest, whatever the
+    seed."""
     scoring: Literal["number", "exact", "text", "expression"] = "number"
     """How an answer is judged: `tasks.reasoning_gym_task` has the table."""
     instruction: str = "Put the final answer within \\boxed{}."
@@ -70,8 +72,9 @@ class ReasoningGym:
         self._seed = seed
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The problems of `split`, all made before the first is returned. Raises TaskError for another split; where library, generator or
-        option are not there; and where problems differ between processes, are too few, or have no answer that `scoring` can use."""
+        """The problems of `split`, all made before the first is returned. Raises TaskError for another split; where
+        library, generator or option are not there; and where problems differ between processes, are too few, or have no
+        answer that `scoring` can use."""
         require_split(self.name, split)
         dataset = self._config.dataset
         if dataset is None:
@@ -150,7 +153,8 @@ def _verbatim(text: str) -> str | None:
 
 
 def _puzzle(reference: str) -> Puzzle:
-    """The puzzle that `reference` solves. Raises ValueError where it is no expression of positive whole numbers with such a value."""
+    """The puzzle that `reference` solves. Raises ValueError where it is no expression of positive whole numbers with
+    such a value."""
     expression = parse(reference)
     whole = [int(number) for number in (*expression.numbers, expression.value or 0) if number == int(number) > 0]
     if len(whole) <= len(expression.numbers) or len(whole) < 3:

@@ -58,14 +58,14 @@ def _make_parquet(config: TaskConfig) -> Task:
 
 def _make_countdown(config: TaskConfig) -> Task:
     from tasks.countdown import Countdown
-    from tasks.puzzle_tasks import puzzle_task
+    from tasks.puzzles.puzzle_tasks import puzzle_task
 
     return puzzle_task(Countdown(config.countdown), config.countdown, config.seed)
 
 
 def _make_game24(config: TaskConfig) -> Task:
     from tasks.game24 import Game24
-    from tasks.puzzle_tasks import puzzle_task
+    from tasks.puzzles.puzzle_tasks import puzzle_task
 
     return puzzle_task(Game24(config.game24), config.game24, config.seed)
 

@@ -1,11 +1,11 @@
-"""What a response is rewarded with besides being right: named shaping terms, all off by default, so that a reward is 1 or 0.
+"""What a response is rewarded with besides being right: named shaping terms, all off by default, so that a reward is 1
+or 0.
 
     r = r_task − format_penalty · [no answer of the form asked for] − overlong_penalty · max(0, T − (T_max − B)) / B
 
-T is the response's number of tokens, T_max the most it may have, B = `overlong_tokens`. The last term is the soft overlong punishment of
-DAPO (arXiv:2503.14476, equation 13): 0 up to T_max − B, then growing to its full size at T_max. A response that could not be scored has no
-reward and none of the terms.
-"""
+T is the response's number of tokens, T_max the most it may have, B = `overlong_tokens`. The last term is the soft
+overlong punishment of DAPO (arXiv:2503.14476, equation 13): 0 up to T_max − B, then growing to its full size at T_max.
+A response that could not be scored has no reward and none of the terms."""
 
 from __future__ import annotations
 

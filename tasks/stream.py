@@ -6,9 +6,9 @@
     state = stream.state_dict()          # saved with the checkpoint
     stream.load_state_dict(state)        # into a stream made with the same task, split and seed: the same problems follow
 
-Without a curriculum every order is a function of (seed, cursor), and so all state is one cursor, and one for each part of a mixture. With
-one, the state is also the measured rates, and how many candidates were passed over (`tasks.curriculum`).
-"""
+Without a curriculum every order is a function of (seed, cursor), and so all state is one cursor, and one for each part
+of a mixture. With one, the state is also the measured rates, and how many candidates were passed over
+(`tasks.curriculum`)."""
 
 from __future__ import annotations
 
@@ -43,14 +43,13 @@ def is_endless(task: Task) -> bool:
 class ProblemStream(Iterator[Problem]):
     """Problems of one split without end. Not thread-safe.
 
-    An `IndexedTask` is read in index order, and `seed` has no effect. Any other task is read into memory once and must be
-    finite; each epoch then meets every problem once, in an order shuffled by (seed, epoch). Each part of a `Mixture` is read so.
-    With a curriculum, an epoch meets some of its problems.
-    """
+    An `IndexedTask` is read in index order, and `seed` has no effect. Any other task is read into memory once and must
+    be finite; each epoch then meets every problem once, in an order shuffled by (seed, epoch). Each part of a `Mixture`
+    is read so. With a curriculum, an epoch meets some of its problems."""
 
     def __init__(self, task: Task, split: str, seed: int, curriculum: CurriculumConfig | None = None) -> None:
-        """Raises TaskError for an empty split, for one of over a million problems in a task that is not an `IndexedTask`, and where the
-        task's `problems` does."""
+        """Raises TaskError for an empty split, for one of over a million problems in a task that is not an
+        `IndexedTask`, and where the task's `problems` does."""
         self.task = task
         self._source: _Mixed | _Plain = _Mixed(task, split, seed) if isinstance(task, Mixture) else _plain(task, split, str(seed))
         self._identity: dict[str, str | int] = {"task": task.name, "split": split, "seed": seed, **self._source.identity}
@@ -81,7 +80,8 @@ class ProblemStream(Iterator[Problem]):
         return {} if self._curriculum is None else self._curriculum.rates()
 
     def observe(self, problem: Problem, *, num_correct: int, num_scored: int) -> None:
-        """The verdicts of a group: what follows depends on them, and on their order, where there is a curriculum, and on nothing else."""
+        """The verdicts of a group: what follows depends on them, and on their order, where there is a curriculum, and
+        on nothing else."""
         if self._curriculum is not None:
             recurs = self._source.recurs(problem)
             self._curriculum.observe(problem, num_correct=num_correct, num_scored=num_scored, recurs=recurs)

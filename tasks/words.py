@@ -1,4 +1,5 @@
-"""Common English words of three to eight letters for the spelling kinds; lower case, ASCII, no palindromes, none twice."""
+"""Common English words of three to eight letters for the spelling kinds; lower case, ASCII, no palindromes, none
+twice."""
 
 from __future__ import annotations
 

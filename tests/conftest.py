@@ -26,7 +26,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def sandboxed() -> None:
     """For tests of the real sandbox."""
-    from tasks.sandbox import why_unavailable
+    from tasks.programs.sandbox import why_unavailable
 
     reason = why_unavailable()
     if reason is not None:

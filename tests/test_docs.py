@@ -10,18 +10,18 @@ import numpy as np
 
 from bonus.diagnostics import BonusDiagnostics
 from buffers.tokens import TokenLedger
-from jobs.evaluation import evaluate_outcomes
+from jobs.analysis.evaluation import evaluate_outcomes
 from learners.advantages import NORMALISERS
-from learners.aggregation import AGGREGATIONS
 from learners.config import LearnerConfig
-from learners.corrections import CORRECTIONS
-from learners.kl import KL_ESTIMATORS
+from learners.loss.aggregation import AGGREGATIONS
+from learners.loss.corrections import CORRECTIONS
+from learners.loss.kl import KL_ESTIMATORS
+from learners.loss.surrogates import SURROGATES
 from learners.mismatch import Cause, MismatchTokens, mismatch_metrics
-from learners.surrogates import SURROGATES
 from tests.jobs.samples_fixture import outcomes_of
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "actors/bonus.py", "jobs/controller.py", "jobs/synchronous.py")
+SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "actors/bonus.py", "jobs/run/controller.py", "jobs/run/synchronous.py")
 GROUPS = "|".join(
     (
         "reward|groups|verifier|response|bonus|advantage|learner|policy|mismatch|mismatch_lag0",

@@ -13,7 +13,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-PACKAGES = sorted(PYPROJECT["tool"]["setuptools"]["packages"])
+ROOMS = sorted(PYPROJECT["tool"]["setuptools"]["packages"])
+PACKAGES = [name for name in ROOMS if "." not in name]
 OWNERS_OF_CONFIG = ("actors", "bonus", "buffers", "jobs", "learners", "tasks")
 NOT_INSTALLED = {"benchmarks", "deploy", "tests"}  # run from a clone only
 HEAVY = ("ray", "torch", "transformers", "vllm")
@@ -28,14 +29,16 @@ def imports_of(module: str) -> set[str]:
 
 
 def test_packages_of_pyproject_are_the_folders_with_an_init():
-    folders = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")}
-    assert sorted(folders - NOT_INSTALLED) == PACKAGES
+    folders = {path.parent.relative_to(REPOSITORY) for name in PACKAGES for path in (REPOSITORY / name).rglob("__init__.py")}
+    assert sorted(".".join(folder.parts) for folder in folders) == ROOMS
 
 
 def test_folders_with_python_files_are_packages():
     """A folder without `__init__.py` loses to any installed package of its name."""
     with_code = {path.parent.name for path in REPOSITORY.glob("*/*.py")}
     assert sorted(with_code - NOT_INSTALLED) == PACKAGES
+    rooms = {path.parent.relative_to(REPOSITORY) for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")}
+    assert sorted(".".join(room.parts) for room in rooms) == ROOMS
 
 
 def test_tools_check_every_package():
@@ -63,7 +66,7 @@ def test_doctor_imports_the_standard_library_only():
 
 def test_actors_are_called_through_handles_only():
     """Whose calls cannot be made without a deadline and a name for what is waited for: mypy sees to that."""
-    where_ray_comes_in = {"jobs/build.py", "jobs/ray_handle.py"}
+    where_ray_comes_in = {"jobs/processes/build.py", "jobs/processes/ray_handle.py"}
     files = [file for folder in PACKAGES for file in (REPOSITORY / folder).rglob("*.py")]
     assert len(files) > 50
     calls = re.compile(r"\.remote\(|\bray\.(get|wait)\(")

@@ -17,7 +17,8 @@ MAX_BATCHED_TOKENS = 128
 
 @contextmanager
 def vllm_engine(model_path: str, sampling: SamplingConfig, **options: Any) -> Iterator[Any]:
-    """In float32. It decodes few responses at once and takes in prompts in pieces. What it sets for its process is undone behind it."""
+    """In float32. It decodes few responses at once and takes in prompts in pieces. What it sets for its process is
+    undone behind it."""
     from actors.vllm_engine import VllmEngine
 
     environment, threads = dict(os.environ), torch.get_num_threads()

@@ -46,7 +46,8 @@ def make_group(
     dim: int = DIM,
     seed: int | None = None,
 ) -> pa.RecordBatch:
-    """One encoded and verified group: every response has a feature of its own and is right or wrong by chance, the first is right."""
+    """One encoded and verified group: every response has a feature of its own and is right or wrong by chance, the
+    first is right."""
     rng = np.random.default_rng(group_id if seed is None else seed)
     request = make_request(group_id, num_responses=len(lengths))
     request = replace(request, problem=replace(request.problem, task=task, problem_id=problem or f"p{group_id}"))
@@ -77,8 +78,8 @@ def valid_features(batch: pa.RecordBatch) -> list[NDArray[np.float64]]:
     ]
 
 
-def leverages(centred: NDArray[np.float64], sigma: NDArray[np.float64]) -> NDArray[np.float64]:
-    leverage: NDArray[np.float64] = np.einsum("kd,de,ke->k", centred, np.linalg.inv(sigma), centred)
+def leverages(centered: NDArray[np.float64], sigma: NDArray[np.float64]) -> NDArray[np.float64]:
+    leverage: NDArray[np.float64] = np.einsum("kd,de,ke->k", centered, np.linalg.inv(sigma), centered)
     return leverage
 
 
@@ -98,8 +99,8 @@ def test_without_memory_a_bonus_is_the_leverage_in_its_own_group() -> None:
         batch = step_batch(step)
         expected = []
         for rows in valid_features(batch):
-            centred = rows - rows.mean(axis=0)
-            expected += leverages(centred, RIDGE * np.eye(DIM) + centred.T @ centred).tolist()
+            centered = rows - rows.mean(axis=0)
+            expected += leverages(centered, RIDGE * np.eye(DIM) + centered.T @ centered).tolist()
         np.testing.assert_allclose(bonuses_of(scorer.score(batch, step)[0]), expected, rtol=1e-9)
 
 
@@ -108,10 +109,10 @@ def test_with_memory_run_the_groups_of_a_step_share_what_earlier_steps_left() ->
     moment = np.zeros((DIM, DIM))
     for step in range(4):
         batch = step_batch(step)
-        centred = [rows - rows.mean(axis=0) for rows in valid_features(batch)]
-        expected = [leverages(rows, RIDGE * np.eye(DIM) + moment + rows.T @ rows) for rows in centred]
+        centered = [rows - rows.mean(axis=0) for rows in valid_features(batch)]
+        expected = [leverages(rows, RIDGE * np.eye(DIM) + moment + rows.T @ rows) for rows in centered]
         np.testing.assert_allclose(bonuses_of(scorer.score(batch, step)[0]), np.concatenate(expected), rtol=1e-9)
-        moment = 0.9 * moment + sum(rows.T @ rows for rows in centred)
+        moment = 0.9 * moment + sum(rows.T @ rows for rows in centered)
 
 
 def test_with_memory_prompt_a_response_is_compared_with_all_of_its_prompt_so_far() -> None:
@@ -222,9 +223,9 @@ def test_the_columns_say_what_each_group_s_bonuses_were_made_of() -> None:
     scored, _ = make_scorer(ridge=RIDGE, gate="correct_only", normalise="zscore").score(batch, 0)
     for number, rows in enumerate(valid_features(batch)):
         group = scored.slice(number * GROUP_SIZE, GROUP_SIZE)
-        centred = rows - rows.mean(axis=0)
-        sigma = RIDGE * np.eye(DIM) + centred.T @ centred
-        leverage = leverages(centred, sigma)
+        centered = rows - rows.mean(axis=0)
+        sigma = RIDGE * np.eye(DIM) + centered.T @ centered
+        leverage = leverages(centered, sigma)
         np.testing.assert_allclose(column(group, "leverage"), [*leverage, 0.0], rtol=1e-9)
         expected = {
             "group_spread": leverage.std(ddof=1),
@@ -306,7 +307,8 @@ def test_a_state_made_with_another_projection_is_refused(tmp_path: Path) -> None
 
 
 class LoggedRun:
-    """Two groups a step through replay, as a run does: draw, score, train, log. Every step also drops a group that came too late."""
+    """Two groups a step through replay, as a run does: draw, score, train, log. Every step also drops a group that came
+    too late."""
 
     def __init__(self, directory: Path, **bonus: Any) -> None:
         self.scorer = make_scorer(**bonus)

@@ -23,8 +23,8 @@ from tests.actors.coroutines import WAIT_S, begin, run
 
 
 class FakeEngine:
-    """Samples 100, 101, … for a request; a prompt (n,) wants n tokens, those sampled before included. Checks what it is given and that
-    one thread gives it. `calls` are the resets and the requests, as they came.
+    """Samples 100, 101, … for a request; a prompt (n,) wants n tokens, those sampled before included. Checks what it is
+    given and that one thread gives it. `calls` are the resets and the requests, as they came.
 
     When `throttled`, a step waits for a permit, so a test decides how far sampling gets.
     """

@@ -26,7 +26,8 @@ def make_learner(model: str, **settings: object) -> Learner:
 
 
 def awkward_batch(step: int, *, without_bonus: bool = False) -> pa.RecordBatch:
-    """Groups out of order, of tokens of several versions, a response without a verdict, bonuses and features of all bits."""
+    """Groups out of order, of tokens of several versions, a response without a verdict, bonuses and features of all
+    bits."""
     versions = [[step - 1, step], [step], [0, 0, step], []]
     unscored = make_group(
         90, [20], [[21, 22], [24], [25, 26, 27], []], [1.0, None, 0.0, 0.0], bonuses=[1 / 3, 1e-300, 0.1, -0.0], versions=versions

@@ -1,4 +1,5 @@
-"""Adapters on the real path: trained on what a vLLM engine has sampled, merged, loaded and proved by it, and sampled from."""
+"""Adapters on the real path: trained on what a vLLM engine has sampled, merged, loaded and proved by it, and sampled
+from."""
 
 from __future__ import annotations
 

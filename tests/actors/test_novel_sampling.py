@@ -38,7 +38,8 @@ def candidate(token: int, *state: float, logprob: float = -1.0, length: int = 3)
 
 
 class ScriptedEngine:
-    """Answers the requests of one round after another with the candidates of `rounds`, by response key. Checks what it is asked.
+    """Answers the requests of one round after another with the candidates of `rounds`, by response key. Checks what it
+    is asked.
 
     A candidate that is shorter than asked for has ended, as has one whose last token is END.
     """
@@ -102,8 +103,8 @@ def test_of_equals_the_first_is_kept() -> None:
 
 
 def test_a_response_avoids_what_earlier_responses_of_the_round_kept() -> None:
-    """Both responses have the same candidates. The second finds e1 already taken: with lam = 0.1 (4 + 1) / 2 its novelty has fallen
-    from 4 / 0.25 to 4 / 4.25, while the shorter e2 is still at 1 / 0.25."""
+    """Both responses have the same candidates. The second finds e1 already taken: with lam = 0.1 (4 + 1) / 2 its
+    novelty has fallen from 4 / 0.25 to 4 / 4.25, while the shorter e2 is still at 1 / 0.25."""
     candidates = [candidate(5, 2.0, 0, 0, 0), candidate(6, 0, 1.0, 0, 0)]
     first, second, third = sample(ScriptedEngine({"a": candidates, "b": candidates, "c": candidates}), "a", "b", "c", max_tokens=2)
     assert (first.token_ids, second.token_ids) == ((5, 5), (6, 6))

@@ -292,7 +292,8 @@ def test_a_request_s_own_limit_takes_the_place_of_the_config_s(tiny_model: str) 
 
 
 def assert_state_mean(sample: Sample, model: Any, prompt: list[int]) -> None:
-    """The mean own state of all tokens but the last; of a single token, the prompt's last state, which it was sampled from."""
+    """The mean own state of all tokens but the last; of a single token, the prompt's last state, which it was sampled
+    from."""
     with torch.no_grad():
         states_TH = plain_hidden_states(model, prompt, sample.token_ids)
         before_H = plain_hidden_states(model, prompt[:-1], prompt[-1:])[0]
@@ -354,7 +355,8 @@ def test_pooling_states_changes_nothing_that_is_sampled(tiny_model: str) -> None
 
 
 def with_tensor(snapshot: WeightSnapshot, name: str, change: Any) -> WeightSnapshot:
-    """The snapshot with one tensor changed on its way to the engine: its fingerprint is still that of the true weights."""
+    """The snapshot with one tensor changed on its way to the engine: its fingerprint is still that of the true
+    weights."""
     copied = replace(snapshot, buffer=snapshot.buffer.copy())
     change(dict(copied.tensors())[name])
     return copied

@@ -146,7 +146,8 @@ def outcomes(directory: Path, step: int) -> list[tuple[int, str]]:
 
 
 def with_stale_groups(directory: Path) -> tuple[Replay, pa.RecordBatch]:
-    """A replay that found group 0 stale when it was offered and 1 when batch [2] was drawn, which is what it returns."""
+    """A replay that found group 0 stale when it was offered and 1 when batch [2] was drawn, which is what it
+    returns."""
     replay = make_replay(directory)
     insert(replay, 1, sampled=0)
     insert(replay, 0, sampled=0, version=2)

@@ -100,7 +100,8 @@ class Gate:
 
 
 class Throttle:
-    """Steps sample nothing until the test permits some; in between the engine answers. `error` is raised by the next that is permitted."""
+    """Steps sample nothing until the test permits some; in between the engine answers. `error` is raised by the next
+    that is permitted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.error: Exception | None = None
@@ -175,7 +176,7 @@ def test_the_text_is_decoded_without_special_tokens_while_the_ids_keep_them(tiny
         assert "</s>" not in rollout.response_text
 
 
-def test_behaviour_log_probs_are_those_of_the_model(tiny_model: str) -> None:
+def test_behavior_log_probs_are_those_of_the_model(tiny_model: str) -> None:
     model = load_causal_lm(tiny_model, dtype="float32")
     (batch,) = generate(tiny_model, request_of(), temperature=0.9)
     (group,) = from_record_batch(batch)
@@ -401,7 +402,8 @@ def test_a_group_of_which_a_response_is_refused_leaves_the_engine(tiny_model: st
 
 
 def cut(batch: pa.RecordBatch, *lengths: int | None) -> pa.RecordBatch:
-    """A progress batch: of each row the first so many tokens, "aborted"; None or more than there are: the row as it ended."""
+    """A progress batch: of each row the first so many tokens, "aborted"; None or more than there are: the row as it
+    ended."""
     rows = batch.select(PROGRESS_SCHEMA.names).to_pylist()
     for row, length in zip(rows, lengths, strict=True):
         if length is not None and length < len(row["response_ids"]):
@@ -794,7 +796,8 @@ def pool(model: str, *, seed: int = 7, features: dict[str, Any] | None = None, *
 
 
 def state_means(model_path: str, batch: pa.RecordBatch) -> np.ndarray:
-    """The mean own state of all tokens but the last, of a single token the prompt's last state, by plain forwards, (K, H)."""
+    """The mean own state of all tokens but the last, of a single token the prompt's last state, by plain forwards, (K,
+    H)."""
     model = load_causal_lm(model_path, dtype="float32")
     means = []
     for row in batch.select(["prompt_ids", "response_ids"]).to_pylist():

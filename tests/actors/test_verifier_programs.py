@@ -15,7 +15,7 @@ from actors.config import VerifierConfig
 from actors.verifier import VerifierPool
 from buffers.records import Problem, Verdict, VerdictStatus
 from tasks.config import MbppPlusConfig, TaskConfig
-from tasks.program_tests import ProgramTests, write_tests
+from tasks.programs.program_tests import ProgramTests, write_tests
 
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("sandboxed")]
 

@@ -1,8 +1,8 @@
-"""A real vLLM engine on the embedded model, in this process: what it samples, the states it saw, and that it proves its weights.
-Once AsyncLLM, in processes of its own.
+"""A real vLLM engine on the embedded model, in this process: what it samples, the states it saw, and that it proves its
+weights. Once AsyncLLM, in processes of its own.
 
-It decodes fewer responses at once than some tests ask for and takes in prompts in pieces, so that requests wait and prompts are cut.
-"""
+It decodes fewer responses at once than some tests ask for and takes in prompts in pieces, so that requests wait and
+prompts are cut."""
 
 from __future__ import annotations
 
@@ -233,7 +233,8 @@ def test_a_cut_response_goes_on_after_its_own_tokens(
 
 
 def test_a_likely_response_that_is_cut_goes_on_as_it_would_have(engine: Any, prompts: dict[str, list[int]], original: Any) -> None:
-    """Where the first token of the whole response is nearly certain, it is the continuation's too: the cut is in its prompt."""
+    """Where the first token of the whole response is nearly certain, it is the continuation's too: the cut is in its
+    prompt."""
     engine.load(snapshot_of(original, 42))
     whole = run(engine, prompts, "whole")
     certain = {

@@ -1,5 +1,5 @@
-"""AsyncVllmEngine around a load, with a stand-in for vLLM's AsyncLLM: requests that come while weights are replaced, and where
-weights lie meanwhile."""
+"""AsyncVllmEngine around a load, with a stand-in for vLLM's AsyncLLM: requests that come while weights are replaced,
+and where weights lie meanwhile."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""nccl and ipc as far as a machine without a GPU goes: vLLM's own classes of both sides, our connection between them, our engine around.
+"""nccl and ipc as far as a machine without a GPU goes: vLLM's own classes of both sides, our connection between them,
+our engine around.
 
-Stand-ins: for NCCL a queue, for the memory handles of CUDA tensors in this process, for streams nothing, for AsyncLLM a call of the worker.
-What this does not show: that NCCL finds its peer, that CUDA shares memory, what either costs.
-"""
+Stand-ins: for NCCL a queue, for the memory handles of CUDA tensors in this process, for streams nothing, for AsyncLLM a
+call of the worker. What this does not show: that NCCL finds its peer, that CUDA shares memory, what either costs."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class FakeAsyncLLM:
-    """In place of AsyncLLM: one worker of vLLM's own class, with our extension, whose methods are called in a thread."""
+    """In place of AsyncLLM: one worker of vLLM's own class, with our extension, whose methods are called in a
+    thread."""
 
     errored = False
 

@@ -1,4 +1,5 @@
-"""The reference vectors, made with explicit matrix inverses: at REPEXP_VECTORS, or where the checkout has them beside it."""
+"""The reference vectors, made with explicit matrix inverses: at REPEXP_VECTORS, or where the checkout has them beside
+it."""
 
 import os
 from collections.abc import Mapping

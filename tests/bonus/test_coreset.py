@@ -131,7 +131,8 @@ def test_a_pool_of_several_panels_has_the_picks_of_rank_one_updates() -> None:
 
 @pytest.mark.parametrize("ridge", [1e-2, 1e-6])
 def test_scores_stay_accurate_past_the_rank_of_the_features(ridge: float) -> None:
-    """Once D directions are taken, a score has lost up to ten digits of what it was: the fold after D picks gives them back."""
+    """Once D directions are taken, a score has lost up to ten digits of what it was: the fold after D picks gives them
+    back."""
     features_ND = 3.0 * draw(0, 120, 16)
     indices_k, scores_k = select(features_ND, 120, ridge=ridge)
     for t in range(16, 120):

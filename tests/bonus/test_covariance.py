@@ -26,12 +26,12 @@ def draw(seed: int, *shape: int) -> Tensor:
     return values_GKD - values_GKD.mean(1, keepdim=True)
 
 
-def all_valid(centred_GKD: Tensor) -> Tensor:
-    return torch.ones(centred_GKD.shape[:2], dtype=torch.bool)
+def all_valid(centered_GKD: Tensor) -> Tensor:
+    return torch.ones(centered_GKD.shape[:2], dtype=torch.bool)
 
 
-def absorb(state: CovarianceState, centred_GKD: Tensor, forgetting: float = 1.0) -> CovarianceState:
-    return update(state, centred_GKD, all_valid(centred_GKD), forgetting=forgetting)
+def absorb(state: CovarianceState, centered_GKD: Tensor, forgetting: float = 1.0) -> CovarianceState:
+    return update(state, centered_GKD, all_valid(centered_GKD), forgetting=forgetting)
 
 
 def assert_same_state(actual: CovarianceState, expected: CovarianceState, *, rtol: float = 0.0, atol: float = 0.0) -> None:
@@ -57,9 +57,9 @@ def test_absorbing_leaves_the_earlier_state_as_it_was() -> None:
 
 
 def test_energy_alone_advances_everything_but_the_second_moment() -> None:
-    centred_GKD = draw(0, 2, 3, 4)
-    state = absorb_energy(init_state(4), centred_GKD, all_valid(centred_GKD), forgetting=0.5)
-    assert_same_state(state, dataclasses.replace(absorb(init_state(4), centred_GKD), second_moment_DD=torch.zeros(4, 4).double()))
+    centered_GKD = draw(0, 2, 3, 4)
+    state = absorb_energy(init_state(4), centered_GKD, all_valid(centered_GKD), forgetting=0.5)
+    assert_same_state(state, dataclasses.replace(absorb(init_state(4), centered_GKD), second_moment_DD=torch.zeros(4, 4).double()))
 
 
 @settings(deadline=None, max_examples=40)
@@ -93,16 +93,16 @@ def test_a_saved_state_holds_one_tensor_of_its_own_and_numbers() -> None:
     assert state.second_moment_DD.any()
 
 
-def test_the_automatic_ridge_is_the_mean_energy_of_the_centred_rows() -> None:
-    centred_GKD = draw(3, 4, 5, 6)
-    assert auto_ridge(absorb(init_state(6), centred_GKD)) == pytest.approx(centred_GKD.square().sum(2).mean().item())
+def test_the_automatic_ridge_is_the_mean_energy_of_the_centered_rows() -> None:
+    centered_GKD = draw(3, 4, 5, 6)
+    assert auto_ridge(absorb(init_state(6), centered_GKD)) == pytest.approx(centered_GKD.square().sum(2).mean().item())
 
 
 def test_rows_that_cannot_vary_do_not_lower_the_automatic_ridge() -> None:
     valid_GK = torch.tensor([[True, True, True, False], [True, False, False, False]])
-    centred_GKD = torch.zeros(2, 4, 2, dtype=torch.float64)
-    centred_GKD[0, 0, 0], centred_GKD[0, 1, 0] = 3.0, -3.0
-    assert auto_ridge(update(init_state(2), centred_GKD, valid_GK, forgetting=1.0)) == pytest.approx(18 / 3)
+    centered_GKD = torch.zeros(2, 4, 2, dtype=torch.float64)
+    centered_GKD[0, 0, 0], centered_GKD[0, 1, 0] = 3.0, -3.0
+    assert auto_ridge(update(init_state(2), centered_GKD, valid_GK, forgetting=1.0)) == pytest.approx(18 / 3)
 
 
 def test_the_automatic_ridge_never_reaches_zero() -> None:

@@ -39,7 +39,7 @@ def test_a_step_whose_median_spread_is_tiny_carries_no_signal(spread: float | No
 def scored_groups(leverage_GK: torch.Tensor, valid_GK: torch.Tensor) -> ScoredGroups:
     """A step whose bonus is its leverage, measured in a space of one dimension."""
     return ScoredGroups(
-        centred_GKD=torch.zeros(*leverage_GK.shape, 1, dtype=torch.float64),
+        centered_GKD=torch.zeros(*leverage_GK.shape, 1, dtype=torch.float64),
         prior=None,
         ridge=1.0,
         seen_G=valid_GK.sum(dim=1),
@@ -81,13 +81,13 @@ def test_distance_to_saturation_is_that_of_the_mean_that_was_subtracted() -> Non
 
 @pytest.mark.parametrize("prior_of", ["nobody", "all", "each"])
 def test_effective_rank_is_that_of_the_matrix_itself(prior_of: str) -> None:
-    centred_GKD = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    second_moment_GDD = 2.0 * centred_GKD.flip(0).mT @ centred_GKD.flip(0)
+    centered_GKD = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    second_moment_GDD = 2.0 * centered_GKD.flip(0).mT @ centered_GKD.flip(0)
     prior = {"nobody": None, "all": second_moment_GDD[0], "each": second_moment_GDD}[prior_of]
-    sigma_GDD = 0.3 * torch.eye(6, dtype=torch.float64) + centred_GKD.mT @ centred_GKD + (0.0 if prior is None else prior)
+    sigma_GDD = 0.3 * torch.eye(6, dtype=torch.float64) + centered_GKD.mT @ centered_GKD + (0.0 if prior is None else prior)
     eigenvalues_GD = torch.linalg.eigvalsh(sigma_GDD)
     expected_G = eigenvalues_GD.sum(1).square() / eigenvalues_GD.square().sum(1)
-    torch.testing.assert_close(effective_rank(centred_GKD, ridge=0.3, prior=prior), expected_G, rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(effective_rank(centered_GKD, ridge=0.3, prior=prior), expected_G, rtol=1e-10, atol=0.0)
 
 
 def test_effective_rank_without_features_is_the_full_dimension() -> None:
@@ -95,9 +95,9 @@ def test_effective_rank_without_features_is_the_full_dimension() -> None:
 
 
 def test_ridge_is_compared_with_the_energy_per_dimension() -> None:
-    centred_GKD = torch.tensor([[[2.0, 0.0], [-2.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)
-    assert ridge_to_energy(centred_GKD, ridge=0.5) == pytest.approx(0.5 / ((8 + 0) / 2 / 2))
-    assert ridge_to_energy(torch.zeros_like(centred_GKD), ridge=0.5) is None
+    centered_GKD = torch.tensor([[[2.0, 0.0], [-2.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)
+    assert ridge_to_energy(centered_GKD, ridge=0.5) == pytest.approx(0.5 / ((8 + 0) / 2 / 2))
+    assert ridge_to_energy(torch.zeros_like(centered_GKD), ridge=0.5) is None
 
 
 def test_correlation_with_length_is_taken_within_groups() -> None:

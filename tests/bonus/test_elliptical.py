@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bonus.config import Gate, Normalise
-from bonus.elliptical import centre, dual_leverage, gate_mask, leave_one_out, leverage, normalise_bonus, primal_leverage
+from bonus.config import BonusNormalise, Gate
+from bonus.elliptical import center, dual_leverage, gate_mask, leave_one_out, leverage, normalise_bonus, primal_leverage
 
 property_test = settings(deadline=None, max_examples=50)
 
@@ -48,8 +48,8 @@ def test_leverages_and_leave_one_out_scores_are_those_of_explicit_inverses(vecto
 @pytest.mark.parametrize("form", [primal_leverage, dual_leverage])
 def test_both_forms_agree_with_the_vectors(vectors: Mapping[str, np.ndarray], index: int, form) -> None:
     features_GKD = torch.from_numpy(vectors[f"group{index}_features_GKD"])
-    centred_GKD = centre(features_GKD, torch.ones(features_GKD.shape[:2], dtype=torch.bool))
-    leverage_GK = form(centred_GKD, ridge=float(vectors[f"group{index}_ridge"]))
+    centered_GKD = center(features_GKD, torch.ones(features_GKD.shape[:2], dtype=torch.bool))
+    leverage_GK = form(centered_GKD, ridge=float(vectors[f"group{index}_ridge"]))
     assert_same(leverage_GK, torch.from_numpy(vectors[f"group{index}_leverage_GK"]))
 
 
@@ -72,18 +72,18 @@ def test_identical_features_give_exactly_nothing_at_any_ridge() -> None:
 @given(seeds, sizes, ridges, st.booleans())
 def test_primal_and_dual_forms_are_equal(seed: int, size: tuple[int, int, int], ridge: float, with_prior: bool) -> None:
     features_GKD = draw(seed, *size)
-    centred_GKD = centre(features_GKD, torch.ones(size[:2], dtype=torch.bool))
+    centered_GKD = center(features_GKD, torch.ones(size[:2], dtype=torch.bool))
     prior = draw_prior(seed, size[-1]) if with_prior else None
-    primal_GK, dual_GK = (form(centred_GKD, ridge=ridge, prior=prior) for form in (primal_leverage, dual_leverage))
+    primal_GK, dual_GK = (form(centered_GKD, ridge=ridge, prior=prior) for form in (primal_leverage, dual_leverage))
     assert_same(primal_GK, dual_GK, atol=1e-12)
 
 
 def test_a_prior_enters_as_in_the_definition() -> None:
     for shape in [(3, 4, 6), (3, 9, 6)]:
         features_GKD, prior = draw(1, *shape), draw_prior(2, 6)
-        centred_GKD = features_GKD - features_GKD.mean(1, keepdim=True)
-        inverse_GDD = torch.linalg.inv(0.5 * torch.eye(6, dtype=torch.float64) + prior + centred_GKD.mT @ centred_GKD)
-        expected_GK = torch.einsum("gkd,gde,gke->gk", centred_GKD, inverse_GDD, centred_GKD)
+        centered_GKD = features_GKD - features_GKD.mean(1, keepdim=True)
+        inverse_GDD = torch.linalg.inv(0.5 * torch.eye(6, dtype=torch.float64) + prior + centered_GKD.mT @ centered_GKD)
+        expected_GK = torch.einsum("gkd,gde,gke->gk", centered_GKD, inverse_GDD, centered_GKD)
         assert_same(leverage(features_GKD, ridge=0.5, prior=prior), expected_GK)
 
 
@@ -124,7 +124,8 @@ def test_rotating_and_shifting_the_features_changes_nothing(seed: int, size: tup
 @property_test
 @given(seeds, sizes, ridges)
 def test_a_duplicate_lowers_the_bonus_of_its_original_by_the_known_amount(seed: int, size: tuple[int, int, int], ridge: float) -> None:
-    """With the group mean as an intercept, H = leverage + 1/K, and a second copy makes it H / (1 + H) (Sherman-Morrison)."""
+    """With the group mean as an intercept, H = leverage + 1/K, and a second copy makes it H / (1 + H)
+    (Sherman-Morrison)."""
     num_responses = size[1]
     features_GKD = draw(seed, *size)
     before_G = leverage(features_GKD, ridge=ridge)[:, 0]
@@ -136,10 +137,10 @@ def test_a_duplicate_lowers_the_bonus_of_its_original_by_the_known_amount(seed: 
 
 
 def test_leave_one_out_scores_a_response_against_the_others_alone() -> None:
-    centred_KD = draw(4, 5, 3) - draw(4, 5, 3).mean(0)
-    sigma_DD = 0.1 * torch.eye(3, dtype=torch.float64) + centred_KD.mT @ centred_KD
-    expected_K = torch.stack([x_D @ torch.linalg.inv(sigma_DD - x_D.outer(x_D)) @ x_D for x_D in centred_KD])
-    assert_same(leave_one_out(leverage(centred_KD[None], ridge=0.1))[0], expected_K, rtol=1e-10)
+    centered_KD = draw(4, 5, 3) - draw(4, 5, 3).mean(0)
+    sigma_DD = 0.1 * torch.eye(3, dtype=torch.float64) + centered_KD.mT @ centered_KD
+    expected_K = torch.stack([x_D @ torch.linalg.inv(sigma_DD - x_D.outer(x_D)) @ x_D for x_D in centered_KD])
+    assert_same(leave_one_out(leverage(centered_KD[None], ridge=0.1))[0], expected_K, rtol=1e-10)
 
 
 @pytest.mark.parametrize("bad", [1.0, -0.1, math.nan])
@@ -213,7 +214,7 @@ VALID_GK = torch.tensor([[True, True, True, False], [True, True, True, True]])
         ("zscore", [[-1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]),
     ],
 )
-def test_bonuses_are_normalised_within_their_group_over_valid_responses(normalise: Normalise, expected: list) -> None:
+def test_bonuses_are_normalised_within_their_group_over_valid_responses(normalise: BonusNormalise, expected: list) -> None:
     assert normalise_bonus(BONUS_GK, VALID_GK, normalise).tolist() == expected
 
 
@@ -225,7 +226,7 @@ def test_std_divides_by_the_deviation_with_one_degree_of_freedom_less() -> None:
 
 
 @pytest.mark.parametrize("normalise", ["std", "zscore"])
-def test_a_difference_that_is_only_rounding_is_not_blown_up(normalise: Normalise) -> None:
+def test_a_difference_that_is_only_rounding_is_not_blown_up(normalise: BonusNormalise) -> None:
     bonus_GK = torch.tensor([[0.5, 0.5 + 1e-16 + 2e-16]], dtype=torch.float64)
     assert bonus_GK[0, 0] != bonus_GK[0, 1]
     assert normalise_bonus(bonus_GK, torch.ones(1, 2, dtype=torch.bool), normalise).abs().max() <= 0.51

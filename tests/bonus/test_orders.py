@@ -128,8 +128,8 @@ def test_the_orders_are_those_that_a_report_names() -> None:
 def test_repexp_is_the_selection_carried_on_to_the_last_candidate(ridge: float) -> None:
     features_ND = draw(0, 20, DIM)
     assert torch.equal(repexp_order(features_ND, everyone(20), ridge=ridge, center="none"), select(features_ND, 20, ridge=ridge)[0])
-    centred_ND = features_ND - features_ND.mean(0)
-    assert torch.equal(repexp_order(features_ND, everyone(20), ridge=ridge, center="pool"), select(centred_ND, 20, ridge=ridge)[0])
+    centered_ND = features_ND - features_ND.mean(0)
+    assert torch.equal(repexp_order(features_ND, everyone(20), ridge=ridge, center="pool"), select(centered_ND, 20, ridge=ridge)[0])
 
 
 def test_centring_over_the_pool_takes_the_common_direction_away() -> None:
@@ -140,17 +140,17 @@ def test_centring_over_the_pool_takes_the_common_direction_away() -> None:
 
 def test_the_automatic_ridge_is_the_mean_energy_of_the_features_used() -> None:
     features_ND = draw(0, 20, DIM) + 10
-    centred_ND = features_ND - features_ND.mean(0)
-    expected_N = select(centred_ND, 20, ridge=centred_ND.square().sum(1).mean().item())[0]
+    centered_ND = features_ND - features_ND.mean(0)
+    expected_N = select(centered_ND, 20, ridge=centered_ND.square().sum(1).mean().item())[0]
     assert torch.equal(repexp_order(features_ND, everyone(20), ridge="auto", center="pool"), expected_N)
     assert resolve_ridge("auto", torch.zeros(3, 2)) == resolve_ridge("auto", torch.zeros(0, 2)) == RIDGE_FLOOR
 
 
-def test_quality_scales_centred_unit_features_by_likelihood() -> None:
+def test_quality_scales_centered_unit_features_by_likelihood() -> None:
     features_ND, logprob_N = draw(0, 12, DIM), -draw(1, 12).abs()
-    centred_ND = features_ND - features_ND.mean(0)
+    centered_ND = features_ND - features_ND.mean(0)
     scale_N = (2.5 * (logprob_N - logprob_N.max())).exp()
-    expected_ND = scale_N[:, None] * centred_ND / centred_ND.norm(dim=1, keepdim=True)
+    expected_ND = scale_N[:, None] * centered_ND / centered_ND.norm(dim=1, keepdim=True)
     torch.testing.assert_close(quality_features(features_ND, everyone(12), logprob_N, exponent=2.5), expected_ND, rtol=1e-12, atol=1e-14)
     actual_N = quality_order(features_ND, everyone(12), logprob_N, ridge=1.0, exponent=2.5)
     assert torch.equal(actual_N, select(expected_ND, 12, ridge=1.0)[0])
@@ -181,11 +181,11 @@ def test_the_determinantal_order_multiplies_the_determinant_most_with_every_pick
 def test_kmeans_takes_one_of_each_cluster_from_the_largest_to_the_smallest() -> None:
     centres_CD = 100.0 * torch.eye(3, DIM, dtype=torch.float64)
     cluster_of = [2, 0, 1, 0, 1, 0, 0, 1]
-    distance_N = torch.tensor([0.0, 3.0, 2.0, 1.0, 1.0, -2.0, -1.5, -1.5], dtype=torch.float64)  # along an axis of its own, near the centre
+    distance_N = torch.tensor([0.0, 3.0, 2.0, 1.0, 1.0, -2.0, -1.5, -1.5], dtype=torch.float64)  # along an axis of its own, near the center
     features_ND = centres_CD[cluster_of]
     features_ND[:, 5] = distance_N
     order = kmeans_order(features_ND, everyone(8), max_clusters=3, seed=0).tolist()
-    assert order[:3] == [3, 4, 0]  # cluster 0 has its centre at 0.125, cluster 1 at 0.5, cluster 2 a single member
+    assert order[:3] == [3, 4, 0]  # cluster 0 has its center at 0.125, cluster 1 at 0.5, cluster 2 a single member
     assert order[3:] == [1, 2, 5, 6, 7]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bonus.elliptical import centred_leverage
+from bonus.elliptical import centered_leverage
 from bonus.prompt_memory import (
     PromptMemory,
     absorb,
@@ -41,8 +41,8 @@ def visit(memory: PromptMemory, keys: list[str], features_GKD: Tensor, max_bytes
 
 
 def score(memory: PromptMemory, keys: list[str], features_GKD: Tensor, *, ridge: float) -> Tensor:
-    centred_GKD, prior_GDD, _ = around_prompts(memory, keys, features_GKD, everyone(features_GKD))
-    return centred_leverage(centred_GKD, ridge=ridge, prior=prior_GDD)
+    centered_GKD, prior_GDD, _ = around_prompts(memory, keys, features_GKD, everyone(features_GKD))
+    return centered_leverage(centered_GKD, ridge=ridge, prior=prior_GDD)
 
 
 def assert_same(actual: Tensor, expected: Tensor, *, rtol: float = 1e-9, atol: float = 0.0) -> None:
@@ -129,10 +129,10 @@ def test_empty_responses_are_neither_absorbed_nor_scored() -> None:
     memory = absorb(init_memory(6), ["a", "b", "c"], features_GKD, valid_GK, max_bytes=NO_LIMIT)
     assert {key: stats.count for key, stats in memory.stats.items()} == {"a": 3, "b": 4}
     assert_same_memory(memory, visit(visit(init_memory(6), ["a"], features_GKD[:1, [0, 2, 3]]), ["b"], features_GKD[1:2]), atol=1e-12)
-    centred_GKD, prior_GDD, seen_G = around_prompts(memory, ["a", "b", "c"], features_GKD, valid_GK)
-    assert not centred_GKD[~valid_GK].any()
+    centered_GKD, prior_GDD, seen_G = around_prompts(memory, ["a", "b", "c"], features_GKD, valid_GK)
+    assert not centered_GKD[~valid_GK].any()
     assert seen_G.tolist() == [3, 4, 0]
-    assert not centred_leverage(centred_GKD, ridge=1.0, prior=prior_GDD)[~valid_GK].any()
+    assert not centered_leverage(centered_GKD, ridge=1.0, prior=prior_GDD)[~valid_GK].any()
 
 
 def test_identical_responses_earn_exactly_nothing_however_often_they_come() -> None:

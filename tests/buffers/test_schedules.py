@@ -1,4 +1,5 @@
-"""Admission and replay together, under random schedules: what a controller may do, in any order, with a restart in the middle."""
+"""Admission and replay together, under random schedules: what a controller may do, in any order, with a restart in the
+middle."""
 
 from __future__ import annotations
 

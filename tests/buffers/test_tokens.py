@@ -186,7 +186,8 @@ def test_after_a_resume_what_is_not_held_is_lost() -> None:
 
 @dataclass(eq=False)
 class Token:
-    """One sampled token. Known once a report counted it, kept once it is safe in a living group, and with a fate in the end."""
+    """One sampled token. Known once a report counted it, kept once it is safe in a living group, and with a fate in the
+    end."""
 
     known: bool = False
     kept: bool = False
@@ -224,8 +225,8 @@ class Message:
 
 
 class Simulation:
-    """Workers that sample, report, fail and die; a controller that hands out, moves, trains on and drops groups; messages that arrive
-    in any order, twice, or after the end of who sent them."""
+    """Workers that sample, report, fail and die; a controller that hands out, moves, trains on and drops groups;
+    messages that arrive in any order, twice, or after the end of who sent them."""
 
     def __init__(self, seed: int, *, results_carry_totals: bool) -> None:
         self.rng = random.Random(seed)
@@ -272,7 +273,8 @@ class Simulation:
             self.check()
 
     def check(self) -> None:
-        """Token for token, where every message tells its worker's total; else all but what workers have not handed out."""
+        """Token for token, where every message tells its worker's total; else all but what workers have not handed
+        out."""
         self.ledger.check_sums()
         found = Counter(self.ledger.counts())
         expected = Counter(token.fate or "in_flight" for token in self.tokens if token.known)
@@ -421,7 +423,8 @@ class Simulation:
             del self.groups[group_id]
 
     def resume(self) -> None:
-        """The process ends; another goes on from a checkpoint of this moment, whose replay holds some of the finished groups."""
+        """The process ends; another goes on from a checkpoint of this moment, whose replay holds some of the finished
+        groups."""
         finished = {group_id: group for group_id, group in self.groups.items() if group.is_finished}
         held = {group_id: group for group_id, group in finished.items() if self.rng.random() < 0.7}
         state = json.loads(json.dumps(self.ledger.state_dict()))

@@ -22,8 +22,8 @@ from actors.engine import Sample
 from actors.reference_engine import ReferenceEngine
 from buffers.records import FinishReason
 from jobs.config import RunConfig
-from jobs.controller import KEPT_FAULTS
-from jobs.events import EventKind
+from jobs.directory.events import EventKind
+from jobs.run.controller import KEPT_FAULTS
 from learners.weights import WeightSnapshot
 from tests.jobs.components_fixture import BOUND_S, Around, LocalRun, small_config
 
@@ -32,8 +32,8 @@ PROGRESS = "progress"
 
 
 def quick_config(model: str, directory: Path, **values: Any) -> RunConfig:
-    """Two workers that often tell how far they are, and no delay before a lost process is replaced. Each group is encoded by itself, so
-    that its features do not depend on what else waits."""
+    """Two workers that often tell how far they are, and no delay before a lost process is replaced. Each group is
+    encoded by itself, so that its features do not depend on what else waits."""
     base: dict[str, Any] = {
         "steps": 3,
         "sampling": {"max_response_tokens": 6},
@@ -66,7 +66,8 @@ class How(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """At the `nth` call of `method`, counted over all processes of a role, or of one process where `who` is its name."""
+    """At the `nth` call of `method`, counted over all processes of a role, or of one process where `who` is its
+    name."""
 
     who: str
     method: str
@@ -196,8 +197,8 @@ async def _never(*args: Any) -> Any:
 
 
 def check(run: LocalRun, chaos: Chaos, directory: Path, *, nothing_else: bool = True) -> None:
-    """Everything that must hold after a run that came to its end, and that every fault happened and was noted. `nothing_else`: and no
-    other loss was, which a short deadline on a busy machine may bring."""
+    """Everything that must hold after a run that came to its end, and that every fault happened and was noted.
+    `nothing_else`: and no other loss was, which a short deadline on a busy machine may bring."""
     assert not chaos.waiting, f"did not happen: {[str(fault) for fault in chaos.waiting]}"
     run.check_valid()
     run.check_restorable(directory)
@@ -208,7 +209,8 @@ def check(run: LocalRun, chaos: Chaos, directory: Path, *, nothing_else: bool = 
 
 
 def check_every_token(run: LocalRun, chaos: Chaos) -> None:
-    """Every token trained on is the one that the weights of its version give there, whoever sampled it and after however many losses."""
+    """Every token trained on is the one that the weights of its version give there, whoever sampled it and after
+    however many losses."""
     config = run.config
     engine = ReferenceEngine(config.model, config.rollout, config.sampling, seed=config.seed)
     rows = run.logged()

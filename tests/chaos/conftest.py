@@ -13,5 +13,6 @@ from tests.chaos.chaos_fixture import quick_config
 
 @pytest.fixture
 def config(tiny_model: str, tmp_path: Path) -> Callable[..., RunConfig]:
-    """config(steps=5, learner={...}): a small run in this test's directory in which losses are soon found and made good."""
+    """config(steps=5, learner={...}): a small run in this test's directory in which losses are soon found and made
+    good."""
     return lambda **values: quick_config(tiny_model, tmp_path, **values)

@@ -1,8 +1,7 @@
 """Whole runs in this process that lose each of their parts at each point, hang, or meet what cannot be used.
 
-Faults come at the n-th call of a method, never after some time. At a lag of 0 and with the reference engine a run is a function of its
-configuration, so whatever is lost, what is learnt must be the same, bit for bit.
-"""
+Faults come at the n-th call of a method, never after some time. At a lag of 0 and with the reference engine a run is a
+function of its configuration, so whatever is lost, what is learnt must be the same, bit for bit."""
 
 import asyncio
 import errno
@@ -21,7 +20,7 @@ from actors.reference_engine import ReferenceEngine
 from actors.rollout import DataError
 from actors.verifier import VerifierPool, VerifierPoolError
 from buffers.rollout_log import RolloutLogError
-from jobs.events import EventKind
+from jobs.directory.events import EventKind
 from learners.checkpoint import CheckpointError, CheckpointManager
 from tests.chaos.chaos_fixture import PROGRESS, Chaos, Fault, How, check, check_every_token, quick_config
 from tests.chaos.raising_task import make_raising_task
@@ -46,7 +45,7 @@ def points(who, method, *hows, nths=(1, 3)):
     return [pytest.param(fault, marks=() if fault.nth == nths[-1] else pytest.mark.long) for fault in faults]
 
 
-LOSSES = [
+PROCESS_FAILURES = [
     *points("learner", "step", How.BEFORE, How.AFTER, How.TOLD),
     *points("learner", "publish", How.BEFORE, How.AFTER, How.TOLD, nths=(2,)),
     *points("learner", "save_part", How.BEFORE, How.AFTER, How.HALFWAY, nths=(1, 2)),
@@ -71,7 +70,7 @@ def assert_as_undisturbed(run, undisturbed, tmp_path):
     assert_same_state(run.state(tmp_path / "state"), state)
 
 
-@pytest.mark.parametrize("fault", LOSSES, ids=str)
+@pytest.mark.parametrize("fault", PROCESS_FAILURES, ids=str)
 def test_a_loss_changes_nothing_of_what_is_learnt(config, tmp_path, undisturbed, fault):
     chaos = Chaos(fault)
     run = chaos.start(config(max_policy_lag=0))
@@ -231,7 +230,8 @@ def test_an_engine_that_fails_is_replaced_with_its_worker(config, tmp_path, undi
 
 
 def test_a_slow_worker_holds_up_no_step(config):
-    """What it samples comes two versions late each time: it is dropped as stale and its problems are sampled by the other."""
+    """What it samples comes two versions late each time: it is dropped as stale and its problems are sampled by the
+    other."""
     live = Progress()
 
     async def around(name, method, args, proceed):

@@ -1,4 +1,5 @@
-"""The whole run is gone before some call of a component, over and over: what its restarts do together is what one start does."""
+"""The whole run is gone before some call of a component, over and over: what its restarts do together is what one start
+does."""
 
 import asyncio
 import random
@@ -7,7 +8,7 @@ from collections import Counter
 import pytest
 
 from jobs.config import RunConfig
-from jobs.run_dir import RunDirectory
+from jobs.directory.run_dir import RunDirectory
 from tests.chaos.chaos_fixture import quick_config
 from tests.jobs.components_fixture import BOUND_S, PROMPTS, Around, LocalRun, random_delays
 
@@ -18,7 +19,8 @@ OF_THEIR_KIND = (3, 4, 6, 9)  # seeds whose lag and order others have, too: for 
 
 
 class KilledRun:
-    """A start that is gone before its n-th call of a component; threads in a call still finish it, as processes of their own would."""
+    """A start that is gone before its n-th call of a component; threads in a call still finish it, as processes of
+    their own would."""
 
     def __init__(self, config: RunConfig, *, calls: int, delays: Around) -> None:
         self._left = calls

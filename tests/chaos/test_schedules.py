@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from jobs.events import EventKind
+from jobs.directory.events import EventKind
 from tests.chaos.chaos_fixture import PROGRESS, Chaos, Fault, How, check_every_token
 from tests.jobs.components_fixture import LocalRun, random_delays
 

@@ -25,7 +25,8 @@ PROMPTS, RESPONSES = 2, 4
 
 
 def tiny_settings(model: str) -> str:
-    """A run of small steps with a gradient in each, as TOML; keys that belong before the first section may be put in front."""
+    """A run of small steps with a gradient in each, as TOML; keys that belong before the first section may be put in
+    front."""
     return f"""
         model = "{model}"
         prompts_per_step = {PROMPTS}
@@ -66,7 +67,8 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float, what: str) -> 
 
 
 def _interruptible() -> None:
-    """A shell without job control has what it runs in the background ignore Ctrl-C, and the tests' jobs would inherit that."""
+    """A shell without job control has what it runs in the background ignore Ctrl-C, and the tests' jobs would inherit
+    that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -118,7 +120,8 @@ class Job:
         return Path(self._output.name).read_text()
 
     def processes(self) -> list[psutil.Process]:
-        """Every live process of this start except the driver: its descendants, those seen before, and those that carry its mark."""
+        """Every live process of this start except the driver: its descendants, those seen before, and those that carry
+        its mark."""
         driver = psutil_or_none(self.process.pid)
         found = driver.children(recursive=True) if driver is not None and self.process.poll() is None else []
         found += [process for process in psutil.process_iter() if process.pid != self.process.pid and self._is_ours(process)]
@@ -127,7 +130,8 @@ class Job:
         return [process for process in self._seen.values() if is_alive(process)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
-        """By the mark in its environment, or by Ray's private directory in its arguments (a new title may overwrite the first)."""
+        """By the mark in its environment, or by Ray's private directory in its arguments (a new title may overwrite the
+        first)."""
         try:
             arguments = process.cmdline()
             if process.environ().get(MARK) == self._mark:
@@ -146,7 +150,8 @@ class Job:
         return [process for process in self.processes() if title_of(process).startswith(title)]
 
     def signal(self, number: int, *, group: bool = False) -> None:
-        """To the driver, or like a terminal to all that share its process group. Notes the processes that there are before."""
+        """To the driver, or like a terminal to all that share its process group. Notes the processes that there are
+        before."""
         assert len(self.processes()) >= 5, "the processes of this start were not found"
         if group:
             os.killpg(self.process.pid, number)

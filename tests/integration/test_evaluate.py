@@ -1,4 +1,5 @@
-"""`python -m jobs.evaluate` as a person starts it: real Ray, tiny models and the reference engine; once, the real engine and model."""
+"""`python -m jobs.evaluate` as a person starts it: real Ray, tiny models and the reference engine; once, the real
+engine and model."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def test_a_killed_job_ends_with_the_same_samples_as_an_undisturbed_one(tmp_path:
     assert {row["verdict_status"] for row in rows} <= {"correct", "incorrect", "no_answer"}
     assert "What is" in rows[0]["question"]
 
-    # The run's policy is the base model: it finds its own responses as likely as it sampled them, and those of the other less.
+    # The run's policy is the base model: it finds its own responses as likely as it sampled them, and those of the
+    # other less.
     own, others = (
         np.array([[row["mean_logprob"], row["base_mean_logprob"]] for row in rows if row["model"] == m]) for m in ("run step 4", "other")
     )

@@ -1,4 +1,5 @@
-"""`python -m jobs.explore` as a person starts it: real Ray, the tiny model and the reference engine; once, the real engine and model."""
+"""`python -m jobs.explore` as a person starts it: real Ray, the tiny model and the reference engine; once, the real
+engine and model."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from jobs.events import EventKind, batches, read_events
-from jobs.run_state import Desired, RunStatus, read_status, write_desired
+from jobs.directory.events import EventKind, batches, read_events
+from jobs.directory.run_state import Desired, RunStatus, read_status, write_desired
 from tests.integration.processes import Training, metrics_of, steps_of, wait_until
 from tests.integration.test_ray_run import ENDLESS, K, P, assert_checkpoint_loads, checkpoints, config, run_dir
 
@@ -68,7 +68,8 @@ def wait_for_more_steps(training: Training, num: int = 2) -> None:
 
 
 def assert_accounted(run_dir: Path) -> None:
-    """Every step once, every problem trained on once, no token beyond the bound, the tokens add up, the batches are those recorded."""
+    """Every step once, every problem trained on once, no token beyond the bound, the tokens add up, the batches are
+    those recorded."""
     records = metrics_of(run_dir)
     steps = [record["step"] for record in records]
     assert steps == list(range(1, len(steps) + 1))
@@ -185,7 +186,8 @@ def add_node(cluster: Cluster):
 
 @pytest.mark.long
 def test_a_worker_leaves_a_node_that_goes_and_survives_one_that_dies(config, run_dir, cluster):
-    """First a notice: the worker drains, its place is taken on another node. Then that node dies with the worker on it."""
+    """First a notice: the worker drains, its place is taken on another node. Then that node dies with the worker on
+    it."""
     first = add_node(cluster)
     elsewhere = ("--set", "rollout.num_gpus=1")
     with Training(config, run_dir, *ENDLESS, *QUICK, *elsewhere, environment={"RAY_ADDRESS": cluster.address}) as training:

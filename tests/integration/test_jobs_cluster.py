@@ -1,4 +1,5 @@
-"""Training on a cluster from outside of it: a real head with token authentication, real jobs, the tiny model and the reference engine."""
+"""Training on a cluster from outside of it: a real head with token authentication, real jobs, the tiny model and the
+reference engine."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ ENDLESS = ("--set", "steps=100000", "--set", "checkpoint.every=2")
 
 
 class Head:
-    """`ray start --head` in a directory, with a home and a token of its own; ends with every process that came of it."""
+    """`ray start --head` in a directory, with a home and a token of its own; ends with every process that came of
+    it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -106,7 +108,8 @@ class Head:
         return self.home / "repexp-runs" / run
 
     def processes(self) -> list[psutil.Process]:
-        """Told by descent, by the mark in their environment, or by the directory in their arguments (a title may hide the mark)."""
+        """Told by descent, by the mark in their environment, or by the directory in their arguments (a title may hide
+        the mark)."""
         head = psutil_or_none(self._process.pid)
         found = [head, *head.children(recursive=True)] if head is not None and self._process.poll() is None else []
         for process in [*found, *filter(self._is_ours, psutil.process_iter())]:

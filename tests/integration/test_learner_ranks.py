@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from buffers.records import Problem, Verdict
 from jobs.config import RunConfig, load_config
-from jobs.events import EventKind, read_events
+from jobs.directory.events import EventKind, read_events
 from tasks.registry import make_task
 from tests.integration.processes import Training, tiny_settings
 from tests.integration.test_ray_run import RAYS_OWN_AGENTS, assert_checkpoint_loads, assert_policy_is_that_of_step, checkpoints

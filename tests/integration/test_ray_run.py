@@ -17,7 +17,8 @@ from tests.integration.processes import Training, metrics_of, steps_of, tiny_set
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 RAYS_OWN_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""They hold nothing of ours and outlive a killed driver by a minute: Ray 2.60 has them report to the dead GCS with that timeout."""
+"""They hold nothing of ours and outlive a killed driver by a minute: Ray 2.60 has them report to the dead GCS with that
+timeout."""
 ENDLESS = ("--set", "steps=100000", "--set", "checkpoint.every=2")
 
 
@@ -97,7 +98,8 @@ def test_run_then_nothing_to_do_then_more_steps(config, run_dir, tiny_model):
 
 
 def test_ctrl_c_checkpoints_and_leaves_no_process(config, run_dir):
-    """The interrupt reaches every process of the terminal's group, as Ctrl-C does. Meanwhile nobody else may use the directory."""
+    """The interrupt reaches every process of the terminal's group, as Ctrl-C does. Meanwhile nobody else may use the
+    directory."""
     with Training(config, run_dir, *ENDLESS) as training:
         training.wait_for_steps(1)
         with Training(config, run_dir, *ENDLESS) as second:

@@ -1,4 +1,5 @@
-"""Weights through Ray's object store, from a learner's process to a worker's: shared, checked, refused where they are damaged."""
+"""Weights through Ray's object store, from a learner's process to a worker's: shared, checked, refused where they are
+damaged."""
 
 import asyncio
 from dataclasses import replace
@@ -9,9 +10,9 @@ import ray
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.learner import Learner
-from jobs.build import ray_session, rollout_worker
-from jobs.failures import FailureKind, kind_of, reason
-from jobs.ray_handle import RayHandle
+from jobs.processes.build import ray_session, rollout_worker
+from jobs.processes.failures import FailureKind, kind_of, reason
+from jobs.processes.ray_handle import RayHandle
 from learners.config import LearnerConfig
 from learners.weight_check import WeightsRefused
 

@@ -4,9 +4,8 @@
     assert run.train() == 3
     run.check_valid()
 
-Faults are injected from outside: a component's method is replaced when it is made (`on_made`), a function goes around every call of the
-components (`around`), or a process is killed (`run.handles["learner"].kill()`).
-"""
+Faults are injected from outside: a component's method is replaced when it is made (`on_made`), a function goes around
+every call of the components (`around`), or a process is killed (`run.handles["learner"].kill()`)."""
 
 from __future__ import annotations
 
@@ -31,13 +30,13 @@ from actors.rollout import RolloutWorker
 from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
-from jobs.controller import Controller
-from jobs.evaluations import Evaluation
-from jobs.events import EventKind
-from jobs.handles import Handle, LocalHandle
-from jobs.run import Run, make_admission
-from jobs.run_dir import RunDirectory
-from jobs.synchronous import SynchronousTrainer
+from jobs.directory.events import EventKind
+from jobs.directory.run_dir import RunDirectory
+from jobs.processes.handles import Handle, LocalHandle
+from jobs.run.components import Run, make_admission
+from jobs.run.controller import Controller
+from jobs.run.evaluations import Evaluation
+from jobs.run.synchronous import SynchronousTrainer
 from tasks.registry import make_task
 from tasks.stream import ProblemStream
 
@@ -65,7 +64,8 @@ def small_config(model: str, directory: Path, **values: Any) -> RunConfig:
         "sampling": {"max_response_tokens": 6},
         "rollout": {"engine": "transformers", "dtype": "float32", "group_timeout_s": BOUND_S},
         "encoder": {"dtype": "float32"},
-        # a bonus for every group, so that there is a gradient in every step; a rate at which two steps give other samples
+        # a bonus for every group, so that there is a gradient in every step; a rate at which two steps give other
+        # samples
         "bonus": {"dim": 8, "memory": "run", "gate": "always"},
         "learner": {"dtype": "float32", "lr": 1e-2, "warmup_steps": 0, "advantage": {"beta": 0.5}},
     }
@@ -166,7 +166,7 @@ class LocalRun:
         )
         self.trainer = (SynchronousTrainer if synchronous else Controller)(self.run, evaluation=evaluation)
 
-    # ---- jobs.run.Factory ----
+    # ---- jobs.run.components.Factory ----
 
     def rollout_worker(self, number: int) -> Handle:
         return self._handle(self._worker(f"rollout-{number}"), f"rollout-{number}")
@@ -377,7 +377,8 @@ class LocalRun:
         assert Counter(problem for problem, _ in fresh.outcomes().elements()) == Counter(fresh.problems_handed_out())
 
     def state(self, directory: Path) -> dict[str, torch.Tensor]:
-        """All that is learnt, by name: parameters, moments, covariance. The generator of the process is shared, hence left out."""
+        """All that is learnt, by name: parameters, moments, covariance. The generator of the process is shared, hence
+        left out."""
         directory.mkdir(parents=True)
         self.the_learner.save(directory)
         (weights,) = [*directory.glob("policy/model.safetensors"), *directory.glob("adapter/adapter_model.safetensors")]

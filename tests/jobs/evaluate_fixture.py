@@ -16,10 +16,10 @@ from actors.config import RolloutConfig, SamplingConfig, VerifierConfig
 from actors.rollout import RolloutWorker
 from buffers.records import GroupUsage
 from jobs.config import RunConfig
-from jobs.evaluator import POOL_KEY, Evaluator, EvaluatorSettings
-from jobs.handles import LocalHandle
-from jobs.pools import PoolStore
-from jobs.run_dir import POLICY_STEP, RunDirectory
+from jobs.directory.run_dir import POLICY_STEP, RunDirectory
+from jobs.processes.handles import LocalHandle
+from jobs.sampling.candidates import PoolStore
+from jobs.sampling.evaluator import POOL_KEY, Evaluator, EvaluatorSettings
 from tasks.config import TaskConfig
 from tasks.registry import make_task
 from tests.jobs.explore_fixture import CoinVerifier

@@ -15,10 +15,10 @@ from actors.encoder import HiddenStateEncoder
 from actors.rollout import RolloutWorker
 from buffers.records import GroupUsage, Problem, Verdict, VerdictStatus
 from jobs.explore_config import ExploreConfig
-from jobs.explorer import Explorer, Sources
-from jobs.handles import LocalHandle
-from jobs.pools import PoolStore, problem_of, split_pools
-from jobs.reselect import reselect
+from jobs.processes.handles import LocalHandle
+from jobs.sampling.candidates import PoolStore, problem_of, split_pools
+from jobs.sampling.explorer import Explorer, Sources
+from jobs.sampling.reselect import reselect
 from tasks.registry import make_task
 
 BOUND_S = 60.0

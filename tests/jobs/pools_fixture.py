@@ -57,7 +57,8 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def small_table(*verdicts: str, orders: Sequence[str] = ("repexp", "quality"), **values: Any) -> pa.Table:
-    """A pool a string, a candidate a letter of `STATUSES`; `repexp` takes them as they stand, every other order from the end."""
+    """A pool a string, a candidate a letter of `STATUSES`; `repexp` takes them as they stand, every other order from
+    the end."""
     rows = []
     for problem, letters in enumerate(verdicts):
         for index, letter in enumerate(letters):
@@ -81,8 +82,8 @@ def _realistic_pool(rng: np.random.Generator, problem: int, num: int, dim: int) 
     weights = rng.dirichlet(np.full(6, 0.7))
     weights[0] = 0.12 * (1 - hardness) ** 3
     cluster = rng.choice(6, size=num, p=weights / weights.sum())
-    centres = rng.normal(size=(6, dim)) * 2.0
-    features = centres[cluster] + rng.normal(size=(num, dim)) * np.where(incoherent, 3.0, 0.7)[:, None] + 5.0
+    centers = rng.normal(size=(6, dim)) * 2.0
+    features = centers[cluster] + rng.normal(size=(num, dim)) * np.where(incoherent, 3.0, 0.7)[:, None] + 5.0
     logprob = -0.4 - 1.6 * incoherent - 0.3 * rng.random(num) - 0.08 * (cluster != 0)
     lengths = np.where(incoherent, 120, 40) + rng.integers(0, 60, num)
     correct = (cluster == 0) & ~incoherent

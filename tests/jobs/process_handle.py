@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
-from jobs.handles import ActorDied, Deadline
+from jobs.processes.handles import ActorDied, Deadline
 from tests.learners.rank_processes import CONTEXT
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.job_dir import LOCK
-from jobs.run_state import RunStatus, write_status
+from jobs.directory.job_dir import LOCK
+from jobs.directory.run_state import RunStatus, write_status
 
 NOW = 1_800_000_000.0
 
@@ -69,7 +69,8 @@ class FakeDetails:
 
 @dataclass
 class FakeClient:
-    """The methods of JobSubmissionClient. `answers`: what helper jobs print, and their exit code, by a word of their command."""
+    """The methods of JobSubmissionClient. `answers`: what helper jobs print, and their exit code, by a word of their
+    command."""
 
     answers: dict[str, tuple[str, int]] = field(default_factory=dict)
     logs: list[list[str | Exception]] = field(default_factory=list)

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.candidate_pools import CandidatePool, candidate_pools
-from jobs.evaluation_outcomes import ProblemOutcomes, problem_outcomes
-from jobs.evaluator import POOL_KEY
-from jobs.pools import PoolStore
+from jobs.analysis.candidate_table import CandidatePool, candidate_pools
+from jobs.analysis.outcomes import ProblemOutcomes, problem_outcomes
+from jobs.sampling.candidates import PoolStore
+from jobs.sampling.evaluator import POOL_KEY
 from tests.jobs.pools_fixture import COLUMNS
 
 LETTERS = {"1": "correct", "0": "incorrect", "?": "no_answer", "m": "malformed", "t": "timeout", "e": "error"}
-"""Of a response by its letter; "1" states the answer "right", any other letter a to z is an incorrect answer of that name."""
+"""Of a response by its letter; "1" states the answer "right", any other letter a to z is an incorrect answer of that
+name."""
 TYPES = COLUMNS | {"model": pa.string(), "final_answer": pa.string(), "base_mean_logprob": pa.float64()}
 
 

@@ -1,4 +1,5 @@
-"""What `python -m jobs.train` does with its input: every bad one is exit code 2 and one line that names the key and the mend."""
+"""What `python -m jobs.train` does with its input: every bad one is exit code 2 and one line that names the key and the
+mend."""
 
 import fcntl
 import json

@@ -11,9 +11,9 @@ import pytest
 
 from jobs import evaluate
 from jobs.config import ConfigError
+from jobs.directory.job_dir import CONFIG, LOCK
 from jobs.evaluate import main, parse_arguments, pass_at_k, resolve, values_of
 from jobs.evaluation_config import EvaluateConfig
-from jobs.job_dir import CONFIG, LOCK
 from tests.jobs.evaluate_fixture import make_run
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from jobs import list as command
-from jobs.remote import Cluster, job_of
+from jobs.cluster.remote import Cluster, job_of
 from tests.jobs.runs_fixture import NOW, FakeClient, add_run, run_directory, running
 
 

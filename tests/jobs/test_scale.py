@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from jobs import scale as command
-from jobs.job_dir import LOCK
-from jobs.run_state import DESIRED, Desired, read_desired, write_desired
+from jobs.directory.job_dir import LOCK
+from jobs.directory.run_state import DESIRED, Desired, read_desired, write_desired
 from tests.jobs.runs_fixture import FakeClient, add_run, run_directory, running
 
 
@@ -99,6 +99,6 @@ def test_a_job_that_has_ended_cannot_be_scaled(monkeypatch, capsys):
 
 
 def connected(monkeypatch, client: FakeClient) -> None:
-    from jobs.remote import Cluster
+    from jobs.cluster.remote import Cluster
 
     monkeypatch.setattr(command, "connect", lambda address: Cluster(client, address))

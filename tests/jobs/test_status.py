@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from jobs import status as command
-from jobs.run_state import STATUS, Waiting, WorkerStatus
-from jobs.runs import Refusal, age, find_run, is_alive
-from jobs.status_screen import count, one_line, screen, tokens_line, verdict
+from jobs.cluster.runs import Refusal, age, find_run, is_alive
+from jobs.directory.run_state import STATUS, Waiting, WorkerStatus
+from jobs.screens.status_screen import count, one_line, screen, tokens_line, verdict
 from tests.jobs.runs_fixture import NOW, run_directory, running, status, ticking
 
 

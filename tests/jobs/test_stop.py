@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from jobs import stop as command
-from jobs.remote import Cluster
-from jobs.run_state import DESIRED, Desired, read_desired, write_desired, write_status
+from jobs.cluster.remote import Cluster
+from jobs.directory.run_state import DESIRED, Desired, read_desired, write_desired, write_status
 from tests.jobs.runs_fixture import FakeClient, FakeState, add_run, run_directory, running, status, ticking
 
 

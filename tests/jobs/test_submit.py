@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from jobs import submit as command
+from jobs.cluster.package import is_excluded, select
+from jobs.cluster.remote import Cluster, Job
+from jobs.cluster.runs import Refusal
 from jobs.config import RunConfig
-from jobs.package import is_excluded, select
-from jobs.remote import Cluster, Job
-from jobs.runs import Refusal
 from tests.jobs.runs_fixture import FakeClient, add_run
 
 ADDRESS = "http://head:8265"

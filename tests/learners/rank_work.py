@@ -38,7 +38,8 @@ def gradients(
     all_settings: Sequence[dict[str, Any]],
     made: dict[str, Any] | None = None,
 ) -> list[list[dict[str, Tensor]]]:
-    """For each of the settings, the float64 gradient of every optimiser step on `batch`; divergences are from the model `reference`.
+    """For each of the settings, the float64 gradient of every optimiser step on `batch`; divergences are from the model
+    `reference`.
 
     `made`: settings that the learner is made with.
     """
@@ -67,7 +68,8 @@ def train(
     save: Path | None = None,
     num_groups: int = 3,
 ) -> dict[str, Any]:
-    """Steps on ragged batches, from what was saved in `load` and into `save`; the first rank tells of each step and of the weights."""
+    """Steps on ragged batches, from what was saved in `load` and into `save`; the first rank tells of each step and of
+    the weights."""
     learner = make_learner(ranks, model, **settings)
     if load is not None:
         learner.load(load)

@@ -25,7 +25,8 @@ def make_request(group_id: int, *, num_responses: int, admitted_version: int = 0
 
 
 def make_rollout(prompt: Ids, response: Ids, *, behavior: Sequence[float] | None = None, versions: Ids | None = None) -> Rollout:
-    """One response; `versions` has one policy version a token (default 0), `behavior` one log-prob a token (default -4)."""
+    """One response; `versions` has one policy version a token (default 0), `behavior` one log-prob a token (default
+    -4)."""
     versions = versions if versions is not None else [0] * len(response)
     starts = [i for i, version in enumerate(versions) if i == 0 or versions[i - 1] != version]
     return Rollout(
@@ -66,7 +67,8 @@ def make_group(
 
 
 def ragged_groups(num_groups: int, *, group_size: int = 4, seed: int = 0, longest: int = 14, first_id: int = 0) -> list[pa.RecordBatch]:
-    """Groups of prompts and responses of all lengths, an empty response in each, mixed rewards and behaviour near uniform."""
+    """Groups of prompts and responses of all lengths, an empty response in each, mixed rewards and behavior near
+    uniform."""
     rng = np.random.default_rng(seed)
 
     def ids(length: int) -> list[int]:

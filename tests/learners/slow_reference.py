@@ -1,4 +1,5 @@
-"""The losses and advantages again, written the slow way: one token after the other, in Python's own floats, from the equations.
+"""The losses and advantages again, written the slow way: one token after the other, in Python's own floats, from the
+equations.
 
 Nothing of `learners` is used but the names in its configs. A batch is a list of responses, a response a list of tokens.
 """
@@ -28,7 +29,8 @@ Batch = Sequence[Sequence[Token]]
 
 
 def loss(batch: Batch, config: LossConfig, *, frozen: Batch | None = None) -> float:
-    """The loss of a batch of responses. `frozen`: the batch whose log-probs are used wherever the equations stop the gradient."""
+    """The loss of a batch of responses. `frozen`: the batch whose log-probs are used wherever the equations stop the
+    gradient."""
     frozen = frozen or batch
     policy = [
         [surrogate_of(response, fixed, t, config) for t in range(len(response))] for response, fixed in zip(batch, frozen, strict=True)
@@ -164,7 +166,7 @@ def advantages(rewards: Rewards, bonuses: Sequence[Sequence[float]], config: Adv
 
 def normalised(values: Rewards, config: AdvantageConfig) -> list[list[float]]:
     everything = [x for group in values for x in group if x is not None]
-    centred = [x - average(known(group)) for group in values for x in group if x is not None]
+    centered = [x - average(known(group)) for group in values for x in group if x is not None]
 
     def one(x: float, group: Sequence[float]) -> float:
         match config.normalise:
@@ -179,7 +181,7 @@ def normalised(values: Rewards, config: AdvantageConfig) -> list[list[float]]:
             case "leave_one_out":
                 return x - (sum(group) - x) / (len(group) - 1)
             case "group_mean_batch_std":
-                return (x - average(group)) / (deviation(centred) + 1e-6)
+                return (x - average(group)) / (deviation(centered) + 1e-6)
 
     return [[0.0 if x is None else one(x, known(group)) for x in group] for group in values]
 

@@ -29,7 +29,8 @@ def advantages(rewards_GK: Tensor, bonuses_GK: Tensor | None = None, **settings:
 @pytest.mark.parametrize(
     ("normalise", "combine", "expected"),
     [
-        # reward: mean 0.25, std 0.5. reward + 0.1·bonus: 1.08 and 0.04, mean 0.30, std 0.52. bonus − its mean: 0.3 and −0.1.
+        # reward: mean 0.25, std 0.5. reward + 0.1·bonus: 1.08 and 0.04, mean 0.30, std 0.52. bonus − its mean: 0.3 and
+        # −0.1.
         ("std", "reward", [0.78 / (0.52 + 1e-6), -0.26 / (0.52 + 1e-6)]),
         ("std", "advantage", [0.75 / (0.5 + 1e-6) + 0.03, -0.25 / (0.5 + 1e-6) - 0.01]),
         ("mean", "reward", [0.78, -0.26]),
@@ -48,7 +49,7 @@ def test_alpha_weighs_the_reward_alone() -> None:
     torch.testing.assert_close(found_GK[0, 0].item(), 2 * 0.75 + 0.03, rtol=1e-12, atol=0.0)
 
 
-def test_every_group_is_centred_by_itself() -> None:
+def test_every_group_is_centered_by_itself() -> None:
     rewards_GK, bonuses_GK = draw(0, 5, 8), draw(1, 5, 8)
     together_GK = advantages(rewards_GK, bonuses_GK)
     assert together_GK.mean(-1).abs().max() < 1e-12
@@ -64,8 +65,8 @@ def test_beta_zero_is_plain_grpo_bit_for_bit(normalise: str, combine: str) -> No
     with_bonus_GK = advantages(rewards_GK, 100 * draw(3, 6, 8), normalise=normalise, combine=combine, beta=0.0)
     assert torch.equal(with_bonus_GK, plain_GK)
     assert torch.equal(advantages(rewards_GK, torch.full((6, 8), NAN), normalise=normalise, combine=combine, beta=0.0), plain_GK)
-    centred_GK = rewards_GK - rewards_GK.mean(-1, keepdim=True)
-    expected_GK = centred_GK / (rewards_GK.std(-1, keepdim=True) + EPSILON) if normalise == "std" else centred_GK
+    centered_GK = rewards_GK - rewards_GK.mean(-1, keepdim=True)
+    expected_GK = centered_GK / (rewards_GK.std(-1, keepdim=True) + EPSILON) if normalise == "std" else centered_GK
     torch.testing.assert_close(plain_GK, expected_GK, rtol=1e-12, atol=1e-15)
     assert plain_GK.abs().max() > 0.3
 

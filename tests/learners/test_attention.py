@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learners.attention import KINDS, Layout, _attention, implementation, layout_of, make_blocks
+from learners.attention import KINDS, AttentionLayout, _attention, implementation, layout_of, make_blocks
 from learners.forward import load_causal_lm, response_logprobs
 from learners.packing import PackedTokens, grow, pack
 from tests.learners.samples import assert_equal_gradients, gradients, group_tokens
@@ -128,7 +128,7 @@ def test_a_model_called_without_a_layout_pays_heed_to_padding_as_ever(tiny_model
 def test_attention_of_another_kind_is_refused_rather_than_computed_otherwise(others: dict[str, Any], named: str) -> None:
     query = torch.randn(1, 2, 5, 4)
     with pytest.raises(ValueError, match=named):
-        _attention(None, query, query, query, None, layout=Layout(longest=5), scaling=1.0, **others)
+        _attention(None, query, query, query, None, layout=AttentionLayout(longest=5), scaling=1.0, **others)
 
 
 def test_a_sliding_window_that_nothing_reaches_is_none() -> None:

@@ -408,7 +408,8 @@ def assert_whole(manager: CheckpointManager, *, at_least: int) -> None:
 
 
 def num_changes(directory: Path, *, remote: bool) -> int:
-    """Changes of the disk while two checkpoints are written, each of which removes an older one, and one is written again."""
+    """Changes of the disk while two checkpoints are written, each of which removes an older one, and one is written
+    again."""
     complete_two(directory)
     faults = Faults(10**9, lambda kind: None)
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -13,7 +13,7 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from learners.attention import Layout, best_kind, implementation, kind_of
+from learners.attention import AttentionLayout, best_kind, implementation, kind_of
 from learners.forward import load_causal_lm, response_logprobs
 from learners.packing import grow, pack
 from tests.learners.exact_norms import exact_forward
@@ -35,7 +35,7 @@ class TableModel:
         return []
 
     def get_decoder(self) -> Any:
-        def decode(*, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, use_cache: bool, layout: Layout) -> Any:
+        def decode(*, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, use_cache: bool, layout: AttentionLayout) -> Any:
             assert attention_mask.ndim == 4 and position_ids.shape == input_ids.shape and not use_cache and layout.longest
             return SimpleNamespace(last_hidden_state=torch.nn.functional.one_hot(input_ids, len(self._table_VV)).to(self._table_VV.dtype))
 

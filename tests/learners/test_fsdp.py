@@ -39,7 +39,8 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def assert_all_gradients_equal(
     size: int, model: str, reference: str, batch: pa.RecordBatch, all_settings: list[dict[str, Any]], **made: Any
 ) -> None:
-    """To 1e-9 in float64, on every rank, for each of the settings; `made`: settings that the learner of ranks alone is made with."""
+    """To 1e-9 in float64, on every rank, for each of the settings; `made`: settings that the learner of ranks alone is
+    made with."""
     expected = rank_work.gradients(OneRank(), model, reference, batch, all_settings)
     for found in on_ranks(size, rank_work.gradients, model, reference, batch, all_settings, made):
         for of_rank, of_one in zip(found, expected, strict=True):
@@ -90,8 +91,8 @@ def test_a_head_that_is_not_tied_is_divided_too(tmp_path: Path, other_model: str
 def assert_moved_alike(found: dict[str, Tensor], expected: dict[str, Tensor], before: dict[str, Tensor], *, within: float) -> None:
     """The difference is at most `within` of the way that training went, both as norms over all tensors.
 
-    Not entry by entry: AdamW divides a gradient by its size, so where one is nearly 0 its rounding moves the weight as far as any.
-    """
+    Not entry by entry: AdamW divides a gradient by its size, so where one is nearly 0 its rounding moves the weight as
+    far as any."""
     assert found.keys() == expected.keys() == before.keys() and expected
 
     def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

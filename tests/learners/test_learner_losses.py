@@ -1,4 +1,5 @@
-"""What the learner gives its losses: reference, entropy, shaped rewards, denominators; and that by default nothing has changed."""
+"""What the learner gives its losses: reference, entropy, shaped rewards, denominators; and that by default nothing has
+changed."""
 
 from __future__ import annotations
 
@@ -95,7 +96,7 @@ def test_groups_without_signal_are_computed_where_they_have_a_gradient(tiny_mode
 
 
 def test_the_divergence_in_the_reward_is_that_of_the_sampler_by_response(tiny_model: str) -> None:
-    """With estimator k1, coefficient 0.5 and centring alone, the advantages follow by hand."""
+    """With estimator k1, coefficient 0.5 and centering alone, the advantages follow by hand."""
     learner = make_learner(
         tiny_model,
         advantage={"normalise": "mean", "beta": 0.0},
@@ -145,7 +146,8 @@ def test_an_entropy_bonus_keeps_the_entropy_up(tiny_model: str) -> None:
 
 
 def test_denominators_count_what_is_not_computed(tiny_model: str) -> None:
-    """A group without signal beside doubles nothing but the denominators: half of the loss, by tokens as by responses."""
+    """A group without signal beside doubles nothing but the denominators: half of the loss, by tokens as by
+    responses."""
     with_signal = make_group(0, [5], [[6, 7], [8], [9], []], [1.0, 0.0, 0.0, 0.0])
     beside = make_group(1, [5], [[10], [11, 12], [13], []], [1.0] * 4)
     for aggregation in ({"aggregation": "token_mean"}, {"aggregation": "sequence_mean"}, {"aggregation": "constant", "constant_tokens": 7}):

@@ -1,4 +1,5 @@
-"""Every loss through the learner, in float64: the gradient is that of plain rows, however the batch is split, packed and ordered."""
+"""Every loss through the learner, in float64: the gradient is that of plain rows, however the batch is split, packed
+and ordered."""
 
 from __future__ import annotations
 
@@ -13,23 +14,23 @@ from torch import Tensor
 
 from buffers.schema import concat_groups
 from learners.advantages import NORMALISERS, group_advantages
-from learners.aggregation import AGGREGATIONS
 from learners.config import LearnerConfig
-from learners.corrections import CORRECTIONS
 from learners.forward import load_causal_lm
-from learners.kl import KL_ESTIMATORS
+from learners.loss.aggregation import AGGREGATIONS
+from learners.loss.corrections import CORRECTIONS
+from learners.loss.kl import KL_ESTIMATORS
+from learners.loss.surrogates import SURROGATES
 from learners.losses import LossInputs, policy_loss
 from learners.policy_learner import PolicyLearner
 from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
-from learners.surrogates import SURROGATES
 from tests.learners.samples import assert_equal_gradients, gradients, in_order, make_group, plain_logprobs, ragged_groups
 from tests.tiny_model import make_tiny_model
 
 GROUP_SIZE = 4
 TEMPERATURE = 0.8
 
-LOSSES: dict[str, dict[str, Any]] = {
-    **{name: {"surrogate": name, "correction": "none"} for name in SURROGATES},  # against the behaviour policy ratios differ from 1
+PROCESS_FAILURES: dict[str, dict[str, Any]] = {
+    **{name: {"surrogate": name, "correction": "none"} for name in SURROGATES},  # against the behavior policy ratios differ from 1
     **{name: {"correction": name} for name in CORRECTIONS},
     "trust_region_mask": {"correction": "trust_region_mask", "trust_region_max": 9.0, "trust_region_mean": 3.0},
     **{name: {"aggregation": name, "constant_tokens": 9 if name == "constant" else 0} for name in AGGREGATIONS},
@@ -52,8 +53,8 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 ADVANTAGES: dict[str, dict[str, Any]] = {**{name: {"normalise": name} for name in NORMALISERS}, "unlikeliness": {"unlikeliness": 0.25}}
 CONFIGS = {
-    **{name: {"loss": values} for name, values in LOSSES.items()},
-    "kl in the reward": {"loss": LOSSES["kl in the reward"], "advantage": {"normalise": "mean"}},
+    **{name: {"loss": values} for name, values in PROCESS_FAILURES.items()},
+    "kl in the reward": {"loss": PROCESS_FAILURES["kl in the reward"], "advantage": {"normalise": "mean"}},
     **{f"advantage {name}": {"advantage": values} for name, values in ADVANTAGES.items()},
 }
 
@@ -92,7 +93,8 @@ class Bench:
         return self._gradient
 
     def plain_gradient(self, config: LearnerConfig, batch: pa.RecordBatch) -> dict[str, Tensor]:
-        """By one unpadded row a response, without packing, skipping or splitting; all tokens in one call of the loss."""
+        """By one unpadded row a response, without packing, skipping or splitting; all tokens in one call of the
+        loss."""
         rows = batch.select(["prompt_ids", "response_ids", "behavior_logprobs", "reward", "bonus"]).to_pylist()
         spoken = [r for r, row in enumerate(rows) if row["response_ids"]]
 

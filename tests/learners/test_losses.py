@@ -1,4 +1,5 @@
-"""Golden values of the policy loss, worked by hand: with A the advantage and M the number of tokens, ∂loss/∂log pi is −w·rho·A/M."""
+"""Golden values of the policy loss, worked by hand: with A the advantage and M the number of tokens, ∂loss/∂log pi is
+−w·rho·A/M."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def row(*values: float) -> Tensor:
 def loss_of(
     *, ratio: Tensor, advantage: Tensor, weight: Tensor | None = None, num_tokens: int, config: LossConfig = CONFIG
 ) -> tuple[LossOutput, list[float]]:
-    """Loss and its gradient by log-prob where rho = `ratio` and pi_prox / pi_behaviour = `weight`."""
+    """Loss and its gradient by log-prob where rho = `ratio` and pi_prox / pi_behavior = `weight`."""
     proximal_N = torch.full_like(ratio, -3.0)
     logprob_N = (proximal_N + ratio.log()).requires_grad_()
     inputs = LossInputs(
@@ -81,8 +82,9 @@ def test_the_weight_multiplies_the_clipped_surrogate() -> None:
     assert gradient == pytest.approx([0.0, -2.0 * 1.1 / 2], rel=1e-12)
 
 
-def test_without_correction_the_ratio_is_taken_against_the_behaviour_policy() -> None:
-    """pi / pi_behaviour = rho · pi_prox / pi_behaviour: 1.1·1.5 = 1.65, clipped at 1.28; 1.1·1.1 = 1.21, not clipped."""
+def test_without_correction_the_ratio_is_taken_against_the_behavior_policy() -> None:
+    """pi / pi_behavior = rho · pi_prox / pi_behavior: 1.1·1.5 = 1.65, clipped at 1.28; 1.1·1.1 = 1.21, not
+    clipped."""
     config = LossConfig(clip_low=0.2, clip_high=0.28, correction="none")
     output, gradient = loss_of(ratio=row(1.1, 1.1), weight=row(1.5, 1.1), advantage=row(1.0, 1.0), num_tokens=2, config=config)
     assert output.loss.item() == pytest.approx(-(1.28 + 1.21) / 2, rel=1e-12)
@@ -92,7 +94,8 @@ def test_without_correction_the_ratio_is_taken_against_the_behaviour_policy() ->
 
 
 def test_the_importance_weight_has_no_gradient() -> None:
-    """With proximal and current log-prob one tensor the ratio has no gradient either: what is left would be the weight's."""
+    """With proximal and current log-prob one tensor the ratio has no gradient either: what is left would be the
+    weight's."""
     logprob_N = row(-1.0).requires_grad_()
     inputs: dict[str, Any] = {"logprob_N": logprob_N, "proximal_logprob_N": logprob_N, "behavior_logprob_N": row(-1.5)}
     output = policy_loss(LossInputs(**inputs, advantage_N=row(1.0), num_tokens=1), CONFIG)

@@ -1,4 +1,5 @@
-"""Every loss against `slow_reference`, which is written from the equations alone: values, gradients, splits, order. All in float64."""
+"""Every loss against `slow_reference`, which is written from the equations alone: values, gradients, splits, order. All
+in float64."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ import pytest
 import torch
 
 from learners import config as configs
-from learners.aggregation import AGGREGATIONS
 from learners.config import LossConfig
-from learners.corrections import CORRECTIONS
-from learners.kl import KL_ESTIMATORS
+from learners.loss.aggregation import AGGREGATIONS
+from learners.loss.corrections import CORRECTIONS
+from learners.loss.kl import KL_ESTIMATORS
+from learners.loss.surrogates import SURROGATES
 from learners.losses import LossInputs, LossOutput, policy_loss
-from learners.surrogates import SURROGATES
 from tests.learners import slow_reference as slow
 
 SURROGATE_SETTINGS: dict[str, list[dict[str, Any]]] = {

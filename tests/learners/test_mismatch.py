@@ -1,4 +1,5 @@
-"""Mismatch, worked by hand; and every fault that the alarm tells apart, injected into an engine that samples from the tiny model."""
+"""Mismatch, worked by hand; and every fault that the alarm tells apart, injected into an engine that samples from the
+tiny model."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def test_effective_samples_of_weights_beyond_what_floats_hold() -> None:
 
 
 class Engine:
-    """Samples from a model at a temperature and says its log-probs; what is wrong with it, if anything, is done to `model`."""
+    """Samples from a model at a temperature and says its log-probs; what is wrong with it, if anything, is done to
+    `model`."""
 
     def __init__(self, learner: PolicyLearner, seed: int) -> None:
         self.model = copy.deepcopy(learner._model)
@@ -172,7 +174,8 @@ def test_a_wrong_temperature_is_told_and_estimated(learner: PolicyLearner, seed:
 
 
 def test_log_probs_of_before_the_temperature_show_as_surprise(learner: PolicyLearner) -> None:
-    """Sampled at another temperature than the log-probs say, which then agree: no difference, but answers likelier than its own."""
+    """Sampled at another temperature than the log-probs say, which then agree: no difference, but answers likelier than
+    its own."""
     engine = Engine(learner, 0)
     engine.temperature = 0.6
     batch = engine.batch()
@@ -220,7 +223,8 @@ def test_a_tensor_dropped_from_the_start_is_told(learner: PolicyLearner, seed: i
 
 
 def merged(share: float, seed: int) -> Callable[[list[int], list[float]], tuple[list[int], list[float]]]:
-    """As when a response is decoded and encoded again: somewhere two tokens become one, and the log-probs behind it are another token's."""
+    """As when a response is decoded and encoded again: somewhere two tokens become one, and the log-probs behind it are
+    another token's."""
     rng = np.random.default_rng(seed)
 
     def tamper(ids: list[int], logprobs: list[float]) -> tuple[list[int], list[float]]:

@@ -25,7 +25,8 @@ ATOL = 1e-9
 
 
 def draw_groups(lengths: list[tuple[int, list[int]]], seed: int = 0, alphabet: int = VOCABULARY) -> list[GroupTokens]:
-    """Random groups with these (prompt length, response lengths). A small alphabet makes them share more than their prompts."""
+    """Random groups with these (prompt length, response lengths). A small alphabet makes them share more than their
+    prompts."""
     rng = np.random.default_rng(seed)
     return [group_tokens(rng.integers(0, alphabet, p), [rng.integers(0, alphabet, t) for t in ts]) for p, ts in lengths]
 

@@ -66,7 +66,8 @@ def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
 
 
 def plain_gradient(model_path: str, batch: pa.RecordBatch, loss: LossConfig, advantage: AdvantageConfig) -> dict[str, Tensor]:
-    """The same by one unpadded row a response, groups without signal included: written without packing, skipping or splitting."""
+    """The same by one unpadded row a response, groups without signal included: written without packing, skipping or
+    splitting."""
     model = load_causal_lm(model_path, dtype="float64")
     plain_loss(model, batch, loss, advantage).backward()
     return gradients(model)
@@ -115,7 +116,8 @@ def test_the_gradient_is_that_of_plain_rows_whatever_the_token_budget(
 
 
 def test_float32_gradients_and_masters_do_not_depend_on_the_token_budget(tiny_model: str) -> None:
-    """AdamW divides each gradient by its own size, so where one is nearly 0 its rounding shows: hence masters at a small step."""
+    """AdamW divides each gradient by its own size, so where one is nearly 0 its rounding shows: hence masters at a
+    small step."""
     expected = gradient_of(tiny_model, mixed_batch(), dtype="float32")
     masters = []
     for budget in BUDGETS:
@@ -277,7 +279,8 @@ def test_mini_batches_are_trained_in_turn_each_with_its_own_denominator(tiny_mod
 
 
 def test_the_proximal_policy_is_the_one_the_batch_was_begun_with(tiny_model: str) -> None:
-    """Behaviour log-probs are those of the first weights, so that there is no mismatch however far the first mini-batch moves."""
+    """Behavior log-probs are those of the first weights, so that there is no mismatch however far the first mini-batch
+    moves."""
     model = load_causal_lm(tiny_model, dtype="float32")
     groups = []
     for group_id, prompt in enumerate(([5, 6], [7, 8])):
@@ -294,7 +297,8 @@ def test_the_proximal_policy_is_the_one_the_batch_was_begun_with(tiny_model: str
 def test_proximal_log_probs_are_those_of_the_optimiser_steps_to_the_bit(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    """So GSPO, whose range is narrower than rounding, clips nothing where nothing has moved; and only what is trained on is computed."""
+    """So GSPO, whose range is narrower than rounding, clips nothing where nothing has moved; and only what is trained
+    on is computed."""
     computed: dict[bool, list[list[int]]] = {True: [], False: []}
     forward = learners.policy_learner.response_logprobs
 

@@ -14,7 +14,8 @@ SIZES = st.integers(1, 6)
 
 
 class RankOf:
-    """One of several ranks whose others are known beforehand: `gather` gives `others` with one's own value in its place."""
+    """One of several ranks whose others are known beforehand: `gather` gives `others` with one's own value in its
+    place."""
 
     weight_dtype = None
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from learners.kl import KL_ESTIMATORS
+from learners.loss.kl import KL_ESTIMATORS
 from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
 from tests.learners import slow_reference as slow
 

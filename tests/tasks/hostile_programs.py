@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
-from tasks import sandbox
-from tasks.sandbox import Status
+from tasks.programs import sandbox
+from tasks.programs.sandbox import ProgramStatus
 
 __all__ = ["CASES", "FORK_BOMB", "TRY", "Case"]
 
@@ -39,16 +39,18 @@ class Case:
 
     name: str
     program: str
-    ends: tuple[Status, ...]
+    ends: tuple[ProgramStatus, ...]
     says: str | None
     is_idle: bool = False  # its end is that of the wall clock's seconds
 
 
-def case(name: str, program: str, *ends: Status, says: str | None = None, refusals: int | None = None, is_idle: bool = False) -> Case:
+def case(
+    name: str, program: str, *ends: ProgramStatus, says: str | None = None, refusals: int | None = None, is_idle: bool = False
+) -> Case:
     text = dedent(program)
     if refusals is not None:
         text, says = TRY + text, "refused\n" * refusals
-    return Case(name=name, program=text, ends=ends or (Status.OK,), says=says, is_idle=is_idle)
+    return Case(name=name, program=text, ends=ends or (ProgramStatus.OK,), says=says, is_idle=is_idle)
 
 
 FORK_BOMB = """
@@ -59,17 +61,17 @@ while True:
 """
 
 TIME = [
-    case("endless loop", "while True: pass", Status.TIMEOUT),
-    case("sleep", "import time; time.sleep(10**6)", Status.TIMEOUT, is_idle=True),
-    case("stop", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", Status.TIMEOUT, is_idle=True),
+    case("endless loop", "while True: pass", ProgramStatus.TIMEOUT),
+    case("sleep", "import time; time.sleep(10**6)", ProgramStatus.TIMEOUT, is_idle=True),
+    case("stop", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", ProgramStatus.TIMEOUT, is_idle=True),
     case(
         "thread that does not end",
         "import threading; threading.Thread(target=threading.Event().wait).start()",
-        Status.TIMEOUT,
+        ProgramStatus.TIMEOUT,
         is_idle=True,
     ),
-    case("exit handler that does not end", "import atexit, time; atexit.register(time.sleep, 10**6)", Status.TIMEOUT, is_idle=True),
-    case("regular expression", "import re; re.match('(a*)*b', 'a' * 60)", Status.TIMEOUT),
+    case("exit handler that does not end", "import atexit, time; atexit.register(time.sleep, 10**6)", ProgramStatus.TIMEOUT, is_idle=True),
+    case("regular expression", "import re; re.match('(a*)*b', 'a' * 60)", ProgramStatus.TIMEOUT),
     case(
         "signals ignored",
         """
@@ -78,12 +80,12 @@ TIME = [
             signal.signal(each, signal.SIG_IGN)
         while True: pass
         """,
-        Status.TIMEOUT,
+        ProgramStatus.TIMEOUT,
     ),
 ]
 
 RESOURCES = [
-    case("memory", "held = []\nwhile True: held.append(bytearray(1 << 22))", Status.MEMORY),
+    case("memory", "held = []\nwhile True: held.append(bytearray(1 << 22))", ProgramStatus.MEMORY),
     case(
         "memory, caught",
         """
@@ -92,9 +94,9 @@ RESOURCES = [
             try: held.append(bytearray(1 << 22))
             except MemoryError: pass
         """,
-        Status.TIMEOUT,
+        ProgramStatus.TIMEOUT,
     ),
-    case("power tower", "9 ** 9 ** 9 ** 9", Status.TIMEOUT, Status.MEMORY),
+    case("power tower", "9 ** 9 ** 9 ** 9", ProgramStatus.TIMEOUT, ProgramStatus.MEMORY),
     case(
         "recursion",
         """
@@ -103,11 +105,11 @@ RESOURCES = [
         def f(): return f()
         f()
         """,
-        *(Status.MEMORY, Status.TIMEOUT),
+        *(ProgramStatus.MEMORY, ProgramStatus.TIMEOUT),
     ),
-    case("recursion in C", "import json, sys; sys.setrecursionlimit(10**9); json.loads('[' * 10**6)", Status.SIGNAL),
-    case("flood of output", "while True: print('x' * 10**6)", Status.OUTPUT),
-    case("flood of errors", "import os\nwhile True: os.write(2, b'x' * 10**6)", Status.OUTPUT),
+    case("recursion in C", "import json, sys; sys.setrecursionlimit(10**9); json.loads('[' * 10**6)", ProgramStatus.SIGNAL),
+    case("flood of output", "while True: print('x' * 10**6)", ProgramStatus.OUTPUT),
+    case("flood of errors", "import os\nwhile True: os.write(2, b'x' * 10**6)", ProgramStatus.OUTPUT),
     case(
         "disk filled",
         """
@@ -152,7 +154,7 @@ RESOURCES = [
         """,
         says="True\n",
     ),
-    case("output closed", "import os, sys; sys.stdout.close(); os.closerange(0, 3)", Status.OK, Status.FAILED),
+    case("output closed", "import os, sys; sys.stdout.close(); os.closerange(0, 3)", ProgramStatus.OK, ProgramStatus.FAILED),
     case(
         "limits raised",
         """
@@ -166,7 +168,7 @@ RESOURCES = [
 ]
 
 PROCESSES = [
-    case("fork bomb", FORK_BOMB, Status.TIMEOUT),
+    case("fork bomb", FORK_BOMB, ProgramStatus.TIMEOUT),
     case(
         "thread bomb",
         """
@@ -238,9 +240,9 @@ PROCESSES = [
         """,
         says="done\n",
     ),
-    case("kill itself", "import os; os.kill(os.getpid(), 9)", Status.SIGNAL),
-    case("crash", "import ctypes; ctypes.string_at(0)", Status.SIGNAL),
-    case("abort", "import os; os.abort()", Status.SIGNAL),
+    case("kill itself", "import os; os.kill(os.getpid(), 9)", ProgramStatus.SIGNAL),
+    case("crash", "import ctypes; ctypes.string_at(0)", ProgramStatus.SIGNAL),
+    case("abort", "import os; os.abort()", ProgramStatus.SIGNAL),
     case("early exit", "import os; os._exit(0); print('never')", says=""),
     case(
         "parents traced",

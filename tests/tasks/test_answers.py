@@ -110,7 +110,8 @@ UNITS = [
 @pytest.mark.parametrize("tail", ["", "a", ".a", "1", ".0"])
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_million_characters_are_read(unit: str, tail: str) -> None:
-    """The size is the measurement: a reader that looks at each character once for every other one meets the suite's timeout."""
+    """The size is the measurement: a reader that looks at each character once for every other one meets the suite's
+    timeout."""
     text = unit * (NUM_CHARS // len(unit)) + tail
     for read in (last_number, last_word):
         answer = read(text)
@@ -294,7 +295,8 @@ STATED_UNITS = [
 
 @pytest.mark.parametrize("unit", STATED_UNITS)
 def test_long_texts_are_read_wherever_the_answer_may_stand(unit: str) -> None:
-    """The size is the measurement, as above: a quadratic reader that was found this way would have taken ten minutes."""
+    """The size is the measurement, as above: a quadratic reader that was found this way would have taken ten
+    minutes."""
     many = unit * (NUM_CHARS // 5 // len(unit))
     for text in (many + "a", f"\\boxed{{{many}}}"):
         number, answer = final_number(text), final_text(text)

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 
 from buffers.records import Problem, VerdictStatus
 from tasks.arithmetic import Arithmetic
-from tasks.arithmetic_questions import Kind
+from tasks.arithmetic_questions import QuestionKind
 from tasks.base import Task
 from tasks.config import ArithmeticConfig, ArithmeticWeights
 from tasks.words import WORDS
 
 ALL_KINDS = ArithmeticWeights(sum=1, difference=1, product=1, equation=1, reverse=1, count=1)
-ZERO = {str(kind): 0.0 for kind in Kind}
+ZERO = {str(kind): 0.0 for kind in QuestionKind}
 MIXED = Arithmetic(ArithmeticConfig(weights=ALL_KINDS), seed=0)
 NUMERIC = Problem(task="arithmetic", problem_id="n", question="What is 3 + 4?", answer="7")
 SPELLING = Problem(task="arithmetic", problem_id="w", question='Spell the word "cat" backwards.', answer="tac")
 
 
-def only(kind: Kind, **fields: Any) -> Arithmetic:
+def only(kind: QuestionKind, **fields: Any) -> Arithmetic:
     return Arithmetic(ArithmeticConfig(weights=ArithmeticWeights(**{**ZERO, str(kind): 1.0}), **fields), seed=0)
 
 
@@ -75,13 +75,13 @@ def test_no_question_of_test_is_asked_in_train_whatever_the_seeds() -> None:
 
 
 def test_without_held_out_questions_the_splits_still_differ() -> None:
-    task = only(Kind.SUM, held_out_share=0.0)
+    task = only(QuestionKind.SUM, held_out_share=0.0)
     assert list(map(bare, first(task, "train", 100))) != list(map(bare, first(task, "test", 100)))
 
 
 def test_split_without_any_question_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match=r"held_out_share 0\.1"):
-        only(Kind.SUM, sum_max=0)
+        only(QuestionKind.SUM, sum_max=0)
 
 
 @pytest.mark.parametrize("split", ["validation", ""])
@@ -103,9 +103,9 @@ def test_kinds_come_in_proportion_to_their_weights() -> None:
     assert kinds["sum"] / 4000 == pytest.approx(0.75, abs=0.03)
 
 
-@pytest.mark.parametrize("kind", [Kind.SUM, Kind.DIFFERENCE, Kind.PRODUCT])
+@pytest.mark.parametrize("kind", [QuestionKind.SUM, QuestionKind.DIFFERENCE, QuestionKind.PRODUCT])
 @pytest.mark.parametrize("negative", [False, True])
-def test_answers_are_right_and_operands_within_bounds(kind: Kind, negative: bool) -> None:
+def test_answers_are_right_and_operands_within_bounds(kind: QuestionKind, negative: bool) -> None:
     task = only(kind, sum_max=20, difference_max=20, product_max=9, difference_negative=negative)
     answers = set()
     for problem in first(task, "train", 1000):
@@ -114,18 +114,18 @@ def test_answers_are_right_and_operands_within_bounds(kind: Kind, negative: bool
         assert 0 <= int(left) <= 20 and 0 <= int(right) <= 20
         assert int(problem.answer) == eval(expression)  # two integers and a sign
         answers.add(int(problem.answer))
-    assert (min(answers) < 0) is (negative and kind is Kind.DIFFERENCE)
+    assert (min(answers) < 0) is (negative and kind is QuestionKind.DIFFERENCE)
 
 
 def test_equations_hold_for_their_answer() -> None:
-    for problem in first(only(Kind.EQUATION), "train", 500):
+    for problem in first(only(QuestionKind.EQUATION), "train", 500):
         left, right = bare(problem).removesuffix(". What is x?").split(" = ")
         assert eval(left, {"x": int(problem.answer)}) == int(right)  # x, a sign and an integer
 
 
 def test_reversed_words_are_no_longer_than_asked() -> None:
     lengths = set()
-    for problem in first(only(Kind.REVERSE, reverse_min_length=4, reverse_max_length=6), "train", 500):
+    for problem in first(only(QuestionKind.REVERSE, reverse_min_length=4, reverse_max_length=6), "train", 500):
         word = problem.question.split('"')[1]
         assert problem.answer == word[::-1] != word
         lengths.add(len(word))
@@ -134,7 +134,7 @@ def test_reversed_words_are_no_longer_than_asked() -> None:
 
 def test_letter_counts_are_right_and_balanced() -> None:
     counts = Counter[str]()
-    for problem in first(only(Kind.COUNT, count_word_length=6, count_max=2), "train", 1000):
+    for problem in first(only(QuestionKind.COUNT, count_word_length=6, count_max=2), "train", 1000):
         _, letter, _, word, _ = problem.question.split('"')
         assert problem.answer == str(word.count(letter)) and len(word) <= 6
         counts[problem.answer] += 1
@@ -149,7 +149,7 @@ def test_words_are_distinct_lower_case_and_no_palindromes() -> None:
 
 
 def test_prompt_is_one_user_message_with_the_instruction() -> None:
-    task = only(Kind.SUM, number_instruction="Just the number!")
+    task = only(QuestionKind.SUM, number_instruction="Just the number!")
     (message,) = task.prompt(task.problem("train", 0))
     assert message["role"] == "user" and message["content"].endswith("? Just the number!")
 

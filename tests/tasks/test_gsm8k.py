@@ -11,9 +11,9 @@ import pytest
 from buffers.records import Problem, VerdictStatus
 from tasks.base import TaskError
 from tasks.config import Gsm8kConfig, TaskConfig
+from tasks.data.splits import GSM8K_DEV
 from tasks.gsm8k import NUM_ROWS, Gsm8k
 from tasks.registry import make_task
-from tasks.splits import GSM8K_DEV
 from tasks.stream import ProblemStream
 from tests.tasks.samples import gsm8k_rows, write_rows
 
@@ -54,7 +54,8 @@ def test_dev_and_test_divide_the_published_test_set(gsm8k_directory: Path) -> No
 
 
 def test_rows_of_dev_never_change() -> None:
-    """The literal pins the partition: another one makes earlier test scores incomparable, and chooses models by test problems."""
+    """The literal pins the partition: another one makes earlier test scores incomparable, and chooses models by test
+    problems."""
     rows = ",".join(map(str, sorted(GSM8K_DEV)))
     assert rows.startswith("0,8,11,14,")
     assert sha256(rows.encode()).hexdigest() == "53ee4024e3c7ff4146304c378e395abd340fdebab02266cc8d25e0a3a25a63d6"

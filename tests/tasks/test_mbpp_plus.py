@@ -14,10 +14,10 @@ from buffers.records import Problem, VerdictStatus
 from tasks import mbpp_plus
 from tasks.base import TaskError
 from tasks.config import MbppConfig, MbppPlusConfig, TaskConfig
-from tasks.data_files import DataFile
-from tasks.mbpp_files import mbpp_rows, plus_rows
+from tasks.data.files import DataFile
 from tasks.mbpp_plus import MbppPlus
-from tasks.program_tests import ProgramTests, read_tests, write_tests
+from tasks.programs.mbpp_files import mbpp_rows, plus_rows
+from tasks.programs.program_tests import ProgramTests, read_tests, write_tests
 from tasks.registry import make_task
 from tests.tasks.samples import write_rows
 
@@ -290,7 +290,8 @@ def test_splits_of_the_published_data_never_change(published: MbppPlus) -> None:
 
 
 def test_arguments_are_those_of_the_published_asserts(mbpp_data: Path) -> None:
-    """The release has its first arguments twice: as JSON, and in its asserts as they are. Where they differ, so do EvalPlus'."""
+    """The release has its first arguments twice: as JSON, and in its asserts as they are. Where they differ, so do
+    EvalPlus'."""
     file = DataFile(task="mbpp-plus", path=mbpp_data / "mbppplus" / "test.parquet")
     others = set()
     for row, published_row in zip(plus_rows(file), file.rows(["extra"]), strict=True):

@@ -12,10 +12,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tasks import config as task_config
-from tasks.arithmetic_questions import Kind
+from tasks.arithmetic_questions import QuestionKind
 from tasks.base import Problem
 from tasks.config import PATH_KEYS, ArithmeticConfig, TaskConfig
-from tasks.number_puzzle import Puzzle
+from tasks.puzzles.number_puzzle import Puzzle
 from tasks.registry import TASKS, make_task
 
 
@@ -55,7 +55,7 @@ def test_making_a_task_takes_no_time(name: str) -> None:
 
 
 def test_weights_are_named_as_the_kinds_are() -> None:
-    assert set(task_config.ArithmeticWeights.model_fields) == set(Kind)
+    assert set(task_config.ArithmeticWeights.model_fields) == set(QuestionKind)
 
 
 def test_seed_reaches_the_task() -> None:
@@ -71,7 +71,7 @@ def test_every_field_is_described(model: type[BaseModel]) -> None:
     ("values", "message"),
     [
         ({"nam": "arithmetic"}, "nam"),
-        ({"arithmetic": {"weights": dict.fromkeys(map(str, Kind), 0)}}, "all weights are 0"),
+        ({"arithmetic": {"weights": dict.fromkeys(map(str, QuestionKind), 0)}}, "all weights are 0"),
         ({"arithmetic": {"weights": {"sum": -1}}}, "sum"),
         ({"arithmetic": {"weights": {"sum": float("inf")}}}, "sum"),
         ({"gsm8k": {"pathh": "x"}}, "pathh"),

@@ -1,0 +1,1 @@
+"""Numbers about samples: estimators, intervals and comparisons. This room imports neither Ray nor torch."""

@@ -1,0 +1,172 @@
+"""The pools table as one record a prompt.
+
+    for pool in candidate_pools(table): pool.ranks["repexp"], pool.texts, pool.features_ND
+
+Legend: N candidates of one prompt, D feature size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from bonus.orders import ORDERS
+from buffers.records import FinishReason, VerdictStatus
+from jobs.analysis.order_statistics import IntArray, JudgedPool
+from jobs.analysis.pass_at_k import FloatArray
+
+RANDOM = "random"
+FEATURED = ("repexp", "quality")
+"""The orders by novelty, which reports go into."""
+
+LABELS: Mapping[str, str] = {
+    "repexp": "repexp (novelty)",
+    "quality": "quality (novelty × likelihood)",
+    RANDOM: "random (exact)",
+    "random_draw": "random (one draw)",
+}
+
+RANK_PREFIX, SCORE_PREFIX = "rank_", "score_"
+REQUIRED = ("task", "problem_id", "question", "reference_answer", "index", "response_ids", "response_text", "finish_reason")
+ANSWER_COLUMNS = ("final_answer", "verdict_answer")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CandidatePool:
+    """The candidates of one prompt by their sample number. What a table does not say is None or NaN."""
+
+    task: str
+    problem_id: str
+    question: str
+    reference_answer: str
+    texts: Sequence[str]
+    num_tokens_N: IntArray
+    truncated_N: NDArray[np.bool_]
+    mean_logprob_N: FloatArray
+    base_mean_logprob_N: FloatArray
+    """As the one before, per token, but under a base model."""
+    statuses: Sequence[VerdictStatus | None]
+    answers: Sequence[str | None]
+    """The final answer each states, where one could be read."""
+    features_ND: NDArray[np.float32] | None
+    """NaN rows where a candidate has none; None where the table has none."""
+    ranks: Mapping[str, IntArray]
+    scores: Mapping[str, FloatArray]
+
+    @property
+    def size(self) -> int:
+        return len(self.texts)
+
+    @property
+    def correct_N(self) -> NDArray[np.bool_]:
+        return np.array([status is VerdictStatus.CORRECT for status in self.statuses])
+
+    @property
+    def verified_N(self) -> NDArray[np.bool_]:
+        """Judged, or given up by the verifier (timeout, error): that counts as verified and not correct."""
+        return np.array([status is not None for status in self.statuses])
+
+    def picks(self, order: str) -> IntArray:
+        """(N,): the candidates, first picked first."""
+        return np.argsort(self.ranks[order])
+
+    def judged(self) -> JudgedPool:
+        return JudgedPool(verified_N=self.verified_N, correct_N=self.correct_N, ranks=self.ranks)
+
+
+def label_of(order: str) -> str:
+    return LABELS.get(order, order.replace("_", " "))
+
+
+def order_names(table: pa.Table) -> tuple[str, ...]:
+    """Orders of the table that have a rank for every candidate, the known ones first."""
+    names = [name.removeprefix(RANK_PREFIX) for name in table.column_names if name.startswith(RANK_PREFIX)]
+    whole = [name for name in names if not table[RANK_PREFIX + name].null_count]
+    places = {name: place for place, name in enumerate(ORDERS)}
+    return tuple(sorted(whole, key=lambda name: (places.get(name, len(places)), name)))
+
+
+def candidate_pools(table: pa.Table) -> tuple[CandidatePool, ...]:
+    """One record a problem, in the order in which they first occur; rows may stand in any order.
+
+    Raises ValueError where a required column is missing, the sample numbers of a pool are not 0 … N−1, or a rank column
+    is not a permutation of them."""
+    missing = [name for name in REQUIRED if name not in table.column_names]
+    if missing:
+        raise ValueError(f"the pools table lacks the columns {', '.join(missing)}")
+    orders = order_names(table)
+    return tuple(_pool(table.take(rows), orders) for rows in _rows_by_pool(table))
+
+
+def _rows_by_pool(table: pa.Table) -> list[NDArray[np.int64]]:
+    keys = list(zip(table["task"].to_pylist(), table["problem_id"].to_pylist(), strict=True))
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    pool_R = np.array([numbers[key] for key in keys], dtype=np.int64)
+    rows_R = np.lexsort((table["index"].to_numpy(), pool_R))
+    return np.split(rows_R, np.flatnonzero(np.diff(pool_R[rows_R])) + 1) if len(rows_R) else []
+
+
+def _pool(rows: pa.Table, orders: Sequence[str]) -> CandidatePool:
+    task, problem_id = rows["task"][0].as_py(), rows["problem_id"][0].as_py()
+    name = f"pool {problem_id} of task {task}"
+    _require_permutation(rows["index"].to_numpy(), f"{name}: the sample numbers are")
+    ranks = {order: rows[RANK_PREFIX + order].to_numpy().astype(np.int64) for order in orders}
+    for order, rank_N in ranks.items():
+        _require_permutation(rank_N, f"{name}: {RANK_PREFIX}{order} is")
+    scored = [column.removeprefix(SCORE_PREFIX) for column in rows.column_names if column.startswith(SCORE_PREFIX)]
+    return CandidatePool(
+        task=task,
+        problem_id=problem_id,
+        question=rows["question"][0].as_py() or "",
+        reference_answer=rows["reference_answer"][0].as_py() or "",
+        texts=[text or "" for text in rows["response_text"].to_pylist()],
+        num_tokens_N=pc.fill_null(pc.list_value_length(rows["response_ids"]), 0).to_numpy().astype(np.int64),
+        truncated_N=np.array([reason == FinishReason.LENGTH for reason in rows["finish_reason"].to_pylist()]),
+        mean_logprob_N=_floats(rows, "mean_logprob"),
+        base_mean_logprob_N=_floats(rows, "base_mean_logprob"),
+        statuses=[None if status is None else VerdictStatus(status) for status in _values(rows, "verdict_status")],
+        answers=_answers(rows),
+        features_ND=_features(rows, name),
+        ranks=ranks,
+        scores={order: _floats(rows, SCORE_PREFIX + order) for order in scored},
+    )
+
+
+def _require_permutation(numbers_N: NDArray[Any], what: str) -> None:
+    if not np.array_equal(np.sort(numbers_N), np.arange(len(numbers_N))):
+        raise ValueError(f"{what} not 0 to {len(numbers_N) - 1}, each once")
+
+
+def _values(rows: pa.Table, column: str) -> list[Any]:
+    return rows[column].to_pylist() if column in rows.column_names else [None] * rows.num_rows
+
+
+def _floats(rows: pa.Table, column: str) -> FloatArray:
+    return np.array([np.nan if value is None else value for value in _values(rows, column)], dtype=np.float64)
+
+
+def _answers(rows: pa.Table) -> list[str | None]:
+    """What the task reads out of the texts; else what the verifier read."""
+    for column in ANSWER_COLUMNS:
+        values = _values(rows, column)
+        if any(value is not None for value in values):
+            return values
+    return [None] * rows.num_rows
+
+
+def _features(rows: pa.Table, name: str) -> NDArray[np.float32] | None:
+    if "feature" not in rows.column_names or rows["feature"].null_count == rows.num_rows:
+        return None
+    sizes = set(pc.list_value_length(rows["feature"]).drop_null().to_pylist())
+    if len(sizes) != 1:
+        raise ValueError(f"{name}: its features have different sizes {sorted(sizes)}")
+    features_ND = np.full((rows.num_rows, sizes.pop()), np.nan, dtype=np.float32)
+    present_N = np.asarray(rows["feature"].is_valid())
+    features_ND[present_N] = np.asarray(pc.list_flatten(rows["feature"]), dtype=np.float32).reshape(-1, features_ND.shape[1])
+    return features_ND

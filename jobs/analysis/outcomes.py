@@ -1,0 +1,160 @@
+"""What the samples of a model say of each problem: the numbers that every statistic of an evaluation is a mean of.
+Numpy only.
+
+    outcomes = problem_outcomes(pools, max_k=256)
+
+What could not be scored (verdict timeout or error) is no answer of either kind: it is left out of n and of every vote,
+and counted. Where a problem has fewer than k scored responses, its values at k are those at n, a lower bound of pass@k;
+a problem with none has no values (NaN). Lengths and log-probs are of all responses. Legend: P problems, K = 1 … max_k,
+N responses of a problem."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from buffers.records import VerdictStatus
+from jobs.analysis.candidate_table import CandidatePool
+from jobs.analysis.majority import majority_curve
+from jobs.analysis.order_statistics import IntArray
+from jobs.analysis.pass_at_k import FloatArray, pass_at_k_curves
+
+_NUMBERS = (
+    *("num_samples", "num_scored", "num_correct", "tokens", "truncated", "entropy"),
+    *("base_logprob", "base_loglikelihood", "base_logprob_correct"),
+)
+_CURVES = ("pass", "majority", "distinct")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProblemOutcomes:
+    """One row a problem. Means of a problem are over its responses; NaN where it has none that count."""
+
+    problem_ids: tuple[str, ...]
+    num_samples_P: IntArray
+    num_scored_P: IntArray
+    """n."""
+    num_correct_P: IntArray
+    """c."""
+    pass_PK: FloatArray
+    """pass@k, unbiased."""
+    majority_PK: FloatArray
+    """maj@k, exact (`jobs.analysis.majority`)."""
+    distinct_PK: FloatArray
+    """Expected number of different final answers among k scored responses, exact."""
+    tokens_P: FloatArray
+    """Mean length, the end-of-turn token included."""
+    truncated_P: FloatArray
+    """Share of responses that reached the limit."""
+    entropy_P: FloatArray
+    """Σ −log p / number of tokens, over all tokens of all responses, p the probability each was sampled with."""
+    base_logprob_P: FloatArray
+    """Mean over responses of the mean log-prob of their tokens under the base model."""
+    base_loglikelihood_P: FloatArray
+    """Mean over responses of the log-likelihood of the whole response under the base model."""
+    base_logprob_correct_P: FloatArray
+    """`base_logprob_P` over the correct responses."""
+    verdicts: Mapping[str, int]
+    """Responses by status, over all problems."""
+
+    @property
+    def num_problems(self) -> int:
+        return len(self.problem_ids)
+
+    @property
+    def max_k(self) -> int:
+        return int(self.pass_PK.shape[1])
+
+    @property
+    def scored_P(self) -> NDArray[np.bool_]:
+        """Problems with at least one scored response."""
+        return self.num_scored_P > 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Row:
+    """One problem of `ProblemOutcomes`."""
+
+    problem_id: str
+    num_samples: int
+    num_scored: int
+    num_correct: int
+    pass_K: FloatArray
+    majority_K: FloatArray
+    distinct_K: FloatArray
+    tokens: float
+    truncated: float
+    entropy: float
+    base_logprob: float
+    base_loglikelihood: float
+    base_logprob_correct: float
+
+
+def problem_outcomes(pools: Iterable[CandidatePool], *, max_k: int) -> ProblemOutcomes:
+    """Outcomes of `pools`, which may be an iterator: one pool is looked at at a time.
+
+    Raises ValueError for no pools, for one that was not judged whole, and for one of more responses than
+    `jobs.analysis.majority` takes."""
+    rows, verdicts = [], Counter[str]()
+    for pool in pools:
+        rows.append(_row(pool, max_k))
+        verdicts.update(status.value for status in pool.statuses if status is not None)
+    if not rows:
+        raise ValueError("there are no pools to evaluate")
+    columns = {f"{name}_P": np.array([getattr(row, name) for row in rows]) for name in _NUMBERS}
+    columns |= {f"{name}_PK": np.stack([getattr(row, f"{name}_K") for row in rows]) for name in _CURVES}
+    return ProblemOutcomes(
+        problem_ids=tuple(row.problem_id for row in rows),
+        verdicts={status.value: verdicts[status.value] for status in VerdictStatus},
+        **columns,
+    )
+
+
+def _row(pool: CandidatePool, max_k: int) -> _Row:
+    if not pool.verified_N.all():
+        raise ValueError(f"pool {pool.problem_id} of task {pool.task} was not judged whole")
+    scored_N = np.array([status is not None and status.is_scored for status in pool.statuses])
+    correct_N = pool.correct_N
+    answers = [answer for answer, is_scored in zip(pool.answers, scored_N, strict=True) if is_scored]
+    tokens_N, base_N = pool.num_tokens_N, pool.base_mean_logprob_N
+    return _Row(
+        problem_id=pool.problem_id,
+        num_samples=pool.size,
+        num_scored=int(scored_N.sum()),
+        num_correct=int(correct_N.sum()),
+        **_curves(answers, correct_N[scored_N], max_k),
+        tokens=float(tokens_N.mean()),
+        truncated=float(pool.truncated_N.mean()),
+        entropy=_entropy(pool),
+        base_logprob=_mean_of_known(base_N),
+        base_loglikelihood=_mean_of_known(base_N * tokens_N),
+        base_logprob_correct=_mean_of_known(base_N[correct_N]),
+    )
+
+
+def _curves(answers: Sequence[str | None], correct_S: NDArray[np.bool_], max_k: int) -> dict[str, FloatArray]:
+    """Of S scored responses."""
+    num = len(answers)
+    if not num:
+        return {f"{name}_K": np.full(max_k, np.nan) for name in _CURVES}
+    counts = list(Counter(answer for answer in answers if answer is not None).values())
+    return {
+        "pass_K": pass_at_k_curves([num], [int(correct_S.sum())], max_k)[0],
+        "majority_K": majority_curve(answers, correct_S, max_k),
+        "distinct_K": pass_at_k_curves([num] * len(counts), counts, max_k).sum(axis=0) if counts else np.zeros(max_k),
+    }
+
+
+def _entropy(pool: CandidatePool) -> float:
+    known_N = ~np.isnan(pool.mean_logprob_N)
+    num_tokens = pool.num_tokens_N[known_N].sum()
+    return float(-(pool.mean_logprob_N * pool.num_tokens_N)[known_N].sum() / num_tokens) if num_tokens else np.nan
+
+
+def _mean_of_known(values: FloatArray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan

@@ -1,0 +1,1 @@
+"""Training on rollouts that were sampled before, without engines."""

@@ -1,0 +1,73 @@
+"""The handle of a Ray actor: see `jobs.processes.handles`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+
+from jobs.processes.handles import ActorDied, DataLost, Deadline
+
+
+class RayHandle:
+    """A Ray actor."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self.actor = actor
+        self.name = name
+
+    async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
+        remote = getattr(self.actor, method).options(num_returns=returns).remote(*args)
+        bulk, small = ((), remote) if returns == 1 else (tuple(remote[:-1]), remote[-1])
+        try:
+            async with asyncio.timeout(timeout_s) as deadline:
+                value = await small
+        except RayActorError as error:
+            raise ActorDied(_death(error, self.name, waiting_for)) from error
+        except ObjectLostError as error:
+            raise DataLost(f"data that {self.name}.{method} needs was lost while the run waited for {waiting_for}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, ObjectLostError):
+                raise DataLost(f"data that {self.name}.{method} needs was lost while the run waited for {waiting_for}") from error
+            raise
+        except TimeoutError:
+            if not deadline.expired():  # the actor's own
+                raise
+            raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}") from None
+        return (*bulk, value) if bulk else value
+
+    async def placed(self) -> str | None:
+        try:
+            node_id: str = await self.actor.__ray_call__.remote(_node_id)
+            return node_id
+        except RayActorError as error:
+            raise ActorDied(f"the {self.name} process died while it was started") from error
+
+    async def rss_bytes(self, *, timeout_s: float) -> int | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                rss: int = await self.actor.__ray_call__.remote(_rss_bytes)
+                return rss
+        except (RayActorError, TimeoutError):
+            return None
+
+    def kill(self) -> None:
+        ray.kill(self.actor, no_restart=True)
+
+
+def _death(error: RayActorError, name: str, waiting_for: str) -> str:
+    """What went wrong in its constructor says more than that it is gone."""
+    if "raised in its creation task" in (text := str(error).strip()):
+        return f"the {name} could not be made: {text.splitlines()[-1]}"
+    return f"the {name} process died while the run waited for {waiting_for}"
+
+
+def _node_id(_: Any) -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _rss_bytes(_: Any) -> int:
+    return int(psutil.Process().memory_info().rss)

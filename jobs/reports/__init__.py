@@ -1,0 +1,1 @@
+"""Pages, figures and sentences that present what `jobs.analysis` found. This room imports neither Ray nor torch."""

@@ -1,0 +1,173 @@
+"""The figures of an evaluation, each with the numbers it draws; None where there is nothing to draw
+(`jobs.reports.plots`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from jobs.analysis.bootstrap import Curve
+from jobs.analysis.comparison import Comparison
+from jobs.analysis.evaluation import EvaluationReport
+from jobs.analysis.outcomes import ProblemOutcomes
+from jobs.reports.plots import FONT, Drawing, Style, draw_band, draw_line, log2_k, log2_ratio, numbers_of, png_of, raised, room
+
+STYLES = (
+    Style(colour="#0b3c78", line="-", marker="o", width=2.2),
+    Style(colour="#d1495b", line=(0, (6, 2)), marker="s", width=2.2),
+    Style(colour="#1b7f5c", line="-.", marker="^", width=2.2),
+    Style(colour="#8a5a00", line=(0, (1.5, 1.5)), marker="D", width=2.2),
+    Style(colour="#7a3e9d", line=(0, (4, 1, 1, 1, 1, 1)), marker="v", width=2.2),
+    Style(colour="#222222", line=(0, (8, 2, 2, 2)), marker="x", width=2.2),
+)
+HATCHES = ("", "//", "..", "xx", "\\\\", "++")
+SOLVE_RATE_EDGES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+SOLVE_RATE_NAMES = ("none", "to 10 %", "to 30 %", "to 50 %", "to 70 %", "to 90 %", "below all", "all")
+COLUMNS = 3
+
+
+def style_of(place: int) -> Style:
+    """Of a model, by its place among them."""
+    return STYLES[place % len(STYLES)]
+
+
+def pass_at_k_figure(models: Mapping[str, EvaluationReport]) -> Drawing | None:
+    """pass@k and maj@k of every model against k, with bands."""
+    panels = {
+        "pass@k": {label: report.pass_at_k for label, report in models.items() if report.pass_at_k is not None},
+        "maj@k": {label: report.majority_at_k for label, report in models.items() if report.majority_at_k is not None},
+    }
+    if not panels["pass@k"]:
+        return None
+    places = {label: place for place, label in enumerate(models)}
+    listed = next(iter(models.values())).ks
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(10.4, 4.6), layout="constrained")
+        for axes, (name, curves) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+            for label, curve in curves.items():
+                draw_band(axes, curve, style_of(places[label]))
+            for label, curve in curves.items():
+                draw_line(axes, curve, style_of(places[label]), label, listed)
+            _k_axis(axes, list(curves.values()))
+            axes.set_ylim(*room(curves.values()))
+            axes.set_ylabel(name)
+            axes.set_title({"pass@k": "Any of k responses is right", "maj@k": "Majority vote of k responses is right"}[name], loc="left")
+        _legend(figure)
+        return Drawing(
+            png=png_of(figure), numbers={name: {label: numbers_of(c) for label, c in curves.items()} for name, curves in panels.items()}
+        )
+
+
+def solve_rates_figure(outcomes: Mapping[str, ProblemOutcomes]) -> Drawing | None:
+    """How many problems have which share of correct responses, a group of bars a class."""
+    counts = {label: solve_rate_counts(one) for label, one in outcomes.items() if one.scored_P.any()}
+    if not counts:
+        return None
+    places = {label: place for place, label in enumerate(outcomes)}
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+        axes = figure.add_subplot()
+        width = 0.8 / len(counts)
+        for number, (label, count_C) in enumerate(counts.items()):
+            x_C = np.arange(len(count_C)) - 0.4 + (number + 0.5) * width
+            style, hatch = style_of(places[label]), HATCHES[places[label] % len(HATCHES)]
+            axes.bar(x_C, count_C, width * 0.92, color=f"{style.colour}b0", edgecolor=style.colour, hatch=hatch, label=label)
+        axes.set_xticks(np.arange(len(SOLVE_RATE_NAMES)), SOLVE_RATE_NAMES)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.grid(True, axis="y", color="#dddddd", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylabel("problems")
+        axes.set_xlabel("share of a problem's responses that are right")
+        axes.set_title("Problems by how often they are solved", loc="left")
+        _legend(figure)
+        return Drawing(
+            png=png_of(figure), numbers={"classes": list(SOLVE_RATE_NAMES), "problems": {label: c.tolist() for label, c in counts.items()}}
+        )
+
+
+def solve_rate_counts(outcomes: ProblemOutcomes) -> np.ndarray:
+    """(8,): problems with no correct response, with a share in (0, 0.1], (0.1, 0.3] … (0.9, 1), and with all
+    correct."""
+    n_S, c_S = outcomes.num_scored_P[outcomes.scored_P], outcomes.num_correct_P[outcomes.scored_P]
+    some_S = (c_S > 0) & (c_S < n_S)
+    inner = np.histogram(-(c_S / n_S)[some_S], bins=-np.array(SOLVE_RATE_EDGES[::-1]))[0][::-1]  # classes hold their upper end
+    return np.array([(c_S == 0).sum(), *inner, (c_S == n_S).sum()])
+
+
+def difference_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
+    """pass@k of one model less that of the other, a panel a pair."""
+    if not comparisons:
+        return None
+    with matplotlib.rc_context(FONT):
+        figure, panels = _grid(len(comparisons), height=3.9)
+        for axes, comparison in zip(panels, comparisons, strict=True):
+            style = style_of(0)
+            _k_axis(axes, [comparison.difference])
+            axes.axhline(0.0, color="#222222", linewidth=1.2)
+            draw_band(axes, comparison.difference, style)
+            draw_line(axes, comparison.difference, style, "", comparison.ks)
+            axes.set_title(f"{comparison.model}\nless {comparison.against}", loc="left")
+            axes.set_ylabel("difference in pass@k")
+        return Drawing(png=png_of(figure), numbers={_pair(c): numbers_of(c.difference) for c in comparisons})
+
+
+def efficiency_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
+    """K over the samples needed for the other's pass@K, a panel a pair, a line a direction."""
+    known = [comparison for comparison in comparisons if comparison.ks[-1] > 1 and _directions(comparison)]
+    if not known:
+        return None
+    numbers: dict[str, Any] = {}
+    with matplotlib.rc_context(FONT):
+        figure, panels = _grid(len(known), height=5.2)
+        for axes, comparison in zip(panels, known, strict=True):
+            curves = _directions(comparison)
+            _k_axis(axes, list(curves.values()), "K")
+            log2_ratio(axes, list(curves.values()))
+            axes.axhline(1.0, color="#222222", linewidth=1.2)
+            for place, (label, curve) in enumerate(curves.items()):
+                drawn = raised(curve, axes.get_ylim()[0])
+                draw_band(axes, drawn, style_of(place))
+                draw_line(axes, drawn, style_of(place), label, comparison.ks)
+            axes.set_ylabel("K over the samples needed")
+            axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.14), frameon=False, handlelength=3.2)
+            numbers[_pair(comparison)] = {label: numbers_of(curve) for label, curve in curves.items()}
+        return Drawing(png=png_of(figure), numbers=numbers)
+
+
+def _directions(comparison: Comparison) -> dict[str, Curve]:
+    curves = {
+        f"{comparison.model}, for pass@K of {comparison.against}": comparison.efficiency,
+        f"{comparison.against}, for pass@K of {comparison.model}": comparison.reverse_efficiency,
+    }
+    return {label: curve for label, curve in curves.items() if curve is not None}
+
+
+def _pair(comparison: Comparison) -> str:
+    return f"{comparison.model} / {comparison.against}"
+
+
+def _grid(num: int, *, height: float) -> tuple[Figure, list[Axes]]:
+    columns, rows = min(num, COLUMNS), -(-num // COLUMNS)
+    figure = Figure(figsize=(0.6 + max(4.7 * columns, 6.4), height * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for unused in panels[num:]:
+        unused.set_visible(False)
+    return figure, panels[:num]
+
+
+def _k_axis(axes: Axes, curves: Sequence[Curve], name: str = "k") -> None:
+    log2_k(axes, max([curve.ks[-1] for curve in curves], default=1))
+    axes.set_xlabel(f"{name}, responses")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+
+
+def _legend(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False, handlelength=3.6)

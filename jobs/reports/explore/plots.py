@@ -1,0 +1,153 @@
+"""The three figures of a pool report, each with the numbers it draws. Readable in grey: lines differ in style and
+marker too.
+
+figure = pass_at_k_figure(statistics)            # None where there is nothing to draw
+png, numbers = figure.png, figure.numbers
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from jobs.analysis.bootstrap import Curve
+from jobs.analysis.candidate_table import FEATURED, RANDOM, label_of
+from jobs.analysis.order_statistics import Outcomes, PoolStatistics, random_first_correct
+from jobs.analysis.pass_at_k import FloatArray
+from jobs.reports.plots import FONT, Drawing, Style, draw_band, draw_line, log2_k, log2_ratio, numbers_of, png_of, raised, room, whole
+
+LARGEST_CIRCLE = 420.0
+
+STYLES: Mapping[str, Style] = {
+    "repexp": Style(colour="#0b3c78", line="-", marker="o", width=2.6),
+    "quality": Style(colour="#d1495b", line=(0, (6, 2)), marker="s", width=2.6),
+    RANDOM: Style(colour="#6b6b6b", line=(0, (1.5, 1.5)), marker="", width=2.6),
+    "likeliest": Style(colour="#1b7f5c", line="-", marker="^"),
+    "unlikeliest": Style(colour="#1b7f5c", line="--", marker="v"),
+    "longest": Style(colour="#8a5a00", line="-.", marker="D"),
+    "kmeans": Style(colour="#7a3e9d", line="-", marker="x"),
+    "determinantal": Style(colour="#7a3e9d", line="--", marker="+"),
+    "distinct_answers": Style(colour="#222222", line=":", marker="*"),
+}
+OTHER_STYLES = tuple(Style(colour="#555555", line=line, marker=marker) for line in ("-", "--", "-.") for marker in ("1", "2", "3", "4"))
+
+
+def style_of(order: str) -> Style:
+    """That of a known order, else one of twelve by the name."""
+    return STYLES.get(order) or OTHER_STYLES[sum(order.encode()) % len(OTHER_STYLES)]
+
+
+def pass_at_k_figure(statistics: PoolStatistics) -> Drawing | None:
+    """pass@k against k of every order, with bands for novelty, quality and random choice. None where pools have one
+    candidate only."""
+    curves = {name: order.pass_at_k for name, order in statistics.orders.items() if order.pass_at_k is not None}
+    curves |= {RANDOM: statistics.random_pass_at_k} if statistics.random_pass_at_k is not None else {}
+    if not curves or max(curve.ks[-1] for curve in curves.values()) < 2:
+        return None
+    ranked = sorted(curves, key=lambda name: -_mean_height(curves[name], statistics.ks))
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(9.6, 5.4), layout="constrained")
+        axes = figure.add_subplot()
+        for name in (RANDOM, *FEATURED):
+            draw_band(axes, curves.get(name), style_of(name))
+        for name in sorted(ranked, key=lambda name: style_of(name).width):
+            draw_line(axes, curves[name], style_of(name), label_of(name), statistics.ks)
+        log2_k(axes, max(curve.ks[-1] for curve in curves.values()))
+        axes.set_ylim(*room(curves.values()))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+        axes.set_ylabel("pass@k")
+        axes.set_xlabel("k, candidates verified")
+        axes.set_title(f"Share of {statistics.num_prompts} prompts solved by the first k candidates", loc="left")
+        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        labels = [label_of(name) for name in ranked]
+        legend = axes.legend(
+            [handles[label] for label in labels],
+            labels,
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.0),
+            frameon=False,
+            handlelength=3.6,
+            labelspacing=0.75,
+            title="best on average first",
+        )
+        legend.set_alignment("left")
+        return Drawing(
+            png=png_of(figure), numbers={"order_of_legend": ranked, "curves": {name: numbers_of(curves[name]) for name in ranked}}
+        )
+
+
+def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
+    """Verifications to the first correct answer, order against expected of random choice, a point a solvable prompt.
+    None without one."""
+    names = [name for name in FEATURED if name in outcomes.first_correct]
+    if outcomes.num_correct_P is None or not names or not outcomes.solvable_P.any():
+        return None
+    solvable_P = outcomes.solvable_P
+    random_S = random_first_correct(outcomes.num_candidates_P[solvable_P], outcomes.num_correct_P[solvable_P])
+    numbers: dict[str, Any] = {}
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(0.6 + 4.7 * len(names), 5.0), layout="constrained")
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for axes, name in zip(panels, names, strict=True):
+            order_S = outcomes.first_correct[name][solvable_P]
+            numbers[name] = _scatter(axes, name, random_S, order_S, limit=outcomes.max_k)
+        return Drawing(png=png_of(figure), numbers=numbers)
+
+
+def efficiency_figure(statistics: PoolStatistics) -> Drawing | None:
+    """Verifications random choice needs for the same pass@k, over k; a panel each for novelty and quality. None where
+    unknown."""
+    found = {name: statistics.orders[name].efficiency_at_k for name in FEATURED if name in statistics.orders}
+    curves = {name: curve for name, curve in found.items() if curve is not None}
+    if not curves or max(curve.ks[-1] for curve in curves.values()) < 2:
+        return None
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(0.6 + 4.7 * len(curves), 4.4), layout="constrained")
+        panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+        for axes, (name, curve) in zip(panels, curves.items(), strict=True):
+            log2_k(axes, max(curve.ks[-1] for curve in curves.values()))
+            log2_ratio(axes, list(curves.values()))
+            axes.axhline(1.0, color="#222222", linewidth=1.2)
+            drawn = raised(curve, axes.get_ylim()[0])
+            draw_band(axes, drawn, style_of(name))
+            draw_line(axes, drawn, style_of(name), label_of(name), statistics.ks)
+            axes.set_title(label_of(name), loc="left")
+            axes.set_xlabel("k, candidates verified")
+        panels[0].set_ylabel("verifications by random choice\nfor the same pass rate, over k")
+        return Drawing(png=png_of(figure), numbers={name: numbers_of(curve) for name, curve in curves.items()})
+
+
+def _scatter(axes: Axes, name: str, random_S: FloatArray, order_S: FloatArray, *, limit: int) -> dict[str, Any]:
+    """Equal points are one circle, its area growing with their number."""
+    points = Counter(zip(random_S.round(6).tolist(), order_S.tolist(), strict=True))
+    saved, cost = int((order_S < random_S).sum()), int((order_S > random_S).sum())
+    ends = (0.8, max(2.0, limit) * 1.25)
+    axes.fill_between(ends, (ends[0], ends[0]), ends, color="#000000", alpha=0.045, linewidth=0)
+    axes.plot(ends, ends, color="#222222", linewidth=1.0)
+    x, y = zip(*points, strict=True)
+    colour, area = style_of(name).colour, min(34.0, LARGEST_CIRCLE / max(points.values()))
+    areas = [area * count for count in points.values()]
+    axes.scatter(x, y, s=areas, facecolors=f"{colour}40", edgecolors=colour, linewidths=1.3, zorder=3)
+    axes.set_aspect("equal")
+    for set_scale, set_limit, axis in ((axes.set_xscale, axes.set_xlim, axes.xaxis), (axes.set_yscale, axes.set_ylim, axes.yaxis)):
+        set_scale("log", base=2)
+        set_limit(*ends)
+        axis.set_major_formatter(FuncFormatter(whole))
+    title = f"{saved} prompts below, {cost} above, {len(order_S) - saved - cost} on the diagonal"
+    axes.set_title(f"{label_of(name)}\n{title}", loc="left")
+    axes.set_xlabel("random choice, expected verifications")
+    axes.set_ylabel(f"{name}, verifications to the first correct")
+    return {"random_expected": random_S.tolist(), "order": order_S.astype(int).tolist(), "below": saved, "above": cost}
+
+
+def _mean_height(curve: Curve, listed: Sequence[int]) -> float:
+    """Over the listed k that the curve has."""
+    values = [value for k, value in zip(curve.ks, curve.value, strict=True) if k in listed]
+    return float(np.mean(values)) if values else 0.0

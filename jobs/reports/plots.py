@@ -1,0 +1,121 @@
+"""What figures have in common: curves with bands over k on a doubling axis. Readable in grey: lines differ in style and
+marker too."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from jobs.analysis.bootstrap import Curve
+
+DPI = 150
+LOWEST_RATIO = 1 / 16
+FONT: dict[Any, Any] = {
+    "text.parse_math": False,
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.labelsize": 11,
+    "legend.fontsize": 10,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    colour: str
+    line: Any
+    marker: str
+    width: float = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    png: bytes
+    numbers: dict[str, Any]
+
+
+def draw_line(axes: Axes, curve: Curve, style: Style, label: str, listed: Sequence[int]) -> None:
+    """Markers at the listed k, where tables have the numbers."""
+    marked = [place for place, k in enumerate(curve.ks) if k in listed or len(curve.ks) == 1]
+    axes.plot(
+        curve.ks,
+        curve.value,
+        color=style.colour,
+        linestyle=style.line,
+        linewidth=style.width,
+        marker=style.marker,
+        markevery=marked,
+        markersize=6.5,
+        markerfacecolor="white" if style.marker in "^vD" else style.colour,
+        label=label,
+        clip_on=False,
+        zorder=2 + style.width,
+    )
+
+
+def draw_band(axes: Axes, curve: Curve | None, style: Style) -> None:
+    if curve is not None and curve.low is not None and curve.high is not None:
+        axes.fill_between(curve.ks, curve.low, curve.high, color=style.colour, alpha=0.16, linewidth=0)
+        for end in (curve.low, curve.high):
+            axes.plot(curve.ks, end, color=style.colour, linestyle=style.line, linewidth=0.6, alpha=0.7)
+
+
+def log2_k(axes: Axes, max_k: int) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(0.93, max_k * 1.08)
+    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=20))
+    axes.xaxis.set_major_formatter(FuncFormatter(whole))
+    axes.xaxis.minorticks_off()
+    axes.grid(True, color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def whole(value: float, _: int | None) -> str:
+    return f"{value:g}"
+
+
+def room(curves: Iterable[Curve]) -> tuple[float, float]:
+    highest = max(max(curve.high or curve.value) for curve in curves)
+    return -0.02 * max(highest, 0.05), 1.06 * max(highest, 0.05)
+
+
+def log2_ratio(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Equal factors are equal distances, around 1. What is smaller than 1/16, 0 above all, stands on the lower edge."""
+    values = np.concatenate([np.concatenate([c.value, c.low or c.value, c.high or c.value]) for c in curves])
+    smallest = max(LOWEST_RATIO, values.min())
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(2.0 ** (np.floor(np.log2(min(0.5, smallest)))), 2.0 ** (np.log2(max(2.0, values.max())) + 0.15))
+    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=20))
+    axes.yaxis.set_major_formatter(FuncFormatter(_fraction))
+    axes.yaxis.minorticks_off()
+
+
+def _fraction(value: float, _: int | None) -> str:
+    if value >= 1:
+        return f"{value:g}"
+    return f"{'≤ ' if value <= LOWEST_RATIO else ''}1/{1 / value:g}"
+
+
+def raised(curve: Curve, floor: float) -> Curve:
+    """`curve` with what a logarithmic axis cannot show put on its lower edge."""
+    ends = {name: tuple(max(floor, v) for v in values) for name in ("value", "low", "high") if (values := getattr(curve, name))}
+    return replace(curve, **ends)
+
+
+def numbers_of(curve: Curve) -> dict[str, Any]:
+    return {"ks": curve.ks, "value": curve.value, "low": curve.low, "high": curve.high}
+
+
+def png_of(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,120 @@
+"""Evaluations of the policy while it is trained: one at a time, each of one version, on a worker of its own.
+
+    offer ──(step, weights)──> [worker starts, loads them, samples, ends] ──metrics──> report
+
+The rollout workers go on with newer weights meanwhile. One that is due while another is under way is left out, and
+told; so is one whose worker is lost, whose verifiers fail, or whose results cannot be written: an evaluation is never
+what a run fails for, unless it finds a bug."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+from jobs.processes.failures import FailureKind, kind_of, reason
+from jobs.processes.handles import Deadline, Handle
+from jobs.processes.verdict_counter import VerifierFailure
+from jobs.run.components import Run
+
+CLOSE_TIMEOUT_S = 20.0
+TOLD = (OSError, VerifierFailure)
+"""No bugs of an evaluation: a disk that is full, too many responses without a verdict."""
+
+
+class Evaluation(Protocol):
+    """What is asked of a policy (`jobs.sampling.training_evaluation`)."""
+
+    def is_due(self, step: int) -> bool: ...
+    async def run(self, step: int, workers: Sequence[Handle], verifier: Handle) -> dict[str, float]: ...
+
+
+class Evaluations:
+    """evaluations = Evaluations(run, evaluation)
+
+    evaluations.offer(step, snapshot)      # from the learn loop; never waits
+    await evaluations.run_loop()           # beside the other loops
+    await evaluations.finished()           # before the end: nothing is under way
+    """
+
+    def __init__(self, run: Run, evaluation: Evaluation | None, *, done: Collection[int] = ()) -> None:
+        """`done`: steps that were evaluated by an earlier start."""
+        self._run = run
+        self._done = frozenset(done)
+        self._evaluation = evaluation
+        self._next: tuple[int, Any] | None = None
+        self._under_way: int | None = None
+        self._changed = asyncio.Condition()
+        self._notes: set[asyncio.Task[None]] = set()
+
+    @property
+    def under_way(self) -> int | None:
+        """The step whose policy is being evaluated."""
+        return self._under_way
+
+    def offer(self, step: int, snapshot: Any) -> None:
+        """`snapshot` refers to the weights of `step`. Takes them if an evaluation is due."""
+        if self._evaluation is None or step in self._done or not self._evaluation.is_due(step):
+            return
+        busy = self._under_way if self._next is None else self._next[0]
+        if busy is not None:
+            self._run.warn(f"the evaluation of step {step} is left out: that of step {busy} is still under way")
+            return
+        self._next = (step, snapshot)
+        task = asyncio.ensure_future(self._notify())
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+
+    async def run_loop(self) -> None:
+        """For ever. Raises what is a bug."""
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._next is not None)
+            assert self._next is not None
+            (step, snapshot), self._next = self._next, None
+            self._under_way = step
+            try:
+                with self._run.waits.ending():
+                    metrics = await self._evaluate(step, snapshot)
+            except Exception as error:
+                if kind_of(error) is FailureKind.BUG and not isinstance(error, TOLD):
+                    raise
+                self._run.warn(f"the evaluation of step {step} is left out: {reason(error)}")
+            else:
+                self._run.evaluated(step, metrics)
+            finally:
+                del snapshot
+                self._under_way = None
+            await self._notify()
+
+    async def finished(self) -> None:
+        """Until nothing is under way."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._next is None and self._under_way is None)
+
+    async def _evaluate(self, step: int, snapshot: Any) -> dict[str, float]:
+        assert self._evaluation is not None
+        config = self._run.config
+        worker = self._run.factory.evaluation_worker()
+        try:
+            await self._placed(worker)
+            await worker.call("start", timeout_s=config.rollout.start_timeout_s, waiting_for=f"{worker.name} to start")
+            await worker.call("update", snapshot, timeout_s=config.wait_timeout_s, waiting_for=f"{worker.name} to load version {step}")
+            metrics = await self._evaluation.run(step, [worker], self._run.verifier)
+            await worker.call("close", timeout_s=CLOSE_TIMEOUT_S, waiting_for=f"{worker.name} to close")
+            return metrics
+        finally:
+            worker.kill()
+
+    async def _placed(self, worker: Handle) -> None:
+        """Raises Deadline: a cluster that is full of the run's own workers will not grow for an evaluation."""
+        timeout_s = self._run.config.wait_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._run.placed(worker, "evaluate")
+        except TimeoutError:
+            raise Deadline(f"waited over {timeout_s:g} s for the resources of {worker.name}") from None
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()

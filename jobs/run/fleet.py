@@ -1,0 +1,179 @@
+"""Workers of one role, desired and observed: who is to be started, who is to leave, who may serve. A pure state
+machine.
+
+    STARTING ──started──> STALE ──holds the newest weights──> SERVING ──left out──> DRAINING
+        │                   │                                    │                     │
+        └───────────────────┴───────────── lost ─────────────────┴──────── left ───────┴──> DEAD
+
+`desired` may change at any time; `plan` says what brings the observed workers there. A lost worker is replaced after a
+delay that doubles with each loss in a row; `RestartBudget` ends a run whose workers are lost over and over with nothing
+done in between. Names are never used twice. No clock, no asyncio: whoever calls says what time it is (seconds of any
+monotonic clock)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from jobs.config import SupervisionConfig
+from jobs.processes.restart_budget import RestartBudget
+
+
+class WorkerState(StrEnum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"  # its process, engine or model is being made
+    STALE = "stale"  # ready, but without the newest weights: it is given no group
+    SERVING = "serving"
+    DRAINING = "draining"  # finishes what it has; is given nothing
+    DEAD = "dead"
+
+
+LIVING = (WorkerState.STARTING, WorkerState.STALE, WorkerState.SERVING)
+
+
+@dataclass(slots=True)
+class Member:
+    """One worker, from the decision to start it."""
+
+    name: str
+    number: int
+    state: WorkerState
+    since: float
+    version: int = -1
+    detail: str = ""
+    was_lost: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetPlan:
+    """What to do now, and when to ask again even if nothing happens."""
+
+    start: tuple[str, ...] = ()
+    drain: tuple[str, ...] = ()
+    again_at: float | None = None
+
+
+class Fleet:
+    """fleet = Fleet("rollout", desired=2, config=SupervisionConfig())
+
+    for name in fleet.plan(now).start: ...   # then fleet.started(name, now), fleet.holds(name, version, now), fleet.lost(name, error, now)
+    """
+
+    def __init__(self, role: str, *, desired: int, config: SupervisionConfig) -> None:
+        self.role = role
+        self.desired = desired
+        self.newest_version = 0
+        self.budget = RestartBudget(role, config)
+        self.members: dict[str, Member] = {}
+        self._next_number = 0
+        self._not_before = float("-inf")
+        self._ever_served = False
+
+    def states(self, *states: WorkerState) -> list[Member]:
+        """Members in one of these states, oldest first."""
+        return [member for member in self.members.values() if member.state in states]
+
+    @property
+    def serving(self) -> list[Member]:
+        return self.states(WorkerState.SERVING)
+
+    def plan(self, now: float) -> FleetPlan:
+        """Start what is missing, unless a loss is too recent; let go of what is too many: the newest and least ready
+        first."""
+        living = self.states(*LIVING)
+        missing = self.desired - len(living)
+        if missing > 0:
+            if now < self._not_before:
+                return FleetPlan(again_at=self._not_before)
+            return FleetPlan(start=tuple(self._new(now).name for _ in range(missing)))
+        rank = {state: place for place, state in enumerate(LIVING)}
+        leaving = sorted(living, key=lambda member: (rank[member.state], -member.number))[: max(0, -missing)]
+        for member in leaving:
+            self.drain(member.name, f"{self.desired} are wanted", now)
+        return FleetPlan(drain=tuple(member.name for member in leaving))
+
+    def drain(self, name: str, reason: str, now: float) -> bool:
+        """Ask one worker to leave; False where it does so already. A replacement follows if it is then missing."""
+        member = self.members[name]
+        if member.state not in LIVING:
+            return False
+        self._enter(member, WorkerState.DRAINING, now, reason)
+        return True
+
+    def publish(self, version: int) -> None:
+        """`version` is now the newest: joiners need it. Those that serve go on and load it in flight."""
+        if version < self.newest_version:
+            raise ValueError(f"version {version} is older than {self.newest_version}, which was published before")
+        self.newest_version = version
+
+    def started(self, name: str, now: float, *, version: int = 0) -> None:
+        """Ready to load weights; holds `version`."""
+        member = self.members[name]
+        member.version = version
+        if member.state is WorkerState.STARTING:
+            self._enter(member, WorkerState.STALE, now)
+            self._serve_if_current(member, now)
+
+    def holds(self, name: str, version: int, now: float) -> None:
+        """It has loaded `version` and proved it."""
+        member = self.members[name]
+        member.version = version
+        self._serve_if_current(member, now)
+
+    def lost(self, name: str, error: Exception, reason: str, now: float) -> None:
+        """It is gone. Raises `error` when too many were lost in a row, or when none ever got as far as to serve."""
+        self.members[name].was_lost = True
+        self._enter(self.members[name], WorkerState.DEAD, now, reason)
+        self._forget_the_dead()
+        self._not_before = float("inf")  # if this raises, nobody is to be started any more
+        if not self._ever_served:
+            raise error
+        self._not_before = now + self.budget.failed(error)
+
+    def left(self, name: str, now: float) -> None:
+        """It has ended as it was asked to."""
+        member = self.members[name]
+        self._enter(member, WorkerState.DEAD, now, member.detail)
+        self._forget_the_dead()
+
+    def worked(self) -> None:
+        """A group was finished: what was lost before does not count any more."""
+        self.budget.worked()
+
+    def is_published_everywhere(self, version: int) -> bool:
+        """Whether nobody samples under an older version than `version`. True where nobody serves."""
+        return all(member.version >= version for member in self.states(WorkerState.SERVING, WorkerState.DRAINING))
+
+    def check_valid(self) -> None:
+        """Raise AssertionError with the broken invariant."""
+        for name, member in self.members.items():
+            assert name == member.name, f"{member} is kept as {name}"
+            assert member.number < self._next_number, f"{name} has a number that was not given out"
+            if member.state in (WorkerState.STARTING,):
+                assert member.version == -1, f"{name} holds a version before it has started"
+            assert member.version <= self.newest_version, f"{name} holds version {member.version}, the newest is {self.newest_version}"
+        assert len(self.states(WorkerState.DEAD)) <= KEPT_DEAD, "the dead are not forgotten"
+
+    def _new(self, now: float) -> Member:
+        number = self._next_number
+        self._next_number += 1
+        member = Member(name=f"{self.role}-{number}", number=number, state=WorkerState.STARTING, since=now)
+        self.members[member.name] = member
+        return member
+
+    def _serve_if_current(self, member: Member, now: float) -> None:
+        if member.state is WorkerState.STALE and member.version >= self.newest_version:
+            self._enter(member, WorkerState.SERVING, now)
+            self._ever_served = True
+
+    def _enter(self, member: Member, state: WorkerState, now: float, detail: str = "") -> None:
+        member.state, member.since, member.detail = state, now, detail
+
+    def _forget_the_dead(self) -> None:
+        for member in self.states(WorkerState.DEAD)[:-KEPT_DEAD]:
+            del self.members[member.name]
+
+
+KEPT_DEAD = 4
+"""Dead workers that are still shown."""

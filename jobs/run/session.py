@@ -1,0 +1,303 @@
+"""One start of a run: lock the directory, start the components, train, checkpoint, export, end every process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from contextlib import suppress
+from typing import Any
+
+from jobs.config import ConfigError, RunConfig
+from jobs.directory.events import EventKind, EventLog
+from jobs.directory.metrics import MetricsWriter
+from jobs.directory.run_dir import POLICY_STEP, RunDirectory
+from jobs.processes.build import RayFactory, missing_cpus, namespace, num_actors, ray_session
+from jobs.processes.environment import prepare_environment
+from jobs.processes.failures import details, first_error, reason
+from jobs.processes.policy_model import policy_model
+from jobs.run.components import Run, make_admission
+from jobs.run.control import Control
+from jobs.run.controller import Controller
+from jobs.run.synchronous import SynchronousTrainer, watch
+from jobs.sampling.evaluator import EvaluatorSettings
+from jobs.sampling.training_evaluation import TrainingEvaluation
+from jobs.screens.console import RunConsole
+from jobs.screens.hints import MismatchAdvice, no_signal_warning
+from jobs.screens.summary import summary_lines
+from learners.checkpoint import CheckpointError
+from learners.models import ModelError, check_model
+from tasks.base import Task
+from tasks.registry import make_task
+from tasks.stream import ProblemStream
+
+EXIT_FAILED = 1
+
+
+def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous: bool) -> int:
+    """Returns the exit code. Raises ConfigError when the run is refused; nothing was then touched."""
+    try:
+        check_model(config.model)
+    except ModelError as error:
+        raise ConfigError(str(error)) from None
+    stream = _problem_stream(config)
+    run_directory = RunDirectory(config)
+    evaluation = _evaluation(config, stream.task, run_directory)
+    _require_own_storage(run_directory, config.checkpoint.storage)
+    with run_directory as run:
+        start_step = _start_step(run, resume)
+        if start_step >= config.steps and run.policy_step == start_step:
+            print(
+                f"{run.path} has all {config.steps} steps already: nothing to do. Train further with "
+                f"--set steps={start_step + 20}, or start anew with --set run_dir=..."
+            )
+            return 0
+        prepare_environment(config.model)
+        with RunConsole(f"repexp {run.run_id}", config.steps) as console:
+            session = _Session(config, config_path, run, stream, console, synchronous=synchronous, evaluation=evaluation)
+            try:
+                return asyncio.run(session.run(start_step))
+            except ConfigError:
+                raise
+            except Exception as error:  # the seam to the person who started the run
+                session.control.enter("failed", reason(error))
+                console.failed(details(error), _failure(run, error))
+                return EXIT_FAILED
+            except KeyboardInterrupt:
+                session.control.enter("stopped", "before the first step")
+                console.failed("", "stopped before the first step; nothing to save")
+                return 128 + signal.SIGINT
+
+
+def _problem_stream(config: RunConfig) -> ProblemStream:
+    """The task's training problems, its data read. Raises ConfigError for a task that cannot be trained on."""
+    try:
+        task = make_task(config.task)
+        if not task.has_verifier:
+            raise ConfigError(f"task {task.name} has no verifier, and training needs rewards: set its verifier")
+        return ProblemStream(task, "train", config.seed, config.task.curriculum)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _evaluation(config: RunConfig, task: Task, directory: RunDirectory) -> TrainingEvaluation | None:
+    """What is asked of the policy now and then, its problems read. Raises ConfigError."""
+    if not config.evaluation.every:
+        return None
+    settings = EvaluatorSettings(
+        samples=config.evaluation.samples,
+        seed=config.seed,
+        verifier=config.verifier,
+        pool_timeout_s=config.wait_timeout_s,
+        wait_timeout_s=config.wait_timeout_s,
+    )
+    return TrainingEvaluation(config.evaluation, task, settings, directory.evaluations)
+
+
+def _failure(run: RunDirectory, error: Exception) -> str:
+    """One line: what failed, and what is left to go on from."""
+    latest = run.checkpoints.latest()
+    left = f"the same command resumes from step {latest}" if latest is not None else "there is no checkpoint yet"
+    return f"error: the run failed: {reason(error)} ({left})"
+
+
+def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
+    """Raises ConfigError for a `checkpoint.storage` that cannot be read or written, or is another run's."""
+    if storage is None:
+        return
+    try:
+        latest = run.checkpoints.latest()
+        owner = run.run_id if latest is None else run.checkpoints.meta(latest).get("run_id", run.run_id)
+    except CheckpointError as error:
+        raise ConfigError(f"checkpoint.storage = {storage!r}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"checkpoint.storage = {storage!r} cannot be read ({reason(error)}): choose another place") from None
+    if owner != run.run_id:
+        raise ConfigError(f"checkpoint.storage = {storage!r} holds the checkpoints of run '{owner}': give this run an address of its own")
+    try:
+        run.checkpoints.require_writable()
+    except CheckpointError as error:
+        raise ConfigError(f"checkpoint.storage = {storage!r}: {error}") from None
+
+
+def _start_step(run: RunDirectory, resume: str) -> int:
+    latest = run.checkpoints.latest()
+    if resume == "latest" and latest is None:
+        raise ConfigError(f"--resume latest: {run.path} has no complete checkpoint; leave --resume out to start at step 0")
+    if resume == "never" and latest is not None:
+        raise ConfigError(f"--resume never: {run.path} has a checkpoint of step {latest}; choose another with --set run_dir=...")
+    return latest or 0
+
+
+def evaluation_line(step: int, metrics: dict[str, float]) -> str:
+    """What an evaluation found, in short."""
+    rates = sorted((int(name.rpartition("@")[2]), rate) for name, rate in metrics.items() if name.startswith("eval/pass@"))
+    return f"evaluation of step {step}: " + ", ".join(f"pass@{k} {rate:.2f}" for k, rate in rates)
+
+
+class _Session:
+    def __init__(
+        self,
+        config: RunConfig,
+        config_path: str,
+        directory: RunDirectory,
+        stream: ProblemStream,
+        console: RunConsole,
+        *,
+        synchronous: bool,
+        evaluation: TrainingEvaluation | None,
+    ) -> None:
+        self._config = config
+        self._stream = stream
+        self._config_path = config_path
+        self._directory = directory
+        self._console = console
+        self._synchronous = synchronous
+        self._evaluation = evaluation
+        self.control = Control(directory.path, directory.run_id, config, warn=console.warn)
+        self._signal: int | None = None
+        self._mismatch_advice = MismatchAdvice()
+        self._writer: MetricsWriter | None = None
+        self._events: EventLog | None = None
+
+    async def run(self, start_step: int) -> int:
+        config, console = self._config, self._console
+        self.control.enter("starting", step=start_step)
+        console.status(f"model {config.model}: loading (the embedded model is unpacked once, about 20 s)")
+        model = await asyncio.to_thread(policy_model, config)
+        console.status("starting Ray")
+        with ray_session(namespace(config.run_dir), num_actors(config)):
+            if (too_few := missing_cpus(num_actors(config))) is not None:
+                console.warn(too_few)
+            console.status("starting the engine and the learner (about 30 s on two cores)")
+            factory = RayFactory(config, model, run_id=self._directory.run_id, log_directory=str(self._directory.rollouts))
+            return await self._train(factory, start_step)
+
+    async def _train(self, factory: RayFactory, start_step: int) -> int:
+        config, directory = self._config, self._directory
+
+        run = Run(
+            config=config,
+            factory=factory,
+            task=self._stream.task,
+            stream=self._stream,
+            admission=make_admission(config),
+            checkpoints=directory.checkpoints,
+            snapshots=directory.snapshots,
+            log_directory=str(directory.rollouts),
+            report=self._report,
+            on_failure=lambda name, error: self._console.warn(f"{name} is replaced: {reason(error)}"),
+            warn=self._console.warn,
+            evaluated=self._evaluated,
+            note=self._note,
+            run_id=directory.run_id,
+        )
+        try:
+            await run.ready()
+            self._events = self._open_events(start_step)
+            return await self._train_prepared(run, start_step)
+        finally:
+            await run.close()
+            if self._events is not None:
+                with suppress(OSError):
+                    self._events.close()
+
+    def _open_events(self, start_step: int) -> EventLog:
+        """Raises ConfigError where an earlier start's cannot be read."""
+        path = self._directory.events
+        try:
+            return EventLog(path, resume_step=start_step, max_bytes=self._config.logs.events_max_mib << 20)
+        except ValueError as error:
+            raise ConfigError(f"{error}: move {path} away to go on without the events before") from None
+
+    async def _train_prepared(self, run: Run, start_step: int) -> int:
+        config, directory = self._config, self._directory
+        directory.forget_snapshots()
+        if start_step:
+            self._console.status(f"restoring the checkpoint of step {start_step}")
+            await run.restore_checkpoint(start_step)
+        else:
+            await run.forget_log_after(0)
+        self._writer = writer = MetricsWriter(
+            directory.metrics, directory.tensorboard, resume_step=start_step, max_bytes=config.logs.metrics_max_mib << 20
+        )
+        self._console.status("sampling the first groups")
+        try:
+            step = await self._run_trainer(run, start_step)
+        finally:
+            writer.close()
+        if step >= config.steps:
+            await self._export(run, step)
+        stopped = "" if self._signal is None else f"by signal {self._signal}"
+        self.control.enter("finished" if step >= config.steps else "stopped", stopped, step=step)
+        self._console.finish(directory.run_id, summary_lines(directory, self._config_path, writer.history, config.steps))
+        return 0 if self._signal is None else 128 + self._signal
+
+    async def _run_trainer(self, run: Run, start_step: int) -> int:
+        if self._synchronous:
+            trainer = SynchronousTrainer(run, evaluation=self._evaluation)
+            self._stop_on_signal(trainer)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    watching = group.create_task(watch(trainer, self.control, self._directory.path, self._console.warn))
+                    step = await trainer.run(start_step)
+                    watching.cancel()
+            except BaseExceptionGroup as errors:
+                raise first_error(errors) from None
+            return step
+        assert self._writer is not None
+        evaluated = self._writer.evaluated
+        controller = Controller(run, workers=self.control.desired.rollout, evaluation=self._evaluation, evaluated=evaluated)
+        self._stop_on_signal(controller)
+        return await controller.run(start_step, alongside=[self.control.loop(controller)])
+
+    def _report(self, step: int, metrics: dict[str, float]) -> None:
+        assert self._writer is not None
+        self._writer.write(step, metrics)
+        self.control.stepped(metrics)
+        self._console.step(step, metrics)
+        if "bonus/no_signal_warning" in metrics:
+            self._console.warn(no_signal_warning(step, metrics, self._config))
+        for text in self._mismatch_advice.new(step, metrics):
+            self._console.warn(text)
+
+    def _evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        assert self._writer is not None
+        self._writer.write_evaluation(step, metrics)
+        self._console.note(evaluation_line(step, metrics))
+
+    def _note(self, kind: EventKind, /, **fields: Any) -> None:
+        """An event that cannot be written is kept for the next try: the log is not what a run fails for."""
+        assert self._events is not None
+        try:
+            self._events.write(kind, **fields)
+        except OSError as error:
+            self._console.warn(f"{self._directory.events} cannot be written: {error.strerror}")
+
+    def _stop_on_signal(self, trainer: Controller | SynchronousTrainer) -> None:
+        """Installed after Ray, which sets handlers of its own. A second signal ends the run at once, without a
+        checkpoint."""
+        loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            if self._signal is not None:
+                os._exit(128 + number)
+            self._signal = number
+            self._console.status("stopping: the step in progress is finished and a checkpoint written (again: stop at once)")
+            trainer.stop()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
+
+    async def _export(self, run: Run, step: int) -> None:
+        """The final policy under its own name, whole or not at all."""
+        staging = self._directory.path / "policy.partial"
+        shutil.rmtree(staging, ignore_errors=True)
+        await run.learner.call(
+            "save_policy", str(staging), timeout_s=self._config.wait_timeout_s, waiting_for="the final policy to be written"
+        )
+        (staging / POLICY_STEP).write_text(json.dumps({"step": step}))
+        shutil.rmtree(self._directory.policy, ignore_errors=True)
+        staging.replace(self._directory.policy)

@@ -1,0 +1,175 @@
+"""One start of `jobs.evaluate`: lock the directory, sample and judge model after model, score under the base model,
+report.
+
+model 1: engines start ──> every problem's pool ──> engines end;  model 2: …;  then the scorer, alone;  then the report
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from rich.console import Console
+
+from buffers.records import Problem
+from jobs.config import ConfigError
+from jobs.directory.job_dir import JobDirectory
+from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, EvaluateConfig
+from jobs.plan import evaluate_memory_gib
+from jobs.processes.build import all_ready, close_all, namespace, ray_session, rollout_worker, scorer, verifier_pool
+from jobs.processes.environment import prepare_environment
+from jobs.processes.handles import Handle
+from jobs.reports.evaluate.report import write_report
+from jobs.reports.evaluate.summary import print_summary
+from jobs.sampling.candidates import PoolStore, with_columns
+from jobs.sampling.evaluated_models import EvaluatedModel, PinnedModel, PinnedModels
+from jobs.sampling.evaluator import POOL_KEY, Evaluator, EvaluatorSettings
+from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, run_to_end
+from jobs.sampling.pipeline import FINISHERS
+from jobs.screens.console import say
+from tasks.base import Task, TaskError
+from tasks.registry import make_task
+
+SAMPLES = "samples.parquet"
+BASE_COLUMN = "base_mean_logprob"
+
+
+def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
+    """Returns the exit code. Raises ConfigError when the job is refused; nothing was then touched."""
+    task = _task(config)
+    problems = problems_of(task, config.split, config.problems)
+    everything = [*models, *([base] if base else [])]
+    require_memory(evaluate_memory_gib(config, [model.model for model in models], base.model if base else None))
+    prepare_environment(*(str(model.run.path) if model.run else model.model for model in everything))
+    console = Console()
+    with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out DIR") as directory:
+        session = _Session(config, task, problems, directory.path, console)
+        work = session.run(models, base)
+        return run_to_end(lambda: asyncio.run(work), console, directory.path, lambda: len(session.store.finished()))
+
+
+def _task(config: EvaluateConfig) -> Task:
+    try:
+        task = make_task(config.task)
+    except TaskError as error:
+        raise ConfigError(str(error)) from None
+    if not task.has_verifier:
+        raise ConfigError(f"task {task.name} has no verifier, and evaluation needs verdicts: set its verifier")
+    return task
+
+
+class _Session:
+    def __init__(self, config: EvaluateConfig, task: Task, problems: Sequence[Problem], directory: Path, console: Console) -> None:
+        self._config = config
+        self._task = task
+        self._problems = problems
+        self._directory = directory
+        self._console = console
+        self.store = PoolStore(directory, config.model_dump(mode="json"), file=SAMPLES, key=POOL_KEY)
+
+    async def run(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> None:
+        """Do what is not done yet, then report on all of it."""
+        pins = PinnedModels(self._directory)
+        labels = await interruptibly(self._fill(models, base, pins))
+        self.store.compact([(label, problem.problem_id) for label in labels for problem in self._problems])
+        await asyncio.to_thread(pins.release)
+        self._report(labels)
+
+    async def _fill(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None, pins: PinnedModels) -> list[str]:
+        """Sample, judge and score what is not done yet; returns the models' labels."""
+        everything = [*models, *([base] if base else [])]
+        pinned = []
+        for model in everything:
+            known = pins.known(model.name)
+            pinned.append(known if known is not None else await asyncio.to_thread(pins.pin, model))
+        labels = [one.label for one in pinned[: len(models)]]
+        waiting = self._waiting(labels)
+        is_scored = base is None or not (waiting or any(BASE_COLUMN not in pool.column_names for pool in self.store.parts()))
+        if waiting or not is_scored:
+            pinned = [await asyncio.to_thread(pins.pin, model) for model in everything]  # they must be there, and what they were
+            with ray_session(namespace(self._config.out), self._config.rollout.workers + 2):
+                if waiting:
+                    await self._sample_all([one for one in pinned[: len(models)] if one.label in waiting], waiting)
+                if not is_scored:
+                    await self._score(pinned[-1])
+        return labels
+
+    def _waiting(self, labels: Sequence[str]) -> dict[str, list[Problem]]:
+        """By label, the problems that a model has no finished pool of; models without any are left out."""
+        finished = self.store.finished()
+        missing = {label: [problem for problem in self._problems if (label, problem.problem_id) not in finished] for label in labels}
+        return {label: problems for label, problems in missing.items() if problems}
+
+    async def _sample_all(self, todo: Sequence[PinnedModel], waiting: dict[str, list[Problem]]) -> None:
+        verifier = verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS)
+        done, left = len(self.store.finished()), sum(map(len, waiting.values()))
+        try:
+            with Bar(self._console, total=done + left, done=done) as bar:
+                for model in todo:
+                    await self._sample(model, waiting[model.label], verifier, bar)
+        finally:
+            await close_all([verifier])
+
+    async def _sample(self, model: PinnedModel, problems: Sequence[Problem], verifier: Handle, bar: Bar) -> None:
+        """One model's engines, from their start to their end: the next one's need the memory."""
+        config = self._config
+        self._say(f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
+        workers = [
+            rollout_worker(index, config.rollout, config.sampling, model=model.path, run_id="evaluate", seed=config.seed)
+            for index in range(config.rollout.workers)
+        ]
+        settings = EvaluatorSettings(
+            samples=config.samples,
+            seed=config.seed,
+            verifier=config.verifier,
+            pool_timeout_s=config.pool_timeout_s,
+            wait_timeout_s=config.wait_timeout_s,
+        )
+        try:
+            await all_ready(workers, [], timeout_s=config.rollout.start_timeout_s)
+            evaluator = Evaluator(self._task, workers, verifier, settings, label=model.label, keep=self.store.add, on_pool=bar.advance)
+            await evaluator.run(problems)
+        finally:
+            await close_all(workers)
+            for worker in workers:
+                worker.kill()
+
+    async def _score(self, base: PinnedModel) -> None:
+        """Give the pools that lack it how likely the base model finds their responses."""
+        config = self._config
+        handle = scorer(config.scorer, model=base.path)
+        self._say(f"likelihood under {base.label}: loading")
+        await all_ready([], [handle], timeout_s=config.rollout.start_timeout_s)
+        lacking = [BASE_COLUMN not in pool.column_names for pool in self.store.parts()]
+        with Bar(self._console, total=len(lacking), done=len(lacking) - sum(lacking), what="scored pool") as bar:
+            for pool in self.store.parts():
+                if BASE_COLUMN not in pool.column_names:
+                    scored = await self._scored(handle, pool)
+                    await asyncio.to_thread(self.store.add, scored)
+                    bar.advance(None)
+
+    async def _scored(self, handle: Handle, pool: pa.Table) -> pa.Table:
+        batch = pool.select(["prompt_ids", "response_ids"]).combine_chunks().to_batches()[0]
+        waiting_for = f"the likelihood of the responses to {pool['problem_id'][0].as_py()}"
+        values = await handle.call("mean_logprobs", batch, timeout_s=self._config.wait_timeout_s, waiting_for=waiting_for)
+        return with_columns(pool, {BASE_COLUMN: values})
+
+    def _report(self, labels: Sequence[str]) -> None:
+        config = self._config
+        report = write_report(
+            self.store,
+            labels,
+            config.model_dump(mode="json"),
+            self._directory,
+            max_k=config.samples,
+            ks=config.k,
+            num_resamples=config.resamples,
+            seed=config.seed,
+        )
+        print_summary(report, self._console)
+        self._say(f"{self._directory}/report.html   {SAMPLES}   report.json")
+
+    def _say(self, text: str) -> None:
+        say(self._console, text)

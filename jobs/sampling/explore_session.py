@@ -1,0 +1,158 @@
+"""One start of `jobs.explore`: lock the directory, start what is needed, fill the pools, report, end every process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from buffers.records import Problem
+from jobs.config import ConfigError
+from jobs.directory.job_dir import JobDirectory
+from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS, ExploreConfig
+from jobs.plan import explore_memory_gib
+from jobs.processes.build import all_ready, close_all, encoder, namespace, ray_session, rollout_worker, verifier_pool
+from jobs.processes.environment import prepare_environment
+from jobs.processes.handles import Handle
+from jobs.reports.explore.report import console_lines, write_report
+from jobs.sampling.candidates import PoolStore, known_verdicts, problem_of, read_pools, split_pools
+from jobs.sampling.explorer import Explorer, Sources
+from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, require_model, run_to_end
+from jobs.sampling.pipeline import FINISHERS
+from jobs.sampling.reselect import needs_encoder, reselect
+from jobs.sampling.selected import write_selected
+from jobs.screens.console import say
+from learners.forward import check_supported
+from learners.models import ModelError, resolve_model
+from learners.supported import ModelUnsupported
+from tasks.base import Task, TaskError
+from tasks.registry import make_task
+
+
+def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
+    """Returns the exit code. Raises ConfigError when the job is refused; nothing was then touched."""
+    task, problems = _problems(config, from_pools)
+    old = read_pools(from_pools) if from_pools else None
+    if old is None or needs_encoder(config, old[1]):
+        require_model(config.model)
+    require_memory(explore_memory_gib(config, sampling=old is None))
+    prepare_environment(config.model)
+    console = Console()
+    with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out DIR") as directory:
+        session = _Session(config, task, directory.path, console)
+        work = session.run(problems) if old is None else session.reselect(*old)
+        return run_to_end(lambda: asyncio.run(work), console, directory.path, lambda: len(session.store.finished()))
+
+
+def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list[Problem]]:
+    """The task, and the problems to sample for. Raises ConfigError."""
+    try:
+        task = make_task(config.task)
+    except TaskError as error:
+        raise ConfigError(str(error)) from None
+    if config.verify != "none" and not task.has_verifier:
+        raise ConfigError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
+    return task, [] if from_pools else problems_of(task, config.split, config.problems)
+
+
+class _Session:
+    def __init__(self, config: ExploreConfig, task: Task, directory: Path, console: Console) -> None:
+        self._config = config
+        self._task = task
+        self._directory = directory
+        self._console = console
+        self.store = PoolStore(directory, config.model_dump(mode="json"))
+
+    async def run(self, problems: Sequence[Problem]) -> None:
+        """Sample what is not finished yet, then report on all of it."""
+        finished = self.store.finished()
+        waiting = [problem for problem in problems if (problem.problem_id,) not in finished]
+        if waiting:
+            await interruptibly(self._sample(waiting, total=len(problems)))
+        self.store.compact([(problem.problem_id,) for problem in problems])
+        self._report(self.store.read(), self._config.model_dump(mode="json"))
+
+    async def reselect(self, table: pa.Table, settings: dict[str, Any]) -> None:
+        """Order and judge pools sampled before."""
+        pools = list(split_pools(table))
+        await interruptibly(self._reselect(pools, settings))
+        self.store.compact([(problem_of(pool).problem_id,) for pool in pools])
+        ours = self._config.model_dump(mode="json")
+        self._report(
+            self.store.read(), ours | {key: settings[key] for key in ("model", "sampling", "split", "pool", "task") if key in settings}
+        )
+
+    async def _sample(self, problems: Sequence[Problem], *, total: int) -> None:
+        config = self._config
+        self._say(f"model {config.model}: loading")
+        try:
+            model = await asyncio.to_thread(resolve_model, config.model)
+            if not config.from_engine:
+                await asyncio.to_thread(check_supported, model, longest=config.sampling.max_tokens, with_head=False)
+        except (ModelError, ModelUnsupported) as error:
+            raise ConfigError(str(error)) from None
+        self._say("starting the engines (about 30 s on two cores)")
+        use_encoder = not config.from_engine
+        with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
+            workers = [
+                rollout_worker(
+                    index, config.rollout, config.sampling, model=model, run_id="explore", seed=config.seed, pool_states=config.from_engine
+                )
+                for index in range(config.rollout.workers)
+            ]
+            sources = Sources(workers=workers, encoder=self._encoder(model) if use_encoder else None, verifier=self._verifier())
+            try:
+                encoders = [sources.encoder] if sources.encoder else []
+                await all_ready(workers, encoders, timeout_s=config.rollout.start_timeout_s)
+                with Bar(self._console, total=total, done=total - len(problems)) as bar:
+                    await Explorer(config, self._task, self.store, sources, bar.advance).run(problems)
+            finally:
+                await close_all([*workers, *([sources.verifier] if sources.verifier else [])])
+
+    async def _reselect(self, pools: Sequence[pa.Table], settings: dict[str, Any]) -> None:
+        config = self._config
+        use_encoder = needs_encoder(config, settings)
+        finished = self.store.finished()
+        waiting = [pool for pool in pools if (problem_of(pool).problem_id,) not in finished]
+        to_verify = config.verify != "none" and any(len(known_verdicts(pool)) < pool.num_rows for pool in waiting)
+        session = ray_session(namespace(config.out), 1 + int(use_encoder)) if use_encoder or to_verify else nullcontext()
+        with session:
+            model = await asyncio.to_thread(resolve_model, config.model) if use_encoder else ""
+            sources = Sources(
+                workers=[], encoder=self._encoder(model) if use_encoder else None, verifier=self._verifier() if to_verify else None
+            )
+            try:
+                await all_ready([], [sources.encoder] if sources.encoder else [], timeout_s=config.rollout.start_timeout_s)
+                with Bar(self._console, total=len(pools), done=len(pools) - len(waiting)) as bar:
+
+                    def keep(pool: pa.Table) -> None:
+                        self.store.add(pool)
+                        bar.advance(None)
+
+                    explorer = Explorer(config, self._task, self.store, sources, bar.advance)
+                    await reselect(waiting, explorer, sources.encoder, config, keep)
+            finally:
+                await close_all([sources.verifier] if sources.verifier else [])
+
+    def _encoder(self, model: str) -> Handle:
+        return encoder(0, self._config.encoder, model=model, group_size=None)
+
+    def _verifier(self) -> Handle | None:
+        if self._config.verify == "none":
+            return None
+        return verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS)
+
+    def _report(self, table: pa.Table, settings: dict[str, Any]) -> None:
+        report = write_report(table, settings, self._directory, seed=self._config.seed)
+        num_selected = write_selected(table, self._config, self._directory / "selected.jsonl")
+        for line in console_lines(report):
+            self._say(line)
+        self._say(f"{self._directory}/report.html   pools.parquet   selected.jsonl ({num_selected} answers)   report.json")
+
+    def _say(self, text: str) -> None:
+        say(self._console, text)

@@ -1,0 +1,62 @@
+"""The ranks of a pool's candidates in every order of `bonus.orders`, from the columns of the pools table.
+
+Axes: N candidates, H hidden size, D projected size.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from bonus.orders import ORDERS, Pool, order_pool, scored_order
+from bonus.projection import sparse_projection
+from jobs.explore_config import ExploreConfig
+from jobs.sampling.candidates import with_columns
+
+
+def rank_pool(pool: pa.Table, config: ExploreConfig) -> pa.Table:
+    """`pool` with a column rank_<order> (0: verified first) for every order, and the scores that repexp and quality
+    picked by."""
+    candidates = candidates_of(pool, dim=config.selection.dim, seed=config.seed)
+    selection = config.selection.model_copy(update={"dim": candidates.features_ND.shape[1]})
+    columns: dict[str, Any] = {f"rank_{name}": _ranks(order_pool(name, candidates, selection)).numpy() for name in ORDERS}
+    for name in ("repexp", "quality"):
+        order_N, score_N = scored_order(name, candidates, selection)
+        columns[f"score_{name}"] = [None if np.isnan(score) else score for score in score_N[_ranks(order_N)].tolist()]
+    return with_columns(pool, columns)
+
+
+def candidates_of(pool: pa.Table, *, dim: int, seed: int) -> Pool:
+    """What the orders look at. Features of H numbers are projected to `dim` where that is fewer."""
+    features = pool["feature"].combine_chunks()
+    valid = features.is_valid().to_numpy(zero_copy_only=False)
+    states_VH = features.flatten().to_numpy().astype(np.float64).reshape(int(valid.sum()), -1) if valid.any() else np.zeros((0, 1))
+    hidden_size = states_VH.shape[1]
+    states_NH = torch.zeros(len(valid), hidden_size, dtype=torch.float64)
+    states_NH[torch.from_numpy(valid)] = torch.from_numpy(states_VH)
+    features_ND = states_NH @ _projection(hidden_size, dim, seed) if dim < hidden_size else states_NH
+    logprobs = [0.0 if value is None else value for value in pool["mean_logprob"].to_pylist()]
+    return Pool(
+        features_ND=features_ND,
+        valid_N=torch.from_numpy(valid),
+        mean_logprob_N=torch.tensor(logprobs, dtype=torch.float64),
+        lengths_N=torch.tensor([len(ids) for ids in pool["response_ids"].to_pylist()]),
+        answers=pool["final_answer"].to_pylist(),
+    )
+
+
+@lru_cache(maxsize=4)
+def _projection(hidden_size: int, dim: int, seed: int) -> Tensor:
+    return sparse_projection(hidden_size, dim, seed=seed)
+
+
+def _ranks(order_N: Tensor) -> Tensor:
+    """The inverse permutation: rank_N[order_N[t]] = t."""
+    rank_N = torch.empty_like(order_N)
+    rank_N[order_N] = torch.arange(len(order_N))
+    return rank_N.to(torch.int32)

@@ -1,0 +1,64 @@
+"""Order and judge pools that were sampled before, with other settings: no engine, and no encoder unless the features
+must be others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from buffers.records import FinishReason, GroupRequest, Rollout
+from buffers.schema import to_record_batch
+from jobs.explore_config import ExploreConfig
+from jobs.processes.handles import Handle
+from jobs.sampling.candidates import problem_of
+from jobs.sampling.explorer import Explorer
+
+
+def needs_encoder(config: ExploreConfig, settings: dict[str, Any]) -> bool:
+    """Whether the features of pools sampled with `settings` are not those that `config` asks for."""
+    old_encoder = settings.get("encoder", {})
+    old = (old_encoder.get("layer", -1), old_encoder.get("pooling", "mean"))
+    if old != (config.encoder.layer, config.encoder.pooling):
+        return True
+    had_engine = settings.get("features", "auto") != "encoder" and old == (-1, "mean")
+    return config.features != "auto" and config.from_engine != had_engine
+
+
+async def reselect(
+    pools: Sequence[pa.Table], explorer: Explorer, encoder: Handle | None, config: ExploreConfig, done: Callable[[pa.Table], None]
+) -> None:
+    """Give every pool new features where there is an encoder, new ranks, and the verdicts it lacks; `done` takes it."""
+    for number, pool in enumerate(pools):
+        problem = problem_of(pool)
+        if encoder is not None:
+            batch, _ = await encoder.call(
+                "encode",
+                rollout_batch(pool, number),
+                timeout_s=config.wait_timeout_s,
+                waiting_for=f"features of {problem.problem_id}",
+            )
+            place = pool.column_names.index("feature")
+            pool = pool.set_column(place, "feature", pa.chunked_array([batch.column("feature")]))
+        await asyncio.to_thread(done, await explorer.finish(problem, pool))
+
+
+def rollout_batch(pool: pa.Table, group_id: int) -> pa.RecordBatch:
+    """The candidates as one group of rollouts, which is what an encoder takes."""
+    rows = pool.select(["prompt_ids", "response_ids", "response_logprobs", "finish_reason", "response_text"]).to_pylist()
+    rollouts = [
+        Rollout(
+            prompt_ids=tuple(row["prompt_ids"]),
+            response_ids=tuple(row["response_ids"]),
+            behavior_logprobs=tuple(row["response_logprobs"]),
+            version_starts=(0,) if row["response_ids"] else (),
+            version_values=(0,) if row["response_ids"] else (),
+            finish_reason=FinishReason(row["finish_reason"]),
+            response_text=row["response_text"],
+        )
+        for row in rows
+    ]
+    request = GroupRequest(group_id=group_id, problem=problem_of(pool), num_responses=len(rollouts), admitted_version=0)
+    return to_record_batch("explore", request, rollouts, worker_id="pools")

@@ -1,0 +1,158 @@
+"""The live console of a run: one table row a step, the newest at the bottom, and the summary at the end."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+SHOWN_STEPS, SHOWN_REMARKS = 14, 12
+Column = tuple[str, str, str]
+COLUMNS: tuple[Column, ...] = (
+    ("reward", "reward/mean", ".2f"),
+    ("pass@1", "reward/pass@1", ".2f"),
+    ("pass@K", "reward/pass@K", ".2f"),
+    ("all ok", "groups/all_correct", ".0%"),
+    ("none ok", "groups/all_wrong", ".0%"),
+    ("bonus", "bonus/mean", ".3f"),
+    ("spread", "bonus/spread", ".3f"),
+    ("entropy", "policy/entropy", ".2f"),
+    ("lag", "policy/lag_mean", ".1f"),
+    ("mismatch", "mismatch/mean", ".3f"),
+    ("tok/s", "rollout/tokens_per_s", ".0f"),
+    ("step s", "time/step_s", ".1f"),
+    ("learner waits", "time/wait_for_batch_s", ".1f"),
+    ("rollout waits", "rollout/idle_s", ".1f"),
+)
+"""Heading, metric, format. Definitions: docs/metrics.md."""
+
+
+class RunConsole:
+    """Shows steps as they come. Without a terminal it prints one line a step instead.
+
+    with RunConsole(title, total_steps) as console:
+        console.status("starting the engine")
+        console.step(1, metrics)
+    """
+
+    def __init__(self, title: str, total_steps: int, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._title = title
+        self._total_steps = total_steps
+        self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=SHOWN_STEPS)
+        self._status = ""
+        self._remarks: deque[tuple[str, str]] = deque(maxlen=SHOWN_REMARKS)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=False) if self._console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.stop()
+
+    def status(self, text: str) -> None:
+        self._status = text
+        if self._live is None:
+            self._console.print(text, highlight=False, soft_wrap=True)
+        else:
+            self._live.update(self._render())
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        self._rows.append((step, metrics))
+        if self._live is None:
+            cells = "  ".join(f"{heading} {cell(metrics, name, form)}" for heading, name, form in COLUMNS)
+            self._console.print(f"step {step}/{self._total_steps}  {cells}", highlight=False, soft_wrap=True)
+        else:
+            self._status = ""
+            self._live.update(self._render())
+
+    def warn(self, text: str) -> None:
+        """A line that stays to the end of the run, or until there are newer ones in its place."""
+        self._say(f"warning: {text}", "yellow")
+
+    def note(self, text: str) -> None:
+        """As `warn`, of what is well."""
+        self._say(text, "cyan")
+
+    def _say(self, text: str, style: str) -> None:
+        self._remarks.append((text, style))
+        if self._live is None:
+            self._console.print(text, highlight=False, soft_wrap=True)
+        else:
+            self._live.update(self._render())
+
+    def finish(self, title: str, lines: Sequence[str]) -> None:
+        """End the live part and print the summary below it, no line of it cut."""
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.stop()
+        self._console.rule(title, align="left")
+        for line in lines:
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+    def failed(self, details: str, message: str) -> None:
+        """End the live part, then the details, and last the one line that says what happened."""
+        if self._live is not None:
+            self._live.stop()
+        for text in (details, message):
+            if text:
+                print(text, file=sys.stderr)
+
+    def _render(self) -> Group:
+        """Progress, the last steps in as many columns as fit, and what does not fit of the newest step in words
+        below."""
+        done = self._rows[-1][0] if self._rows else 0
+        shown, rest = split_columns(self._console.width)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("step", justify="right", no_wrap=True)
+        for heading, _, _ in shown:
+            table.add_column(heading, justify="right", width=_column_width(heading))
+        for step, metrics in self._rows:
+            table.add_row(str(step), *(cell(metrics, name, form) for _, name, form in shown))
+        progress = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=self._total_steps, completed=done, width=20)
+        progress.add_row(Text(self._title, style="bold"), bar, f"{done}/{self._total_steps}", self._status)
+        newest = self._rows[-1][1] if self._rows else {}
+        words = ", ".join(f"{heading} {cell(newest, name, form)}" for heading, name, form in rest)
+        below = [Text(words, style="dim")] if words and newest else []
+        below += [Text(text, style=style) for text, style in self._remarks]
+        return Group(progress, table, *below)
+
+
+def split_columns(width: int) -> tuple[Sequence[Column], Sequence[Column]]:
+    """The columns that fit into `width` characters beside the step, in order, and the others."""
+    used = len("step")
+    for number, (heading, _, _) in enumerate(COLUMNS):
+        used += 2 + _column_width(heading)
+        if used > width:
+            return COLUMNS[:number], COLUMNS[number:]
+    return COLUMNS, ()
+
+
+def _column_width(heading: str) -> int:
+    """A heading may break at spaces, figures may not break."""
+    return max(5, *(len(word) for word in heading.split()))
+
+
+def cell(metrics: dict[str, float], name: str, form: str) -> str:
+    """A metric as text; a dash where this step has no such figure (no group had signal, say)."""
+    value = metrics.get(name)
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def say(console: Console, text: str) -> None:
+    """A line as it is, however wide the terminal."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,67 @@
+"""What a finished run says of itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.directory.run_dir import RunDirectory
+
+WINDOW = 3
+COMPARED = (
+    ("reward", "reward/mean"),
+    ("pass@1", "reward/pass@1"),
+    ("pass@K", "reward/pass@K"),
+    ("all-correct groups", "groups/all_correct"),
+)
+
+
+def window_means(history: Sequence[dict[str, float]], name: str) -> tuple[float, float] | None:
+    """Mean over the first and over the last `WINDOW` steps that have the metric; None where none has."""
+    values = [record[name] for record in history if name in record]
+    if not values:
+        return None
+    first, last = values[:WINDOW], values[-WINDOW:]
+    return sum(first) / len(first), sum(last) / len(last)
+
+
+def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[str, float]], total_steps: int) -> list[str]:
+    """What improved, where things are, how to go on."""
+    done = int(history[-1]["step"]) if history else 0
+    lines = [f"{done} of {total_steps} steps trained."]
+    if len(history) >= 2 * WINDOW:
+        for label, name in COMPARED:
+            if (means := window_means(history, name)) is None:
+                continue
+            before, after = means
+            lines.append(f"  {label:<19} {before:.2f} -> {after:.2f}  ({after - before:+.2f}, first {WINDOW} steps against last {WINDOW})")
+    if history and "tokens/generated" in history[-1]:
+        lines.append(f"  {tokens_line(history[-1])}")
+    where, python = _shown(run.path), _shown(Path(sys.executable))
+    policy = f"{where}/policy  (a Hugging Face directory)" if done >= total_steps else "written when all steps are done"
+    lines += [
+        "",
+        f"run directory   {where}",
+        f"final policy    {policy}",
+        f"go on           {python} -m jobs.train {config_path} --set run_dir={where} --set steps={max(total_steps, done + 20)}",
+        f"its answers     {python} -m jobs.answers {where}",
+        f"curves          {python} -m tensorboard.main --logdir {where}/tensorboard",
+    ]
+    return lines
+
+
+def tokens_line(record: dict[str, float]) -> str:
+    """Where the run's sampled tokens went; causes of waste only where there was some."""
+    tokens = {name.removeprefix("tokens/"): int(count) for name, count in record.items() if name.startswith("tokens/")}
+    waste = {name.removeprefix("wasted_"): count for name, count in tokens.items() if name.startswith("wasted_")}
+    causes = ", ".join(f"{count:,} {cause}" for cause, count in waste.items() if count)
+    return (
+        f"{'tokens':<19} {tokens['generated']:,} generated = {tokens['trained']:,} trained on + {tokens['in_flight']:,} in flight "
+        f"+ {sum(waste.values()):,} wasted{f' ({causes})' if causes else ''}"
+    )
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current directory where that is shorter."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,1 @@
+"""The parts of the policy loss: surrogates, corrections, divergences, aggregation."""

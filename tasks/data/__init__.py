@@ -1,0 +1,1 @@
+"""Data files: where they come from, how they are read and split."""

@@ -1,0 +1,319 @@
+r"""Whether an answer is the right one: the ladder from spelling to exact values to a computer algebra system.
+
+    finding = compare(readings(gold), readings(answer))
+    finding.is_equal, finding.rung, finding.refusal
+
+The right answer decides what is compared: an unordered list, an ordered point, an interval, a matrix, an equation,
+words, or one value with or without its unit. The choices are stated in docs/verifiers.md. A pair of values goes down
+the ladder only as far as it must:
+
+SPELLING  the same nodes.                                   VALUE  both have exact values; these decide.
+FILTER    too large or too deep for sympy: refused.         SYMBOLIC  Math-Verify and sympy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+
+from tasks.mathematics.exact import exact_value, rational_value, spelling
+from tasks.mathematics.forms import conflicting_units, is_equation, items_of, key, region, stated, variables, without_unit
+from tasks.mathematics.nodes import COLLECTIONS, Node, latex, number
+from tasks.mathematics.symbolic import proportional, refusal, same_value
+from tasks.mathematics.syntax import Unreadable, parse
+from tasks.mathematics.tokens import without_grouping
+
+__all__ = ["Finding", "Rung", "canonical", "compare", "readings"]
+
+MAX_ITEMS = 60
+_MAX_SYMBOLIC_ITEMS = 8
+_OPTION = re.compile(
+    r"\s*(?:\\(?:text|textbf|mathrm|mathbf|bf|rm)\s*\{\s*)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*\}?(?:[\s.:~]|\\[,;: ]|\\q?quad)+(\S.*)",
+    re.DOTALL,
+)
+
+
+class Rung(IntEnum):
+    SPELLING = 1
+    VALUE = 2
+    FILTER = 3
+    SYMBOLIC = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """`rung` is the lowest that the comparison went down to; `refusal` says what kept an answer from the last one."""
+
+    is_equal: bool
+    rung: Rung
+    refusal: str | None = None
+
+
+def readings(text: str, *, is_answer: bool = False) -> list[Node]:
+    """What `text` may mean, most likely first: "1,234" is a number or a list; of an answer, "(C) 12" is an option or
+    what it stands for.
+
+    Raises Unreadable where it means nothing.
+    """
+    grouped = without_grouping(text)
+    found = [parse(grouped)]
+    if grouped != text:
+        found.append(parse(text))
+    if is_answer and (option := _OPTION.fullmatch(text)) is not None:
+        found.append(Node("word", text=option[1] or option[2]))
+        with suppress(Unreadable):
+            found.append(parse(without_grouping(option[3])))
+    return found
+
+
+def compare(golds: Sequence[Node], answers: Sequence[Node]) -> Finding:
+    """Whether any reading of the answer is any of the right one."""
+    comparison = _Comparison()
+    is_equal = any(comparison.same(gold, answer) for gold in golds for answer in answers)
+    return Finding(is_equal=is_equal, rung=comparison.rung, refusal=None if is_equal else comparison.refusal)
+
+
+def canonical(node: Node) -> str:
+    """One spelling a value as far as that is known without sympy: without names and units, lists sorted, exact values
+    written out."""
+    node = stated(node)[1]
+    if node.head in COLLECTIONS:
+        return ", ".join(sorted(map(canonical, items_of(node))))
+    node, _ = without_unit(node)
+    if node.head in ("point", "interval", "matrix", "row", "union", "ratio"):
+        brackets = {"point": "()", "interval": node.text, "row": "[]", "matrix": "[]"}.get(node.head, "  ")
+        joined = {"union": " U ", "ratio": ":"}.get(node.head, ", ").join(map(canonical, node.parts))
+        return f"{brackets[0]}{joined}{brackets[1]}".strip()
+    if node.head in ("word", "based"):
+        words = key(node) or node.text
+        return words.upper() if len(words) == 1 and words.upper() in node.text else words  # option C is no variable c
+    value = exact_value(node)
+    return latex(node) if value is None else spelling(value)
+
+
+class _Comparison:
+    """One comparison of two answers; remembers how far down it went."""
+
+    def __init__(self) -> None:
+        self.rung = Rung.SPELLING
+        self.refusal: str | None = None
+        self._cheap = False  # while only spelling and value are looked at
+
+    def same(self, gold: Node, answer: Node) -> bool:
+        if gold == answer:
+            return True
+        gold, answer = _letters_apart(gold), _letters_apart(answer)
+        match gold.head:
+            case "relation":
+                return self._relation(gold, answer)
+            case "list" | "set":
+                return self._collection(gold, answer)
+        if is_equation(answer):
+            return False
+        answer = stated(answer)[1]
+        if answer.head == "set" and len(answer.parts) == 1:
+            answer = answer.parts[0]
+        match gold.head:
+            case "point" | "interval":
+                return self._sequence(gold, answer)
+            case "matrix":
+                return self._matrix(gold, answer)
+            case "union" | "difference":
+                return self._region(gold, answer)
+            case "word":
+                return self._word(gold, answer)
+        return self._quantity(gold, answer)
+
+    def _all(self, golds: Sequence[Node], answers: Sequence[Node]) -> bool:
+        return len(golds) == len(answers) and all(self.same(gold, answer) for gold, answer in zip(golds, answers, strict=True))
+
+    # ---- structures
+
+    def _collection(self, gold: Node, answer: Node) -> bool:
+        """Without order, each as often as it is listed; in a set once."""
+        answer = stated(answer)[1]
+        golds, answers = list(items_of(gold)), list(items_of(answer))
+        if "set" in (gold.head, answer.head):
+            golds, answers = list(dict.fromkeys(golds)), list(dict.fromkeys(answers))
+        if answer.head not in COLLECTIONS and len(golds) != 1:
+            return gold.head == "list" and self._region(gold, answer)
+        if len(golds) != len(answers):
+            return self._region(gold, answer)
+        if len(golds) > MAX_ITEMS:
+            self.refusal = f"a list of {len(answers)} items, more than {MAX_ITEMS}"
+            return False
+        return self._matched(golds, answers)
+
+    def _matched(self, golds: list[Node], answers: list[Node]) -> bool:
+        """Equality holds both ways and carries over, so the first match of each item is as good as any other."""
+        was_cheap = self._cheap
+        for cheap in (True, False):
+            if golds and not cheap and (was_cheap or len(golds) > _MAX_SYMBOLIC_ITEMS):
+                return False
+            self._cheap = cheap
+            for gold in list(golds):
+                match = next((answer for answer in answers if self.same(gold, answer)), None)
+                if match is not None:
+                    golds.remove(gold)
+                    answers.remove(match)
+            self._cheap = was_cheap
+        return not golds
+
+    def _sequence(self, gold: Node, answer: Node) -> bool:
+        """In order, with the same brackets. A point may also be written as a column, or in order without brackets."""
+        if answer.head in ("point", "interval"):
+            return gold.text == answer.text and self._all(gold.parts, answer.parts)
+        if gold.head == "point" and answer.head == "matrix":
+            return self._all(gold.parts, _vector(answer))
+        if (
+            answer.head == "list"
+            and gold.head == "point"
+            and not any(item.head == "relation" and "=" not in item.text for item in answer.parts)
+        ):
+            return self._all(gold.parts, [stated(item)[1] for item in items_of(answer)])
+        return self._region(gold, answer)
+
+    def _matrix(self, gold: Node, answer: Node) -> bool:
+        if answer.head == "matrix":
+            return len(gold.parts) == len(answer.parts) and all(
+                self._all(row.parts, other.parts) for row, other in zip(gold.parts, answer.parts, strict=True)
+            )
+        return answer.head == "point" and self._all(_vector(gold), answer.parts)
+
+    def _region(self, gold: Node, answer: Node) -> bool:
+        regions = region(gold), region(answer)
+        if regions[0] is None or regions[1] is None or len(regions[0]) != len(regions[1]):
+            return False
+        left = list(regions[1])
+        for interval in regions[0]:
+            match = next((other for other in left if other.text == interval.text and self._all(interval.parts, other.parts)), None)
+            if match is None:
+                return False
+            left.remove(match)
+        return True
+
+    def _relation(self, gold: Node, answer: Node) -> bool:
+        """A name is not asked for, but must not be another one. Equations are the same where one is a multiple of the
+        other."""
+        name, value = stated(gold)
+        if not is_equation(gold) and value is not gold:
+            other_name, other = stated(answer)
+            if name is not None and other_name is not None and _are_different_names(name, other_name):
+                return False
+            if not is_equation(answer):
+                sides = (value,) if variables(gold) else gold.parts  # 0.56 = 56\%
+                return any(self.same(side, other) for side in sides)
+        if answer.head != "relation" or not (set(gold.text.split()) == set(answer.text.split()) == {"="}):
+            return self._region(gold, answer) or self._inequality(gold, answer)
+        return self._proportional(_difference(gold), _difference(answer))
+
+    def _inequality(self, gold: Node, answer: Node) -> bool:
+        """The same sides with the same sign between them, from either end."""
+        flipped = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
+        if answer.head != "relation" or len(gold.parts) != len(answer.parts):
+            return False
+        signs = answer.text.split()
+        if gold.text == answer.text and self._all(gold.parts, answer.parts):
+            return True
+        return gold.text.split() == [flipped.get(sign) for sign in reversed(signs)] and self._all(gold.parts, answer.parts[::-1])
+
+    # ---- values
+
+    def _word(self, gold: Node, answer: Node) -> bool:
+        return bool(key(gold)) and key(gold) == key(answer)
+
+    def _quantity(self, gold: Node, answer: Node) -> bool:
+        """Units are not asked for, but must not be others. "50%" is 50 and, where the right answer is no percentage,
+        1/2."""
+        gold, unit = without_unit(gold)
+        answer, other_unit = without_unit(answer)
+        if conflicting_units(unit, other_unit):
+            return False
+        if answer.head == "word" or gold.head == "word":
+            return self._word(gold, answer)
+        if unit == other_unit or "%" not in (unit, other_unit):
+            return self._value(gold, answer)
+        hundred = number(100)
+        if unit == "%":
+            return self._value(gold, answer) or self._value(Node("quotient", (gold, hundred)), answer)
+        return self._value(gold, Node("quotient", (answer, hundred))) or (_exceeds_one(gold) and self._value(gold, answer))
+
+    def _value(self, gold: Node, answer: Node) -> bool:
+        if gold == answer:
+            return True
+        if gold.head == "ratio":
+            return answer.head == "ratio" and self._all(gold.parts, answer.parts)
+        if "based" in (_unsigned(gold).head, _unsigned(answer).head):
+            return _same_numeral(gold, answer)
+        self.rung = max(self.rung, Rung.VALUE)
+        value, other = exact_value(gold), exact_value(answer)
+        if value is not None and other is not None:
+            return value == other
+        if bool(variables(gold)) != bool(variables(answer)) or self._cheap:
+            return False
+        return self._symbolic(same_value, gold, answer)
+
+    def _proportional(self, gold: Node, answer: Node) -> bool:
+        return not self._cheap and self._symbolic(proportional, gold, answer)
+
+    def _symbolic(self, rule: Callable[[Node, Node], bool], gold: Node, answer: Node) -> bool:
+        self.rung = max(self.rung, Rung.FILTER)
+        if refusal(gold) is not None:
+            return False
+        reason = refusal(answer)
+        if reason is not None:
+            self.refusal = self.refusal or reason
+            return False
+        self.rung = Rung.SYMBOLIC
+        return rule(gold, answer)
+
+
+def _letters_apart(node: Node) -> Node:
+    """Options that are named in one piece of text, "B,E" or "B and E", as a list."""
+    letters = [letter.strip() for letter in re.split(r",|\band\b|&", node.text)] if node.head == "word" else []
+    if len(letters) > 1 and all(len(letter) == 1 for letter in letters):
+        return Node("list", tuple(Node("word", text=letter) for letter in letters))
+    return node
+
+
+def _are_different_names(first: Node, second: Node) -> bool:
+    """Two variables, or two segments; y and f(x) may be the same."""
+    keys = key(first), key(second)
+    if first.head == second.head == "symbol":
+        return keys[0] != keys[1]
+    are_segments = all(name.head == "product" and all(part.text.isupper() for part in name.parts) for name in (first, second))
+    return are_segments and sorted(keys[0]) != sorted(keys[1])
+
+
+def _vector(matrix: Node) -> tuple[Node, ...]:
+    """The entries of a single row or column; none of a larger matrix."""
+    if len(matrix.parts) == 1:
+        return matrix.parts[0].parts
+    return tuple(row.parts[0] for row in matrix.parts) if all(len(row.parts) == 1 for row in matrix.parts) else ()
+
+
+def _difference(equation: Node) -> Node:
+    return Node("sum", (equation.parts[0], Node("negative", (equation.parts[-1],))))
+
+
+def _exceeds_one(node: Node) -> bool:
+    value = rational_value(node)
+    return value is None or abs(value) > 1
+
+
+def _unsigned(node: Node) -> Node:
+    return node.parts[0] if node.head == "negative" else node
+
+
+def _same_numeral(gold: Node, answer: Node) -> bool:
+    """Digit by digit; the base is not asked for, but must not be another one."""
+    if (gold.head == "negative") != (answer.head == "negative"):
+        return False
+    (digits, _, base), (other_digits, _, other_base) = (
+        (part.text if part.head in ("based", "number", "word", "symbol") else "").partition("_")
+        for part in (_unsigned(gold), _unsigned(answer))
+    )
+    return bool(digits) and digits.casefold() == other_digits.casefold() and (base == other_base or not (base and other_base))

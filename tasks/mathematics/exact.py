@@ -1,0 +1,285 @@
+r"""Exact values of expressions in rational numbers, square roots, π and i, without a computer algebra system.
+
+    exact_value(parse(r"\frac{1}{2+\sqrt{3}}")) == exact_value(parse(r"2-\sqrt3"))   # True, and proven
+
+A value is a sum of terms c·π^k·√n with rational c and squarefree n (√-1 is i). Such terms are independent over the
+rationals, so two expressions that both have a value here are equal exactly where their terms are. Expressions that do
+not fit, or whose numbers grow beyond MAX_BITS, have none; then nothing is said about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from math import comb, factorial, isqrt
+
+from tasks.mathematics.nodes import Node
+
+__all__ = ["Exact", "exact_value", "rational_value", "spelling"]
+
+Exact = Mapping[tuple[int, int], Fraction]
+"""(k, n) -> c of the terms c·π^k·√n, none of them 0; the empty mapping is 0."""
+
+MAX_BITS = 60_000  # of a numerator or denominator
+MAX_TERMS = 40
+MAX_FACTORIAL = 3000
+_MAX_POWER_OF_SUM = 32
+_RATIONAL = (0, 1)
+
+
+class _NoValue(Exception):
+    """The expression has no value of this kind, or too large a one."""
+
+
+def exact_value(node: Node) -> Exact | None:
+    """The value of an expression, or None where it has none here."""
+    try:
+        return _value(node)
+    except (_NoValue, ZeroDivisionError):
+        return None
+
+
+def rational_value(node: Node) -> Fraction | None:
+    """The value of an expression where it is a rational number."""
+    value = exact_value(node)
+    return _as_rational(value) if value is not None and set(value) <= {_RATIONAL} else None
+
+
+def spelling(value: Exact) -> str:
+    r"""One spelling a value: "3/4", "2", "1/2*sqrt(2)", "3*pi+i". Decimals are fractions here."""
+    parts = []
+    for (power, radicand), coefficient in sorted(value.items(), key=lambda item: (-item[0][0], -item[0][1])):
+        factors = [_digits(coefficient)] if abs(coefficient) != 1 or (power, radicand) == _RATIONAL else []
+        factors += [f"pi^{power}" if power != 1 else "pi"] if power else []
+        factors += ["i"] if radicand < 0 else []
+        factors += [f"sqrt({abs(radicand)})"] if abs(radicand) != 1 else []
+        sign = "-" if coefficient == -1 and (power, radicand) != _RATIONAL else ""
+        parts.append(sign + "*".join(factors))
+    return "+".join(parts).replace("+-", "-") or "0"
+
+
+def _digits(value: Fraction) -> str:
+    """In hexadecimal where Python refuses to write decimals."""
+    numbers = (value.numerator,) if value.denominator == 1 else (value.numerator, value.denominator)
+    return "/".join(str(part) if part.bit_length() < 10_000 else hex(part) for part in numbers)
+
+
+def _value(node: Node) -> Exact:
+    rule = _RULES.get(node.head)
+    if rule is None:
+        raise _NoValue
+    return rule(node)
+
+
+def _rational(value: Fraction | int) -> Exact:
+    return _bounded({_RATIONAL: Fraction(value)})
+
+
+def _as_rational(value: Exact) -> Fraction:
+    if not set(value) <= {_RATIONAL}:
+        raise _NoValue
+    return value.get(_RATIONAL, Fraction(0))
+
+
+def _as_integer(value: Exact, largest: int) -> int:
+    found = _as_rational(value)
+    if found.denominator != 1 or abs(found) > largest:
+        raise _NoValue
+    return found.numerator
+
+
+def _bounded(terms: Mapping[tuple[int, int], Fraction]) -> Exact:
+    kept = {key: coefficient for key, coefficient in terms.items() if coefficient}
+    if len(kept) > MAX_TERMS or any(max(abs(c.numerator), c.denominator).bit_length() > MAX_BITS for c in kept.values()):
+        raise _NoValue
+    return kept
+
+
+# ---- arithmetic
+
+
+def _add(first: Exact, second: Exact) -> Exact:
+    return _bounded({key: first.get(key, Fraction(0)) + second.get(key, Fraction(0)) for key in first.keys() | second.keys()})
+
+
+def _scale(value: Exact, factor: Fraction | int) -> Exact:
+    return _bounded({key: coefficient * factor for key, coefficient in value.items()})
+
+
+def _multiply(first: Exact, second: Exact) -> Exact:
+    terms: dict[tuple[int, int], Fraction] = {}
+    for (power_1, radicand_1), coefficient_1 in first.items():
+        for (power_2, radicand_2), coefficient_2 in second.items():
+            outside, radicand = _square_root_of(abs(radicand_1 * radicand_2))
+            if radicand_1 < 0 and radicand_2 < 0:
+                outside = -outside  # i·i
+            elif radicand_1 < 0 or radicand_2 < 0:
+                radicand = -radicand
+            key = (power_1 + power_2, radicand)
+            terms[key] = terms.get(key, Fraction(0)) + coefficient_1 * coefficient_2 * outside
+    return _bounded(terms)
+
+
+def _invert(value: Exact) -> Exact:
+    """1/value, of one term or, by its conjugate, of two without π. Raises ZeroDivisionError for 0."""
+    if not value:
+        raise ZeroDivisionError
+    if len(value) == 1:
+        ((power, radicand), coefficient) = next(iter(value.items()))
+        return _bounded({(-power, radicand): 1 / (coefficient * radicand)})  # 1/√n = √n / n, for i too
+    if len(value) > 2 or any(power for power, _ in value):
+        raise _NoValue
+    (key_1, coefficient_1), (key_2, coefficient_2) = value.items()
+    conjugate = {key_1: coefficient_1, key_2: -coefficient_2}
+    return _scale(conjugate, 1 / _as_rational(_multiply(value, conjugate)))
+
+
+def _power(base: Exact, exponent: Fraction) -> Exact:
+    if exponent.denominator == 2:
+        return _power(_root(_as_rational(base), 2), Fraction(exponent.numerator))
+    if exponent.denominator > 2:
+        return _power(_root(_as_rational(base), exponent.denominator), Fraction(exponent.numerator))
+    count = abs(exponent.numerator)
+    if len(base) > 1 and count > _MAX_POWER_OF_SUM:
+        raise _NoValue
+    if count * max((max(abs(c.numerator), c.denominator).bit_length() for c in base.values()), default=1) > 2 * MAX_BITS:
+        raise _NoValue
+    if exponent < 0:
+        base = _invert(base)
+    elif not base and count == 0:
+        raise _NoValue  # 0^0
+    if set(base) <= {_RATIONAL}:
+        return _rational(_as_rational(base) ** count)
+    found = _rational(1)
+    while count:  # by squaring
+        if count % 2:
+            found = _multiply(found, base)
+        base, count = (_multiply(base, base) if count > 1 else base), count // 2
+    return found
+
+
+def _root(value: Fraction, index: int) -> Exact:
+    if index == 2:
+        outside, radicand = _square_root_of(abs(value.numerator) * value.denominator)
+        return _bounded({(0, -radicand if value < 0 else radicand): Fraction(outside, value.denominator)})
+    if value < 0 or not 2 < index <= 100:
+        raise _NoValue
+    return _rational(Fraction(_perfect_root(value.numerator, index), _perfect_root(value.denominator, index)))
+
+
+def _square_root_of(number: int) -> tuple[int, int]:
+    """(a, n) with a²·n = number and n squarefree. Raises _NoValue where that would take long to find out."""
+    if number.bit_length() > 2000:
+        raise _NoValue
+    outside, rest, radicand, divisor = 1, number, 1, 2
+    while divisor <= 1000 and divisor * divisor <= rest:
+        while rest % (divisor * divisor) == 0:
+            rest //= divisor * divisor
+            outside *= divisor
+        if rest % divisor == 0:
+            rest //= divisor
+            radicand *= divisor
+        divisor += 1
+    whole = isqrt(rest)
+    if whole * whole == rest:
+        return (outside * whole, radicand) if number else (0, 1)
+    if rest > 10**9:  # of three factors above 1000, two could be the same
+        raise _NoValue
+    return outside, radicand * rest
+
+
+def _perfect_root(number: int, index: int) -> int:
+    if number.bit_length() > 2000:
+        raise _NoValue
+    low, high = 0, 1 << (number.bit_length() // index + 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if middle**index <= number else (low, middle - 1)
+    if low**index != number:
+        raise _NoValue
+    return low
+
+
+# ---- nodes
+
+
+def _sum(node: Node) -> Exact:
+    found: Exact = {}
+    for part in node.parts:
+        found = _add(found, _value(part))
+    return found
+
+
+def _product(node: Node) -> Exact:
+    found = _rational(1)
+    for part in node.parts:
+        found = _multiply(found, _value(part))
+    return found
+
+
+def _mixed(node: Node) -> Exact:
+    whole, numerator, denominator = (_as_rational(_value(part)) for part in node.parts)
+    return _rational(whole + numerator / denominator)
+
+
+def _repeating(node: Node) -> Exact:
+    """0.1 and the period 6: (16 - 1) / 90."""
+    period = node.parts[0].text
+    if node.parts[0].head != "number" or not period.isdigit():
+        raise _NoValue
+    whole, _, fixed = node.text.partition(".")
+    shift = 10 ** len(fixed)
+    return _rational(Fraction(int(whole + fixed or "0"), shift) + Fraction(int(period), shift * (10 ** len(period) - 1)))
+
+
+def _symbol(node: Node) -> Exact:
+    match node.text:
+        case "\\pi":
+            return {(1, 1): Fraction(1)}
+        case "i":
+            return {(0, -1): Fraction(1)}
+    raise _NoValue
+
+
+def _root_node(node: Node) -> Exact:
+    """Of a negative number, an odd root is the real one."""
+    radicand, index = _value(node.parts[0]), _as_integer(_value(node.parts[1]), 100)
+    if index < 2:
+        raise _NoValue
+    if index % 2 and _as_rational(radicand) < 0:
+        return _scale(_root(-_as_rational(radicand), index), -1)
+    return _power(radicand, Fraction(1, index))
+
+
+def _absolute(node: Node) -> Exact:
+    return _rational(abs(_as_rational(_value(node.parts[0]))))
+
+
+def _factorial(node: Node) -> Exact:
+    count = _as_integer(_value(node.parts[0]), MAX_FACTORIAL)
+    if count < 0:
+        raise _NoValue
+    return _rational(factorial(count))
+
+
+def _binomial(node: Node) -> Exact:
+    total, chosen = (_as_integer(_value(part), MAX_FACTORIAL) for part in node.parts)
+    if total < 0 or chosen < 0:
+        raise _NoValue
+    return _rational(comb(total, chosen))
+
+
+_RULES: Mapping[str, Callable[[Node], Exact]] = {
+    "number": lambda node: _rational(Fraction(node.text)),
+    "repeating": _repeating,
+    "mixed": _mixed,
+    "symbol": _symbol,
+    "sum": _sum,
+    "product": _product,
+    "negative": lambda node: _scale(_value(node.parts[0]), -1),
+    "quotient": lambda node: _multiply(_value(node.parts[0]), _invert(_value(node.parts[1]))),
+    "power": lambda node: _power(_value(node.parts[0]), _as_rational(_value(node.parts[1]))),
+    "root": _root_node,
+    "absolute": _absolute,
+    "factorial": _factorial,
+    "binomial": _binomial,
+}

@@ -1,0 +1,320 @@
+r"""The expressions in a mathematical answer: sums, products, powers, roots, functions, matrices, and values in
+brackets.
+
+What an answer is made of besides is `tasks.mathematics.syntax`'s business. `Expressions` is the part of its parser that
+need not know that, but for what stands in brackets: `items`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NoReturn
+
+from tasks.mathematics.nodes import Node, latex, number
+from tasks.mathematics.tokens import Token, TokenKind
+from tasks.mathematics.words import FUNCTIONS, GREEK, words
+
+__all__ = ["STARTS_FACTOR", "Expressions", "Mixed", "Unreadable"]
+
+MAX_DEPTH = 16  # of brackets, groups and arguments
+MAX_POSTFIXES = 3  # of one factor: exponents, "!", "%"
+MAX_DIGITS = 1000  # of one number
+
+_SYMBOLS = GREEK | words(r"\pi \infty \varnothing \ldots \angle \triangle")
+STARTS_FACTOR = FUNCTIONS | _SYMBOLS | words(r"\frac \binom \sqrt \overline \lfloor \lceil \langle \mathbb \{")
+_CLOSING = {"(": (")", "]"), "[": ("]", ")", "["), "]": ("[", "]", ")"), "\\{": ("\\}",), "\\langle": ("\\rangle",)}
+_MATRICES = words("pmatrix bmatrix matrix smallmatrix Bmatrix array")
+
+
+class Unreadable(ValueError):
+    """The text is no answer of the grammar; the message says why."""
+
+
+class Mixed(Exception):
+    """Words and mathematics stand side by side and are no value with its unit."""
+
+
+class Expressions(ABC):
+    """Recursive descent over a list of tokens. Every loop takes a token, and what recurses goes through `_nested`."""
+
+    def __init__(self, found: list[Token]) -> None:
+        self._tokens = found
+        self._at = 0
+        self._depth = 0
+
+    @property
+    def _next(self) -> str:
+        """The text of the next token; "" for words, which are no signs, and at the end."""
+        return "" if self._kind in (None, TokenKind.WORD) else self._tokens[self._at].text
+
+    @property
+    def _kind(self) -> TokenKind | None:
+        return self._tokens[self._at].kind if self._at < len(self._tokens) else None
+
+    def _take(self) -> Token:
+        token = self._tokens[self._at]
+        self._at += 1
+        return token
+
+    def _accept(self, *texts: str) -> str | None:
+        return self._take().text if self._next in texts else None
+
+    def _expect(self, text: str) -> None:
+        if self._accept(text) is None:
+            self._fail(f"'{text}' is missing")
+
+    def _fail(self, why: str) -> NoReturn:
+        where = f"before '{self._tokens[self._at].text[:20]}'" if self._kind else "at the end"
+        raise Unreadable(f"{why} {where}")
+
+    def _nested(self, rule: Callable[[], Node]) -> Node:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise Unreadable(f"brackets in brackets, more than {MAX_DEPTH}")
+        found = rule()
+        self._depth -= 1
+        return found
+
+    @abstractmethod
+    def items(self) -> Node:
+        """What stands between two brackets: one answer, or a list of them."""
+
+    # ---- expressions
+
+    def _sum(self) -> Node:
+        terms = [self._term()]
+        while self._next in ("+", "-", "\\pm", "\\mp"):
+            terms.append(self._term())
+        return terms[0] if len(terms) == 1 else Node("sum", tuple(terms))
+
+    def _term(self) -> Node:
+        match self._accept("+", "-", "\\pm", "\\mp"):
+            case "-":
+                return Node("negative", (self._nested(self._term),))
+            case "\\pm":
+                return Node("pm", (self._product(),))
+            case "\\mp":
+                return Node("mp", (self._product(),))
+            case _:
+                return self._product()
+
+    def _product(self) -> Node:
+        factors = [self._factor()]
+        num_quotients = 0
+        while True:
+            if self._accept("*"):
+                factors.append(self._signed_factor())
+            elif self._next == "/" and num_quotients < MAX_POSTFIXES:
+                self._take()
+                factors = [Node("quotient", (_product_of(factors), self._signed_factor()))]
+                num_quotients += 1
+            elif self._starts_factor():
+                factors.append(self._factor())
+            else:
+                return _product_of(factors)
+
+    def _signed_factor(self) -> Node:
+        if self._accept("-"):
+            return Node("negative", (self._nested(self._signed_factor),))
+        return self._factor()
+
+    def _starts_factor(self) -> bool:
+        """Whether what comes next is a factor without a sign before it. Of two numbers, the second is not."""
+        match self._kind:
+            case TokenKind.LETTER | TokenKind.BEGIN:
+                return True
+            case TokenKind.COMMAND:
+                return self._next in STARTS_FACTOR
+            case TokenKind.SIGN:
+                return self._next in ("(", "{") or (self._next == "[" and any(token.text == "]" for token in self._tokens[self._at :]))
+        return False
+
+    def _factor(self) -> Node:
+        found = self._atom()
+        for _ in range(MAX_POSTFIXES + 1):
+            if self._accept("^"):
+                found = Node("power", (found, self._exponent()))
+            elif self._accept("!"):
+                found = Node("factorial", (found,))
+            elif self._accept("%"):
+                found = Node("percent", (found,))
+            elif self._accept("°"):
+                found = Node("degrees", (found,))
+            elif self._next == "_" and found.head == "symbol":
+                self._take()
+                found = Node("subscripted", (found, self._argument()))
+            else:
+                return found
+        self._fail("exponents upon exponents")
+
+    def _exponent(self) -> Node:
+        return Node("negative", (self._argument(),)) if self._accept("-") else self._argument()
+
+    def _atom(self) -> Node:
+        match self._kind:
+            case TokenKind.NUMBER:
+                return self._number()
+            case TokenKind.LETTER:
+                return Node("symbol", text=self._take().text)
+            case TokenKind.BASED:
+                return Node("based", text=self._take().text)
+            case TokenKind.BEGIN:
+                return self._nested(self._matrix)
+            case TokenKind.WORD:
+                raise Mixed
+            case TokenKind.COMMAND:
+                return self._command()
+        if self._next in ("(", "[", "]"):
+            return self._nested(self._brackets)
+        if self._next == "{":
+            return self._nested(self._group)
+        if self._accept("|"):
+            found = self._nested(self._sum)
+            self._expect("|")
+            return Node("absolute", (found,))
+        self._fail("a value is missing")
+
+    def _number(self) -> Node:
+        text = self._take().text
+        if len(text) > MAX_DIGITS:
+            raise Unreadable(f"a number of {len(text)} characters, more than {MAX_DIGITS}")
+        if self._next == "." and [token.text for token in self._tokens[self._at + 1 : self._at + 2]] == ["\\overline"]:
+            self._take()  # 0.\overline{3}
+        if self._next == "\\overline" and ("." in text or self._tokens[self._at - 1].text == "."):
+            self._take()
+            return Node("repeating", (self._argument(),), text)
+        return self._mixed(text) or number(text)
+
+    def _mixed(self, whole: str) -> Node | None:
+        r"""6\frac{1}{6} and "6 1/6" are mixed numbers; 6\frac{7}{6} and 6\frac{x}{6} are products."""
+        start, held = self._at, list(self._tokens)
+        parts: list[Node] = []
+        if whole.isdigit() and self._accept("\\frac"):
+            parts = [self._argument(single_digit=True), self._argument(single_digit=True)]
+        elif whole.isdigit() and self._kind is TokenKind.NUMBER and self._tokens[self._at].spaced:
+            parts = [number(self._take().text)]
+            parts += [number(self._take().text)] if self._accept("/") and self._kind is TokenKind.NUMBER else []
+        is_whole = len(parts) == 2 and all(part.head == "number" and part.text.isdigit() and len(part.text) < 10 for part in parts)
+        if is_whole and int(parts[0].text) < int(parts[1].text):
+            return Node("mixed", (number(whole), *parts))
+        self._at, self._tokens = start, held
+        return None
+
+    def _command(self) -> Node:
+        name = self._next
+        if name in _SYMBOLS:
+            return Node("symbol", text=self._take().text)
+        if name in FUNCTIONS:
+            return self._nested(self._function)
+        if name in ("\\{", "\\langle"):
+            return self._nested(self._brackets)
+        if name not in STARTS_FACTOR:
+            self._fail("an unknown command")
+        self._take()
+        match name:
+            case "\\frac" | "\\binom":
+                parts = (self._argument(single_digit=True), self._argument(single_digit=True))
+                return Node("quotient" if name == "\\frac" else "binomial", parts)
+            case "\\sqrt":
+                return self._root()
+            case "\\mathbb":
+                return Node("symbol", text=f"\\mathbb{{{latex(self._argument())}}}")
+            case "\\overline":
+                return Node("function", (self._argument(),), name)
+        found = self._nested(self._sum)  # in \lfloor or \lceil
+        self._expect(name.replace("l", "r", 1))
+        return Node("function", (found,), name)
+
+    def _root(self) -> Node:
+        index = number(2)
+        if self._accept("["):
+            index = self._nested(self._sum)
+            self._expect("]")
+        return Node("root", (self._argument(), index))
+
+    def _function(self) -> Node:
+        r"""Power and base come before the argument; that is in brackets, or goes on to the next sign or function:
+        \sin^2 5x \cos x."""
+        name = self._take().text
+        power = base = None
+        for _ in range(2):
+            if self._accept("^"):
+                power = self._exponent()
+            elif self._accept("_"):
+                base = self._argument()
+        arguments = self._arguments()
+        if power == Node("negative", (number(1),)) and name in ("\\sin", "\\cos", "\\tan"):
+            name, power = f"\\arc{name[1:]}", None
+        found = Node("function", arguments if base is None else (*arguments, Node("base", (base,))), name)
+        return found if power is None else Node("power", (found, power))
+
+    def _arguments(self) -> tuple[Node, ...]:
+        if self._next in ("(", "["):
+            argument = self._nested(self._brackets)
+            return argument.parts if argument.head in ("point", "interval") else (argument,)
+        factors = [self._factor()]
+        while self._starts_factor() and self._next not in FUNCTIONS:
+            factors.append(self._factor())
+        if self._accept("/"):
+            factors = [Node("quotient", (_product_of(factors), self._factor()))]
+        return (_product_of(factors),)
+
+    def _argument(self, *, single_digit: bool = False) -> Node:
+        r"""A group, or one token; of a number all digits, or where TeX is taken at its word, as in \frac12, the
+        first."""
+        if self._next == "{":
+            return self._nested(self._group)
+        if self._kind is not TokenKind.NUMBER:
+            return self._nested(self._atom)
+        text = self._take().text
+        if single_digit and len(text) > 1:
+            self._at -= 1
+            self._tokens = [*self._tokens[: self._at], Token(TokenKind.NUMBER, text[1:]), *self._tokens[self._at + 1 :]]
+            text = text[0]
+        return number(text)
+
+    def _group(self) -> Node:
+        """{...}: brackets that TeX does not show. Several items in them are a set whose braces were not escaped."""
+        self._take()
+        found = self.items()
+        self._expect("}")
+        return Node("set", found.parts) if found.head == "list" else found
+
+    def _brackets(self) -> Node:
+        r"""What stands in (), [], \{\} or \langle\rangle, also ]a,b[. A single item in round or square brackets is
+        itself."""
+        opening = self._take().text
+        if opening == "\\{" and self._accept("\\}"):
+            return Node("symbol", text="\\varnothing")
+        found = self.items()
+        if self._next not in _CLOSING[opening]:
+            self._fail("a bracket is not closed")
+        closing = self._take().text
+        items = found.parts if found.head == "list" else (found,)
+        if opening == "\\{":
+            return Node("set", items)
+        if len(items) == 1:
+            return found
+        if len(items) > 2 and closing not in _CLOSING[opening][:1]:
+            self._fail("brackets of two kinds")
+        brackets = ("(" if opening in ("(", "]", "\\langle") else "[") + ("]" if closing == "]" else ")")
+        return Node("point", items) if brackets == "()" or len(items) != 2 else Node("interval", items, brackets)
+
+    def _matrix(self) -> Node:
+        name = self._take().text
+        if name not in _MATRICES:
+            raise Unreadable(f"an unknown environment '{name[:20]}'")
+        rows = [[self._sum()]]
+        while self._accept("&", "\\\\") is not None:
+            if self._tokens[self._at - 1].text == "&":
+                rows[-1].append(self._sum())
+            elif self._kind is not TokenKind.END:
+                rows.append([self._sum()])
+        if self._kind is not TokenKind.END:
+            self._fail("the matrix does not go on")
+        self._take()
+        return Node("matrix", tuple(Node("row", tuple(row)) for row in rows))
+
+
+def _product_of(factors: list[Node]) -> Node:
+    return factors[0] if len(factors) == 1 else Node("product", tuple(factors))

@@ -1,0 +1,230 @@
+r"""Whether two expressions are equal as functions of their symbols, by Math-Verify and sympy: the slow end of the
+ladder.
+
+    same_value(parse(r"\sin^2 x"), parse(r"1 - \cos^2 x"))   ->  True
+
+Only what `refusal` lets pass comes here: no towers of powers, no factorials of factorials, nothing large. What passes
+may still run without end, so it belongs in a process that is killed at a deadline (`actors.verifier`), never in a
+thread.
+
+The parser is Math-Verify's, given LaTeX that is written anew from our nodes; no text of a model is evaluated or
+sympified. Where both sides can be computed to 50 digits at fixed points, these decide: Math-Verify's own comparison
+takes 10^-30 for 10^-40, rounds decimals to six places, and misses some identities. Where they cannot, its comparison
+does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from tasks.mathematics.exact import rational_value
+from tasks.mathematics.nodes import Node, latex, number, walk
+from tasks.mathematics.words import words
+
+__all__ = ["Unparsable", "proportional", "refusal", "same_value", "warm_up"]
+
+MAX_NODES = 200
+MAX_DIGITS = 40
+MAX_EXPONENT = 100  # of a number or a symbol
+MAX_EXPONENT_OF_SUM = 12
+MAX_FACTORIAL = 100
+_DIGITS = 50  # more than a number may have, so that an approximation is never the value
+_TOLERANCE = 1e-45  # relative
+_NUM_POINTS = 6
+_NUM_ENOUGH = 2  # points at which both sides have a value
+_COARSE_BITS = 10
+
+_EXPRESSIONS = words("""
+number repeating mixed symbol sum product quotient power root function base negative factorial absolute percent degrees subscripted binomial
+""")
+_NO_VARIABLES = frozenset(("\\infty", "\\ldots", "\\varnothing", "\\angle", "\\triangle"))
+_WARM_UP = (r"\frac{x+1}{2}", r"\sqrt{3}+x^{2}", r"\sin(x)\cdot \log(y)", r"e^{i}-(2\cdot x)", r"\binom{n}{k}+n!", r"|x|\cdot \pi")
+
+
+class Unparsable(ValueError):
+    """Math-Verify's parser does not read an expression; the message says which."""
+
+
+def refusal(node: Node) -> str | None:
+    """Why `node` is kept from sympy: what it is instead of an expression, or what is too large in it. None: it may
+    pass."""
+    found = list(walk(node))
+    if len(found) > MAX_NODES:
+        return f"an expression of {len(found)} parts, more than {MAX_NODES}"
+    return next((reason for part in found if (reason := _refusal_of_one(part)) is not None), None)
+
+
+def same_value(first: Node, second: Node) -> bool:
+    """Whether they are equal wherever both have real values. Neither may have a `refusal`. May run for long. Raises
+    Unparsable."""
+    found, other = _parsed(first, second)
+    decided = _agree(found, other, ratio=False)
+    if decided is not None:
+        return decided
+    from math_verify import verify
+
+    return bool(verify(found, other, timeout_seconds=None))
+
+
+def proportional(first: Node, second: Node) -> bool:
+    """Whether one is a number other than 0 times the other: of the differences of their sides, for equations that say
+    the same."""
+    return _agree(*_parsed(first, second), ratio=True) is True
+
+
+def warm_up() -> None:
+    """Import sympy and fill the parser's caches: two seconds that the first answer does not have to wait for."""
+    for text in _WARM_UP:
+        _parse(text, is_real=True)
+
+
+def _refusal_of_one(node: Node) -> str | None:
+    match node.head:
+        case "number" if len(node.text) > MAX_DIGITS:
+            return f"a number of {len(node.text)} digits, more than {MAX_DIGITS}"
+        case "symbol" if node.text in _NO_VARIABLES or "mathbb" in node.text or "'" in node.text:
+            return f"'{node.text}' has no value"
+        case "function" if node.text == "\\overline":
+            return "a bar has no value"
+        case "power":
+            return _refusal_of_power(*node.parts)
+        case "root" if (index := rational_value(node.parts[1])) is None or index.denominator != 1 or not 2 <= index <= MAX_EXPONENT_OF_SUM:
+            return "a root of no small index"
+        case "factorial" | "binomial":
+            return next((reason for part in node.parts if (reason := _refusal_of_count(part)) is not None), None)
+        case head if head not in _EXPRESSIONS:
+            return f"a {head} is no expression"
+    return None
+
+
+def _refusal_of_power(base: Node, exponent: Node) -> str | None:
+    value = rational_value(exponent)
+    if value is not None:
+        largest = MAX_EXPONENT if base.head in ("number", "symbol", "subscripted", "function") else MAX_EXPONENT_OF_SUM
+        return f"an exponent beyond {largest}" if max(abs(value.numerator), value.denominator) > largest else None
+    return next((f"a {part.head} in an exponent" for part in walk(exponent) if part.head in ("power", "factorial", "binomial")), None)
+
+
+def _refusal_of_count(node: Node) -> str | None:
+    value = rational_value(node)
+    if value is not None:
+        return None if value <= MAX_FACTORIAL else f"a factorial beyond {MAX_FACTORIAL}"
+    return next((f"a {part.head} in a factorial" for part in walk(node) if part.head in ("power", "factorial", "binomial")), None)
+
+
+# ---- sympy
+
+
+def _parsed(first: Node, second: Node) -> tuple[Any, Any]:
+    """Both with symbols of one kind: real, unless i occurs."""
+    is_real = not any(part == Node("symbol", text="i") for node in (first, second) for part in walk(node))
+    found, other = (_parse(latex(_plain(node)), is_real=is_real) for node in (first, second))
+    return found, other
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str, *, is_real: bool) -> Any:
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the timeouts that we do without
+    config = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
+    try:
+        return latex2sympy(text, is_real=is_real, convert_degrees=False, normalization_config=None, conversion_config=config).doit()
+    except Exception as error:  # the parser's own are plain Exceptions; sympy's are of every kind
+        raise Unparsable(f"'{text[:80]}' is not read as an expression: {type(error).__name__}") from None
+
+
+def _plain(node: Node) -> Node:
+    """`node` in whole numbers: decimals, mixed numbers, percentages and degrees written out, so that nothing is
+    rounded.
+
+    The parser takes "I" for the imaginary unit and "i" for a variable; here it is the other way round.
+    """
+    if node.head == "symbol":
+        return Node("symbol", text={"i": "I", "I": "\\Upsilon"}.get(node.text, node.text))
+    if node.head in ("number", "repeating", "mixed"):
+        value = rational_value(node)
+        return node if value is None else _fraction(value)
+    parts = tuple(_plain(part) for part in node.parts)
+    if node.head == "percent":
+        return Node("quotient", (parts[0], number(100)))
+    if node.head == "degrees":
+        return Node("quotient", (Node("product", (parts[0], Node("symbol", text="\\pi"))), number(180)))
+    return Node(node.head, parts, node.text)
+
+
+def _fraction(value: Fraction) -> Node:
+    return number(value.numerator) if value.denominator == 1 else Node("quotient", (number(value.numerator), number(value.denominator)))
+
+
+def _agree(first: Any, second: Any, *, ratio: bool) -> bool | None:
+    """Whether values, or with `ratio` their quotients, are the same at all points. None: there are not enough points to
+    tell.
+
+    A point at which one of them has no value, or one that is not real though i does not occur, is left out: ln x² and 2
+    ln x are equal."""
+    from mpmath import mp
+
+    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
+    is_complex = first.has(_i()) or second.has(_i())
+    quotient: Any = None
+    num_compared = 0
+    with mp.workdps(_DIGITS):
+        for point in _points(symbols):
+            found, other = _value(first, point, is_complex=is_complex), _value(second, point, is_complex=is_complex)
+            if found is None or other is None or (ratio and not found and not other):
+                continue
+            if ratio:
+                if not found or not other:
+                    return False
+                quotient = found / other if quotient is None else quotient
+                other *= quotient
+            if abs(found - other) > _TOLERANCE * max(abs(found), abs(other)):
+                return False
+            num_compared += 1
+    return True if num_compared >= (_NUM_ENOUGH if symbols else 1) else None
+
+
+def _i() -> Any:
+    from sympy import I
+
+    return I
+
+
+def _points(symbols: Sequence[Any]) -> list[Mapping[Any, Any]]:
+    """Fixed fractions of both signs, no two alike at a point."""
+    from sympy import Rational
+
+    if not symbols:
+        return [{}]
+    return [
+        {
+            symbol: Rational((-1) ** (point * (place + 1) // 2) * (17 * place + 7 * point + 5), 11 + 3 * point)
+            for place, symbol in enumerate(symbols)
+        }
+        for point in range(_NUM_POINTS)
+    ]
+
+
+def _value(expression: Any, point: Mapping[Any, Any], *, is_complex: bool) -> Any:
+    """What it is at `point`, as a number of mpmath; None where it has no value there, or none that is real."""
+    from mpmath import mp, mpc
+
+    try:
+        found = expression.subs(point).evalf(_DIGITS)
+    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):  # sympy's ways to say so
+        return None
+    if not getattr(found, "is_number", False) or not found.is_finite:
+        return None
+    parts = found.as_real_imag()
+    if not all(part.is_Number for part in parts) or (_without_noise(parts[1]) and not is_complex):
+        return None
+    return mpc(*(_without_noise(part)._to_mpmath(mp.prec) if part else 0 for part in parts))
+
+
+def _without_noise(value: Any) -> Any:
+    """A result of a few correct bits is what is left of 0 after rounding."""
+    return value * 0 if value.is_Float and value._prec <= _COARSE_BITS else value

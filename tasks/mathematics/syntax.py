@@ -1,0 +1,183 @@
+r"""The structure of a mathematical answer: lists, sets, intervals, points, matrices, relations, and the expressions in
+them.
+
+    latex(parse(r"$x \in [0,\tfrac12)$"))  ->  r"x \in [0, \frac{1}{2})"
+
+Structure decides how two answers are compared (`tasks.mathematics.equality`). What the grammar does not know is
+`Unreadable`, so nothing but its nodes can reach a computer algebra system, written anew and never as the text that came
+in."""
+
+from __future__ import annotations
+
+from tasks.mathematics.expressions import STARTS_FACTOR, Expressions, Mixed, Unreadable
+from tasks.mathematics.nodes import COLLECTIONS, Node, latex, number, walk
+from tasks.mathematics.tokens import Token, TokenKind, tokens
+from tasks.mathematics.words import NUMBER_WORDS
+
+__all__ = ["MAX_CHARS", "Unreadable", "parse"]
+
+MAX_CHARS = 2000
+MAX_TOKENS = 600
+
+_RELATIONS = ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\approx")
+_CLOSERS = (")", "]", "\\}", "\\rangle", "}")
+_OPENERS = ("(", "[", "\\{", "\\langle", "{")
+_EQUALS_WORDS = frozenset(("is", "equals", "equal to", "is equal to", "equal"))
+_LABEL_ENDS = (" is", " are", " equals", " of")
+_FILLERS = frozenset(("approximately", "about", "exactly", "roughly", "only", "just", "the"))
+
+
+def parse(text: str) -> Node:
+    """The structure of `text`. Raises Unreadable, and nothing else, however hostile the text."""
+    if len(text) > MAX_CHARS:
+        raise Unreadable(f"{len(text)} characters, more than {MAX_CHARS}")
+    found = _meant(tokens(text))
+    if not found:
+        raise Unreadable("it is empty")
+    if len(found) > MAX_TOKENS:
+        raise Unreadable(f"{len(found)} tokens, more than {MAX_TOKENS}")
+    return _with_signs_spread(_Parser(found).whole())
+
+
+def _meant(found: list[Token]) -> list[Token]:
+    """Without words that say nothing, with "is" as "=", without punctuation and signs that hang over at the ends."""
+    kept: list[Token] = []
+    for token in found:
+        word = token.text.casefold() if token.kind is TokenKind.WORD else ""
+        if word in _EQUALS_WORDS:
+            kept.append(Token(TokenKind.SIGN, "=", token.spaced))
+        elif word not in _FILLERS:
+            kept.append(token)
+    start, end = 0, len(kept)
+    while end > start and kept[end - 1].kind is not TokenKind.WORD and kept[end - 1].text in (".", ",", ";", ":", "="):
+        end -= 1
+    while (
+        start < end and kept[start].kind is not TokenKind.WORD and kept[start].text in ("=", ":", ".", ",", ";", "\\approx", "\\Rightarrow")
+    ):
+        start += 1
+    return kept[start:end]
+
+
+def _with_signs_spread(node: Node) -> Node:
+    r"""1 \pm \sqrt{5} as the list of two values; in a list or set, as two of its items. All signs of an item go
+    together."""
+    if node.head in COLLECTIONS:
+        parts = [_with_signs_spread(part) for part in node.parts]
+        return Node(node.head, tuple(item for part in parts for item in (part.parts if part.head == "list" else (part,))))
+    if not any(part.head in ("pm", "mp") for part in walk(node)):
+        return node
+    return Node("list", (_with_sign(node, "pm"), _with_sign(node, "mp")))
+
+
+def _with_sign(node: Node, plus: str) -> Node:
+    parts = tuple(_with_sign(part, plus) for part in node.parts)
+    if node.head in ("pm", "mp"):
+        return parts[0] if node.head == plus else Node("negative", parts)
+    return Node(node.head, parts, node.text)
+
+
+class _Parser(Expressions):
+    """Answers, over the expressions in them."""
+
+    def whole(self) -> Node:
+        found = self.items()
+        if self._at < len(self._tokens):
+            self._fail("cannot go on")
+        return found
+
+    def items(self) -> Node:
+        """Items joined by commas, semicolons and the like; one item is itself."""
+        items = [self._item()]
+        while self._accept(",", ";"):
+            while self._accept(",", ";"):
+                pass
+            if self._kind is None or self._next in _CLOSERS:
+                break
+            items.append(self._item())
+        return items[0] if len(items) == 1 else Node("list", tuple(items))
+
+    def _item(self) -> Node:
+        """Sides with relations between them; where words and mathematics are mixed, words."""
+        start, depth = self._at, self._depth
+        try:
+            sides, signs = [self._side()], []
+            while (sign := self._accept(*_RELATIONS)) is not None:
+                signs.append(sign)
+                sides.append(self._side())
+        except Mixed:
+            self._depth = depth
+            return self._words_from(start)
+        return Node("relation", tuple(sides), " ".join(signs)) if signs else sides[0]
+
+    def _words_from(self, start: int) -> Node:
+        """The whole item as words: up to the next separator, or the bracket that holds it."""
+        self._at, opened = start, 0
+        while self._kind is not None:
+            opened += (self._next in _OPENERS) - (self._next in _CLOSERS)
+            if opened < 0 or (opened == 0 and self._next in (",", ";", "&", "\\\\")) or self._kind is TokenKind.END:
+                break
+            self._at += 1
+        return Node("word", text=" ".join(token.text for token in self._tokens[start : self._at]))
+
+    def _side(self) -> Node:
+        parts = [self._ratio()]
+        while self._accept("\\cup"):
+            parts.append(self._ratio())
+        found = parts[0] if len(parts) == 1 else Node("union", tuple(parts))
+        return Node("difference", (found, self._ratio())) if self._accept("\\setminus") else found
+
+    def _ratio(self) -> Node:
+        """Also a time of day: 8:34 p.m. Words before a colon are a label."""
+        parts = [self._quantity()]
+        while self._accept(":"):
+            parts = [self._quantity()] if parts[-1].head == "word" else [*parts, self._quantity()]
+        if len(parts) == 1:
+            return parts[0]
+        ratio = Node("ratio", tuple(part.parts[0] if part.head == "quantity" else part for part in parts))
+        return Node("quantity", (ratio,), parts[-1].text) if parts[-1].head == "quantity" else ratio
+
+    def _quantity(self) -> Node:
+        """A value with its unit, or words alone."""
+        if self._kind is TokenKind.WORD:
+            return self._words()
+        currency = self._accept("\\$")
+        value = self._sum()
+        unit = "$" if currency else self._unit()
+        if currency:
+            self._unit()  # $5 million is no number that is known here, $5 per day is
+        if self._kind in (TokenKind.WORD, TokenKind.NUMBER, TokenKind.LETTER, TokenKind.BASED, TokenKind.BEGIN) or self._next in (
+            "(",
+            *STARTS_FACTOR,
+        ):
+            raise Mixed
+        return Node("quantity", (value,), unit) if unit else value
+
+    def _words(self) -> Node:
+        r"""Words alone. \text{A5}_{11} is a numeral with its base."""
+        words = [self._take().text]
+        while self._kind is TokenKind.WORD:
+            words.append(self._take().text)
+        text = " ".join(words)
+        if self._kind is not None and text.casefold().endswith(_LABEL_ENDS):
+            return self._quantity()
+        if self._accept("_"):
+            return Node("based", text=f"{text}_{latex(self._argument())}")
+        if self._kind not in (None, TokenKind.SIGN, TokenKind.COMMAND, TokenKind.END) or self._next in (
+            "(",
+            "+",
+            "-",
+            "{",
+            *STARTS_FACTOR,
+            "\\$",
+        ):
+            raise Mixed
+        known = NUMBER_WORDS.get(text.casefold().strip(" ."))
+        return Node("word", text=text) if known is None else number(known)
+
+    def _unit(self) -> str:
+        """Words behind a value, with powers and quotients: "cm ^2", "miles / hour"."""
+        words: list[str] = []
+        while self._kind is TokenKind.WORD or self._next == "\\$" or (words and self._next in ("^", "/")):
+            text = self._take().text
+            words.append(f"^{latex(self._argument())}" if text == "^" else text)
+        return " ".join(words)

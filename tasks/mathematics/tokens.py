@@ -1,0 +1,228 @@
+r"""The words of a mathematical answer, as people and models type them: LaTeX, Unicode, plain text, or a mixture.
+
+    [token.text for token in tokens(r"$\dfrac12\,\text{ cm}$")]  ->  ["\\frac", "12", "cm"]
+
+Linear in the length of the text; never raises. What they mean together is `tasks.mathematics.syntax`'s business.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from tasks.mathematics.words import ALIASES, LINKS, MATHEMATICAL_TEXT, NAMES, NUMBER_WORDS, SHORT_WORDS, TEXT_COMMANDS, UNICODE, UNIT_WORDS
+
+__all__ = ["Token", "TokenKind", "tokens", "without_grouping"]
+
+
+class TokenKind(Enum):
+    NUMBER = "number"  # digits, with a decimal fraction if there is one
+    BASED = "based"  # "digits_base": a numeral with the base it is written in
+    LETTER = "letter"
+    COMMAND = "command"  # with its backslash, aliases resolved
+    SIGN = "sign"  # one character: operators, brackets, separators
+    WORD = "word"  # text, in \text{} or bare
+    BEGIN = "begin"  # of a matrix
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    kind: TokenKind
+    text: str
+    spaced: bool = False
+    """Whether blanks come before it."""
+
+
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_FROM_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_FROM_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+
+_LAYOUT = re.compile(
+    r"""
+    \\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?
+  | \\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|cal|hfill|strut|allowbreak)(?![A-Za-z])
+  | \\(?:begin|end)\s*\{(?:aligned|align\*?|equation\*?|gathered|split|math|displaymath|center)\}
+  | (?<!\\)\\[()\[\]]  |  (?<!\\)\$  |  \*\*
+    """,
+    re.VERBOSE,
+)
+_PYTHON_POWER = re.compile(r"(?<=[0-9A-Za-z)\]}])\*\*(?=[0-9A-Za-z(\[{\\-])")  # 2**10, not the bold **10**
+_SPACE = re.compile(
+    r"""
+    \\(?:quad|qquad|enspace|thinspace|negthinspace)(?![A-Za-z])
+  | (?<!\\)\\[,;:>!\ \n]
+  | ~
+  | \\[hv]space\*?\s*\{[^{}]*\}
+  | \\h?phantom\s*(?:\{[^{}]*\}|\S)
+    """,
+    re.VERBOSE,
+)
+_GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|,\s*\\!\s*|\\!\s*,\s*|\\,|\{\\,\})(?=[0-9]{3}(?![0-9]))")
+_BLANK_GROUPING = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9])")
+_COMMA_GROUPING = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?!,[0-9])")
+
+_ONE_LETTER_UNITS = frozenset("mgsLlh")
+_LEXER = re.compile(
+    r"""
+    (?P<space>   \s+ )
+  | (?P<degree>  \^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})\s*(?:[CF](?![A-Za-z]))? | \\degrees?(?![A-Za-z]) )
+  | (?P<based>   (?<![A-Za-z0-9.])(?P<digits>[0-9A-F]*[0-9][0-9A-F]*)\s*_\s*
+                 (?: (?P<base>[0-9]{1,2})(?![0-9]) | \{\s*(?:\\text\s*\{)?\s*(?P<group>[0-9]{1,2}|[a-z]{2,9})\s*\}?\s*\} ) )
+  | (?P<number>  [0-9]+(?:\.[0-9]+)? | \.[0-9]+ )
+  | (?P<env>     \\(?P<edge>begin|end)\s*\{\s*(?P<name>[a-zA-Z]+)\*?\s*\}(?:\s*\{[lcr|\s]*\})? )
+  | (?P<command> \\[A-Za-z]+ )
+  | (?P<escape>  \\\\(?:\[[^\]]*\])? | \\. )
+  | (?P<run>     [A-Za-z]+(?:'+(?![A-Za-z]))? )
+  | (?P<sign>    <= | >= | != | . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_SIGN_MEANING = {"<=": r"\le", ">=": r"\ge", "!=": r"\ne", "\\%": "%", "\\_": "_", "\\&": "&", "\\#": "#", "\\|": "|"}
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def tokens(text: str) -> list[Token]:
+    """All tokens of `text`, without what is layout only."""
+    return list(_tokens(_tidy(text)))
+
+
+def without_grouping(text: str) -> str:
+    """`text` with its plain thousands commas taken out, outside of brackets: "1,234" could also be a list of two
+    numbers."""
+    return _COMMA_GROUPING.sub(lambda match: match.group() if _in_brackets(text, match.start()) else match.group().replace(",", ""), text)
+
+
+def _in_brackets(text: str, end: int) -> bool:
+    opened = sum(text.count(bracket, 0, end) for bracket in ("(", "[", "\\{"))
+    return opened > sum(text.count(bracket, 0, end) for bracket in (")", "]", "\\}"))
+
+
+def _tidy(text: str) -> str:
+    text = _PYTHON_POWER.sub("^", text)
+    text = _RAISED.sub(lambda match: f"^{{{match.group().translate(_FROM_RAISED)}}}", text)
+    text = _LOWERED.sub(lambda match: f"_{{{match.group().translate(_FROM_LOWERED)}}}", text)
+    if not text.isascii():
+        text = "".join(UNICODE.get(character, character) for character in text)
+        text = "".join(character for character in unicodedata.normalize("NFKC", text) if unicodedata.category(character) != "Cf")
+    text = _SPACE.sub(lambda match: "" if match.group() == r"\!" else " ", _GROUPING.sub("", _LAYOUT.sub(" ", text)))
+    return _BLANK_GROUPING.sub(lambda match: match.group().replace(" ", ""), text)
+
+
+def _tokens(text: str) -> Iterator[Token]:
+    position, spaced = 0, False
+    while position < len(text):
+        match = _LEXER.match(text, position)
+        assert match is not None, "the last alternative matches any character"
+        position = match.end()
+        if match["space"] is not None:
+            spaced = True
+            continue
+        if match["command"] is not None and match["command"][1:] in TEXT_COMMANDS:
+            content, position = _argument(text, position)
+            found: Iterator[Token] = _of_text(match["command"][1:], content, spaced)
+        elif match["run"] is not None:
+            found = _of_run(match["run"], spaced, text[match.start() - 1 : match.start()], text[position : position + 1])
+        else:
+            found = _of_match(match, spaced)
+        yield from found
+        spaced = False
+
+
+def _of_match(match: re.Match[str], spaced: bool) -> Iterator[Token]:
+    if match["degree"] is not None:
+        yield Token(TokenKind.SIGN, "°", spaced)
+    elif match["based"] is not None:
+        base = match["base"] or match["group"]
+        yield Token(TokenKind.BASED, f"{match['digits']}_{NUMBER_WORDS.get(base, base)}", spaced)
+    elif match["number"] is not None:
+        yield Token(TokenKind.NUMBER, match["number"], spaced)
+    elif match["env"] is not None:
+        yield Token(TokenKind.BEGIN if match["edge"] == "begin" else TokenKind.END, match["name"], spaced)
+    elif match["command"] is not None:
+        yield _named(ALIASES.get(match["command"][1:], match["command"]), spaced)
+    else:
+        text = match.group()
+        yield _named("\\\\" if text.startswith("\\\\") else _SIGN_MEANING.get(text, text), spaced)
+
+
+def _named(text: str, spaced: bool) -> Token:
+    if len(text) == 1:
+        return Token(TokenKind.LETTER if text.isalpha() else TokenKind.SIGN, text, spaced)
+    return Token(TokenKind.COMMAND, text, spaced)
+
+
+def _argument(text: str, position: int) -> tuple[str, int]:
+    """What the braces at `position` hold, and where they end; a single character without braces; all the rest where
+    they never close."""
+    start = position
+    while start < len(text) and text[start].isspace():
+        start += 1
+    if text[start : start + 1] != "{":
+        return text[start : start + 1], start + 1
+    depth = 0
+    for match in _BRACES.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth == 0:
+            return text[start + 1 : match.start()], match.end()
+    return text[start + 1 :], len(text)
+
+
+def _of_text(command: str, content: str, spaced: bool) -> Iterator[Token]:
+    r"""\text{...}: words, but mathematics where it holds mathematics: a number, a command, \mathrm{e}."""
+    plain = content.strip()
+    is_mathematics = "\\" in plain or "$" in content or re.fullmatch(r"[-+]?[0-9][0-9.,/]*[%]?|[-+*/=<>,;:().\[\]\s]*", plain) is not None
+    if is_mathematics or (command in MATHEMATICAL_TEXT and (len(plain) == 1 or command in ("boxed", "fbox") or plain in NAMES)):
+        yield from (
+            Token(token.kind, token.text, token.spaced or (spaced and number == 0)) for number, token in enumerate(_tokens(_tidy(content)))
+        )
+        return
+    link = plain.strip(" ,;.").casefold()
+    if link in LINKS:
+        yield Token(TokenKind.SIGN, ",", spaced)
+        return
+    head, _, rest = plain.partition(" ")
+    if head.strip(",").casefold() in LINKS and rest:  # \text{and } in front of what it joins
+        yield Token(TokenKind.SIGN, ",", spaced)
+        plain = rest
+    yield from _word(" ".join(plain.split()), spaced)
+
+
+def _word(text: str, spaced: bool) -> Iterator[Token]:
+    name = text.casefold().strip(" .")
+    if name in ("percent", "percentage", "pct"):
+        yield Token(TokenKind.SIGN, "%", spaced)
+    elif name in ("degrees", "degree", "deg"):
+        yield Token(TokenKind.SIGN, "°", spaced)
+    else:
+        yield Token(TokenKind.WORD, text, spaced)
+
+
+def _of_run(run: str, spaced: bool, before: str, after: str) -> Iterator[Token]:
+    """Bare letters: a name of mathematics, a word, or letters side by side."""
+    if run in NAMES and not (run in UNIT_WORDS and after != "("):
+        yield _named(ALIASES.get(run, f"\\{run}"), spaced)
+    elif run.casefold() in LINKS:
+        yield Token(TokenKind.SIGN, ",", spaced)
+    elif _is_word(run, spaced, before, after):
+        yield from _word(run, spaced)
+    else:
+        name = run.rstrip("'")
+        for number, letter in enumerate(name):
+            primes = run[len(name) :] if number == len(name) - 1 else ""
+            yield Token(TokenKind.LETTER, letter + primes, spaced and number == 0)
+
+
+def _is_word(run: str, spaced: bool, before: str, after: str) -> bool:
+    """Three letters or more, a short word, or a unit behind a number; but "2xyz" and "abc+1" are letters side by
+    side."""
+    if len(run) == 1:
+        return run in _ONE_LETTER_UNITS and spaced and before in ("", " ") and not after.strip(" .,;")
+    if run in SHORT_WORDS:
+        return True
+    stands_alone = not (before.strip() and before in "0123456789})+-*/=^_") and not (after and after in "^_+-*/=0123456789'(")
+    return len(run) > 4 or (len(run) > 2 and stands_alone)

@@ -1,0 +1,159 @@
+"""What runs in the sandbox beside a program: evaluates calls in the program's namespace and says what came out, as
+data.
+
+The source of this file is the sandbox's program; its standard input is {"program": text, "calls": [expression, ...]}.
+It says one JSON line a call, in order, and nothing after the first failure:
+
+    {"value": ...}                     what the expression gave, encoded by `encode`
+    {"error": "ValueError: ..."}       what it raised, or that it gave no plain value
+    {"malformed": "SyntaxError: ..."}  in the first line: the program does not compile
+
+No expected result comes here, so there is none to find; and a line that the program forges is an answer like any other,
+right or wrong. `decode` is for the other side: it makes plain values, never objects of a class that the data name.
+Standard library only."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any
+
+__all__ = ["Written", "decode", "encode"]
+
+_ATOMS = frozenset([int, float, str, bool, type(None)])
+_BY_TEXT = frozenset(["Decimal", "Fraction", "date", "datetime", "range", "time", "timedelta"])  # compared as they are written
+_LONG_INT_BITS = 10_000  # decimal digits are quadratic, and limited where they are read
+_MAX_DEPTH = 100
+_COLLECTIONS: dict[type[Any], str | None] = {list: None, tuple: "tuple", set: "set", frozenset: "set"}
+_MAX_ERROR_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A value of a type of the standard library, as it is written."""
+
+    type_name: str
+    text: str
+
+
+def encode(value: Any, depth: int = 0) -> Any:
+    """`value` in terms of JSON: numbers, strings, None and lists as themselves, all else as an object with one key that
+    says what it is.
+
+    Raises TypeError for what is no plain value: a generator, a match, an object of the program's own.
+    """
+    kind = type(value)
+    if kind in _ATOMS:
+        return {"int": hex(value)} if kind is int and value.bit_length() > _LONG_INT_BITS else value
+    if depth >= _MAX_DEPTH:
+        raise TypeError("gave a value nested too deep")
+    if isinstance(value, int | float | complex | str | bytes | bytearray):
+        return _encode_scalar(value)
+    if isinstance(value, dict):
+        return {"dict": [[encode(key, depth + 1), encode(item, depth + 1)] for key, item in dict.items(value)]}
+    for plain, name in _COLLECTIONS.items():
+        if isinstance(value, plain):
+            items = list(plain.__iter__(value))
+            if not (_ATOMS.issuperset(map(type, items)) and all(_is_short(item) for item in items)):
+                items = [encode(item, depth + 1) for item in items]
+            return items if name is None else {name: items}
+    if kind.__name__ in _BY_TEXT:
+        return {"written": [kind.__name__, repr(value)]}
+    raise TypeError(f"gave no plain value but {kind.__name__}")
+
+
+def _encode_scalar(value: Any) -> Any:
+    """A value of a subclass of a plain type, or of a plain type that JSON lacks."""
+    if isinstance(value, int):
+        return encode(int.__add__(value, 0))
+    if isinstance(value, float):
+        return float.__add__(value, 0.0)
+    if isinstance(value, str):
+        return str.__add__(value, "")
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    return {"bytes": bytes(value).decode("latin-1")}
+
+
+def _is_short(item: Any) -> bool:
+    return type(item) is not int or item.bit_length() <= _LONG_INT_BITS
+
+
+def decode(data: Any) -> Any:
+    """The inverse of `encode`, but that subclasses come back as the plain type, and sets frozen.
+
+    Raises ValueError for data that `encode` never makes.
+    """
+    if isinstance(data, list):
+        return [decode(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    if len(data) != 1:
+        raise ValueError("an object with other than one key")
+    ((name, held),) = data.items()
+    try:
+        return _DECODERS[name](held)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name!r} cannot be read: {error}") from None
+
+
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "int": lambda held: int(held, 16),
+    "complex": lambda held: complex(*held),
+    "bytes": lambda held: held.encode("latin-1"),
+    "tuple": lambda held: tuple(decode(item) for item in held),
+    "set": lambda held: frozenset(decode(item) for item in held),
+    "dict": lambda held: {decode(key): decode(item) for key, item in held},
+    "written": lambda held: Written(*map(str, held)),
+}
+
+
+def _main() -> None:
+    request = json.load(sys.stdin)
+    with open(os.dup(1), "w", encoding="utf-8") as said, open(os.devnull, "w") as nowhere:
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)  # what the program prints is of no interest, and may be endless
+        _answer(request["program"], request["calls"], said)
+        said.flush()
+        os._exit(0)  # without what the program has put off until its end
+
+
+def _answer(program: str, calls: list[str], said: IO[str]) -> None:
+    try:
+        code = compile(program, "<program>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        print(json.dumps({"malformed": _describe(error)}), file=said)
+        return
+    module = types.ModuleType("program")  # not __main__: what a program does when it is run by itself is not asked for
+    sys.modules["program"] = module
+    namespace = module.__dict__
+    try:
+        exec(code, namespace)
+    except BaseException as error:
+        print(json.dumps({"error": _describe(error)}), file=said)
+        return
+    for name in ("inf", "nan"):
+        namespace.setdefault(name, getattr(math, name))  # numbers of the calls that have no other name
+    for call in calls:
+        try:
+            line = json.dumps({"value": encode(eval(call, namespace))})
+        except BaseException as error:
+            print(json.dumps({"error": _describe(error)}), file=said)
+            return
+        print(line, file=said, flush=True)
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
+    except BaseException:  # of an exception of the program's own making
+        return "an exception that cannot be shown"
+
+
+if __name__ == "__main__":
+    _main()

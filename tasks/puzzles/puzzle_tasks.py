@@ -1,0 +1,152 @@
+"""Tasks of number puzzles: drawn without end from a seed, or read from files.
+
+    task = puzzle_task(Countdown(config.countdown), config.countdown, seed)     # tasks.countdown, tasks.game24
+    for problem in task.problems("train"):
+        verdict = task.verify(problem, generate(task.prompt(problem)))
+
+A drawn problem i of a split depends on (seed, split, i) and the configuration only, and has a solution, which is its
+`answer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import count, islice
+from random import Random
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from tasks.base import Message, Problem, Task, TaskError, Verdict, with_instruction
+from tasks.data.held_out import SPLITS, require_split
+from tasks.puzzles.files import read_puzzles
+from tasks.puzzles.number_puzzle import Puzzle
+from tasks.puzzles.stated_expression import final_expression
+from tasks.strict import Section
+
+__all__ = ["DrawnPuzzle", "Game", "PuzzleConfig", "puzzle_task"]
+
+_MAX_DRAWS = 20_000
+
+
+class PuzzleConfig(Section):
+    """Where puzzles come from and how they are put."""
+
+    path: str | None = None
+    """A .parquet or .jsonl file of puzzles, or a directory of them (docs/tasks.md has the columns). Unset: puzzles are
+    drawn."""
+    wording: Literal["plain", "published"] = "plain"
+    """How a puzzle is put. "plain": the question and the instruction below. "published": the prompt of the papers
+    (docs/tasks.md), which brings instructions of its own."""
+    instruction: str = "Answer with the expression only."
+    """Follows the plain question, on a line of its own. Not part of the problem id."""
+    held_out_share: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of all puzzles that only "test" has; "dev" has as many of its own, and "train" the rest, whatever the seed.
+    Files that are splits already are taken as they are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnPuzzle:
+    """A puzzle and a solution of it."""
+
+    puzzle: Puzzle
+    solution: str
+
+
+class Game(Protocol):
+    """Which puzzles there are. Holds configuration only."""
+
+    name: str
+    must_use_all: bool
+
+    def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[DrawnPuzzle | None]:
+        """Tries at one problem, without end, made with `rng.random` only. None: these numbers made no puzzle, or none
+        that is wanted."""
+        ...
+
+    def published_prompt(self, puzzle: Puzzle) -> str:
+        """The wording that papers use."""
+        ...
+
+
+def puzzle_task(game: Game, config: PuzzleConfig, seed: int) -> Task:
+    """The puzzles of `config.path`, or drawn ones; then TaskError where the configuration has none for one of the
+    splits."""
+    return _DrawnPuzzles(game, config, seed) if config.path is None else _FiledPuzzles(game, config, config.path)
+
+
+class _Puzzles:
+    """How puzzles are put and judged, wherever they come from."""
+
+    has_verifier: bool = True
+    deadline_s: float = 2.0
+
+    def __init__(self, game: Game, config: PuzzleConfig) -> None:
+        self.name: str = game.name
+        self._game = game
+        self._config = config
+
+    def prompt(self, problem: Problem) -> list[Message]:
+        if self._config.wording == "published":
+            content = self._game.published_prompt(Puzzle.of(problem.question))
+        else:
+            content = with_instruction(problem.question, self._config.instruction)
+        return [{"role": "user", "content": content}]
+
+    def final_answer(self, problem: Problem, response: str) -> str | None:
+        """The stated expression in its one spelling (`tasks.puzzles.stated_expression`)."""
+        return final_expression(response)
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        """`Puzzle.judge`, of the puzzle that the question poses."""
+        return Puzzle.of(problem.question).judge(response)
+
+    def _problem(self, place: str, puzzle: Puzzle, solution: str) -> Problem:
+        digest = blake2b(puzzle.question.encode(), digest_size=4).hexdigest()
+        return Problem(
+            task=self.name,
+            problem_id=f"{self.name}/{place}-{digest}",
+            question=puzzle.question,
+            answer=solution,
+            meta={"kind": f"{len(puzzle.numbers)} numbers"},
+        )
+
+
+class _DrawnPuzzles(_Puzzles):
+    def __init__(self, game: Game, config: PuzzleConfig, seed: int) -> None:
+        super().__init__(game, config)
+        self._seed = seed
+        for split in SPLITS:
+            self.problem(split, 0)
+
+    def problems(self, split: str) -> Iterator[Problem]:
+        """The endless stream of `split`. Raises TaskError for a split that is none of SPLITS."""
+        require_split(self.name, split)
+        return (self.problem(split, index) for index in count())
+
+    def problem(self, split: str, index: int) -> Problem:
+        """Problem `index` of `split`, made without those before it."""
+        require_split(self.name, split)
+        if index < 0:
+            raise ValueError(f"problem index {index} is negative")
+        rng = Random(f"{self._seed}/{split}/{index}")
+        draws = self._game.draws(rng, lambda puzzle: puzzle.split(self._config.held_out_share) == split)
+        for drawn in islice(draws, _MAX_DRAWS):
+            if drawn is not None:
+                return self._problem(f"{split}/{index:06d}", drawn.puzzle, drawn.solution)
+        raise TaskError(
+            f"task {self.name}: no puzzle for split '{split}' in {_MAX_DRAWS} draws with held_out_share {self._config.held_out_share}: "
+            "too few have a solution; widen the ranges"
+        )
+
+
+class _FiledPuzzles(_Puzzles):
+    def __init__(self, game: Game, config: PuzzleConfig, path: str) -> None:
+        super().__init__(game, config)
+        self._path = path
+
+    def problems(self, split: str) -> Iterator[Problem]:
+        """Those of the file, in its order (`tasks.puzzles.files`)."""
+        filed = read_puzzles(self.name, self._path, split, must_use_all=self._game.must_use_all, held_out_share=self._config.held_out_share)
+        return (self._problem(one.place, one.puzzle, one.solution) for one in filed)

@@ -1,0 +1,169 @@
+r"""Reading the arithmetic expression that a reply states as its answer. Exact, linear in the length of the text, and
+never raises.
+
+    stated = stated_expression("First 1 + 2 = 3. So the answer is $(1 + 2) \\times 8 = 24$.")   # r"(1 + 2) \times 8 = 24"
+    read_expression(stated).text                                                               # "(1 + 2) * 8"
+
+The stated-expression rule. The answer is the first of these that there is:
+1. what the last closed <answer>...</answer> holds that is not blank;
+2. what the last closed \boxed{...} holds that is not blank;
+3. the first run behind the last "####", "answer is" or "answer:" that has one on its line or, where that is blank, on the next;
+4. the last run of the reply. A run is made of numbers, signs, brackets and "=" on one line. Runs of two numbers or more
+come before single numbers, in 3 and in 4. What touches a run belongs to it, and so do "^" and "!" wherever they stand:
+"sqrt(9) * 8" and "2^3" are runs that cannot be read. List marks ("- ", "2. ") and math delimiters do not.
+
+Of an equation ("(1 + 2) * 8 = 24", "24 = ...") the first side that is an expression of two numbers or more is the
+answer; a side that is but a number counts where no other side has digits. Delimiters, bold marks and a full stop around
+it are left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tasks.answers import canonical_text, last_boxed
+from tasks.puzzles.exact_expression import MAX_CHARS, TOKEN, Expression, ExpressionError, parse
+
+__all__ = ["final_expression", "last_tagged", "read_expression", "stated_expression"]
+
+_TAG = re.compile(r"<(/?+)answer\s*+>", re.IGNORECASE)
+_MARK = re.compile(r"####|answer[ \t*_]*+(?:is\b|[:=])", re.IGNORECASE)
+_BETWEEN_MARK_AND_ANSWER = " \t\r\n*_:"
+_LIST_MARK = re.compile(r"[ \t]*+(?:(?:[-*•]|[0-9]{1,3}[.)])[ \t]++)?+")
+_PART = re.compile(
+    rf"""
+      (?P<delimiter> \\[()\[\]] | [$`] )
+    | {TOKEN.pattern}
+    | (?P<equals> [=＝] )
+    | (?P<strange> [\^!√] )
+    | (?P<word> \\[A-Za-z]*+ | \w++ )
+    | (?P<other> . )
+    """,
+    re.VERBOSE,
+)
+_AROUND = r"[\s$`] | \*\* | \\displaystyle(?![A-Za-z])"
+_BEFORE = re.compile(rf"(?: {_AROUND} | \\[(\[] )*+", re.VERBOSE)
+_AFTER = re.compile(rf"(?: {_AROUND} | \\[)\]] | \. )++ \Z", re.VERBOSE)
+_DIGIT = re.compile("[0-9]")
+_EQUALS = re.compile(r"&?=|＝")
+
+
+def stated_expression(text: str) -> str | None:
+    """The answer that `text` states, whether it is an expression or not; None where it states none."""
+    tagged = last_tagged(text)
+    boxed = last_boxed(text if tagged is None else tagged)
+    if boxed is not None or tagged is not None:
+        return tagged if boxed is None else boxed
+    return _marked_run(text) or _last_run(text)
+
+
+def final_expression(text: str) -> str | None:
+    """The stated answer in its one spelling (`tasks.puzzles.exact_expression`), in canonical form where it is no
+    expression; None without any."""
+    stated = stated_expression(text)
+    if stated is None:
+        return None
+    try:
+        return read_expression(stated).text
+    except ExpressionError:
+        return canonical_text(stated)
+
+
+def read_expression(stated: str) -> Expression:
+    """The expression that a stated answer is. Raises ExpressionError where it is none."""
+    if len(stated) > MAX_CHARS:
+        raise ExpressionError(f"longer than {MAX_CHARS} characters")
+    numbers: list[Expression] = []
+    errors: dict[bool, ExpressionError] = {}  # the first of a side with digits, and of one without
+    for side in map(_bare, _EQUALS.split(_bare(stated))):
+        try:
+            expression = parse(side)
+        except ExpressionError as error:
+            errors.setdefault(_DIGIT.search(side) is not None, error)
+        else:
+            if len(expression.numbers) > 1:
+                return expression
+            numbers.append(expression)
+    if True in errors or not numbers:
+        raise errors.get(True) or errors[False]
+    return numbers[0]
+
+
+def last_tagged(text: str) -> str | None:
+    """What the last closed <answer>...</answer> holds that is not blank; None without any."""
+    start: int | None = None
+    found = None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            start = tag.end()
+        elif start is not None:
+            if text[start : tag.start()].strip():
+                found = (start, tag.start())
+            start = None
+    return None if found is None else text[found[0] : found[1]]
+
+
+def _bare(text: str) -> str:
+    text = text[_BEFORE.match(text).end() :]  # type: ignore[union-attr]  # it matches the empty string
+    after = _AFTER.search(text)
+    return text[: after.start()] if after else text
+
+
+def _marked_run(text: str) -> str | None:
+    """Behind the last mark that a run follows, up to the next mark: no character is read twice."""
+    for segment in reversed(_MARK.split(text)[1:]):
+        runs = list(_runs(segment.lstrip(_BETWEEN_MARK_AND_ANSWER).partition("\n")[0]))
+        for run in runs:
+            if run.num_numbers > 1:
+                return run.text
+        if runs:
+            return runs[0].text
+    return None
+
+
+def _last_run(text: str) -> str | None:
+    number: str | None = None
+    for line in reversed(text.splitlines()):
+        for run in reversed(list(_runs(line))):
+            if run.num_numbers > 1:
+                return run.text
+            number = number or run.text
+    return number
+
+
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    text: str
+    num_numbers: int
+
+
+def _runs(line: str) -> Iterator[_Run]:
+    """The runs of one line that have a number, from left to right."""
+    if not _DIGIT.search(line):
+        return
+    start: int | None = None  # of the run that is open
+    end = 0  # of its last part
+    num_numbers = 0
+    word_start = word_end = -1  # the word last met outside a run
+    ends_in_word = False
+    for part in _PART.finditer(line, _LIST_MARK.match(line).end()):  # type: ignore[union-attr]  # it matches the empty string
+        kind = part.lastgroup
+        if kind == "space":
+            continue
+        belongs = kind in ("number", "sign", "equals", "strange")
+        goes_on = part.start() == end if kind == "word" or (belongs and ends_in_word) else belongs
+        if start is not None and not goes_on:
+            if num_numbers:
+                yield _Run(text=line[start:end], num_numbers=num_numbers)
+            start, num_numbers, ends_in_word = None, 0, False
+        if start is None and belongs:
+            start = word_start if word_end == part.start() else part.start()
+        if start is None:
+            if kind == "word":
+                word_start, word_end = part.span()
+        else:
+            end, ends_in_word = part.end(), kind == "word"
+            num_numbers += kind == "number"
+    if start is not None and num_numbers:
+        yield _Run(text=line[start:end], num_numbers=num_numbers)

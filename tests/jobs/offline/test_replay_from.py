@@ -1,0 +1,362 @@
+"""Training on saved rollouts: those of a run give the run again; anybody's rows are trained on, or refused with file
+and row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import fs, parquet
+
+from actors.verifier import VerifierPoolError
+from buffers.records import Problem, Verdict, VerdictStatus
+from buffers.rollout_log import RolloutLog
+from jobs.config import ConfigError, RunConfig
+from jobs.directory.events import EVENTS
+from jobs.directory.metrics import read_metrics
+from jobs.offline.replay_from import Trained, replay_from, replay_from_session
+from jobs.processes.verdict_counter import VerifierFailure
+from jobs.train import main
+from tests.jobs.components_fixture import PROMPTS, RESPONSES, CoinJudge, LocalRun, assert_same_state, small_config
+from tests.jobs.offline.test_replay_events import state_of
+
+STEPS = 3
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def config(tiny_model: str, tmp_path: Path) -> MakeConfig:
+    """config("again", steps=2): a small run in a directory of this test."""
+
+    def make(name: str, **values: Any) -> RunConfig:
+        return small_config(values.pop("model", tiny_model), tmp_path, **{"run_dir": str(tmp_path / name), "steps": STEPS, **values})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
+    """A run with engines, verifiers and the asynchronous controller, not to be changed."""
+    run = LocalRun(small_config(tiny_model, tmp_path_factory.mktemp("recorded"), steps=STEPS))
+    run.train()
+    return run
+
+
+def directory_of(run: LocalRun) -> Path:
+    return Path(run.config.run_dir)
+
+
+def losses(metrics: list[dict[str, float]]) -> list[float]:
+    return [record["learner/loss"] for record in metrics]
+
+
+def learnt(metrics: dict[str, float]) -> dict[str, float]:
+    """What a step learnt, its speed left out."""
+    groups = ("learner/", "mismatch", "policy/", "bonus/", "advantage/", "reward/")
+    return {name: value for name, value in metrics.items() if name.startswith(groups) and name != "learner/tokens_per_s"}
+
+
+# --- the rollouts of a run ---------------------------------------------------------------------------------------------
+
+
+def test_the_rollouts_of_a_run_give_its_losses_and_its_policy_again(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    assert replay_from(config("again"), directory_of(recorded)) == Trained(steps=STEPS, groups_left=0)
+    metrics = read_metrics(tmp_path / "again" / "metrics.jsonl")
+    online = [report for _, report in recorded.reports]
+    assert losses(metrics) == losses(online) and len(set(losses(metrics))) == STEPS
+    for ours, theirs in zip(metrics, online, strict=True):
+        assert learnt(ours) == learnt(theirs) and len(learnt(ours)) > 30
+    assert_same_state(state_of(config("again")), recorded.state(tmp_path / "state"))
+
+
+def test_neither_an_event_log_nor_the_run_directory_around_them_is_needed(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    for file in (directory_of(recorded) / "rollouts").glob("*.parquet"):
+        (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
+    assert replay_from(config("again"), tmp_path / "copy").steps == STEPS
+    assert_same_state(state_of(config("again")), recorded.state(tmp_path / "state"))
+    assert (tmp_path / "again" / EVENTS).exists() and (tmp_path / "again" / "policy" / "config.json").exists()
+
+
+@pytest.mark.parametrize("form", ["a run", "plain rows"])
+@pytest.mark.parametrize("bonus", [True, False])
+def test_batches_of_another_size_count_no_token_as_newer_than_their_own_policy(
+    config: MakeConfig, recorded: LocalRun, tmp_path: Path, form: str, bonus: bool
+) -> None:
+    """Three groups a step: the last ones were sampled for the third step, and the second one has them."""
+    source = directory_of(recorded) if form == "a run" else write_jsonl(tmp_path / "rows.jsonl", plain_rows(recorded))
+    trained = replay_from(config("again", prompts_per_step=3, steps=9, bonus={"enabled": bonus}), source)
+    assert trained == Trained(steps=2, groups_left=0)
+    rows = RolloutLog(fs.LocalFileSystem(), str(tmp_path / "again" / "rollouts")).read().to_pylist()
+    assert len(rows) == 2 * 3 * RESPONSES
+    for row in rows:
+        assert max(row["version_values"]) <= row["step"] - 1
+    for record in read_metrics(tmp_path / "again" / "metrics.jsonl"):
+        assert 0 <= record["policy/lag_mean"] <= record["policy/lag_max"]
+
+
+def test_groups_that_fill_no_batch_are_counted(config: MakeConfig, recorded: LocalRun) -> None:
+    assert replay_from(config("again", prompts_per_step=4, steps=9), directory_of(recorded)) == Trained(steps=1, groups_left=2)
+
+
+def test_another_loss_trains_on_the_same_rollouts(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    other = config("other", learner={"loss": {"surrogate": "cispo", "aggregation": "sequence_mean"}})
+    assert replay_from(other, directory_of(recorded)).steps == STEPS
+    assert losses(read_metrics(tmp_path / "other" / "metrics.jsonl")) != losses([report for _, report in recorded.reports])
+
+
+def test_rewards_given_anew_by_the_same_verifier_are_the_same(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    trained = replay_from(config("again"), directory_of(recorded), judge=CoinJudge().verify_batch)
+    assert trained == Trained(steps=STEPS, groups_left=0, verdicts=STEPS * PROMPTS * RESPONSES)
+    assert_same_state(state_of(config("again")), recorded.state(tmp_path / "state"))
+
+
+def test_rewards_given_anew_by_another_verifier_are_others_shaping_included(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    def judge(problem: Problem, batch: pa.RecordBatch) -> list[Verdict]:
+        return [Verdict(status=VerdictStatus.MALFORMED, reward=0.0)] * batch.num_rows
+
+    again = config("again", reward={"format_penalty": 0.25})
+    trained = replay_from(again, directory_of(recorded), judge=judge)
+    assert 0 < trained.changed_verdicts < trained.verdicts == STEPS * PROMPTS * RESPONSES
+    rows = RolloutLog(fs.LocalFileSystem(), str(tmp_path / "again" / "rollouts")).read()
+    assert set(rows["reward"].to_pylist()) == {-0.25} and set(rows["verdict_status"].to_pylist()) == {"malformed"}
+
+
+def test_a_mixture_s_own_rows_are_judged_by_its_parts(config: MakeConfig, tmp_path: Path) -> None:
+    parts = {"arithmetic": {"weight": 1}, "hard": {"name": "arithmetic", "weight": 1}}
+    mixture = {"name": "mixture", "mixture": {"parts": parts}}
+    run = LocalRun(config("mixed", task=mixture))
+    run.train()
+    assert {row["task"] for row in run.logged()} == {"arithmetic", "hard"}
+    judge = CoinJudge().verify_batch
+    assert replay_from(config("again", task=mixture), directory_of(run), judge=judge).verdicts == STEPS * PROMPTS * RESPONSES
+    other = {"name": "mixture", "mixture": {"parts": {"arithmetic": parts["arithmetic"], "easy": parts["hard"]}}}
+    with pytest.raises(ConfigError, match=r"is of task hard, but task\.name = mixture of arithmetic, easy"):
+        replay_from(config("other", task=other), directory_of(run), judge=judge)
+
+
+def test_a_verifier_pool_that_breaks_is_one_line(
+    config: MakeConfig, recorded: LocalRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def __init__(self, *_: Any) -> None:
+            raise VerifierPoolError("none of 1 new verifier workers was ready")
+
+    monkeypatch.setattr("jobs.offline.replay_from.VerifierPool", Broken)
+    assert replay_from_session(config("again"), str(directory_of(recorded)), rescore=True) == 1
+    said = capsys.readouterr()
+    assert "error: the run failed: none of 1 new verifier workers was ready" in said.out + said.err
+
+
+def test_a_verifier_that_fails_ends_the_training(config: MakeConfig, recorded: LocalRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.processes.verdict_counter.VerdictCounter.MIN_VERDICTS", 8)
+
+    def judge(problem: Problem, batch: pa.RecordBatch) -> list[Verdict]:
+        return [Verdict(status=VerdictStatus.ERROR, reward=None, detail="no such luck")] * batch.num_rows
+
+    with pytest.raises(VerifierFailure, match="no such luck"):
+        replay_from(config("again"), directory_of(recorded), judge=judge)
+
+
+def test_by_command_with_the_tasks_own_verifier(
+    config: MakeConfig, recorded: LocalRun, tmp_path: Path, tiny_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real pool, through the command line: a random model has no sum right, half of which the coin had called
+    correct."""
+    settings = [
+        *(f"run_dir={tmp_path / 'again'}", f"model={tiny_model}", "steps=2", f"prompts_per_step={PROMPTS}"),
+        *(f"responses_per_prompt={RESPONSES}", "bonus.enabled=false", "learner.dtype=float32", "verifier.num_workers=1"),
+    ]
+    (tmp_path / "c.toml").write_text("")
+    command = [str(tmp_path / "c.toml"), "--replay-from", str(directory_of(recorded)), "--rescore"]
+    assert main([*command, *(part for setting in settings for part in ("--set", setting))]) == 0
+    out = capsys.readouterr().out
+    assert "2 steps trained on rollouts" in out and f"of {2 * PROMPTS * RESPONSES} verdicts are other than those saved" in out
+    assert [record["reward/mean"] for record in read_metrics(tmp_path / "again" / "metrics.jsonl")] == [0.0, 0.0]
+
+
+# --- anybody's rows ----------------------------------------------------------------------------------------------------
+
+
+def plain_rows(recorded: LocalRun) -> list[dict[str, Any]]:
+    """The recorded rows as others would write them."""
+    return [
+        {
+            "prompt_ids": row["prompt_ids"],
+            "response_ids": row["response_ids"],
+            "logprobs": row["behavior_logprobs"],
+            "reward": row["reward"],
+            "group_id": f"g{row['group_id']}",
+            "version": versions_of(row),
+            "feature": row["feature"],
+        }
+        for row in recorded.logged()
+    ]
+
+
+def versions_of(row: dict[str, Any]) -> list[int]:
+    """One a token."""
+    ends = [*row["version_starts"][1:], len(row["response_ids"])]
+    runs = zip(row["version_starts"], ends, row["version_values"], strict=True) if row["response_ids"] else []
+    return [version for start, end, version in runs for _ in range(start, end)]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "directory"])
+def test_plain_rows_train_as_the_run_did(config: MakeConfig, recorded: LocalRun, tmp_path: Path, form: str) -> None:
+    rows = plain_rows(recorded)
+    if form == "jsonl":
+        source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    elif form == "parquet":
+        source = tmp_path / "rows.parquet"
+        parquet.write_table(pa.Table.from_pylist(rows), source)
+    else:
+        source = write_jsonl(tmp_path / "rows" / "a.jsonl", rows[: PROMPTS * RESPONSES]).parent
+        write_jsonl(source / "b.jsonl", rows[PROMPTS * RESPONSES :])
+    assert replay_from(config("again"), source).steps == STEPS
+    assert losses(read_metrics(tmp_path / "again" / "metrics.jsonl")) == losses([report for _, report in recorded.reports])
+    assert_same_state(state_of(config("again")), recorded.state(tmp_path / "state"))
+
+
+def test_groups_without_a_name_are_told_by_their_prompts(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    rows = [{k: v for k, v in row.items() if k not in ("group_id", "version")} for row in plain_rows(recorded)]
+    twice = write_jsonl(tmp_path / "rows.jsonl", [*rows[:RESPONSES], *rows[:RESPONSES], *rows[RESPONSES : 2 * RESPONSES]])
+    assert replay_from(config("again", bonus={"enabled": False}), twice) == Trained(steps=1, groups_left=1)
+
+
+def test_a_response_without_a_score_has_none(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    rows = plain_rows(recorded)
+    rows[0]["reward"] = None
+    replay_from(config("again", steps=1), write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert read_metrics(tmp_path / "again" / "metrics.jsonl")[0]["verifier/unscored"] == 1 / (PROMPTS * RESPONSES)
+
+
+def row_with(**values: Any) -> Callable[[list[dict[str, Any]]], None]:
+    """Row 5 with other values; None: without that column."""
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        rows[5].update(values)
+
+    return change
+
+
+def without(*names: str) -> Callable[[list[dict[str, Any]]], None]:
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            for name in names:
+                del row[name]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (without("logprobs"), r"rows\.jsonl: no column 'logprobs' \(or 'behavior_logprobs'\)"),
+        (without("reward"), r"rows\.jsonl: no column 'reward'"),
+        (row_with(logprobs=[-1.0]), r"rows\.jsonl: row 5: \d+ response_ids but 1 log-probs"),
+        (row_with(logprobs=[float("nan")] * 6), "row 5: the log-probs are no list of numbers"),
+        (row_with(response_ids="12"), "row 5: column 'response_ids' is no list of token ids"),
+        (row_with(response_ids=[9999] * 6, logprobs=[-1.0] * 6), r"token id 9999 in 'response_ids', but the model has 104"),
+        (row_with(prompt_ids=[7]), "row 5: column 'prompt_ids' is not that of the other rows of its group"),
+        (row_with(reward="good"), "row 5: column 'reward' is 'good', not a number"),
+        (row_with(version=-1), "row 5: column 'version' is -1"),
+        (row_with(group_id="other"), "row 4: a group of 1 rows begins here, but responses_per_prompt = 4"),
+        (row_with(feature=[1.0]), "row 5: column 'feature' has not the 8 numbers"),
+        (without("feature"), "bonus.enabled = true, but the recorded run has no features"),
+        (lambda rows: rows.__delitem__(slice(4, None)), "1 groups, but prompts_per_step = 2"),
+        (lambda rows: rows.clear(), r"rows\.jsonl: no rows"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_named(
+    config: MakeConfig, recorded: LocalRun, tmp_path: Path, change: Callable[[list[dict[str, Any]]], None], complaint: str
+) -> None:
+    rows = plain_rows(recorded)
+    change(rows)
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        replay_from(config("again"), write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert "\n" not in str(caught.value) and not (tmp_path / "again").exists()
+
+
+def test_what_is_no_place_of_rollouts_is_refused(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    for source in (tmp_path / "nothing", tmp_path, write_jsonl(tmp_path / "rows.txt", [])):
+        with pytest.raises(ConfigError, match="neither the directory of a run"):
+            replay_from(config("again"), source)
+    with pytest.raises(ConfigError, match="is run_dir itself"):
+        replay_from(config("again", run_dir=recorded.config.run_dir), directory_of(recorded))
+    with pytest.raises(ConfigError, match="responses_per_prompt = 2, but the recorded groups have 4"):
+        replay_from(config("again", responses_per_prompt=2), directory_of(recorded))
+
+
+def test_layers_that_cannot_be_compiled_here_are_refused(
+    config: MakeConfig, recorded: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"^learner\.compile = true needs a C\+\+ compiler"):
+        replay_from(config("again", learner={"compile": True}), directory_of(recorded))
+
+
+def test_trains_on_the_gpu_that_the_configuration_asks_for_or_says_that_there_is_none(
+    config: MakeConfig, recorded: LocalRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made(Exception):
+        pass
+
+    def make(*_: Any, device: str, **__: Any) -> None:
+        raise Made(device)
+
+    monkeypatch.setattr("jobs.offline.trainer.Learner", make)
+    for num_gpus, expected in ((0, "cpu"), (0.5, "cuda")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        with pytest.raises(Made, match=f"^{expected}$"):
+            replay_from(config(f"on {expected}", learner={"num_gpus": num_gpus}), directory_of(recorded))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"^learner\.num_gpus = 0\.5, but there is no GPU here: --set learner\.num_gpus=0 trains on"):
+        replay_from(config("none", learner={"num_gpus": 0.5}), directory_of(recorded))
+
+
+def test_old_tokens_are_not_trained_on_uncorrected(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    uncorrected = {"max_policy_lag": 0, "learner": {"loss": {"correction": "none"}}}
+    with pytest.raises(ConfigError, match=r'correction = "none", but step 2 trains version 1 on tokens of version 0'):
+        replay_from(config("again", **uncorrected), directory_of(recorded))
+    accepted = {"max_policy_lag": 0, "learner": {"loss": {"correction": "none", "accept_uncorrected": True}}}
+    assert replay_from(config("other", **accepted), directory_of(recorded)).steps == STEPS
+
+
+def test_what_cannot_be_judged_again_is_refused(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    judge = CoinJudge().verify_batch
+    rows = write_jsonl(tmp_path / "rows.jsonl", plain_rows(recorded))
+    with pytest.raises(ConfigError, match=r"rows\.jsonl: no column 'response_text'"):
+        replay_from(config("again"), rows, judge=judge)
+    with pytest.raises(ConfigError, match=r"is of task arithmetic, but task\.name = gsm8k"):
+        replay_from(config("other", task={"name": "gsm8k"}), directory_of(recorded), judge=judge)
+    without_verifier = config("third", task={"name": "parquet", "parquet": {"path": "x.jsonl", "verifier": "none", "answer_column": None}})
+    with pytest.raises(ConfigError, match="--rescore: task parquet has no verifier"):
+        replay_from_session(without_verifier, str(rows), rescore=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--rescore"], "--rescore goes with --replay-from"),
+        (["--replay-from", "x", "--replay-events", "y"], "--replay-from goes with none of"),
+        (["--replay-from", "x", "--resume", "latest"], "--replay-from goes with none of"),
+        (["--replay-from", "x"], "--replay-from x: neither the directory of a run"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    tmp_path: Path, tiny_model: str, options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text(f'run_dir = "{tmp_path / "run"}"\nmodel = "{tiny_model}"\n')
+    assert main([str(tmp_path / "c.toml"), *options]) == 2
+    assert complaint in capsys.readouterr().err

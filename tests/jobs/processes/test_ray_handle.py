@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from jobs.processes.handles import ActorDied
+from jobs.processes.ray_handle import RayHandle
+
+
+def dying(error: Exception) -> Any:
+    """An actor whose every call ends so."""
+
+    async def fail() -> None:
+        raise error
+
+    return SimpleNamespace(ready=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=fail)))
+
+
+async def death_of(error: Exception) -> str:
+    with pytest.raises(ActorDied) as caught:
+        await RayHandle(dying(error), "learner").call("ready", timeout_s=10, waiting_for="the learner to load its model")
+    return str(caught.value)
+
+
+def test_what_went_wrong_in_a_constructor_is_said_in_one_line() -> None:
+    trace = "Traceback (most recent call last):\n  File x\nlearners.supported.ModelUnsupported: FalconForCausalLM mixes"
+    cause = RayTaskError("Learner.__init__", trace, ValueError(), proctitle="learner", pid=1, ip="127.0.0.1")
+    said = asyncio.run(death_of(ActorDiedError(cause)))
+    assert said == "the learner could not be made: learners.supported.ModelUnsupported: FalconForCausalLM mixes"
+
+
+def test_a_process_that_is_gone_is_said_to_be() -> None:
+    assert asyncio.run(death_of(ActorDiedError())) == "the learner process died while the run waited for the learner to load its model"

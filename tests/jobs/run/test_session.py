@@ -1,0 +1,117 @@
+"""What a start refuses before it starts anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from buffers.replay import ReplayTooSmall
+from jobs.config import ConfigError, RunConfig
+from jobs.directory.run_dir import RunDirectory
+from jobs.processes.failures import details
+from jobs.run.session import _Session, run_session
+from learners.checkpoint import CheckpointManager
+
+
+def start(config: RunConfig) -> int:
+    return run_session(config, config_path="x.toml", resume="auto", synchronous=False)
+
+
+def test_data_that_are_not_there_are_refused_before_anything_is_written(tmp_path: Path, tiny_model: str) -> None:
+    task = {"name": "parquet", "parquet": {"path": str(tmp_path / "nothing.jsonl")}}
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "task": task})
+    with pytest.raises(ConfigError, match=r"task parquet: no file .*nothing\.jsonl"):
+        start(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_without_a_verifier_cannot_be_trained_on(tmp_path: Path, tiny_model: str) -> None:
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"prompt": "Write a poem."}) + "\n")
+    task = {"name": "parquet", "parquet": {"path": str(tmp_path / "mine.jsonl"), "verifier": "none", "answer_column": None}}
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "task": task})
+    with pytest.raises(ConfigError, match="has no verifier, and training needs rewards"):
+        start(config)
+
+
+def test_storage_of_another_run_is_refused_and_its_own_is_not(tmp_path: Path, tiny_model: str) -> None:
+    storage = tmp_path / "storage"
+    manager = CheckpointManager(str(storage), keep=1)
+    manager.commit(3, manager.save(3, "learner", lambda directory: None), {"run_id": "theirs"})
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": str(storage)}})
+    with pytest.raises(ConfigError, match=r"holds the checkpoints of run 'theirs': give this run an address of its own"):
+        start(config)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_storage_that_is_no_address_is_refused(tmp_path: Path, tiny_model: str) -> None:
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": "nowhere://x"}})
+    with pytest.raises(ConfigError, match=r"checkpoint\.storage = 'nowhere://x'"):
+        start(config)
+
+
+def test_a_model_that_packed_rows_would_compute_wrongly_is_refused_before_ray_is_started(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.run.session.ray_session", lambda *args: pytest.fail("Ray was started"))
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    settings = json.loads((model / "config.json").read_text())
+    settings["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    (model / "config.json").write_text(json.dumps(settings))
+    config = RunConfig.model_validate({"model": str(model), "run_dir": str(tmp_path / "run")})
+    with pytest.raises(ConfigError, match=r'^LlamaForCausalLM takes its position embeddings \("dynamic"\) from the longest sequence'):
+        start(config)
+
+
+@pytest.mark.parametrize("place", ["a_file", "a_file/below", "/proc/nobody-writes-here"])
+def test_storage_that_cannot_be_used_is_refused_before_anything_is_started(tmp_path: Path, tiny_model: str, place: str) -> None:
+    (tmp_path / "a_file").write_text("")
+    storage = str(tmp_path / place)
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": storage}})
+    with pytest.raises(ConfigError, match=r"^checkpoint\.storage = .* choose another place$") as refused:
+        start(config)
+    assert "\n" not in str(refused.value) and not (tmp_path / "ours").exists()
+
+
+def test_storage_that_was_tried_is_left_empty(tmp_path: Path, tiny_model: str) -> None:
+    storage = tmp_path / "new" / "storage"
+    CheckpointManager(str(storage), keep=1).require_writable()
+    assert list(storage.iterdir()) == []
+
+
+def test_an_event_log_that_cannot_be_read_is_named_with_the_mend(tmp_path: Path) -> None:
+    config = RunConfig(run_dir=str(tmp_path / "run"))
+    with RunDirectory(config) as directory:
+        console: Any = SimpleNamespace(warn=print)
+        session = _Session(config, "x.toml", directory, None, console, synchronous=False, evaluation=None)  # type: ignore[arg-type]
+        directory.events.write_text("half\nan event\n")
+        with pytest.raises(ConfigError, match=r"events\.jsonl, line 1 is no event: .*: move .*events\.jsonl away to go on") as refused:
+            session._open_events(3)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_replay_too_small_for_what_a_checkpoint_holds_needs_no_traceback() -> None:
+    assert details(ReplayTooSmall("the saved groups take 9 bytes, but replay.max_bytes = 8: raise it")) == ""
+
+
+@pytest.mark.parametrize(
+    ("lora", "named"),
+    [
+        ({"targets": ["q_proj", "wq"]}, r"learner\.lora\.targets: wq is no linear layer of this model's body; there are: down_proj, "),
+        ({}, r"needs the package peft"),
+    ],
+)
+def test_adapters_that_cannot_be_had_are_refused_before_ray_is_started(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch, lora: dict, named: str
+) -> None:
+    if not lora:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("jobs.run.session.ray_session", lambda *args: pytest.fail("Ray was started"))
+    learner = {"lora": {"enabled": True, **lora}}
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "learner": learner})
+    with pytest.raises(ConfigError, match=named):
+        start(config)
