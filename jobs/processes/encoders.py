@@ -1,4 +1,4 @@
-"""The encoders of a run: stateless, so their number may change at any time.
+"""The encoders of a run: they have no state, so their number may change at any time.
 
 pool = EncoderPool(make, 2)
 batch, encode_s = await pool.encode(group_id, batch, timeout_s=900)
@@ -11,39 +11,39 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from actors.encoder import HiddenStateEncoder
 from jobs.processes.handles import Deadline
-from jobs.processes.supervised import Supervised
+from jobs.processes.supervised import Supervised, wait_until_loaded
 
 
 class EncoderPool:
-    """Shares groups out among supervised encoders. One that leaves finishes what it has."""
+    """Shares out groups among supervised encoders. An encoder that leaves finishes the groups it has."""
 
-    def __init__(self, make: Callable[[int], Supervised], size: int) -> None:
-        """`make(number)` makes an encoder; numbers are never used twice."""
+    def __init__(self, make: Callable[[int], Supervised[HiddenStateEncoder]], size: int) -> None:
+        """`make(number)` starts an encoder; no number is used twice."""
         self._make = make
         self._next_number = 0
         self.handles = [self._new() for _ in range(size)]
         self._busy: dict[str, int] = {}
-        self._leaving: dict[str, Supervised] = {}
+        self._leaving: dict[str, Supervised[HiddenStateEncoder]] = {}
         self._idle = asyncio.Condition()
 
     def __len__(self) -> int:
         return len(self.handles)
 
     def groups_in(self, name: str) -> int:
-        """Groups under way in one encoder."""
+        """Return how many groups are under way in one encoder."""
         return self._busy.get(name, 0)
 
-    async def encode(self, group_id: int, batch: Any, *, timeout_s: float, max_tries: int | None = None) -> tuple[Any, float]:
-        """The batch (a reference) with features, and the seconds it took. Raises CallGivenUp where `max_tries` encoders
-        were lost with it."""
+    async def encode(self, group_id: int, batch: Any, *, timeout_s: float) -> tuple[Any, float]:
+        """Return the batch (a reference) with features, and the seconds it took. Raise CallGivenUp where too many
+        encoders were lost with it."""
         encoder = self.handles[group_id % len(self.handles)]
         self._busy[encoder.name] = self.groups_in(encoder.name) + 1
         try:
-            encoded: tuple[Any, float] = await encoder.call(
-                "encode", batch, returns=2, timeout_s=timeout_s, waiting_for=f"features of group {group_id}", max_tries=max_tries
+            return await encoder.call(
+                HiddenStateEncoder.encode, batch, returns=2, timeout_s=timeout_s, waiting_for=f"features of group {group_id}"
             )
-            return encoded
         finally:
             self._busy[encoder.name] -= 1
             self._end_idle()
@@ -51,13 +51,13 @@ class EncoderPool:
                 self._idle.notify_all()
 
     async def resize(self, size: int, *, timeout_s: float) -> None:
-        """Grow once the new ones can serve; shrink, then wait until those that left are idle, upon which each is ended.
+        """Grow once the new encoders can serve; or shrink, and wait until those that leave are idle, which ends them.
 
-        Raises Deadline where they are not in time: they still end with the last group they have. New ones are ended
-        where one of them cannot serve, and what it raised is raised."""
+        Raise Deadline where they are not idle in time: they still end after their last group. Where a new encoder
+        cannot serve, all new ones are ended and its error is raised."""
         new = [self._new() for _ in range(size - len(self.handles))]
         try:
-            await asyncio.gather(*(encoder.ready(timeout_s=timeout_s) for encoder in new))
+            await asyncio.gather(*(wait_until_loaded(encoder.first, timeout_s=timeout_s) for encoder in new))
         except BaseException:
             for encoder in new:
                 encoder.kill()
@@ -74,12 +74,12 @@ class EncoderPool:
             raise Deadline(f"encoders that are to leave took over {timeout_s:g} s to finish: {busy}") from None
 
     def _end_idle(self) -> None:
-        """End those that are to leave and have nothing more to do."""
+        """End the encoders that are to leave and have nothing left to do."""
         for name in [name for name in self._leaving if self.groups_in(name) == 0]:
             self._busy.pop(name, None)
             self._leaving.pop(name).kill()
 
-    def _new(self) -> Supervised:
+    def _new(self) -> Supervised[HiddenStateEncoder]:
         number = self._next_number
         self._next_number += 1
         return self._make(number)

@@ -1,11 +1,13 @@
 """Failures by what can be done about them, and what a failed job says to the person who started it.
 
-| kind           | example                                       | what follows                                                        |
-|----------------|-----------------------------------------------|---------------------------------------------------------------------|
-| infrastructure | a process died or hangs, an engine failed     | replaced, its work given out again; `supervision.max_failures`       |
-|                | weights that were damaged on their way        | refused, published again; `supervision.max_failures`                 |
-| data           | a prompt that is too long                     | the group is dropped, then its problem; `max_attempts`               |
-| bug            | anything else                                 | the run ends at once with its own traceback                          |
+| kind           | example                                    | consequence                                             |
+|----------------|--------------------------------------------|---------------------------------------------------------|
+| infrastructure | a process died or hangs, an engine failed  | it is replaced, its work is given out again             |
+|                | weights were damaged on their way          | they are refused and published again                    |
+| data           | a prompt is too long                       | the group is dropped, then its problem (`max_attempts`) |
+| bug            | anything else                              | the run ends at once with its own traceback             |
+
+`supervision.max_failures` bounds the first two.
 """
 
 from __future__ import annotations

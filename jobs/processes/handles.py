@@ -1,16 +1,28 @@
-"""How the controller calls a component, whether it is a Ray actor or an object in this process.
+"""How a run calls a component, whether it is a Ray actor or an object in this process.
 
-    batch, usage = await worker.call("generate", request, messages, returns=2, timeout_s=60, waiting_for="group 7 on rollout-0")
+    batch, usage = await worker.call(RolloutWorker.generate, request, messages, returns=2, timeout_s=60, waiting_for="")
 
-The last of `returns` results is small and comes as a value; the ones before it are bulk and come as references, which
-other calls take as arguments without the data passing through the controller. Every call has a deadline that says what
-it waited for."""
+The method is named by the function itself, so that editors and type checkers follow the call: a wrong argument is a
+type error. Only its name travels. The last of `returns` results is small and arrives as a value. The results before it
+are bulk and arrive as references, which other calls take as arguments without the data passing through this process.
+Types do not tell a reference from its value. Every call has a deadline that says what it waited for."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar, TypeVarTuple, overload
+
+C = TypeVar("C")
+C_co = TypeVar("C_co", covariant=True)
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+
+CLOSE_TIMEOUT_S = 20.0
+"""How long a component may take to end what it owns, engines and processes, before it is killed."""
 
 
 class Deadline(RuntimeError):
@@ -22,42 +34,52 @@ class ActorDied(RuntimeError):
 
 
 class DataLost(RuntimeError):
-    """What a reference pointed to is gone, with the node that held it; who was called is well."""
+    """The data behind a reference is gone, with the node that held it. The component that was called is well."""
 
 
-class Handle(Protocol):
+class Handle(ABC, Generic[C_co]):
+    """A component of class `C_co` somewhere: in a Ray actor, in this process, or in several processes at once."""
+
     name: str
 
-    async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
-        """Raises the component's own exception, ActorDied, Deadline or DataLost."""
-        ...
+    @overload
+    async def call(
+        self, method: Callable[[C_co, *Ts], Coroutine[Any, Any, R]], *args: *Ts, timeout_s: float, waiting_for: str, returns: int = 1
+    ) -> R: ...
+    @overload
+    async def call(self, method: Callable[[C_co, *Ts], R], *args: *Ts, timeout_s: float, waiting_for: str, returns: int = 1) -> R: ...
+    async def call(self, method: Callable[[C_co, *Ts], Any], *args: *Ts, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
+        """Call a method of the component. Raise the component's own exception, ActorDied, Deadline or DataLost."""
+        return await self.call_named(method.__name__, args, timeout_s=timeout_s, waiting_for=waiting_for, returns=returns)
 
+    @abstractmethod
+    async def call_named(self, method: str, args: tuple[Any, ...], *, timeout_s: float, waiting_for: str, returns: int) -> Any:
+        """Do what `call` says, for the method of this name. Only handles call this."""
+
+    @abstractmethod
     async def placed(self) -> str | None:
-        """Until the component has the resources it asks for, which is as long as a cluster takes to grow; then the id
-        of its node."""
-        ...
+        """Wait until the component has its resources, as long as a cluster takes to grow; return the id of its node."""
 
+    @abstractmethod
     async def rss_bytes(self, *, timeout_s: float) -> int | None:
-        """Memory of its process; None where it does not say in time."""
-        ...
+        """Return the memory of its process in bytes, or None where it does not answer in time."""
 
+    @abstractmethod
     def kill(self) -> None:
         """End its process at once; calls under way raise ActorDied."""
-        ...
 
 
-class LocalHandle:
-    """An object in this process: used by tests and wherever Ray would be in the way. References are the values
-    themselves."""
+class LocalHandle(Handle[C]):
+    """An object in this process, where Ray would be in the way. References are the values themselves."""
 
-    def __init__(self, target: Any, name: str) -> None:
+    def __init__(self, target: C, name: str) -> None:
         self._target = target
         self.name = name
         self._one_at_a_time = asyncio.Lock()
         self._killed = asyncio.Event()
 
-    async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
-        if self._killed.is_set():  # the dead begin nothing
+    async def call_named(self, method: str, args: tuple[Any, ...], *, timeout_s: float, waiting_for: str, returns: int) -> Any:
+        if self._killed.is_set():  # a dead process begins nothing
             raise self._died(waiting_for)
         calling = asyncio.ensure_future(self._call(method, args))
         killed = asyncio.ensure_future(self._killed.wait())

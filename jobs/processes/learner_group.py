@@ -1,48 +1,51 @@
 """A learner of several processes as one component: it is called, lost, killed and replaced as a whole.
 
-    learner = LearnerGroup([rank_0, rank_1])                                     # Handles of actors.learner_rank.LearnerRank
-    report = await learner.call("step", batch, step, timeout_s=900, waiting_for="training step 7")
+    learner = LearnerGroup([rank_0, rank_1])           # Handles of LearnerRank
+    report = await learner.call(Learner.step, batch, step, timeout_s=900, waiting_for="training step 7")
 
-A call is made on all ranks, in the same order on each, and the first rank's answer is the group's. The first call lets
-them meet.
+A call is made on all ranks, in the same order on each, and the first rank's answer is the answer of the group. The
+first call makes the ranks meet (the rendezvous).
 
-A rank computes with the others or not at all. So where one is lost the group is (`ActorDied`), at once and not when
-somebody's patience ends, and whoever supervises it (`jobs.processes.supervised`) makes a new one. After any other error
-the ranks may be out of step: it is raised as it is, and the group is of no more use either. Only a checkpoint that
-cannot be written (`CheckpointError`) harms nothing."""
+A rank can only compute together with the others. So where one rank is lost the group is lost (`ActorDied`), at once and
+not when a deadline ends, and its supervisor (`jobs.processes.supervised`) makes a new group. After any other error the
+ranks may be out of step: the error is raised as it is, and the group is of no more use either. Only a checkpoint that
+cannot be written (`CheckpointError`) does no harm.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from actors.learner import Learner
+from actors.learner_rank import LearnerRank
 from jobs.processes.handles import ActorDied, Deadline, Handle
 from learners.checkpoint import CheckpointError
 from learners.ranks import RankLost
 
 EXPLANATION_S = 5.0
-"""So long after a rank says that it lost another it may take until the other's end is known, if it has ended."""
+"""After a rank says that it lost another, the other's end may take this long to become known."""
 
 
-class LearnerGroup:
-    """A Handle around the ranks' Handles."""
+class LearnerGroup(Handle[Learner]):
+    """A Handle of a learner around the Handles of its ranks."""
 
-    def __init__(self, ranks: Sequence[Handle], name: str = "learner") -> None:
+    def __init__(self, ranks: Sequence[Handle[LearnerRank]], name: str = "learner") -> None:
         self.name = name
         self._ranks = list(ranks)
         self._has_met = False
         self._broken: str | None = None
         self._one_at_a_time = asyncio.Lock()
 
-    async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
+    async def call_named(self, method: str, args: tuple[Any, ...], *, timeout_s: float, waiting_for: str, returns: int) -> Any:
         async with self._one_at_a_time:
             if self._broken is not None:
                 raise ActorDied(f"the {self.name} was lost before the run waited for {waiting_for}: {self._broken}")
             try:
                 if not self._has_met:
                     await self._meet(timeout_s)
-                return await self._on_all("do", method, *args, timeout_s=timeout_s, waiting_for=waiting_for, returns=returns)
+                return await self._on_all(LearnerRank.do, method, *args, timeout_s=timeout_s, waiting_for=waiting_for, returns=returns)
             except CheckpointError:
                 raise
             except BaseException as error:
@@ -56,14 +59,14 @@ class LearnerGroup:
         except TimeoutError:
             raise Deadline(f"the {len(self._ranks)} ranks of the {self.name} did not all find room within {timeout_s:g} s") from None
         first = self._ranks[0]
-        address = await first.call("open", timeout_s=timeout_s, waiting_for=f"the first rank of the {self.name}")
+        address = await first.call(LearnerRank.open, timeout_s=timeout_s, waiting_for=f"the first rank of the {self.name}")
         await self._on_all(
-            "join", address, timeout_s=timeout_s, waiting_for=f"the ranks of the {self.name} to meet and to load their parts"
+            LearnerRank.join, address, timeout_s=timeout_s, waiting_for=f"the ranks of the {self.name} to meet and to load their parts"
         )
         self._has_met = True
 
-    async def _on_all(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
-        """The first rank's result. Raises what best says why there is none."""
+    async def _on_all(self, method: Callable[..., Any], *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
+        """Return the first rank's result, or raise the error that best explains why there is none."""
         calls = [
             asyncio.ensure_future(rank.call(method, *args, timeout_s=timeout_s, waiting_for=waiting_for, returns=returns))
             for rank in self._ranks
@@ -83,7 +86,7 @@ class LearnerGroup:
             await asyncio.gather(*calls, return_exceptions=True)
 
     def _raise_cause(self, errors: Sequence[BaseException], waiting_for: str) -> None:
-        """A lost process before an error of a rank's own, and either before what the others say who waited for it."""
+        """Raise a lost process before a rank's own error, and either before what the ranks that waited for it say."""
         for kinds in ((ActorDied, Deadline), (Exception,)):
             for error in errors:
                 if isinstance(error, kinds) and not isinstance(error, RankLost):
@@ -92,12 +95,12 @@ class LearnerGroup:
             raise ActorDied(f"a rank of the {self.name} did not answer the others while the run waited for {waiting_for}") from errors[0]
 
     async def placed(self) -> str | None:
-        """The first rank's node, once all have theirs."""
+        """Return the first rank's node, once all have theirs."""
         nodes = await asyncio.gather(*(rank.placed() for rank in self._ranks))
         return nodes[0]
 
     async def rss_bytes(self, *, timeout_s: float) -> int | None:
-        """Of all ranks together."""
+        """Return the memory of all ranks together."""
         found = await asyncio.gather(*(rank.rss_bytes(timeout_s=timeout_s) for rank in self._ranks))
         return None if None in found else sum(rss for rss in found if rss is not None)
 

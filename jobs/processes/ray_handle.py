@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from jobs.processes.handles import ActorDied, DataLost, Deadline
+from jobs.processes.handles import ActorDied, DataLost, Deadline, Handle
+
+C = TypeVar("C")
 
 
-class RayHandle:
-    """A Ray actor."""
+class RayHandle(Handle[C]):
+    """A Ray actor of class `C`."""
 
     def __init__(self, actor: Any, name: str) -> None:
         self.actor = actor
         self.name = name
 
-    async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
+    async def call_named(self, method: str, args: tuple[Any, ...], *, timeout_s: float, waiting_for: str, returns: int) -> Any:
         remote = getattr(self.actor, method).options(num_returns=returns).remote(*args)
         bulk, small = ((), remote) if returns == 1 else (tuple(remote[:-1]), remote[-1])
         try:
@@ -28,16 +30,19 @@ class RayHandle:
         except RayActorError as error:
             raise ActorDied(_death(error, self.name, waiting_for)) from error
         except ObjectLostError as error:
-            raise DataLost(f"data that {self.name}.{method} needs was lost while the run waited for {waiting_for}") from error
+            raise self._data_lost(method, waiting_for) from error
         except RayTaskError as error:
             if isinstance(error.cause, ObjectLostError):
-                raise DataLost(f"data that {self.name}.{method} needs was lost while the run waited for {waiting_for}") from error
+                raise self._data_lost(method, waiting_for) from error
             raise
         except TimeoutError:
             if not deadline.expired():  # the actor's own
                 raise
             raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}") from None
         return (*bulk, value) if bulk else value
+
+    def _data_lost(self, method: str, waiting_for: str) -> DataLost:
+        return DataLost(f"data that {self.name}.{method} needs was lost while the run waited for {waiting_for}")
 
     async def placed(self) -> str | None:
         try:

@@ -2,7 +2,7 @@
 
     control = Control(run_dir, run_id, config, warn=console.warn)
     control.enter("starting")
-    await controller.run(step, alongside=[control.loop(controller)])
+    await controller.train(step, alongside=[control.loop(controller)])
     control.enter("finished")
 
 | asked by                              | what follows                                                     |
@@ -89,7 +89,7 @@ class Control:
     async def loop(self, controller: Controller) -> None:
         """Never returns."""
         self._controller = controller
-        self.enter("training", step=controller.step)
+        self.enter("training", step=controller.run.step)
         while True:
             await asyncio.sleep(TICK_S)
             if controller.is_stopping and self._status.phase == "training":
@@ -98,7 +98,7 @@ class Control:
             self._reconcile(controller)
             await self._autoscale(controller)
             await self._leave_draining_nodes(controller)
-            for overdue in controller.waits.overdue():
+            for overdue in controller.run.waits.overdue():
                 if overdue.loop in NEVER_LATE:
                     continue
                 under_way = controller.rollouts.longest_under_way() if overdue.loop == "learn" else []
@@ -129,7 +129,7 @@ class Control:
             if error is not None:
                 self._warn(f"the number of verifiers or encoders could not be changed: {reason(error)} ({kind_of(error)})")
                 self.desired = self.desired.model_copy(update={"verifier": None, "encoder": None})
-        num_encoders = len(controller.encoders)
+        num_encoders = len(controller.run.encoders)
         verifier = self.desired.verifier or self._verifiers
         encoder = (self.desired.encoder or num_encoders) if num_encoders else 0
         if (verifier, encoder) != (self._verifiers, num_encoders):
@@ -139,7 +139,7 @@ class Control:
         if verifier != self._verifiers:
             await controller.scale("verifier", verifier, by="jobs.scale")
             self._verifiers = verifier
-        if encoder != len(controller.encoders):
+        if encoder != len(controller.run.encoders):
             await controller.scale("encoder", encoder, by="jobs.scale")
 
     async def _autoscale(self, controller: Controller) -> None:
@@ -178,18 +178,18 @@ class Control:
             return {"desired": self._desired_counts(None)}
         checkpoint = controller.last_checkpoint
         return {
-            "step": controller.step,
+            "step": controller.run.step,
             "trained_version": controller.trained_version,
-            "live_version": controller.live_version,
+            "live_version": controller.books.admission.live_version,
             "workers": (*self._rollouts(controller), *self._encoders(controller)),
             "desired": self._desired_counts(controller),
             "queues": controller.queues(),
-            "tokens": controller.token_counts(),
+            "tokens": controller.books.tokens.counts(),
             "metrics": self._metrics,
             "last_checkpoint": checkpoint[0] if checkpoint else None,
             "checkpoint_time": checkpoint[1] if checkpoint else None,
-            "waits": tuple(controller.waits.current()),
-            "faults": tuple(controller.faults),
+            "waits": tuple(controller.run.waits.current()),
+            "faults": tuple(controller.run.faults.newest),
         }
 
     def _desired_counts(self, controller: Controller | None) -> dict[str, int]:
@@ -230,7 +230,7 @@ class Control:
                 role="encoder",
                 state="serving",
                 since=self._status.started,
-                groups=controller.encoders.groups_in(handle.name),
+                groups=controller.run.encoders.groups_in(handle.name),
             )
-            for handle in controller.encoders.handles
+            for handle in controller.run.encoders.handles
         ]

@@ -12,12 +12,13 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
+from actors.rollout import RolloutWorker
+from actors.verifier import VerifierPool
 from jobs.processes.failures import FailureKind, kind_of, reason
-from jobs.processes.handles import Deadline, Handle
+from jobs.processes.handles import CLOSE_TIMEOUT_S, Deadline, Handle
 from jobs.processes.verdict_counter import VerifierFailure
 from jobs.run.components import Run
 
-CLOSE_TIMEOUT_S = 20.0
 TOLD = (OSError, VerifierFailure)
 """No bugs of an evaluation: a disk that is full, too many responses without a verdict."""
 
@@ -26,7 +27,7 @@ class Evaluation(Protocol):
     """What is asked of a policy (`jobs.sampling.training_evaluation`)."""
 
     def is_due(self, step: int) -> bool: ...
-    async def run(self, step: int, workers: Sequence[Handle], verifier: Handle) -> dict[str, float]: ...
+    async def run(self, step: int, workers: Sequence[Handle[RolloutWorker]], verifier: Handle[VerifierPool]) -> dict[str, float]: ...
 
 
 class Evaluations:
@@ -58,7 +59,7 @@ class Evaluations:
             return
         busy = self._under_way if self._next is None else self._next[0]
         if busy is not None:
-            self._run.warn(f"the evaluation of step {step} is left out: that of step {busy} is still under way")
+            self._run.listener.warn(f"the evaluation of step {step} is left out: that of step {busy} is still under way")
             return
         self._next = (step, snapshot)
         task = asyncio.ensure_future(self._notify())
@@ -79,9 +80,9 @@ class Evaluations:
             except Exception as error:
                 if kind_of(error) is FailureKind.BUG and not isinstance(error, TOLD):
                     raise
-                self._run.warn(f"the evaluation of step {step} is left out: {reason(error)}")
+                self._run.listener.warn(f"the evaluation of step {step} is left out: {reason(error)}")
             else:
-                self._run.evaluated(step, metrics)
+                self._run.listener.evaluated(step, metrics)
             finally:
                 del snapshot
                 self._under_way = None
@@ -95,18 +96,19 @@ class Evaluations:
     async def _evaluate(self, step: int, snapshot: Any) -> dict[str, float]:
         assert self._evaluation is not None
         config = self._run.config
-        worker = self._run.factory.evaluation_worker()
+        worker = self._run.launch(self._run.components.evaluation_worker())
         try:
             await self._placed(worker)
-            await worker.call("start", timeout_s=config.rollout.start_timeout_s, waiting_for=f"{worker.name} to start")
-            await worker.call("update", snapshot, timeout_s=config.wait_timeout_s, waiting_for=f"{worker.name} to load version {step}")
+            timeout_s = config.rollout.start_timeout_s
+            await worker.call(RolloutWorker.start, timeout_s=timeout_s, waiting_for=f"{worker.name} to start")
+            await self._run.call(worker, RolloutWorker.update, snapshot, waiting_for=f"{worker.name} to load version {step}")
             metrics = await self._evaluation.run(step, [worker], self._run.verifier)
-            await worker.call("close", timeout_s=CLOSE_TIMEOUT_S, waiting_for=f"{worker.name} to close")
+            await worker.call(RolloutWorker.close, timeout_s=CLOSE_TIMEOUT_S, waiting_for=f"{worker.name} to close")
             return metrics
         finally:
             worker.kill()
 
-    async def _placed(self, worker: Handle) -> None:
+    async def _placed(self, worker: Handle[RolloutWorker]) -> None:
         """Raises Deadline: a cluster that is full of the run's own workers will not grow for an evaluation."""
         timeout_s = self._run.config.wait_timeout_s
         try:

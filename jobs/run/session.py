@@ -10,17 +10,21 @@ import signal
 from contextlib import suppress
 from typing import Any
 
+from actors.learner import Learner
 from jobs.config import ConfigError, RunConfig
 from jobs.directory.events import EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import POLICY_STEP, RunDirectory
-from jobs.processes.build import RayFactory, missing_cpus, namespace, num_actors, ray_session
+from jobs.processes.build import launch, missing_cpus, namespace, ray_session
+from jobs.processes.description import TrainingComponents, num_actors
 from jobs.processes.environment import prepare_environment
 from jobs.processes.failures import details, first_error, reason
 from jobs.processes.policy_model import policy_model
-from jobs.run.components import Run, make_admission
+from jobs.run.checkpoints import forget_log_after, restore_checkpoint
+from jobs.run.components import Run
 from jobs.run.control import Control
 from jobs.run.controller import Controller
+from jobs.run.faults import Listener
 from jobs.run.synchronous import SynchronousTrainer, watch
 from jobs.sampling.evaluator import EvaluatorSettings
 from jobs.sampling.training_evaluation import TrainingEvaluation
@@ -172,27 +176,25 @@ class _Session:
             if (too_few := missing_cpus(num_actors(config))) is not None:
                 console.warn(too_few)
             console.status("starting the engine and the learner (about 30 s on two cores)")
-            factory = RayFactory(config, model, run_id=self._directory.run_id, log_directory=str(self._directory.rollouts))
-            return await self._train(factory, start_step)
+            log_directory = str(self._directory.rollouts)
+            components = TrainingComponents(config, model, run_id=self._directory.run_id, log_directory=log_directory)
+            return await self._train(components, start_step)
 
-    async def _train(self, factory: RayFactory, start_step: int) -> int:
-        config, directory = self._config, self._directory
-
-        run = Run(
-            config=config,
-            factory=factory,
-            task=self._stream.task,
-            stream=self._stream,
-            admission=make_admission(config),
-            checkpoints=directory.checkpoints,
-            snapshots=directory.snapshots,
-            log_directory=str(directory.rollouts),
-            report=self._report,
-            on_failure=lambda name, error: self._console.warn(f"{name} is replaced: {reason(error)}"),
-            warn=self._console.warn,
+    async def _train(self, components: TrainingComponents, start_step: int) -> int:
+        listener = Listener(
+            stepped=self._report,
             evaluated=self._evaluated,
+            warn=self._console.warn,
             note=self._note,
-            run_id=directory.run_id,
+            replaced=lambda name, error: self._console.warn(f"{name} is replaced: {reason(error)}"),
+        )
+        run = Run(
+            self._config,
+            components=components,
+            launch=launch,
+            stream=self._stream,
+            directory=self._directory,
+            listener=listener,
         )
         try:
             await run.ready()
@@ -217,9 +219,9 @@ class _Session:
         directory.forget_snapshots()
         if start_step:
             self._console.status(f"restoring the checkpoint of step {start_step}")
-            await run.restore_checkpoint(start_step)
+            await restore_checkpoint(run, start_step)
         else:
-            await run.forget_log_after(0)
+            await forget_log_after(run, 0)
         self._writer = writer = MetricsWriter(
             directory.metrics, directory.tensorboard, resume_step=start_step, max_bytes=config.logs.metrics_max_mib << 20
         )
@@ -242,7 +244,7 @@ class _Session:
             try:
                 async with asyncio.TaskGroup() as group:
                     watching = group.create_task(watch(trainer, self.control, self._directory.path, self._console.warn))
-                    step = await trainer.run(start_step)
+                    step = await trainer.train(start_step)
                     watching.cancel()
             except BaseExceptionGroup as errors:
                 raise first_error(errors) from None
@@ -251,7 +253,7 @@ class _Session:
         evaluated = self._writer.evaluated
         controller = Controller(run, workers=self.control.desired.rollout, evaluation=self._evaluation, evaluated=evaluated)
         self._stop_on_signal(controller)
-        return await controller.run(start_step, alongside=[self.control.loop(controller)])
+        return await controller.train(start_step, alongside=[self.control.loop(controller)])
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         assert self._writer is not None
@@ -295,9 +297,7 @@ class _Session:
         """The final policy under its own name, whole or not at all."""
         staging = self._directory.path / "policy.partial"
         shutil.rmtree(staging, ignore_errors=True)
-        await run.learner.call(
-            "save_policy", str(staging), timeout_s=self._config.wait_timeout_s, waiting_for="the final policy to be written"
-        )
+        await run.call(run.learner, Learner.save_policy, str(staging), waiting_for="the final policy to be written")
         (staging / POLICY_STEP).write_text(json.dumps({"step": step}))
         shutil.rmtree(self._directory.policy, ignore_errors=True)
         staging.replace(self._directory.policy)

@@ -13,12 +13,15 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
+from actors.scorer import ResponseScorer
+from actors.verifier import VerifierPool
 from buffers.records import Problem
 from jobs.config import ConfigError
 from jobs.directory.job_dir import JobDirectory
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, EvaluateConfig
 from jobs.plan import evaluate_memory_gib
-from jobs.processes.build import all_ready, close_all, namespace, ray_session, rollout_worker, scorer, verifier_pool
+from jobs.processes.build import all_ready, close_all, launch, namespace, ray_session
+from jobs.processes.description import rollout_worker, scorer, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
 from jobs.reports.evaluate.report import write_report
@@ -103,7 +106,7 @@ class _Session:
         return {label: problems for label, problems in missing.items() if problems}
 
     async def _sample_all(self, todo: Sequence[PinnedModel], waiting: dict[str, list[Problem]]) -> None:
-        verifier = verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS)
+        verifier = launch(verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS))
         done, left = len(self.store.finished()), sum(map(len, waiting.values()))
         try:
             with Bar(self._console, total=done + left, done=done) as bar:
@@ -112,12 +115,14 @@ class _Session:
         finally:
             await close_all([verifier])
 
-    async def _sample(self, model: PinnedModel, problems: Sequence[Problem], verifier: Handle, bar: Bar) -> None:
+    async def _sample(self, model: PinnedModel, problems: Sequence[Problem], verifier: Handle[VerifierPool], bar: Bar) -> None:
         """One model's engines, from their start to their end: the next one's need the memory."""
         config = self._config
         self._say(f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
         workers = [
-            rollout_worker(index, config.rollout, config.sampling, model=model.path, run_id="evaluate", seed=config.seed)
+            launch(
+                rollout_worker(f"rollout-{index}", config.rollout, config.sampling, model=model.path, run_id="evaluate", seed=config.seed)
+            )
             for index in range(config.rollout.workers)
         ]
         settings = EvaluatorSettings(
@@ -139,7 +144,7 @@ class _Session:
     async def _score(self, base: PinnedModel) -> None:
         """Give the pools that lack it how likely the base model finds their responses."""
         config = self._config
-        handle = scorer(config.scorer, model=base.path)
+        handle = launch(scorer(config.scorer, model=base.path))
         self._say(f"likelihood under {base.label}: loading")
         await all_ready([], [handle], timeout_s=config.rollout.start_timeout_s)
         lacking = [BASE_COLUMN not in pool.column_names for pool in self.store.parts()]
@@ -150,10 +155,10 @@ class _Session:
                     await asyncio.to_thread(self.store.add, scored)
                     bar.advance(None)
 
-    async def _scored(self, handle: Handle, pool: pa.Table) -> pa.Table:
+    async def _scored(self, handle: Handle[ResponseScorer], pool: pa.Table) -> pa.Table:
         batch = pool.select(["prompt_ids", "response_ids"]).combine_chunks().to_batches()[0]
         waiting_for = f"the likelihood of the responses to {pool['problem_id'][0].as_py()}"
-        values = await handle.call("mean_logprobs", batch, timeout_s=self._config.wait_timeout_s, waiting_for=waiting_for)
+        values = await handle.call(ResponseScorer.mean_logprobs, batch, timeout_s=self._config.wait_timeout_s, waiting_for=waiting_for)
         return with_columns(pool, {BASE_COLUMN: values})
 
     def _report(self, labels: Sequence[str]) -> None:

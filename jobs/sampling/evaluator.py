@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.config import VerifierConfig
+from actors.rollout import RolloutWorker
+from actors.verifier import VerifierPool
 from buffers.records import Problem
 from jobs.processes.handles import Handle
 from jobs.sampling.candidates import sampled_pool
@@ -43,8 +45,8 @@ class Evaluator:
     def __init__(
         self,
         task: Task,
-        workers: Sequence[Handle],
-        verifier: Handle,
+        workers: Sequence[Handle[RolloutWorker]],
+        verifier: Handle[VerifierPool],
         settings: EvaluatorSettings,
         *,
         label: str,

@@ -11,12 +11,15 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
+from actors.encoder import HiddenStateEncoder
+from actors.verifier import VerifierPool
 from buffers.records import Problem
 from jobs.config import ConfigError
 from jobs.directory.job_dir import JobDirectory
 from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS, ExploreConfig
 from jobs.plan import explore_memory_gib
-from jobs.processes.build import all_ready, close_all, encoder, namespace, ray_session, rollout_worker, verifier_pool
+from jobs.processes.build import Closes, all_ready, close_all, launch, namespace, ray_session
+from jobs.processes.description import encoder, rollout_worker, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
 from jobs.reports.explore.report import console_lines, write_report
@@ -100,8 +103,16 @@ class _Session:
         use_encoder = not config.from_engine
         with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
             workers = [
-                rollout_worker(
-                    index, config.rollout, config.sampling, model=model, run_id="explore", seed=config.seed, pool_states=config.from_engine
+                launch(
+                    rollout_worker(
+                        f"rollout-{index}",
+                        config.rollout,
+                        config.sampling,
+                        model=model,
+                        run_id="explore",
+                        seed=config.seed,
+                        pool_states=config.from_engine,
+                    )
                 )
                 for index in range(config.rollout.workers)
             ]
@@ -112,7 +123,8 @@ class _Session:
                 with Bar(self._console, total=total, done=total - len(problems)) as bar:
                     await Explorer(config, self._task, self.store, sources, bar.advance).run(problems)
             finally:
-                await close_all([*workers, *([sources.verifier] if sources.verifier else [])])
+                closing: list[Handle[Closes]] = [*workers, *([sources.verifier] if sources.verifier else [])]
+                await close_all(closing)
 
     async def _reselect(self, pools: Sequence[pa.Table], settings: dict[str, Any]) -> None:
         config = self._config
@@ -139,13 +151,13 @@ class _Session:
             finally:
                 await close_all([sources.verifier] if sources.verifier else [])
 
-    def _encoder(self, model: str) -> Handle:
-        return encoder(0, self._config.encoder, model=model, group_size=None)
+    def _encoder(self, model: str) -> Handle[HiddenStateEncoder]:
+        return launch(encoder(0, self._config.encoder, model=model, group_size=None))
 
-    def _verifier(self) -> Handle | None:
+    def _verifier(self) -> Handle[VerifierPool] | None:
         if self._config.verify == "none":
             return None
-        return verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS)
+        return launch(verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS))
 
     def _report(self, table: pa.Table, settings: dict[str, Any]) -> None:
         report = write_report(table, settings, self._directory, seed=self._config.seed)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from actors.encoder import HiddenStateEncoder
+from actors.rollout import RolloutWorker
+from actors.verifier import VerifierPool
 from buffers.records import Problem
 from jobs.explore_config import ExploreConfig
 from jobs.processes.handles import Handle
@@ -22,9 +25,9 @@ from tasks.base import Task
 class Sources:
     """Who does the work. `encoder` is None where the workers make the features, `verifier` where nothing is judged."""
 
-    workers: Sequence[Handle]
-    encoder: Handle | None
-    verifier: Handle | None
+    workers: Sequence[Handle[RolloutWorker]]
+    encoder: Handle[HiddenStateEncoder] | None
+    verifier: Handle[VerifierPool] | None
 
 
 class Explorer:
@@ -41,8 +44,7 @@ class Explorer:
             seed=config.seed,
             prompt=task.prompt,
             timeout_s=config.pool_timeout_s,
-            method="sample_novel_pool" if novel.enabled else "sample_pool",
-            extra=(novel,) if novel.enabled else (),
+            novel=novel if novel.enabled else None,
         )
         self._pipeline = PoolPipeline(sources.workers, sampling, self._keep, on_pool)
 
@@ -53,7 +55,7 @@ class Explorer:
     async def _keep(self, problem: Problem, batch: pa.RecordBatch) -> None:
         if self._encoder is not None:
             batch, _ = await self._encoder.call(
-                "encode", batch, timeout_s=self._config.wait_timeout_s, waiting_for=f"features of {problem.problem_id}"
+                HiddenStateEncoder.encode, batch, timeout_s=self._config.wait_timeout_s, waiting_for=f"features of {problem.problem_id}"
             )
         pool = await self.finish(problem, sampled_pool(batch))
         await asyncio.to_thread(self._store.add, pool)

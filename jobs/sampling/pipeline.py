@@ -23,11 +23,12 @@ import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
-from actors.config import VerifierConfig
+from actors.config import NovelSamplingConfig, VerifierConfig
+from actors.rollout import RolloutWorker
+from actors.verifier import VerifierPool
 from buffers.records import GroupRequest, GroupUsage, Problem, Verdict
 from jobs.processes.failures import first_error
 from jobs.processes.handles import Handle
@@ -43,15 +44,15 @@ Finish = Callable[[Problem, pa.RecordBatch], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSampling:
-    """How a pool is sampled: so many responses, by which method of the rollout worker, with what further arguments."""
+    """How the responses to one problem are sampled."""
 
     num_responses: int
     seed: int
     prompt: Callable[[Problem], list[dict[str, str]]]
     timeout_s: float
     """A pool that is not sampled by then ends the job with a message that names it."""
-    method: str = "sample_pool"
-    extra: tuple[Any, ...] = ()
+    novel: NovelSamplingConfig | None = None
+    """How responses are steered towards novelty; None: they are not."""
 
     def seed_of(self, problem: Problem) -> int:
         return zlib.crc32(f"{self.seed}/{problem.problem_id}".encode())
@@ -60,7 +61,7 @@ class PoolSampling:
 class PoolPipeline:
     """See the module."""
 
-    def __init__(self, workers: Sequence[Handle], sampling: PoolSampling, finish: Finish, on_pool: OnPool) -> None:
+    def __init__(self, workers: Sequence[Handle[RolloutWorker]], sampling: PoolSampling, finish: Finish, on_pool: OnPool) -> None:
         self._workers = workers
         self._sampling = sampling
         self._finish = finish
@@ -82,24 +83,21 @@ class PoolPipeline:
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
 
-    async def _sample_loop(self, worker: Handle, numbered: Iterator[tuple[int, Problem]]) -> None:
+    async def _sample_loop(self, worker: Handle[RolloutWorker], numbered: Iterator[tuple[int, Problem]]) -> None:
         for number, problem in numbered:
             batch, usage = await self._sample(worker, number, problem)
             await self._sampled.put((problem, batch, usage))
 
-    async def _sample(self, worker: Handle, number: int, problem: Problem) -> tuple[pa.RecordBatch, GroupUsage]:
+    async def _sample(self, worker: Handle[RolloutWorker], number: int, problem: Problem) -> tuple[pa.RecordBatch, GroupUsage]:
         sampling = self._sampling
         request = GroupRequest(group_id=number, problem=problem, num_responses=sampling.num_responses, admitted_version=0)
-        batch, usage = await worker.call(
-            sampling.method,
-            request,
-            sampling.prompt(problem),
-            sampling.seed_of(problem),
-            *sampling.extra,
-            timeout_s=sampling.timeout_s,
-            waiting_for=f"the pool of {problem.problem_id} on {worker.name}",
+        prompt, seed = sampling.prompt(problem), sampling.seed_of(problem)
+        timeout_s, waiting_for = sampling.timeout_s, f"the pool of {problem.problem_id} on {worker.name}"
+        if sampling.novel is None:
+            return await worker.call(RolloutWorker.sample_pool, request, prompt, seed, timeout_s=timeout_s, waiting_for=waiting_for)
+        return await worker.call(
+            RolloutWorker.sample_novel_pool, request, prompt, seed, sampling.novel, timeout_s=timeout_s, waiting_for=waiting_for
         )
-        return batch, usage
 
     async def _finish_loop(self) -> None:
         while True:
@@ -117,7 +115,7 @@ class Judge:
     pool = await judge.judged(problem, pool, rows)
     """
 
-    def __init__(self, task: Task, verifier: Handle | None, config: VerifierConfig, *, timeout_s: float) -> None:
+    def __init__(self, task: Task, verifier: Handle[VerifierPool] | None, config: VerifierConfig, *, timeout_s: float) -> None:
         """`verifier` None: nothing is judged."""
         self._task = task
         self._verifier = verifier
@@ -137,7 +135,7 @@ class Judge:
             return with_verdicts(pool, known)
         texts = pool["response_text"].to_pylist()
         verdicts: list[Verdict] = await self._verifier.call(
-            "verify",
+            VerifierPool.verify,
             problem,
             [texts[row] for row in wanted],
             timeout_s=self._timeout_s,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from actors.encoder import HiddenStateEncoder
 from buffers.records import FinishReason, GroupRequest, Rollout
 from buffers.schema import to_record_batch
 from jobs.explore_config import ExploreConfig
@@ -28,14 +29,18 @@ def needs_encoder(config: ExploreConfig, settings: dict[str, Any]) -> bool:
 
 
 async def reselect(
-    pools: Sequence[pa.Table], explorer: Explorer, encoder: Handle | None, config: ExploreConfig, done: Callable[[pa.Table], None]
+    pools: Sequence[pa.Table],
+    explorer: Explorer,
+    encoder: Handle[HiddenStateEncoder] | None,
+    config: ExploreConfig,
+    done: Callable[[pa.Table], None],
 ) -> None:
     """Give every pool new features where there is an encoder, new ranks, and the verdicts it lacks; `done` takes it."""
     for number, pool in enumerate(pools):
         problem = problem_of(pool)
         if encoder is not None:
             batch, _ = await encoder.call(
-                "encode",
+                HiddenStateEncoder.encode,
                 rollout_batch(pool, number),
                 timeout_s=config.wait_timeout_s,
                 waiting_for=f"features of {problem.problem_id}",

@@ -19,6 +19,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.rollout import RolloutWorker
+from actors.verifier import VerifierPool
 from jobs.analysis.candidate_table import candidate_pools
 from jobs.analysis.evaluation import evaluate_pools
 from jobs.directory.atomic import replacing
@@ -43,7 +45,7 @@ class TrainingEvaluation:
     def is_due(self, step: int) -> bool:
         return self._config.every > 0 and step % self._config.every == 0
 
-    async def run(self, step: int, workers: Sequence[Handle], verifier: Handle) -> dict[str, float]:
+    async def run(self, step: int, workers: Sequence[Handle[RolloutWorker]], verifier: Handle[VerifierPool]) -> dict[str, float]:
         """Evaluate the policy of `step`, which `workers` hold; returns the metrics (docs/metrics.md).
 
         Raises what a worker or the verifier raises, and RuntimeError where a worker sampled under other weights;

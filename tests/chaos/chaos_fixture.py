@@ -23,7 +23,7 @@ from actors.reference_engine import ReferenceEngine
 from buffers.records import FinishReason
 from jobs.config import RunConfig
 from jobs.directory.events import EventKind
-from jobs.run.controller import KEPT_FAULTS
+from jobs.run.faults import KEPT_FAULTS
 from learners.weights import WeightSnapshot
 from tests.jobs.components_fixture import BOUND_S, Around, LocalRun, small_config
 
@@ -205,7 +205,7 @@ def check(run: LocalRun, chaos: Chaos, directory: Path, *, nothing_else: bool = 
     noted = Counter(event["role"] for event in run.noted(EventKind.FAULT, kind="infrastructure"))
     fired = Counter(fault.who.partition("-")[0] for fault in chaos.fired)
     assert noted == fired if nothing_else else noted >= fired
-    assert len(run.trainer.faults) == min(KEPT_FAULTS, sum(run.trainer.num_faults.values()))
+    assert len(run.run.faults.newest) == min(KEPT_FAULTS, sum(run.run.faults.counts.values()))
 
 
 def check_every_token(run: LocalRun, chaos: Chaos) -> None:

@@ -206,7 +206,7 @@ def test_what_a_lost_worker_had_told_is_how_its_groups_begin_and_the_rest_is_was
         assert mine["worker_id"] == "rollout-1"
     for group_id, tokens in tokens_of.items():
         assert run.noted(EventKind.DISPATCHED, group_id=group_id, tries=2, worker="rollout-1", resumed_tokens=tokens)
-    assert run.run.tokens.counts()["wasted_lost"] == chaos.reported["rollout-0"] - sum(ended.values()) - tokens_of.total()
+    assert run.books.tokens.counts()["wasted_lost"] == chaos.reported["rollout-0"] - sum(ended.values()) - tokens_of.total()
 
 
 # ---- engines, prompts, verifiers ----
@@ -246,7 +246,7 @@ def test_a_slow_worker_holds_up_no_step(config):
     assert run.train() == 6
     run.check_valid()
     assert run.admission.ledger.dropped_by_reason.keys() == {"stale"}
-    assert run.run.tokens.counts()["wasted_stale"] > 0
+    assert run.books.tokens.counts()["wasted_stale"] > 0
     assert not run.noted(EventKind.FAULT)
 
 

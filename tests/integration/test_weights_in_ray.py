@@ -10,7 +10,8 @@ import ray
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.learner import Learner
-from jobs.processes.build import ray_session, rollout_worker
+from jobs.processes.build import launch, ray_session
+from jobs.processes.description import rollout_worker
 from jobs.processes.failures import FailureKind, kind_of, reason
 from jobs.processes.ray_handle import RayHandle
 from learners.config import LearnerConfig
@@ -38,12 +39,12 @@ class DamagingLearner(Learner):
 def test_damaged_weights_are_refused_across_processes_and_whole_ones_taken(tiny_model):
     async def main() -> None:
         config = RolloutConfig(engine="transformers", dtype="float32")
-        worker = rollout_worker(0, config, SamplingConfig(), model=tiny_model, run_id="r", seed=0)
+        worker = launch(rollout_worker("rollout-0", config, SamplingConfig(), model=tiny_model, run_id="r", seed=0))
         options = {"temperature": 1.0, "group_size": 4, "reuse_snapshot_buffer": True}
         learner = RayHandle(ray.remote(DamagingLearner).remote(tiny_model, LearnerConfig(dtype="float32"), **options), "learner")
 
         async def call(handle: RayHandle, method: str, *args: Any, returns: int = 1) -> Any:
-            return await handle.call(method, *args, timeout_s=WAIT_S, waiting_for=method, returns=returns)
+            return await handle.call_named(method, args, timeout_s=WAIT_S, waiting_for=method, returns=returns)
 
         await asyncio.gather(call(worker, "start"), call(learner, "ready"))
         damaged, _ = await call(learner, "publish", returns=2)

@@ -23,19 +23,21 @@ from pyarrow import fs
 from safetensors.torch import load_file
 
 from actors.bonus import BonusScorer
-from actors.encoder import HiddenStateEncoder
 from actors.learner import Learner
-from actors.replay import Replay
 from actors.rollout import RolloutWorker
+from actors.verifier import VerifierPool
 from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
 from jobs.directory.events import EventKind
 from jobs.directory.run_dir import RunDirectory
+from jobs.processes.description import Component, TrainingComponents
 from jobs.processes.handles import Handle, LocalHandle
-from jobs.run.components import Run, make_admission
+from jobs.run.checkpoints import forget_log_after, restore_checkpoint
+from jobs.run.components import Run
 from jobs.run.controller import Controller
 from jobs.run.evaluations import Evaluation
+from jobs.run.faults import Listener
 from jobs.run.synchronous import SynchronousTrainer
 from tasks.registry import make_task
 from tasks.stream import ProblemStream
@@ -98,16 +100,16 @@ class VerifierProcess:
         return getattr(self._judge, name)
 
 
-class Interposed:
+class Interposed(Handle[Any]):
     """A handle with a function around each of its calls."""
 
-    def __init__(self, handle: Handle, around: Around) -> None:
+    def __init__(self, handle: Handle[Any], around: Around) -> None:
         self.name = handle.name
         self._handle = handle
         self._around = around
 
-    async def call(self, method: str, *args: Any, **options: Any) -> Any:
-        return await self._around(self.name, method, args, lambda: self._handle.call(method, *args, **options))
+    async def call_named(self, method: str, args: tuple[Any, ...], **options: Any) -> Any:
+        return await self._around(self.name, method, args, lambda: self._handle.call_named(method, args, **options))
 
     async def placed(self) -> str | None:
         return await self._handle.placed()
@@ -137,7 +139,6 @@ class LocalRun:
         self.checkpoints = self.directory.checkpoints
         self.task = make_task(config.task)
         self.stream = ProblemStream(self.task, "train", config.seed, config.task.curriculum)
-        self.admission = make_admission(config)
         self.reports: list[tuple[int, dict[str, float]]] = []
         self.events: list[tuple[EventKind, dict[str, Any]]] = []
         self.warnings: list[str] = []
@@ -150,95 +151,36 @@ class LocalRun:
         """The newest handle by name: `run.handles["learner"].kill()`."""
         self._around = around
         self._on_made = on_made
-        self.run = Run(
-            config=config,
-            factory=self,
-            task=self.task,
-            stream=self.stream,
-            admission=self.admission,
-            checkpoints=self.checkpoints,
-            snapshots=self.directory.snapshots,
-            log_directory=str(self.directory.rollouts),
-            report=self._report,
-            note=self._note,
-            warn=self.warnings.append,
+        components = TrainingComponents(config, config.model, run_id="test", log_directory=str(self.directory.rollouts))
+        listener = Listener(
+            stepped=self._report,
             evaluated=lambda step, metrics: self.evaluated.append((step, metrics)),
+            warn=self.warnings.append,
+            note=self._note,
         )
+        self.run = Run(
+            config,
+            components=components,
+            launch=self._launch,
+            stream=self.stream,
+            directory=self.directory,
+            listener=listener,
+        )
+        self.books = self.run.books
+        self.admission = self.books.admission
         self.trainer = (SynchronousTrainer if synchronous else Controller)(self.run, evaluation=evaluation)
 
-    # ---- jobs.run.components.Factory ----
-
-    def rollout_worker(self, number: int) -> Handle:
-        return self._handle(self._worker(f"rollout-{number}"), f"rollout-{number}")
-
-    def evaluation_worker(self) -> Handle:
-        return self._handle(self._worker("evaluation"), "evaluation")
-
-    def encoder(self, number: int) -> Handle:
-        return self._handle(self._encoder(), f"encoder-{number}")
-
-    def learner(self) -> Handle:
-        config = self.config
-        learner = Learner(config.model, config.learner, temperature=config.sampling.temperature, group_size=config.responses_per_prompt)
-        return self._handle(learner, "learner")
-
-    def bonus(self) -> Handle:
-        return self._handle(self._bonus(), "bonus")
-
-    def verifier(self) -> Handle:
-        return self._handle(VerifierProcess(self.judge), "verifier")
-
-    def replay(self) -> Handle:
-        config = self.config
-        replay = Replay(
-            group_size=config.responses_per_prompt,
-            prompts_per_step=config.prompts_per_step,
-            max_policy_lag=config.max_policy_lag,
-            config=config.replay,
-            rewards=config.reward,
-            max_response_tokens=config.sampling.max_response_tokens,
-            log_directory=str(self.directory.rollouts),
-        )
-        return self._handle(replay, "replay")
-
-    def _handle(self, target: Any, name: str) -> Handle:
+    def _launch(self, component: Component[Any]) -> Handle[Any]:
+        """An object in this process, made as Ray would make it; the judge stands in for the verifier's processes."""
+        name = component.name
+        target = VerifierProcess(self.judge) if component.cls is VerifierPool else component.make()
         local = LocalHandle(target, name)
-        handle: Handle = Interposed(local, self._around) if self._around else local
+        handle: Handle[Any] = Interposed(local, self._around) if self._around else local
         if self._on_made:
             self._on_made(name, target)
         self.parts.setdefault(name.partition("-")[0], []).append(target)
         self.handles[name] = handle
         return handle
-
-    def _worker(self, name: str) -> RolloutWorker:
-        config = self.config
-        return RolloutWorker(
-            worker_id=name,
-            run_id="test",
-            model=config.model,
-            config=config.rollout,
-            sampling=config.sampling,
-            seed=config.seed,
-            pool_states=config.bonus.enabled and config.bonus.source == "policy",
-            bonus=config.bonus,
-            projection_seed=config.seed,
-            isolated=config.isolates_groups,
-        )
-
-    def _encoder(self) -> HiddenStateEncoder:
-        config = self.config
-        return HiddenStateEncoder(
-            model=config.model,
-            config=config.encoder,
-            bonus=config.bonus,
-            group_size=config.responses_per_prompt,
-            seed=config.seed,
-            alone=config.encodes_alone,
-        )
-
-    def _bonus(self) -> BonusScorer:
-        config = self.config
-        return BonusScorer(bonus=config.bonus, group_size=config.responses_per_prompt, seed=config.seed)
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         self.reports.append((step, metrics))
@@ -246,7 +188,7 @@ class LocalRun:
 
     def _note(self, kind: EventKind, /, **fields: Any) -> None:
         self.events.append((kind, fields))
-        self.run.tokens.check_sums()
+        self.books.tokens.check_sums()
 
     def train(self) -> int:
         """Train in an event loop of its own; returns the last step."""
@@ -258,10 +200,10 @@ class LocalRun:
             async with asyncio.timeout(BOUND_S):
                 self.directory.forget_snapshots()
                 if start_step:
-                    await self.run.restore_checkpoint(start_step)
+                    await restore_checkpoint(self.run, start_step)
                 else:
-                    await self.run.forget_log_after(0)
-                return await self.trainer.run(start_step)
+                    await forget_log_after(self.run, 0)
+                return await self.trainer.train(start_step)
         finally:
             for worker in [
                 *self.parts.get("rollout", []),
@@ -320,9 +262,9 @@ class LocalRun:
     def check_valid(self) -> None:
         """What holds after any run that came to its end, however it went."""
         steps = self.config.steps
-        self.admission.check_valid()
-        self.run.tokens.check_sums()
-        assert self.run.tokens.counts()["trained"] == sum(len(row["response_ids"]) for row in self.logged())
+        self.books.check_valid()
+        self.books.tokens.check_sums()
+        assert self.books.tokens.counts()["trained"] == sum(len(row["response_ids"]) for row in self.logged())
         assert self.checkpoints.latest() == steps
         assert self.the_learner.version == steps
         rows, trained = self.logged(), self.trained_problems()
@@ -338,9 +280,9 @@ class LocalRun:
         accounted = Counter(problem for problem, _ in self.outcomes().elements())
         assert accounted == Counter(self.problems_handed_out()), "a problem was lost or doubled"
         if isinstance(self.trainer, Controller):
-            self._check_events(self.trainer)
+            self._check_events()
 
-    def _check_events(self, trainer: Controller) -> None:
+    def _check_events(self) -> None:
         """What was noted in this start adds up to what there is."""
         admitted = [event["group_id"] for event in self.noted(EventKind.ADMITTED)]
         drawn = [group_id for event in self.noted(EventKind.BATCH) for group_id in event["group_ids"]]
@@ -349,7 +291,7 @@ class LocalRun:
         ended = Counter(drawn + dropped + in_flight)
         assert set(ended.values()) <= {1}, f"a group has two ends: {ended.most_common(3)}"
         assert ended.keys() >= set(admitted), f"groups without an end: {set(admitted) - ended.keys()}"
-        assert len(self.noted(EventKind.FAULT)) == sum(trainer.num_faults.values())
+        assert len(self.noted(EventKind.FAULT)) == sum(self.run.faults.counts.values())
         self._check_joiners()
 
     def _check_joiners(self) -> None:
@@ -370,10 +312,10 @@ class LocalRun:
     def check_restorable(self, directory: Path) -> None:
         """The last checkpoint is whole, and a fresh start from it has all that was learnt."""
         fresh = LocalRun(self.config)
-        asyncio.run(fresh.run.restore_checkpoint(self.config.steps))
+        asyncio.run(restore_checkpoint(fresh.run, self.config.steps))
         assert_same_state(self.state(directory / "mine"), fresh.state(directory / "restored"))
         fresh.admission.check_valid()
-        fresh.run.tokens.check_sums()
+        fresh.books.tokens.check_sums()
         assert Counter(problem for problem, _ in fresh.outcomes().elements()) == Counter(fresh.problems_handed_out())
 
     def state(self, directory: Path) -> dict[str, torch.Tensor]:

@@ -18,11 +18,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
-from jobs.processes.handles import ActorDied, Deadline
+from jobs.processes.description import Component
+from jobs.processes.handles import ActorDied, Deadline, Handle
 from tests.learners.rank_processes import CONTEXT
 
 
-class ProcessHandle:
+class ProcessHandle(Handle[Any]):
     all: ClassVar[list[ProcessHandle]] = []
 
     def __init__(self, name: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -35,7 +36,12 @@ class ProcessHandle:
         theirs.close()
         self.all.append(self)
 
-    async def call(self, method: str, *args: Any, timeout_s: float, waiting_for: str, returns: int = 1) -> Any:
+    @classmethod
+    def launch(cls, component: Component[Any]) -> ProcessHandle:
+        """Start a component as Ray would."""
+        return cls(component.name, component.cls, *component.args, **component.kwargs, **component.across_processes)
+
+    async def call_named(self, method: str, args: tuple[Any, ...], *, timeout_s: float, waiting_for: str, returns: int) -> Any:
         try:
             went_well, value = await asyncio.to_thread(self._exchange, method, args, timeout_s)
         except (EOFError, ConnectionError):

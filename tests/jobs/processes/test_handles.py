@@ -47,7 +47,7 @@ class Target:
 
 
 def call(handle: LocalHandle, method: str, *args: object, timeout_s: float = BOUND_S):
-    return handle.call(method, *args, timeout_s=timeout_s, waiting_for="the answer to group 7")
+    return handle.call(getattr(Target, method), *args, timeout_s=timeout_s, waiting_for="the answer to group 7")
 
 
 def test_deadline_names_who_what_how_long_and_for_what():

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 import jobs.processes.learner_group
+from actors.learner import Learner
 from actors.learner_rank import LearnerRank
 from jobs.config import RunConfig
 from jobs.directory.events import EventKind
+from jobs.processes.description import Component, TrainingComponents
 from jobs.processes.handles import ActorDied, Deadline, Handle, LocalHandle
 from jobs.processes.learner_group import LearnerGroup
 from learners.checkpoint import CheckpointError, CheckpointManager
@@ -69,7 +71,7 @@ class Scene:
             rank.answers[method] = answer
 
     async def call(self, method: str, *args: Any, timeout_s: float = 5) -> Any:
-        return await self.group.call(method, *args, timeout_s=timeout_s, waiting_for="the test")
+        return await self.group.call(getattr(Learner, method), *args, timeout_s=timeout_s, waiting_for="the test")
 
 
 def test_the_first_call_lets_them_meet_and_every_call_is_made_on_all() -> None:
@@ -92,7 +94,7 @@ def test_ranks_that_find_no_room_are_not_waited_for_beyond_the_time() -> None:
     async def scenario() -> None:
         group = LearnerGroup([LocalHandle(ScriptedRank(0), "learner-0"), Pending(ScriptedRank(1), "learner-1")])
         with pytest.raises(Deadline, match=r"the 2 ranks of the learner did not all find room within 0\.05 s"):
-            await group.call("ready", timeout_s=0.05, waiting_for="the learner")
+            await group.call(Learner.ready, timeout_s=0.05, waiting_for="the learner")
 
     run(scenario())
 
@@ -197,7 +199,7 @@ def test_memory_is_that_of_all_ranks_and_all_are_killed() -> None:
         group.kill()
         for handle in handles:
             with pytest.raises(ActorDied):
-                await handle.call("do", "ready", timeout_s=1, waiting_for="the dead")
+                await handle.call(LearnerRank.do, "ready", timeout_s=1, waiting_for="the dead")
 
     run(scenario())
 
@@ -212,26 +214,27 @@ def no_process_is_left() -> Iterator[None]:
 
 
 def learner_group(config: RunConfig) -> tuple[LearnerGroup, list[ProcessHandle]]:
-    options = {"temperature": config.sampling.temperature, "group_size": config.responses_per_prompt}
-    ranks = [
-        ProcessHandle(f"learner-{rank}", LearnerRank, rank, config.model, config.learner, device="cpu", **options)
-        for rank in range(config.learner.ranks)
-    ]
+    components = TrainingComponents(config, config.model, run_id="test", log_directory="")
+    ranks = [ProcessHandle.launch(components.learner_rank(rank)) for rank in range(config.learner.ranks)]
     return LearnerGroup(ranks), ranks
 
 
 class RunOfRanks(LocalRun):
     """A whole run whose learner is `learner.ranks` real processes."""
 
-    def learner(self) -> Handle:
-        group, ranks = learner_group(self.config)
-        self.learner_ranks.append(ranks)
-        return group
-
     def __init__(self, config: RunConfig) -> None:
         self.learner_ranks: list[list[ProcessHandle]] = []
-        """Of every learner there was."""
+        """The ranks of every learner there was."""
         super().__init__(config)
+
+    def _launch(self, component: Component[Any]) -> Handle[Any]:
+        if component.cls is not LearnerRank:
+            return super()._launch(component)
+        handle = ProcessHandle.launch(component)
+        if handle.name == "learner-0":
+            self.learner_ranks.append([])
+        self.learner_ranks[-1].append(handle)
+        return handle
 
 
 def learnt(config: RunConfig) -> dict[str, torch.Tensor]:
@@ -303,7 +306,7 @@ def test_where_a_checkpoint_cannot_be_written_at_all_the_ranks_stay_in_step(tiny
         group, _ = learner_group(config)
 
         async def call(method: str, *args: Any) -> Any:
-            return await group.call(method, *args, timeout_s=30, waiting_for=method)
+            return await group.call(getattr(Learner, method), *args, timeout_s=30, waiting_for=method)
 
         (tmp_path / "file").write_text("no directory can be made here")
         with pytest.raises(CheckpointError, match="could not be written"):

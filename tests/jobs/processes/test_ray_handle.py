@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from actors.learner import Learner
 from jobs.processes.handles import ActorDied
 from jobs.processes.ray_handle import RayHandle
 
@@ -22,7 +23,7 @@ def dying(error: Exception) -> Any:
 
 async def death_of(error: Exception) -> str:
     with pytest.raises(ActorDied) as caught:
-        await RayHandle(dying(error), "learner").call("ready", timeout_s=10, waiting_for="the learner to load its model")
+        await RayHandle(dying(error), "learner").call(Learner.ready, timeout_s=10, waiting_for="the learner to load its model")
     return str(caught.value)
 
 

@@ -61,11 +61,10 @@ class Scene:
         if self.broken_restores:
             self.broken_restores -= 1
             handle.kill()
-        await handle.call("add", self.durable, timeout_s=5, waiting_for="what was durable")
+        await handle.call(Counter.add, self.durable, timeout_s=5, waiting_for="what was durable")
 
-    async def add(self, number: int, *, timeout_s: float = 5, max_tries: int | None = None) -> int:
-        total: int = await self.supervised.call("add", number, timeout_s=timeout_s, waiting_for="the sum", max_tries=max_tries)
-        return total
+    async def add(self, number: int, *, timeout_s: float = 5) -> int:
+        return await self.supervised.call(Counter.add, number, timeout_s=timeout_s, waiting_for="the sum")
 
 
 def test_a_call_that_was_under_way_is_made_again_on_a_restored_process():
@@ -89,7 +88,7 @@ def test_a_process_that_hangs_is_killed_and_replaced():
         assert await scene.add(1, timeout_s=0.05) == 1
         assert [type(error) for _, error in scene.losses] == [Deadline]
         with pytest.raises(ActorDied):
-            await scene.handles[0].call("add", 1, timeout_s=5, waiting_for="the dead")
+            await scene.handles[0].call(Counter.add, 1, timeout_s=5, waiting_for="the dead")
 
     run(scenario())
 
@@ -140,10 +139,11 @@ def test_a_call_that_costs_too_many_processes_is_given_up_and_leaves_one_that_wo
             scene.made[-1].hangs_at = 7
             return handle
 
+        scene.supervised._max_tries = 2
         scene.supervised._create = create_one_that_hangs_when_asked_for_7
         scene.made[0].hangs_at = 7
         with pytest.raises(CallGivenUp, match=r"2 times a process was lost with the sum; the last time: counter\.add took over"):
-            await scene.add(7, timeout_s=0.02, max_tries=2)
+            await scene.add(7, timeout_s=0.02)
         assert await scene.add(1) == 1
         assert len(scene.made) == 3
 
@@ -165,7 +165,7 @@ def test_an_error_of_its_own_is_no_loss():
     async def scenario() -> None:
         scene = Scene()
         with pytest.raises(KeyError, match="its own error"):
-            await scene.supervised.call("fail", timeout_s=5, waiting_for="an error")
+            await scene.supervised.call(Counter.fail, timeout_s=5, waiting_for="an error")
         assert scene.losses == []
 
     run(scenario())

@@ -42,7 +42,7 @@ class Watched:
         async def scenario():
             async with asyncio.timeout(BOUND_S):
                 trainer = self.run.trainer
-                return await trainer.run(0, alongside=[self.control.loop(trainer)])
+                return await trainer.train(0, alongside=[self.control.loop(trainer)])
 
         return asyncio.run(scenario())
 

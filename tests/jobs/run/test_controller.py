@@ -321,7 +321,8 @@ def test_groups_that_never_come_back_are_dropped_and_their_problems_tried_again(
     run.check_valid()
     assert run.admission.ledger.dropped_by_reason["timeout"] > 0
     assert re.search(
-        r"rollout-1\.generate took over 0\.5 s: waited for group \d+ \(arithmetic/train/\S+\) on rollout-1$", "\n".join(run.trainer.faults)
+        r"rollout-1\.generate took over 0\.5 s: waited for group \d+ \(arithmetic/train/\S+\) on rollout-1$",
+        "\n".join(run.run.faults.newest),
     )
 
 
@@ -351,7 +352,7 @@ def test_component_that_never_answers_is_named_and_replaced(config, component, m
     run = LocalRun(config(wait_timeout_s=1.0, supervision={"backoff_s": 0.0}), on_made=hang)
     assert run.train() == 3
     run.check_valid()
-    assert re.search(rf"{component}: {component}\.{method} took over 1 s: waited for {waited_for}", run.trainer.faults[0])
+    assert re.search(rf"{component}: {component}\.{method} took over 1 s: waited for {waited_for}", run.run.faults.newest[0])
     assert len(run.parts[component.partition("-")[0]]) == 2
 
 
@@ -371,9 +372,9 @@ def test_wait_that_no_deadline_ends_says_what_is_in_flight(config):
 def test_time_in_which_a_call_with_a_deadline_is_under_way_does_not_count_as_standstill(config):
     async def scenario() -> None:
         trainer = LocalRun(config()).trainer
-        trainer._stuck_after_s = 0.05
-        with trainer.waits.ending():
-            waiting = asyncio.create_task(trainer._until(lambda: False))
+        trainer._changes.stuck_after_s = 0.05
+        with trainer.run.waits.ending():
+            waiting = asyncio.create_task(trainer._changes.until(lambda: False))
             await asyncio.wait({waiting}, timeout=0.2)
             assert not waiting.done()
         with pytest.raises(RuntimeError, match=r"nothing has moved for 0\.05 s"):
@@ -387,7 +388,7 @@ def train_to_a_checkpoint_with_a_group(config) -> None:
     """Two steps; replay holds a group when the second one's checkpoint is written."""
 
     async def hold_back(name, method, args, proceed):
-        while method == "save_part" and name == "replay" and not first.trainer._held:
+        while method == "save_part" and name == "replay" and not first.books.held:
             await asyncio.sleep(0.001)
         return await proceed()
 
@@ -399,7 +400,7 @@ def test_rows_of_a_checkpoint_are_let_go_of_once_none_of_them_is_held(config):
     train_to_a_checkpoint_with_a_group(config)
     run = LocalRun(config(steps=5))
     run.train()
-    assert run.run._restored_rows is None
+    assert run.run.recovery.rows.restored is None
 
 
 def test_a_lost_learner_may_take_longer_to_come_back_than_anything_else_may_stand_still(config):
@@ -410,7 +411,7 @@ def test_a_lost_learner_may_take_longer_to_come_back_than_anything_else_may_stan
 
     run = LocalRun(config(supervision={"backoff_s": 0.0}, checkpoint={"every": 100}), around=around)
     run.on_report = lambda step: run.handles["learner"].kill() if step == 2 else None
-    run.trainer._stuck_after_s = 1.0
+    run.trainer._changes.stuck_after_s = 1.0
     assert run.train() == 3
     assert len(run.parts["learner"]) == 2
 
@@ -432,10 +433,10 @@ def test_loop_that_is_woken_and_cancelled_at_once_is_cancelled(config):
 
     async def scenario(turns: int) -> bool:
         trainer = LocalRun(config()).trainer
-        waiting = asyncio.create_task(trainer._until(lambda: False))
+        waiting = asyncio.create_task(trainer._changes.until(lambda: False))
         for _ in range(5):
             await asyncio.sleep(0)
-        await trainer._notify()
+        await trainer._changes.notify()
         for _ in range(turns):  # of the event loop
             await asyncio.sleep(0)
         waiting.cancel()
@@ -600,7 +601,7 @@ def test_a_group_whose_rows_are_gone_when_it_is_to_go_into_replay_is_sampled_aga
     assert run.train() == 3
     run.check_valid()
     assert [event["group_id"] for event in run.noted(EventKind.DISPATCHED)].count(lost[0]) == 2
-    assert run.run.tokens.counts()["wasted_lost"] > 0
+    assert run.books.tokens.counts()["wasted_lost"] > 0
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -694,10 +695,10 @@ def test_a_group_that_waits_for_room_is_let_in_when_a_draw_finds_nothing_but_sta
     async def scenario() -> None:
         run = LocalRun(config())
         trainer, waiting = run.trainer, asyncio.Event()
-        requests = [run.run.admit() for _ in range(PROMPTS + 1)]
+        requests = [run.books.admit() for _ in range(PROMPTS + 1)]
         for request in requests:
-            trainer.tokens.started("rollout-0", request.group_id)
-        trainer._held = {request.group_id for request in requests[:-1]}
+            run.books.tokens.started("rollout-0", request.group_id)
+        run.books.held = {request.group_id for request in requests[:-1]}
         results = iter([InsertResult.FULL, InsertResult.ACCEPTED])
 
         async def insert(scored, version):
@@ -705,7 +706,9 @@ def test_a_group_that_waits_for_room_is_let_in_when_a_draw_finds_nothing_but_sta
             return next(results)
 
         async def draw(version):
-            return None, DrawnBatch(group_ids=(), stale_ids=(0,), held_groups=1, held_bytes=0)
+            drawn = DrawnBatch(group_ids=(), stale_ids=(0,), held_groups=1, held_bytes=0)
+            run.books.drawn(drawn, step=1)
+            return None, drawn
 
         run.run.insert, run.run.draw = insert, draw
         inserting = asyncio.create_task(trainer._insert(Scored(request=requests[-1], batch=None, verdicts=[], encode_s=0.0)))
@@ -714,7 +717,7 @@ def test_a_group_that_waits_for_room_is_let_in_when_a_draw_finds_nothing_but_sta
         async with asyncio.timeout(PROMPT_S):
             await inserting
         drawing.cancel()
-        assert trainer._held == {1, PROMPTS}
+        assert run.books.held == {1, PROMPTS}
 
     asyncio.run(scenario())
 

@@ -37,7 +37,7 @@ def number_of(problem_id: str) -> int:
 def check_books(run: LocalRun) -> int:
     """Every problem handed out is trained on, in flight or filtered, once; returns how many were filtered."""
     run.admission.check_valid()
-    run.run.tokens.check_sums()
+    run.books.tokens.check_sums()
     ledger = run.admission.ledger
     dropped = [event["group_id"] for event in run.noted(EventKind.DROPPED, reason="filtered")]
     problems = {event["group_id"]: event["problem_id"] for event in run.noted(EventKind.ADMITTED)}
@@ -59,7 +59,7 @@ def test_only_groups_with_a_contrast_are_trained_on_and_the_others_are_counted(s
     assert 0 < run.reports[-1][1]["groups/filtered"] <= filtered
     logged = run.logged("filtered")
     assert logged and all(number_of(row["problem_id"]) % 3 for row in logged)
-    assert run.run.tokens.counts()["wasted_filtered"] >= sum(len(row["response_ids"]) for row in logged)
+    assert run.books.tokens.counts()["wasted_filtered"] >= sum(len(row["response_ids"]) for row in logged)
 
 
 def test_at_a_lag_of_zero_it_is_the_synchronous_trainer(start, tmp_path):
@@ -73,7 +73,7 @@ def test_at_a_lag_of_zero_it_is_the_synchronous_trainer(start, tmp_path):
 
 def check_books_of_both(run: LocalRun) -> None:
     run.admission.check_valid()
-    run.run.tokens.check_sums()
+    run.books.tokens.check_sums()
     assert run.admission.ledger.filtered > 0
 
 

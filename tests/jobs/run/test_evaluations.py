@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from actors.rollout import RolloutWorker
+from actors.verifier import VerifierPool
 from buffers.records import GroupRequest
 from jobs.processes.handles import ActorDied, LocalHandle
 from jobs.processes.verdict_counter import VerifierFailure
@@ -37,9 +39,9 @@ class SampledEvaluation:
         problem = task.problem("test", 0)
         request = GroupRequest(group_id=0, problem=problem, num_responses=4, admitted_version=step)
         batch, _ = await worker.call(
-            "sample_pool", request, task.prompt(problem), 1, returns=2, timeout_s=30, waiting_for="an evaluation's samples"
+            RolloutWorker.sample_pool, request, task.prompt(problem), 1, returns=2, timeout_s=30, waiting_for="an evaluation's samples"
         )
-        verdicts = await verifier.call("verify_batch", problem, batch, timeout_s=30, waiting_for="an evaluation's verdicts")
+        verdicts = await verifier.call(VerifierPool.verify_batch, problem, batch, timeout_s=30, waiting_for="an evaluation's verdicts")
         self.versions[step] = {version for row in batch.column("version_values").to_pylist() for version in row}
         return {"eval/pass@1": sum(verdict.reward for verdict in verdicts) / 4}
 
@@ -116,7 +118,7 @@ def test_the_last_evaluation_may_take_longer_than_the_run_may_stand_still(start)
             return {"eval/pass@1": 1.0}
 
     run = start(steps=2, evaluation=SlowEvaluation(lambda: run))
-    run.trainer._stuck_after_s = 1.0
+    run.trainer._changes.stuck_after_s = 1.0
     assert run.train() == 2
     assert run.evaluated == [(2, {"eval/pass@1": 1.0})]
 

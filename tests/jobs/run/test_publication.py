@@ -81,7 +81,7 @@ def test_damaged_weights_are_published_again_and_change_nothing_of_what_is_learn
     faults = run.noted(EventKind.FAULT, role="publication", name="rollout-0", kind="infrastructure")
     assert len(faults) == len(run.warnings) == len(numbers) == run.reports[-1][1]["publication/refused"]
     assert run.warnings[0].startswith(
-        "rollout-0 refuses version 1 and goes on under version 0; it is published again: "
+        "rollout-0 refuses version 1 and continues under version 0; it is published again: "
         f"version 1: tensor {NORM} is not as it was published (checksum "
     )
     assert len(run.parts["rollout"]) == 1, "nobody was replaced"
@@ -91,7 +91,7 @@ def test_with_a_lag_the_old_version_serves_until_the_new_one_is_whole(config):
     run = LocalRun(config(max_policy_lag=1, rollout={"workers": 2}), around=Damage(2, 3))
     assert run.train() == 3
     run.check_valid()
-    assert run.trainer.num_refused >= 2
+    assert run.trainer.rollouts.num_refused >= 2
     assert len(run.parts["rollout"]) == 2
 
 
@@ -119,7 +119,7 @@ def test_a_deterministic_run_takes_no_newer_weights_instead_of_refused_ones(conf
 
     run = LocalRun(config(**settings), around=refused_twice)
     assert run.train() == 3
-    assert run.trainer.num_refused == 2
+    assert run.trainer.rollouts.num_refused == 2
     assert run.samples() == undisturbed.samples()
 
 

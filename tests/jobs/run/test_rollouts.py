@@ -14,8 +14,10 @@ from buffers.records import GroupRequest, GroupUsage, Heartbeat, Problem, Weight
 from jobs.config import RunConfig
 from jobs.processes.failures import PublicationFailed, first_error
 from jobs.processes.handles import ActorDied, DataLost, Deadline, LocalHandle
+from jobs.run.books import DropReason
 from jobs.run.components import Run
-from jobs.run.rollouts import DATA, LOST, TIMEOUT, Rollouts
+from jobs.run.faults import Listener
+from jobs.run.rollouts import Rollouts
 from jobs.run.watchdog import Waits
 from learners.weight_check import WeightsRefused
 from tests.actors.coroutines import run
@@ -152,22 +154,28 @@ class Scene:
         self._changed = asyncio.Condition()
         task = SimpleNamespace(prompt=lambda problem: [])
         self.waits = Waits()
-        parts = SimpleNamespace(config=config, task=task, factory=self, admission=SimpleNamespace(capacity=100), waits=self.waits)
+        books = SimpleNamespace(admission=SimpleNamespace(capacity=100), dispatched=self.dispatched, beat=self.beat)
+        books.returned = lambda request, worker, usage: None
+        books.worker_ended = lambda worker: None
+        parts = SimpleNamespace(config=config, task=task, launch=self.launch, books=books, waits=self.waits)
+        parts.components = SimpleNamespace(rollout_worker=lambda number: f"rollout-{number}")
+        parts.listener = Listener(stepped=lambda *_: None, note=lambda kind, **fields: self._note_soon())
+        parts.faults = SimpleNamespace(note=self.noted, process_lost=self.lost)
+        parts.call = lambda handle, method, *args, **options: Run.call(parts, handle, method, *args, **options)
         parts.placed = lambda handle, loop: Run.placed(parts, handle, loop)
         parts.weights = self.weights
         parts.generate = lambda handle, request, resume=None: Run.generate(parts, handle, request, resume)
         self.rollouts = Rollouts(parts, self, desired=workers)
 
     async def __aenter__(self) -> "Scene":
-        self.running = asyncio.create_task(self.rollouts.run())
+        self.running = asyncio.create_task(self.rollouts.run_loop())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.running.cancel()
         await asyncio.wait([self.running])
 
-    def rollout_worker(self, number: int) -> LocalHandle:
-        name = f"rollout-{number}"
+    def launch(self, name: str) -> LocalHandle:
         self.workers[name] = ScriptedWorker(name, self)
         self.handles[name] = LocalHandle(self.workers[name], name)
         self.handles[name].placed = self._placed  # type: ignore[method-assign]
@@ -216,41 +224,35 @@ class Scene:
 
     # ---- jobs.run.rollouts.Observer ----
 
-    def sampled(self, work: Any, sampled: Any) -> None:
-        self.done.append((work.request.group_id, sampled.batch))
+    def sampled(self, sampled: Any) -> None:
+        self.done.append((sampled.request.group_id, sampled.batch))
         self._note_soon()
 
-    def dropped(self, work: Any, why: str, error: Exception | None) -> None:
+    def dropped(self, work: Any, why: DropReason, error: Exception | None) -> None:
         self.drops.append((work.request.group_id, why))
         self._note_soon()
-
-    def dispatched(self, work: Any, worker: str) -> None:
-        if self.send_away_when_given:
-            self._leaving = asyncio.ensure_future(self.rollouts.drain(worker, "its node is about to go", within_s=BOUND_S))
-            self.send_away_when_given = False
-
-    def returned(self, work: Any, worker: str, usage: GroupUsage | None) -> None:
-        pass
-
-    def beat(self, worker: str, beat: Heartbeat) -> None:
-        self._note_soon()
-
-    def ended(self, worker: str) -> None:
-        pass
 
     def updated(self, update: WeightUpdate) -> None:
         self._note_soon()
 
-    def refused(self, worker: str, version: int, held: int, error: Exception) -> None:
+    # ---- what a run is told ----
+
+    def dispatched(self, request: GroupRequest, worker: str, *, tries: int, resumed_tokens: int) -> None:
+        if self.send_away_when_given:
+            self._leaving = asyncio.ensure_future(self.rollouts.drain(worker, "its node is about to go", within_s=BOUND_S))
+            self.send_away_when_given = False
+
+    def beat(self, worker: str, beat: Heartbeat) -> None:
+        self._note_soon()
+
+    def noted(self, role: str, name: str, error: Exception) -> None:
+        assert role == "publication"
         assert "tensor t is not as it was published" in str(error) or isinstance(error, DataLost)
-        self.refusals.append((worker, version, held))
+        self.refusals.append((name, self.rollouts.newest[0], self.rollouts.fleet.members[name].version))
         self._note_soon()
 
-    def changed(self, worker: str) -> None:
-        self._note_soon()
-
-    def lost(self, worker: str, groups: list[int], error: Exception) -> None:
-        self.losses.append((worker, sorted(groups)))
+    def lost(self, worker: str, error: Exception) -> None:
+        self.losses.append((worker, sorted(self.rollouts.workers[worker].groups)))
 
 
 def test_groups_go_to_free_lanes_lowest_id_first():
@@ -367,7 +369,7 @@ def test_a_group_that_costs_too_many_workers_is_dropped():
                 last = worker.name
                 scene.handles[last].kill()
             await scene.until(lambda: scene.drops)
-            assert scene.drops == [(0, LOST)]
+            assert scene.drops == [(0, DropReason.LOST)]
 
     run(scenario())
 
@@ -377,7 +379,7 @@ def test_a_group_that_takes_too_long_is_dropped_and_its_worker_stays():
         async with Scene(workers=1, lanes=1, group_timeout_s=0.05) as scene:
             scene.submit(0, 1)
             await scene.until(lambda: len(scene.drops) == 2)
-            assert scene.drops == [(0, TIMEOUT), (1, TIMEOUT)]
+            assert scene.drops == [(0, DropReason.TIMEOUT), (1, DropReason.TIMEOUT)]
             assert scene.losses == []
 
     run(scenario())
@@ -407,7 +409,7 @@ def test_a_problem_that_cannot_be_used_is_dropped_and_its_worker_stays():
             scene.submit(0, 1)
             (await scene.until_given(0)).fail(0, DataError("the prompt is too long"))
             await scene.until_given(1)
-            assert (scene.drops, scene.losses) == ([(0, DATA)], [])
+            assert (scene.drops, scene.losses) == ([(0, DropReason.DATA)], [])
 
     run(scenario())
 
@@ -580,10 +582,11 @@ def test_a_learner_that_is_ahead_publishes_newer_weights_instead_unless_the_orde
             weights = Published(1, "all")
             scene.learner_publishes = [Published(2)]
 
-            def mend() -> None:
+            def repair(*args: Any) -> None:
                 weights.refused_by = None
+                scene.noted(*args)
 
-            refused, scene.refused = scene.refused, lambda *args: (mend(), refused(*args))
+            scene.rollouts.run.faults.note = repair
             await scene.rollouts.publish(1, weights)
             async with asyncio.timeout(BOUND_S):
                 await scene.rollouts.published(1)

@@ -43,7 +43,7 @@ def test_goes_on_from_an_asynchronous_run_with_its_groups_under_way(tiny_model: 
         if method == "generate" and args[0].group_id >= 2 * PROMPTS and not num_held:
             await asyncio.Event().wait()
         if (name, method) == ("replay", "save_part"):
-            while len(admission.in_flight) < PROMPTS or len(run.trainer._held) < num_held:
+            while len(admission.in_flight) < PROMPTS or len(run.books.held) < num_held:
                 await asyncio.sleep(0.01)
         return await proceed()
 
@@ -98,7 +98,7 @@ def test_says_how_far_it_is_stops_where_that_is_asked_for_and_keeps_its_workers(
         watching = asyncio.create_task(watch(run.trainer, control, path, warnings.append))
         try:
             async with asyncio.timeout(BOUND_S):
-                return await run.trainer.run(0)
+                return await run.trainer.train(0)
         finally:
             watching.cancel()
 

@@ -1,0 +1,212 @@
+"""What each component of a run is made of: one description, used by Ray (`jobs.processes.build`) and in tests without
+Ray.
+
+    components = TrainingComponents(config, model, run_id="quickstart", log_directory="runs/quickstart/rollouts")
+    handle = launch(components.learner())                     # an actor
+    learner = components.learner().make()                     # an object in this process
+
+Each process gets the threads that its role was given, never the machine's core count: more threads than cores, or
+spinning ones, cost a factor of two to ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from actors.bonus import BonusScorer
+from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
+from actors.encoder import HiddenStateEncoder
+from actors.learner import Learner
+from actors.learner_rank import LearnerRank
+from actors.replay import Replay
+from actors.rollout import RolloutWorker
+from actors.scorer import ResponseScorer
+from actors.verifier import VerifierPool
+from actors.vllm_engine import engine_environment
+from jobs.config import RunConfig
+from jobs.processes.handles import Handle
+from tasks.config import TaskConfig
+
+C = TypeVar("C")
+
+SEED_STEP = 7919
+CONCURRENT_CALLS = 1000
+"""Calls that a process with a queue of its own takes in: an engine's requests, an encoder's `max_waiting`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component(Generic[C]):
+    """A component: the class, its arguments, and what its process needs."""
+
+    cls: type[C]
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    across_processes: Mapping[str, Any] = field(default_factory=dict)
+    """Further keyword arguments that are right only where results are copied on their way out of the process."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    num_gpus: float = 0
+    max_concurrency: int | None = None
+    """Calls that run at once. None: one after the other."""
+    on_this_node: bool = False
+    """Whether it reads and writes the run directory, and so must be on the driver's node."""
+
+    def make(self) -> C:
+        """Return the component as an object in this process."""
+        return self.cls(*self.args, **self.kwargs)
+
+
+class Launch(Protocol):
+    """Starts a component's process. The handle is there at once, the process is ready later."""
+
+    def __call__(self, component: Component[C], /) -> Handle[C]: ...
+
+
+class TrainingComponents:
+    """The components of a training run."""
+
+    def __init__(self, config: RunConfig, model: str, *, run_id: str, log_directory: str) -> None:
+        self._config = config
+        self._model = model
+        self._run_id = run_id
+        self._log_directory = log_directory
+        self._from_policy = config.bonus.enabled and config.bonus.source == "policy"
+
+    def rollout_worker(self, number: int) -> Component[RolloutWorker]:
+        """Return a worker. Where an engine samples by the keys of requests, all workers have one seed: a group is then
+        the same on each of them."""
+        config = self._config
+        spread = 0 if config.deterministic or config.rollout.engine == "transformers" else SEED_STEP * number
+        return rollout_worker(
+            f"rollout-{number}",
+            config.rollout,
+            config.sampling,
+            model=self._model,
+            run_id=self._run_id,
+            seed=config.seed + spread,
+            pool_states=self._from_policy,
+            bonus=config.bonus if self._from_policy else None,
+            projection_seed=config.seed,
+            isolated=config.isolates_groups,
+        )
+
+    def evaluation_worker(self) -> Component[RolloutWorker]:
+        """Return a worker for evaluations, without what training needs of one."""
+        config = self._config
+        return rollout_worker("evaluation", config.rollout, config.sampling, model=self._model, run_id=self._run_id, seed=config.seed)
+
+    def encoder(self, number: int) -> Component[HiddenStateEncoder]:
+        config = self._config
+        return encoder(
+            number,
+            config.encoder,
+            model=self._model,
+            group_size=config.responses_per_prompt,
+            seed=config.seed,
+            bonus=config.bonus,
+            alone=config.encodes_alone,
+        )
+
+    def learner(self) -> Component[Learner]:
+        """Return the learner of a run with one rank."""
+        return self._learner(Learner, "learner")
+
+    def learner_rank(self, rank: int) -> Component[LearnerRank]:
+        """Return one rank of a learner of several (`jobs.processes.learner_group`)."""
+        return self._learner(LearnerRank, f"learner-{rank}", rank)
+
+    def _learner(self, cls: type[C], name: str, *args: Any) -> Component[C]:
+        config = self._config
+        kwargs: dict[str, Any] = {
+            "temperature": config.sampling.temperature,
+            "group_size": config.responses_per_prompt,
+            "device": _device(config.learner.num_gpus),
+            "weight_transfer": config.rollout.weight_transfer,
+            "kept_versions": config.max_policy_lag + 1,
+            "kept_every": config.evaluation.every,
+        }
+        return Component(
+            cls=cls,
+            name=name,
+            args=(*args, self._model, config.learner),
+            kwargs=kwargs,
+            across_processes={"reuse_snapshot_buffer": True},
+            environment=_threads(config.learner.threads),
+            num_gpus=config.learner.num_gpus,
+        )
+
+    def bonus(self) -> Component[BonusScorer]:
+        config = self._config
+        kwargs = {"bonus": config.bonus, "group_size": config.responses_per_prompt, "seed": config.seed}
+        return Component(cls=BonusScorer, name="bonus", kwargs=kwargs, environment=_threads(1), on_this_node=True)
+
+    def verifier(self) -> Component[VerifierPool]:
+        return verifier_pool(self._config.task, self._config.verifier, max_concurrency=self._config.prompts_per_step + 1)
+
+    def replay(self) -> Component[Replay]:
+        config = self._config
+        kwargs: dict[str, Any] = {
+            "group_size": config.responses_per_prompt,
+            "prompts_per_step": config.prompts_per_step,
+            "max_policy_lag": config.max_policy_lag,
+            "config": config.replay,
+            "rewards": config.reward,
+            "max_response_tokens": config.sampling.max_response_tokens,
+            "log_directory": self._log_directory,
+        }
+        return Component(cls=Replay, name="replay", kwargs=kwargs, on_this_node=True)
+
+
+def rollout_worker(name: str, config: RolloutConfig, sampling: SamplingConfig, **options: Any) -> Component[RolloutWorker]:
+    """Return a worker; `options` are the other arguments of `RolloutWorker`."""
+    return Component(
+        cls=RolloutWorker,
+        name=name,
+        kwargs={"worker_id": name, "config": config, "sampling": sampling, **options},
+        environment=engine_environment(config),
+        num_gpus=config.num_gpus,
+        max_concurrency=CONCURRENT_CALLS,
+    )
+
+
+def encoder(number: int, config: EncoderConfig, **options: Any) -> Component[HiddenStateEncoder]:
+    """Return an encoder; `options` are the other arguments of `HiddenStateEncoder`. Calls at the same time share a
+    batch."""
+    return Component(
+        cls=HiddenStateEncoder,
+        name=f"encoder-{number}",
+        kwargs={"config": config, "device": _device(config.num_gpus), **options},
+        environment=_threads(config.threads),
+        num_gpus=config.num_gpus,
+        max_concurrency=CONCURRENT_CALLS,
+    )
+
+
+def scorer(config: ScorerConfig, *, model: str) -> Component[ResponseScorer]:
+    return Component(
+        cls=ResponseScorer,
+        name="scorer",
+        kwargs={"model": model, "config": config, "device": _device(config.num_gpus)},
+        environment=_threads(config.threads),
+        num_gpus=config.num_gpus,
+    )
+
+
+def verifier_pool(task: TaskConfig, config: VerifierConfig, *, max_concurrency: int) -> Component[VerifierPool]:
+    return Component(cls=VerifierPool, name="verifier", args=(task, config), max_concurrency=max_concurrency)
+
+
+def num_actors(config: RunConfig) -> int:
+    """Return the number of processes of a training run that reserve a CPU each."""
+    bonus = 1 + (config.encoder.replicas if config.bonus.source == "encoder" else 0) if config.bonus.enabled else 0
+    return config.rollout.workers + config.learner.ranks + 2 + bonus + (config.evaluation.every > 0)
+
+
+def _device(num_gpus: float) -> str:
+    return "cuda" if num_gpus else "cpu"
+
+
+def _threads(count: int) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
