@@ -208,10 +208,10 @@ class GroupBooks:
 
     def drawn(self, drawn: DrawnBatch, *, step: int) -> None:
         """Stale groups have left replay, and the batch of `step` if there was one."""
-        for group_id in drawn.stale_ids:
-            self.dropped(group_id, DropReason.STALE)
         self.held.difference_update(drawn.group_ids, drawn.stale_ids)
         self.num_removed += bool(drawn.group_ids or drawn.stale_ids)
+        for group_id in drawn.stale_ids:
+            self.dropped(group_id, DropReason.STALE)
         if drawn.group_ids:
             self._note(EventKind.BATCH, step=step, group_ids=list(drawn.group_ids))
 

@@ -188,7 +188,7 @@ class LocalRun:
 
     def _note(self, kind: EventKind, /, **fields: Any) -> None:
         self.events.append((kind, fields))
-        self.books.tokens.check_sums()
+        self.books.check_valid()
 
     def train(self) -> int:
         """Train in an event loop of its own; returns the last step."""

@@ -1,0 +1,193 @@
+"""The books of groups under random schedules: every fate told once, every sum kept."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from actors.replay import DrawnBatch
+from buffers.records import GroupRequest, GroupUsage, Heartbeat, Verdict, VerdictStatus
+from buffers.replay import InsertResult
+from jobs.config import RunConfig
+from jobs.directory.events import EventKind
+from jobs.run.books import DropReason, GroupBooks
+from tasks.base import TaskError
+from tasks.registry import make_task
+from tasks.stream import ProblemStream
+
+PROMPTS, RESPONSES, LAG = 3, 4, 1
+CORRECT = Verdict(status=VerdictStatus.CORRECT, reward=1.0)
+
+
+def config_of(**values: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {"prompts_per_step": PROMPTS, "responses_per_prompt": RESPONSES, "max_policy_lag": LAG, "max_attempts": 2, **values}
+    )
+
+
+class Told:
+    """Books, and all that they said."""
+
+    def __init__(self, **values: Any) -> None:
+        config = config_of(**values)
+        self.events: list[tuple[EventKind, dict[str, Any]]] = []
+        self.warnings: list[str] = []
+        stream = ProblemStream(make_task(config.task), "train", config.seed)
+        self.books = GroupBooks(config, stream, note=self._note, warn=self.warnings.append)
+
+    def _note(self, kind: EventKind, /, **fields: Any) -> None:
+        assert fields.keys() == kind.fields
+        self.events.append((kind, fields))
+        self.books.check_valid()
+
+    def ends(self) -> Counter[int]:
+        """How often each group came to an end."""
+        drawn = [i for kind, fields in self.events if kind is EventKind.BATCH for i in fields["group_ids"]]
+        return Counter(drawn + [fields["group_id"] for kind, fields in self.events if kind is EventKind.DROPPED])
+
+
+def usage_of(worker: str, tokens: int, sampled: int) -> GroupUsage:
+    return GroupUsage(worker_id=worker, prompt_tokens=1, response_tokens=tokens, generate_s=0.1, sampled_tokens=sampled)
+
+
+class Schedule:
+    """A run of groups in random order, with every fate there is."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.told = Told()
+        self.books = self.told.books
+        self.to_sample: list[GroupRequest] = []
+        self.with_worker: list[GroupRequest] = []
+        self.sampled: list[GroupRequest] = []
+        self.sampled_tokens = 0
+        self.step = 0
+
+    def act(self) -> None:
+        books, rng = self.books, self.rng
+        actions = [self.admit] * bool(books.admission.free_slots) + [self.dispatch] * bool(self.to_sample)
+        actions += [self.give_back, self.beat, self.fail] * bool(self.with_worker) + [self.judge] * bool(self.sampled)
+        actions += [self.train] * books.next_batch_is_in + [self.lose_rows] * bool(books.held)
+        rng.choice(actions)()
+        books.check_valid()
+
+    def take(self, groups: list[GroupRequest]) -> GroupRequest:
+        return groups.pop(self.rng.randrange(len(groups)))
+
+    def admit(self) -> None:
+        request = self.books.admit()
+        self.books.submitted(request)
+        self.to_sample.append(request)
+
+    def dispatch(self) -> None:
+        request = self.take(self.to_sample)
+        self.books.dispatched(request, "rollout-0", tries=1, resumed_tokens=0)
+        self.with_worker.append(request)
+
+    def beat(self) -> None:
+        request = self.rng.choice(self.with_worker)
+        self.sampled_tokens += 2
+        beat = Heartbeat(
+            worker_id="rollout-0", version=0, tokens_by_group={request.group_id: 2}, sampled_tokens=self.sampled_tokens, rss_bytes=1
+        )
+        self.books.beat("rollout-0", beat)
+
+    def give_back(self) -> None:
+        request = self.take(self.with_worker)
+        self.sampled_tokens += 5
+        self.books.returned(request, "rollout-0", usage_of("rollout-0", 5, self.sampled_tokens))
+        self.sampled.append(request)
+
+    def fail(self) -> None:
+        request = self.take(self.with_worker)
+        self.books.returned(request, "rollout-0", None)
+        self.books.dropped(request.group_id, self.rng.choice([DropReason.TIMEOUT, DropReason.DATA, DropReason.LOST]))
+
+    def judge(self) -> None:
+        request = self.take(self.sampled)
+        self.books.judged(request, [CORRECT] * RESPONSES)
+        results = [InsertResult.ACCEPTED] * 6 + [InsertResult.STALE, InsertResult.FILTERED]
+        self.books.inserted(request, self.rng.choice(results))
+
+    def lose_rows(self) -> None:
+        if self.rng.random() < 0.2:
+            self.to_sample.append(self.books.rows_lost(self.rng.choice(sorted(self.books.held))))
+
+    def train(self) -> None:
+        held = sorted(self.books.held)
+        stale = tuple(held[:1]) if self.rng.random() < 0.2 else ()
+        batch = tuple(i for i in held if i not in stale)[:PROMPTS]
+        batch = batch if len(batch) == PROMPTS else ()
+        drawn = DrawnBatch(group_ids=batch, stale_ids=stale, held_groups=0, held_bytes=0)
+        self.books.drawn(drawn, step=self.step + 1)
+        if batch:
+            self.step += 1
+            self.books.trained(batch, step=self.step, version=self.step)
+            self.books.live(self.step, workers=1)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_every_group_has_one_end_and_every_sum_is_kept(seed):
+    schedule = Schedule(seed)
+    for _ in range(300):
+        schedule.act()
+    books, ends = schedule.books, schedule.told.ends()
+    admitted = [fields["group_id"] for kind, fields in schedule.told.events if kind is EventKind.ADMITTED]
+    in_flight = {request.group_id for request in books.admission.in_flight}
+    assert set(ends.values()) <= {1} and not in_flight & ends.keys()
+    assert in_flight | ends.keys() == set(admitted)
+    counts = books.tokens.counts()
+    assert counts["generated"] == schedule.sampled_tokens
+    assert schedule.step > 0 and counts["trained"] == 5 * PROMPTS * schedule.step
+    assert books.metrics()["groups/dropped"] == sum(
+        kind is EventKind.DROPPED and fields["reason"] != "filtered" for kind, fields in schedule.told.events
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_saved_and_restored_books_are_the_same(seed):
+    schedule = Schedule(seed)
+    for _ in range(120):
+        schedule.act()
+    state = json.loads(json.dumps(schedule.books.state_dict()))
+    restored = Told()
+    restored.books.load_state_dict(state, held=schedule.books.held)
+    restored.books.check_valid()
+    assert restored.books.held == schedule.books.held
+    assert {r.group_id for r in restored.books.admission.in_flight} == schedule.books.held, "what was on its way is sampled again"
+    assert restored.books.admission.ledger.admitted == schedule.books.admission.ledger.admitted
+
+
+def test_a_problem_that_fails_too_often_is_given_up_by_name():
+    told = Told(max_attempts=1)
+    request = told.books.admit()
+    told.books.dispatched(request, "rollout-0", tries=1, resumed_tokens=0)
+    told.books.returned(request, "rollout-0", None)
+    told.books.dropped(request.group_id, DropReason.DATA)
+    (warning,) = told.warnings
+    assert request.problem.problem_id in warning and "'data'" in warning
+
+
+def test_where_every_problem_was_given_up_the_run_says_so(monkeypatch):
+    told = Told(max_attempts=1)
+    monkeypatch.setattr(type(told.books.admission), "is_quarantined", lambda self, problem: True)
+    request = told.books.admission.admit(lambda: next(told.books._stream))
+    told.books.tokens.started("rollout-0", request.group_id)
+    told.books.dropped(request.group_id, DropReason.DATA)
+    with pytest.raises(TaskError, match="no problem is left to train on"):
+        told.books.admit()
+
+
+def test_in_a_fixed_order_a_dropped_group_is_told_of_once():
+    told = Told(deterministic=True)
+    requests = [told.books.admit() for _ in range(2)]
+    for request in requests:
+        told.books.submitted(request)
+        told.books.dispatched(request, "rollout-0", tries=1, resumed_tokens=0)
+        told.books.returned(request, "rollout-0", None)
+        told.books.dropped(request.group_id, DropReason.TIMEOUT)
+    assert sum("another start may differ" in warning for warning in told.warnings) == 1
