@@ -30,8 +30,8 @@ C = TypeVar("C")
 
 OBJECT_STORE_BYTES = 2 << 30
 SPARE_CPUS = 64
-"""CPUs that a private Ray believes to have beyond those its first actors reserve: a run on one machine may be scaled
-up."""
+"""A private Ray is told that it has this many CPUs beyond those its first actors reserve, so that a run may be
+scaled."""
 TEMP_ROOT = Path("/tmp")
 TEMP_PREFIX = "rx-"
 
@@ -40,8 +40,8 @@ TEMP_PREFIX = "rx-"
 def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     """Attach to the cluster that RAY_ADDRESS names, else start a private one that ends with this block.
 
-    The private one lives in a short temporary directory (Unix sockets have short names), without a dashboard, and
-    without token authentication: it listens for this process only."""
+    The private Ray lives in a short temporary directory, because names of Unix sockets are short. It has no dashboard
+    and no token authentication: it listens for this process only."""
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that were given up: what matters was awaited
     if os.environ.get("RAY_ADDRESS"):
         _init(namespace=namespace)
@@ -70,8 +70,7 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
 
 
 def _init(**options: Any) -> None:
-    """`ray.init`, which puts a handler of its own in the place of what the process does on SIGTERM; ours are put
-    back."""
+    """Call `ray.init`, and put back our signal handlers, which it replaces."""
     ours = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))}
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     for number, handler in ours.items():
@@ -80,7 +79,7 @@ def _init(**options: Any) -> None:
 
 
 def missing_cpus(num_actors: int) -> str | None:
-    """What to say where the cluster attached to has fewer CPUs than the actors reserve; None where it has enough."""
+    """Return a warning where the attached cluster has fewer CPUs than the actors reserve, else None."""
     cpus = ray.cluster_resources().get("CPU", 0.0)
     if cpus >= num_actors:
         return None

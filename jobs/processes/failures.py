@@ -1,11 +1,11 @@
-"""Failures by what can be done about them, and what a failed job says to the person who started it.
+"""Kinds of failures, what follows from each, and what a failed job says to the person who started it.
 
-| kind           | example                                    | consequence                                             |
-|----------------|--------------------------------------------|---------------------------------------------------------|
-| infrastructure | a process died or hangs, an engine failed  | it is replaced, its work is given out again             |
-|                | weights were damaged on their way          | they are refused and published again                    |
-| data           | a prompt is too long                       | the group is dropped, then its problem (`max_attempts`) |
-| bug            | anything else                              | the run ends at once with its own traceback             |
+| kind           | example                                   | consequence                                             |
+|----------------|-------------------------------------------|---------------------------------------------------------|
+| infrastructure | a process died or hangs, an engine failed | it is replaced, its work is given out again             |
+|                | weights were damaged on their way         | they are refused and published again                    |
+| data           | a prompt is too long                      | the group is dropped, then its problem (`max_attempts`) |
+| bug            | anything else                             | the run ends at once with its own traceback             |
 
 `supervision.max_failures` bounds the first two.
 """
@@ -42,11 +42,11 @@ NAMED_FAILURES = (
     *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError),
     *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, ModelUnsupported, CallGivenUp, ReplayTooSmall),
 )
-"""Their messages say all there is to say; anything else is shown with its traceback."""
+"""The messages of these say all there is to say; any other error is shown with its traceback."""
 
 
 class FailureKind(StrEnum):
-    """See the table above."""
+    """The kinds of the table above."""
 
     INFRASTRUCTURE = "infrastructure"
     DATA = "data"
@@ -54,8 +54,8 @@ class FailureKind(StrEnum):
 
 
 def kind_of(error: BaseException) -> FailureKind:
-    """Of an exception as the controller sees it. An engine that does not hold the weights it was given is a bug, not
-    bad luck."""
+    """Return the kind of an exception as the controller sees it. An engine that does not hold the weights it was given
+    is a bug, not bad luck."""
     if isinstance(error, WeightMismatch):
         return FailureKind.BUG
     if isinstance(error, DataError):
@@ -67,19 +67,19 @@ def kind_of(error: BaseException) -> FailureKind:
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error that is not itself a group."""
+    """Return the first error that is not itself a group."""
     first = errors.exceptions[0]
     return first_error(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def details(error: Exception, *, named: tuple[type[Exception], ...] = NAMED_FAILURES) -> str:
-    """What is worth reading before the last line: the traceback of a surprise, the cause of a failure with a name."""
+    """Return what to read before the last line: the traceback of a surprise, or the cause of a named failure."""
     if isinstance(error, named):
         return str(error.__cause__ or "")
     return str(error) if isinstance(error, RayError) else traceback.format_exc()
 
 
 def reason(error: BaseException) -> str:
-    """One line: what failed."""
+    """Return in one line what failed."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     return (lines[-1] if isinstance(error, RayTaskError) else lines[0]).strip()

@@ -1,4 +1,4 @@
-"""The model that a policy begins as."""
+"""The model that training begins with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from learners.supported import ModelUnsupported
 
 
 def policy_model(config: RunConfig) -> str:
-    """The path of a model that can be trained as configured; the embedded one is unpacked once. Raises ConfigError."""
+    """Return the path of a model that can be trained as configured. The embedded model is unpacked once. Raise
+    ConfigError."""
     try:
         model = resolve_model(config.model)
         check_supported(model, longest=config.sampling.max_tokens)

@@ -14,12 +14,12 @@ class VerifierFailure(RuntimeError):
 
 @dataclass
 class VerdictCounter:
-    """Stops the run when the share of responses without a score, among the newest, exceeds the configured rate: a
-    verifier that breaks late in a run is found as soon as one that breaks early."""
+    """Ends the run when too large a share of the newest responses has no score. A verifier that breaks late in a run is
+    found as soon as one that breaks early."""
 
     max_error_rate: float
     num_verdicts: int = 0
-    """Of the whole run."""
+    """Verdicts since the start of the run."""
     MIN_VERDICTS = 50
     NEWEST = 1000
 
@@ -27,6 +27,7 @@ class VerdictCounter:
         self._is_unscored: deque[bool] = deque(maxlen=self.NEWEST)
 
     def add(self, verdicts: list[Verdict]) -> None:
+        """Count the verdicts of a group. Raise VerifierFailure where the rate exceeds `max_error_rate`."""
         unscored = [verdict for verdict in verdicts if not verdict.status.is_scored]
         self.num_verdicts += len(verdicts)
         self._is_unscored.extend(not verdict.status.is_scored for verdict in verdicts)

@@ -1,14 +1,15 @@
-"""How many rollout workers a run should have, from who waits for whom.
+"""How many rollout workers a run should have, judged by which side waits for the other.
 
     meter = Meter()
     with meter.learner_waits(): batch = await ...            # around the learner's wait for groups
-    meter.workers_idle(0.25)                                 # at each change, or every second: the share of lanes without a group
+    meter.workers_idle(0.25)                                 # every second: the share of lanes without a group
     if meter.elapsed_s >= config.interval_s:
         desired = decide(meter.take(), desired, config, last_change_s=seconds_since_the_last_change)
 
-If the learner waits and the workers do not, there are too few workers; if workers wait and the learner does not, too
-many. If both wait, something else holds the run up (engines that start, a weight load, verification), and if none does,
-all is well: no change."""
+If the learner waits and the workers do not, there are too few workers. If workers wait and the learner does not, there
+are too many. If both wait, something else holds the run up: engines that start, a weight load, verification. If neither
+waits, all is well. In the last two cases nothing changes.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ _HARDLY = 0.5  # of waiting_share: a learner that waits no longer than this can 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signals:
-    """What an interval of `interval_s` seconds was like: the share of it that the learner waited for groups, and the
-    mean share of the workers' lanes that had no group."""
+    """An interval of `interval_s` seconds: the share of it that the learner waited for groups, and the mean share of
+    the workers' lanes that had no group."""
 
     learner_wait_share: float
     worker_wait_share: float
@@ -33,20 +34,21 @@ class Signals:
 
 
 def decide(signals: Signals, current: int, config: AutoscaleConfig, *, last_change_s: float | None) -> int:
-    """Workers there should be, `current` being wanted now. `last_change_s`: seconds since that number changed, None if
-    it never did.
+    """Return how many workers there should be; `current` are wanted now. `last_change_s`: seconds since that number
+    changed, None if it never did.
 
-    One at a time. The workers that the learner's waiting asks for, current / (1 − learner_wait_share), is an estimate
-    that holds only if it waits for nothing else; a step of one is never far wrong, and the next interval measures it.
-    For the same reason ask only when those wanted all serve: workers that are still starting would be asked for again.
+    The number changes by one at a time. The learner's waiting asks for current / (1 − learner_wait_share) workers, an
+    estimate that holds only if it waits for nothing else. A step of one is never far wrong, and the next interval
+    measures it. For the same reason, ask only when all that are wanted serve: workers that still start would be asked
+    for again.
 
-    One less only if the idle lanes amount to a whole worker (worker_wait_share · current ≥ 1), so that the rest can do
-    the work and the next interval does not ask for it back: without this 1.4 workers' worth of work alternates between
-    1 and 2.
+    One worker leaves only if the idle lanes amount to a whole worker (worker_wait_share · current ≥ 1). The rest can
+    then do the work, and the next interval does not ask for it back. Without this rule, work for 1.4 workers alternates
+    between 1 and 2.
 
-    Under a constant load of x workers' worth the number settles between (1 − waiting_share)·x and x / (1 −
-    waiting_share), or within one of x where that is wider. Always within the bounds of `config`, at once where
-    `current` is not."""
+    Under a constant load of x workers the number settles between (1 − waiting_share)·x and x / (1 − waiting_share), or
+    within one of x where that is wider. It is always within the bounds of `config`, at once where `current` is not.
+    """
     bounded = min(max(current, config.min_workers), config.max_workers)
     is_too_early = signals.interval_s < config.interval_s or (last_change_s is not None and last_change_s < config.interval_s)
     if bounded != current or is_too_early:
@@ -61,7 +63,7 @@ def decide(signals: Signals, current: int, config: AutoscaleConfig, *, last_chan
 
 
 class Meter:
-    """Turns who waits from moment to moment into the shares of an interval. Waits that are still under way count up to
+    """Turns waits from moment to moment into the shares of an interval. A wait that is still under way counts up to
     now."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,8 +85,8 @@ class Meter:
             self._num_waiting -= 1
 
     def workers_idle(self, share: float) -> None:
-        """From now on `share` of all lanes have no group to sample, until the next call. Raises ValueError for what is
-        no share."""
+        """Note that `share` of all lanes have no group to sample from now until the next call. Raise ValueError for a
+        number outside 0 to 1."""
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"{share} is not a share of the workers' lanes")
         self._advance()
@@ -92,11 +94,11 @@ class Meter:
 
     @property
     def elapsed_s(self) -> float:
-        """Since the interval began."""
+        """The seconds since the interval began."""
         return self._clock() - self._since
 
     def take(self) -> Signals:
-        """The interval that ends now; the next one begins."""
+        """Return the interval that ends now, and begin the next one."""
         self._advance()
         interval_s = self._now - self._since
         waited_s, idle_s = self._learner_waited_s, self._idle_s

@@ -25,8 +25,8 @@ class Changes:
         self.stuck_after_s = run.config.rollout.group_timeout_s + 2 * run.config.wait_timeout_s
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for `condition`. Raise RuntimeError when nothing in the whole run has changed for longer than a group may
-        take, with no call under way that has a deadline of its own.
+        """Wait for `condition`. Raise RuntimeError when nothing in the whole run has changed for longer than a group
+        may take, with no call under way that has a deadline of its own.
 
         Not `asyncio.wait_for`: in Python 3.11 that loses a cancellation that meets a notification.
         """

@@ -1,17 +1,17 @@
-"""The run's side of `jobs.directory.run_state`: once a second, say how things are, and do what is asked for.
+"""The run's side of `jobs.directory.run_state`: once a second, it says how the run is and does what is asked for.
 
     control = Control(run_dir, run_id, config, warn=console.warn)
     control.enter("starting")
     await controller.train(step, alongside=[control.loop(controller)])
     control.enter("finished")
 
-| asked by                              | what follows                                                     |
-|---------------------------------------|------------------------------------------------------------------|
-| `jobs.scale` (desired.json)           | so many rollout workers, verifier processes, encoders             |
-| `jobs.stop` (desired.json)            | the step in progress is finished, a checkpoint written            |
-| `autoscale.policy = "queue"`          | a rollout worker more or less (`jobs.run.autoscale`)                  |
-| Ray: a node is about to go            | its rollout workers leave before its deadline (`jobs.run.preemption`) |
-| a wait far beyond its usual time      | a warning that names it (`jobs.run.watchdog`)                         |
+| asked by                         | what follows                                                          |
+|----------------------------------|-----------------------------------------------------------------------|
+| `jobs.scale` (desired.json)      | the run has that many rollout workers, verifier processes, encoders   |
+| `jobs.stop` (desired.json)       | the step in progress is finished and a checkpoint written             |
+| `autoscale.policy = "queue"`     | there is one rollout worker more or less (`jobs.run.autoscale`)       |
+| Ray: a node is about to leave    | its rollout workers leave before its deadline (`jobs.run.preemption`) |
+| a wait far beyond its usual time | a warning names it (`jobs.run.watchdog`)                              |
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from jobs.run.preemption import draining_nodes
 
 TICK_S = 1.0
 DRAIN_MARGIN_S = 5.0
-"""A worker on a node that goes leaves so much earlier than the node."""
+"""A worker leaves this many seconds before its node does."""
 NEVER_LATE = ("admit",)
-"""Loops that wait most of the time where all is well: a slot is free when a step was trained on."""
+"""These loops wait most of the time where all is well: a slot becomes free only after a training step."""
 SHOWN_METRICS = ("reward/mean", "reward/pass@1", "reward/pass@K", "rollout/tokens_per_s", "time/step_s", "policy/lag_mean", "bonus/mean")
 
 
@@ -53,8 +53,8 @@ class Control:
         self._metrics: dict[str, float] = {}
         asked = read_desired(directory)
         self.desired = self._asked = asked.model_copy(update={"stop": False})
-        """What is being done, and what was last asked for: a wish that could not be met is not tried again before
-        others come."""
+        """`desired` is what the run aims at, `_asked` what was last asked for. A wish that could not be met is not
+        tried again before another comes."""
         if asked.stop:
             write_desired(directory, self.desired)
         now = time.time()
@@ -70,16 +70,16 @@ class Control:
         )
 
     def enter(self, phase: RunPhase, detail: str = "", *, step: int | None = None) -> None:
-        """Say so at once."""
+        """Write the phase down at once."""
         self._status = self._status.model_copy(update={"phase": phase, "detail": detail} | ({} if step is None else {"step": step}))
         self.write()
 
     def stepped(self, metrics: dict[str, float]) -> None:
-        """A step was reported."""
+        """Keep the metrics of a step for the status screen."""
         self._metrics = {name: metrics[name] for name in SHOWN_METRICS if name in metrics}
 
     def write(self) -> None:
-        """Best effort: a status that cannot be written (a full disk) is told by what cannot be written next."""
+        """Write status.json. Where the disk is full, warn: the run does not fail for it."""
         self._status = self._status.model_copy(update={"updated": time.time(), **self._now()})
         try:
             write_status(self._directory, self._status)
@@ -87,7 +87,7 @@ class Control:
             self._warn(f"status.json cannot be written: {error.strerror}")
 
     async def loop(self, controller: Controller) -> None:
-        """Never returns."""
+        """Write and obey, once a second. Never returns."""
         self._controller = controller
         self.enter("training", step=controller.run.step)
         while True:
@@ -120,7 +120,7 @@ class Control:
             await controller.scale("rollout", asked.rollout, by="jobs.scale")
 
     def _reconcile(self, controller: Controller) -> None:
-        """Verifiers and encoders to the number asked for, one change at a time, beside everything else."""
+        """Bring verifiers and encoders to the number asked for, one change at a time, beside everything else."""
         if self._changing is not None:
             if not self._changing.done():
                 return
@@ -146,7 +146,9 @@ class Control:
         config = self._config.autoscale
         meter, serving = controller.meter, len(controller.rollouts.fleet.serving)
         meter.workers_idle(controller.rollouts.lane_idle_share())
-        if config.policy == "off" or serving < controller.rollouts.desired:  # while workers start, waiting says nothing of their number
+        if (
+            config.policy == "off" or serving < controller.rollouts.desired
+        ):  # while workers start, waiting does not show whether there are enough
             meter.take()
             return
         if meter.elapsed_s < config.interval_s:
@@ -172,7 +174,7 @@ class Control:
                 await controller.rollouts.drain(name, "its node is about to go", within_s=within_s)
 
     def _now(self) -> dict[str, object]:
-        """What the controller knows, as fields of RunStatus."""
+        """Return what the controller knows, as fields of RunStatus."""
         controller = self._controller
         if controller is None:
             return {"desired": self._desired_counts(None)}
@@ -204,7 +206,8 @@ class Control:
         return self._config.bonus.enabled and self._config.bonus.source == "encoder"
 
     def _rollouts(self, controller: Controller) -> list[WorkerStatus]:
-        """Those that are there, and the last few that were lost; not those that left as they were asked to."""
+        """Return the workers that are there and the last few that were lost; not those that left as they were asked
+        to."""
         members = controller.rollouts.fleet.members.values()
         return [self._worker(controller, member) for member in members if member.was_lost or member.state is not WorkerState.DEAD]
 

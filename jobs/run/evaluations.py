@@ -2,9 +2,9 @@
 
     offer ──(step, weights)──> [worker starts, loads them, samples, ends] ──metrics──> report
 
-The rollout workers go on with newer weights meanwhile. One that is due while another is under way is left out, and
-told; so is one whose worker is lost, whose verifiers fail, or whose results cannot be written: an evaluation is never
-what a run fails for, unless it finds a bug."""
+The rollout workers continue with newer weights meanwhile. An evaluation that is due while another is under way is left
+out with a warning. So is one whose worker is lost, whose verifiers fail, or whose results cannot be written. A run
+never fails because of an evaluation, unless that finds a bug."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from jobs.processes.verdict_counter import VerifierFailure
 from jobs.run.components import Run
 
 TOLD = (OSError, VerifierFailure)
-"""No bugs of an evaluation: a disk that is full, too many responses without a verdict."""
+"""These are not bugs of an evaluation: a full disk, too many responses without a verdict."""
 
 
 class Evaluation(Protocol):
-    """What is asked of a policy (`jobs.sampling.training_evaluation`)."""
+    """An evaluation of a policy (`jobs.sampling.training_evaluation`)."""
 
     def is_due(self, step: int) -> bool: ...
     async def run(self, step: int, workers: Sequence[Handle[RolloutWorker]], verifier: Handle[VerifierPool]) -> dict[str, float]: ...
 
 
 class Evaluations:
-    """evaluations = Evaluations(run, evaluation)
+    """Runs evaluations beside the loops of a run.
 
+    evaluations = Evaluations(run, evaluation)
     evaluations.offer(step, snapshot)      # from the learn loop; never waits
     await evaluations.run_loop()           # beside the other loops
     await evaluations.finished()           # before the end: nothing is under way
     """
 
     def __init__(self, run: Run, evaluation: Evaluation | None, *, done: Collection[int] = ()) -> None:
-        """`done`: steps that were evaluated by an earlier start."""
+        """`done`: the steps that an earlier start has evaluated."""
         self._run = run
         self._done = frozenset(done)
         self._evaluation = evaluation
@@ -54,7 +55,7 @@ class Evaluations:
         return self._under_way
 
     def offer(self, step: int, snapshot: Any) -> None:
-        """`snapshot` refers to the weights of `step`. Takes them if an evaluation is due."""
+        """Take the weights of `step`, to which `snapshot` refers, if an evaluation is due."""
         if self._evaluation is None or step in self._done or not self._evaluation.is_due(step):
             return
         busy = self._under_way if self._next is None else self._next[0]
@@ -67,7 +68,7 @@ class Evaluations:
         task.add_done_callback(self._notes.discard)
 
     async def run_loop(self) -> None:
-        """For ever. Raises what is a bug."""
+        """Evaluate what is offered, for ever. Raise what is a bug."""
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._next is not None)
@@ -89,7 +90,7 @@ class Evaluations:
             await self._notify()
 
     async def finished(self) -> None:
-        """Until nothing is under way."""
+        """Wait until no evaluation is under way."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._next is None and self._under_way is None)
 
@@ -109,7 +110,8 @@ class Evaluations:
             worker.kill()
 
     async def _placed(self, worker: Handle[RolloutWorker]) -> None:
-        """Raises Deadline: a cluster that is full of the run's own workers will not grow for an evaluation."""
+        """Wait for the worker's resources. Raise Deadline: a cluster that is full of the run's own workers does not
+        grow for an evaluation."""
         timeout_s = self._run.config.wait_timeout_s
         try:
             async with asyncio.timeout(timeout_s):

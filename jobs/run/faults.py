@@ -1,4 +1,4 @@
-"""What failed in a run, and who is told of what happens in it."""
+"""Failures of a run, and the functions that a run calls with what happens in it."""
 
 from __future__ import annotations
 

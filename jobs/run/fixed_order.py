@@ -25,7 +25,7 @@ from buffers.admission import Admission
 
 
 class FixedOrder:
-    """What a controller asks before it draws, publishes or saves. A pure state machine beside `Admission`.
+    """What a controller asks before it draws, publishes or saves: a pure state machine beside `Admission`.
 
     order = FixedOrder(admission, prompts_per_step=8)
     order.submitted(group_id); order.settled(group_id); order.dropped(group_id)
@@ -39,11 +39,11 @@ class FixedOrder:
         self.num_dropped = 0
 
     def submitted(self, group_id: int) -> None:
-        """It is to be sampled, verified and encoded."""
+        """Note a group that is to be sampled, verified and encoded."""
         self._under_way.add(group_id)
 
     def settled(self, group_id: int) -> None:
-        """It is in replay."""
+        """Note that a group is in replay."""
         self._under_way.discard(group_id)
 
     def dropped(self, group_id: int) -> None:
@@ -51,14 +51,14 @@ class FixedOrder:
         self.num_dropped += 1
 
     def next_batch_is_in(self, held: Collection[int]) -> bool:
-        """Whether replay holds the groups of the next step."""
+        """Return whether replay holds the groups of the next step."""
         lowest = self._admission.in_flight[: self._prompts_per_step]
         return len(lowest) == self._prompts_per_step and all(request.group_id in held for request in lowest)
 
     def may_publish(self) -> bool:
-        """Whether all that is to be sampled under the weights that are live is in replay."""
+        """Return whether all that is to be sampled under the live weights is in replay."""
         return self._admission.free_slots == 0 and not self._under_way
 
     def may_save(self, step: int) -> bool:
-        """Whether nothing that a checkpoint of `step` leaves out was begun under weights older than its own."""
+        """Return whether all that a checkpoint of `step` leaves out was begun under its own weights."""
         return self._admission.live_version == step

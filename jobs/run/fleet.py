@@ -1,14 +1,14 @@
-"""Workers of one role, desired and observed: who is to be started, who is to leave, who may serve. A pure state
-machine.
+"""The workers of one role, desired and observed: which to start, which leave, which may serve. A pure state machine.
 
     STARTING ──started──> STALE ──holds the newest weights──> SERVING ──left out──> DRAINING
         │                   │                                    │                     │
         └───────────────────┴───────────── lost ─────────────────┴──────── left ───────┴──> DEAD
 
 `desired` may change at any time; `plan` says what brings the observed workers there. A lost worker is replaced after a
-delay that doubles with each loss in a row; `RestartBudget` ends a run whose workers are lost over and over with nothing
-done in between. Names are never used twice. No clock, no asyncio: whoever calls says what time it is (seconds of any
-monotonic clock)."""
+delay that doubles with each loss in a row. `RestartBudget` ends a run whose workers are lost over and over with nothing
+done in between. No name is used twice. There is no clock and no asyncio: the caller says what time it is, in seconds of
+any monotonic clock.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LIVING = (WorkerState.STARTING, WorkerState.STALE, WorkerState.SERVING)
 
 @dataclass(slots=True)
 class Member:
-    """One worker, from the decision to start it."""
+    """One worker, known from the decision to start it."""
 
     name: str
     number: int
@@ -55,9 +55,10 @@ class FleetPlan:
 
 
 class Fleet:
-    """fleet = Fleet("rollout", desired=2, config=SupervisionConfig())
+    """The workers of a role and their states.
 
-    for name in fleet.plan(now).start: ...   # then fleet.started(name, now), fleet.holds(name, version, now), fleet.lost(name, error, now)
+    fleet = Fleet("rollout", desired=2, config=SupervisionConfig())
+    for name in fleet.plan(now).start: ...      # then fleet.started, fleet.holds and fleet.lost or fleet.left
     """
 
     def __init__(self, role: str, *, desired: int, config: SupervisionConfig) -> None:
@@ -71,7 +72,7 @@ class Fleet:
         self._ever_served = False
 
     def states(self, *states: WorkerState) -> list[Member]:
-        """Members in one of these states, oldest first."""
+        """Return the members in one of these states, oldest first."""
         return [member for member in self.members.values() if member.state in states]
 
     @property
@@ -79,8 +80,8 @@ class Fleet:
         return self.states(WorkerState.SERVING)
 
     def plan(self, now: float) -> FleetPlan:
-        """Start what is missing, unless a loss is too recent; let go of what is too many: the newest and least ready
-        first."""
+        """Return what to start and what to drain. Missing workers are started, unless a loss is too recent. Of too many
+        workers, the least ready and newest leave first."""
         living = self.states(*LIVING)
         missing = self.desired - len(living)
         if missing > 0:
@@ -94,7 +95,8 @@ class Fleet:
         return FleetPlan(drain=tuple(member.name for member in leaving))
 
     def drain(self, name: str, reason: str, now: float) -> bool:
-        """Ask one worker to leave; False where it does so already. A replacement follows if it is then missing."""
+        """Ask one worker to leave; return False where it leaves already. A replacement follows if one is then
+        missing."""
         member = self.members[name]
         if member.state not in LIVING:
             return False
@@ -102,13 +104,13 @@ class Fleet:
         return True
 
     def publish(self, version: int) -> None:
-        """`version` is now the newest: joiners need it. Those that serve go on and load it in flight."""
+        """Make `version` the newest. A new worker needs it to serve; workers that serve load it in flight."""
         if version < self.newest_version:
             raise ValueError(f"version {version} is older than {self.newest_version}, which was published before")
         self.newest_version = version
 
     def started(self, name: str, now: float, *, version: int = 0) -> None:
-        """Ready to load weights; holds `version`."""
+        """Note that a worker is ready to load weights and holds `version`."""
         member = self.members[name]
         member.version = version
         if member.state is WorkerState.STARTING:
@@ -116,33 +118,33 @@ class Fleet:
             self._serve_if_current(member, now)
 
     def holds(self, name: str, version: int, now: float) -> None:
-        """It has loaded `version` and proved it."""
+        """Note that a worker has loaded `version` and proved it."""
         member = self.members[name]
         member.version = version
         self._serve_if_current(member, now)
 
     def lost(self, name: str, error: Exception, reason: str, now: float) -> None:
-        """It is gone. Raises `error` when too many were lost in a row, or when none ever got as far as to serve."""
+        """Note that a worker is gone. Raise `error` when too many were lost in a row, or when none has ever served."""
         self.members[name].was_lost = True
         self._enter(self.members[name], WorkerState.DEAD, now, reason)
         self._forget_the_dead()
-        self._not_before = float("inf")  # if this raises, nobody is to be started any more
+        self._not_before = float("inf")  # if this raises, no further worker is started
         if not self._ever_served:
             raise error
         self._not_before = now + self.budget.failed(error)
 
     def left(self, name: str, now: float) -> None:
-        """It has ended as it was asked to."""
+        """Note that a worker has ended as it was asked to."""
         member = self.members[name]
         self._enter(member, WorkerState.DEAD, now, member.detail)
         self._forget_the_dead()
 
     def worked(self) -> None:
-        """A group was finished: what was lost before does not count any more."""
+        """Note that a group was finished: earlier losses no longer count."""
         self.budget.worked()
 
     def is_published_everywhere(self, version: int) -> bool:
-        """Whether nobody samples under an older version than `version`. True where nobody serves."""
+        """Return whether no worker samples under a version older than `version`. True where none serves."""
         return all(member.version >= version for member in self.states(WorkerState.SERVING, WorkerState.DRAINING))
 
     def check_valid(self) -> None:

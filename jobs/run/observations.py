@@ -1,9 +1,9 @@
-"""How often the policy solved what: counted when a group was judged, told to the problem stream when the weights it led
-to are live.
+"""How often the policy solved each problem, for the curriculum.
 
-Later than it is known, so that it does not depend on timing: in the fixed order (`jobs.run.fixed_order`) what is
-admitted after version v went live is chosen by the batches up to v, in the order of their rows, and by the groups
-filtered out before v was live, in the order of their ids; in a run that is resumed, too."""
+The count is made when a group is judged. The problem stream is told later, when the weights that the group led to are
+live, so that it does not depend on timing. In the fixed order (`jobs.run.fixed_order`), what is admitted after version
+v went live is chosen by two things: the batches up to v, in the order of their rows, and the groups filtered out before
+v was live, in the order of their ids. The same holds in a run that is resumed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class _Judged:
 
 
 class Observations:
-    """observations = Observations(observe)
+    """Keeps counts until they may be told.
 
+    observations = Observations(observe)
     observations.judged(group_id, problem, verdicts)
     observations.filtered(group_id)            # or dropped(group_id), or
     observations.trained(group_ids, version)
@@ -52,11 +53,11 @@ class Observations:
         self._judged[group_id] = _Judged(problem, num_correct, sum(verdict.status.is_scored for verdict in verdicts))
 
     def dropped(self, group_id: int) -> None:
-        """Its problem will be tried again, or never: nothing is said of it."""
+        """Forget a group: its problem will be tried again, or never."""
         self._judged.pop(group_id, None)
 
     def filtered(self, group_id: int) -> None:
-        """It had its turn, though nobody trains on it."""
+        """Keep the count of a group that had its turn, though no step trains on it."""
         if (judged := self._judged.pop(group_id, None)) is not None:
             self._filtered[group_id] = judged
 
@@ -65,7 +66,7 @@ class Observations:
         self._trained[version] = [judged for judged in found if judged is not None]
 
     def live(self, version: int) -> None:
-        """Every worker that samples holds `version`: say what led to it."""
+        """Tell the counts of all groups that led to `version`, which every worker that samples now holds."""
         for made in sorted(made for made in self._trained if made <= version):
             self._tell(self._trained.pop(made))
         self._tell([self._filtered[group_id] for group_id in sorted(self._filtered)])
@@ -76,7 +77,7 @@ class Observations:
             self._observe(judged.problem, judged.num_correct, judged.num_scored)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, in values JSON can hold."""
+        """Return everything, in values that JSON can hold."""
         return {
             "judged": [[group_id, judged.to_json()] for group_id, judged in sorted(self._judged.items())],
             "filtered": [[group_id, judged.to_json()] for group_id, judged in sorted(self._filtered.items())],
@@ -84,7 +85,7 @@ class Observations:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, held: Collection[int]) -> None:
-        """Continue from a checkpoint whose replay holds the groups `held`; its weights, the newest trained, are live at
+        """Continue from a checkpoint whose replay holds the groups `held`. Its weights, the newest trained, are live at
         once."""
         self._judged = {group_id: _Judged.from_json(value) for group_id, value in state["judged"] if group_id in set(held)}
         self._filtered = {group_id: _Judged.from_json(value) for group_id, value in state["filtered"]}

@@ -1,4 +1,4 @@
-"""One start of a run: lock the directory, start the components, train, checkpoint, export, end every process."""
+"""One start of a run: it locks the directory, starts the components, trains, saves, exports and ends every process."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ KEEPS_ITS_PROCESSES = "jobs.scale: a run with --synchronous keeps the processes 
 
 
 class SynchronousTrainer:
-    """Generates, verifies, encodes, scores, learns and publishes; then does the next step. Takes what `Controller` takes."""
+    """Generates, verifies, encodes, scores, learns and publishes; then does the next step. Takes what `Controller`
+    takes."""
 
     def __init__(self, run: Run, *, evaluation: Evaluation | None = None) -> None:
         self.run = run
@@ -43,7 +44,8 @@ class SynchronousTrainer:
         return self._stopping
 
     async def train(self, start_step: int) -> int:
-        """Train from `start_step` and return the last step. A lost rollout worker ends the run: no other can take over."""
+        """Train from `start_step` and return the last step. A lost rollout worker ends the run: no other can take
+        over."""
         run, config = self.run, self.run.config
         run.step = start_step
         self._workers = [run.launch(run.components.rollout_worker(number)) for number in range(config.rollout.workers)]
@@ -93,8 +95,8 @@ class SynchronousTrainer:
         run.listener.stepped(run.step, metrics)
 
     def _requests(self) -> list[GroupRequest]:
-        """Return what the step still lacks: groups that a restored checkpoint left in flight without their rows, then new
-        ones."""
+        """Return what the step still lacks: groups that a restored checkpoint left in flight without their rows, then
+        new ones."""
         books = self.run.books
         requests = [request for request in books.admission.in_flight if request.group_id not in books.held]
         while len(books.held) + len(requests) < self.run.config.prompts_per_step:

@@ -1,11 +1,11 @@
 """No anonymous wait: what every loop of the controller waits for, since when, and whether that is longer than usual.
 
-What ends by itself, a call with a deadline say, is no standstill however long it takes: `Waits.still_s` counts from its
-end.
+A call that ends by itself, such as one with a deadline, is no standstill however long it takes: `Waits.still_s` counts
+from its end.
 
 A loop waits for several kinds of things, each with a usual time of its own. A kind is a loop and a text without its
-numbers, so "verdicts of group 7" is of one kind with "verdicts of group 8". Texts of one kind must not differ in
-anything else."""
+numbers, so "verdicts of group 7" and "verdicts of group 8" are one kind. Texts of one kind must differ in nothing else.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from jobs.directory.run_state import Waiting
 
 FIRST_WAIT_S = 60.0
-"""What the first wait of a loop may take without being called unusual (`Waits` allows thrice that)."""
+"""How long the first wait of a loop usually takes; `Waits` allows three times that."""
 SHORT_WAIT_S = 30.0
-"""A wait of less is not called unusual."""
+"""A shorter wait is never called unusual."""
 
 _HISTORY = 64  # durations that a usual time is taken from
 _QUANTILE = 0.95
@@ -30,8 +30,7 @@ _QUANTILE = 0.95
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overdue:
-    """A wait that takes longer than one of its kind usually does. `usual_s` is None where nothing is known of them
-    yet."""
+    """A wait that takes longer than its kind usually does. `usual_s` is None where that is not known yet."""
 
     loop: str
     waiting_for: str
@@ -45,7 +44,7 @@ class Overdue:
 
 @dataclass(eq=False, slots=True)
 class _Wait:
-    """One wait under way. It is named when it has taken `name_after_s`."""
+    """One wait under way. It is named once it has taken `name_after_s`."""
 
     loop: str
     waiting_for: str
@@ -68,9 +67,9 @@ class Waits:
         for overdue in waits.overdue(): log.warning(str(overdue))   # every second or so
         waits.current()                                         # for the status screen
 
-    The usual time of a kind is the 0.95 quantile of its last 64 waits that came to an end: one that was cancelled or
-    raised says nothing of how long it would have taken. A wait is overdue after `factor` times that, and not before
-    `floor_s`."""
+    The usual time of a kind is the 0.95 quantile of its last 64 waits that came to an end. A wait that was cancelled or
+    that raised does not say how long it would have taken. A wait is overdue after `factor` times the usual time, and
+    not before `floor_s`."""
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class Waits:
 
     @contextmanager
     def waiting(self, loop: str, waiting_for: str, *, usual_s: float | None = None) -> Iterator[None]:
-        """`usual_s`: what to expect as long as no wait of the kind has come to an end."""
+        """Name a wait. `usual_s`: what to expect as long as no wait of the kind has come to an end."""
         wait = _Wait(loop, waiting_for, usual_s, self._clock(), self._unix_clock())
         self._waits[wait] = None
         try:
@@ -102,7 +101,7 @@ class Waits:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Around what ends by itself, well or by a deadline of its own."""
+        """Mark a call that ends by itself, well or by a deadline of its own."""
         self._num_ending += 1
         try:
             yield
@@ -111,21 +110,22 @@ class Waits:
             self._last_end = self._clock()
 
     def still_s(self) -> float:
-        """Seconds since anything that ends by itself was last under way; 0 while it is."""
+        """Return the seconds since a call that ends by itself was last under way; 0 while one is."""
         return 0.0 if self._num_ending else self._clock() - self._last_end
 
     def usual_s(self, loop: str, waiting_for: str) -> float | None:
-        """Seconds that all but the longest waits of this kind took of late; None before the first came to an end."""
+        """Return the seconds that all but the longest recent waits of this kind took; None before the first has
+        ended."""
         durations = sorted(self._durations.get(_kind(loop, waiting_for), ()))
         return durations[math.ceil(_QUANTILE * len(durations)) - 1] if durations else None
 
     def current(self) -> list[Waiting]:
-        """Every wait under way, the longest first."""
+        """Return every wait under way, the longest first."""
         return [Waiting(loop=wait.loop, waiting_for=wait.waiting_for, since=wait.started_unix) for wait in self._waits]
 
     def overdue(self, now: float | None = None) -> list[Overdue]:
-        """Waits to be named now (a time of the clock): each when it is overdue, and again each time it has doubled
-        since. What was named is not named again by the next call."""
+        """Return the waits to be named at `now` (a time of the clock). A wait is named when it is overdue, and again
+        each time it has doubled since."""
         now = self._clock() if now is None else now
         found = []
         for wait in self._waits:
