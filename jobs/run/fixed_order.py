@@ -1,21 +1,21 @@
 """Which groups a step trains on, and under which weights each is sampled, as a function of the configuration alone.
 
-Without it both depend on what arrives first. With it (`deterministic = true`, S = `max_policy_lag`, P groups a step,
-versions count the steps trained):
+Otherwise both depend on what arrives first. With `deterministic = true`, S = `max_policy_lag` and P groups a step,
+where versions count the steps trained:
 
     step t trains on the P lowest groups in flight, t·P … t·P + P − 1 where none is dropped
     they are sampled, to the last token, under version max(0, t − S)
 
-The first waits for a slow group where others are there already. The second holds because version v is published only
-once every slot is taken and every group in flight is in replay: then these are the groups of steps before v + S, whose
-versions are below v, and those of step v + S can only be admitted, and sampled, after it. Nothing is in the engines at
-that moment, so no response has tokens of two versions; the learner trains the steps before v + S meanwhile, which is
-what hides the sampling.
+The first rule waits for a slow group even where others are there already. The second rule holds because version v is
+published only once every slot is taken and every group in flight is in replay. These are then the groups of steps
+before v + S, whose versions are below v. The groups of step v + S can only be admitted, and sampled, after it. At that
+moment the engines are empty, so no response has tokens of two versions. The learner trains the steps before v + S
+meanwhile, which hides the time of sampling.
 
-A checkpoint of step k is written once version k is live. So it has every group that was sampled under older weights,
-and what it leaves out a resumed run samples under the same weights and with the same ids. A dropped group (too slow,
-unusable) is replaced by one whose id depends on when that was: from there on two runs may differ, and the run says so.
-"""
+A checkpoint of step k is written once version k is live. So it has every group that was sampled under older weights.
+What it leaves out, a resumed run samples under the same weights and with the same ids. A group that is dropped (too
+slow, unusable) is replaced by one whose id depends on when that was. From there on two runs may differ, and the run
+says so. """
 
 from __future__ import annotations
 
