@@ -146,9 +146,8 @@ class Control:
         config = self._config.autoscale
         meter, serving = controller.meter, len(controller.rollouts.fleet.serving)
         meter.workers_idle(controller.rollouts.lane_idle_share())
-        if (
-            config.policy == "off" or serving < controller.rollouts.desired
-        ):  # while workers start, waiting does not show whether there are enough
+        some_start = serving < controller.rollouts.desired  # waiting then does not show whether there are enough
+        if config.policy == "off" or some_start:
             meter.take()
             return
         if meter.elapsed_s < config.interval_s:
