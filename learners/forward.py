@@ -6,6 +6,7 @@ Axes: T computed tokens, N response tokens, H hidden size.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from learners.attention import AttentionKind, best_kind, implementation, kind_of, layout_of, register
 from learners.logprobs import head_logprobs, logit_bytes
-from learners.packing import PackedTokens
+from learners.packing import GroupTokens, PackedTokens, micro_batches, pack, prefix_tree
 from learners.precision import Dtype, resolve_dtype
 from learners.supported import require_independent, require_plain_logits, require_short, require_supported
 
@@ -103,3 +104,20 @@ def response_logprobs(
         chunk=max(1, logits_bytes // logit_bytes(head.weight)),
     )
     return logprob_N, entropy_N if entropy_gradient else entropy_N.detach()
+
+
+@torch.inference_mode()
+def response_loglikelihoods(
+    model: Any, groups: Sequence[GroupTokens], *, tokens_per_batch: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Σ_t log p(y_t | prompt, y_<t) of each response under `model` as it is (temperature 1), and its number of tokens.
+
+    Returns (loglikelihood_R float64, num_tokens_R int64), responses in the order of `groups`; 0 and 0 for an empty one.
+    """
+    num_tokens_R = torch.tensor([len(ids) for group in groups for ids in group.responses], dtype=torch.int64)
+    loglikelihood_R = torch.zeros(len(num_tokens_R), dtype=torch.float64)
+    for branches in micro_batches(prefix_tree(groups), max_tokens=tokens_per_batch):
+        packed = pack(branches).to(device or torch.device("cpu"))
+        logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
+        loglikelihood_R.index_add_(0, packed.response_N.cpu(), logprob_N.cpu().double())
+    return loglikelihood_R, num_tokens_R

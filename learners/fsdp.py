@@ -1,9 +1,9 @@
 """A learner of several processes, each with its part of every weight, gradient and moment: PyTorch's FSDP2
 (`fully_shard`).
 
-    meeting = Meeting.open("10.0.0.7", timeout_s=120)            # in the first rank
-    meeting = Meeting.at("10.0.0.7:41234", timeout_s=120)        # in the others
-    ranks = ShardedRanks.join(meeting, rank=1, size=4, …)        # in all at once
+    rendezvous = Rendezvous.open("10.0.0.7", timeout_s=120)            # in the first rank
+    rendezvous = Rendezvous.at("10.0.0.7:41234", timeout_s=120)        # in the others
+    ranks = ShardedRanks.join(rendezvous, rank=1, size=4, …)        # in all at once
     learner = PolicyLearner(model_path, config, ranks=ranks, …)
 
 The parameters a rank holds are float32: the masters. `fully_shard` casts them to `learner.dtype` while it gathers a
@@ -40,7 +40,7 @@ T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
 
 
-class Meeting:
+class Rendezvous:
     """Where ranks find each other: a key-value store in the first rank's process, which must live as long as they
     do."""
 
@@ -90,16 +90,16 @@ class ShardedRanks:
         self._mesh = mesh
 
     @classmethod
-    def join(cls, meeting: Meeting, *, rank: int, size: int, device: str, collective_timeout_s: float) -> Self:
-        """Returns once all are there, else as `Meeting.wait_for_all`. A rank that later waits for another for
+    def join(cls, rendezvous: Rendezvous, *, rank: int, size: int, device: str, collective_timeout_s: float) -> Self:
+        """Returns once all are there, else as `Rendezvous.wait_for_all`. A rank that later waits for another for
         `collective_timeout_s` gives up."""
-        meeting.wait_for_all(rank, size)
-        host = meeting.address.rpartition(":")[0]
+        rendezvous.wait_for_all(rank, size)
+        host = rendezvous.address.rpartition(":")[0]
         if (interface := interface_of(local_address_towards(host))) is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         dist.init_process_group(
             "cpu:gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-            store=meeting.store,
+            store=rendezvous.store,
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=collective_timeout_s),

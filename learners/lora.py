@@ -33,12 +33,11 @@ from torch.autograd.function import once_differentiable
 
 from learners.checkpoint import CheckpointError
 from learners.config import LoraConfig
-from learners.export import save_model
 from learners.forward import load_causal_lm, without_weights
 from learners.models import model_digest
 from learners.precision import Dtype
 from learners.sharding import Deferred
-from learners.weights import take_snapshot
+from learners.weights import save_model, take_snapshot
 
 ADAPTER = "adapter"
 """Directory of an adapter in peft's format. Never the model's own: transformers would take the merged model there for

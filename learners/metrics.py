@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from learners.loss.responses import max_by_response
+from learners.loss.per_token import max_by_response
 from learners.losses import LossInputs, LossOutput
 from learners.mismatch import MismatchTokens, mismatch_metrics
 
@@ -74,7 +74,7 @@ def lag_metrics(version: int, token_versions_N: np.ndarray) -> dict[str, float]:
 
 
 @dataclass
-class TokenStatistics:
+class StepStatistics:
     """Collects per-token quantities over the micro-batches of a step made from policy `version`."""
 
     version: int
@@ -102,7 +102,7 @@ class TokenStatistics:
             self._columns.setdefault(name, []).append(values.double().cpu().numpy())
 
     @classmethod
-    def merged(cls, parts: Sequence[TokenStatistics]) -> TokenStatistics:
+    def merged(cls, parts: Sequence[StepStatistics]) -> StepStatistics:
         """Those of several ranks that have computed a step together."""
         whole = cls(version=parts[0].version)
         for part in parts:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from learners.config import OptimiserConfig
-from learners.sharding import part_of, whole
+from learners.sharding import full_tensor, shard_of
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -76,7 +76,7 @@ class MasterAdamW:
         gradients = [master.grad for master in self._masters if master.grad is not None]
         if not gradients:
             return None
-        norm = float(whole(torch.nn.utils.get_total_norm(gradients)))
+        norm = float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
         if not norm < float("inf"):
             self.clear()
             raise FloatingPointError(f"the gradient norm of optimiser step {self.num_steps + 1} is {norm}; nothing was applied")
@@ -114,8 +114,8 @@ class MasterAdamW:
         """Restore masters, moments and counts from whole tensors, and write the masters back into the model. Raises
         KeyError on a missing master."""
         for name, master in zip(self._names, self._masters, strict=True):
-            master.copy_(part_of(state[f"master/{name}"], master))
+            master.copy_(shard_of(state[f"master/{name}"], master))
             saved = {kind: state[f"{kind}/{name}"] for kind in _MOMENTS if f"{kind}/{name}" in state}
-            self._adamw.state[master] = {kind: part_of(value, master).to(master.device, copy=True) for kind, value in saved.items()}
+            self._adamw.state[master] = {kind: shard_of(value, master).to(master.device, copy=True) for kind, value in saved.items()}
         self.num_steps = int(state["num_steps"])
         self._copy_back()

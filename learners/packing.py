@@ -1,6 +1,6 @@
 """Lay responses out so that what they have in common is computed once, without padding.
 
-    for branches in micro_batches(grow(groups), max_tokens=2048, cost=cost):
+    for branches in micro_batches(prefix_tree(groups), max_tokens=2048, cost=cost):
         packed = pack(branches)
 
 Axes: T computed tokens, N response tokens, M positions whose next token is asked for, K responses of a group, L tokens
@@ -118,7 +118,7 @@ class PackedTokens:
         return PackedTokens(**moved)
 
 
-def grow(groups: Sequence[GroupTokens], *, own_states: bool = False) -> list[Branch]:
+def prefix_tree(groups: Sequence[GroupTokens], *, own_states: bool = False) -> list[Branch]:
     """A branch for every non-empty response, sorted. The flat index of response k of group g is Σ_{h<g} K_h + k.
 
     `own_states`: every token's own state is wanted, the last one's of each response included.

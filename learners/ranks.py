@@ -2,8 +2,8 @@
 
     ranks = OneRank()                                          # or learners.fsdp.ShardedRanks
     model = ranks.load(path, dtype="float32", device="cpu")
-    mine = share(cost_by_group, ranks)                         # indices of this rank's groups
-    for part in in_step(my_micro_batches, ranks):              # as many on every rank
+    mine = own_part(cost_by_group, ranks)                         # indices of this rank's groups
+    for part in in_lockstep(my_micro_batches, ranks):              # as many on every rank
         output = ranks.compute(function, model, ...)           # function(model, ...), the weights at hand
     everyones = ranks.gather(my_statistics)
 
@@ -81,7 +81,7 @@ class OneRank:
         return [value]
 
 
-def shares(costs: Sequence[float], num_shares: int) -> list[list[int]]:
+def partition(costs: Sequence[float], num_shares: int) -> list[list[int]]:
     """Indices of `costs` in `num_shares` sets of nearly equal sums: the dearest first, each to whoever has least
     (Graham 1969: at most 4/3 of the best). Ties go to the lower index. A set may be empty."""
     sets: list[list[int]] = [[] for _ in range(num_shares)]
@@ -93,12 +93,12 @@ def shares(costs: Sequence[float], num_shares: int) -> list[list[int]]:
     return [sorted(indices) for indices in sets]
 
 
-def share(costs: Sequence[float], ranks: Ranks) -> list[int]:
+def own_part(costs: Sequence[float], ranks: Ranks) -> list[int]:
     """This rank's indices, ascending."""
-    return shares(costs, ranks.size)[ranks.rank]
+    return partition(costs, ranks.size)[ranks.rank]
 
 
-def in_step(passes: Sequence[T], ranks: Ranks) -> Iterator[T | None]:
+def in_lockstep(passes: Sequence[T], ranks: Ranks) -> Iterator[T | None]:
     """This rank's `passes`, then None until there have been as many as on the rank that has most."""
     most = max(ranks.gather(len(passes)))
     yield from passes

@@ -1,7 +1,7 @@
 """Tensors that are not there whole: every rank holds a part, or they are formed when they are asked for. Where a
 learner is one process that trains all of its weights, a tensor is whole and all of this does nothing.
 
-    with whole_tensors(state.items()) as tensors:      # on every rank alike
+    with full_tensors(state.items()) as tensors:      # on every rank alike
         write_tensors(path, layout_of(state), tensors)  # on the first one
 
 Gathering is a collective: it only ends once every rank is in it.
@@ -26,7 +26,7 @@ class Deferred:
     make: Callable[[], Tensor]
 
 
-def whole(tensor: Tensor | Deferred, dtype: torch.dtype | None = None) -> Tensor:
+def full_tensor(tensor: Tensor | Deferred, dtype: torch.dtype | None = None) -> Tensor:
     """All of `tensor`, detached; in `dtype`, to which each rank casts its part before it is sent."""
     if isinstance(tensor, Deferred):
         tensor = tensor.make()
@@ -35,14 +35,14 @@ def whole(tensor: Tensor | Deferred, dtype: torch.dtype | None = None) -> Tensor
 
 
 @contextmanager
-def whole_tensors(
+def full_tensors(
     named: Iterable[tuple[str, Tensor | Deferred]], dtype: torch.dtype | None = None
 ) -> Iterator[Iterator[tuple[str, Tensor]]]:
     """An iterator over (name, whole tensor): one is whole at a time.
 
     What was not asked for is gathered when the block is left, also by an exception: the other ranks wait for this one
     in each."""
-    tensors = ((name, whole(tensor, dtype)) for name, tensor in named)
+    tensors = ((name, full_tensor(tensor, dtype)) for name, tensor in named)
     try:
         yield tensors
     finally:
@@ -50,7 +50,7 @@ def whole_tensors(
             pass
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
     """This rank's part of `tensor`, which every rank has whole, divided as `like` is; a number is not divided. Without
     communication."""
     if not _is_sharded(like) or tensor.ndim == 0:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.packing import GroupTokens, PackedTokens, grow, pack
+from learners.packing import GroupTokens, PackedTokens, pack, prefix_tree
 
 SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """What configs of models call a change of logits behind the head (Gemma 2, Cohere, Granite)."""
@@ -80,7 +80,7 @@ def require_independent(model: Any, states_of: Callable[[PackedTokens], Tensor])
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompt, first, second, other, last = ((np.arange(3) + 3 * i + 1) * vocabulary // 16 for i in range(5))
     responses = [[first, second, last], [first, other, last]]
-    passes = [pack(grow([GroupTokens(prompt_ids=prompt, responses=ids)], own_states=True)) for ids in responses]
+    passes = [pack(prefix_tree([GroupTokens(prompt_ids=prompt, responses=ids)], own_states=True)) for ids in responses]
     device = model.get_input_embeddings().weight.device
     try:
         states, others = (states_of(packed.to(device)) for packed in passes)

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from learners.sharding import Deferred, whole_tensors
+from learners.sharding import Deferred, full_tensors
 
 PROBED_COLUMNS = 4
 ALIGNMENT = 64
@@ -121,7 +122,7 @@ def take_snapshot(
     if buffer.size != size:
         raise ValueError(f"the buffer to reuse has {buffer.size} bytes, these tensors need {size}")
     digests, of_head = dict[str, str](), dict[str, str]()
-    with whole_tensors(tensors, dtype) as gathered:
+    with full_tensors(tensors, dtype) as gathered:
         for (name, tensor), spec in zip(gathered, specs, strict=True):
             flat = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
             buffer[spec.offset : spec.offset + flat.size] = flat
@@ -131,6 +132,23 @@ def take_snapshot(
     return WeightSnapshot(
         version=version, buffer=buffer, index=tuple(specs), fingerprint=digests | of_head, checksums=checksums(buffer, specs)
     )
+
+
+def save_model(model: Any, weights: WeightSnapshot, directory: str, *, tokenizer: str) -> None:
+    """Write `weights` with the configuration of `model` and the tokenizer at that path, to be loaded by
+    `from_pretrained`.
+
+    `model` itself may be in parts (`learners.fsdp`), and then of another dtype: of its own it only gives what is no
+    parameter."""
+    from transformers import AutoTokenizer
+
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+    model.save_pretrained(directory, state_dict={**buffers, **dict(weights.tensors())})
+    model.config.dtype = weights.index[0].dtype  # else that of the parameters
+    model.config.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
 
 
 def checksums(buffer: np.ndarray, index: Sequence[TensorSpec]) -> dict[str, int]:

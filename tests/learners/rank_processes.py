@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from learners.fsdp import Meeting, ShardedRanks
+from learners.fsdp import Rendezvous, ShardedRanks
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.learners.rank_processes", "learners.policy_learner", "transformers.models.llama.modeling_llama"])
@@ -93,11 +93,11 @@ def _run(rank: int, size: int, connection: Connection, task: bytes, collective_t
     torch.set_num_threads(1)
     try:
         if rank == 0:
-            meeting = Meeting.open(timeout_s=TIMEOUT_S)
-            send(meeting.address)
+            rendezvous = Rendezvous.open(timeout_s=TIMEOUT_S)
+            send(rendezvous.address)
         else:
-            meeting = Meeting.at(pickle.loads(connection.recv_bytes()), timeout_s=TIMEOUT_S)
-        ranks = ShardedRanks.join(meeting, rank=rank, size=size, device="cpu", collective_timeout_s=collective_timeout_s)
+            rendezvous = Rendezvous.at(pickle.loads(connection.recv_bytes()), timeout_s=TIMEOUT_S)
+        ranks = ShardedRanks.join(rendezvous, rank=rank, size=size, device="cpu", collective_timeout_s=collective_timeout_s)
         function, args = pickle.loads(task)
         send((True, function(ranks, *args)))
     except BaseException:

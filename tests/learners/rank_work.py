@@ -14,7 +14,7 @@ from torch import Tensor
 from learners.config import LearnerConfig
 from learners.policy_learner import PolicyLearner
 from learners.ranks import Ranks
-from learners.sharding import whole
+from learners.sharding import full_tensor
 from tests.learners.exact_norms import make_norms_exact
 from tests.learners.samples import GradientRecorder, ragged_batch
 
@@ -87,7 +87,9 @@ def train(
         "weights": weights,
         "fingerprint": None if snapshot is None else dict(snapshot.fingerprint),
         "buffer": None if snapshot is None else np.array(snapshot.buffer),
-        "masters": {name: whole(value).clone() for name, value in learner._optimiser.state_dict().items() if name.startswith("master/")},
+        "masters": {
+            name: full_tensor(value).clone() for name, value in learner._optimiser.state_dict().items() if name.startswith("master/")
+        },
         "is_in_parts": any(hasattr(parameter, "full_tensor") for parameter in learner._model.parameters()),
         "held": sum(_local(parameter).numel() for parameter in learner._model.parameters()),
         "rng": torch.get_rng_state(),

@@ -13,7 +13,7 @@ from torch import Tensor
 from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 from buffers.schema import concat_groups, to_record_batch, with_scores, with_verdicts
 from learners.packing import GroupTokens
-from learners.sharding import whole
+from learners.sharding import full_tensor
 
 VOCABULARY = 104
 Ids = Sequence[int]
@@ -124,7 +124,7 @@ def gradients(model: Any) -> dict[str, Tensor]:
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     missing = [name for name, gradient in found.items() if gradient is None]
     assert not missing, f"no gradient: {missing}"
-    return {name: whole(gradient).clone() for name, gradient in found.items()}
+    return {name: full_tensor(gradient).clone() for name, gradient in found.items()}
 
 
 class GradientRecorder:

@@ -139,7 +139,7 @@ def moved(batch: Batch, i: int, t: int, field: str, by: float) -> Batch:
     return [*batch[:i], response, *batch[i + 1 :]]
 
 
-# --- advantages ----------------------------------------------------------------------------------------------------------
+# --- advantages ------------------------------------------------------------------------------------------------------
 
 Rewards = Sequence[Sequence[float | None]]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from buffers.schema import concat_groups
-from learners.fsdp import Meeting, ShardedRanks, interface_of, local_address_towards
+from learners.fsdp import Rendezvous, ShardedRanks, interface_of, local_address_towards
 from learners.ranks import OneRank, RankLost, is_rank_lost
 from tests.learners import rank_work
 from tests.learners.rank_processes import RankFailed, on_ranks, rank_processes
@@ -48,7 +48,7 @@ def assert_all_gradients_equal(
                 assert_equal_gradients(gradient, plain, atol=1e-9)
 
 
-# --- the gradient ------------------------------------------------------------------------------------------------------
+# --- the gradient ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [3, pytest.param(2, marks=pytest.mark.long)])
@@ -85,7 +85,7 @@ def test_a_head_that_is_not_tied_is_divided_too(tmp_path: Path, other_model: str
     assert_all_gradients_equal(2, make_tiny_model(tmp_path, tied=False), other_model, ragged_batch(2), [{}])
 
 
-# --- steps -------------------------------------------------------------------------------------------------------------
+# --- steps -----------------------------------------------------------------------------------------------------------
 
 
 def assert_moved_alike(found: dict[str, Tensor], expected: dict[str, Tensor], before: dict[str, Tensor], *, within: float) -> None:
@@ -163,7 +163,7 @@ def train_on_infinity(ranks: ShardedRanks, model: str) -> tuple[bool, int, int]:
     return raised, version, learner.step(ragged_batch(2)).version
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------------
+# --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def saved_bits(directory: Path) -> dict[str, Tensor]:
@@ -246,7 +246,7 @@ def save_and_step(ranks: ShardedRanks, model: str, directory: Path) -> tuple[str
     return error, learner.step(ragged_batch(2)).version
 
 
-# --- ranks that go away ------------------------------------------------------------------------------------------------
+# --- ranks that go away ----------------------------------------------------------------------------------------------
 
 
 def step_until_it_ends(ranks: ShardedRanks, model: str) -> str:
@@ -275,19 +275,19 @@ def test_a_rank_that_goes_away_in_a_step_ends_the_others_steps_in_time(tiny_mode
 
 
 def test_a_rank_that_never_comes_is_not_waited_for_beyond_the_time() -> None:
-    meeting = Meeting.open(timeout_s=1.0)
+    rendezvous = Rendezvous.open(timeout_s=1.0)
     began = time.monotonic()
     with pytest.raises(RankLost, match="rank 1, rank 2 of the learner did not come within 1 s"):
-        ShardedRanks.join(meeting, rank=0, size=3, device="cpu", collective_timeout_s=600.0)
+        ShardedRanks.join(rendezvous, rank=0, size=3, device="cpu", collective_timeout_s=600.0)
     assert time.monotonic() - began < 10
 
 
 def test_a_meeting_that_is_not_there_is_named() -> None:
-    meeting = Meeting.open(timeout_s=1.0)
-    address = meeting.address
-    del meeting
+    rendezvous = Rendezvous.open(timeout_s=1.0)
+    address = rendezvous.address
+    del rendezvous
     with pytest.raises(RankLost, match=f"first rank is not to be had at {address}"):
-        Meeting.at(address, timeout_s=0.5)
+        Rendezvous.at(address, timeout_s=0.5)
 
 
 def test_a_failure_of_ones_own_is_not_taken_for_a_lost_rank() -> None:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from learners.batches import read_groups
 from learners.config import LearnerConfig
 from learners.forward import load_causal_lm, response_logprobs
 from learners.layers import CompilerMissing, layers_of, require_compiler, run_layers
-from learners.packing import grow, pack
-from learners.policy_learner import PolicyLearner, read_groups
+from learners.packing import pack, prefix_tree
+from learners.policy_learner import PolicyLearner
 from tests.learners.samples import assert_equal_gradients, gradients, ragged_batch
 
 
@@ -20,7 +21,7 @@ def logprobs_and_gradients(model: Any, *seeds: int) -> tuple[list[Tensor], dict[
     found = []
     model.zero_grad()
     for seed in seeds:
-        packed = pack(grow(read_groups(ragged_batch(2 + seed, seed=seed), 4)))
+        packed = pack(prefix_tree(read_groups(ragged_batch(2 + seed, seed=seed), 4)))
         logprob_N, entropy_N = response_logprobs(model, packed, temperature=0.9, entropy_gradient=True)
         (logprob_N.square().sum() + entropy_N.sum()).backward()
         found.append(logprob_N.detach())
@@ -38,7 +39,7 @@ def saved_bytes(model: Any) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    packed = pack(grow(read_groups(ragged_batch(8), 4)))
+    packed = pack(prefix_tree(read_groups(ragged_batch(8), 4)))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _ = response_logprobs(model, packed, temperature=1.0)
         return sum(kept.values())

@@ -47,7 +47,7 @@ def test_by_default_a_step_is_what_it_was_before_there_were_strategies(
     assert found == pytest.approx(masters, rel=1e-7)
 
 
-# --- the reference -----------------------------------------------------------------------------------------------------
+# --- the reference ---------------------------------------------------------------------------------------------------
 
 
 def test_without_a_divergence_no_reference_is_loaded(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_the_bonus_alone_is_said_to_give_signs_only_where_there_would_be_none_wi
         assert metrics.get("advantage/bonus_alone") == (0.0 if beta else None)
 
 
-# --- the rest ----------------------------------------------------------------------------------------------------------
+# --- the rest --------------------------------------------------------------------------------------------------------
 
 
 def test_the_unlikelier_of_two_right_answers_is_reinforced_more(tiny_model: str) -> None:

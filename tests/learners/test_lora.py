@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from learners.batches import TokenLookup, read_groups
 from learners.checkpoint import CheckpointError
 from learners.config import LoraConfig
 from learners.forward import load_causal_lm, response_logprobs
 from learners.lora import Adapters, LoraError, check_lora, merged, require_base, write_merged
-from learners.policy_learner import PolicyLearner, read_groups
+from learners.policy_learner import PolicyLearner
 from learners.weights import HEAD, take_snapshot
 from tests.learners.samples import assert_equal_gradients, plain_logprobs, ragged_batch
 from tests.learners.test_policy_learner import GROUP_SIZE, PLAIN, assert_identical, make_learner, mixed_batch, plain_loss
@@ -219,10 +220,10 @@ def test_the_reference_is_the_model_without_adapters_and_no_copy_of_it(tiny_mode
     frozen = make_learner(tiny_model, **settings)
     stir(learner)
     batch = ragged_batch(3)
-    groups = read_groups(batch, GROUP_SIZE)
-    reference = learner._reference_logprobs(batch, groups)
-    assert (reference == frozen._reference_logprobs(batch, groups)).all()
-    assert (reference != learner._flat_logprobs(learner._model, batch, groups, [range(3)])).any(), "its adapters are off still"
+    groups, lookup = read_groups(batch, GROUP_SIZE), TokenLookup.of(batch)
+    reference = learner._reference_logprobs(lookup, groups)
+    assert (reference == frozen._reference_logprobs(lookup, groups)).all()
+    assert (reference != learner._flat_logprobs(learner._model, lookup, groups, [range(3)])).any(), "its adapters are off still"
     assert learner.step(batch).metrics["learner/grad_norm"] > 0
     assert all(parameter.requires_grad for parameter in adapters_of(learner).values()) and len(adapters_of(learner)) == 28
 

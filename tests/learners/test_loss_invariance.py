@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from buffers.schema import concat_groups
-from learners.advantages import NORMALISERS, group_advantages
+from learners.advantages import NORMALISERS, group_advantages, kl_penalised_rewards, unlikeliness_rewards
 from learners.config import LearnerConfig
 from learners.forward import load_causal_lm
 from learners.loss.aggregation import AGGREGATIONS
@@ -22,7 +22,6 @@ from learners.loss.kl import KL_ESTIMATORS
 from learners.loss.surrogates import SURROGATES
 from learners.losses import LossInputs, policy_loss
 from learners.policy_learner import PolicyLearner
-from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
 from tests.learners.samples import assert_equal_gradients, gradients, in_order, make_group, plain_logprobs, ragged_groups
 from tests.tiny_model import make_tiny_model
 

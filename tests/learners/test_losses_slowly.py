@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from learners import config as configs
+from learners import facts
 from learners.config import LossConfig
 from learners.loss.aggregation import AGGREGATIONS
 from learners.loss.corrections import CORRECTIONS
@@ -111,12 +112,12 @@ def gradient_of(values: torch.Tensor | None) -> list[float]:
     return torch.zeros_like(values).tolist() if values.grad is None else values.grad.tolist()
 
 
-# --- nothing is forgotten ------------------------------------------------------------------------------------------------
+# --- nothing is forgotten --------------------------------------------------------------------------------------------
 
 
 def test_every_named_part_has_a_function_and_is_tested_here() -> None:
-    assert SURROGATES.keys() == set(get_args(configs.Surrogate)) == SURROGATE_SETTINGS.keys()
-    assert CORRECTIONS.keys() == set(get_args(configs.Correction)) == CORRECTION_SETTINGS.keys()
+    assert SURROGATES.keys() == facts.SURROGATES.keys() == SURROGATE_SETTINGS.keys()
+    assert CORRECTIONS.keys() == facts.CORRECTIONS.keys() == CORRECTION_SETTINGS.keys()
     assert AGGREGATIONS.keys() == set(get_args(configs.Aggregation)) == AGGREGATION_SETTINGS.keys()
     assert KL_ESTIMATORS.keys() == set(get_args(configs.KlEstimator))
     assert len(every_loss()) == 5 * 10 * 3 + 3 * 3
@@ -132,7 +133,7 @@ def test_every_named_part_states_its_source_or_equation() -> None:
     assert silent == []
 
 
-# --- against the slow reference ------------------------------------------------------------------------------------------
+# --- against the slow reference --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", every_loss(), ids=label)
@@ -174,7 +175,7 @@ def test_the_batch_shows_both_sides_of_every_limit() -> None:
     assert dual > plain
 
 
-# --- however a batch is laid out -----------------------------------------------------------------------------------------
+# --- however a batch is laid out -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", [(1, 1, 1, 1, 1), (2, 3), (4, 1)], ids=str)
@@ -217,7 +218,7 @@ def test_neither_the_order_of_tokens_nor_the_numbers_of_responses_matter() -> No
         assert gradient_of(moved.logprob_N) == pytest.approx(shuffled, rel=1e-12, abs=1e-15), label(config)
 
 
-# --- what was, still is --------------------------------------------------------------------------------------------------
+# --- what was, still is ----------------------------------------------------------------------------------------------
 
 
 def loss_before_there_were_strategies(inputs: LossInputs, config: LossConfig) -> torch.Tensor:
@@ -251,7 +252,7 @@ def test_by_default_the_loss_is_what_it_was_before_bit_for_bit(correction: str, 
     assert found.grad is not None and expected.grad is not None and torch.equal(found.grad, expected.grad)
 
 
-# --- far out ------------------------------------------------------------------------------------------------------------
+# --- far out ---------------------------------------------------------------------------------------------------------
 
 FAR: list[dict[str, Any]] = [
     *({"surrogate": name, "correction": "none"} for name in SURROGATE_SETTINGS),

@@ -35,7 +35,7 @@ def tokens_of(ratios: list[float], *, lags: list[int] | None = None, logprob: fl
     )
 
 
-# --- figures -----------------------------------------------------------------------------------------------------------
+# --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def test_figures_by_lag_worked_by_hand() -> None:
@@ -70,7 +70,7 @@ def test_effective_samples_of_weights_beyond_what_floats_hold() -> None:
     assert effective_sample_share(np.array([2000.0, 2000.0])) == 1.0
 
 
-# --- an engine with a fault --------------------------------------------------------------------------------------------
+# --- an engine with a fault ------------------------------------------------------------------------------------------
 
 
 class Engine:
@@ -252,7 +252,7 @@ def test_one_wrong_token_in_a_few_responses_is_told(learner: PolicyLearner, seed
     assert alarms(learner, engine.batch(other_token)) == {Cause.RETOKENISATION}
 
 
-# --- the monitor -------------------------------------------------------------------------------------------------------
+# --- the monitor -----------------------------------------------------------------------------------------------------
 
 
 def noise(level: float, *, count: int = 400, lag: int = 0, oldest: int = 0) -> MismatchTokens:

@@ -17,7 +17,7 @@ from learners.config import AdvantageConfig, LearnerConfig, LossConfig
 from learners.forward import load_causal_lm
 from learners.losses import LossInputs, policy_loss
 from learners.packing import PackedTokens
-from learners.policy_learner import PolicyLearner, read_groups, token_versions
+from learners.policy_learner import PolicyLearner
 from learners.weights import HEAD
 from tests.learners.samples import (
     GradientRecorder,
@@ -100,7 +100,7 @@ def mixed_batch() -> pa.RecordBatch:
     return concat_groups([*ragged_groups(3), without_signal, unscored])
 
 
-# --- the gradient ------------------------------------------------------------------------------------------------------
+# --- the gradient ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("correction", ["truncated_is", "none"])
@@ -215,7 +215,7 @@ def test_loss_and_gradient_norm_are_means_over_the_optimiser_steps_there_were(ti
     assert together["learner/optimiser_steps"] == 3
 
 
-# --- a step ------------------------------------------------------------------------------------------------------------
+# --- a step ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_reinforced_response_becomes_likelier_and_the_others_less_likely(tiny_model: str) -> None:
@@ -329,7 +329,7 @@ def test_a_gradient_that_is_not_finite_leaves_weights_and_version(tiny_model: st
     assert_identical(masters_of(learner), masters_of(twin))
 
 
-# --- its state ---------------------------------------------------------------------------------------------------------
+# --- its state -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -413,7 +413,7 @@ def test_a_snapshot_of_an_untied_model_sends_its_head(tmp_path: Path) -> None:
     assert not torch.equal(dict(learner.snapshot().tensors())[HEAD], before)
 
 
-# --- what is no batch --------------------------------------------------------------------------------------------------
+# --- what is no batch ------------------------------------------------------------------------------------------------
 
 
 def test_rows_that_do_not_hold_together_are_refused_before_anything_is_computed(tiny_model: str) -> None:
@@ -426,31 +426,3 @@ def test_rows_that_do_not_hold_together_are_refused_before_anything_is_computed(
     with pytest.raises(ValueError, match="the batch has no groups"):
         learner.step(batch.slice(0, 0))
     assert learner.version == 0
-
-
-# --- reading a batch ---------------------------------------------------------------------------------------------------
-
-
-def test_token_versions_follow_the_runs() -> None:
-    batch = make_group(0, [5], [[6, 7, 8, 9], [], [10], [11, 12]], [0.0] * 4, versions=[[3, 3, 5, 6], [], [4], [7, 7]])
-    assert token_versions(batch).tolist() == [3, 3, 5, 6, 4, 7, 7]
-    assert token_versions(batch).dtype == np.int64
-
-
-def test_token_versions_and_groups_of_a_slice_are_those_of_its_rows() -> None:
-    batch = concat_groups(
-        [
-            make_group(0, [5], [[6, 7, 8], [9]], [0.0] * 2, versions=[[1, 2, 2], [1]]),
-            make_group(1, [15, 16], [[17], [18, 19]], [0.0] * 2, versions=[[3], [4, 5]]),
-            make_group(2, [25], [[26], [27]], [0.0] * 2, versions=[[8], [9]]),
-        ]
-    ).slice(2, 2)
-    assert token_versions(batch).tolist() == [3, 4, 5]
-    (group,) = read_groups(batch, 2)
-    assert group.prompt_ids.tolist() == [15, 16]
-    assert [ids.tolist() for ids in group.responses] == [[17], [18, 19]]
-
-
-def test_a_batch_without_tokens_has_no_versions() -> None:
-    assert token_versions(make_group(0, [5], [[], []], [0.0] * 2)).tolist() == []
-    assert token_versions(make_group(0, [5], [[6], [7]], [0.0] * 2).slice(0, 0)).tolist() == []

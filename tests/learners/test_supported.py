@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import learners.forward
 from learners.forward import check_supported, last_hidden_states, load_causal_lm
-from learners.packing import PackedTokens, grow, pack
+from learners.packing import PackedTokens, pack, prefix_tree
 from learners.supported import ModelUnsupported, require_independent, require_supported
 from tests.learners.samples import group_tokens
 
@@ -123,9 +123,9 @@ def test_longrope_is_taken_up_to_its_first_table_and_refused_beyond(tmp_path: Pa
         check_supported(path, longest=17)
     model = load_causal_lm(path, dtype="float32")
     with torch.no_grad():
-        last_hidden_states(model, pack(grow([group_tokens([5] * 8, [[6] * 9])])))
+        last_hidden_states(model, pack(prefix_tree([group_tokens([5] * 8, [[6] * 9])])))
         with pytest.raises(ModelUnsupported, match=r'"longrope"\) from the longest sequence of a pass, which has 17 tokens'):
-            last_hidden_states(model, pack(grow([group_tokens([5] * 8, [[6] * 10])])))
+            last_hidden_states(model, pack(prefix_tree([group_tokens([5] * 8, [[6] * 10])])))
 
 
 @pytest.mark.parametrize(

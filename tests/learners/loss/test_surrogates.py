@@ -25,7 +25,7 @@ def surrogate(
         advantage_N=torch.tensor(advantages, dtype=torch.float64),
         response_N=torch.tensor(responses or [0] * len(ratios)),
     )
-    output = SURROGATES[name](inputs, LossConfig.model_validate({"surrogate": name, **settings}))  # type: ignore[index]
+    output = SURROGATES[name](inputs, LossConfig.model_validate({"surrogate": name, **settings}))
     output.value_N.sum().backward()
     assert logprob_N.grad is not None
     return output, logprob_N.grad.tolist()
