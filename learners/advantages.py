@@ -3,8 +3,7 @@
     rewards_GK = unlikeliness_rewards(rewards_GK, logprobs_GK, 0.25)       # where the configuration asks for it
     advantages_GK = group_advantages(rewards_GK, bonuses_GK, config)       # the known estimator, "normalised"
 
-An estimator of your own is called as (inputs, config). It may call `group_advantages` and change the result.
-"""
+An estimator of your own is called as (inputs, config). It may call `group_advantages` and change the result."""
 
 from __future__ import annotations
 
@@ -60,8 +59,7 @@ def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageCo
     group with fewer than two scored responses gets advantage 0 throughout. With normalise "batch", which compares a
     response with the whole batch, this holds for a batch instead.
 
-    Raises ValueError on shapes that differ.
-    """
+    Raises ValueError on shapes that differ."""
     if rewards_GK.shape != bonuses_GK.shape or rewards_GK.ndim != 2:
         raise ValueError(f"rewards {tuple(rewards_GK.shape)} and bonuses {tuple(bonuses_GK.shape)} must both be (G, K)")
     scored_GK = ~torch.isnan(rewards_GK)
@@ -90,8 +88,7 @@ def mean(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
 def std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
     """Return (x − mean(x)) / (std(x, ddof=1) + 1e-6) over the group: GRPO (arXiv:2402.03300).
 
-    All groups with any contrast count alike.
-    """
+    All groups with any contrast count alike."""
     centered_GK = mean(values_GK, scored_GK)
     variance_G1 = centered_GK.square().sum(-1, keepdim=True) / (_count(scored_GK) - 1).clamp(min=1)
     return centered_GK / (variance_G1.sqrt() + EPSILON)
@@ -100,8 +97,7 @@ def std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
 def leave_one_out(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
     """Return x_i − mean of the group's other x_j: RLOO (arXiv:2402.14740), unbiased.
 
-    With n scored responses it is n/(n − 1) times `mean`.
-    """
+    With n scored responses it is n/(n − 1) times `mean`."""
     count_G1 = _count(scored_GK)
     return mean(values_GK, scored_GK) * count_G1 / (count_G1 - 1).clamp(min=1)
 
@@ -109,8 +105,7 @@ def leave_one_out(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
 def batch(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
     """Return (x − mean(x)) / (std(x, ddof=1) + 1e-6) over all scored responses: REINFORCE++ (arXiv:2501.03262).
 
-    The paper normalises over tokens, so that long responses weigh more in the mean. Here a response counts once.
-    """
+    The paper normalises over tokens, so that long responses weigh more in the mean. Here a response counts once."""
     centered_1N = mean(values_GK.reshape(1, -1), scored_GK.reshape(1, -1))  # as if the batch were one group
     return _divide_by_batch_std(centered_1N.view_as(values_GK), scored_GK)
 
@@ -119,8 +114,8 @@ def group_mean_batch_std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
     """Return (x − mean over the group) / (std of these over the batch + 1e-6): REINFORCE++ with baseline
     (arXiv:2501.03262).
 
-    The divisor is one number for the whole step, so it does not favour easy or hard problems as a divisor per group does.
-    """
+    The divisor is one number for the whole step, so it does not favour easy or hard problems as a divisor per group
+    does."""
     return _divide_by_batch_std(mean(values_GK, scored_GK), scored_GK)
 
 
@@ -161,7 +156,8 @@ NORMALISERS: Mapping[Normalise, Normaliser] = {
 def unlikeliness_rewards(rewards_GK: Tensor, logprobs_GK: Tensor, strength: float) -> Tensor:
     """Return rewards (G, K), float64, of which likely responses keep less than unlikely ones:
 
-        r_i ← r_i · (1 − strength · rank_i / K)  where r_i > 0,    rank_i the number of the group's responses less likely than i
+        r_i ← r_i · (1 − strength · rank_i / K)  where r_i > 0
+        rank_i: the number of the group's responses that are less likely than i
 
     `logprobs_GK` holds log mu(y | x), the sum over a response's tokens as the sampler recorded it. Among responses of
     reward 1, the rarest counts most. Rewards of 0 and below stay: a smaller penalty for the likeliest response would
@@ -172,8 +168,7 @@ def unlikeliness_rewards(rewards_GK: Tensor, logprobs_GK: Tensor, strength: floa
     by the response's probability, as the paper's text says. Equally likely responses (copies of one) share the mean of
     their ranks, so that the order of rows does not matter.
 
-    A NaN reward stays NaN. Raises ValueError on shapes that differ.
-    """
+    A NaN reward stays NaN. Raises ValueError on shapes that differ."""
     if rewards_GK.shape != logprobs_GK.shape:
         raise ValueError(f"rewards {tuple(rewards_GK.shape)} and log-probs {tuple(logprobs_GK.shape)} must both be (G, K)")
     logprobs_GK = logprobs_GK.to(torch.float64)
@@ -188,9 +183,8 @@ def unlikeliness_rewards(rewards_GK: Tensor, logprobs_GK: Tensor, strength: floa
 def kl_penalised_rewards(rewards_GK: Tensor, kl_GK: Tensor, coefficient: float) -> Tensor:
     """Return r_i − coefficient · kl_i (G, K), float64. kl_i sums an estimate of `learners.loss.kl` over response i.
 
-    InstructGPT (arXiv:2203.02155) and RLOO (arXiv:2402.14740) use log pi − log pi_ref of every token, which is estimator
-    "k1". pi is the policy that sampled, as recorded, because the samples measure its divergence. REINFORCE++
+    InstructGPT (arXiv:2203.02155) and RLOO (arXiv:2402.14740) use log pi − log pi_ref of every token, which is
+    estimator "k1". pi is the policy that sampled, as recorded, because the samples measure its divergence. REINFORCE++
     (arXiv:2501.03262) subtracts from a token's advantage only the divergences from that token on; here a response has
-    one advantage.
-    """
+    one advantage."""
     return rewards_GK.to(torch.float64) - coefficient * kl_GK.to(torch.float64)

@@ -3,8 +3,7 @@
 groups = read_groups(batch, group_size)                          # token ids
 lookup = TokenLookup.of(batch)                                   # columns with one value per response token
 for packed in prefetch(pack, micro_batches(...)):                # meanwhile a thread packs the next one
-    tokens = lookup.gather(packed, like=logprob_N)
-"""
+    tokens = lookup.gather(packed, like=logprob_N)"""
 
 from __future__ import annotations
 
@@ -98,8 +97,7 @@ class TokenLookup:
 def sum_by_row(batch: pa.RecordBatch, values: np.ndarray) -> Tensor:
     """Return the sum of the flat per-token `values` over the response tokens of each row (R,), float64.
 
-    Tokens are added in their order, so equal responses have equal sums.
-    """
+    Tokens are added in their order, so equal responses have equal sums."""
     _, offsets = list_column_arrays(batch, "response_ids")
     rows = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
     return torch.from_numpy(np.bincount(rows, weights=values, minlength=batch.num_rows))
@@ -123,8 +121,7 @@ def prefetch(prepare: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
     The caller's own thread takes the `items`, so they may be made with collectives. An error of `prepare` is raised
     where its result is due, after the results before it. A caller that stops early waits for the thread to finish its
-    item, and no thread is left running.
-    """
+    item, and no thread is left running."""
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         pending: Future[T] | None = None
         for item in items:

@@ -35,15 +35,15 @@ class AdvantageConfig(BaseModel):
     estimator_options: dict[str, Any] = {}
     """Keyword arguments for an estimator that is a class of your own. The known estimator takes none."""
     normalise: Normalise = "std"
-    """What a reward is compared with. "std" (GRPO): subtract the group's mean, divide by the group's standard deviation.
-    "mean" (Dr. GRPO): subtract the group's mean only. "leave_one_out" (RLOO): subtract the mean of the group's other
-    responses. "batch" (REINFORCE++): use the mean and standard deviation of the whole batch, so that a group whose
-    rewards are all equal trains too. "group_mean_batch_std" (REINFORCE++ with baseline): subtract the group's mean,
-    divide by the standard deviation of the batch."""
+    """What a reward is compared with. "std" (GRPO): subtract the group's mean, divide by the group's standard
+    deviation. "mean" (Dr. GRPO): subtract the group's mean only. "leave_one_out" (RLOO): subtract the mean of the
+    group's other responses. "batch" (REINFORCE++): use the mean and standard deviation of the whole batch, so that a
+    group whose rewards are all equal trains too. "group_mean_batch_std" (REINFORCE++ with baseline): subtract the
+    group's mean, divide by the standard deviation of the batch."""
     combine: Literal["reward", "advantage"] = "advantage"
-    """Where the bonus enters. "advantage": the rewards are normalised, then beta·(bonus − group mean) is added, so beta
-    is a scale. "reward" (the paper): alpha·reward + beta·bonus is normalised as one number. In a group whose rewards are
-    all equal, the bonus alone is then scaled up to unit variance, however small beta is."""
+    """Where the bonus enters. "advantage": the rewards are normalised, then beta·(bonus − group mean) is added, so
+    beta is a scale. "reward" (the paper): alpha·reward + beta·bonus is normalised as one number. In a group whose
+    rewards are all equal, the bonus alone is then scaled up to unit variance, however small beta is."""
     alpha: float = Field(1.0, ge=0)
     """Weight of the task's reward. With combine = "advantage" it has no effect if `normalise` divides by a standard
     deviation, unless it is 0. Change beta there."""
@@ -106,9 +106,9 @@ class LossConfig(BaseModel):
     surrogate: Surrogate = "clip"
     """What is maximised for one token (`learners.loss.surrogates`), with the ratio pi / pi_old of the policy that is
     trained and the one the batch began with. "clip" (PPO, GRPO): the ratio is clipped. "gspo": one ratio for a whole
-    response, clipped to a range of its own. "cispo": the ratio is a capped weight without gradient, so every token keeps
-    a gradient. "reinforce": no ratio, so mini_batches must be 1. Or the import path "package.module:name" of your own
-    function or class, called as (inputs, config). On policy all known surrogates have the same gradient."""
+    response, clipped to a range of its own. "cispo": the ratio is a capped weight without gradient, so every token
+    keeps a gradient. "reinforce": no ratio, so mini_batches must be 1. Or the import path "package.module:name" of
+    your own function or class, called as (inputs, config). On policy all known surrogates have the same gradient."""
     surrogate_options: dict[str, Any] = {}
     """Keyword arguments for a surrogate that is a class of your own. Known surrogates take none."""
     clip_low: float = Field(0.2, ge=0, lt=1)
@@ -126,8 +126,8 @@ class LossConfig(BaseModel):
     gspo_clip_high: float = Field(4e-4, ge=0)
     """"gspo": the response's ratio is clipped from above at 1 + gspo_clip_high."""
     cispo_cap: float = Field(5.0, ge=1)
-    """"cispo": the largest weight of a token. The weight is the ratio, which is 1 on policy. There is no lower bound, as
-    in the paper."""
+    """"cispo": the largest weight of a token. The weight is the ratio, which is 1 on policy. There is no lower
+    bound, as in the paper."""
     aggregation: Aggregation = "token_mean"
     """How the values of tokens become one loss (`learners.loss.aggregation`). "token_mean" (DAPO): the mean over all
     tokens of the batch, so a long response weighs more. "sequence_mean" (GRPO, GSPO): the mean over the tokens of a
@@ -138,13 +138,13 @@ class LossConfig(BaseModel):
     Must be 0 with any other aggregation."""
     correction: Correction = "truncated_is"
     """The weight of a token that another policy sampled (`learners.loss.corrections`): an older version, or the same
-    version in the engine's arithmetic. With d = log pi_old − log mu, pi_old the policy the batch began with and mu the
-    one that sampled: "truncated_is" is min(exp d, is_cap). "masked_is" (IcePop) is exp d if it is within mask_band, else
-    0. "sequence_truncated_is" and "sequence_masked_is" do the same with one ratio for a whole response. "decoupled"
-    (decoupled PPO) is exp d. "trust_region_mask" is exp d, but 0 for every token of a response that strays too far.
-    "none" is 1, and the surrogate's ratio is taken against mu. "none" is refused with max_policy_lag > 0, unless
-    accept_uncorrected is set. Or the import path "package.module:name" of your own function or class, called as
-    (difference_N, response_N, config)."""
+    version in the engine's arithmetic. With d = log pi_old − log mu, pi_old the policy the batch began with and mu
+    the one that sampled: "truncated_is" is min(exp d, is_cap). "masked_is" (IcePop) is exp d if it is within
+    mask_band, else 0. "sequence_truncated_is" and "sequence_masked_is" do the same with one ratio for a whole
+    response. "decoupled" (decoupled PPO) is exp d. "trust_region_mask" is exp d, but 0 for every token of a response
+    that strays too far. "none" is 1, and the surrogate's ratio is taken against mu. "none" is refused with
+    max_policy_lag > 0, unless accept_uncorrected is set. Or the import path "package.module:name" of your own
+    function or class, called as (difference_N, response_N, config)."""
     correction_options: dict[str, Any] = {}
     """Keyword arguments for a correction that is a class of your own. Known corrections take none."""
     is_cap: float = Field(2.0, ge=1)
@@ -212,8 +212,7 @@ class LossConfig(BaseModel):
 def without_effect(section: BaseModel, seam: str, known: Mapping[str, Facts], reads: Collection[str] | None) -> str | None:
     """Return why a key of `section` that is set has no effect, or None.
 
-    `seam` is the key that names the method, `known` its known methods, and `reads` what the chosen method reads.
-    """
+    `seam` is the key that names the method, `known` its known methods, and `reads` what the chosen method reads."""
     if reads is None:
         return None
     for key in sorted(set().union(*(facts.reads or () for facts in known.values())) - set(reads)):
@@ -227,7 +226,8 @@ def without_effect(section: BaseModel, seam: str, known: Mapping[str, Facts], re
 
 
 def _refuse_without_effect(section: BaseModel, seam: str, known: Mapping[str, Facts]) -> None:
-    """Raise ValueError for a key that the known method of `seam` does not read, and for options that it does not take."""
+    """Raise ValueError for a key that the known method of `seam` does not read, and for options that it does not
+    take."""
     chosen, options = getattr(section, seam), getattr(section, f"{seam}_options")
     if (reason := without_effect(section, seam, known, facts_of(known, chosen).reads)) is not None:
         raise ValueError(reason)
@@ -301,14 +301,14 @@ class LearnerConfig(OptimiserConfig):
     """The most tokens in one forward pass, where a prefix that responses share counts once. A single response that is
     longer still runs, alone. It bounds memory only: the gradient does not depend on it."""
     logits_mib: float = Field(512.0, gt=0)
-    """The most memory for logits at a time, in MiB of float32. Logits beyond it are computed in chunks, and once more in
-    the backward pass. It bounds memory only (docs/learner.md)."""
+    """The most memory for logits at a time, in MiB of float32. Logits beyond it are computed in chunks, and once
+    more in the backward pass. It bounds memory only (docs/learner.md)."""
     activation_checkpointing: bool = False
     """true: only the input of each layer is kept for the backward pass, which computes the rest again. This needs less
     memory a token and about a quarter more time. The gradient is the same."""
     compile: bool = False
-    """true: layers are compiled with torch.compile, which makes the first step a minute longer. Needs a C++ compiler, or
-    Triton on a GPU. Results differ by rounding only."""
+    """true: layers are compiled with torch.compile, which makes the first step a minute longer. Needs a C++
+    compiler, or Triton on a GPU. Results differ by rounding only."""
     mini_batches: int = Field(1, ge=1)
     """Optimiser steps per batch. Above 1, the log-probs of the old policy are computed before the first step, and the
     surrogate limits how far the later steps move from it."""
@@ -362,7 +362,8 @@ class CheckpointConfig(BaseModel):
     every: int = Field(20, ge=1)
     """Steps between checkpoints. A checkpoint is always written at the end of a run and on a graceful stop."""
     keep: int = Field(2, ge=1)
-    """The number of newest complete checkpoints that are kept. An older one is removed after a newer one is complete."""
+    """The number of newest complete checkpoints that are kept. An older one is removed after a newer one is
+    complete."""
     keep_every: int = Field(0, ge=0)
     """Checkpoints of steps that are a multiple of this are kept forever, besides the newest. 0: none. Checkpoints exist
     at multiples of `every` and where a run ended, so choose a multiple of `every`."""

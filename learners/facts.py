@@ -1,7 +1,6 @@
 """What a configuration must know of each known surrogate, correction and advantage estimator. Imports no torch.
 
-The functions themselves are in `learners.loss.surrogates`, `learners.loss.corrections` and `learners.advantages`.
-"""
+The functions themselves are in `learners.loss.surrogates`, `learners.loss.corrections` and `learners.advantages`."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@
     output.loss.backward()
 
 Its parts have their equations and sources in `learners.loss.surrogates`, `learners.loss.corrections`,
-`learners.loss.aggregation` and `learners.loss.kl`.
-"""
+`learners.loss.aggregation` and `learners.loss.kl`."""
 
 from __future__ import annotations
 
@@ -63,10 +62,10 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
 
         loss = −agg_t( w_t · surrogate_t ) + kl.coefficient · agg_t( kl_t ) − entropy_coefficient · agg_t( H_t )
 
-    with agg the aggregation, w the correction, kl the estimator of KL(pi ‖ pi_ref), H the entropy. The default is
-    w_t = min(pi_prox/mu, is_cap) and
+    with agg the aggregation, w the correction, kl the estimator of KL(pi ‖ pi_ref), H the entropy. By default
 
-        loss = −1/M Σ_t w_t · min(rho_t A_t, clip(rho_t, 1 − clip_low, 1 + clip_high) A_t),    rho_t = pi(t) / pi_prox(t)
+        loss = −1/M Σ_t w_t · min(rho_t A_t, clip(rho_t, 1 − clip_low, 1 + clip_high) A_t)
+        rho_t = pi(t) / pi_prox(t)        w_t = min(pi_prox(t) / mu(t), is_cap)
 
     Divergence and entropy are not weighted by w, as in GRPO's published form. They hold the policy at every token,
     whichever policy sampled it; weights would release exactly the tokens that have moved furthest.
@@ -105,7 +104,8 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
 
 
 def _require_per_token(surrogate: SurrogateOutput, weight_N: Tensor, shape: torch.Size, config: LossConfig) -> None:
-    """Raise ValueError unless both methods returned tensors (N,). A tensor of another shape could be broadcast unseen."""
+    """Raise ValueError unless both methods returned tensors (N,). A tensor of another shape could be broadcast
+    unseen."""
     if not isinstance(surrogate, SurrogateOutput):
         raise ValueError(
             f'learner.loss.surrogate = "{config.surrogate}" returned {type(surrogate).__name__}: it must return a SurrogateOutput'

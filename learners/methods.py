@@ -3,9 +3,8 @@
     require_methods(config.learner)                 # once, before anything starts: raises ExtensionError
     output = surrogate_of(config.learner.loss)(inputs, config.learner.loss)
 
-A method is a known name or an import path (`buffers.extensions`). What an import path names is loaded once a process, and
-a class is made once with its options. All users share it, so a method should depend on its arguments only.
-"""
+A method is a known name or an import path (`buffers.extensions`). What an import path names is loaded once a process,
+and a class is made once with its options. All users share it, so a method should depend on its arguments only."""
 
 from __future__ import annotations
 
@@ -46,7 +45,8 @@ def estimator_of(config: AdvantageConfig) -> Estimator:
 
 
 def require_methods(config: LearnerConfig) -> None:
-    """Load all methods of `config`. Raises ExtensionError where one cannot be used, or does not read a key that is set."""
+    """Load all methods of `config`. Raises ExtensionError where one cannot be used, or does not read a key that is
+    set."""
     _require_read(estimator_of(config.advantage), config.advantage, "learner.advantage", "estimator", facts.ESTIMATORS)
     _require_read(surrogate_of(config.loss), config.loss, "learner.loss", "surrogate", facts.SURROGATES)
     _require_read(correction_of(config.loss), config.loss, "learner.loss", "correction", facts.CORRECTIONS)
@@ -55,8 +55,7 @@ def require_methods(config: LearnerConfig) -> None:
 def estimated_advantages(inputs: AdvantageInputs, config: AdvantageConfig) -> Tensor:
     """Return what the estimator of `config` makes of `inputs`: advantages (G, K), float64.
 
-    Raises ValueError naming the estimator for a result of another shape, or one that is not finite.
-    """
+    Raises ValueError naming the estimator for a result of another shape, or one that is not finite."""
     advantages_GK, shape = estimator_of(config)(inputs, config), tuple(inputs.rewards_GK.shape)
     named = f'learner.advantage.estimator = "{config.estimator}"'
     if not isinstance(advantages_GK, Tensor) or tuple(advantages_GK.shape) != shape:
@@ -83,8 +82,8 @@ def _method(known: Mapping[str, M], name: str, options: Mapping[str, Any], key: 
 
 
 def _require_read(method: Any, section: BaseModel, prefix: str, seam: str, known: Mapping[str, facts.Facts]) -> None:
-    """Raise ExtensionError where `method` says with `reads` what it reads, and a key of `section` that is set is none of
-    these. The keys of known methods are checked by the configuration itself."""
+    """Raise ExtensionError where `method` says with `reads` what it reads, and a key of `section` that is set is
+    none of these. The keys of known methods are checked by the configuration itself."""
     reads: Collection[str] | None = getattr(method, "reads", None)
     if reads is None:
         return

@@ -5,13 +5,12 @@ comes out.
     report = learner.step(batch)            # an Arrow batch of whole groups with rewards and bonuses
     snapshot = learner.snapshot()           # the weights of the new version, for the engines
 
-The defaults differ from GRPO as published in five points, each a key of the configuration: asymmetric clipping; the mean
-over all tokens of the batch; truncated importance sampling against the behavior log-probs; no KL term; and groups
+The defaults differ from GRPO as published in five points, each a key of the configuration: asymmetric clipping; the
+mean over all tokens of the batch; truncated importance sampling against the behavior log-probs; no KL term; and groups
 without signal are skipped. Skipping is exact, because such a group adds 0 to the gradient. With a divergence or an
 entropy in the loss every token adds to it, and no group is skipped.
 
-Axes: G groups, K responses, N response tokens of one micro-batch.
-"""
+Axes: G groups, K responses, N response tokens of one micro-batch."""
 
 from __future__ import annotations
 
@@ -53,8 +52,7 @@ DUMMY_BATCH = prefix_tree([GroupTokens(prompt_ids=np.zeros(1, np.int64), respons
 class PolicyLearner:
     """Owns the policy's weights and their optimiser. `version` counts the batches that were trained on.
 
-    With several `ranks` each rank has such an object, and every call is made on all of them (`learners.ranks`).
-    """
+    With several `ranks` each rank has such an object, and every call is made on all of them (`learners.ranks`)."""
 
     def __init__(
         self,
@@ -97,11 +95,10 @@ class PolicyLearner:
     def step(self, batch: pa.RecordBatch, version: int | None = None) -> StepReport:
         """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one.
 
-        `version` is the version that is to train on `batch`, if the caller gives it. Raises ValueError if the learner is
-        at another one, so that no batch is trained on twice, and for a batch that is empty or does not hold well-formed
-        whole groups. Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch is applied,
-        and the version stays.
-        """
+        `version` is the version that is to train on `batch`, if the caller gives it. Raises ValueError if the learner
+        is at another one, so that no batch is trained on twice, and for a batch that is empty or does not hold
+        well-formed whole groups. Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch
+        is applied, and the version stays."""
         if version is not None and version != self.version:
             raise ValueError(f"the learner is at version {self.version}, the batch is for version {version}")
         started = time.monotonic()
@@ -180,8 +177,7 @@ class PolicyLearner:
     ) -> float | None:
         """Take one optimiser step on `part`, if it has a gradient, and return the gradient's norm.
 
-        The loss's denominators count all responses and tokens of `part`, whichever rank computes them.
-        """
+        The loss's denominators count all responses and tokens of `part`, whichever rank computes them."""
         lengths = [len(ids) for g in part.groups for ids in groups[g].responses]
         loss = self._config.loss
         advantage_R = advantages_GK.flatten()
@@ -215,8 +211,8 @@ class PolicyLearner:
         return self._optimiser.step()
 
     def _reference_logprobs(self, lookup: TokenLookup, groups: Sequence[GroupTokens]) -> np.ndarray:
-        """Return log-probs under the frozen copy, or under the model without its adapters, which is the same model. Flat
-        in row order."""
+        """Return log-probs under the frozen copy, or under the model without its adapters, which is the same model.
+        Flat in row order."""
         everything = [range(len(groups))]
         if self._adapters is None:
             return self._flat_logprobs(self._reference, lookup, groups, everything)
@@ -228,8 +224,7 @@ class PolicyLearner:
         """Return the log-probs of the response tokens of the groups in `parts` under `model` as it is now.
 
         The result is flat, in row order, float64, and 0 for other groups. Each part is computed in the micro-batches of
-        an optimiser step on it, because a token's rounding depends on the tokens beside it.
-        """
+        an optimiser step on it, because a token's rounding depends on the tokens beside it."""
         flat = np.zeros(len(lookup.behavior), np.float64)
         for part in parts:
             for micro_batch, packed in prefetch(self._pack, self._own_micro_batches(groups, part)):
@@ -263,8 +258,7 @@ class PolicyLearner:
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
         """Return the policy's tensors, with adapters merged, and the name of the tensor that is also the output head.
 
-        On several ranks the tensors are this rank's shards. The name is None for a head of its own.
-        """
+        On several ranks the tensors are this rank's shards. The name is None for a head of its own."""
         embedding = self._model.get_input_embeddings().weight
         head = self._model.get_output_embeddings().weight
         named = list(self._model.named_parameters()) if self._adapters is None else self._adapters.named_weights()
@@ -287,8 +281,7 @@ class PolicyLearner:
         """Write the policy and its tokenizer as a Hugging Face directory, loadable with `from_pretrained`.
 
         The first rank writes. Adapters, if there are any, go into `adapter/` within it. With None this rank only takes
-        part in the collectives of the others.
-        """
+        part in the collectives of the others."""
         if self.is_first and directory is not None:
             save_model(self._model, self.snapshot(), directory, tokenizer=self._model_path)
             if self._adapters is not None:
@@ -300,8 +293,7 @@ class PolicyLearner:
         """Write everything that a restored learner needs.
 
         These are `policy/` (Hugging Face), or `adapter/` (peft) for a frozen model, and `optimiser.safetensors`
-        (masters, moments, RNG). Neither depends on the number of ranks. For None see `save_policy`.
-        """
+        (masters, moments, RNG). Neither depends on the number of ranks. For None see `save_policy`."""
         state = {
             **self._optimiser.state_dict(),
             **self._mismatch.state_dict(),

@@ -11,8 +11,7 @@ bad, and its gradient would depend on how the batch is split. Ratios are bounded
 our addition.
 
 Your own correction is a function like those here, or a class whose instances are called alike. A set `reads` of names
-says which keys of the loss it reads; a key of [learner.loss] that is set and not read is then refused.
-"""
+says which keys of the loss it reads; a key of [learner.loss] that is set and not read is then refused."""
 
 from __future__ import annotations
 
@@ -45,16 +44,14 @@ def truncated_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -
     """Return w_t = min(exp d_t, is_cap).
 
     Truncated importance sampling (Espeholt et al., IMPALA, arXiv:1802.01561). Yao et al., "Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training", 2025, use it against the mismatch of engine and learner.
-    """
+    Secretly Brings You Off-Policy RL Training", 2025, use it against the mismatch of engine and learner."""
     return ratio(difference_N).clamp(max=config.is_cap)
 
 
 def masked_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
     """Return w_t = exp d_t where mask_low <= exp d_t <= mask_high, else 0.
 
-    IcePop (Ring-1T, arXiv:2510.18855, with 0.5 and 5).
-    """
+    IcePop (Ring-1T, arXiv:2510.18855, with 0.5 and 5)."""
     return _masked(difference_N, config)
 
 
@@ -65,8 +62,7 @@ def sequence_truncated_is(difference_N: Tensor, response_N: Tensor, config: Loss
         ρ = exp (1/T · Σ_t d_t)       sequence_ratio = "geometric"
 
     Seq-TIS (Liu et al., "When Speed Kills Stability", 2025) takes the product. The geometric mean is GSPO's ratio
-    (arXiv:2507.18071); its use here is ours.
-    """
+    (arXiv:2507.18071); its use here is ours."""
     return ratio(_of_response(difference_N, response_N, config)).clamp(max=config.is_cap)
 
 
@@ -74,8 +70,7 @@ def sequence_masked_is(difference_N: Tensor, response_N: Tensor, config: LossCon
     """Return w_t = ρ where mask_low <= ρ <= mask_high, else 0, with ρ as in `sequence_truncated_is`.
 
     The product gives Seq-MIS (Liu et al. 2025), which has only an upper bound, as our default band does. The geometric
-    mean gives the band of their Geo-RS, which weighs what it keeps by 1; we weigh by ρ, which lies within the band.
-    """
+    mean gives the band of their Geo-RS, which weighs what it keeps by 1; we weigh by ρ, which lies within the band."""
     return _masked(_of_response(difference_N, response_N, config), config)
 
 
@@ -84,8 +79,7 @@ def decoupled(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> T
 
     Decoupled PPO (Hilton et al., arXiv:2110.00641; AReaL, arXiv:2505.24298): the ratio is clipped around a proximal
     policy that is newer than mu, and mu enters through the weight only. The proximal policy is the one that the batch
-    begins with. AReaL also caps the weight, which is "truncated_is".
-    """
+    begins with. AReaL also caps the weight, which is "truncated_is"."""
     return ratio(difference_N)
 
 
@@ -96,8 +90,7 @@ def trust_region_mask(difference_N: Tensor, response_N: Tensor, config: LossConf
 
     Trust Region Masking (Li et al., arXiv:2512.23075): the combined criterion, with the estimators that the paper
     recommends if the engine's whole distributions are not available. These are k2 for the maximum, because it sees
-    ratios far below 1 as well as far above, and k3 for the mean.
-    """
+    ratios far below 1 as well as far above, and k3 for the mean."""
     largest_N = max_by_response(k2(difference_N), response_N)
     mean_N = mean_by_response(k3(-difference_N), response_N)
     inside_N = (largest_N <= config.trust_region_max) & (mean_N <= config.trust_region_mean)

@@ -9,8 +9,7 @@ With r = log pi(t) − log pi_ref(t), t sampled from pi (Schulman, "Approximatin
 The value of an estimator and its gradient are two questions. The gradient of E[KL] with respect to the policy is
 E[r·∇log pi], which is exactly that of k2. The gradient of k1 is ∇log pi, whose expectation is 0. That of k3 is
 (1 − exp(−r))·∇log pi, which equals that of k2 to first order in r (GRPO's choice, arXiv:2402.03300; compared in
-arXiv:2510.01555). Subtracted from the reward instead, k1 gives the exact gradient too (InstructGPT, RLOO).
-"""
+arXiv:2510.01555). Subtracted from the reward instead, k1 gives the exact gradient too (InstructGPT, RLOO)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Helpers of the losses: ratios that stay finite, and sums over the tokens of each response.
 
 Axis: N response tokens of one micro-batch. `response_N` says which response a token belongs to (any number >= 0). A
-micro-batch holds whole responses, so nothing here depends on how a batch is split.
-"""
+micro-batch holds whole responses, so nothing here depends on how a batch is split."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ def bounded(log_ratio: Tensor) -> Tensor:
     """Return `log_ratio` limited to ± 20. Beyond the limit it has no gradient.
 
     exp overflows float32 at 89, and infinity times an advantage of 0 is NaN. Without a bound, one token that the engine
-    found nearly impossible would cost the whole step. Papers do not mention the bound; trainers have it (verl, with 20).
-    """
+    found nearly impossible would cost the whole step. Papers do not mention the bound; trainers have it (verl, with
+    20)."""
     return log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
 
 

@@ -8,8 +8,7 @@ same gradient, A·∇log pi. So the choice matters with mini_batches > 1, or wit
 response's weight evenly over its tokens.) Ratios are bounded (`learners.loss.per_token`), which is our addition.
 
 Your own surrogate is a function like those here, or a class whose instances are called alike. A set `reads` of names
-says which keys of the loss it reads; a key of [learner.loss] that is set and not read is then refused.
-"""
+says which keys of the loss it reads; a key of [learner.loss] that is set and not read is then refused."""
 
 from __future__ import annotations
 
@@ -55,8 +54,7 @@ def clip(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
 
     With dual_clip = c the value is at least c·A_t where A_t < 0. Sources: PPO (arXiv:1707.06347) and GRPO
     (arXiv:2402.03300); clip_high > clip_low is DAPO's clip-higher (arXiv:2503.14476); the bound c is dual-clip PPO (Ye
-    et al., arXiv:1912.09729), which takes c = 3.
-    """
+    et al., arXiv:1912.09729), which takes c = 3."""
     ratio_N = ratio(inputs.logprob_N - inputs.anchor_logprob_N)
     clipped_ratio_N = ratio_N.clamp(1 - config.clip_low, 1 + config.clip_high)
     return _pessimistic(ratio_N, clipped_ratio_N, inputs.advantage_N, config.dual_clip)
@@ -68,8 +66,7 @@ def gspo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
         s = exp(1/T · Σ_t (log pi(t) − log pi_anchor(t)))
 
     GSPO (Zheng et al., arXiv:2507.18071), with the paper's ranges 3e-4 and 4e-4 by default. The paper averages over
-    responses: aggregation = "sequence_mean". With "token_mean" a response counts by its length.
-    """
+    responses: aggregation = "sequence_mean". With "token_mean" a response counts by its length."""
     ratio_N = ratio(mean_by_response(inputs.logprob_N - inputs.anchor_logprob_N, inputs.response_N))
     clipped_ratio_N = ratio_N.clamp(1 - config.gspo_clip_low, 1 + config.gspo_clip_high)
     return _pessimistic(ratio_N, clipped_ratio_N, inputs.advantage_N)
@@ -79,9 +76,8 @@ def cispo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
     """Return sg(min(r_t, cispo_cap))·A_t·log pi(t).
 
     CISPO (MiniMax-M1, arXiv:2506.13585) limits the weight and never the gradient, so that a rare token still trains
-    after a large update has moved it. The paper writes clip(r, 1 − low, 1 + high) and sets low so that there is no lower
-    bound; cispo_cap is its 1 + high. The paper aggregates by token mean.
-    """
+    after a large update has moved it. The paper writes clip(r, 1 − low, 1 + high) and sets low so that there is no
+    lower bound; cispo_cap is its 1 + high. The paper aggregates by token mean."""
     ratio_N = ratio(inputs.logprob_N - inputs.anchor_logprob_N).detach()
     return SurrogateOutput(
         value_N=ratio_N.clamp(max=config.cispo_cap) * inputs.advantage_N * inputs.logprob_N, clipped_N=ratio_N > config.cispo_cap
