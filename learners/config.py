@@ -288,11 +288,11 @@ class LearnerConfig(OptimiserConfig):
     """The learner: the optimiser's keys, and everything around it."""
 
     advantage: AdvantageConfig = AdvantageConfig()
-    """From rewards and bonuses to advantages."""
+    """How rewards and bonuses become advantages."""
     loss: LossConfig = LossConfig()
-    """The policy loss."""
+    """The loss that the learner minimises."""
     lora: LoraConfig = LoraConfig()
-    """Low-rank adapters. Off by default."""
+    """Low-rank adapters in place of full training. Off by default."""
     dtype: Dtype = "auto"
     """Precision of the forward and backward pass. "auto": bfloat16 on a GPU and on a CPU that is faster with it, else
     float32. Master weights, summed gradients and AdamW moments are always float32. The engine's rollout.dtype must be

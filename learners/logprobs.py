@@ -69,7 +69,7 @@ class _HeadLogprobs(torch.autograd.Function):
         logprob_N = hidden_MH.new_empty(len(state_N), dtype=wide)
         kept_CV = None
         for rows in _chunks(num_positions, chunk):
-            kept_CV = None  # before the next one is made
+            kept_CV = None  # free it before the next one is made
             kept_CV = _logits(hidden_MH[rows], weight_VH, bias_V, temperature)
             of_chunk = ((state_N >= rows.start) & (state_N < rows.stop)).nonzero().squeeze(-1)
             logprob_N[of_chunk] = kept_CV[state_N[of_chunk] - rows.start, target_N[of_chunk]]

@@ -88,7 +88,7 @@ def _require_read(method: Any, section: BaseModel, prefix: str, seam: str, known
     if reads is None:
         return
     named = f'{prefix}.{seam} = "{getattr(section, seam)}"'
-    if isinstance(reads, str) or not all(isinstance(key, str) for key in reads):
+    if isinstance(reads, str) or not isinstance(reads, Collection) or not all(isinstance(key, str) for key in reads):
         raise ExtensionError(f"{named}: its attribute reads must be a set of names of keys, and it is {reads!r}")
     if unknown := sorted(set(reads) - type(section).model_fields.keys()):
         raise ExtensionError(f"{named}: its attribute reads names {', '.join(unknown)}, and [{prefix}] has no such key")

@@ -77,7 +77,7 @@ class MasterAdamW:
         if not gradients:
             return None
         norm = float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
-        if not norm < float("inf"):
+        if not norm < float("inf"):  # also for NaN
             self.clear()
             raise FloatingPointError(f"the gradient norm of optimiser step {self.num_steps + 1} is {norm}; nothing was applied")
         torch.nn.utils.clip_grads_with_norm_(self._masters, self._config.max_grad_norm, torch.tensor(norm))

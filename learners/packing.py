@@ -131,6 +131,7 @@ def prefix_tree(groups: Sequence[GroupTokens], *, own_states: bool = False) -> l
                 num_computed = len(ids_L) if own_states else len(ids_L) - 1
                 branches.append(Branch(ids_L=ids_L, prompt_length=len(group.prompt_ids), num_computed=num_computed, response=response))
             response += 1
+    # Big-endian bytes sort as the ids do, so branches with a long common prefix become neighbours.
     return sorted(branches, key=lambda branch: branch.ids_L[: branch.num_computed].astype(">u4").tobytes())
 
 
@@ -151,7 +152,7 @@ def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost
     costs = [(cost.of_branch(branch, 0), cost.of_branch(branch, common)) for branch, common in zip(branches, shared, strict=True)]
 
     def cut(max_cost: float) -> list[int]:
-        """Where runs begin. The first branch of a run shares nothing with what is before it."""
+        """Return where runs begin. The first branch of a run shares nothing with the run before."""
         starts = [0]
         run_tokens, run_cost = tokens[0][0], costs[0][0]
         for i in range(1, len(branches)):
@@ -161,7 +162,7 @@ def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost
                 run_tokens, run_cost = tokens[i][0], costs[i][0]
         return starts
 
-    best = cut(float("inf"))
+    best = cut(float("inf"))  # fewest runs; then bisect for the lowest cost that still needs no more of them
     low, high = 0.0, sum(alone for alone, _ in costs)
     while len(best) > 1 and high - low > 1e-3 * high:
         middle = (low + high) / 2
@@ -179,10 +180,10 @@ def pack(branches: Sequence[Branch]) -> PackedTokens:
         name: [] for name in ("ids_T", "depth_T", "predicts_N", "own_N", "target_N", "response_N", "offset_N")
     }
     ends: list[tuple[np.ndarray, int]] = []
-    path_L, before, num_tokens = np.zeros(0, np.int64), None, 0
+    path_L, before, num_tokens = np.zeros(0, np.int64), None, 0  # path_L: the position of each token of the current branch
     for branch in branches:
         shared = branch.shared_with(before) if before is not None else 0
-        ends.append((path_L[shared:], num_tokens))
+        ends.append((path_L[shared:], num_tokens))  # where a branch leaves the one before, the subtrees it leaves end
         path_L = np.concatenate([path_L[:shared], np.arange(num_tokens, num_tokens + branch.num_computed - shared)])
         num_tokens += branch.num_computed - shared
         first, num_response = branch.prompt_length, len(branch.ids_L) - branch.prompt_length

@@ -1,4 +1,4 @@
-"""What ranks are asked to do in tests: functions of (ranks, …), the same for one process and for many."""
+"""What tests ask ranks to do: functions of (ranks, …), the same for one process and for many."""
 
 from __future__ import annotations
 
@@ -38,10 +38,9 @@ def gradients(
     all_settings: Sequence[dict[str, Any]],
     made: dict[str, Any] | None = None,
 ) -> list[list[dict[str, Tensor]]]:
-    """For each of the settings, the float64 gradient of every optimiser step on `batch`; divergences are from the model
-    `reference`.
+    """Return, for each of the settings, the float64 gradient of every optimiser step on `batch`.
 
-    `made`: settings that the learner is made with.
+    Divergences are measured from the model `reference`. The learner is made with the settings `made`.
     """
     if ranks.size > 1:
         make_norms_exact()
@@ -68,8 +67,10 @@ def train(
     save: Path | None = None,
     num_groups: int = 3,
 ) -> dict[str, Any]:
-    """Steps on ragged batches, from what was saved in `load` and into `save`; the first rank tells of each step and of
-    the weights."""
+    """Train on ragged batches, from what was saved in `load` and into `save`.
+
+    Returns the reports of the steps and, on the first rank, the weights.
+    """
     learner = make_learner(ranks, model, **settings)
     if load is not None:
         learner.load(load)

@@ -101,7 +101,7 @@ def test_equal_rewards_without_bonus_give_exactly_zero() -> None:
 
 @pytest.mark.parametrize("beta", [1e-3, 1e-2, 1.0])
 def test_in_an_all_correct_group_the_papers_bonus_has_unit_variance_whatever_beta(beta: float) -> None:
-    """Trap 1 of the published recipe: `combine = "reward"` blows the bonus up to a standard deviation of 1."""
+    """Trap 1 of the published recipe: with `combine = "reward"` the bonus is scaled up to a standard deviation of 1."""
     bonuses_GK = draw(7, 1, 8)
     found_GK = advantages(torch.ones(1, 8), bonuses_GK, combine="reward", beta=beta)
     zscore_GK = (bonuses_GK - bonuses_GK.mean()) / bonuses_GK.std()
@@ -171,7 +171,7 @@ def test_the_mean_advantage_over_the_batch_is_zero(normalise: str) -> None:
 @pytest.mark.parametrize("group_size", [3, 5, 6, 7])
 @pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.0, -0.7])
 def test_a_batch_without_contrast_has_no_signal_whatever_the_normaliser(normalise: str, group_size: int, value: float) -> None:
-    """Exactly none, of rewards and of bonuses, also where their sum is not K times the one."""
+    """Advantages are exactly 0, for rewards and for bonuses, even if their sum is not K times one of them."""
     values_GK = torch.full((3, group_size), value, dtype=torch.float64)
     assert not advantages(values_GK, normalise=normalise, beta=0.0).any()
     assert not advantages(values_GK, values_GK.abs(), normalise=normalise, beta=0.5).any()
@@ -190,7 +190,8 @@ def test_over_the_batch_a_groups_only_score_has_an_advantage() -> None:
 
 
 def test_unlikeliness_worked_by_hand() -> None:
-    """Of four, the likeliest (rank 3) loses 3/4 of a quarter, the unlikeliest nothing; who has 0 keeps it."""
+    """Of four responses, the likeliest (rank 3) loses 3/4 of a quarter and the unlikeliest nothing. A reward of 0
+    stays."""
     found_GK = unlikeliness_rewards(torch.tensor([[1.0, 1.0, 0.0, 1.0]]), torch.tensor([[-1.0, -9.0, -2.0, -3.0]]), 0.25)
     assert found_GK.dtype == torch.float64
     assert found_GK.tolist() == [[1 - 0.25 * 3 / 4, 1.0, 0.0, 1 - 0.25 / 4]]

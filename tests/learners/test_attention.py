@@ -24,7 +24,7 @@ def packed_groups() -> PackedTokens:
 
 
 def visible(end_T: Tensor) -> Tensor:
-    """(T, T): query in rows, key in columns."""
+    """Return the rule as (T, T), with queries in rows and keys in columns."""
     index_T = torch.arange(len(end_T))
     return (index_T <= index_T[:, None]) & (index_T[:, None] < end_T)
 
@@ -44,7 +44,7 @@ def test_blocks_show_each_query_its_ancestors_and_itself_only(num_queries: int) 
 
 
 def test_blocks_leave_out_what_is_no_ancestor() -> None:
-    """Two long responses to one prompt: a block of the second has no key of the first."""
+    """There are two long responses to one prompt. A block of the second has no key of the first."""
     end_T = pack(prefix_tree([group_tokens(range(10), [[1] * 200, [2] * 200])])).end_T
     blocks = make_blocks(end_T, dtype=torch.float32)
     assert max(len(torch.arange(len(end_T))[block.keys]) for block in blocks) <= 10 + 199 + 63
@@ -74,7 +74,7 @@ def test_every_kind_equals_plain_attention_under_the_mask(kind: Any, num_shared:
 
 
 def test_bfloat16_attention_is_normalised_in_float32() -> None:
-    """Its error is that of rounding inputs and weights: a hundredth, whatever the number of keys."""
+    """Its error is that of rounding inputs and weights: one hundredth, for any number of keys."""
     packed = pack(prefix_tree([group_tokens(RNG.integers(0, 100, 400), [[1, 2]])]))
     torch.manual_seed(0)
     inputs = [torch.randn(1, heads, packed.num_tokens, 16).bfloat16() for heads in (4, 2, 2)]

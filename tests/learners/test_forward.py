@@ -25,7 +25,7 @@ ROOM = pytest.mark.parametrize("logits_bytes", [1, 1000, 1 << 20], ids=["one pos
 
 
 class TableModel:
-    """A language model whose next-token logits depend on the last token alone: row `token` of a table."""
+    """A language model whose next-token logits depend only on the last token: row `token` of a table."""
 
     config = SimpleNamespace(_attn_implementation=implementation("blocks"))
 
@@ -69,7 +69,7 @@ def test_log_probs_equal_a_plain_forward_with_temperature(tiny_model: str, tempe
 
 @torch.no_grad()
 def test_a_pass_equals_the_model_as_it_comes_from_transformers_on_padded_rows(tiny_model: str, exact_norms: None) -> None:
-    """In float64, a row a response behind its prompt, in one batch; gradients are compared too."""
+    """In float64, each response is a row behind its prompt, all in one batch. Gradients are compared too."""
     rows = [[*PROMPT, *response] for response in RESPONSES]
     longest = max(map(len, rows))
     ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -94,7 +94,7 @@ OTHER_MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     "qwen3": (Qwen3RMSNorm, {"head_dim": 16}),
     "mistral": (MistralRMSNorm, {"sliding_window": None}),
 }
-"""Of biases, of norms of queries and keys, of none of these."""
+"""Models with biases, with norms of queries and keys, and with neither."""
 
 
 @pytest.mark.parametrize("family", OTHER_MODELS)

@@ -17,7 +17,7 @@ from tests.learners.samples import assert_equal_gradients, gradients, ragged_bat
 
 
 def logprobs_and_gradients(model: Any, *seeds: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Of passes of different lengths."""
+    """Return log-probs and gradients of passes of different lengths."""
     found = []
     model.zero_grad()
     for seed in seeds:
@@ -29,7 +29,7 @@ def logprobs_and_gradients(model: Any, *seeds: int) -> tuple[list[Tensor], dict[
 
 
 def saved_bytes(model: Any) -> int:
-    """Of what the forward pass keeps for the backward pass, parameters left out."""
+    """Return the size of what the forward pass keeps for the backward pass, without parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -59,7 +59,7 @@ def test_the_layers_are_those_of_the_decoder_in_order(tiny_model: str) -> None:
 
 
 def test_activations_computed_again_give_the_same_gradient_to_the_bit(tiny_model: str) -> None:
-    """And of each layer only the input is kept."""
+    """Only the input of each layer is kept."""
     kept, recomputed = (load_causal_lm(tiny_model, dtype="float64") for _ in range(2))
     run_layers(recomputed, recomputed=True)
     expected, found = (logprobs_and_gradients(model, 0, 1) for model in (kept, recomputed))
@@ -82,7 +82,7 @@ def test_a_learner_that_computes_activations_again_trains_alike(tiny_model: str)
 
 @pytest.mark.long
 def test_compiled_layers_give_the_same_gradient(tiny_model: str, exact_norms: None) -> None:
-    """Passes of three lengths, with one compilation of a layer; also with activations that are computed again."""
+    """Passes of three lengths share one compilation of a layer, also with activations that are computed again."""
     torch._dynamo.reset()  # what other tests had compiled
     torch._dynamo.utils.counters.clear()
     plain, compiled, both = (load_causal_lm(tiny_model, dtype="float64") for _ in range(3))

@@ -1,4 +1,4 @@
-"""Methods of other people's: a surrogate, a correction and an advantage estimator named by an import path."""
+"""Methods of your own: a surrogate, a correction and an advantage estimator named by an import path."""
 
 from __future__ import annotations
 
@@ -72,6 +72,8 @@ def reads_a_typo(inputs, config): ...
 reads_a_typo.reads = {"clip_lo"}
 def reads_a_word(inputs, config): ...
 reads_a_word.reads = "clip_low"
+def reads_a_number(inputs, config): ...
+reads_a_number.reads = 3
 def a_number(inputs, config): return 1.0
 def one_value(inputs, config): return SurrogateOutput(value_N=inputs.logprob_N.sum(), clipped_N=inputs.logprob_N > 0)
 def one_weight(difference_N, response_N, config): return torch.ones(1)
@@ -95,7 +97,7 @@ def config_of(**settings: Any) -> LearnerConfig:
 
 
 def trained(model: str, **settings: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The metrics of a step and the parameters after it."""
+    """Return the metrics of a step and the parameters after it."""
     learner = PolicyLearner(model, config_of(**settings), temperature=0.8, group_size=GROUP_SIZE)
     metrics = learner.step(ragged_batch(3)).metrics
     return metrics, {name: parameter.detach() for name, parameter in learner._model.named_parameters()}
@@ -190,6 +192,7 @@ def test_a_configuration_with_methods_of_your_own_survives_being_written_down(mo
         ({"advantage": {"estimator": "peoples_methods:Times"}}, "learner.advantage.estimator"),
         ({"loss": {"surrogate": "peoples_methods:reads_a_typo"}}, "reads names clip_lo, and [learner.loss] has no such key"),
         ({"loss": {"surrogate": "peoples_methods:reads_a_word"}}, "reads must be a set of names of keys, and it is 'clip_low'"),
+        ({"loss": {"surrogate": "peoples_methods:reads_a_number"}}, "reads must be a set of names of keys, and it is 3"),
         (
             {"loss": {"surrogate": "peoples_methods:Scaled", "cispo_cap": 3.0}},
             'loss.cispo_cap = 3.0 contradicts surrogate = "peoples_methods:Scaled": it has an effect with surrogate = "cispo" alone',
@@ -286,11 +289,12 @@ OTHER_VALUES: dict[str, Any] = {
     **{"clip_low": 0.05, "clip_high": 0.9, "dual_clip": 1.1, "gspo_clip_low": 0.01, "gspo_clip_high": 0.3, "cispo_cap": 1.2},
     **{"is_cap": 1.05, "mask_band": (0.95, 1.04), "sequence_ratio": "geometric", "trust_region_max": 3.0, "trust_region_mean": 0.05},
 }
-"""By every key that only some methods read: a value that shows in the batch below."""
+"""For every key that only some methods read: a value that changes a result below."""
 
 
 def altered(config: LossConfig, key: str) -> LossConfig:
-    """Not validated: the configuration refuses a key that its method does not read."""
+    """Return `config` with another value of `key`. It is not validated, because a key that the method does not read
+    is refused."""
     return config.model_copy(update={key: OTHER_VALUES[key]})
 
 

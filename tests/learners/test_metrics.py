@@ -91,7 +91,7 @@ def test_lag_is_counted_over_tokens() -> None:
 def add(
     statistics: StepStatistics, ratios: list[float], versions: list[int], *, loss: float = 0.0, clipped: list[bool], entropy: list[float]
 ) -> None:
-    """Tokens whose probability ratio learner / engine is `ratios`."""
+    """Add tokens whose probability ratio learner / engine is `ratios`."""
     behavior_N = torch.full((len(ratios),), -2.0, dtype=torch.float64)
     proximal_N = behavior_N + torch.tensor(ratios, dtype=torch.float64).log()
     inputs = LossInputs(
@@ -109,7 +109,7 @@ def add(
 
 @pytest.fixture
 def statistics() -> StepStatistics:
-    """Five tokens in two micro-batches of a step made from version 3."""
+    """Return the statistics of five tokens in two micro-batches of a step from version 3."""
     statistics = StepStatistics(version=3)
     add(statistics, [1.05, 1.2, 0.85], [3, 2, 3], loss=0.25, clipped=[False, True, False], entropy=[1.0, 2.0, 3.0])
     add(statistics, [1.0, 4.0], [3, 1], loss=0.5, clipped=[False, False], entropy=[0.0, 1.0])

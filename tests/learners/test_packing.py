@@ -1,4 +1,4 @@
-"""Packed tokens must be the same computation as one unpadded row a response. All models here are float64."""
+"""Packed tokens must give the same computation as one unpadded row per response. All models here are float64."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ATOL = 1e-9
 
 
 def draw_groups(lengths: list[tuple[int, list[int]]], seed: int = 0, alphabet: int = VOCABULARY) -> list[GroupTokens]:
-    """Random groups with these (prompt length, response lengths). A small alphabet makes them share more than their
-    prompts."""
+    """Return random groups of these (prompt length, response lengths). A small alphabet makes them share more than
+    their prompts."""
     rng = np.random.default_rng(seed)
     return [group_tokens(rng.integers(0, alphabet, p), [rng.integers(0, alphabet, t) for t in ts]) for p, ts in lengths]
 
@@ -46,7 +46,7 @@ def model(tiny_model: str, exact_norms: None) -> Any:
 
 
 def responses_of(groups: list[GroupTokens]) -> list[tuple[list[int], list[int]]]:
-    """(prompt, response) of every flat index."""
+    """Return (prompt, response) of every flat index."""
     return [(group.prompt_ids.tolist(), ids.tolist()) for group in groups for ids in group.responses]
 
 
@@ -163,7 +163,7 @@ def test_nothing_to_pack_gives_no_micro_batch() -> None:
 
 
 def branch_of(length: int, first: int) -> Branch:
-    """With `length` computed tokens, none of them shared with one that has another `first`."""
+    """Return a branch of `length` computed tokens. It shares none with a branch that has another `first`."""
     return Branch(ids_L=np.full(length + 1, first, np.int64), prompt_length=1, num_computed=length, response=first)
 
 

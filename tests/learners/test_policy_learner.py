@@ -39,14 +39,15 @@ OF_OPTIMISER_STEPS = {"learner/loss", "learner/grad_norm", "learner/lr"}
 
 
 def make_learner(model: str, *, group_size: int = GROUP_SIZE, **settings: Any) -> PolicyLearner:
-    """float32 unless said otherwise. "float64" is for tests alone: the config of a run does not offer it."""
+    """Return a float32 learner unless settings say otherwise. Only tests use "float64"; the configuration of a run
+    does not offer it."""
     dtype = settings.pop("dtype", "float32")
     config = LearnerConfig(**{"lr": 1e-3, "warmup_steps": 0, **settings}).model_copy(update={"dtype": dtype})
     return PolicyLearner(model, config, temperature=TEMPERATURE, group_size=group_size)
 
 
 def gradient_of(model: str, batch: pa.RecordBatch, **settings: Any) -> dict[str, Tensor]:
-    """The gradient of one optimiser step on `batch`, in float64 unless said otherwise."""
+    """Return the gradient of one optimiser step on `batch`, in float64 unless settings say otherwise."""
     learner = make_learner(model, **{"dtype": "float64", **settings})
     recorder = GradientRecorder(learner._model)
     learner._optimiser = recorder  # type: ignore[assignment]
@@ -66,15 +67,15 @@ def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
 
 
 def plain_gradient(model_path: str, batch: pa.RecordBatch, loss: LossConfig, advantage: AdvantageConfig) -> dict[str, Tensor]:
-    """The same by one unpadded row a response, groups without signal included: written without packing, skipping or
-    splitting."""
+    """Return the same gradient from one unpadded row per response, with groups without signal, and without packing,
+    skipping or splitting."""
     model = load_causal_lm(model_path, dtype="float64")
     plain_loss(model, batch, loss, advantage).backward()
     return gradients(model)
 
 
 def plain_loss(model: Any, batch: pa.RecordBatch, loss: LossConfig, advantage: AdvantageConfig) -> Tensor:
-    """By the model's own forward pass."""
+    """Return the loss from the model's own forward pass."""
     columns = {name: batch.column(name).to_pylist() for name in ("prompt_ids", "response_ids", "behavior_logprobs", "reward", "bonus")}
     rewards = torch.tensor([float("nan") if r is None else r for r in columns["reward"]], dtype=torch.float64)
     bonuses = torch.tensor(columns["bonus"], dtype=torch.float64)
@@ -94,7 +95,7 @@ def plain_loss(model: Any, batch: pa.RecordBatch, loss: LossConfig, advantage: A
 
 
 def mixed_batch() -> pa.RecordBatch:
-    """Groups with and without signal, one response not scored, empty responses."""
+    """Return groups with and without signal, with one response that is not scored and with empty responses."""
     without_signal = make_group(7, [9, 10], [[11, 12], [13], [14, 15, 16], []], [1.0, 1.0, 1.0, 1.0], bonuses=[0.3, 0.1, 0.2, 0.0])
     unscored = make_group(8, [20], [[21, 22, 23], [24], [25, 26], [27]], [1.0, None, 0.0, 0.0])
     return concat_groups([*ragged_groups(3), without_signal, unscored])
@@ -116,8 +117,8 @@ def test_the_gradient_is_that_of_plain_rows_whatever_the_token_budget(
 
 
 def test_float32_gradients_and_masters_do_not_depend_on_the_token_budget(tiny_model: str) -> None:
-    """AdamW divides each gradient by its own size, so where one is nearly 0 its rounding shows: hence masters at a
-    small step."""
+    """AdamW divides each gradient by its own size, so the rounding of a gradient near 0 shows. Masters are therefore
+    compared after a small step."""
     expected = gradient_of(tiny_model, mixed_batch(), dtype="float32")
     masters = []
     for budget in BUDGETS:
@@ -201,7 +202,7 @@ def test_what_a_step_without_an_optimiser_step_cannot_say_is_left_out_after_one_
 
 
 def test_loss_and_gradient_norm_are_means_over_the_optimiser_steps_there_were(tiny_model: str) -> None:
-    """Three of four mini-batches are alike, the last has no signal."""
+    """Three of four mini-batches are equal; the last has no signal."""
     same = [
         make_group(g, [5], [[6, 7], [8], [9, 10], [11]], [1.0, 0.0, 0.0, 0.0], behavior=[[-4.0] * n for n in (2, 1, 2, 1)])
         for g in range(3)
@@ -266,7 +267,7 @@ def test_mini_batches_are_optimiser_steps_of_one_version(tiny_model: str, mini_b
 
 
 def test_mini_batches_are_trained_in_turn_each_with_its_own_denominator(tiny_model: str, exact_norms: None) -> None:
-    """Without an update in between, two mini-batches have the gradients of their two halves."""
+    """Without an update between them, two mini-batches have the gradients of their two halves."""
     groups = ragged_groups(4)
     learner = make_learner(tiny_model, dtype="float64", mini_batches=2)
     recorder = GradientRecorder(learner._model)
@@ -279,7 +280,7 @@ def test_mini_batches_are_trained_in_turn_each_with_its_own_denominator(tiny_mod
 
 
 def test_the_proximal_policy_is_the_one_the_batch_was_begun_with(tiny_model: str) -> None:
-    """Behavior log-probs are those of the first weights, so that there is no mismatch however far the first mini-batch
+    """Behavior log-probs are those of the first weights, so there is no mismatch, however far the first mini-batch
     moves."""
     model = load_causal_lm(tiny_model, dtype="float32")
     groups = []
@@ -297,8 +298,8 @@ def test_the_proximal_policy_is_the_one_the_batch_was_begun_with(tiny_model: str
 def test_proximal_log_probs_are_those_of_the_optimiser_steps_to_the_bit(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    """So GSPO, whose range is narrower than rounding, clips nothing where nothing has moved; and only what is trained
-    on is computed."""
+    """So GSPO, whose range is narrower than rounding, clips nothing if nothing has moved. Only what is trained on is
+    computed."""
     computed: dict[bool, list[list[int]]] = {True: [], False: []}
     forward = learners.policy_learner.response_logprobs
 

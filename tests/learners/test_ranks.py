@@ -14,8 +14,7 @@ SIZES = st.integers(1, 6)
 
 
 class RankOf:
-    """One of several ranks whose others are known beforehand: `gather` gives `others` with one's own value in its
-    place."""
+    """One of several ranks. `gather` returns the known values `others`, with this rank's own value in its place."""
 
     weight_dtype = None
 
@@ -35,7 +34,7 @@ class RankOf:
 
 
 @given(COSTS, SIZES)
-def test_every_index_is_in_one_share(costs: list[int], size: int) -> None:
+def test_every_index_is_in_one_part(costs: list[int], size: int) -> None:
     found = partition(costs, size)
     assert len(found) == size
     assert sorted(index for indices in found for index in indices) == list(range(len(costs)))
@@ -43,8 +42,8 @@ def test_every_index_is_in_one_share(costs: list[int], size: int) -> None:
 
 
 @given(COSTS, SIZES)
-def test_no_share_exceeds_another_by_more_than_the_cheapest_it_has(costs: list[int], size: int) -> None:
-    """Each was given when nobody had less: what is given later is cheaper."""
+def test_no_part_exceeds_another_by_more_than_the_cheapest_it_has(costs: list[int], size: int) -> None:
+    """Each index goes to the smallest set, and later indices are cheaper."""
     found = partition(costs, size)
     totals = [sum(costs[i] for i in indices) for indices in found]
     for indices, total in zip(found, totals, strict=True):
@@ -52,14 +51,14 @@ def test_no_share_exceeds_another_by_more_than_the_cheapest_it_has(costs: list[i
             assert total - min(costs[i] for i in indices) <= min(totals)
 
 
-def test_shares_by_hand() -> None:
+def test_partitions_by_hand() -> None:
     assert partition([5, 3, 3, 2, 9], 2) == [[3, 4], [0, 1, 2]]
     assert partition([1, 1, 1], 2) == [[0, 2], [1]]
     assert partition([4], 3) == [[0], [], []]
     assert partition([], 2) == [[], []]
 
 
-def test_a_rank_takes_its_own_share() -> None:
+def test_a_rank_takes_its_own_part() -> None:
     costs = [5, 3, 3, 2, 9]
     assert [own_part(costs, RankOf(rank, [None, None])) for rank in range(2)] == partition(costs, 2)
     assert own_part(costs, OneRank()) == [0, 1, 2, 3, 4]

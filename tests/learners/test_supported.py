@@ -71,7 +71,7 @@ def test_a_model_that_the_pass_would_compute_wrongly_is_refused_by_name_before_i
 
 
 def says_nothing(_: Any, **__: Any) -> None:
-    """In place of `require_supported`: what a model says of itself is not all there is."""
+    """Replace `require_supported`, because what a model says about itself is not complete."""
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_tokens_that_mix_elsewhere_show_in_a_pass_over_a_few(
 
 
 def test_a_leak_is_found_in_either_direction() -> None:
-    """Of a model whose states are its tokens, mixed with those before or behind."""
+    """The states of this model are its tokens, mixed with those before or behind."""
     model: Any = SimpleNamespace(get_input_embeddings=lambda: SimpleNamespace(weight=torch.zeros(104, 1)))
     require_independent(model, lambda packed: packed.input_ids_T[:, None].double())
     for leaks in (lambda ids: ids.cumsum(0), lambda ids: ids.flip(0).cumsum(0).flip(0)):

@@ -13,7 +13,7 @@ from learners.tensor_file import DTYPES, TensorFile, layout_of, write_tensors
 
 
 def make_tensors() -> dict[str, Tensor]:
-    """All dtypes, a scalar, an empty tensor, one that is not contiguous."""
+    """Return tensors of all dtypes, a scalar, an empty tensor, and one that is not contiguous."""
     torch.manual_seed(0)
     tensors = {str(dtype): (torch.randn(3, 5) * 9).to(dtype) for dtype in DTYPES}
     return {**tensors, "scalar": torch.tensor(3), "odd": torch.arange(7, dtype=torch.uint8), "turned": torch.randn(4, 6).T}

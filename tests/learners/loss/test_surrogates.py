@@ -17,7 +17,8 @@ LOGPROB = -1.0
 def surrogate(
     name: str, ratios: list[float], advantages: list[float], responses: list[int] | None = None, **settings: Any
 ) -> tuple[SurrogateOutput, list[float]]:
-    """The output where pi(t) = e^−1 and pi / pi_anchor is `ratios`, and the gradient of its sum by the log-probs."""
+    """Return the output for pi(t) = e^−1 and pi / pi_anchor = `ratios`, and the gradient of its sum with respect to
+    the log-probs."""
     logprob_N = torch.full((len(ratios),), LOGPROB, dtype=torch.float64, requires_grad=True)
     inputs = RatioInputs(
         logprob_N=logprob_N,
