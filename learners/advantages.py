@@ -114,8 +114,7 @@ def group_mean_batch_std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
     """Return (x − mean over the group) / (std of these over the batch + 1e-6): REINFORCE++ with baseline
     (arXiv:2501.03262).
 
-    The divisor is one number for the whole step, so it does not favour easy or hard problems as a divisor per group
-    does."""
+    The divisor is one number for the whole step, so it favours neither easy nor hard problems."""
     return _divide_by_batch_std(mean(values_GK, scored_GK), scored_GK)
 
 

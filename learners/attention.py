@@ -35,8 +35,7 @@ BLOCK_QUERIES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Queries start … stop − 1 against `keys`. mask_11QS is added to the scores: 0 where a query sees a key, else
-    −∞."""
+    """Queries start … stop − 1 against `keys`. The mask (0 if visible, else −∞) is added to the scores."""
 
     start: int
     stop: int

@@ -53,8 +53,7 @@ class FileEntry:
 
 
 class CheckpointManager:
-    """Writes, lists, verifies and prunes the checkpoints of one run. Its only state is an address, so it can be sent
-    anywhere."""
+    """Writes, lists, verifies and prunes the checkpoints of one run. Its only state is an address."""
 
     def __init__(self, uri: str, *, keep: int, keep_every: int = 0) -> None:
         """Keep the newest `keep`, and forever those whose step is a multiple of `keep_every` (0: none)."""
@@ -185,8 +184,7 @@ class CheckpointManager:
         self._remove(step for step in self._all_steps() if step < newest and step not in kept)
 
     def _remove(self, steps: Iterable[int]) -> None:
-        """Remove the checkpoints of `steps`, manifest first. If the rest cannot be removed, the next removal deletes
-        it."""
+        """Remove the checkpoints of `steps`, manifest first. A rest that stays is removed next time."""
         for step in steps:
             try:
                 self._remove_manifest(step)
@@ -242,8 +240,7 @@ def _is_local(filesystem: fs.FileSystem) -> bool:
 
 
 def _is_storage_error(error: Exception) -> bool:
-    """Return whether the operating system failed. Libraries in Rust (safetensors, tokenizers) say so only in the
-    text."""
+    """Return whether the operating system failed. Libraries in Rust say so only in the text."""
     return isinstance(error, (OSError, SafetensorError)) or "(os error " in str(error)
 
 

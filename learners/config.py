@@ -98,8 +98,7 @@ class KlConfig(BaseModel):
 
 
 class LossConfig(BaseModel):
-    """The policy loss: a surrogate, an off-policy correction, an aggregation, and what is added. `docs/losses.md` has
-    the table."""
+    """The policy loss: a surrogate, an off-policy correction, an aggregation, and additions (`docs/losses.md`)."""
 
     model_config = STRICT
 
@@ -226,8 +225,7 @@ def without_effect(section: BaseModel, seam: str, known: Mapping[str, Facts], re
 
 
 def _refuse_without_effect(section: BaseModel, seam: str, known: Mapping[str, Facts]) -> None:
-    """Raise ValueError for a key that the known method of `seam` does not read, and for options that it does not
-    take."""
+    """Raise ValueError for keys and options of `section` that a known method does not read."""
     chosen, options = getattr(section, seam), getattr(section, f"{seam}_options")
     if (reason := without_effect(section, seam, known, facts_of(known, chosen).reads)) is not None:
         raise ValueError(reason)
@@ -253,8 +251,7 @@ class OptimiserConfig(BaseModel):
 
 
 class LoraConfig(BaseModel):
-    """Low-rank adapters on a frozen model, in place of training all of its weights (`docs/lora.md`). Needs the package
-    peft."""
+    """Low-rank adapters on a frozen model, in place of full training (`docs/lora.md`). Needs the package peft."""
 
     model_config = STRICT
 
@@ -362,8 +359,7 @@ class CheckpointConfig(BaseModel):
     every: int = Field(20, ge=1)
     """Steps between checkpoints. A checkpoint is always written at the end of a run and on a graceful stop."""
     keep: int = Field(2, ge=1)
-    """The number of newest complete checkpoints that are kept. An older one is removed after a newer one is
-    complete."""
+    """The number of newest complete checkpoints that are kept. Older ones are removed once a newer one is complete."""
     keep_every: int = Field(0, ge=0)
     """Checkpoints of steps that are a multiple of this are kept forever, besides the newest. 0: none. Checkpoints exist
     at multiples of `every` and where a run ended, so choose a multiple of `every`."""

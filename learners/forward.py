@@ -59,8 +59,7 @@ def check_supported(path: str, *, longest: int | None = None, with_head: bool = 
 
 
 def without_weights(path: str) -> Any:
-    """Return the model at `path` on the meta device, with its modules and the shapes of its parameters. No weights
-    are read."""
+    """Return the model at `path` on the meta device: modules and shapes, without reading weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _LOADING, torch.device("meta"):

@@ -40,8 +40,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class Rendezvous:
-    """Where ranks find each other: a key-value store in the first rank's process, which must live as long as the
-    ranks."""
+    """Where ranks find each other: a key-value store in the process of the first rank, which must outlive them."""
 
     def __init__(self, store: TCPStore, address: str, timeout_s: float) -> None:
         self.store = store
@@ -69,8 +68,7 @@ class Rendezvous:
         return cls(store, address, timeout_s)
 
     def wait_for_all(self, rank: int, size: int) -> None:
-        """Announce `rank`, and return once all ranks have done so. Raises RankLost naming those that did not come in
-        time."""
+        """Announce `rank`, and return once all ranks have. Raises RankLost naming those that are late."""
         keys = [f"rank {other}" for other in range(size)]
         self.store.set(keys[rank], "here")
         try:

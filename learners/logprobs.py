@@ -120,8 +120,7 @@ class _HeadLogprobs(torch.autograd.Function):
 
 
 def _added(total: Tensor | None, part: Tensor, *, is_only: bool) -> Tensor:
-    """Return the sum of two chunks' gradients, in float32 or wider. Summed in bfloat16, most of each would be
-    rounded away."""
+    """Return the sum of two chunks' gradients, in float32 or wider: bfloat16 would round most of it away."""
     if total is None:
         return part if is_only else part.to(_wide(part.dtype))
     return total.add_(part)
@@ -132,8 +131,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _chunks(num_positions: int, chunk: int) -> list[slice]:
-    """Return slices of `chunk` positions. The first takes the remainder, because the last one is kept for the
-    backward pass."""
+    """Return slices of `chunk` positions. The first takes the remainder: the backward pass keeps the last."""
     stops = list(range(num_positions, 0, -chunk))[::-1]
     return [slice(start, stop) for start, stop in zip([0, *stops[:-1]], stops, strict=True)]
 

@@ -47,8 +47,7 @@ _PEFT = "peft==0.21.2"
 
 
 class LoraError(ValueError):
-    """These adapters are not possible for this model, or here. The message is one line that names the key and the
-    fix."""
+    """These adapters are not possible here. The message is one line that names the key and the fix."""
 
 
 def check_lora(model_path: str, config: LoraConfig) -> None:
@@ -164,8 +163,7 @@ class Adapters:
 def write_merged(adapter: Path, directory: str, *, base: str, dtype: Dtype) -> None:
     """Write the policy of an adapter that `Adapters.save` wrote as a Hugging Face directory.
 
-    It is bit for bit the policy of a learner of this `dtype`. Raises LoraError and CheckpointError as `Adapters.load`
-    does."""
+    It is bit for bit the policy of a learner of this `dtype`. Raises as `Adapters.load` does."""
     model = load_causal_lm(base, dtype=dtype)
     adapters = Adapters.load(model, adapter, base=base)
     save_model(model, take_snapshot(adapters.named_weights(), version=0), directory, tokenizer=base)

@@ -104,8 +104,7 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
 
 
 def _require_per_token(surrogate: SurrogateOutput, weight_N: Tensor, shape: torch.Size, config: LossConfig) -> None:
-    """Raise ValueError unless both methods returned tensors (N,). A tensor of another shape could be broadcast
-    unseen."""
+    """Raise ValueError unless both methods returned tensors (N,). Others could be broadcast unseen."""
     if not isinstance(surrogate, SurrogateOutput):
         raise ValueError(
             f'learner.loss.surrogate = "{config.surrogate}" returned {type(surrogate).__name__}: it must return a SurrogateOutput'

@@ -45,8 +45,7 @@ def estimator_of(config: AdvantageConfig) -> Estimator:
 
 
 def require_methods(config: LearnerConfig) -> None:
-    """Load all methods of `config`. Raises ExtensionError where one cannot be used, or does not read a key that is
-    set."""
+    """Load all methods of `config`. Raises ExtensionError if one is unusable or ignores a key that is set."""
     _require_read(estimator_of(config.advantage), config.advantage, "learner.advantage", "estimator", facts.ESTIMATORS)
     _require_read(surrogate_of(config.loss), config.loss, "learner.loss", "surrogate", facts.SURROGATES)
     _require_read(correction_of(config.loss), config.loss, "learner.loss", "correction", facts.CORRECTIONS)

@@ -62,8 +62,7 @@ def _reward_terms(batch: pa.RecordBatch, reward_GK: np.ndarray) -> dict[str, flo
 
 
 def bonus_alone_share(without_bonus_GK: Tensor, advantages_GK: Tensor) -> float:
-    """Return the share of groups with advantages that would have none without the bonus. There the bonus decides
-    every sign."""
+    """Return the share of groups whose advantages, and so their signs, come from the bonus only."""
     return float((without_bonus_GK.eq(0).all(dim=-1) & advantages_GK.ne(0).any(dim=-1)).double().mean())
 
 

@@ -111,8 +111,7 @@ class Diagnosis:
 
 
 def mismatch_metrics(tokens: MismatchTokens) -> dict[str, float]:
-    """Return figures over all tokens and by lag, and the surprise; nothing without tokens. docs/metrics.md defines
-    the names."""
+    """Return figures over all tokens and by lag, and the surprise (docs/metrics.md); nothing without tokens."""
     if not len(tokens):
         return {}
     found = _figures("mismatch", tokens.difference_N)

@@ -57,8 +57,7 @@ def embedded_file(alias: str) -> Path:
 
 
 def check_model(name: str) -> None:
-    """Raise ModelError for a name that `resolve_model` could never find, without a download. The message names the
-    fix."""
+    """Raise ModelError, which names the fix, for a name that `resolve_model` could never find."""
     if name in EMBEDDED:
         if not is_cached(name):
             embedded_file(name)
@@ -82,8 +81,7 @@ def resolve_model(name: str) -> str:
 
 @functools.cache
 def model_digest(directory: str) -> str:
-    """Return a digest of the contents of the weight files, whatever their names. It takes 0.3 s for 270 MB, once a
-    process."""
+    """Return a digest of the weight files' contents. It takes 0.3 s for 270 MB, once a process."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in Path(directory).iterdir() if path.suffix in WEIGHT_FILES):
         with open(path, "rb") as file:

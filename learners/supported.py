@@ -53,8 +53,7 @@ def require_supported(model: Any, *, longest: int | None = None) -> None:
 
 
 def require_short(model: Any, longest: int) -> None:
-    """Raise ModelUnsupported if a branch of `longest` tokens would change the position embeddings of the others in
-    its pass."""
+    """Raise ModelUnsupported if a branch of `longest` tokens would change other branches' position embeddings."""
     for kind, reach in _rope_tables(model, model.modules()):
         if longest > reach:
             raise _refusal(

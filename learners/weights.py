@@ -168,8 +168,7 @@ def _checksum(data: np.ndarray) -> int:
 
 
 def probed_columns(name: str, width: int, version: int) -> Tensor:
-    """Return which columns of matrix `name` the fingerprint of `version` covers: another seeded choice for each
-    version."""
+    """Return the columns of matrix `name` in the fingerprint of `version`: a new seeded choice for each."""
     seed = zlib.crc32(f"{name}/{version}".encode())
     return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(width, size=min(PROBED_COLUMNS, width), replace=False)))
 

@@ -85,8 +85,7 @@ def cispo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
 
 
 def reinforce(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
-    """Return A_t·log pi(t): the score-function estimator (Williams 1992), as in RLOO (arXiv:2402.14740). Nothing limits
-    the step."""
+    """Return A_t·log pi(t): the score-function estimator (Williams 1992), as in RLOO (arXiv:2402.14740)."""
     return SurrogateOutput(value_N=inputs.advantage_N * inputs.logprob_N, clipped_N=torch.zeros_like(inputs.advantage_N, dtype=torch.bool))
 
 
