@@ -24,9 +24,9 @@ from actors.config import EncoderConfig
 from actors.features import Projector
 from bonus.config import BonusConfig
 from buffers.schema import list_column_arrays, with_features
+from learners.batches import read_groups
 from learners.forward import last_hidden_states, load_causal_lm
-from learners.packing import GroupTokens, grow, micro_batches, pack
-from learners.policy_learner import read_groups
+from learners.packing import GroupTokens, micro_batches, pack, prefix_tree
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,7 +127,7 @@ class HiddenStateEncoder:
         num_responses = sum(len(group.responses) for group in groups)
         lengths_R = torch.tensor([len(ids) for group in groups for ids in group.responses])
         sum_RH = torch.zeros(num_responses, self._model.config.hidden_size, dtype=torch.float64)
-        for branches in micro_batches(grow(groups, own_states=True), max_tokens=self._config.tokens_per_batch):
+        for branches in micro_batches(prefix_tree(groups, own_states=True), max_tokens=self._config.tokens_per_batch):
             packed = pack(branches)
             hidden_NH = last_hidden_states(self._model, packed.to(self._device))[packed.own_N].cpu().double()
             if self._config.pooling == "last":

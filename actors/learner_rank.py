@@ -18,7 +18,7 @@ from learners.config import LearnerConfig
 from learners.ranks import RankLost, is_rank_lost
 
 if TYPE_CHECKING:  # it takes two seconds to import, in the driver for nothing
-    from learners.fsdp import Meeting
+    from learners.fsdp import Rendezvous
 
 
 class LearnerRank:
@@ -29,27 +29,27 @@ class LearnerRank:
         self._config = config
         self._device = device
         self._options = options
-        self._meeting: Meeting | None = None
+        self._rendezvous: Rendezvous | None = None
         self._learner: Learner | None = None
 
     def open(self) -> str:
         """Where the others find this one, the first: a port of the address by which Ray knows this node."""
-        from learners.fsdp import LOOPBACK, Meeting
+        from learners.fsdp import LOOPBACK, Rendezvous
 
         host = ray.util.get_node_ip_address() if ray.is_initialized() else LOOPBACK
-        self._meeting = Meeting.open(host, timeout_s=self._config.join_timeout_s)
-        return self._meeting.address
+        self._rendezvous = Rendezvous.open(host, timeout_s=self._config.join_timeout_s)
+        return self._rendezvous.address
 
     def join(self, address: str) -> None:
         """Meet the others and load this rank's part of the model. Raises RankLost where one does not come within
         `join_timeout_s`."""
-        from learners.fsdp import Meeting, ShardedRanks
+        from learners.fsdp import Rendezvous, ShardedRanks
 
         config = self._config
         try:
-            meeting = self._meeting or Meeting.at(address, timeout_s=config.join_timeout_s)
+            rendezvous = self._rendezvous or Rendezvous.at(address, timeout_s=config.join_timeout_s)
             ranks = ShardedRanks.join(
-                meeting, rank=self._rank, size=config.ranks, device=self._device, collective_timeout_s=config.collective_timeout_s
+                rendezvous, rank=self._rank, size=config.ranks, device=self._device, collective_timeout_s=config.collective_timeout_s
             )
             self._learner = Learner(self._model_path, config, device=self._device, ranks=ranks, **self._options)
         except RuntimeError as error:

@@ -11,9 +11,8 @@ import pyarrow as pa
 import torch
 
 from actors.config import ScorerConfig
-from learners.forward import load_causal_lm
-from learners.policy_learner import read_groups
-from learners.scoring import response_loglikelihoods
+from learners.batches import read_groups
+from learners.forward import load_causal_lm, response_loglikelihoods
 
 
 class ResponseScorer:

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from actors.config import WeightTransfer
-from learners.sharding import Deferred, whole_tensors
+from learners.sharding import Deferred, full_tensors
 from learners.weight_check import WeightsRefused, check_snapshot, check_tensors
 from learners.weights import HEAD, TensorSpec, WeightSnapshot, fingerprint
 
@@ -174,7 +174,7 @@ class DevicePublisher:
 
     def publish(self, policy: Policy) -> DeviceWeights:
         named, tied_to = policy.named_weights()
-        with whole_tensors(named, policy.weight_dtype) as tensors:
+        with full_tensors(named, policy.weight_dtype) as tensors:
             copies = {name: tensor.clone() for name, tensor in tensors}
         if any(tensor.is_cuda for tensor in copies.values()):
             torch.cuda.current_stream().synchronize()  # other threads send them, on streams of their own

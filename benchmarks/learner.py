@@ -41,10 +41,11 @@ from benchmarks.padded_loop import PaddedLoop
 from benchmarks.synthetic import GROUP_SIZE, Shape, make_group, num_tokens
 from buffers.records import Verdict, VerdictStatus
 from buffers.schema import concat_groups, with_scores, with_verdicts
+from learners.batches import read_groups
 from learners.config import LearnerConfig
 from learners.models import resolve_model
-from learners.packing import grow
-from learners.policy_learner import PolicyLearner, read_groups
+from learners.packing import prefix_tree
+from learners.policy_learner import PolicyLearner
 from learners.precision import Dtype, resolve_dtype
 
 SHAPES = (
@@ -165,7 +166,7 @@ def _resident_kib(key: str) -> int:
 
 def required_operations(learner: PolicyLearner, batch: pa.RecordBatch) -> float:
     """Of a training step that computes what responses have in common once, and nothing twice."""
-    return 3 * learner._cost.of_pass(grow(read_groups(batch, GROUP_SIZE)))
+    return 3 * learner._cost.of_pass(prefix_tree(read_groups(batch, GROUP_SIZE)))
 
 
 def speeds(seconds: dict[str, list[float]], tokens: int, operations: float, device: str) -> dict[str, object]:

@@ -46,16 +46,16 @@ def serialised(batch: pa.RecordBatch) -> pa.Buffer:
 
 def prepare(learner: Any, batch: pa.RecordBatch, group_size: int, repetitions: int) -> dict[str, float]:
     """Milliseconds of each part, and MiB of what is moved to the device."""
-    from learners.policy_learner import TokenLookup, read_groups
+    from learners.batches import TokenLookup, read_groups
 
     buffer, groups = serialised(batch), read_groups(batch, group_size)
     every = range(len(groups))
-    passes = list(learner._my_micro_batches(groups, every))
+    passes = list(learner._own_micro_batches(groups, every))
     packed = [learner._pack(rows)[1] for rows in passes]
     found = {
         "out of Arrow": milliseconds(lambda: pa.ipc.open_stream(buffer).read_next_batch(), repetitions),
         "token ids": milliseconds(lambda: read_groups(batch, group_size), repetitions),
-        "micro-batches": milliseconds(lambda: list(learner._my_micro_batches(groups, every)), repetitions),
+        "micro-batches": milliseconds(lambda: list(learner._own_micro_batches(groups, every)), repetitions),
         "packing": milliseconds(lambda: [learner._pack(rows) for rows in passes], repetitions),
         "columns": milliseconds(lambda: TokenLookup.of(batch), repetitions),
     }

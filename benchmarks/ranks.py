@@ -89,18 +89,18 @@ def run_rank(rank: int, size: int, model: str, dtype: str, directory: str, conne
     from transformers import AutoConfig
 
     from learners.config import LearnerConfig
-    from learners.fsdp import Meeting, ShardedRanks
+    from learners.fsdp import Rendezvous, ShardedRanks
     from learners.policy_learner import PolicyLearner
     from learners.ranks import OneRank, Ranks
 
     ranks: Ranks = OneRank()
     if size > 1:
         if rank == 0:
-            meeting = Meeting.open(timeout_s=TIMEOUT_S)
-            connection.send(meeting.address)
+            rendezvous = Rendezvous.open(timeout_s=TIMEOUT_S)
+            connection.send(rendezvous.address)
         else:
-            meeting = Meeting.at(connection.recv(), timeout_s=TIMEOUT_S)
-        ranks = ShardedRanks.join(meeting, rank=rank, size=size, device="cpu", collective_timeout_s=TIMEOUT_S)
+            rendezvous = Rendezvous.at(connection.recv(), timeout_s=TIMEOUT_S)
+        ranks = ShardedRanks.join(rendezvous, rank=rank, size=size, device="cpu", collective_timeout_s=TIMEOUT_S)
     batch = make_batch(AutoConfig.from_pretrained(model).vocab_size)
     config = LearnerConfig.model_validate({"dtype": dtype, "threads": 1, "ranks": size})
     before_mib, phases = memory_mib("VmRSS"), []

@@ -159,10 +159,11 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         loss = self.learner.loss
-        if self.max_policy_lag > 0 and loss.correction == "none" and not loss.accept_uncorrected:
+        if self.max_policy_lag > 0 and not loss.is_corrected and not loss.accept_uncorrected:
             raise ValueError(
-                f'max_policy_lag = {self.max_policy_lag} with learner.loss.correction = "none" would train off-policy uncorrected: '
-                'set the correction to "truncated_is" or max_policy_lag to 0, or learner.loss.accept_uncorrected to true if that is meant'
+                f'max_policy_lag = {self.max_policy_lag} with learner.loss.correction = "{loss.correction}" would train off-policy '
+                'uncorrected: set the correction to "truncated_is" or max_policy_lag to 0, or learner.loss.accept_uncorrected to true if '
+                "that is meant"
             )
         if self.learner.mini_batches > self.prompts_per_step:
             raise ValueError(

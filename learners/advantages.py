@@ -1,9 +1,15 @@
-"""From rewards and exploration bonuses of a group to advantages. Axes: G groups, K responses. Float64 throughout."""
+"""From the rewards and exploration bonuses of a step to advantages. Axes: G groups, K responses. Float64 throughout.
+
+    rewards_GK = unlikeliness_rewards(rewards_GK, logprobs_GK, 0.25)       # where the configuration asks for it
+    advantages_GK = group_advantages(rewards_GK, bonuses_GK, config)       # the known estimator, "normalised"
+
+An estimator of your own is called as (inputs, config). It may call `group_advantages` and change the result."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,20 +20,46 @@ EPSILON = 1e-6
 """Added to the standard deviation, as the authors' trainer does."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdvantageInputs:
+    """What an estimator knows of a step. Later fields will be optional, so that today's estimators keep working."""
+
+    rewards_GK: Tensor
+    """The rewards, after any divergence and unlikeliness. NaN: the response could not be scored."""
+    bonuses_GK: Tensor
+    """The exploration bonuses, without their weight beta. 0 where there is none."""
+
+
+class Estimator(Protocol):
+    """A function of the inputs and the configuration. It is called more than once a step, for a metric."""
+
+    def __call__(self, inputs: AdvantageInputs, config: AdvantageConfig, /) -> Tensor:
+        """Return finite advantages (G, K); 0 for a response that could not be scored."""
+        ...
+
+
+def normalised(inputs: AdvantageInputs, config: AdvantageConfig) -> Tensor:
+    """Return `group_advantages` of the inputs."""
+    return group_advantages(inputs.rewards_GK, inputs.bonuses_GK, config)
+
+
+ESTIMATORS: Mapping[str, Estimator] = {"normalised": normalised}
+"""The known estimators by name. `learners.facts` says what each reads."""
+
+
 def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageConfig) -> Tensor:
-    """Advantages (G, K), float64.
+    """Return advantages (G, K), float64:
 
-    combine = "reward" (arXiv:2510.11686, §4):   A = normalise(alpha·r + beta·b)
-    combine = "advantage" (ours):                A = normalise(alpha·r) + beta·(b − mean(b))
+        combine = "reward" (arXiv:2510.11686, §4):   A = normalise(alpha·r + beta·b)
+        combine = "advantage" (ours):                A = normalise(alpha·r) + beta·(b − mean(b))
 
-    normalise is one of NORMALISERS; the mean of the bonuses is that of the group, whatever it is.
+    normalise is one of NORMALISERS. The mean of the bonuses is always that of the group.
 
-    A NaN reward marks a response that could not be scored: it is left out of all statistics and gets advantage 0. A
-    group with fewer than two scored responses gets advantage 0 throughout, or with normalise "batch", which needs no
-    other response of the group, a batch.
+    A NaN reward marks a response that could not be scored. It is left out of all statistics and gets advantage 0. A
+    group with fewer than two scored responses gets advantage 0 throughout. With normalise "batch", which compares a
+    response with the whole batch, this holds for a batch instead.
 
-    Raises ValueError on shapes that differ.
-    """
+    Raises ValueError on shapes that differ."""
     if rewards_GK.shape != bonuses_GK.shape or rewards_GK.ndim != 2:
         raise ValueError(f"rewards {tuple(rewards_GK.shape)} and bonuses {tuple(bonuses_GK.shape)} must both be (G, K)")
     scored_GK = ~torch.isnan(rewards_GK)
@@ -46,7 +78,7 @@ def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageCo
 
 
 def mean(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """x − mean(x) over the group: Dr. GRPO (arXiv:2503.20783). A group counts by how far its rewards differ."""
+    """Return x − mean(x) over the group: Dr. GRPO (arXiv:2503.20783). A group counts by how far its rewards differ."""
     lowest_G1 = values_GK.where(scored_GK, torch.inf).amin(-1, keepdim=True)
     shifted_GK = (values_GK - lowest_G1).where(scored_GK, 0.0)  # equal values give exactly 0, also where 3 · 0.7 / 3 is not 0.7
     mean_G1 = shifted_GK.sum(-1, keepdim=True) / _count(scored_GK)
@@ -54,39 +86,40 @@ def mean(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
 
 
 def std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """(x − mean(x)) / (std(x, ddof=1) + 1e-6) over the group: GRPO (arXiv:2402.03300). Groups with any contrast count
-    alike."""
+    """Return (x − mean(x)) / (std(x, ddof=1) + 1e-6) over the group: GRPO (arXiv:2402.03300).
+
+    All groups with any contrast count alike."""
     centered_GK = mean(values_GK, scored_GK)
     variance_G1 = centered_GK.square().sum(-1, keepdim=True) / (_count(scored_GK) - 1).clamp(min=1)
     return centered_GK / (variance_G1.sqrt() + EPSILON)
 
 
 def leave_one_out(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """x_i − mean of the group's other x_j: RLOO (arXiv:2402.14740), unbiased. It is n/(n − 1) times `mean`, with n
-    scored responses."""
+    """Return x_i − mean of the group's other x_j: RLOO (arXiv:2402.14740), unbiased.
+
+    With n scored responses it is n/(n − 1) times `mean`."""
     count_G1 = _count(scored_GK)
     return mean(values_GK, scored_GK) * count_G1 / (count_G1 - 1).clamp(min=1)
 
 
 def batch(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """(x − mean(x)) / (std(x, ddof=1) + 1e-6) over all scored responses of the step: REINFORCE++ (arXiv:2501.03262).
+    """Return (x − mean(x)) / (std(x, ddof=1) + 1e-6) over all scored responses: REINFORCE++ (arXiv:2501.03262).
 
-    That normalises over tokens, so that long responses weigh more in the mean; here a response counts once.
-    """
+    The paper normalises over tokens, so that long responses weigh more in the mean. Here a response counts once."""
     centered_1N = mean(values_GK.reshape(1, -1), scored_GK.reshape(1, -1))  # as if the batch were one group
     return _divide_by_batch_std(centered_1N.view_as(values_GK), scored_GK)
 
 
 def group_mean_batch_std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """(x − mean over the group) / (std of these over the batch + 1e-6): REINFORCE++ with baseline (arXiv:2501.03262).
+    """Return (x − mean over the group) / (std of these over the batch + 1e-6): REINFORCE++ with baseline
+    (arXiv:2501.03262).
 
-    The division is one number for the whole step, so that it has none of the bias by difficulty of a division by group.
-    """
+    The divisor is one number for the whole step, so it favours neither easy nor hard problems."""
     return _divide_by_batch_std(mean(values_GK, scored_GK), scored_GK)
 
 
 def _divide_by_batch_std(centered_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """`centered_GK` has mean 0 over all scored responses."""
+    """Divide `centered_GK`, whose mean over all scored responses is 0, by its standard deviation over them."""
     variance = centered_GK.square().sum() / (_count_all(scored_GK) - 1).clamp(min=1)
     return centered_GK / (variance.sqrt() + EPSILON)
 
@@ -101,12 +134,12 @@ def _count_all(scored_GK: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Normaliser:
-    """`function` takes values and which of them count, both (G, K), and gives what `group_advantages` calls
+    """`function` takes values and which of them count, both (G, K), and returns what `group_advantages` calls
     normalise(x)."""
 
     function: Callable[[Tensor, Tensor], Tensor]
     over_batch: bool = False
-    """Whether a response is compared with the whole batch, not with its group."""
+    """Whether a response is compared with the whole batch, and not only with its group."""
 
 
 NORMALISERS: Mapping[Normalise, Normaliser] = {
@@ -116,4 +149,41 @@ NORMALISERS: Mapping[Normalise, Normaliser] = {
     "batch": Normaliser(function=batch, over_batch=True),
     "group_mean_batch_std": Normaliser(function=group_mean_batch_std),
 }
-"""By name."""
+"""What `AdvantageConfig.normalise` names."""
+
+
+def unlikeliness_rewards(rewards_GK: Tensor, logprobs_GK: Tensor, strength: float) -> Tensor:
+    """Return rewards (G, K), float64, of which likely responses keep less than unlikely ones:
+
+        r_i ← r_i · (1 − strength · rank_i / K)  where r_i > 0
+        rank_i: the number of the group's responses that are less likely than i
+
+    `logprobs_GK` holds log mu(y | x), the sum over a response's tokens as the sampler recorded it. Among responses of
+    reward 1, the rarest counts most. Rewards of 0 and below stay: a smaller penalty for the likeliest response would
+    favour it.
+
+    Unlikeliness reward: He, Fried, Welleck 2025, arXiv:2506.02355, with strength 0.25, in the form of their published
+    code (rank 0 is the unlikeliest). We differ in two points. Their code ranks by the mean log-prob of a token; we rank
+    by the response's probability, as the paper's text says. Equally likely responses (copies of one) share the mean of
+    their ranks, so that the order of rows does not matter.
+
+    A NaN reward stays NaN. Raises ValueError on shapes that differ."""
+    if rewards_GK.shape != logprobs_GK.shape:
+        raise ValueError(f"rewards {tuple(rewards_GK.shape)} and log-probs {tuple(logprobs_GK.shape)} must both be (G, K)")
+    logprobs_GK = logprobs_GK.to(torch.float64)
+    this_GK1, other_G1K = logprobs_GK[:, :, None], logprobs_GK[:, None, :]
+    less_likely_GK = (other_G1K < this_GK1).sum(-1)
+    as_likely_GK = (other_G1K == this_GK1).sum(-1) - 1
+    rank_GK = less_likely_GK + as_likely_GK / 2
+    rewards_GK = rewards_GK.to(torch.float64)
+    return torch.where(rewards_GK > 0, rewards_GK * (1 - strength * rank_GK / rewards_GK.shape[1]), rewards_GK)
+
+
+def kl_penalised_rewards(rewards_GK: Tensor, kl_GK: Tensor, coefficient: float) -> Tensor:
+    """Return r_i − coefficient · kl_i (G, K), float64. kl_i sums an estimate of `learners.loss.kl` over response i.
+
+    InstructGPT (arXiv:2203.02155) and RLOO (arXiv:2402.14740) use log pi − log pi_ref of every token, which is
+    estimator "k1". pi is the policy that sampled, as recorded, because the samples measure its divergence. REINFORCE++
+    (arXiv:2501.03262) subtracts from a token's advantage only the divergences from that token on; here a response has
+    one advantage."""
+    return rewards_GK.to(torch.float64) - coefficient * kl_GK.to(torch.float64)

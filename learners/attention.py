@@ -1,16 +1,15 @@
-"""Attention over tokens in preorder (`learners.packing`): each query with its ancestors and itself, and as little else
-as can be.
+"""Attention over tokens in preorder (`learners.packing`): each query sees its ancestors and itself.
 
 Axes: T tokens, Q queries of a block, S keys of a block, A key/value heads, G query heads that share one, D width of a
 head.
 
-    blocks   on a CPU: blocks of adjacent queries. The tokens before a block that any of its queries may see are ancestors of its first
-             token, one chain; with the block itself they are all the keys it needs. Memory grows with T, not with T².
+    blocks   on a CPU: blocks of adjacent queries. Of the tokens before a block, its queries see only ancestors of the
+             block's first token, which are one chain. These and the block itself are its keys, so memory grows with T.
     flex     on a GPU: torch's flex_attention with the same rule as its mask.
     masked   anywhere: one call with a mask of T² entries.
 
-All are known to transformers by name. A model loaded with one of them still attends as usual when it is called without
-a layout."""
+transformers knows each kind by name. A model that is loaded with one of them still attends as usual when it is called
+without a layout."""
 
 from __future__ import annotations
 
@@ -31,13 +30,12 @@ from learners.supported import ModelUnsupported
 AttentionKind = Literal["blocks", "flex", "masked"]
 KINDS: tuple[AttentionKind, ...] = ("blocks", "flex", "masked")
 BLOCK_QUERIES = 64
-"""More queries a block: fewer calls, more scores that the mask throws away."""
+"""With more queries in a block there are fewer calls, but more scores that the mask discards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Queries start … stop − 1 against `keys`; mask_11QS is added to the scores: 0 where a query sees a key, else
-    −∞."""
+    """Queries start … stop − 1 against `keys`. The mask (0 if visible, else −∞) is added to the scores."""
 
     start: int
     stop: int
@@ -47,8 +45,9 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionLayout:
-    """Who sees whom in one forward pass, in the form that one kind of attention takes. `longest` is the length of the
-    longest branch."""
+    """Which token sees which in one forward pass, in the form that one kind of attention needs.
+
+    `longest` is the length of the longest branch."""
 
     longest: int
     blocks: Sequence[Block] | None = None
@@ -57,6 +56,7 @@ class AttentionLayout:
 
 
 def layout_of(packed: PackedTokens, kind: AttentionKind, dtype: torch.dtype) -> AttentionLayout:
+    """Return the layout of `packed` for one kind of attention. `dtype` is that of the scores."""
     longest = int(packed.position_ids_T.max()) + 1
     if kind == "blocks":
         return AttentionLayout(longest=longest, blocks=make_blocks(packed.end_T, dtype=dtype))
@@ -66,7 +66,7 @@ def layout_of(packed: PackedTokens, kind: AttentionKind, dtype: torch.dtype) -> 
 
 
 def _sees(end_T: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """The rule of `learners.packing`, elementwise over indices."""
+    """Return the rule of `learners.packing`, elementwise over indices."""
     return (key <= query) & (query < end_T[key])
 
 
@@ -76,7 +76,7 @@ def _query_and_key(end_T: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_blocks(end_T: Tensor, *, dtype: torch.dtype, num_queries: int = BLOCK_QUERIES) -> list[Block]:
-    """Blocks of at most `num_queries` queries that cover all tokens once."""
+    """Return blocks of at most `num_queries` queries that cover every token once."""
     ends, blocks = end_T.numpy(), []
     for start in range(0, len(ends), num_queries):
         stop = min(start + num_queries, len(ends))
@@ -92,9 +92,9 @@ def make_blocks(end_T: Tensor, *, dtype: torch.dtype, num_queries: int = BLOCK_Q
 class _BlockAttention(torch.autograd.Function):
     """softmax(scale · q kᵀ) v over the keys that each query sees: query_AGTD, key_ATD, value_ATD -> mean_TAGD.
 
-    torch's own CPU kernel of FlashAttention (Dao et al. 2022, arXiv:2205.14135) block by block, forward and backward.
-    Called through autograd it would keep a copy of the keys of every block, one for each query head, until the backward
-    pass."""
+    It calls torch's own CPU kernel of FlashAttention (Dao et al. 2022, arXiv:2205.14135) block by block, forward and
+    backward. Through autograd, that kernel would keep a copy of the keys of every block for each query head until the
+    backward pass."""
 
     @staticmethod
     def forward(ctx: Any, query_AGTD: Tensor, key_ATD: Tensor, value_ATD: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
@@ -143,7 +143,7 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def _for_query_heads(values_ATD: Tensor, block: Block, num_shared: int) -> Tensor:
-    """(A, G, S, D) without a copy for each query head."""
+    """Return the block's keys as (A, G, S, D), without a copy for each query head."""
     return values_ATD[:, block.keys][:, None].expand(-1, num_shared, -1, -1)
 
 
@@ -159,8 +159,10 @@ def _flex_mask(end_T: Tensor) -> Any:
 
 @functools.cache
 def _flex(compiled: bool) -> Any:
-    """Not compiled it writes out all T² scores: right, and enough for a test on a CPU, where it has no backward
-    pass."""
+    """Return flex_attention, compiled or not.
+
+    Without compilation it materialises all T² scores. It is then exact, and enough for a test on a CPU, but has no
+    backward pass there."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
@@ -177,10 +179,10 @@ def _attention(
     scaling: float,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (1, A·G, T, D), key and value (1, A, T, D) -> (1, T, A·G, D).
+    """Attend as transformers' attention interface asks: query (1, A·G, T, D), key and value (1, A, T, D) -> (1, T, A·G,
+    D).
 
-    Raises ModelUnsupported for a model whose attention is of another kind, rather than compute another one.
-    """
+    Raises ModelUnsupported for a model whose attention is of another kind, rather than compute the wrong one."""
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -211,8 +213,10 @@ def _refuse_other_kinds(module: Any, layout: AttentionLayout, others: dict[str, 
 
 @functools.cache
 def register() -> None:
-    """Make all kinds known to transformers. Called without a layout they take the masks of its "sdpa". A compiler goes
-    around blocks, whose number and sizes are another in every pass."""
+    """Make all kinds known to transformers.
+
+    Without a layout they use the masks of its "sdpa". The compiler skips blocks, because their number and sizes differ
+    in every pass."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -222,19 +226,19 @@ def register() -> None:
 
 
 def implementation(kind: AttentionKind) -> str:
-    """The name that transformers knows it by."""
+    """Return the name by which transformers knows the kind."""
     return f"branches_{kind}"
 
 
 def best_kind(device: str) -> AttentionKind:
-    """Blocks on a CPU; on a GPU flex where it can be compiled, with Triton, else the mask of T² entries."""
+    """Return the fastest kind for `device`: blocks on a CPU; on a GPU flex if Triton can compile it, else masked."""
     if device == "cpu":
         return "blocks"
     return "flex" if importlib.util.find_spec("triton") is not None else "masked"
 
 
 def kind_of(model: Any) -> AttentionKind:
-    """Raises ValueError for a model that was not loaded with one of the kinds."""
+    """Return the kind that `model` was loaded with. Raises ValueError if there is none."""
     name = model.config._attn_implementation
     for kind in KINDS:
         if name == implementation(kind):

@@ -1,20 +1,19 @@
-"""Checkpoints: a directory that counts only once its `manifest.json` exists, written last, with sizes and checksums.
+"""Checkpoints: a directory that counts only once its `manifest.json` exists, which has sizes and checksums.
 
-    manager = CheckpointManager("file:///data/runs/a/checkpoints", keep=2, keep_every=100)    # any pyarrow.fs URI or a local path
+    manager = CheckpointManager("file:///data/runs/a/checkpoints", keep=2)       # a path, or any URI of pyarrow.fs
     files = manager.save(step, "learner", learner.save)                          # in the process that owns the state
     files += manager.save(step, "encoder", encoder.save)
-    manager.commit(step, files, meta)                                            # the controller, when all parts are there
+    manager.commit(step, files, meta)                                            # the controller, once all parts exist
 
     step = manager.latest()
     meta = manager.meta(step)
-    manager.restore(step, "learner", learner.load)                               # checks every file of the part first
+    manager.restore(step, "learner", learner.load)                               # first checks every file of the part
 
-A part is written to and read from a plain local directory; remote storage is copied from and to.
-Formats are safetensors, Arrow and JSON: loading a checkpoint never runs code from it.
+A part is written to and read from a plain local directory. Remote storage is copied from and to. Formats are
+safetensors, Arrow and JSON, so loading a checkpoint never runs code from it.
 
-The manifest is the last that is written and the first that is removed. So whenever a process is killed, or the disk is
-full, what counts is whole: a step that is being written does not count yet, one that is being removed no longer does.
-"""
+The manifest is written last and removed first. So if a process is killed or the disk is full, every checkpoint that
+counts is complete: a step that is being written does not count yet, and one that is being removed no longer does."""
 
 from __future__ import annotations
 
@@ -41,12 +40,12 @@ _CHUNK_BYTES = 1 << 22
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or written; the message names the file and the mend."""
+    """A checkpoint cannot be read or written. The message names the file and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
-    """One file of a checkpoint: path relative to its directory, size in bytes, CRC-32 of its content."""
+    """One file of a checkpoint: its path relative to the directory, its size in bytes, the CRC-32 of its content."""
 
     path: str
     size_bytes: int
@@ -54,20 +53,20 @@ class FileEntry:
 
 
 class CheckpointManager:
-    """Writes, lists, verifies and prunes the checkpoints of one run. Holds no state but its address: safe to send
-    anywhere."""
+    """Writes, lists, verifies and prunes the checkpoints of one run. Its only state is an address."""
 
     def __init__(self, uri: str, *, keep: int, keep_every: int = 0) -> None:
-        """The newest `keep` stay, and for good those whose step is a multiple of `keep_every` (0: none)."""
+        """Keep the newest `keep`, and forever those whose step is a multiple of `keep_every` (0: none)."""
         self.uri = uri
         self._keep = keep
         self._keep_every = keep_every
 
     def save(self, step: int, part: str, write: Callable[[Path], None]) -> list[FileEntry]:
-        """Have `write(directory)` put one part's files into the checkpoint of `step`; returns them for the manifest.
+        """Have `write(directory)` put the files of one part into the checkpoint of `step`. Returns them for the
+        manifest.
 
-        A step that is written again does not count until it is committed again. Raises CheckpointError when storage
-        fails; what was written of the step is then removed, so that a later save has the space."""
+        A step that is written again does not count until it is committed again. Raises CheckpointError if storage
+        fails. What was written of the step is then removed, so that a later save has the space."""
         with self._giving_up_whole(step):
             return self._save(step, part, write)
 
@@ -91,8 +90,7 @@ class CheckpointManager:
         """Make the checkpoint of `step` count, then remove older complete ones that are not kept, and older incomplete
         ones.
 
-        Raises CheckpointError when storage fails. Where only the removal failed the new checkpoint counts.
-        """
+        Raises CheckpointError if storage fails. If only the removal failed, the new checkpoint counts."""
         manifest = {"format": FORMAT_VERSION, "step": step, "files": [asdict(file) for file in files], "meta": meta}
         with self._giving_up_whole(step):
             filesystem, root = self._open()
@@ -103,7 +101,7 @@ class CheckpointManager:
         self._prune(step)
 
     def require_writable(self) -> None:
-        """Write a small file and remove it. Raises CheckpointError where that cannot be done."""
+        """Write a small file and remove it. Raises CheckpointError if that fails."""
         filesystem, root = self._open()
         probe = posixpath.join(root, PROBE)
         try:
@@ -115,12 +113,11 @@ class CheckpointManager:
             raise CheckpointError(f"{self.uri} cannot be written ({_reason(error)}): choose another place") from None
 
     def truncate(self, after_step: int) -> None:
-        """On resume: remove the checkpoints of later steps, complete or not. They are of a history that will not be
-        gone on with."""
+        """Remove the checkpoints of later steps, complete or not, because a resumed run replaces that history."""
         self._remove(step for step in self._all_steps() if step > after_step)
 
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, oldest first."""
+        """Return the steps with a complete checkpoint, oldest first."""
         filesystem, root = self._open()
         return [step for step in self._all_steps() if _is_file(filesystem, posixpath.join(root, _name(step), MANIFEST))]
 
@@ -129,25 +126,24 @@ class CheckpointManager:
         return steps[-1] if steps else None
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What the controller committed with the checkpoint."""
+        """Return what the controller committed with the checkpoint."""
         meta: dict[str, Any] = self._manifest(step)["meta"]
         return meta
 
     def restore(self, step: int, part: str, read: Callable[[Path], None]) -> None:
-        """Verify every file of one part, then have `read(directory)` load it. Raises CheckpointError naming a damaged
-        file.
+        """Verify every file of one part, then have `read(directory)` load it. `part` may be a folder within one:
+        "learner/policy".
 
-        `part` may be a folder of one: "learner/policy".
-        """
+        Raises CheckpointError naming a damaged file."""
         files = [FileEntry(**file) for file in self._manifest(step)["files"] if file["path"].startswith(f"{part}/")]
         if not files:
             raise CheckpointError(f"the checkpoint of step {step} in {self.uri} has no part '{part}'")
         with self._local_copy(step, part) as checkpoint:
             for file in files:
-                _verify(checkpoint / file.path, file, self._mend(step))
+                _verify(checkpoint / file.path, file, self._fix(step))
             read(checkpoint / part)
 
-    def _mend(self, step: int) -> str:
+    def _fix(self, step: int) -> str:
         return f"delete {self.uri}/{_name(step)} to resume from the checkpoint before it"
 
     def _manifest(self, step: int) -> dict[str, Any]:
@@ -158,7 +154,7 @@ class CheckpointManager:
         except FileNotFoundError:
             raise CheckpointError(f"there is no complete checkpoint of step {step} in {self.uri}") from None
         except ValueError:
-            raise CheckpointError(f"the manifest of step {step} is damaged: {self._mend(step)}") from None
+            raise CheckpointError(f"the manifest of step {step} is damaged: {self._fix(step)}") from None
         if manifest.get("format") != FORMAT_VERSION:
             raise CheckpointError(
                 f"checkpoint format {manifest.get('format')} of step {step} is not {FORMAT_VERSION}, which this version reads"
@@ -167,7 +163,7 @@ class CheckpointManager:
 
     @contextmanager
     def _local_copy(self, step: int, part: str) -> Iterator[Path]:
-        """A directory of this machine that has the checkpoint's part in it."""
+        """Yield a directory of this machine that contains the checkpoint's part."""
         filesystem, root = self._open()
         source = posixpath.join(root, _name(step))
         if _is_local(filesystem):
@@ -188,8 +184,7 @@ class CheckpointManager:
         self._remove(step for step in self._all_steps() if step < newest and step not in kept)
 
     def _remove(self, steps: Iterable[int]) -> None:
-        """The manifest goes first: from then on the rest does not count, and what is left of it goes with the next
-        removal."""
+        """Remove the checkpoints of `steps`, manifest first. A rest that stays is removed next time."""
         for step in steps:
             try:
                 self._remove_manifest(step)
@@ -208,7 +203,7 @@ class CheckpointManager:
 
     @contextmanager
     def _giving_up_whole(self, step: int) -> Iterator[None]:
-        """Remove what was written of `step` when storage fails, and say so in one line."""
+        """Remove what was written of `step` if storage fails, and say so in one line."""
         try:
             yield
         except Exception as error:
@@ -245,7 +240,7 @@ def _is_local(filesystem: fs.FileSystem) -> bool:
 
 
 def _is_storage_error(error: Exception) -> bool:
-    """Of the operating system, from whatever library: those in Rust (safetensors, tokenizers) carry it as text only."""
+    """Return whether the operating system failed. Libraries in Rust say so only in the text."""
     return isinstance(error, (OSError, SafetensorError)) or "(os error " in str(error)
 
 
@@ -262,11 +257,11 @@ def _entries(directory: Path, part: str) -> list[FileEntry]:
     return [FileEntry(path=f"{part}/{path.relative_to(directory)}", size_bytes=path.stat().st_size, crc32=_crc32(path)) for path in files]
 
 
-def _verify(path: Path, expected: FileEntry, mend: str) -> None:
+def _verify(path: Path, expected: FileEntry, fix: str) -> None:
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: {mend}")
+        raise CheckpointError(f"{path} is missing: {fix}")
     if path.stat().st_size != expected.size_bytes or _crc32(path) != expected.crc32:
-        raise CheckpointError(f"{path} is damaged (size or checksum differs from the manifest): {mend}")
+        raise CheckpointError(f"{path} is damaged (size or checksum differs from the manifest): {fix}")
 
 
 def _crc32(path: Path) -> int:

@@ -1,11 +1,15 @@
-"""Forward passes over packed tokens: last hidden states, log-probs and entropies of response tokens.
+"""Forward passes over packed tokens: last hidden states, and log-probs and entropies of response tokens.
 
-Axes: T computed tokens, N response tokens, H hidden size.
-"""
+    model = load_causal_lm(path, dtype="bfloat16")
+    logprob_N, entropy_N = response_logprobs(model, packed, temperature=1.0)
+    loglikelihood_R, num_tokens_R = response_loglikelihoods(model, groups, tokens_per_batch=1024)
+
+Axes: T computed tokens, N response tokens, R responses, H hidden size."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,21 +17,21 @@ from torch import Tensor
 
 from learners.attention import AttentionKind, best_kind, implementation, kind_of, layout_of, register
 from learners.logprobs import head_logprobs, logit_bytes
-from learners.packing import PackedTokens
+from learners.packing import GroupTokens, PackedTokens, micro_batches, pack, prefix_tree
 from learners.precision import Dtype, resolve_dtype
 from learners.supported import require_independent, require_plain_logits, require_short, require_supported
 
 LOGITS_BYTES = 512 << 20
 _LOADING = threading.Lock()
-"""transformers changes torch's defaults for the whole process while it loads a model: two threads that load at once
-break each other."""
+"""transformers changes torch's defaults for the whole process while it loads a model, so two threads must not load
+at the same time."""
 
 
 def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str = "cpu", place: bool = True) -> Any:
-    """A Hugging Face causal language model in evaluation mode (no dropout: sampler and learner are one distribution).
+    """Return a Hugging Face causal language model in evaluation mode.
 
-    With `place` false it is made for `device` and left in host memory. Raises ModelUnsupported for a model that a
-    packed pass would compute wrongly."""
+    It has no dropout, because sampler and learner must be one distribution. With `place` false it is made for `device`
+    but left in host memory. Raises ModelUnsupported for a model that a packed pass would compute wrongly."""
     from transformers import AutoModelForCausalLM
 
     register()
@@ -44,8 +48,10 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
 
 
 def check_supported(path: str, *, longest: int | None = None, with_head: bool = True) -> None:
-    """Refuse at once, reading no weights, what a pass over at most `longest` tokens of a prompt and its response could
-    not compute; with the head also what `response_logprobs` could not. Raises ModelUnsupported."""
+    """Raise ModelUnsupported for a model that a pass could not compute, without reading weights.
+
+    `longest` is the most tokens of a prompt and its response. With `with_head`, what `response_logprobs` could not
+    compute is refused too."""
     model = without_weights(path)
     require_supported(model, longest=longest)
     if with_head:
@@ -53,7 +59,7 @@ def check_supported(path: str, *, longest: int | None = None, with_head: bool = 
 
 
 def without_weights(path: str) -> Any:
-    """The model at `path` on the meta device: its modules and the shapes of its parameters. No weights are read."""
+    """Return the model at `path` on the meta device: modules and shapes, without reading weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _LOADING, torch.device("meta"):
@@ -61,14 +67,15 @@ def without_weights(path: str) -> Any:
 
 
 def causal_lm_shapes(path: str) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of the model at `path` by name, a tied head left out. No weights are read."""
+    """Return the shape of every parameter of the model at `path` by name, without a tied head. No weights are read."""
     return {name: tuple(parameter.shape) for name, parameter in without_weights(path).named_parameters()}
 
 
 def last_hidden_states(model: Any, packed: PackedTokens, kind: AttentionKind | None = None) -> Tensor:
-    """(T, H) states after the final norm. `kind`: of attention, in place of the one that the model was loaded with.
+    """Return the states (T, H) after the final norm. `kind` replaces the kind of attention that the model was loaded
+    with.
 
-    Raises ModelUnsupported where a branch is too long for the model's position embeddings or its attention."""
+    Raises ModelUnsupported if a branch is too long for the model's position embeddings or its attention."""
     layout = layout_of(packed, kind or kind_of(model), model.get_input_embeddings().weight.dtype)
     require_short(model, layout.longest)
     output = model.get_decoder()(
@@ -85,11 +92,13 @@ def last_hidden_states(model: Any, packed: PackedTokens, kind: AttentionKind | N
 def response_logprobs(
     model: Any, packed: PackedTokens, *, temperature: float, logits_bytes: int = LOGITS_BYTES, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob of each response token under softmax(logits / temperature), and that distribution's entropy in nats.
+    """Return the log-prob of each response token under softmax(logits / temperature), and the entropy of that
+    distribution.
 
-    Returns (logprob_N with gradient, entropy_N), at least float32; the entropy has a gradient where `entropy_gradient`
-    asks for it. Logits are made for what predicts a response token only, as many positions at a time as `logits_bytes`
-    has room for, at least one. Raises ModelUnsupported for a model that changes them behind its head."""
+    These are (logprob_N with gradient, entropy_N in nats), at least float32. The entropy has a gradient if
+    `entropy_gradient` is set. Logits are made only for positions that predict a response token, and at a time for as
+    many positions as fit into `logits_bytes`, at least one. Raises ModelUnsupported for a model that changes its logits
+    behind its head."""
     require_plain_logits(model)
     states_TH = last_hidden_states(model, packed)
     head = model.get_output_embeddings()
@@ -103,3 +112,20 @@ def response_logprobs(
         chunk=max(1, logits_bytes // logit_bytes(head.weight)),
     )
     return logprob_N, entropy_N if entropy_gradient else entropy_N.detach()
+
+
+@torch.inference_mode()
+def response_loglikelihoods(
+    model: Any, groups: Sequence[GroupTokens], *, tokens_per_batch: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return Σ_t log p(y_t | prompt, y_<t) of each response under `model` at temperature 1, and its number of tokens.
+
+    The results are (loglikelihood_R float64, num_tokens_R int64), in the order of `groups`. Both are 0 for an empty
+    response."""
+    num_tokens_R = torch.tensor([len(ids) for group in groups for ids in group.responses], dtype=torch.int64)
+    loglikelihood_R = torch.zeros(len(num_tokens_R), dtype=torch.float64)
+    for branches in micro_batches(prefix_tree(groups), max_tokens=tokens_per_batch):
+        packed = pack(branches).to(device or torch.device("cpu"))
+        logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
+        loglikelihood_R.index_add_(0, packed.response_N.cpu(), logprob_N.cpu().double())
+    return loglikelihood_R, num_tokens_R

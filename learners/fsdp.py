@@ -1,18 +1,17 @@
-"""A learner of several processes, each with its part of every weight, gradient and moment: PyTorch's FSDP2
-(`fully_shard`).
+"""A learner of several processes, each with its shard of every weight, gradient and moment: PyTorch's FSDP2.
 
-    meeting = Meeting.open("10.0.0.7", timeout_s=120)            # in the first rank
-    meeting = Meeting.at("10.0.0.7:41234", timeout_s=120)        # in the others
-    ranks = ShardedRanks.join(meeting, rank=1, size=4, …)        # in all at once
+    rendezvous = Rendezvous.open("10.0.0.7", timeout_s=120)            # in the first rank
+    rendezvous = Rendezvous.at("10.0.0.7:41234", timeout_s=120)        # in the others
+    ranks = ShardedRanks.join(rendezvous, rank=1, size=4, …)           # in all at the same time
     learner = PolicyLearner(model_path, config, ranks=ranks, …)
 
-The parameters a rank holds are float32: the masters. `fully_shard` casts them to `learner.dtype` while it gathers a
-layer, and adds up gradients over micro-batches and over ranks in float32. That is what `MasterAdamW` does with its
-masters in one process, to the bit for the weights that are computed with and published; so there is no second copy, and
-the optimiser works on each rank's parts as they are.
+The parameters that a rank holds are float32: they are the masters. `fully_shard` casts them to `learner.dtype` while it
+gathers a layer, and sums gradients over micro-batches and ranks in float32. `MasterAdamW` does the same with its
+masters in one process, and the weights that are computed with and published are the same bit for bit. So there is no
+second copy, and the optimiser works on each rank's shards as they are.
 
-Sums over ranks: gradients are added, not averaged. Gathered are, one at a time, the layers (twice a pass), and the
-embeddings with the head, which tied models share."""
+Gradients are summed over ranks, not averaged. The units that are gathered one at a time are the layers, twice a pass,
+and the embeddings together with the head, because tied models share them."""
 
 from __future__ import annotations
 
@@ -40,9 +39,8 @@ T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
 
 
-class Meeting:
-    """Where ranks find each other: a key-value store in the first rank's process, which must live as long as they
-    do."""
+class Rendezvous:
+    """Where ranks find each other: a key-value store in the process of the first rank, which must outlive them."""
 
     def __init__(self, store: TCPStore, address: str, timeout_s: float) -> None:
         self.store = store
@@ -51,7 +49,7 @@ class Meeting:
 
     @classmethod
     def open(cls, host: str = LOOPBACK, *, timeout_s: float) -> Self:
-        """On a free port of `host`, an address of this machine, and on no other of its addresses."""
+        """Open the store on a free port of `host`, an address of this machine, and on no other address."""
         listening = socket.create_server((host, 0))
         port = listening.getsockname()[1]
         store = TCPStore(
@@ -61,7 +59,7 @@ class Meeting:
 
     @classmethod
     def at(cls, address: str, *, timeout_s: float) -> Self:
-        """The one another process has opened. Raises RankLost where there is none."""
+        """Return the store that another process has opened. Raises RankLost if there is none."""
         host, _, port = address.rpartition(":")
         try:
             store = TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
@@ -70,7 +68,7 @@ class Meeting:
         return cls(store, address, timeout_s)
 
     def wait_for_all(self, rank: int, size: int) -> None:
-        """Say that `rank` is here, and return once all are. Raises RankLost naming those that did not come in time."""
+        """Announce `rank`, and return once all ranks have. Raises RankLost naming those that are late."""
         keys = [f"rank {other}" for other in range(size)]
         self.store.set(keys[rank], "here")
         try:
@@ -81,7 +79,7 @@ class Meeting:
 
 
 class ShardedRanks:
-    """One rank of several; `learners.ranks.Ranks`."""
+    """One of several ranks (`learners.ranks.Ranks`)."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self.rank = mesh.get_rank()
@@ -90,16 +88,17 @@ class ShardedRanks:
         self._mesh = mesh
 
     @classmethod
-    def join(cls, meeting: Meeting, *, rank: int, size: int, device: str, collective_timeout_s: float) -> Self:
-        """Returns once all are there, else as `Meeting.wait_for_all`. A rank that later waits for another for
-        `collective_timeout_s` gives up."""
-        meeting.wait_for_all(rank, size)
-        host = meeting.address.rpartition(":")[0]
+    def join(cls, rendezvous: Rendezvous, *, rank: int, size: int, device: str, collective_timeout_s: float) -> Self:
+        """Return once all ranks are there. Raises RankLost as `Rendezvous.wait_for_all` does.
+
+        A rank that later waits for another for `collective_timeout_s` gives up."""
+        rendezvous.wait_for_all(rank, size)
+        host = rendezvous.address.rpartition(":")[0]
         if (interface := interface_of(local_address_towards(host))) is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         dist.init_process_group(
             "cpu:gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-            store=meeting.store,
+            store=rendezvous.store,
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=collective_timeout_s),
@@ -108,7 +107,7 @@ class ShardedRanks:
         return cls(init_device_mesh(device, (size,)))
 
     def load(self, path: str, *, dtype: Dtype | Literal["float64"], device: str) -> Any:
-        """Each rank reads the model whole, in `dtype`, into host memory, and keeps its part of each layer."""
+        """Read the whole model into host memory in `dtype`, and return it with this rank's shard of each layer."""
         model = load_causal_lm(path, dtype=dtype, device=device, place=False)
         self.weight_dtype = model.dtype
         precision = MixedPrecisionPolicy(param_dtype=self.weight_dtype, reduce_dtype=torch.promote_types(self.weight_dtype, torch.float32))
@@ -132,14 +131,14 @@ class ShardedRanks:
 
 
 def _widen(module: torch.nn.Module) -> None:
-    """Parameters not yet sharded become float32 or wider: masters."""
+    """Make parameters that are not yet sharded float32 or wider, so that they are masters."""
     for parameter in module.parameters():
         if not hasattr(parameter, "full_tensor"):
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def local_address_towards(host: str) -> str:
-    """The address of this machine from which `host` is reached. Nothing is sent."""
+    """Return the address of this machine from which `host` is reached. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))
         address: str = probe.getsockname()[0]
@@ -147,8 +146,9 @@ def local_address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has this address: gloo would take the one the machine's own name leads to, often the
-    loopback's."""
+    """Return the network interface that has this address, or None.
+
+    Without it gloo takes the interface that the machine's own name leads to, which is often the loopback."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address == address for found in addresses):
             return str(name)

@@ -1,9 +1,9 @@
-"""How the layers of a decoder are run: with their activations kept or computed again, as they stand or compiled.
+"""How the layers of a decoder are run: with activations kept or computed again, compiled or not.
 
-    run_layers(model, recomputed=True, compiled=False)      # in place, once, after it is loaded (and divided over ranks)
+    run_layers(model, recomputed=True, compiled=False)      # in place, once, after loading (and sharding over ranks)
 
-Neither changes what is computed. A layer is whatever the model may not be split below; the rest of it, embeddings, the
-last norm and the head, is run as ever."""
+Neither changes what is computed. A layer is a module that the model may not be split below. The rest (embeddings, last
+norm, head) is not changed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ COMPILERS = ("g++", "clang++")
 
 
 class CompilerMissing(RuntimeError):
-    """Layers cannot be compiled here; the message is one line that names the key and the mend."""
+    """Layers cannot be compiled here. The message is one line that names the key and the fix."""
 
 
 def run_layers(model: Any, *, recomputed: bool = False, compiled: bool = False) -> None:
-    """`recomputed`: of each layer only the input is kept for the backward pass, which computes the rest again.
-    `compiled`: by torch.compile, all layers as one piece of code for passes of any length.
+    """Change how the layers of `model` are run, in place.
 
-    Raises ValueError for a model that does not say what its layers are.
-    """
+    With `recomputed`, only the input of each layer is kept for the backward pass, which computes the rest again. With
+    `compiled`, torch.compile makes one piece of code for passes of any length.
+
+    Raises ValueError for a model that does not say what its layers are."""
     layers = layers_of(model)
     if not layers and (recomputed or compiled):
         raise ValueError(
@@ -42,15 +43,15 @@ def run_layers(model: Any, *, recomputed: bool = False, compiled: bool = False) 
 
 
 def layers_of(model: Any) -> list[Any]:
-    """The modules that a model may not be split below, in order. FSDP gives a module that it has divided a class
-    derived from its own."""
+    """Return the modules that a model may not be split below, in order.
+
+    The classes of their bases count too, because FSDP gives a sharded module a class that is derived from its own."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if any(cls.__name__ in names for cls in type(module).__mro__)]
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raises CompilerMissing where torch.compile has nothing to compile with: Triton on a GPU, a C++ compiler on a
-    CPU."""
+    """Raise CompilerMissing if torch.compile has no compiler here: Triton on a GPU, a C++ compiler on a CPU."""
     if device.type != "cpu" and importlib.util.find_spec("triton") is None:
         raise CompilerMissing("learner.compile = true needs the package triton: install it, or set learner.compile to false")
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))):

@@ -3,10 +3,10 @@
 Axes: M positions whose next token is asked for, N response tokens (several may follow one position), H hidden size, V
 vocabulary, C positions of a chunk, R of a slab.
 
-Logits of at most `chunk` positions exist at a time. The last chunk's probabilities are kept from the forward to the
-backward pass, which begins with them; other chunks' logits are computed again, at a third of what the output layer
-costs altogether. So where all positions fit into one chunk nothing is computed twice. Gradients of several chunks are
-added up in float32. Softmax and its gradient go over slabs that a processor's cache can hold."""
+Logits of at most `chunk` positions exist at a time. The forward pass keeps the probabilities of the last chunk, and the
+backward pass starts with them. It computes the logits of other chunks again, for a third of the output layer's total
+cost. If all positions fit into one chunk, nothing is computed twice. Gradients of several chunks are summed in float32.
+Softmax and its gradient work on slabs that fit into a processor's cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 SLAB_BYTES = 8 << 20
-"""Of float32 logits: larger slabs leave the cache between two operations."""
+"""Float32 logits of one slab. A larger slab leaves the cache between two operations."""
 
 
 def head_logprobs(
@@ -30,14 +30,14 @@ def head_logprobs(
     temperature: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """Of token target_N[n] after position state_N[n] under softmax(logits / temperature): (logprob_N, entropy_N in
-    nats), at least float32.
+    """Return the log-prob of token target_N[n] after position state_N[n], and the entropy there, under softmax(logits /
+    temperature).
 
-    Both have gradients with respect to the hidden states, weight and bias:
+    The results are (logprob_N, entropy_N in nats), at least float32. Both have gradients with respect to the hidden
+    states, weight and bias:
 
         z = (h Wᵀ + b) / τ      p = softmax(z)      log p_v = z_v − logsumexp(z)      H = −Σ_v p_v log p_v
-        ∂ log p_v / ∂z_u = [u = v] − p_u            ∂H / ∂z_u = −p_u (log p_u + H)
-    """
+        ∂ log p_v / ∂z_u = [u = v] − p_u            ∂H / ∂z_u = −p_u (log p_u + H)"""
     if not len(state_N):
         empty_N = hidden_MH.new_zeros(0, dtype=_wide(hidden_MH.dtype)) + 0 * hidden_MH.sum()
         return empty_N, empty_N
@@ -48,7 +48,7 @@ def head_logprobs(
 
 
 def logit_bytes(weight_VH: Tensor) -> int:
-    """Of the logits of one position, as they are normalised."""
+    """Return the bytes of the logits of one position, in the dtype in which they are normalised."""
     return len(weight_VH) * _wide(weight_VH.dtype).itemsize
 
 
@@ -69,7 +69,7 @@ class _HeadLogprobs(torch.autograd.Function):
         logprob_N = hidden_MH.new_empty(len(state_N), dtype=wide)
         kept_CV = None
         for rows in _chunks(num_positions, chunk):
-            kept_CV = None  # before the next one is made
+            kept_CV = None  # free it before the next one is made
             kept_CV = _logits(hidden_MH[rows], weight_VH, bias_V, temperature)
             of_chunk = ((state_N >= rows.start) & (state_N < rows.stop)).nonzero().squeeze(-1)
             logprob_N[of_chunk] = kept_CV[state_N[of_chunk] - rows.start, target_N[of_chunk]]
@@ -120,7 +120,7 @@ class _HeadLogprobs(torch.autograd.Function):
 
 
 def _added(total: Tensor | None, part: Tensor, *, is_only: bool) -> Tensor:
-    """Chunks are added up in float32 or wider: one by one in bfloat16 most of each would be rounded away."""
+    """Return the sum of two chunks' gradients, in float32 or wider: bfloat16 would round most of it away."""
     if total is None:
         return part if is_only else part.to(_wide(part.dtype))
     return total.add_(part)
@@ -131,7 +131,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _chunks(num_positions: int, chunk: int) -> list[slice]:
-    """Of `chunk` positions each but the first, which takes what is over: the last is the one that is kept."""
+    """Return slices of `chunk` positions. The first takes the remainder: the backward pass keeps the last."""
     stops = list(range(num_positions, 0, -chunk))[::-1]
     return [slice(start, stop) for start, stop in zip([0, *stops[:-1]], stops, strict=True)]
 
@@ -147,7 +147,7 @@ def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, tempera
 
 
 def _softmax_in_place(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns logits into probabilities; returns their normalisers and entropies, (C,) each."""
+    """Turn logits into probabilities. Returns their normalisers and entropies, (C,) each."""
     normaliser_C, entropy_C = logits_CV.new_empty(len(logits_CV)), logits_CV.new_empty(len(logits_CV))
     for slab in _slabs(logits_CV):
         logits_RV = logits_CV[slab]
@@ -160,7 +160,7 @@ def _softmax_in_place(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gradient_in_place(probability_CV: Tensor, total_C: Tensor, of_entropy_C: Tensor | None, entropy_C: Tensor) -> None:
-    """Turns probabilities into the gradient with respect to the logits, but for that of the targets' own logits."""
+    """Turn probabilities into the gradient with respect to the logits, without the term of the targets' own logits."""
     for slab in _slabs(probability_CV):
         probability_RV = probability_CV[slab]
         factor = total_C[slab, None]

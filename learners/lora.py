@@ -5,17 +5,16 @@
     adapters = Adapters.attach(model, config, base=path)     # in place; from now on only A and B are trained
     loss(model).backward()                                   # computes with W'
     with adapters.off(): ...                                 # with W: the reference of a divergence
-    adapters.named_weights()                                 # W', under W's names: what engines are given
+    adapters.named_weights()                                 # W', under W's names: what engines receive
 
-peft makes the adapters, names them and writes their files; the pass is our own. peft adds s·B·(A x) to W x. An engine
-is given W' in the dtype of the model, and in bfloat16 most of a small step is lost when W' is rounded (docs/lora.md):
-the learner would train a policy that nobody samples from. So it computes with the very W' that is published: formed in
-float32 and rounded once (`merged`), as full weights are rounded from their masters; layer by layer, and once more in
-the backward pass, so that no second copy of the model is kept. The gradient goes through the rounding as if it were not
-there, like that of a master.
+peft makes the adapters, names them and writes their files. The pass is our own. peft adds s·B·(A x) to W x, but an
+engine receives W' in the dtype of the model, and in bfloat16 rounding W' loses most of a small step (docs/lora.md). The
+learner would then train a policy that no engine samples from. So it computes with exactly the W' that is published:
+formed in float32 and rounded once (`merged`), as full weights are rounded from their masters. W' is formed layer by
+layer, and once more in the backward pass, so that there is no second copy of the model. The gradient ignores the
+rounding, like that of a master.
 
-Axes: T tokens, I features in, O out, R rank.
-"""
+Axes: T tokens, I features in, O out, R rank."""
 
 from __future__ import annotations
 
@@ -33,34 +32,35 @@ from torch.autograd.function import once_differentiable
 
 from learners.checkpoint import CheckpointError
 from learners.config import LoraConfig
-from learners.export import save_model
 from learners.forward import load_causal_lm, without_weights
 from learners.models import model_digest
 from learners.precision import Dtype
 from learners.sharding import Deferred
-from learners.weights import take_snapshot
+from learners.weights import save_model, take_snapshot
 
 ADAPTER = "adapter"
-"""Directory of an adapter in peft's format. Never the model's own: transformers would take the merged model there for
-its base."""
+"""The directory of an adapter in peft's format. It is never the model's own directory, because transformers would
+take the merged model there for the adapter's base."""
 BASE = "base.json"
 _NAME = "default"
 _PEFT = "peft==0.21.2"
 
 
 class LoraError(ValueError):
-    """These adapters cannot be had for this model, here; the message is one line that names the key and the mend."""
+    """These adapters are not possible here. The message is one line that names the key and the fix."""
 
 
 def check_lora(model_path: str, config: LoraConfig) -> None:
-    """Refuse at once, reading no weights, what `Adapters.attach` would. Raises LoraError."""
+    """Raise LoraError for what `Adapters.attach` would refuse, without reading weights."""
     _require_peft()
     target_names(without_weights(model_path), config)
 
 
 def target_names(model: Any, config: LoraConfig) -> list[str]:
-    """Last names of the layers to adapt, sorted. Raises LoraError for one that this model has not, and for "all-linear"
-    where that would leave most of a model out: experts that are one tensor."""
+    """Return the last names of the layers to adapt, sorted.
+
+    Raises LoraError for a name that this model does not have, and for "all-linear" if that would leave out most of a
+    model, because its experts are one tensor."""
     head = model.get_output_embeddings()
     layers = ((name, module) for name, module in model.named_modules() if module is not head)
     there = sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
@@ -89,10 +89,10 @@ def _require_peft() -> None:
 
 
 class Adapters:
-    """What is trained of a model that is otherwise frozen."""
+    """The trained part of a model that is otherwise frozen."""
 
     def __init__(self, wrapped: Any, base: str) -> None:
-        """`wrapped`: peft's model around ours. Made by `attach` and `load`."""
+        """`wrapped` is peft's model around ours. Use `attach` or `load`."""
         self._wrapped = wrapped
         self._base = base
         self._model = wrapped.get_base_model()
@@ -103,8 +103,9 @@ class Adapters:
 
     @classmethod
     def attach(cls, model: Any, config: LoraConfig, *, base: str) -> Self:
-        """New adapters in `model`, loaded from `base`: A seeded, B zero, so that nothing has changed yet. Raises
-        LoraError."""
+        """Put new adapters into `model`, which was loaded from `base`. Raises LoraError.
+
+        A is seeded and B is 0, so the model has not changed yet."""
         _require_peft()
         import peft
 
@@ -122,8 +123,9 @@ class Adapters:
 
     @classmethod
     def load(cls, model: Any, directory: Path, *, base: str) -> Self:
-        """Those that `save` wrote, for a model loaded from `base`. Raises LoraError, and CheckpointError where the base
-        is another one."""
+        """Put adapters that `save` wrote into a model that was loaded from `base`.
+
+        Raises LoraError, and CheckpointError if they belong to another base."""
         _require_peft()
         import peft
 
@@ -132,13 +134,14 @@ class Adapters:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The model as it was before any training, without a copy of it."""
+        """Use the model as it was before training, without a copy of it."""
         with self._wrapped.disable_adapter():
             yield
 
     def named_weights(self) -> list[tuple[str, Tensor | Deferred]]:
-        """The model's tensors by their names without adapters, those adapted merged: each is formed when it is asked
-        for."""
+        """Return the model's tensors by their names without adapters.
+
+        Those with an adapter are merged, each only when it is asked for."""
         weights: list[tuple[str, Tensor | Deferred]] = []
         for name, parameter in self._model.named_parameters():
             if ".lora_" in name:
@@ -152,21 +155,22 @@ class Adapters:
         return weights
 
     def save(self, directory: Path) -> None:
-        """In peft's format, with the name and the digest of the model that they belong to."""
+        """Write the adapters in peft's format, with the name and the digest of the model that they belong to."""
         self._wrapped.save_pretrained(directory, save_embedding_layers=False)
         (directory / BASE).write_text(json.dumps({"model": self._base, "digest": model_digest(self._base)}))
 
 
 def write_merged(adapter: Path, directory: str, *, base: str, dtype: Dtype) -> None:
-    """The policy of an adapter that `Adapters.save` wrote, as a Hugging Face directory: bit for bit the one that a
-    learner of this `dtype` had. Raises as `Adapters.load`."""
+    """Write the policy of an adapter that `Adapters.save` wrote as a Hugging Face directory.
+
+    It is bit for bit the policy of a learner of this `dtype`. Raises as `Adapters.load` does."""
     model = load_causal_lm(base, dtype=dtype)
     adapters = Adapters.load(model, adapter, base=base)
     save_model(model, take_snapshot(adapters.named_weights(), version=0), directory, tokenizer=base)
 
 
 def require_base(directory: Path, base: str) -> None:
-    """Raises CheckpointError unless the adapter in `directory` belongs to the model at `base`, weight for weight."""
+    """Raise CheckpointError unless the adapter in `directory` belongs to the model at `base`, weight for weight."""
     saved = json.loads((directory / BASE).read_text())
     if saved["digest"] != (found := model_digest(base)):
         raise CheckpointError(
@@ -176,7 +180,7 @@ def require_base(directory: Path, base: str) -> None:
 
 
 def merged(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
-    """W + scale·B·A, (O, I): in float32 or wider, rounded once to the dtype of W."""
+    """Return W + s·B·A (O, I), computed in float32 or wider and rounded once to the dtype of W. s is `scale`."""
     wide = torch.promote_types(weight_OI.dtype, torch.float32)
     return torch.addmm(weight_OI.to(wide), b_OR.to(wide), a_RI.to(wide), alpha=scale).to(weight_OI.dtype)
 
@@ -191,7 +195,7 @@ def _merged_weight(layer: Any) -> Tensor:
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
-    """In place of that of peft's layer."""
+    """Replace the forward of peft's layer."""
     if layer.disable_adapters:
         untouched: Tensor = layer.base_layer(x)
         return untouched
@@ -200,12 +204,11 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
 
 
 class _MergedLinear(torch.autograd.Function):
-    """y = W' x + bias, of which only W, A and B are kept for the backward pass:
+    """y = W' x + bias. Only x, W, A and B are kept for the backward pass:
 
-    ∂x = W'ᵀ ∂y        ∂A = s·(∂y B)ᵀ x        ∂B = s·∂yᵀ (x Aᵀ)
+        ∂x = W'ᵀ ∂y        ∂A = s·(∂y B)ᵀ x        ∂B = s·∂yᵀ (x Aᵀ)
 
-    Neither W' nor its gradient outlives a layer's turn.
-    """
+    Neither W' nor its gradient exists longer than the layer's own computation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:

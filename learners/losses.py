@@ -1,10 +1,10 @@
 """The policy loss: a pure function of per-token tensors. Axis: N response tokens of one micro-batch.
 
-    output = policy_loss(inputs, config)     # of a micro-batch; losses and gradients of micro-batches add up
+    output = policy_loss(inputs, config)     # of one micro-batch; losses and gradients of micro-batches add up
     output.loss.backward()
 
-It is put together of named parts, each with its equation and source: `learners.loss.surrogates`,
-`learners.loss.corrections`, `learners.loss.aggregation`, `learners.loss.kl`."""
+Its parts have their equations and sources in `learners.loss.surrogates`, `learners.loss.corrections`,
+`learners.loss.aggregation` and `learners.loss.kl`."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ from torch import Tensor
 
 from learners.config import LossConfig
 from learners.loss.aggregation import AGGREGATIONS, Denominators
-from learners.loss.corrections import CORRECTIONS
 from learners.loss.kl import KL_ESTIMATORS
-from learners.loss.surrogates import SURROGATES, RatioInputs
+from learners.loss.surrogates import RatioInputs, SurrogateOutput
+from learners.methods import correction_of, surrogate_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossInputs:
-    """Everything the loss of one micro-batch, which holds whole responses, needs. All (N,)."""
+    """Everything that the loss of one micro-batch needs. A micro-batch holds whole responses. Tensors are (N,)."""
 
     logprob_N: Tensor
     """Under the current parameters, with gradient."""
     proximal_logprob_N: Tensor
-    """Under the parameters the batch was begun with; equal to `logprob_N` at the first optimiser step, to the bit:
-    computed in the same micro-batches."""
+    """Under the parameters that the batch began with. At the first optimiser step it equals `logprob_N` bit for bit,
+    because both are computed in the same micro-batches."""
     behavior_logprob_N: Tensor
-    """Under the policy (or policies) that sampled the tokens, as recorded by the engine."""
+    """Under the policy, or policies, that sampled the tokens, as the engine recorded it."""
     advantage_N: Tensor
     num_tokens: int
-    """The global denominator: response tokens of the whole batch, over all micro-batches, groups without signal
-    included."""
+    """The global denominator: all response tokens of the batch, over all micro-batches, including those of groups
+    without signal."""
     response_N: Tensor | None = None
-    """int64: which response a token is of. Needed where `LossConfig.is_by_response` only."""
+    """Which response a token belongs to (int64). Needed only if `LossConfig.is_by_response`."""
     num_responses: int = 0
-    """Responses of the whole batch that have tokens, counted as `num_tokens` is."""
+    """The number of responses of the batch that have tokens, counted as `num_tokens` is."""
     reference_logprob_N: Tensor | None = None
-    """Under the reference, where there is one. Needed with kl.where = "loss"."""
+    """Under the reference, if there is one. Needed with kl.where = "loss"."""
     entropy_N: Tensor | None = None
-    """Of the next-token distribution under the current parameters, with gradient. Needed with entropy_coefficient > 0
-    only."""
+    """The entropy of the next-token distribution under the current parameters, with gradient. Needed only with
+    entropy_coefficient > 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossOutput:
-    """`loss` sums to the batch's loss over micro-batches; the other tensors are (N,), without gradient."""
+    """The losses of all micro-batches add up to the loss of the batch. The other tensors are (N,), without gradient."""
 
     loss: Tensor
     clipped_N: Tensor
     is_weight_N: Tensor
     kl_N: Tensor | None = None
-    """The divergence from the reference as estimated, where there is one."""
+    """The estimated divergence from the reference, if there is one."""
 
 
 def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
-    """The loss of one micro-batch:
+    """Return the loss of one micro-batch:
 
         loss = −agg_t( w_t · surrogate_t ) + kl.coefficient · agg_t( kl_t ) − entropy_coefficient · agg_t( H_t )
 
-    with agg the aggregation, w the correction, kl the estimator of KL(pi ‖ pi_ref), H the entropy. By default, w_t =
-    min(pi_prox/mu, is_cap):
+    with agg the aggregation, w the correction, kl the estimator of KL(pi ‖ pi_ref), H the entropy. By default
 
-        loss = −1/M Σ_t w_t · min(rho_t A_t, clip(rho_t, 1 − clip_low, 1 + clip_high) A_t),    rho_t = pi(t) / pi_prox(t)
+        loss = −1/M Σ_t w_t · min(rho_t A_t, clip(rho_t, 1 − clip_low, 1 + clip_high) A_t)
+        rho_t = pi(t) / pi_prox(t)        w_t = min(pi_prox(t) / mu(t), is_cap)
 
-    Divergence and entropy are not weighted by w: they hold the policy at every token that is seen, whoever sampled it
-    (as GRPO's published form does; weighting them would let go of just the tokens that have moved furthest).
+    Divergence and entropy are not weighted by w, as in GRPO's published form. They hold the policy at every token,
+    whichever policy sampled it; weights would release exactly the tokens that have moved furthest.
 
-    Raises ValueError where the configuration needs an input that is None.
+    Raises ValueError if the configuration needs an input that is None, or if a method returns tensors of another shape.
     """
     response_N = inputs.response_N
     if response_N is None:
@@ -80,16 +80,17 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
     over = Denominators(num_tokens=inputs.num_tokens, num_responses=inputs.num_responses, constant_tokens=config.constant_tokens)
     aggregate = AGGREGATIONS[config.aggregation]
     difference_N = (inputs.proximal_logprob_N - inputs.behavior_logprob_N).detach()
-    weight_N = CORRECTIONS[config.correction](difference_N, response_N, config)
-    surrogate = SURROGATES[config.surrogate](
+    weight_N = correction_of(config)(difference_N, response_N, config)
+    surrogate = surrogate_of(config)(
         RatioInputs(
             logprob_N=inputs.logprob_N,
-            anchor_logprob_N=inputs.behavior_logprob_N if config.correction == "none" else inputs.proximal_logprob_N,
+            anchor_logprob_N=inputs.proximal_logprob_N if config.is_corrected else inputs.behavior_logprob_N,
             advantage_N=inputs.advantage_N,
             response_N=response_N,
         ),
         config,
     )
+    _require_per_token(surrogate, weight_N, inputs.advantage_N.shape, config)
     loss = -aggregate(weight_N * surrogate.value_N, response_N, over)
     kl_N = None
     if inputs.reference_logprob_N is not None:
@@ -100,6 +101,22 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
         entropy_N = _required(inputs.entropy_N, "entropy_N", f"entropy_coefficient = {config.entropy_coefficient}")
         loss = loss - config.entropy_coefficient * aggregate(entropy_N, response_N, over)
     return LossOutput(loss=loss, clipped_N=surrogate.clipped_N.detach(), is_weight_N=weight_N, kl_N=None if kl_N is None else kl_N.detach())
+
+
+def _require_per_token(surrogate: SurrogateOutput, weight_N: Tensor, shape: torch.Size, config: LossConfig) -> None:
+    """Raise ValueError unless both methods returned tensors (N,). Others could be broadcast unseen."""
+    if not isinstance(surrogate, SurrogateOutput):
+        raise ValueError(
+            f'learner.loss.surrogate = "{config.surrogate}" returned {type(surrogate).__name__}: it must return a SurrogateOutput'
+        )
+    for method, what, values_N in (
+        (f'learner.loss.surrogate = "{config.surrogate}"', "value_N", surrogate.value_N),
+        (f'learner.loss.surrogate = "{config.surrogate}"', "clipped_N", surrogate.clipped_N),
+        (f'learner.loss.correction = "{config.correction}"', "weights", weight_N),
+    ):
+        found = tuple(values_N.shape) if isinstance(values_N, Tensor) else type(values_N).__name__
+        if found != tuple(shape):
+            raise ValueError(f"{method} returned {what} of shape {found}: there must be one for each token, (N,) = {tuple(shape)}")
 
 
 def _required(values_N: Tensor | None, name: str, wanted_by: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Metrics of one training step. Every name is defined in docs/metrics.md. Axes: G groups, K responses, N tokens."""
+"""Metrics of one training step. docs/metrics.md defines every name. Axes: G groups, K responses, N tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from learners.loss.responses import max_by_response
+from learners.loss.per_token import max_by_response
 from learners.losses import LossInputs, LossOutput
 from learners.mismatch import MismatchTokens, mismatch_metrics
 
 
 def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_GK: Tensor | None = None) -> dict[str, float]:
-    """Reward, pass rates, shares of groups without contrast and lengths of one batch. What nothing is known of is left
-    out.
+    """Return rewards, pass rates, shares of groups without contrast, and lengths of one batch.
 
-    `without_bonus_GK`: what advantages would be without the bonus, where there is one.
-    """
+    A metric whose value is unknown is left out. `without_bonus_GK` is what the advantages would be without the bonus,
+    if there is one."""
     num_groups, group_size = advantages_GK.shape
     reward_GK = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_groups, group_size)
     correct_GK = np.array([s == "correct" for s in batch.column("verdict_status").to_pylist()]).reshape(num_groups, group_size)
@@ -37,7 +36,9 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_G
 
 
 def _scores(batch: pa.RecordBatch, reward_GK: np.ndarray, correct_GK: np.ndarray) -> dict[str, float]:
-    """Empty where nothing could be scored. A group of which nothing could be is neither all correct nor all wrong."""
+    """Return figures of rewards and verdicts; nothing if no response could be scored.
+
+    A group without any scored response is neither all correct nor all wrong."""
     scored_G = ~np.isnan(reward_GK).all(-1)
     if not scored_G.any():
         return {}
@@ -52,7 +53,7 @@ def _scores(batch: pa.RecordBatch, reward_GK: np.ndarray, correct_GK: np.ndarray
 
 
 def _reward_terms(batch: pa.RecordBatch, reward_GK: np.ndarray) -> dict[str, float]:
-    """What shaped rewards are the sum of; nothing where they are the task's own."""
+    """Return the terms of shaped rewards; nothing if the rewards are the task's own."""
     columns = [batch.column(name) for name in ("reward_format", "reward_length")]
     if any(column.null_count == len(column) for column in columns):
         return {}
@@ -61,12 +62,12 @@ def _reward_terms(batch: pa.RecordBatch, reward_GK: np.ndarray) -> dict[str, flo
 
 
 def bonus_alone_share(without_bonus_GK: Tensor, advantages_GK: Tensor) -> float:
-    """Share of groups with an advantage that would have none without the bonus, which there gives every sign."""
+    """Return the share of groups whose advantages, and so their signs, come from the bonus only."""
     return float((without_bonus_GK.eq(0).all(dim=-1) & advantages_GK.ne(0).any(dim=-1)).double().mean())
 
 
 def lag_metrics(version: int, token_versions_N: np.ndarray) -> dict[str, float]:
-    """Versions between sampling and training, over all response tokens of the batch."""
+    """Return figures of the lag, the versions between sampling and training, over all response tokens of the batch."""
     if not len(token_versions_N):
         return {}
     lag_N = version - token_versions_N
@@ -74,13 +75,13 @@ def lag_metrics(version: int, token_versions_N: np.ndarray) -> dict[str, float]:
 
 
 @dataclass
-class TokenStatistics:
-    """Collects per-token quantities over the micro-batches of a step made from policy `version`."""
+class StepStatistics:
+    """Per-token quantities, collected over the micro-batches of a step that policy `version` starts."""
 
     version: int
     num_computed_tokens: int = 0
     loss: float = 0.0
-    """Summed over micro-batches, hence over optimiser steps."""
+    """The sum over micro-batches, hence over optimiser steps."""
     _columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def add(self, inputs: LossInputs, output: LossOutput, entropy_N: Tensor, version_N: Tensor, *, num_computed: int) -> None:
@@ -102,8 +103,8 @@ class TokenStatistics:
             self._columns.setdefault(name, []).append(values.double().cpu().numpy())
 
     @classmethod
-    def merged(cls, parts: Sequence[TokenStatistics]) -> TokenStatistics:
-        """Those of several ranks that have computed a step together."""
+    def merged(cls, parts: Sequence[StepStatistics]) -> StepStatistics:
+        """Return the statistics of several ranks that computed a step together, as one."""
         whole = cls(version=parts[0].version)
         for part in parts:
             whole.num_computed_tokens += part.num_computed_tokens
@@ -113,7 +114,7 @@ class TokenStatistics:
         return whole
 
     def tokens(self) -> MismatchTokens:
-        """What `learners.mismatch` looks at."""
+        """Return what `learners.mismatch` examines."""
         return MismatchTokens(
             logprob_N=self._column("logprob"),
             difference_N=self._column("difference"),
@@ -123,7 +124,7 @@ class TokenStatistics:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Empty when no group of the batch had signal: nothing was then computed."""
+        """Return means over all computed tokens. There are none if no group of the batch had signal."""
         if not self._columns:
             return {}
         is_weight = self._column("is_weight")

@@ -1,23 +1,24 @@
-"""How far learner and engine disagree about the tokens that were sampled, and what kind of fault a disagreement looks
-like. Axis: N tokens.
+"""How far learner and engine disagree about the sampled tokens, and which fault such a disagreement indicates.
+
+Axis: N tokens.
 
     d_t = log-prob of token t by the learner − log-prob recorded by the engine
 
-Tokens sampled by an older policy differ because the policy has moved. Those of the very policy that is trained (lag 0)
-differ by numeric noise alone, which is the floor; unless something is wrong:
+Tokens of an older policy differ because the policy has moved. Tokens of the policy that is trained (lag 0) differ only
+by numeric noise, which is the floor, unless there is a fault:
 
-    monitor = MismatchMonitor()                 # one a learner; its state is saved with the learner's
-    metrics = monitor.observe(tokens)           # of one step; {"mismatch/alarm_temperature": 1.0, "mismatch/engine_temperature": 1.3}
+    monitor = MismatchMonitor()                 # one for each learner; its state is saved with the learner's
+    metrics = monitor.observe(tokens)           # of one step, such as {"mismatch/alarm_temperature": 1.0}
 
-What tells the causes apart (`diagnose`):
+`diagnose` tells the causes apart:
 
-| cause            | signature at lag 0                                                                                               |
-|------------------|------------------------------------------------------------------------------------------------------------------|
-| wrong temperature| d is proportional to log-prob + entropy, the first-order effect of a temperature                                 |
-| re-tokenisation  | some tokens are far off while others, just as uncertain, agree as well as ever                                   |
-| dropped tensor   | every token is affected, by a divergence that no update of a policy makes                                        |
-| stale weights    | above the floor of earlier steps, by as much as an update moves the policy: tokens of lag 0 look like lag 1      |
-| numeric noise    | none of these, and from the first step on                                                                        |
+| cause             | signature at lag 0                                                                           |
+|-------------------|----------------------------------------------------------------------------------------------|
+| wrong temperature | d is proportional to log-prob + entropy, the first-order effect of a temperature             |
+| re-tokenisation   | some tokens are far off, while others that are just as uncertain agree as well as ever       |
+| dropped tensor    | every token is affected, by a divergence that no update of a policy makes                    |
+| stale weights     | above the floor of earlier steps by about one update: tokens of lag 0 look like those of lag 1 |
+| numeric noise     | none of these, and from the first step on                                                    |
 """
 
 from __future__ import annotations
@@ -31,34 +32,35 @@ import torch
 from torch import Tensor
 
 BAND = (0.9, 1.1)
-"""A token whose probability ratio learner / engine lies outside counts as mismatched."""
+"""A token counts as mismatched if its probability ratio learner / engine is outside."""
 LAGS_APART = 4
-"""Tokens of lags 0 to 3 are measured apart, older ones together."""
+"""Tokens of lag 0, 1 and 2 are measured apart. Tokens of lag 3 and older are measured together."""
 MIN_TOKENS = 100
-"""Tokens of lag 0 without which nothing is said about causes."""
+"""With fewer tokens of lag 0 no cause is named."""
 
 NOISE_LEVEL = 0.15
-"""Mean |d| that numeric formats explain: bfloat16 against bfloat16 gives 0.03 to 0.05."""
+"""The mean |d| that numeric formats explain. Two bfloat16 implementations differ by 0.03 to 0.05."""
 FLOOR_FACTOR, FLOOR_LEVEL = 10.0, 0.01
-"""Above so many times the floor of earlier steps, and this, the mean |d| has risen (of two float32 implementations it
-is 1e-5)."""
+"""The mean |d| has risen if it is above this multiple of the floor of earlier steps, and above this level. Two
+float32 implementations differ by 1e-5."""
 TEMPERATURE_FIT, TEMPERATURE_SLOPES = 0.7, (0.03, 0.75)
-"""Share of the energy of d that a temperature must explain; the smallest relative error of a temperature worth a word,
-and the largest that is no broken model (of temperature infinity)."""
+"""The share of the energy of d that a temperature must explain. The smallest relative error of a temperature that is
+reported, and the largest that does not mean a broken model (of infinite temperature)."""
 EXTREME, AGREEING, UNCERTAIN, MIN_UNCERTAIN = 2.0, 0.05, 0.1, 20
-"""The largest |d| from which tokens may be others than those sampled; the 20th percentile of |d| over its mean below
-which a fifth of the tokens agree as well as ever all the same; the entropy from which a token counts for that (where
-nothing is open, all models agree), and how many must. Tokens that are mixed up leave those before them alone, so that
-the figure is below 0.02; else it is above 0.12."""
+"""Thresholds of re-tokenisation. EXTREME: the largest |d| must reach it. AGREEING: the 20th percentile of |d| over
+its mean must be below it, because a fifth of the tokens still agrees. UNCERTAIN: only tokens with a larger entropy
+count, since all models agree where the next token is certain. MIN_UNCERTAIN: the number of such tokens that are
+needed. Tokens that are mixed up do not affect those before them, so the ratio is below 0.02 there; otherwise it is
+above 0.12."""
 TENSOR_DIVERGENCE = 0.15
-"""Mean of exp(d) − 1 − d, an estimate of KL(engine ‖ learner) in nats a token, from which the engine holds another
-model."""
+"""The mean of exp(d) − 1 − d, an estimate of KL(engine ‖ learner) in nats per token. From this value on, the engine
+holds another model,"""
 MOVEMENT_FACTOR = 4.0
-"""... unless the policy itself was seen to move a quarter of that in one version."""
+"""unless the policy itself has moved a quarter of that in one version."""
 
 
 class Cause(StrEnum):
-    """What a disagreement looks like. The value is how its metric is called."""
+    """What a disagreement looks like. The value is part of the metric's name."""
 
     NOISE = "noise"
     TEMPERATURE = "temperature"
@@ -72,17 +74,18 @@ class MismatchTokens:
     """Columns of the computed tokens of one step, (N,) float64."""
 
     logprob_N: np.ndarray
-    """By the learner, under the weights the step was begun with."""
+    """The learner's log-prob, under the weights that the step began with."""
     difference_N: np.ndarray
     """d_t."""
     entropy_N: np.ndarray
-    """Of the learner's next-token distribution, in nats."""
+    """The entropy of the learner's next-token distribution, in nats."""
     lag_N: np.ndarray
-    """Versions between sampling and training."""
+    """The number of versions between sampling and training."""
     oldest_lag_N: np.ndarray
-    """Lag of the oldest token of the token's response. Where it is not 0 the engine's KV cache is of older weights."""
+    """The lag of the oldest token of the token's response. If it is not 0, the engine's KV cache has older weights."""
 
     def where(self, keep_N: np.ndarray) -> MismatchTokens:
+        """Return the columns of the tokens to keep."""
         return MismatchTokens(**{name: getattr(self, name)[keep_N] for name in self.__dataclass_fields__})
 
     def __len__(self) -> int:
@@ -91,25 +94,24 @@ class MismatchTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
-    """What earlier steps have shown. Both are of tokens whose engine was found in order."""
+    """What earlier steps have shown, of tokens for which no fault was found."""
 
     level: float = float("inf")
-    """Lowest mean |d| at lag 0."""
+    """The lowest mean |d| at lag 0."""
     movement: float = 0.0
-    """Largest mean of exp(d) − 1 − d at lag 1: how far the policy moves in a version."""
+    """The largest mean of exp(d) − 1 − d at lag 1: how far the policy moves in one version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """`cause` is None where all is in order; `engine_temperature` relative to the learner's, with cause TEMPERATURE."""
+    """`cause` is None if there is no fault. `engine_temperature`, relative to the learner's, comes with TEMPERATURE."""
 
     cause: Cause | None
     engine_temperature: float | None = None
 
 
 def mismatch_metrics(tokens: MismatchTokens) -> dict[str, float]:
-    """Figures over all tokens and by lag, and the surprise; empty without tokens. Names are defined in
-    docs/metrics.md."""
+    """Return figures over all tokens and by lag, and the surprise (docs/metrics.md); nothing without tokens."""
     if not len(tokens):
         return {}
     found = _figures("mismatch", tokens.difference_N)
@@ -136,18 +138,18 @@ def _figures(prefix: str, difference_N: np.ndarray) -> dict[str, float]:
 
 
 def effective_sample_share(difference_N: np.ndarray) -> float:
-    """(Σ w)² / (N · Σ w²) with w = exp d: the share of samples that as many unweighted ones would be worth (Kish 1965).
-    1 at most."""
+    """Return (Σ w)² / (N · Σ w²) with w = exp d, at most 1.
+
+    It is the share of samples that equally many unweighted ones would be worth (Kish 1965)."""
     weight_N = np.exp(difference_N - difference_N.max())  # a common factor cancels
     return float(weight_N.sum() ** 2 / (len(weight_N) * np.square(weight_N).sum()))
 
 
 def diagnose(tokens: MismatchTokens, floor: Floor) -> Diagnosis:
-    """What the disagreement of `tokens`, all of lag 0 with their whole response, looks like, the patterns first, then
-    the size.
+    """Return what the disagreement of `tokens` looks like. The whole response of each must be of lag 0.
 
-    Deterministic, and blind below its thresholds: where the engine is wrong by less than numeric noise nothing is
-    found."""
+    Patterns are tested first, then the size. The result is deterministic. Below the thresholds it is blind: an engine
+    that is wrong by less than numeric noise is not found."""
     if _only_some_tokens_disagree(tokens):
         return Diagnosis(cause=Cause.RETOKENISATION)
     slope, explained = _temperature_fit(tokens)
@@ -169,10 +171,10 @@ def _only_some_tokens_disagree(tokens: MismatchTokens) -> bool:
 
 
 def _temperature_fit(tokens: MismatchTokens) -> tuple[float, float]:
-    """Slope of d by log-prob + entropy through 0, and the share of Σ d² that it explains.
+    """Return the slope of d against log-prob + entropy through 0, and the share of Σ d² that it explains.
 
-    With T the learner's and T' the engine's temperature and κ = T/T', the engine's log-prob is κ·l − log Σ_v p_v^κ, so
-    to first order in κ − 1 d = (1 − κ)·(l + H)."""
+    With T the learner's and T' the engine's temperature and κ = T/T', the engine's log-prob is κ·l − log Σ_v p_v^κ. To
+    first order in κ − 1 this gives d = (1 − κ)·(l + H)."""
     pattern_N, energy = tokens.logprob_N + tokens.entropy_N, float(np.square(tokens.difference_N).sum())
     scale = float(np.square(pattern_N).sum())
     if not energy or not scale:
@@ -186,13 +188,13 @@ def _divergence(difference_N: np.ndarray) -> float:
 
 
 class MismatchMonitor:
-    """Looks at every step's tokens and remembers the floor."""
+    """Examines the tokens of every step and remembers the floor."""
 
     def __init__(self) -> None:
         self.floor = Floor()
 
     def observe(self, tokens: MismatchTokens) -> dict[str, float]:
-        """The step's alarm as metrics; empty while all is in order, or with too few tokens of lag 0 to tell."""
+        """Return the step's alarm as metrics; nothing without a fault, or with too few tokens of lag 0 to tell."""
         clean = tokens.where(tokens.oldest_lag_N == 0)
         if len(clean) < MIN_TOKENS:
             return {}
@@ -216,6 +218,6 @@ class MismatchMonitor:
         return {"mismatch/floor": torch.tensor([self.floor.level, self.floor.movement], dtype=torch.float64)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """A state saved before there was a monitor leaves it as new."""
+        """Restore the floor. A state that was saved before there was a monitor changes nothing."""
         if (saved := state.get("mismatch/floor")) is not None:
             self.floor = Floor(level=float(saved[0]), movement=float(saved[1]))

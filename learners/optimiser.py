@@ -3,11 +3,11 @@
     optimiser = MasterAdamW(model.named_parameters(), config)
     for micro_batch in batch:
         loss(micro_batch).backward()      # hooks move each gradient into its float32 sum and free it
-    grad_norm = optimiser.step()          # clip, AdamW on the masters, copy back into the model; None without any gradient
+    grad_norm = optimiser.step()          # clip, AdamW on the masters, copy back into the model
 
-bfloat16 has 8 bits of precision: a step of 1e-5 on a weight of 0.1 would round away, hence the masters. The model's own
-bfloat16 weights are cast once a step instead of once a micro-batch (as autocast would), and are what is published.
-"""
+bfloat16 has 8 bits of precision, so a step of 1e-5 on a weight of 0.1 would round to nothing. The masters keep it. The
+model's own bfloat16 weights are cast once a step, not once a micro-batch as autocast would, and they are published as
+they are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from learners.config import OptimiserConfig
-from learners.sharding import part_of, whole
+from learners.sharding import full_tensor, shard_of
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -27,8 +27,8 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class MasterAdamW:
     """AdamW with linear warm-up and clipping by global norm. Parameters of float32 or wider are their own masters.
 
-    Parameters may be parts of which each rank has its own (`learners.fsdp`): masters, gradients and moments then are
-    too, the norm is that of the whole gradient."""
+    Parameters may be the shards of a rank (`learners.fsdp`). Masters, gradients and moments are then shards too, and
+    the norm is that of the full gradient."""
 
     def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], config: OptimiserConfig) -> None:
         self._config = config
@@ -43,7 +43,7 @@ class MasterAdamW:
         self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True)
         self.num_steps = 0
         self.last_learning_rate = 0.0
-        """Of the last step taken since this object was made."""
+        """That of the last step since this object was made."""
 
     @staticmethod
     def _master(parameter: Parameter) -> Parameter:
@@ -63,7 +63,7 @@ class MasterAdamW:
         return parameter.register_post_accumulate_grad_hook(move_gradient)
 
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Return the learning rate of the next step."""
         warmup = self._config.warmup_steps
         return self._config.lr * min(1.0, (self.num_steps + 1) / warmup) if warmup else self._config.lr
 
@@ -71,13 +71,13 @@ class MasterAdamW:
     def step(self) -> float | None:
         """Apply the summed gradients and clear them. Returns the gradient's global norm before clipping.
 
-        Without any gradient (no group had signal) it is no step: returns None, weights and moments stay as they are.
-        Raises FloatingPointError on a gradient that is not finite, with nothing applied."""
+        Without any gradient (no group had signal) it takes no step and returns None; weights and moments stay as they
+        are. Raises FloatingPointError on a gradient that is not finite, with nothing applied."""
         gradients = [master.grad for master in self._masters if master.grad is not None]
         if not gradients:
             return None
-        norm = float(whole(torch.nn.utils.get_total_norm(gradients)))
-        if not norm < float("inf"):
+        norm = float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
+        if not norm < float("inf"):  # also for NaN
             self.clear()
             raise FloatingPointError(f"the gradient norm of optimiser step {self.num_steps + 1} is {norm}; nothing was applied")
         torch.nn.utils.clip_grads_with_norm_(self._masters, self._config.max_grad_norm, torch.tensor(norm))
@@ -100,8 +100,9 @@ class MasterAdamW:
                 parameter.data.copy_(master)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Masters, moments and step counts by `kind/parameter name`. Tensors are references, not copies, and parts
-        where parameters are."""
+        """Return masters, moments and step counts by `kind/parameter name`.
+
+        Tensors are references, not copies, and shards if the parameters are."""
         state = {"num_steps": torch.tensor(self.num_steps)}
         for name, master in zip(self._names, self._masters, strict=True):
             moments = self._adamw.state.get(master, {})
@@ -111,11 +112,12 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore masters, moments and counts from whole tensors, and write the masters back into the model. Raises
-        KeyError on a missing master."""
+        """Restore masters, moments and counts from full tensors, and copy the masters into the model.
+
+        Raises KeyError on a missing master."""
         for name, master in zip(self._names, self._masters, strict=True):
-            master.copy_(part_of(state[f"master/{name}"], master))
+            master.copy_(shard_of(state[f"master/{name}"], master))
             saved = {kind: state[f"{kind}/{name}"] for kind in _MOMENTS if f"{kind}/{name}" in state}
-            self._adamw.state[master] = {kind: part_of(value, master).to(master.device, copy=True) for kind, value in saved.items()}
+            self._adamw.state[master] = {kind: shard_of(value, master).to(master.device, copy=True) for kind, value in saved.items()}
         self.num_steps = int(state["num_steps"])
         self._copy_back()

@@ -1,21 +1,21 @@
-"""Lay responses out so that what they have in common is computed once, without padding.
+"""Lay responses out so that a prefix they share is computed once, without padding.
 
-    for branches in micro_batches(grow(groups), max_tokens=2048, cost=cost):
+    for branches in micro_batches(prefix_tree(groups), max_tokens=2048, cost=cost):
         packed = pack(branches)
 
 Axes: T computed tokens, N response tokens, M positions whose next token is asked for, K responses of a group, L tokens
 of a branch.
 
-A branch is a prompt followed by one of its responses. The branches of a forward pass are sorted, and a token is
-computed only where its branch leaves the one before: a chat template that all prompts begin with, a prompt that eight
-responses share, answers that start alike or are alike. What remains is a forest in preorder. A token's position id is
-its depth, and it sees itself and its ancestors:
+The prompts and responses form a prefix tree. A branch is a path from its root: a prompt followed by one of its
+responses. The branches of a forward pass are sorted, so that those with a long common prefix are adjacent, and a token
+is computed only where its branch leaves the branch before. A chat template that all prompts begin with, a prompt that
+eight responses share, and answers that start alike are computed once. The computed tokens are the nodes of the tree in
+preorder. A token's position id is its depth, and it sees itself and its ancestors:
 
     query q sees key k   if   k ≤ q < end_k          end_k: one past the last token below k
 
-so hidden states, log-probs and gradients equal those of a row a response. Attention is never given more than that
-(`learners.attention`). A response's last token predicts nothing, so unless its state is asked for it is not computed
-either."""
+So hidden states, log-probs and gradients equal those of one row per response. Attention computes little else
+(`learners.attention`). A response's last token predicts nothing, so it is computed only if its own state is wanted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class GroupTokens:
-    """Token ids of one group: its prompt (P,), P > 0, and its K responses, each (T_k,), T_k = 0 allowed. All int64."""
+    """Token ids of one group, all int64: its prompt (P,) with P > 0, and its K responses, each (T_k,) with T_k >= 0."""
 
     prompt_ids: np.ndarray
     responses: Sequence[np.ndarray]
@@ -39,8 +39,9 @@ class GroupTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One response behind its prompt, ids_L; `response` is its flat index. Of the ids the first `num_computed` go
-    through the model."""
+    """A path of the prefix tree: one response behind its prompt. `response` is its flat index.
+
+    The first `num_computed` of the ids go through the model."""
 
     ids_L: np.ndarray
     prompt_length: int
@@ -48,7 +49,7 @@ class Branch:
     response: int
 
     def shared_with(self, other: Branch) -> int:
-        """How many computed tokens the two have in common."""
+        """Return the number of computed tokens that the two branches have in common."""
         length = min(self.num_computed, other.num_computed)
         differ = self.ids_L[:length] != other.ids_L[:length]
         return int(differ.argmax()) if differ.any() else length
@@ -56,10 +57,9 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class PassCost:
-    """What a forward pass costs, in operations: per computed token, per (query, key) pair, per position with logits.
+    """The cost of a forward pass, in operations: per computed token, per (query, key) pair, per position with logits.
 
-    A backward pass costs twice that, so the ratios between passes are those of training, too.
-    """
+    A backward pass costs twice as much, so ratios between passes are those of training too."""
 
     token: float = 1.0
     pair: float = 0.0
@@ -67,8 +67,8 @@ class PassCost:
 
     @classmethod
     def of(cls, model: Any) -> PassCost:
-        """Of a Hugging Face model: 2 operations a weight and token, 4·H a pair and layer (scores, and the mean of the
-        values)."""
+        """Return the cost for a Hugging Face model: 2 operations per weight and token, and 4·H per pair and layer (for
+        the scores, and for the mean of the values)."""
         config = model.config
         vocabulary = model.get_output_embeddings().weight.numel()
         embedding = model.get_input_embeddings().weight.numel()
@@ -77,11 +77,11 @@ class PassCost:
         return cls(token=2.0 * inside, pair=4.0 * config.num_hidden_layers * config.num_attention_heads * width, logits=2.0 * vocabulary)
 
     def of_pass(self, branches: Sequence[Branch]) -> float:
-        """Of one pass over sorted `branches`."""
+        """Return the cost of one pass over sorted `branches`."""
         return sum(self.of_branch(branch, common) for branch, common in zip(branches, shared_tokens(branches), strict=True))
 
     def of_branch(self, branch: Branch, shared: int) -> float:
-        """Of the branch after one with which it shares its first `shared` tokens."""
+        """Return the cost of the branch behind one that shares its first `shared` tokens."""
         num_new = branch.num_computed - shared
         pairs = num_new * (branch.num_computed + shared + 1) / 2
         logits = len(branch.ids_L) - 1 - max(branch.prompt_length - 1, shared)
@@ -90,11 +90,10 @@ class PassCost:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedTokens:
-    """One forward pass over T tokens in preorder. Response token n belongs to response `response_N[n]` at
-    `offset_N[n]`.
+    """One forward pass over T tokens in preorder. Response token n is token `offset_N[n]` of response `response_N[n]`.
 
-    The state at `predicts_M[state_N[n]]` predicts the token; the one at `own_N[n]` is its own (empty unless asked for).
-    A response's tokens are adjacent and in order."""
+    The state at `predicts_M[state_N[n]]` predicts the token. The state at `own_N[n]` is its own; `own_N` is empty
+    unless it is asked for. The tokens of a response are adjacent and in order."""
 
     input_ids_T: Tensor
     position_ids_T: Tensor
@@ -108,7 +107,7 @@ class PackedTokens:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens computed."""
+        """The number of computed tokens."""
         return len(self.input_ids_T)
 
     def to(self, device: torch.device) -> PackedTokens:
@@ -118,11 +117,11 @@ class PackedTokens:
         return PackedTokens(**moved)
 
 
-def grow(groups: Sequence[GroupTokens], *, own_states: bool = False) -> list[Branch]:
-    """A branch for every non-empty response, sorted. The flat index of response k of group g is Σ_{h<g} K_h + k.
+def prefix_tree(groups: Sequence[GroupTokens], *, own_states: bool = False) -> list[Branch]:
+    """Return the prefix tree of all non-empty responses, as its sorted branches.
 
-    `own_states`: every token's own state is wanted, the last one's of each response included.
-    """
+    The flat index of response k of group g is Σ_{h<g} K_h + k. With `own_states` the last token of each response is
+    computed too, because every token's own state is wanted."""
     branches = []
     response = 0
     for group in groups:
@@ -132,20 +131,20 @@ def grow(groups: Sequence[GroupTokens], *, own_states: bool = False) -> list[Bra
                 num_computed = len(ids_L) if own_states else len(ids_L) - 1
                 branches.append(Branch(ids_L=ids_L, prompt_length=len(group.prompt_ids), num_computed=num_computed, response=response))
             response += 1
+    # Big-endian bytes sort as the ids do, so branches with a long common prefix become neighbours.
     return sorted(branches, key=lambda branch: branch.ids_L[: branch.num_computed].astype(">u4").tobytes())
 
 
 def shared_tokens(branches: Sequence[Branch]) -> list[int]:
-    """How many tokens each of the sorted `branches` has in common with those before it."""
+    """Return, for each of the sorted `branches`, the number of tokens that it shares with the branch before."""
     return [0] * min(1, len(branches)) + [after.shared_with(before) for before, after in pairwise(branches)]
 
 
 def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost = PassCost()) -> list[list[Branch]]:
-    """Cut sorted branches into runs of at most `max_tokens` computed tokens: as few as possible, and of those cuts the
-    most even in cost.
+    """Cut sorted branches into runs of at most `max_tokens` computed tokens.
 
-    One branch may exceed `max_tokens` alone. The cost of the dearest run is minimal to within a thousandth.
-    """
+    There are as few runs as possible. Of all cuts with so few, this one has the lowest cost of its most expensive run,
+    to within a thousandth. A single branch may exceed `max_tokens`."""
     if not branches:
         return []
     shared = shared_tokens(branches)
@@ -153,7 +152,7 @@ def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost
     costs = [(cost.of_branch(branch, 0), cost.of_branch(branch, common)) for branch, common in zip(branches, shared, strict=True)]
 
     def cut(max_cost: float) -> list[int]:
-        """Where runs begin. The first branch of a run shares nothing with what is before it."""
+        """Return where runs begin. The first branch of a run shares nothing with the run before."""
         starts = [0]
         run_tokens, run_cost = tokens[0][0], costs[0][0]
         for i in range(1, len(branches)):
@@ -163,7 +162,7 @@ def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost
                 run_tokens, run_cost = tokens[i][0], costs[i][0]
         return starts
 
-    best = cut(float("inf"))
+    best = cut(float("inf"))  # fewest runs; then bisect for the lowest cost that still needs no more of them
     low, high = 0.0, sum(alone for alone, _ in costs)
     while len(best) > 1 and high - low > 1e-3 * high:
         middle = (low + high) / 2
@@ -176,15 +175,15 @@ def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost
 
 
 def pack(branches: Sequence[Branch]) -> PackedTokens:
-    """The forward pass over sorted `branches`."""
+    """Return the forward pass over sorted `branches`."""
     columns: dict[str, list[np.ndarray]] = {
         name: [] for name in ("ids_T", "depth_T", "predicts_N", "own_N", "target_N", "response_N", "offset_N")
     }
     ends: list[tuple[np.ndarray, int]] = []
-    path_L, before, num_tokens = np.zeros(0, np.int64), None, 0
+    path_L, before, num_tokens = np.zeros(0, np.int64), None, 0  # path_L: the position of each token of the current branch
     for branch in branches:
         shared = branch.shared_with(before) if before is not None else 0
-        ends.append((path_L[shared:], num_tokens))
+        ends.append((path_L[shared:], num_tokens))  # where a branch leaves the one before, the subtrees it leaves end
         path_L = np.concatenate([path_L[:shared], np.arange(num_tokens, num_tokens + branch.num_computed - shared)])
         num_tokens += branch.num_computed - shared
         first, num_response = branch.prompt_length, len(branch.ids_L) - branch.prompt_length

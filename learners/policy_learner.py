@@ -1,19 +1,22 @@
-"""The learner's core: one batch of whole groups in, one optimiser step (or a few), one new policy version out.
+"""The learner's core: a batch of whole groups goes in, the policy makes one optimiser step (or a few), a new version
+comes out.
 
     learner = PolicyLearner(model_path, config, temperature=1.0, group_size=8)
-    report = learner.step(batch)            # Arrow batch of whole groups, scored
-    snapshot = learner.snapshot()           # weights of the new version, for the engines
+    report = learner.step(batch)            # an Arrow batch of whole groups with rewards and bonuses
+    snapshot = learner.snapshot()           # the weights of the new version, for the engines
 
-Departures from GRPO as published, each set in the config: asymmetric clipping, token mean over the whole batch,
-truncated importance sampling against the behavior log-probs, no KL term, groups without signal skipped (exactly: they
-add 0, unless the loss has a divergence or an entropy, which every token adds to). Axes: G groups, K responses, N
-response tokens of one micro-batch."""
+The defaults differ from GRPO as published in five points, each a key of the configuration: asymmetric clipping; the
+mean over all tokens of the batch; truncated importance sampling against the behavior log-probs; no KL term; and groups
+without signal are skipped. Skipping is exact, because such a group adds 0 to the gradient. With a divergence or an
+entropy in the loss every token adds to it, and no group is skipped.
+
+Axes: G groups, K responses, N response tokens of one micro-batch."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +27,32 @@ from torch import Tensor
 
 from buffers.groups import validate_groups
 from buffers.records import StepReport
-from buffers.schema import list_column_arrays
-from learners.advantages import group_advantages
-from learners.ahead import ahead
+from learners.advantages import AdvantageInputs, kl_penalised_rewards, unlikeliness_rewards
+from learners.batches import TokenLookup, prefetch, read_groups, sum_by_row, without_responses
 from learners.config import LearnerConfig
-from learners.export import save_model
 from learners.forward import response_logprobs
 from learners.layers import run_layers
 from learners.lora import ADAPTER, Adapters, require_base
 from learners.loss.kl import KL_ESTIMATORS
 from learners.losses import LossInputs, policy_loss
-from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
+from learners.methods import estimated_advantages, require_methods
+from learners.metrics import StepStatistics, lag_metrics, reward_metrics
 from learners.mismatch import MismatchMonitor
 from learners.optimiser import MasterAdamW
-from learners.packing import Branch, GroupTokens, PackedTokens, PassCost, grow, micro_batches, pack
-from learners.ranks import OneRank, Ranks, in_step, share
-from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
-from learners.sharding import Deferred, whole_tensors
+from learners.packing import Branch, GroupTokens, PackedTokens, PassCost, micro_batches, pack, prefix_tree
+from learners.ranks import OneRank, Ranks, in_lockstep, own_part
+from learners.sharding import Deferred, full_tensors
 from learners.tensor_file import TensorFile, layout_of, write_tensors
-from learners.weights import WeightSnapshot, take_snapshot
+from learners.weights import WeightSnapshot, save_model, take_snapshot
 
-IDLE = grow([GroupTokens(prompt_ids=np.zeros(1, np.int64), responses=[np.zeros(1, np.int64)])])
-"""What a rank computes, for nothing, while the others compute more than it has."""
+DUMMY_BATCH = prefix_tree([GroupTokens(prompt_ids=np.zeros(1, np.int64), responses=[np.zeros(1, np.int64)])])
+"""What a rank computes while other ranks have more micro-batches than it has. The result is not used."""
 
 
 class PolicyLearner:
-    """Owns the policy's weights and their optimiser. `version` counts the batches trained on.
+    """Owns the policy's weights and their optimiser. `version` counts the batches that were trained on.
 
-    With several `ranks` each has such an object, and all are called alike (`learners.ranks`).
-    """
+    With several `ranks` each rank has such an object, and every call is made on all of them (`learners.ranks`)."""
 
     def __init__(
         self,
@@ -65,8 +65,9 @@ class PolicyLearner:
         reuse_snapshot_buffer: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
-        """`reuse_snapshot_buffer`: a snapshot is only valid until the next; right where each is serialised at once, as
-        by Ray."""
+        """With `reuse_snapshot_buffer` a snapshot is valid only until the next one, which is right if each is
+        serialised at once, as Ray does. Raises ExtensionError for a method that cannot be used."""
+        require_methods(config)
         torch.set_num_threads(config.threads)
         self._config = config
         self._temperature = temperature
@@ -94,10 +95,10 @@ class PolicyLearner:
     def step(self, batch: pa.RecordBatch, version: int | None = None) -> StepReport:
         """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one.
 
-        `version`: the one that `batch` is to be trained on by, if the caller says; ValueError where the learner has
-        another, so that no batch is trained on twice, and for a batch that is empty or is not made of well-formed whole
-        groups. Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch is applied, the
-        version stays."""
+        `version` is the version that is to train on `batch`, if the caller gives it. Raises ValueError if the learner
+        is at another one, so that no batch is trained on twice, and for a batch that is empty or does not hold
+        well-formed whole groups. Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch
+        is applied, and the version stays."""
         if version is not None and version != self.version:
             raise ValueError(f"the learner is at version {self.version}, the batch is for version {version}")
         started = time.monotonic()
@@ -105,19 +106,21 @@ class PolicyLearner:
             raise ValueError("the batch has no groups: there is nothing to train on")
         validate_groups(batch, self._group_size)
         groups = read_groups(batch, self._group_size)
-        reference = self._reference_logprobs(batch, groups) if self._config.loss.kl.where != "off" else None
-        advantages_GK, without_bonus_GK = self._advantages(batch, reference)
-        parts = self._parts(advantages_GK)
-        statistics = TokenStatistics(version=self.version)
-        proximal = self._flat_logprobs(self._model, batch, groups, [part.trained for part in parts]) if len(parts) > 1 else None
-        lookup = TokenLookup.of(batch, proximal, reference)
+        lookup = TokenLookup.of(batch)
+        if self._config.loss.kl.where != "off":
+            lookup = replace(lookup, reference=self._reference_logprobs(lookup, groups))
+        advantages_GK, without_bonus_GK = self._advantages(batch, lookup)
+        parts = self._mini_batches(advantages_GK)
+        if len(parts) > 1:
+            lookup = replace(lookup, proximal=self._flat_logprobs(self._model, lookup, groups, [part.trained for part in parts]))
+        statistics = StepStatistics(version=self.version)
         norms = [self._optimiser_step(lookup, groups, part, advantages_GK, statistics) for part in parts]
-        statistics = TokenStatistics.merged(self._ranks.gather(statistics))
+        statistics = StepStatistics.merged(self._ranks.gather(statistics))
         self.version += 1
         elapsed_s = time.monotonic() - started
         metrics = {
             **reward_metrics(batch, advantages_GK, without_bonus_GK),
-            **lag_metrics(self.version - 1, token_versions(batch)),
+            **lag_metrics(self.version - 1, lookup.versions),
             **statistics.metrics(),
             **self._mismatch.observe(statistics.tokens()),
             **self._optimiser_metrics(statistics.loss, [norm for norm in norms if norm is not None]),
@@ -128,7 +131,7 @@ class PolicyLearner:
         return StepReport(version=self.version, metrics=metrics, advantages=tuple(advantages_GK.flatten().tolist()))
 
     def _optimiser_metrics(self, loss: float, norms: Sequence[float]) -> dict[str, float]:
-        """Means over the batch's optimiser steps; nothing where there was none."""
+        """Return means over the batch's optimiser steps; nothing if there was none."""
         if not norms:
             return {}
         return {
@@ -137,34 +140,32 @@ class PolicyLearner:
             "learner/lr": self._optimiser.last_learning_rate,
         }
 
-    def _parts(self, advantages_GK: Tensor) -> list[MiniBatch]:
-        """What each optimiser step is made of: at least a group."""
+    def _mini_batches(self, advantages_GK: Tensor) -> list[MiniBatch]:
+        """Return the groups of each optimiser step. Each has at least one group."""
         num_groups = len(advantages_GK)
         with_signal_G = advantages_GK.ne(0).any(dim=-1).numpy() | self._config.loss.trains_without_advantage
         parts = np.array_split(np.arange(num_groups), min(self._config.mini_batches, num_groups))
         return [MiniBatch(groups=part.tolist(), trained=part[with_signal_G[part]].tolist()) for part in parts]
 
-    def _advantages(self, batch: pa.RecordBatch, reference: np.ndarray | None) -> tuple[Tensor, Tensor | None]:
-        """(G, K), and what they would be without the bonus, if there is one. `reference`: log-probs of all response
-        tokens under the reference, flat in row order."""
+    def _advantages(self, batch: pa.RecordBatch, lookup: TokenLookup) -> tuple[Tensor, Tensor | None]:
+        """Return the advantages (G, K), and what they would be without the bonus, if the bonus has a weight."""
 
         def column(name: str) -> Tensor:
             values = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
             return torch.from_numpy(values).view(-1, self._group_size)
 
-        config = self._config
+        config, kl = self._config.advantage, self._config.loss.kl
         rewards_GK = column("reward")
-        if config.advantage.unlikeliness:
-            logprobs_GK = sum_by_row(batch, TokenLookup.of(batch).behavior).view_as(rewards_GK)
-            rewards_GK = unlikeliness_rewards(rewards_GK, logprobs_GK, config.advantage.unlikeliness)
-        if config.loss.kl.where == "reward":
-            assert reference is not None
-            log_ratio = torch.from_numpy(TokenLookup.of(batch).behavior - reference)
-            kl_GK = sum_by_row(batch, KL_ESTIMATORS[config.loss.kl.estimator](log_ratio).numpy()).view_as(rewards_GK)
-            rewards_GK = kl_penalised_rewards(rewards_GK, kl_GK, config.loss.kl.coefficient)
-        bonuses_GK, advantage = torch.nan_to_num(column("bonus")), config.advantage
-        without = group_advantages(rewards_GK, bonuses_GK, advantage.model_copy(update={"beta": 0.0})) if advantage.beta else None
-        return group_advantages(rewards_GK, bonuses_GK, advantage), without
+        if config.unlikeliness:
+            logprobs_GK = sum_by_row(batch, lookup.behavior).view_as(rewards_GK)
+            rewards_GK = unlikeliness_rewards(rewards_GK, logprobs_GK, config.unlikeliness)
+        if kl.where == "reward":
+            assert lookup.reference is not None
+            kl_of_token = KL_ESTIMATORS[kl.estimator](torch.from_numpy(lookup.behavior - lookup.reference)).numpy()
+            rewards_GK = kl_penalised_rewards(rewards_GK, sum_by_row(batch, kl_of_token).view_as(rewards_GK), kl.coefficient)
+        inputs = AdvantageInputs(rewards_GK=rewards_GK, bonuses_GK=torch.nan_to_num(column("bonus")))
+        without = replace(inputs, bonuses_GK=torch.zeros_like(inputs.bonuses_GK))
+        return estimated_advantages(inputs, config), estimated_advantages(without, config) if config.beta else None
 
     def _optimiser_step(
         self,
@@ -172,14 +173,15 @@ class PolicyLearner:
         groups: Sequence[GroupTokens],
         part: MiniBatch,
         advantages_GK: Tensor,
-        statistics: TokenStatistics,
+        statistics: StepStatistics,
     ) -> float | None:
-        """One optimiser step on `part`, if it has a gradient; the loss's denominators count all of its responses and
-        tokens, of whatever rank."""
+        """Take one optimiser step on `part`, if it has a gradient, and return the gradient's norm.
+
+        The loss's denominators count all responses and tokens of `part`, whichever rank computes them."""
         lengths = [len(ids) for g in part.groups for ids in groups[g].responses]
         loss = self._config.loss
         advantage_R = advantages_GK.flatten()
-        for micro_batch, packed in ahead(self._pack, self._my_micro_batches(groups, part.trained)):
+        for micro_batch, packed in prefetch(self._pack, self._own_micro_batches(groups, part.trained)):
             logprob_N, entropy_N = self._ranks.compute(
                 response_logprobs,
                 self._model,
@@ -188,7 +190,7 @@ class PolicyLearner:
                 logits_bytes=self._logits_bytes,
                 entropy_gradient=loss.entropy_coefficient > 0,
             )
-            if micro_batch is None:
+            if micro_batch is None:  # the dummy batch: the backward pass is a collective that the other ranks wait for
                 (0 * logprob_N.sum()).backward()
                 continue
             tokens = lookup.gather(packed, logprob_N)
@@ -208,69 +210,67 @@ class PolicyLearner:
             statistics.add(inputs, output, entropy_N.detach(), tokens.version_N, num_computed=packed.num_tokens)
         return self._optimiser.step()
 
-    def _reference_logprobs(self, batch: pa.RecordBatch, groups: Sequence[GroupTokens]) -> np.ndarray:
-        """Flat in row order: under the frozen copy, or under the model without its adapters, which is the same."""
+    def _reference_logprobs(self, lookup: TokenLookup, groups: Sequence[GroupTokens]) -> np.ndarray:
+        """Return log-probs under the frozen copy, or under the model without its adapters, which is the same model.
+        Flat in row order."""
         everything = [range(len(groups))]
         if self._adapters is None:
-            return self._flat_logprobs(self._reference, batch, groups, everything)
+            return self._flat_logprobs(self._reference, lookup, groups, everything)
         with self._adapters.off():
-            return self._flat_logprobs(self._model, batch, groups, everything)
+            return self._flat_logprobs(self._model, lookup, groups, everything)
 
     @torch.no_grad()
-    def _flat_logprobs(
-        self, model: Any, batch: pa.RecordBatch, groups: Sequence[GroupTokens], parts: Sequence[Sequence[int]]
-    ) -> np.ndarray:
-        """Log-probs of the response tokens of the groups in `parts` (flat, in row order, float64; 0 elsewhere) under
-        `model` as it is now.
+    def _flat_logprobs(self, model: Any, lookup: TokenLookup, groups: Sequence[GroupTokens], parts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the log-probs of the response tokens of the groups in `parts` under `model` as it is now.
 
-        Part by part in the micro-batches of an optimiser step on it: a token's rounding depends on those it is computed
-        with."""
-        lookup = TokenLookup.of(batch)
+        The result is flat, in row order, float64, and 0 for other groups. Each part is computed in the micro-batches of
+        an optimiser step on it, because a token's rounding depends on the tokens beside it."""
         flat = np.zeros(len(lookup.behavior), np.float64)
         for part in parts:
-            for micro_batch, packed in ahead(self._pack, self._my_micro_batches(groups, part)):
+            for micro_batch, packed in prefetch(self._pack, self._own_micro_batches(groups, part)):
                 logprob_N, _ = self._ranks.compute(
                     response_logprobs, model, packed, temperature=self._temperature, logits_bytes=self._logits_bytes
                 )
                 if micro_batch is not None:
                     flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
-        everyones: np.ndarray = np.sum(self._ranks.gather(flat), axis=0)
-        return everyones
+        of_all_ranks: np.ndarray = np.sum(self._ranks.gather(flat), axis=0)
+        return of_all_ranks
 
-    def _my_micro_batches(self, groups: Sequence[GroupTokens], chosen: Sequence[int]) -> Iterator[list[Branch] | None]:
-        """This rank's share of the groups `chosen`; None for each that another rank has more."""
-        mine = {chosen[i] for i in share([self._cost.of_pass(grow([groups[g]])) for g in chosen], self._ranks)}
-        branches = grow([_only(group, keep=g in mine) for g, group in enumerate(groups)])
-        return in_step(micro_batches(branches, max_tokens=self._config.tokens_per_micro_batch, cost=self._cost), self._ranks)
+    def _own_micro_batches(self, groups: Sequence[GroupTokens], chosen: Sequence[int]) -> Iterator[list[Branch] | None]:
+        """Yield this rank's part of the `chosen` groups, then None for each micro-batch that another rank has more."""
+        own = {chosen[i] for i in own_part([self._cost.of_pass(prefix_tree([groups[g]])) for g in chosen], self._ranks)}
+        branches = prefix_tree([group if g in own else without_responses(group) for g, group in enumerate(groups)])
+        return in_lockstep(micro_batches(branches, max_tokens=self._config.tokens_per_micro_batch, cost=self._cost), self._ranks)
 
     @property
     def _logits_bytes(self) -> int:
         return int(self._config.logits_mib * 2**20)
 
     def _pack(self, micro_batch: list[Branch] | None) -> tuple[list[Branch] | None, PackedTokens]:
-        """It, and on this rank's device what is computed of it, or in its place."""
-        return micro_batch, pack(micro_batch or IDLE).to(self._device)
+        """Return the micro-batch, and what this rank's device computes for it, which for None is the dummy batch."""
+        return micro_batch, pack(micro_batch or DUMMY_BATCH).to(self._device)
 
     @property
     def weight_dtype(self) -> torch.dtype | None:
-        """What weights are published in; None: each in its own."""
+        """The dtype in which weights are published; None: each tensor in its own."""
         return self._ranks.weight_dtype
 
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
-        """The policy's tensors, or this rank's parts of them, adapters merged, and the name of the one that is the
-        output head too, if one is."""
+        """Return the policy's tensors, with adapters merged, and the name of the tensor that is also the output head.
+
+        On several ranks the tensors are this rank's shards. The name is None for a head of its own."""
         embedding = self._model.get_input_embeddings().weight
         head = self._model.get_output_embeddings().weight
         named = list(self._model.named_parameters()) if self._adapters is None else self._adapters.named_weights()
         return named, next((name for name, tensor in named if tensor is embedding), None) if embedding is head else None
 
     def give_weights(self) -> None:
-        """Of a rank that has no use for them: what the first one needs for a snapshot."""
-        with whole_tensors(self.named_weights()[0], self.weight_dtype):
+        """Take part in the collectives of the first rank's snapshot, and keep nothing."""
+        with full_tensors(self.named_weights()[0], self.weight_dtype):
             pass
 
     def snapshot(self) -> WeightSnapshot:
-        """The weights of the current version, as published to the engines."""
+        """Return the weights of the current version, as they are published to the engines."""
         named, tied_to = self.named_weights()
         snapshot = take_snapshot(named, version=self.version, tied_to=tied_to, into=self._snapshot_buffer, dtype=self.weight_dtype)
         if self._reuse_snapshot_buffer:
@@ -278,9 +278,10 @@ class PolicyLearner:
         return snapshot
 
     def save_policy(self, directory: str | None) -> None:
-        """The policy as a Hugging Face directory with its tokenizer, loadable with `from_pretrained`; written by the
-        first rank. None: to give what the others ask for, and write nothing. With adapters these too, in `adapter/`
-        within it."""
+        """Write the policy and its tokenizer as a Hugging Face directory, loadable with `from_pretrained`.
+
+        The first rank writes. Adapters, if there are any, go into `adapter/` within it. With None this rank only takes
+        part in the collectives of the others."""
         if self.is_first and directory is not None:
             save_model(self._model, self.snapshot(), directory, tokenizer=self._model_path)
             if self._adapters is not None:
@@ -289,11 +290,10 @@ class PolicyLearner:
             self.give_weights()
 
     def save(self, directory: Path | None) -> None:
-        """Everything a restored learner needs: `policy/` (Hugging Face), or `adapter/` (peft) for a frozen model, and
-        `optimiser.safetensors` (masters, moments, RNG).
+        """Write everything that a restored learner needs.
 
-        Neither depends on the number of ranks. None: see `save_policy`.
-        """
+        These are `policy/` (Hugging Face), or `adapter/` (peft) for a frozen model, and `optimiser.safetensors`
+        (masters, moments, RNG). Neither depends on the number of ranks. For None see `save_policy`."""
         state = {
             **self._optimiser.state_dict(),
             **self._mismatch.state_dict(),
@@ -301,7 +301,7 @@ class PolicyLearner:
             "rng": torch.get_rng_state(),
         }
         layout = layout_of(state)
-        with whole_tensors((name, state[name]) for name in layout) as tensors:
+        with full_tensors((name, state[name]) for name in layout) as tensors:
             if self._adapters is None:
                 self.save_policy(None if directory is None else str(directory / "policy"))
             elif directory is not None:
@@ -310,7 +310,7 @@ class PolicyLearner:
                 write_tensors(directory / "optimiser.safetensors", layout, tensors)
 
     def load(self, directory: Path) -> None:
-        """What any number of ranks has saved. Raises CheckpointError where it is adapters of another model."""
+        """Restore what `save` wrote on any number of ranks. Raises CheckpointError for adapters of another model."""
         if self._adapters is not None:
             require_base(directory / ADAPTER, self._model_path)
         with TensorFile(directory / "optimiser.safetensors") as state:
@@ -320,102 +320,13 @@ class PolicyLearner:
             torch.set_rng_state(state["rng"])
 
     def _frozen(self, model_path: str) -> Any:
-        """The initial policy, never to be trained: what divergences are measured from."""
+        """Return a copy of the initial policy that is never trained: the reference of divergences."""
         return self._ranks.load(model_path, dtype=self._config.dtype, device=str(self._device)).requires_grad_(False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiniBatch:
-    """What one optimiser step is made of: its groups, which all count in the denominators, and those of them that have
-    a gradient."""
+    """One optimiser step: the groups that its denominators count, and those of them that have a gradient."""
 
     groups: Sequence[int]
     trained: Sequence[int]
-
-
-def read_groups(batch: pa.RecordBatch, group_size: int) -> list[GroupTokens]:
-    """Token ids of the groups of `batch`, which holds K adjacent rows a group."""
-    prompts, prompt_offsets = list_column_arrays(batch, "prompt_ids")
-    responses, response_offsets = list_column_arrays(batch, "response_ids")
-
-    def row(values: np.ndarray, offsets: np.ndarray, index: int) -> np.ndarray:
-        return values[offsets[index] : offsets[index + 1]].astype(np.int64)
-
-    return [
-        GroupTokens(
-            prompt_ids=row(prompts, prompt_offsets, first),
-            responses=[row(responses, response_offsets, first + k) for k in range(group_size)],
-        )
-        for first in range(0, batch.num_rows, group_size)
-    ]
-
-
-def _only(group: GroupTokens, *, keep: bool) -> GroupTokens:
-    """The group, or the same number of empty responses: flat response indices stay as they are."""
-    return group if keep else GroupTokens(prompt_ids=group.prompt_ids, responses=[ids[:0] for ids in group.responses])
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokensOfPass:
-    """Per-token columns of one micro-batch."""
-
-    behavior_N: Tensor
-    proximal_N: Tensor | None
-    reference_N: Tensor | None
-    version_N: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenLookup:
-    """Flat per-token columns of a batch; token t of row r lies at starts[r] + t."""
-
-    behavior: np.ndarray
-    proximal: np.ndarray | None
-    reference: np.ndarray | None
-    versions: np.ndarray
-    starts: np.ndarray
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch, proximal: np.ndarray | None = None, reference: np.ndarray | None = None) -> TokenLookup:
-        behavior, offsets = list_column_arrays(batch, "behavior_logprobs")
-        starts = offsets - offsets[0]
-        flat = behavior[offsets[0] : offsets[-1]]
-        return cls(behavior=flat, proximal=proximal, reference=reference, versions=token_versions(batch), starts=starts[:-1])
-
-    def positions(self, packed: PackedTokens) -> np.ndarray:
-        positions: np.ndarray = self.starts[packed.response_N.cpu().numpy()] + packed.offset_N.cpu().numpy()
-        return positions
-
-    def gather(self, packed: PackedTokens, like: Tensor) -> TokensOfPass:
-        at = self.positions(packed)
-
-        def column(values: np.ndarray | None) -> Tensor | None:
-            return None if values is None else torch.from_numpy(values[at]).to(like)
-
-        return TokensOfPass(
-            behavior_N=torch.from_numpy(self.behavior[at]).to(like),
-            proximal_N=column(self.proximal),
-            reference_N=column(self.reference),
-            version_N=torch.from_numpy(self.versions[at]),
-        )
-
-
-def sum_by_row(batch: pa.RecordBatch, values: np.ndarray) -> Tensor:
-    """(R,) float64: sums of flat per-token `values` over the response tokens of each row, in their order: copies have
-    equal sums."""
-    _, offsets = list_column_arrays(batch, "response_ids")
-    rows = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
-    return torch.from_numpy(np.bincount(rows, weights=values, minlength=batch.num_rows))
-
-
-def token_versions(batch: pa.RecordBatch) -> np.ndarray:
-    """Policy version of every response token of `batch`, flat in row order (int64)."""
-    _, token_offsets = list_column_arrays(batch, "response_ids")
-    starts, run_offsets = list_column_arrays(batch, "version_starts")
-    values, _ = list_column_arrays(batch, "version_values")
-    lengths = np.diff(token_offsets)
-    runs = [
-        np.repeat(values[a:b], np.diff(np.append(starts[a:b], length)))
-        for a, b, length in zip(run_offsets[:-1], run_offsets[1:], lengths, strict=True)
-    ]
-    return np.concatenate(runs).astype(np.int64) if runs else np.zeros(0, dtype=np.int64)

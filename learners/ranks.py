@@ -2,15 +2,15 @@
 
     ranks = OneRank()                                          # or learners.fsdp.ShardedRanks
     model = ranks.load(path, dtype="float32", device="cpu")
-    mine = share(cost_by_group, ranks)                         # indices of this rank's groups
-    for part in in_step(my_micro_batches, ranks):              # as many on every rank
-        output = ranks.compute(function, model, ...)           # function(model, ...), the weights at hand
-    everyones = ranks.gather(my_statistics)
+    own = own_part(cost_by_group, ranks)                       # indices of this rank's groups
+    for part in in_lockstep(own_micro_batches, ranks):         # equally many on all ranks
+        output = ranks.compute(function, model, ...)           # function(model, ...) with the weights at hand
+    of_all_ranks = ranks.gather(own_statistics)
 
-Every rank is given the whole batch and computes its share of the groups. What is made of the batch alone (advantages,
-denominators, mini-batches) each computes for itself, alike; gradients are summed over ranks, not averaged, because each
-loss has the denominators of the whole batch. So the gradient is the one of one process, whoever computes what. All
-ranks take the same calls in the same order."""
+Each rank gets the whole batch and computes its part of the groups. What follows from the batch alone (advantages,
+denominators, mini-batches) each rank computes for itself, with equal results. Each loss has the denominators of the
+whole batch, so gradients are summed over ranks and not averaged. The gradient is then that of one process, however the
+groups are divided. All ranks make the same calls in the same order."""
 
 from __future__ import annotations
 
@@ -29,38 +29,39 @@ T = TypeVar("T")
 
 
 _LOST = ("gloo", "pair closure", "NCCL")
-"""What the messages of broken collectives have in common; gloo's have no type of their own."""
+"""Marks in the messages of broken collectives. The errors of gloo have no type of their own."""
 
 
 class RankLost(RuntimeError):
-    """Another rank went away, or did not come within the time: this one can do no more."""
+    """Another rank is gone, or did not come in time. This rank can do nothing more."""
 
 
 def is_rank_lost(error: BaseException) -> bool:
-    """Whether a collective broke off."""
+    """Return whether `error` is that of a broken collective."""
     return isinstance(error, (RankLost, dist.DistError)) or (isinstance(error, RuntimeError) and any(mark in str(error) for mark in _LOST))
 
 
 class Ranks(Protocol):
-    """This process among those that train one policy."""
+    """This process as one of those that train one policy."""
 
     rank: int
-    """From 0; the first one speaks for all."""
+    """From 0. The first rank answers for all."""
     size: int
     weight_dtype: torch.dtype | None
-    """What weights are published and saved in; None: the dtype of the parameters."""
+    """The dtype in which weights are published and saved; None: the dtype of the parameters."""
 
     def load(self, path: str, *, dtype: Dtype | Literal["float64"], device: str) -> Any:
-        """`learners.forward.load_causal_lm`, of which this rank keeps its part."""
+        """Load a model as `learners.forward.load_causal_lm` does, and return this rank's shards of it."""
         ...
 
     def compute(self, function: Callable[Concatenate[Any, P], T], model: Any, *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function(model, *args, **kwargs)` while the weights it uses are at hand. A collective, and so is the
-        backward pass of what comes of it: each rank makes as many."""
+        """Return `function(model, *args, **kwargs)`, called while the weights it uses are at hand.
+
+        It is a collective, and so is the backward pass of its result: all ranks make equally many."""
         ...
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's `value`, by rank."""
+        """Return the `value` of every rank, by rank."""
         ...
 
 
@@ -81,11 +82,13 @@ class OneRank:
         return [value]
 
 
-def shares(costs: Sequence[float], num_shares: int) -> list[list[int]]:
-    """Indices of `costs` in `num_shares` sets of nearly equal sums: the dearest first, each to whoever has least
-    (Graham 1969: at most 4/3 of the best). Ties go to the lower index. A set may be empty."""
-    sets: list[list[int]] = [[] for _ in range(num_shares)]
-    load = [(0.0, rank) for rank in range(num_shares)]
+def partition(costs: Sequence[float], num_parts: int) -> list[list[int]]:
+    """Return the indices of `costs` in `num_parts` sets whose sums are nearly equal.
+
+    The most expensive index comes first, and each goes to the set with the smallest sum (Graham 1969: at most 4/3 of
+    the best). Ties go to the lower rank. A set may be empty."""
+    sets: list[list[int]] = [[] for _ in range(num_parts)]
+    load = [(0.0, rank) for rank in range(num_parts)]
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
         total, rank = heapq.heappop(load)
         sets[rank].append(index)
@@ -93,13 +96,13 @@ def shares(costs: Sequence[float], num_shares: int) -> list[list[int]]:
     return [sorted(indices) for indices in sets]
 
 
-def share(costs: Sequence[float], ranks: Ranks) -> list[int]:
-    """This rank's indices, ascending."""
-    return shares(costs, ranks.size)[ranks.rank]
+def own_part(costs: Sequence[float], ranks: Ranks) -> list[int]:
+    """Return this rank's indices, ascending."""
+    return partition(costs, ranks.size)[ranks.rank]
 
 
-def in_step(passes: Sequence[T], ranks: Ranks) -> Iterator[T | None]:
-    """This rank's `passes`, then None until there have been as many as on the rank that has most."""
+def in_lockstep(passes: Sequence[T], ranks: Ranks) -> Iterator[T | None]:
+    """Yield this rank's `passes`, then None until it has yielded as many as the rank with the most."""
     most = max(ranks.gather(len(passes)))
     yield from passes
     yield from [None] * (most - len(passes))

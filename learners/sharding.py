@@ -1,11 +1,10 @@
-"""Tensors that are not there whole: every rank holds a part, or they are formed when they are asked for. Where a
-learner is one process that trains all of its weights, a tensor is whole and all of this does nothing.
+"""Tensors that are not in one place: each rank holds a shard, or the tensor is formed when it is asked for.
 
-    with whole_tensors(state.items()) as tensors:      # on every rank alike
-        write_tensors(path, layout_of(state), tensors)  # on the first one
+    with full_tensors(state.items()) as tensors:      # on all ranks alike
+        write_tensors(path, layout_of(state), tensors)  # on the first rank
 
-Gathering is a collective: it only ends once every rank is in it.
-"""
+Gathering is a collective: it returns only once all ranks take part. In a learner of one process that trains all
+weights, every tensor is full already and nothing here does anything."""
 
 from __future__ import annotations
 
@@ -19,15 +18,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deferred:
-    """A tensor that `make` forms: of many only the one that is asked for is there."""
+    """A tensor that `make` forms. Of many such tensors, only the one that is asked for exists."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     make: Callable[[], Tensor]
 
 
-def whole(tensor: Tensor | Deferred, dtype: torch.dtype | None = None) -> Tensor:
-    """All of `tensor`, detached; in `dtype`, to which each rank casts its part before it is sent."""
+def full_tensor(tensor: Tensor | Deferred, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the full tensor, detached. With `dtype`, each rank casts its shard before it is sent."""
     if isinstance(tensor, Deferred):
         tensor = tensor.make()
     tensor = tensor.detach() if dtype is None else tensor.detach().to(dtype)
@@ -35,14 +34,14 @@ def whole(tensor: Tensor | Deferred, dtype: torch.dtype | None = None) -> Tensor
 
 
 @contextmanager
-def whole_tensors(
+def full_tensors(
     named: Iterable[tuple[str, Tensor | Deferred]], dtype: torch.dtype | None = None
 ) -> Iterator[Iterator[tuple[str, Tensor]]]:
-    """An iterator over (name, whole tensor): one is whole at a time.
+    """Return an iterator over (name, full tensor). One tensor is full at a time.
 
-    What was not asked for is gathered when the block is left, also by an exception: the other ranks wait for this one
-    in each."""
-    tensors = ((name, whole(tensor, dtype)) for name, tensor in named)
+    Tensors that were not asked for are gathered when the block is left, also by an exception, because the other ranks
+    wait for this one in each."""
+    tensors = ((name, full_tensor(tensor, dtype)) for name, tensor in named)
     try:
         yield tensors
     finally:
@@ -50,9 +49,10 @@ def whole_tensors(
             pass
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of `tensor`, which every rank has whole, divided as `like` is; a number is not divided. Without
-    communication."""
+def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's shard of `tensor`, which all ranks have in full, divided as `like` is.
+
+    A number is not divided. Nothing is communicated."""
     if not _is_sharded(like) or tensor.ndim == 0:
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -61,5 +61,6 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _is_sharded(tensor: Tensor) -> bool:
-    """By what a DTensor has: to import its module takes two seconds, which engines have no use for."""
+    """Return whether `tensor` is a DTensor, by its attribute. Importing the class takes two seconds, which engines
+    would spend for nothing."""
     return hasattr(tensor, "full_tensor")

@@ -1,15 +1,13 @@
-"""Which models the learner's packed pass computes rightly; others are refused by their class's name rather than
-computed wrongly.
+"""Which models a packed pass computes correctly. Others are refused by their class's name.
 
-    require_supported(model, longest=1536)          # by what the model says of itself; it may be without weights
+    require_supported(model, longest=1536)          # by what the model says about itself; it may have no weights
     require_independent(model, states_of)           # by a pass over a few tokens
 
-The pass runs responses through the model side by side (`learners.packing`), and nothing but attention knows where one
-ends. So a model whose tokens mix anywhere else (a convolution, a state space, linear attention) hands on from each
-response to the next.
+A packed pass runs responses through the model side by side (`learners.packing`), and only attention knows where one
+ends. A model that mixes tokens anywhere else (a convolution, a state space, linear attention) would carry state from
+each response to the next.
 
-Axes: T tokens, H hidden size.
-"""
+Axes: T tokens, H hidden size."""
 
 from __future__ import annotations
 
@@ -20,23 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.packing import GroupTokens, PackedTokens, grow, pack
+from learners.packing import GroupTokens, PackedTokens, pack, prefix_tree
 
 SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""What configs of models call a change of logits behind the head (Gemma 2, Cohere, Granite)."""
+"""The names by which models' configs change logits behind the head (Gemma 2, Cohere, Granite)."""
 ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 
 
 class ModelUnsupported(ValueError):
-    """The packed pass would compute another model; the message is one line that names its class."""
+    """A packed pass would compute another model. The message is one line that names its class."""
 
 
 def require_supported(model: Any, *, longest: int | None = None) -> None:
-    """Raises ModelUnsupported. `longest`: the most tokens of a prompt with its response, where that is known.
+    """Raise ModelUnsupported for a model that a packed pass would compute wrongly.
 
-    transformers takes the frequencies of "dynamic" and "longrope" position embeddings from the longest sequence of a
-    pass, so that a response would depend on its neighbours; "longrope" has two tables and keeps to the first one up to
-    a length."""
+    `longest` is the most tokens of a prompt with its response, if it is known. transformers takes the frequencies of
+    "dynamic" and "longrope" position embeddings from the longest sequence of a pass, so a response would depend on its
+    neighbours. "longrope" has two tables and uses the first up to some length."""
     if getattr(model, "_is_stateful", False) or (others := _other_layers(model)):
         named = "a recurrent state" if getattr(model, "_is_stateful", False) else ", ".join(others)
         raise _refusal(model, f"mixes tokens elsewhere than in attention ({named})")
@@ -55,8 +53,7 @@ def require_supported(model: Any, *, longest: int | None = None) -> None:
 
 
 def require_short(model: Any, longest: int) -> None:
-    """Raises ModelUnsupported where a pass with a branch of `longest` tokens would change the position embeddings of
-    the others."""
+    """Raise ModelUnsupported if a branch of `longest` tokens would change other branches' position embeddings."""
     for kind, reach in _rope_tables(model, model.modules()):
         if longest > reach:
             raise _refusal(
@@ -65,22 +62,23 @@ def require_short(model: Any, longest: int) -> None:
 
 
 def require_plain_logits(model: Any) -> None:
-    """Raises ModelUnsupported for a model that changes its logits behind its head."""
+    """Raise ModelUnsupported for a model that changes its logits behind its head."""
     if changed := [name for name in SCALED_LOGITS if getattr(model.config, name, None) not in (None, 1)]:
         raise ModelUnsupported(f"{type(model).__name__} changes its logits by {', '.join(changed)}, which the learner does not support")
 
 
 @torch.no_grad()
 def require_independent(model: Any, states_of: Callable[[PackedTokens], Tensor]) -> None:
-    """Raises ModelUnsupported unless, of three branches, the first and the last have the same states (T, H) whatever
-    the tokens of the one between them, and where the pass is not possible at all. A few tokens in two passes.
+    """Raise ModelUnsupported unless a response's states are independent of its neighbours. Takes two passes over a few
+    tokens.
 
-    Equal are they to the bit, but for experts, whose matrix products change in shape: the square root of a rounding
-    error is allowed."""
+    Of three branches, the first and the last must have the same states (T, H) for any tokens of the middle one. A model
+    that cannot run the pass is refused too. States must be equal bit for bit, except that the matrix products of
+    experts change in shape: so the square root of a rounding error is allowed."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompt, first, second, other, last = ((np.arange(3) + 3 * i + 1) * vocabulary // 16 for i in range(5))
     responses = [[first, second, last], [first, other, last]]
-    passes = [pack(grow([GroupTokens(prompt_ids=prompt, responses=ids)], own_states=True)) for ids in responses]
+    passes = [pack(prefix_tree([GroupTokens(prompt_ids=prompt, responses=ids)], own_states=True)) for ids in responses]
     device = model.get_input_embeddings().weight.device
     try:
         states, others = (states_of(packed.to(device)) for packed in passes)
@@ -101,7 +99,7 @@ def _other_layers(model: Any) -> list[str]:
 
 
 def _window(model: Any, module: Any) -> int | None:
-    """Some attention modules keep their window, others ask the config."""
+    """Return the sliding window of an attention module, or None. Some modules store it, others ask the config."""
     if not type(module).__name__.endswith("Attention"):
         return None
     window: int | None = getattr(module, "sliding_window", getattr(model.config, "sliding_window", None))
@@ -109,8 +107,8 @@ def _window(model: Any, module: Any) -> int | None:
 
 
 def _rope_tables(model: Any, modules: Any) -> list[tuple[str, int]]:
-    """The kinds of position embeddings that depend on the longest sequence of a pass, and up to which length they do
-    not."""
+    """Return the kinds of position embeddings that depend on the longest sequence of a pass, and the length up to
+    which they do not."""
     found = []
     for module in modules:
         kinds = getattr(module, "rope_type", None)

@@ -1,12 +1,11 @@
-"""Safetensors files written and read one tensor at a time: what is saved may be larger than what there is room for
-beside it.
+"""Safetensors files written and read one tensor at a time, for states that do not fit into memory a second time.
 
     write_tensors(path, {name: (tensor.dtype, tensor.shape) for ...}, ((name, tensor) for ...))
     with TensorFile(path) as tensors:
         weight = tensors["master/model.norm.weight"]
 
-The library writes tensors that are all there at once. The format: eight bytes with the length of the header, the header
-in JSON, the bytes of all tensors without gaps (https://huggingface.co/docs/safetensors, "Format")."""
+The library writes only tensors that are all in memory at once. The format is eight bytes with the length of the header,
+the header in JSON, then the bytes of all tensors without gaps (https://huggingface.co/docs/safetensors, "Format")."""
 
 from __future__ import annotations
 
@@ -33,18 +32,21 @@ DTYPES = {
 HEADER_ALIGNMENT = 8
 
 TensorLayout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Dtype and shape by name, in the order of the file."""
+"""Dtype and shape of each tensor by name, in the order of the file."""
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> TensorLayout:
-    """Of tensors whole or in parts, the widest dtypes first: every tensor then begins where its dtype may."""
+    """Return the layout of `tensors`, full or sharded, with the widest dtypes first.
+
+    Each tensor then begins at an address that is aligned for its dtype."""
     wide_first = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in wide_first}
 
 
 def write_tensors(path: Path, layout: TensorLayout, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write `tensors` as they come. Raises ValueError where they are not those of `layout`, in its order; OSError when
-    the disk is full."""
+    """Write `tensors` in the order in which they come.
+
+    Raises ValueError if they are not those of `layout` in its order, and OSError if the disk is full."""
     header: dict[str, Any] = {}
     end = 0
     for name, (dtype, shape) in layout.items():
@@ -65,7 +67,7 @@ def write_tensors(path: Path, layout: TensorLayout, tensors: Iterable[tuple[str,
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """A safetensors file as a mapping; a tensor is read when it is asked for."""
+    """A safetensors file as a mapping. A tensor is read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
         self._file: Any = safe_open(path, framework="pt")

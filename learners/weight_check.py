@@ -1,10 +1,10 @@
-"""Whether weights may be loaded at all: everything that can be known before an engine is touched.
+"""Whether weights may be loaded: everything that can be checked before an engine is changed.
 
-    check_snapshot(snapshot, shapes=causal_lm_shapes(path), dtype="bfloat16")     # raises WeightsRefused with the tensor named
+    check_snapshot(snapshot, shapes=causal_lm_shapes(path), dtype="bfloat16")     # raises WeightsRefused
 
-An engine cannot take a load back: what fails half-way leaves weights of no version. So what can go wrong on the way
-from the learner (a tensor missing or of another model, bytes cut off, overwritten or flipped) is found here, and costs
-a refusal: the engine goes on under the weights it has."""
+An engine cannot undo a load: one that fails half-way leaves weights of no version. So the faults that can occur on the
+way from the learner are found here: a tensor that is missing or of another model, bytes that are cut off, overwritten
+or flipped. The weights are then refused, and the engine continues under the weights it has."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from learners.weights import ALIGNMENT, HEAD, TensorSpec, WeightSnapshot, checks
 
 
 class WeightsRefused(RuntimeError):
-    """These weights were not loaded, and nothing was changed: whoever was to load them goes on with those it has."""
+    """These weights were not loaded, and nothing was changed. The engine continues under the weights it has."""
 
 
 def check_snapshot(snapshot: WeightSnapshot, *, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-    """Raises WeightsRefused unless `snapshot` is for a model of these parameters, byte for byte as it was taken.
+    """Raise WeightsRefused unless `snapshot` is for a model of these parameters, byte for byte as it was taken.
 
-    `shapes` by name, without a tied head; `dtype` is the engine's. Takes about 0.1 s for 270 MB.
-    """
+    `shapes` are by name, without a tied head; `dtype` is the engine's. Takes about 0.1 s for 270 MB."""
     check_tensors(snapshot.index, shapes=shapes, dtype=dtype, version=snapshot.version)
     _check_places(snapshot)
     names = {spec.name for spec in snapshot.index}
@@ -41,7 +40,7 @@ def check_snapshot(snapshot: WeightSnapshot, *, shapes: Mapping[str, tuple[int, 
 
 
 def check_tensors(index: Iterable[TensorSpec], *, shapes: Mapping[str, tuple[int, ...]], dtype: str, version: int) -> None:
-    """Raises WeightsRefused unless these are the tensors of a model of these parameters, each once."""
+    """Raise WeightsRefused unless these are the tensors of a model of these parameters, each once."""
     counts = Counter(spec.name for spec in index)
     if (missing := _first(shapes.keys() - counts.keys())) is not None:
         raise _refused(version, missing, "is missing")
@@ -57,7 +56,8 @@ def check_tensors(index: Iterable[TensorSpec], *, shapes: Mapping[str, tuple[int
 
 
 def _check_places(snapshot: WeightSnapshot) -> None:
-    """Every tensor aligned, behind the one before it, and inside the buffer, which has no more than that."""
+    """Raise WeightsRefused unless every tensor is aligned, behind the one before, and inside the buffer, with
+    nothing behind the last."""
     end = 0
     for spec in sorted(snapshot.index, key=lambda spec: spec.offset):
         if spec.offset < end or spec.offset % ALIGNMENT:

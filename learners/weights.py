@@ -1,8 +1,9 @@
-"""Policy weights in flight: one flat byte buffer, an index into it, and a fingerprint of what an engine must hold.
+"""Policy weights on their way to engines: one flat byte buffer, an index into it, and a fingerprint.
 
-The fingerprint has one digest per tensor, over all of a vector and over a few seeded columns of a matrix. Columns are
-what an engine can show of weights it has packed away for its own kernels: a one-hot input times a packed matrix is,
-exactly, one column of it. So a live engine proves bit for bit what it computes with, the tied head included."""
+The fingerprint says what an engine must hold. It has one digest per tensor: over all of a vector, and over a few seeded
+columns of a matrix. An engine can show columns even of weights that it has packed for its own kernels, because a
+one-hot input times a packed matrix is exactly one column of it. So a live engine proves bit for bit what it computes
+with, including a tied head."""
 
 from __future__ import annotations
 
@@ -15,12 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from learners.sharding import Deferred, whole_tensors
+from learners.sharding import Deferred, full_tensors
 
 PROBED_COLUMNS = 4
 ALIGNMENT = 64
@@ -29,7 +31,7 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
-    """Where one tensor lies in the buffer: `offset` in bytes."""
+    """Where one tensor is in the buffer: `offset` in bytes."""
 
     name: str
     dtype: str
@@ -44,21 +46,21 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightSnapshot:
-    """All weights of one policy version. `buffer` is uint8 and shared, read-only, by every reader on a node."""
+    """All weights of one policy version. All readers on a node share `buffer`, which is uint8 and read-only."""
 
     version: int
     buffer: np.ndarray
     index: tuple[TensorSpec, ...]
     fingerprint: Mapping[str, str]
     checksums: Mapping[str, int]
-    """Of every tensor's bytes in the buffer, by name."""
+    """The checksum of every tensor's bytes in the buffer, by name."""
 
     @property
     def nbytes(self) -> int:
         return int(self.buffer.nbytes)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, view into the buffer). The views must not be written to."""
+        """Yield (name, view into the buffer). The views must not be written to."""
         for spec in self.index:
             yield spec.name, self._view(spec)
 
@@ -70,7 +72,7 @@ class WeightSnapshot:
             return torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=spec.offset).view(spec.shape)
 
     def save(self, path: Path) -> None:
-        """Write as an uncompressed file that `load_snapshot` maps (for engines in another process tree)."""
+        """Write an uncompressed file that `load_snapshot` maps, for engines in another process tree."""
         header = json.dumps(
             {
                 "version": self.version,
@@ -86,7 +88,7 @@ class WeightSnapshot:
 
 
 def load_snapshot(path: Path) -> WeightSnapshot:
-    """The snapshot that `WeightSnapshot.save` wrote; its buffer is a memory map."""
+    """Return the snapshot that `WeightSnapshot.save` wrote. Its buffer is a memory map."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -105,12 +107,12 @@ def take_snapshot(
     into: np.ndarray | None = None,
     dtype: torch.dtype | None = None,
 ) -> WeightSnapshot:
-    """Copy tensors into one buffer. `tied_to` names the tensor that also serves as output head, if any.
+    """Copy tensors into one buffer. `tied_to` names the tensor that is also the output head, if there is one.
 
-    A tied head is not sent twice but it is fingerprinted under its own name, since engines may hold it twice. `into` is
-    the buffer of an earlier snapshot of the same tensors, which it overwrites: fresh pages cost 0.5 s for 270 MB.
-    `dtype`: what all are cast to; None: each keeps its own. Tensors in parts (`learners.sharding`) are gathered one at
-    a time."""
+    A tied head is sent once but has a fingerprint of its own, because engines may hold it twice. `into` is the buffer
+    of an earlier snapshot of the same tensors, which is overwritten: fresh pages cost 0.5 s for 270 MB. `dtype` is what
+    all tensors are cast to; None: each keeps its own. Sharded tensors (`learners.sharding`) are gathered one at a time.
+    """
     tensors = list(named_tensors)
     specs, size = [], 0
     for name, tensor in tensors:
@@ -121,7 +123,7 @@ def take_snapshot(
     if buffer.size != size:
         raise ValueError(f"the buffer to reuse has {buffer.size} bytes, these tensors need {size}")
     digests, of_head = dict[str, str](), dict[str, str]()
-    with whole_tensors(tensors, dtype) as gathered:
+    with full_tensors(tensors, dtype) as gathered:
         for (name, tensor), spec in zip(gathered, specs, strict=True):
             flat = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
             buffer[spec.offset : spec.offset + flat.size] = flat
@@ -133,29 +135,46 @@ def take_snapshot(
     )
 
 
+def save_model(model: Any, weights: WeightSnapshot, directory: str, *, tokenizer: str) -> None:
+    """Write `weights` as a Hugging Face directory, with the configuration of `model` and the tokenizer at that path.
+
+    `from_pretrained` loads it. `model` itself may be sharded (`learners.fsdp`) and of another dtype: it gives only its
+    configuration and the tensors that are not parameters."""
+    from transformers import AutoTokenizer
+
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+    model.save_pretrained(directory, state_dict={**buffers, **dict(weights.tensors())})
+    model.config.dtype = weights.index[0].dtype  # else that of the parameters
+    model.config.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
+
+
 def checksums(buffer: np.ndarray, index: Sequence[TensorSpec]) -> dict[str, int]:
-    """Checksum of every tensor's bytes, on as many threads as torch has in this process."""
+    """Return the checksum of every tensor's bytes, computed by as many threads as torch has in this process."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         found = pool.map(lambda spec: _checksum(buffer[spec.offset : spec.offset + spec.nbytes]), index)
         return {spec.name: checksum for spec, checksum in zip(index, found, strict=True)}
 
 
 def _checksum(data: np.ndarray) -> int:
-    """The sum of its 64-bit words modulo 2^64: any word that differs alone is found, and it costs a fifth of a CRC-32.
-    What it cannot see, words in another order, the fingerprint's columns do."""
+    """Return the sum of the data's 64-bit words modulo 2^64, which costs a fifth of a CRC-32.
+
+    It finds any single word that differs. It does not see words in another order; the fingerprint's columns do."""
     whole = data.size // 8 * 8
     rest = int.from_bytes(data[whole:].tobytes(), "little")
     return (int(data[:whole].view(np.uint64).sum()) + rest) % 2**64
 
 
 def probed_columns(name: str, width: int, version: int) -> Tensor:
-    """Which columns of matrix `name` the fingerprint of `version` looks at: a fresh, seeded choice each version."""
+    """Return the columns of matrix `name` in the fingerprint of `version`: a new seeded choice for each."""
     seed = zlib.crc32(f"{name}/{version}".encode())
     return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(width, size=min(PROBED_COLUMNS, width), replace=False)))
 
 
 def fingerprint(tensors: Mapping[str, Tensor], *, version: int) -> dict[str, str]:
-    """Digest of every tensor, read directly."""
+    """Return the digest of every tensor."""
     return fingerprint_by(
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         lambda name, columns: tensors[name] if columns is None else tensors[name][:, columns.to(tensors[name].device)],
@@ -164,8 +183,9 @@ def fingerprint(tensors: Mapping[str, Tensor], *, version: int) -> dict[str, str
 
 
 def fingerprint_by(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, Tensor | None], Tensor], *, version: int) -> dict[str, str]:
-    """Digest of every tensor through `read(name, columns)`, which returns the columns of a matrix, or a whole other
-    tensor."""
+    """Return the digest of every tensor through `read(name, columns)`.
+
+    It returns the given columns of a matrix; with columns None it returns a tensor that is no matrix, in full."""
     digests = {}
     for name, shape in shapes.items():
         columns = probed_columns(name, shape[1], version) if len(shape) == 2 else None
@@ -179,5 +199,5 @@ def _digest(tensor: Tensor) -> str:
 
 
 def first_mismatch(expected: Mapping[str, str], found: Mapping[str, str]) -> str | None:
-    """The name of a tensor whose digest differs or is missing, None when all agree."""
+    """Return the name of a tensor whose digest differs or is missing; None if all agree."""
     return next((name for name, digest in expected.items() if found.get(name) != digest), None)

@@ -137,10 +137,10 @@ class OfflineRun:
     def _refuse_uncorrected(self, batch: pa.RecordBatch, step: int) -> None:
         loss = self._config.learner.loss
         versions, _ = list_column_arrays(batch, "version_values")
-        if loss.correction == "none" and not loss.accept_uncorrected and len(versions) and versions.min() != step - 1:
+        if not loss.is_corrected and not loss.accept_uncorrected and len(versions) and versions.min() != step - 1:
             raise ConfigError(
-                f'learner.loss.correction = "none", but step {step} trains version {step - 1} on tokens of version {versions.min()}: '
-                'set the correction to "truncated_is", or learner.loss.accept_uncorrected to true if that is meant'
+                f'learner.loss.correction = "{loss.correction}", but step {step} trains version {step - 1} on tokens of version '
+                f'{versions.min()}: set the correction to "truncated_is", or learner.loss.accept_uncorrected to true if that is meant'
             )
 
     def export(self) -> None:

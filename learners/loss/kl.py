@@ -6,10 +6,10 @@ With r = log pi(t) − log pi_ref(t), t sampled from pi (Schulman, "Approximatin
     k2 = r² / 2              biased by the third order of r, never negative
     k3 = exp(−r) − 1 + r     unbiased, never negative
 
-What a value estimates and where its gradient points are two things. The gradient of E[KL] by the policy is E[r·∇log
-pi]: that of k2, exactly. The gradient of k1 is ∇log pi, of expectation 0. That of k3, (1 − exp(−r))·∇log pi, is the
-former to first order in r (GRPO's choice, arXiv:2402.03300; compared in arXiv:2510.01555). Taken from the reward
-instead, k1 gives the exact gradient again (InstructGPT, RLOO)."""
+The value of an estimator and its gradient are two questions. The gradient of E[KL] with respect to the policy is
+E[r·∇log pi], which is exactly that of k2. The gradient of k1 is ∇log pi, whose expectation is 0. That of k3 is
+(1 − exp(−r))·∇log pi, which equals that of k2 to first order in r (GRPO's choice, arXiv:2402.03300; compared in
+arXiv:2510.01555). Subtracted from the reward instead, k1 gives the exact gradient too (InstructGPT, RLOO)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ import torch
 from torch import Tensor
 
 from learners.config import KlEstimator
-from learners.loss.ratios import bounded
+from learners.loss.per_token import bounded
 
 
 def k1(log_ratio_N: Tensor) -> Tensor:
+    """Return r."""
     return log_ratio_N
 
 
 def k2(log_ratio_N: Tensor) -> Tensor:
+    """Return r² / 2."""
     return log_ratio_N.square() / 2
 
 
 def k3(log_ratio_N: Tensor) -> Tensor:
-    """By expm1: at r = 1e-5 the plain form has lost half of its digits in float32. r is bounded
-    (`learners.loss.ratios`), and with it the whole: of exp(−r) alone, what is left would have the opposite gradient."""
-    bounded_N = bounded(log_ratio_N)
+    """Return exp(−r) − 1 + r, with r bounded (`learners.loss.per_token`)."""
+    bounded_N = bounded(log_ratio_N)  # in both terms: if only exp(−r) were bounded, the rest would have the opposite gradient
+    # expm1, because at r = 1e-5 the plain form loses half of its digits in float32.
     return torch.expm1(-bounded_N) + bounded_N
 
 
 KL_ESTIMATORS: Mapping[KlEstimator, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
-"""By name: (N,) log-ratios log pi − log pi_ref to (N,) estimates in nats."""
+"""From log-ratios log pi − log pi_ref (N,) to estimates in nats (N,), by name."""

@@ -25,7 +25,7 @@ from actors.engine import EngineError, Progress, Sample, SampleRequest, StepLoop
 from buffers.records import FinishReason
 from learners.forward import causal_lm_shapes, load_causal_lm, response_logprobs
 from learners.models import resolve_model
-from learners.packing import grow, pack
+from learners.packing import pack, prefix_tree
 from learners.weight_check import WeightsRefused, check_snapshot
 from learners.weights import HEAD, WeightSnapshot, take_snapshot
 from tests.actors.real_engine import MAX_BATCHED_TOKENS, MAX_SEQUENCES, vllm_engine
@@ -111,7 +111,7 @@ def finish(engine: Any) -> dict[str, Sample]:
 
 def mean_difference(samples: Mapping[str, Sample], prompts: Mapping[str, list[int]], model: Any) -> float:
     """Mean |log-prob of the engine − log-prob of a transformers forward| over all tokens."""
-    packed = pack(grow([group_tokens(prompts[key], [sample.token_ids]) for key, sample in samples.items()]))
+    packed = pack(prefix_tree([group_tokens(prompts[key], [sample.token_ids]) for key, sample in samples.items()]))
     with torch.no_grad():
         logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
     found = np.concatenate([logprob_N[packed.response_N == index].numpy() for index in range(len(samples))])

@@ -1,4 +1,4 @@
-"""Llama's norm rounds to float32 whatever the model's dtype, which would hide errors below 1e-7 behind rounding."""
+"""Llama's norm rounds to float32 in every dtype, which would hide errors below 1e-7 behind rounding."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ def exact_forward(self: LlamaRMSNorm, hidden: Tensor) -> Tensor:
 
 
 def make_norms_exact() -> None:
-    """In this process, for good; tests in their own process have the fixture."""
+    """Change the norms of this process, permanently. Tests in their own process use the fixture."""
     LlamaRMSNorm.forward = exact_forward

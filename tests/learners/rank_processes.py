@@ -1,8 +1,8 @@
 """Real processes that are the ranks of one learner.
 
-    norms = on_ranks(2, train, model, batch)        # train(ranks, model, batch) in each; what each returned, by rank
+    norms = on_ranks(2, train, model, batch)        # train(ranks, model, batch) in each; the results, by rank
 
-They are forked from one process that has imported what takes seconds to import, and none outlives the call.
+They are forked from one process that has imported what takes seconds to import. None of them outlives the call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from learners.fsdp import Meeting, ShardedRanks
+from learners.fsdp import Rendezvous, ShardedRanks
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.learners.rank_processes", "learners.policy_learner", "transformers.models.llama.modeling_llama"])
@@ -30,11 +30,11 @@ COLLECTIVE_TIMEOUT_S = 20.0
 
 
 class RankFailed(AssertionError):
-    """The traceback of a rank."""
+    """A rank failed. The message is its traceback."""
 
 
 def on_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """Raises RankFailed with the first traceback."""
+    """Return what `function(ranks, *args)` returns in each process. Raises RankFailed with the first traceback."""
     with rank_processes(size, function, *args) as ranks:
         return [rank.result() for rank in ranks]
 
@@ -49,7 +49,7 @@ class RankProcess:
         return pickle.loads(self.connection.recv_bytes())
 
     def result(self) -> Any:
-        """What its function returned. Raises EOFError where it is gone."""
+        """Return what the rank's function returned. Raises EOFError if the rank is gone."""
         went_well, value = self.receive()
         if not went_well:
             raise RankFailed(f"{self.process.name}: {value}")
@@ -64,7 +64,7 @@ class RankProcess:
 def rank_processes(
     size: int, function: Callable[..., Any], *args: Any, collective_timeout_s: float = COLLECTIVE_TIMEOUT_S
 ) -> Iterator[list[RankProcess]]:
-    """`function(ranks, *args)` under way in `size` processes."""
+    """Run `function(ranks, *args)` in `size` processes, and yield them."""
     started: list[RankProcess] = []
     try:
         for rank in range(size):
@@ -93,11 +93,11 @@ def _run(rank: int, size: int, connection: Connection, task: bytes, collective_t
     torch.set_num_threads(1)
     try:
         if rank == 0:
-            meeting = Meeting.open(timeout_s=TIMEOUT_S)
-            send(meeting.address)
+            rendezvous = Rendezvous.open(timeout_s=TIMEOUT_S)
+            send(rendezvous.address)
         else:
-            meeting = Meeting.at(pickle.loads(connection.recv_bytes()), timeout_s=TIMEOUT_S)
-        ranks = ShardedRanks.join(meeting, rank=rank, size=size, device="cpu", collective_timeout_s=collective_timeout_s)
+            rendezvous = Rendezvous.at(pickle.loads(connection.recv_bytes()), timeout_s=TIMEOUT_S)
+        ranks = ShardedRanks.join(rendezvous, rank=rank, size=size, device="cpu", collective_timeout_s=collective_timeout_s)
         function, args = pickle.loads(task)
         send((True, function(ranks, *args)))
     except BaseException:

@@ -1,4 +1,4 @@
-"""What ranks are asked to do in tests: functions of (ranks, …), the same for one process and for many."""
+"""What tests ask ranks to do: functions of (ranks, …), the same for one process and for many."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from learners.config import LearnerConfig
 from learners.policy_learner import PolicyLearner
 from learners.ranks import Ranks
-from learners.sharding import whole
+from learners.sharding import full_tensor
 from tests.learners.exact_norms import make_norms_exact
 from tests.learners.samples import GradientRecorder, ragged_batch
 
@@ -38,10 +38,9 @@ def gradients(
     all_settings: Sequence[dict[str, Any]],
     made: dict[str, Any] | None = None,
 ) -> list[list[dict[str, Tensor]]]:
-    """For each of the settings, the float64 gradient of every optimiser step on `batch`; divergences are from the model
-    `reference`.
+    """Return, for each of the settings, the float64 gradient of every optimiser step on `batch`.
 
-    `made`: settings that the learner is made with.
+    Divergences are measured from the model `reference`. The learner is made with the settings `made`.
     """
     if ranks.size > 1:
         make_norms_exact()
@@ -68,8 +67,10 @@ def train(
     save: Path | None = None,
     num_groups: int = 3,
 ) -> dict[str, Any]:
-    """Steps on ragged batches, from what was saved in `load` and into `save`; the first rank tells of each step and of
-    the weights."""
+    """Train on ragged batches, from what was saved in `load` and into `save`.
+
+    Returns the reports of the steps and, on the first rank, the weights.
+    """
     learner = make_learner(ranks, model, **settings)
     if load is not None:
         learner.load(load)
@@ -87,7 +88,9 @@ def train(
         "weights": weights,
         "fingerprint": None if snapshot is None else dict(snapshot.fingerprint),
         "buffer": None if snapshot is None else np.array(snapshot.buffer),
-        "masters": {name: whole(value).clone() for name, value in learner._optimiser.state_dict().items() if name.startswith("master/")},
+        "masters": {
+            name: full_tensor(value).clone() for name, value in learner._optimiser.state_dict().items() if name.startswith("master/")
+        },
         "is_in_parts": any(hasattr(parameter, "full_tensor") for parameter in learner._model.parameters()),
         "held": sum(_local(parameter).numel() for parameter in learner._model.parameters()),
         "rng": torch.get_rng_state(),

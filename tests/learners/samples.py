@@ -1,4 +1,4 @@
-"""Hand-made groups over the tiny model's tokens, and what a plain forward pass says of them."""
+"""Hand-made groups over the tiny model's tokens, and what a plain forward pass computes for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 from buffers.schema import concat_groups, to_record_batch, with_scores, with_verdicts
 from learners.packing import GroupTokens
-from learners.sharding import whole
+from learners.sharding import full_tensor
 
 VOCABULARY = 104
 Ids = Sequence[int]
@@ -25,8 +25,8 @@ def make_request(group_id: int, *, num_responses: int, admitted_version: int = 0
 
 
 def make_rollout(prompt: Ids, response: Ids, *, behavior: Sequence[float] | None = None, versions: Ids | None = None) -> Rollout:
-    """One response; `versions` has one policy version a token (default 0), `behavior` one log-prob a token (default
-    -4)."""
+    """Return one response. `versions` has one policy version per token (default 0), `behavior` one log-prob per
+    token (default -4)."""
     versions = versions if versions is not None else [0] * len(response)
     starts = [i for i, version in enumerate(versions) if i == 0 or versions[i - 1] != version]
     return Rollout(
@@ -41,7 +41,7 @@ def make_rollout(prompt: Ids, response: Ids, *, behavior: Sequence[float] | None
 
 
 def make_verdict(reward: float | None) -> Verdict:
-    """Reward 1 is correct, None could not be scored, anything else is incorrect."""
+    """Return a verdict: reward 1 is correct, None could not be scored, anything else is incorrect."""
     if reward is None:
         return Verdict(status=VerdictStatus.ERROR, reward=None)
     return Verdict(status=VerdictStatus.CORRECT if reward == 1 else VerdictStatus.INCORRECT, reward=reward)
@@ -57,7 +57,7 @@ def make_group(
     behavior: Sequence[Sequence[float]] | None = None,
     versions: Sequence[Ids] | None = None,
 ) -> pa.RecordBatch:
-    """One verified and scored group."""
+    """Return one verified and scored group."""
     rollouts = [
         make_rollout(prompt, ids, behavior=behavior[i] if behavior else None, versions=versions[i] if versions else None)
         for i, ids in enumerate(responses)
@@ -67,8 +67,8 @@ def make_group(
 
 
 def ragged_groups(num_groups: int, *, group_size: int = 4, seed: int = 0, longest: int = 14, first_id: int = 0) -> list[pa.RecordBatch]:
-    """Groups of prompts and responses of all lengths, an empty response in each, mixed rewards and behavior near
-    uniform."""
+    """Return groups of prompts and responses of all lengths. Each has an empty response, mixed rewards and a
+    behavior policy near the uniform one."""
     rng = np.random.default_rng(seed)
 
     def ids(length: int) -> list[int]:
@@ -95,7 +95,7 @@ def ragged_batch(num_groups: int, **settings: int) -> pa.RecordBatch:
 
 
 def in_order(batch: pa.RecordBatch, rows: np.ndarray) -> pa.RecordBatch:
-    """Those rows of `batch`, counted anew within each group."""
+    """Return these rows of `batch`, with new indices within each group."""
     taken = batch.take(pa.array(rows.reshape(-1)))
     at = taken.schema.get_field_index("index")
     index = pa.array(np.tile(np.arange(rows.shape[1]), len(rows)), taken.schema.field(at).type)
@@ -107,7 +107,7 @@ def group_tokens(prompt: Ids, responses: Sequence[Ids]) -> GroupTokens:
 
 
 def plain_logprobs(model: Any, prompt: Ids, response: Ids, *, temperature: float = 1.0) -> Tensor:
-    """Log-probs of one response (T,) by an unpadded row through the model's own forward."""
+    """Return the log-probs of one response (T,), computed as an unpadded row by the model's own forward."""
     row = torch.tensor([[*prompt, *response]])
     logits = model(input_ids=row, use_cache=False).logits[0]
     logprobs = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
@@ -115,20 +115,21 @@ def plain_logprobs(model: Any, prompt: Ids, response: Ids, *, temperature: float
 
 
 def plain_hidden_states(model: Any, prompt: Ids, response: Ids) -> Tensor:
-    """(T, H): the last hidden states of one response's own tokens, by an unpadded row."""
+    """Return the last hidden states (T, H) of one response's own tokens, computed as an unpadded row."""
     return model.get_decoder()(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).last_hidden_state[0, len(prompt) :]
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
-    """The gradient of every parameter, all of which must have one; on ranks whole, so all must ask."""
+    """Return the gradient of every parameter. Each must have one. On ranks the gradients are full tensors, so all
+    ranks must call."""
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     missing = [name for name, gradient in found.items() if gradient is None]
     assert not missing, f"no gradient: {missing}"
-    return {name: whole(gradient).clone() for name, gradient in found.items()}
+    return {name: full_tensor(gradient).clone() for name, gradient in found.items()}
 
 
 class GradientRecorder:
-    """Stands in for the optimiser: keeps the whole gradient of every step and applies none."""
+    """Replaces the optimiser: keeps the full gradient of every step and applies none."""
 
     last_learning_rate = 0.0
 
@@ -147,7 +148,7 @@ class GradientRecorder:
 
 
 def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], *, atol: float) -> None:
-    """Equal to `atol` in every entry, and large enough that this says something."""
+    """Check that gradients are equal to `atol` in every entry, and large enough for this to mean something."""
     assert found.keys() == expected.keys()
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1e3 * atol
     for name, gradient in expected.items():

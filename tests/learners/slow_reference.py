@@ -1,7 +1,6 @@
-"""The losses and advantages again, written the slow way: one token after the other, in Python's own floats, from the
-equations.
+"""The losses and advantages again, written the slow way from the equations: one token at a time, in Python's floats.
 
-Nothing of `learners` is used but the names in its configs. A batch is a list of responses, a response a list of tokens.
+Only the names in the configurations come from `learners`. A batch is a list of responses, a response a list of tokens.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ Batch = Sequence[Sequence[Token]]
 
 
 def loss(batch: Batch, config: LossConfig, *, frozen: Batch | None = None) -> float:
-    """The loss of a batch of responses. `frozen`: the batch whose log-probs are used wherever the equations stop the
-    gradient."""
+    """Return the loss of a batch of responses. The log-probs of the batch `frozen` are used where the equations stop
+    the gradient."""
     frozen = frozen or batch
     policy = [
         [surrogate_of(response, fixed, t, config) for t in range(len(response))] for response, fixed in zip(batch, frozen, strict=True)
@@ -123,7 +122,7 @@ def aggregated(values: Sequence[Sequence[float]], config: LossConfig) -> float:
 
 
 def gradient(batch: Batch, config: LossConfig, field: str) -> list[float]:
-    """∂loss/∂field of every token in order, by central differences."""
+    """Return ∂loss/∂field of every token in order, by central differences."""
     return [
         (loss(moved(batch, i, t, field, STEP), config, frozen=batch) - loss(moved(batch, i, t, field, -STEP), config, frozen=batch))
         / (2 * STEP)
@@ -133,19 +132,19 @@ def gradient(batch: Batch, config: LossConfig, field: str) -> list[float]:
 
 
 def moved(batch: Batch, i: int, t: int, field: str, by: float) -> Batch:
-    """The batch with `field` of token t of response i moved."""
+    """Return the batch with `field` of token t of response i changed."""
     token = replace(batch[i][t], **{field: getattr(batch[i][t], field) + by})
     response = [*batch[i][:t], token, *batch[i][t + 1 :]]
     return [*batch[:i], response, *batch[i + 1 :]]
 
 
-# --- advantages ----------------------------------------------------------------------------------------------------------
+# --- advantages ------------------------------------------------------------------------------------------------------
 
 Rewards = Sequence[Sequence[float | None]]
 
 
 def advantages(rewards: Rewards, bonuses: Sequence[Sequence[float]], config: AdvantageConfig) -> list[list[float]]:
-    """One list a group; None could not be scored."""
+    """Return one list per group. None could not be scored."""
     r = [[None if x is None else config.alpha * x for x in group] for group in rewards]
     b = [[config.beta * x for x in group] for group in bonuses]
     if config.beta and config.combine == "reward":
@@ -213,7 +212,7 @@ Penalty = Callable[[float], float]
 
 
 def kl_penalised(rewards: Rewards, log_ratios: Sequence[Sequence[Sequence[float]]], coefficient: float, penalty: Penalty) -> Rewards:
-    """`log_ratios`: by group, response and token."""
+    """`log_ratios` are by group, response and token."""
     return [
         [None if x is None else x - coefficient * sum(map(penalty, tokens)) for x, tokens in zip(group, responses, strict=True)]
         for group, responses in zip(rewards, log_ratios, strict=True)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from learners import config as configs
-from learners.advantages import EPSILON, NORMALISERS, group_advantages
+from learners.advantages import EPSILON, NORMALISERS, group_advantages, kl_penalised_rewards, unlikeliness_rewards
 from learners.config import AdvantageConfig
+from learners.loss.kl import KL_ESTIMATORS
 from tests.learners import slow_reference as slow
 
 NAN = math.nan
@@ -100,7 +101,7 @@ def test_equal_rewards_without_bonus_give_exactly_zero() -> None:
 
 @pytest.mark.parametrize("beta", [1e-3, 1e-2, 1.0])
 def test_in_an_all_correct_group_the_papers_bonus_has_unit_variance_whatever_beta(beta: float) -> None:
-    """Trap 1 of the published recipe: `combine = "reward"` blows the bonus up to a standard deviation of 1."""
+    """Trap 1 of the published recipe: with `combine = "reward"` the bonus is scaled up to a standard deviation of 1."""
     bonuses_GK = draw(7, 1, 8)
     found_GK = advantages(torch.ones(1, 8), bonuses_GK, combine="reward", beta=beta)
     zscore_GK = (bonuses_GK - bonuses_GK.mean()) / bonuses_GK.std()
@@ -122,7 +123,7 @@ def test_shapes_that_do_not_fit_are_refused(rewards: tuple[int, ...], bonuses: t
     assert str(rewards) in str(caught.value) and str(bonuses) in str(caught.value)
 
 
-# --- every normaliser --------------------------------------------------------------------------------------------------
+# --- every normaliser ------------------------------------------------------------------------------------------------
 
 TWO_GROUPS = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
 SPREAD = math.sqrt((3 * 0.625**2 + 5 * 0.375**2) / 7)
@@ -170,7 +171,7 @@ def test_the_mean_advantage_over_the_batch_is_zero(normalise: str) -> None:
 @pytest.mark.parametrize("group_size", [3, 5, 6, 7])
 @pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.0, -0.7])
 def test_a_batch_without_contrast_has_no_signal_whatever_the_normaliser(normalise: str, group_size: int, value: float) -> None:
-    """Exactly none, of rewards and of bonuses, also where their sum is not K times the one."""
+    """Advantages are exactly 0, for rewards and for bonuses, even if their sum is not K times one of them."""
     values_GK = torch.full((3, group_size), value, dtype=torch.float64)
     assert not advantages(values_GK, normalise=normalise, beta=0.0).any()
     assert not advantages(values_GK, values_GK.abs(), normalise=normalise, beta=0.5).any()
@@ -183,3 +184,62 @@ def test_over_the_batch_a_groups_only_score_has_an_advantage() -> None:
     assert advantages(rewards_GK, normalise="batch", beta=0.0)[0, 0] > 1
     assert not advantages(torch.tensor([[1.0, NAN], [NAN, NAN]]), normalise="batch", beta=0.0).any()
     assert not advantages(torch.full((2, 2), NAN), normalise="batch", beta=0.0).any()
+
+
+# --- rewards before they become advantages ---------------------------------------------------------------------------
+
+
+def test_unlikeliness_worked_by_hand() -> None:
+    """Of four responses, the likeliest (rank 3) loses 3/4 of a quarter and the unlikeliest nothing. A reward of 0
+    stays."""
+    found_GK = unlikeliness_rewards(torch.tensor([[1.0, 1.0, 0.0, 1.0]]), torch.tensor([[-1.0, -9.0, -2.0, -3.0]]), 0.25)
+    assert found_GK.dtype == torch.float64
+    assert found_GK.tolist() == [[1 - 0.25 * 3 / 4, 1.0, 0.0, 1 - 0.25 / 4]]
+
+
+def test_a_penalty_is_not_made_smaller_for_the_likeliest() -> None:
+    found_GK = unlikeliness_rewards(torch.tensor([[1.0, -1.0, -1.0, -0.5]]), torch.tensor([[-5.0, -1.0, -9.0, -3.0]]), 0.25)
+    assert found_GK.tolist() == [[1 - 0.25 / 4, -1.0, -1.0, -0.5]]
+
+
+def test_copies_of_one_response_share_their_rank() -> None:
+    found_GK = unlikeliness_rewards(torch.ones(1, 4), torch.tensor([[-2.0, -2.0, -5.0, -2.0]]), 0.4)
+    assert found_GK.tolist() == [pytest.approx([1 - 0.4 * 2 / 4, 1 - 0.4 * 2 / 4, 1.0, 1 - 0.4 * 2 / 4])]
+
+
+def test_a_response_without_a_score_keeps_none_and_still_has_a_rank() -> None:
+    found_GK = unlikeliness_rewards(torch.tensor([[NAN, 1.0]]), torch.tensor([[-9.0, -1.0]]), 0.5)
+    assert found_GK[0, 0].isnan() and found_GK[0, 1] == 0.75
+
+
+def test_every_group_is_ranked_by_itself_as_the_slow_reference_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards_GK, logprobs_GK = (
+        (3 * torch.rand(5, 6, generator=generator)).round().double() - 1,
+        -9 * torch.rand(5, 6, generator=generator).double(),
+    )
+    logprobs_GK[:, 3] = logprobs_GK[:, 1]
+    found_GK = unlikeliness_rewards(rewards_GK, logprobs_GK, 0.25)
+    assert found_GK.tolist() == [pytest.approx(group) for group in slow.unlikeliness(rewards_GK.tolist(), logprobs_GK.tolist(), 0.25)]
+
+
+def test_rewards_and_log_probs_of_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 2\) and log-probs \(1, 3\)"):
+        unlikeliness_rewards(torch.ones(1, 2), torch.ones(1, 3), 0.25)
+
+
+@pytest.mark.parametrize("name", KL_ESTIMATORS)
+def test_every_divergence_in_the_reward_is_that_of_the_slow_reference(name: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    log_ratios = [[torch.randn(n, generator=generator, dtype=torch.float64) for n in (3, 1, 0, 5)] for _ in range(2)]
+    rewards: list[list[float | None]] = [[1.0, 0.0, None, 0.5], [0.0, 0.0, 1.0, 1.0]]
+    rewards_GK = torch.tensor([[NAN if r is None else r for r in group] for group in rewards], dtype=torch.float64)
+    kl_GK = torch.tensor([[KL_ESTIMATORS[name](of_token).sum().item() for of_token in group] for group in log_ratios])
+    penalty = {"k1": lambda r: r, "k2": lambda r: r * r / 2, "k3": slow.k3_of}[name]
+    expected = slow.kl_penalised(rewards, [[of_token.tolist() for of_token in group] for group in log_ratios], 0.3, penalty)
+    for found, wanted in zip(kl_penalised_rewards(rewards_GK, kl_GK, 0.3).tolist(), expected, strict=True):
+        assert found == pytest.approx([NAN if value is None else value for value in wanted], rel=1e-5, nan_ok=True)
+
+
+def test_the_divergence_is_taken_from_the_reward() -> None:
+    assert kl_penalised_rewards(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, -0.25]]), 0.1).tolist() == [[0.95, 0.025]]

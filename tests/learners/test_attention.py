@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learners.attention import KINDS, AttentionLayout, _attention, implementation, layout_of, make_blocks
 from learners.forward import load_causal_lm, response_logprobs
-from learners.packing import PackedTokens, grow, pack
+from learners.packing import PackedTokens, pack, prefix_tree
 from tests.learners.samples import assert_equal_gradients, gradients, group_tokens
 
 RNG = np.random.default_rng(0)
@@ -20,11 +20,11 @@ GROUPS = [
 
 
 def packed_groups() -> PackedTokens:
-    return pack(grow(GROUPS))
+    return pack(prefix_tree(GROUPS))
 
 
 def visible(end_T: Tensor) -> Tensor:
-    """(T, T): query in rows, key in columns."""
+    """Return the rule as (T, T), with queries in rows and keys in columns."""
     index_T = torch.arange(len(end_T))
     return (index_T <= index_T[:, None]) & (index_T[:, None] < end_T)
 
@@ -44,8 +44,8 @@ def test_blocks_show_each_query_its_ancestors_and_itself_only(num_queries: int) 
 
 
 def test_blocks_leave_out_what_is_no_ancestor() -> None:
-    """Two long responses to one prompt: a block of the second has no key of the first."""
-    end_T = pack(grow([group_tokens(range(10), [[1] * 200, [2] * 200])])).end_T
+    """There are two long responses to one prompt. A block of the second has no key of the first."""
+    end_T = pack(prefix_tree([group_tokens(range(10), [[1] * 200, [2] * 200])])).end_T
     blocks = make_blocks(end_T, dtype=torch.float32)
     assert max(len(torch.arange(len(end_T))[block.keys]) for block in blocks) <= 10 + 199 + 63
 
@@ -74,8 +74,8 @@ def test_every_kind_equals_plain_attention_under_the_mask(kind: Any, num_shared:
 
 
 def test_bfloat16_attention_is_normalised_in_float32() -> None:
-    """Its error is that of rounding inputs and weights: a hundredth, whatever the number of keys."""
-    packed = pack(grow([group_tokens(RNG.integers(0, 100, 400), [[1, 2]])]))
+    """Its error is that of rounding inputs and weights: one hundredth, for any number of keys."""
+    packed = pack(prefix_tree([group_tokens(RNG.integers(0, 100, 400), [[1, 2]])]))
     torch.manual_seed(0)
     inputs = [torch.randn(1, heads, packed.num_tokens, 16).bfloat16() for heads in (4, 2, 2)]
     layout = layout_of(packed, "blocks", torch.bfloat16)
@@ -132,6 +132,6 @@ def test_attention_of_another_kind_is_refused_rather_than_computed_otherwise(oth
 
 
 def test_a_sliding_window_that_nothing_reaches_is_none() -> None:
-    packed = pack(grow([group_tokens([1, 2], [[3, 4]])]))
+    packed = pack(prefix_tree([group_tokens([1, 2], [[3, 4]])]))
     query = torch.randn(1, 2, packed.num_tokens, 4)
     _attention(None, query, query, query, None, layout=layout_of(packed, "blocks", torch.float32), scaling=1.0, sliding_window=3)

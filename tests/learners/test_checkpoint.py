@@ -24,7 +24,7 @@ META = {"step": 7, "cursor": {"train": [3, 1]}, "name": "réponse", "nothing": N
 
 
 def writer(content: str) -> Callable[[Path], None]:
-    """Writes a file and a nested one."""
+    """Return a function that writes a file and a nested one."""
 
     def write(directory: Path) -> None:
         (directory / "weights").write_text(content)
@@ -51,7 +51,7 @@ def must_not_read(directory: Path) -> None:
 
 
 def save(manager: CheckpointManager, step: int, content: str | None = None) -> list[FileEntry]:
-    """Both parts of a checkpoint, without its manifest."""
+    """Write both parts of a checkpoint, without its manifest."""
     content = content if content is not None else f"content {step}"
     return manager.save(step, "learner", writer(content)) + manager.save(step, "encoder", writer(f"{content} e"))
 
@@ -62,7 +62,8 @@ def complete(manager: CheckpointManager, step: int, content: str | None = None) 
 
 @pytest.fixture(params=["path", "file-uri", "fsspec-uri"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where checkpoints go: a plain path, a URI, and a filesystem that is copied from and to, as object stores are."""
+    """Return where checkpoints go: a plain path, a URI, and a filesystem that is copied from and to, as object
+    stores are."""
     root = tmp_path / "run"
     root.mkdir()
     return {"path": str(root), "file-uri": root.as_uri(), "fsspec-uri": f"fsspec+file://{root}"}[request.param]
@@ -75,7 +76,7 @@ def manager(uri: str) -> CheckpointManager:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The directory `manager` writes to."""
+    """Return the directory that `manager` writes to."""
     return tmp_path / "run"
 
 
@@ -308,7 +309,7 @@ def test_a_store_without_files_holds_checkpoints(tmp_path: Path) -> None:
 
 
 class Faults:
-    """Calls `strike(kind)` at every change of the disk from the `first` on; kind is "write" or "delete"."""
+    """Calls `strike(kind)` at every change of the disk from the `first` on. The kind is "write" or "delete"."""
 
     def __init__(self, first: int, strike: Callable[[str], None]) -> None:
         self.num_changes = 0
@@ -361,7 +362,7 @@ class FaultyDisk(fs.FSSpecHandler):
 
 
 class FaultyCheckpoints(CheckpointManager):
-    """Every change it makes to a local directory goes through `faults`, also those of the parts it writes."""
+    """Sends every change of a local directory through `faults`, including those of the parts it writes."""
 
     def __init__(self, directory: Path, faults: Faults, *, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(str(directory), keep=2)
@@ -400,7 +401,7 @@ class FaultyCheckpoints(CheckpointManager):
 
 
 def assert_whole(manager: CheckpointManager, *, at_least: int) -> None:
-    """All that counts can be restored."""
+    """Check that every checkpoint that counts can be restored."""
     assert (manager.latest() or 0) >= at_least
     for step in manager.steps():
         assert (read_back(manager, step), read_back(manager, step, "encoder")) == (f"content {step}", f"content {step} e")
@@ -408,8 +409,8 @@ def assert_whole(manager: CheckpointManager, *, at_least: int) -> None:
 
 
 def num_changes(directory: Path, *, remote: bool) -> int:
-    """Changes of the disk while two checkpoints are written, each of which removes an older one, and one is written
-    again."""
+    """Return how often the disk changes while two checkpoints are written, each of which removes an older one, and
+    one is written again."""
     complete_two(directory)
     faults = Faults(10**9, lambda kind: None)
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -1,14 +1,14 @@
-"""Which losses are refused, with the keys that contradict each other, and what the defaults are."""
+"""Which configurations are refused, with the keys that contradict each other, and what the defaults are."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from jobs.config import RunConfig
-from learners.config import AdvantageConfig, LearnerConfig, LossConfig
+from learners.config import AdvantageConfig, CheckpointConfig, KlConfig, LearnerConfig, LoraConfig, LossConfig, OptimiserConfig
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,19 @@ def test_the_defaults_are_those_of_before() -> None:
     assert (loss.kl.where, loss.entropy_coefficient, loss.trains_without_advantage, loss.is_by_response) == ("off", 0.0, False, False)
     assert (advantage.normalise, advantage.combine, advantage.alpha, advantage.beta) == ("std", "advantage", 1.0, 0.5)
     assert advantage.unlikeliness == 0.0
+
+
+@pytest.mark.parametrize("section", [AdvantageConfig, KlConfig, LossConfig, LoraConfig, OptimiserConfig, LearnerConfig, CheckpointConfig])
+def test_every_key_is_explained_in_the_schema_by_a_whole_sentence(section: type[BaseModel]) -> None:
+    texts = {name: field.description or "" for name, field in section.model_fields.items()}
+    assert [name for name, text in texts.items() if len(text) < 20 or not text.endswith(".")] == []
+
+
+def test_a_configuration_of_before_the_seams_is_still_read() -> None:
+    new = ("surrogate_options", "correction_options", "estimator", "estimator_options")
+    saved = LearnerConfig(loss=LossConfig(clip_high=0.3)).model_dump(mode="json")
+    for section in (saved["loss"], saved["advantage"]):
+        for key in new:
+            section.pop(key, None)
+    assert LearnerConfig.model_validate(saved) == LearnerConfig(loss=LossConfig(clip_high=0.3))
+    assert LearnerConfig().advantage.estimator == "normalised"

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from learners.attention import AttentionLayout, best_kind, implementation, kind_of
-from learners.forward import load_causal_lm, response_logprobs
-from learners.packing import grow, pack
+from learners.forward import load_causal_lm, response_loglikelihoods, response_logprobs
+from learners.packing import GroupTokens, pack, prefix_tree
 from tests.learners.exact_norms import exact_forward
 from tests.learners.samples import assert_equal_gradients, gradients, group_tokens, plain_logprobs
 
@@ -24,7 +25,7 @@ ROOM = pytest.mark.parametrize("logits_bytes", [1, 1000, 1 << 20], ids=["one pos
 
 
 class TableModel:
-    """A language model whose next-token logits depend on the last token alone: row `token` of a table."""
+    """A language model whose next-token logits depend only on the last token: row `token` of a table."""
 
     config = SimpleNamespace(_attn_implementation=implementation("blocks"))
 
@@ -49,14 +50,14 @@ class TableModel:
 
 
 def pack_response(prompt: list[int], response: list[int]) -> Any:
-    return pack(grow([group_tokens(prompt, [response])]))
+    return pack(prefix_tree([group_tokens(prompt, [response])]))
 
 
 @ROOM
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_log_probs_equal_a_plain_forward_with_temperature(tiny_model: str, temperature: float, logits_bytes: int) -> None:
     model = load_causal_lm(tiny_model, dtype="float32")
-    packed = pack(grow([group_tokens(PROMPT, RESPONSES)]))
+    packed = pack(prefix_tree([group_tokens(PROMPT, RESPONSES)]))
     with torch.no_grad():
         logprob_N, _ = response_logprobs(model, packed, temperature=temperature, logits_bytes=logits_bytes)
         expected = torch.cat([plain_logprobs(model, PROMPT, response, temperature=temperature) for response in RESPONSES])
@@ -68,14 +69,14 @@ def test_log_probs_equal_a_plain_forward_with_temperature(tiny_model: str, tempe
 
 @torch.no_grad()
 def test_a_pass_equals_the_model_as_it_comes_from_transformers_on_padded_rows(tiny_model: str, exact_norms: None) -> None:
-    """In float64, a row a response behind its prompt, in one batch; gradients are compared too."""
+    """In float64, each response is a row behind its prompt, all in one batch. Gradients are compared too."""
     rows = [[*PROMPT, *response] for response in RESPONSES]
     longest = max(map(len, rows))
     ids_BL = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     mask_BL = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     padded = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).eval()
     model = load_causal_lm(tiny_model, dtype="float64")
-    packed = pack(grow([group_tokens(PROMPT, RESPONSES)]))
+    packed = pack(prefix_tree([group_tokens(PROMPT, RESPONSES)]))
     with torch.enable_grad():
         logprob_BL = (padded(input_ids=ids_BL, attention_mask=mask_BL).logits / 0.7).log_softmax(-1)[:, :-1]
         logprob_BL = logprob_BL.gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
@@ -93,7 +94,7 @@ OTHER_MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     "qwen3": (Qwen3RMSNorm, {"head_dim": 16}),
     "mistral": (MistralRMSNorm, {"sliding_window": None}),
 }
-"""Of biases, of norms of queries and keys, of none of these."""
+"""Models with biases, with norms of queries and keys, and with neither."""
 
 
 @pytest.mark.parametrize("family", OTHER_MODELS)
@@ -106,7 +107,7 @@ def test_other_families_of_models_give_what_transformers_gives(tmp_path: Path, m
     AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **heads, **settings)).save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
     model = load_causal_lm(str(tmp_path), dtype="float64")
-    packed = pack(grow([group_tokens(PROMPT, RESPONSES)]))
+    packed = pack(prefix_tree([group_tokens(PROMPT, RESPONSES)]))
     logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
     expected = [plain_logprobs(plain, PROMPT, response) for response in RESPONSES]
     for index, of_response in enumerate(expected):
@@ -160,3 +161,30 @@ def test_bfloat16_logits_are_normalised_in_float32() -> None:
     logprob_N, entropy_N = response_logprobs(TableModel(table_VV), pack_response([0], [1]), temperature=1.0)
     assert logprob_N.dtype == entropy_N.dtype == torch.float32
     assert logprob_N.item() == pytest.approx(3 - math.log(1 + math.exp(3) + math.exp(7)), rel=1e-6)
+
+
+# --- log-likelihoods of whole responses ------------------------------------------------------------------------------
+
+
+def test_log_likelihoods_are_those_of_a_plain_forward_pass(tiny_model):
+    model = load_causal_lm(tiny_model, dtype="float64")
+    rng = np.random.default_rng(0)
+    groups = [
+        GroupTokens(prompt_ids=rng.integers(4, 100, 7), responses=[rng.integers(4, 100, length) for length in (5, 0, 1, 12)]),
+        GroupTokens(prompt_ids=rng.integers(4, 100, 3), responses=[rng.integers(4, 100, 9)]),
+    ]
+    found_R, num_tokens_R = response_loglikelihoods(model, groups, tokens_per_batch=24)
+    assert num_tokens_R.tolist() == [5, 0, 1, 12, 9]
+    expected = [_plain(model, group.prompt_ids, ids) for group in groups for ids in group.responses]
+    np.testing.assert_allclose(found_R, expected, rtol=0, atol=1e-9)
+    assert found_R.dtype == torch.float64
+
+
+def _plain(model, prompt_ids, response_ids) -> float:
+    if not len(response_ids):
+        return 0.0
+    ids = torch.from_numpy(np.concatenate([prompt_ids, response_ids]))
+    with torch.no_grad():
+        logprobs = model(ids[None]).logits[0].log_softmax(-1)
+    start = len(prompt_ids)
+    return float(sum(logprobs[start - 1 + t, token] for t, token in enumerate(response_ids)))

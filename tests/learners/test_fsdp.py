@@ -1,4 +1,4 @@
-"""A learner of several real processes, against the learner of one."""
+"""A learner of several real processes, compared with a learner of one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from buffers.schema import concat_groups
-from learners.fsdp import Meeting, ShardedRanks, interface_of, local_address_towards
+from learners.fsdp import Rendezvous, ShardedRanks, interface_of, local_address_towards
 from learners.ranks import OneRank, RankLost, is_rank_lost
 from tests.learners import rank_work
 from tests.learners.rank_processes import RankFailed, on_ranks, rank_processes
@@ -32,15 +32,15 @@ TIMED = ("learner/tokens_per_s", "time/learn_s")
 
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What divergences are from: of the policy itself they would be 0."""
+    """Return a model that divergences are measured from. Measured from the policy itself they would be 0."""
     return make_tiny_model(tmp_path_factory.mktemp("other"), seed=1)
 
 
 def assert_all_gradients_equal(
     size: int, model: str, reference: str, batch: pa.RecordBatch, all_settings: list[dict[str, Any]], **made: Any
 ) -> None:
-    """To 1e-9 in float64, on every rank, for each of the settings; `made`: settings that the learner of ranks alone is
-    made with."""
+    """Check gradients to 1e-9 in float64, on every rank, for each of the settings. Only the learner of several ranks
+    is made with `made`."""
     expected = rank_work.gradients(OneRank(), model, reference, batch, all_settings)
     for found in on_ranks(size, rank_work.gradients, model, reference, batch, all_settings, made):
         for of_rank, of_one in zip(found, expected, strict=True):
@@ -48,12 +48,12 @@ def assert_all_gradients_equal(
                 assert_equal_gradients(gradient, plain, atol=1e-9)
 
 
-# --- the gradient ------------------------------------------------------------------------------------------------------
+# --- the gradient ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [3, pytest.param(2, marks=pytest.mark.long)])
 def test_the_gradient_is_that_of_one_process_for_every_loss(tiny_model: str, other_model: str, exact_norms: None, size: int) -> None:
-    """Of five groups not all have signal in every loss, so that ranks have unequal shares."""
+    """Not all of the five groups have signal in every loss, so ranks have unequal parts."""
     assert len(CONFIGS) > 20
     batch = concat_groups([*ragged_groups(1, seed=5, first_id=20), batch_of_all_kinds()])
     assert_all_gradients_equal(size, tiny_model, other_model, batch, list(CONFIGS.values()))
@@ -85,14 +85,15 @@ def test_a_head_that_is_not_tied_is_divided_too(tmp_path: Path, other_model: str
     assert_all_gradients_equal(2, make_tiny_model(tmp_path, tied=False), other_model, ragged_batch(2), [{}])
 
 
-# --- steps -------------------------------------------------------------------------------------------------------------
+# --- steps -----------------------------------------------------------------------------------------------------------
 
 
 def assert_moved_alike(found: dict[str, Tensor], expected: dict[str, Tensor], before: dict[str, Tensor], *, within: float) -> None:
-    """The difference is at most `within` of the way that training went, both as norms over all tensors.
+    """Check that the difference is at most `within` of the distance that training moved, as norms over all tensors.
 
-    Not entry by entry: AdamW divides a gradient by its size, so where one is nearly 0 its rounding moves the weight as
-    far as any."""
+    Single entries cannot be compared: AdamW divides a gradient by its size, so if it is nearly 0, its rounding moves
+    the weight as far as any gradient.
+    """
     assert found.keys() == expected.keys() == before.keys() and expected
 
     def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -137,7 +138,7 @@ def test_a_batch_without_signal_changes_nothing_on_any_rank(tiny_model: str) -> 
 
 
 def train_without_signal(ranks: ShardedRanks, model: str) -> tuple[float, bool, int]:
-    """Optimiser steps, whether the weights are as they were, and the version."""
+    """Return the number of optimiser steps, whether the weights are unchanged, and the version."""
     learner = rank_work.make_learner(ranks, model, advantage={"beta": 0.0}, mini_batches=2)
     before = [rank_work._local(parameter).clone() for parameter in learner._model.parameters()]
     batch = concat_groups([make_group(i, [5], [[6], [7], [8, 9], [10]], [1.0] * 4) for i in range(2)])
@@ -151,7 +152,7 @@ def test_a_gradient_that_is_not_finite_is_refused_by_all_ranks_which_then_go_on(
 
 
 def train_on_infinity(ranks: ShardedRanks, model: str) -> tuple[bool, int, int]:
-    """One group is infinite, so one rank alone has the infinity."""
+    """One group is infinite, so only one rank has the infinity."""
     learner = rank_work.make_learner(ranks, model, advantage={"normalise": "mean", "beta": 0.0})
     infinite = make_group(9, [5], [[6], [7], [8], [9]], [1e200, 0.0, 0.0, 0.0])
     try:
@@ -163,7 +164,7 @@ def train_on_infinity(ranks: ShardedRanks, model: str) -> tuple[bool, int, int]:
     return raised, version, learner.step(ragged_batch(2)).version
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------------
+# --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def saved_bits(directory: Path) -> dict[str, Tensor]:
@@ -177,7 +178,7 @@ def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
 
 
 BFLOAT16 = {"dtype": "bfloat16", "lr": 1e-5, "warmup_steps": 5}
-"""Published weights and masters then have different bits."""
+"""With it, published weights and masters have different bits."""
 
 
 def test_a_checkpoint_goes_from_two_ranks_to_one_to_four(tiny_model: str, tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def save_after(ranks: ShardedRanks, model: str, seeds: list[int], save: Path, lo
 
 
 def save_before_and_after(ranks: ShardedRanks, model: str, seeds: list[int], before: Path, after: Path, load: Path | None = None) -> None:
-    """`before`: after a step on seed 0, or what is in `load`."""
+    """Save twice: `before` is after a step on seed 0, or what is in `load`."""
     learner = rank_work.make_learner(ranks, model, **BFLOAT16)
     if load is None:
         learner.step(ragged_batch(3, seed=0))
@@ -246,11 +247,11 @@ def save_and_step(ranks: ShardedRanks, model: str, directory: Path) -> tuple[str
     return error, learner.step(ragged_batch(2)).version
 
 
-# --- ranks that go away ------------------------------------------------------------------------------------------------
+# --- ranks that go away ----------------------------------------------------------------------------------------------
 
 
 def step_until_it_ends(ranks: ShardedRanks, model: str) -> str:
-    """How it ended."""
+    """Return how it ended."""
     learner = rank_work.make_learner(ranks, model)
     try:
         for _ in range(100_000):
@@ -275,19 +276,19 @@ def test_a_rank_that_goes_away_in_a_step_ends_the_others_steps_in_time(tiny_mode
 
 
 def test_a_rank_that_never_comes_is_not_waited_for_beyond_the_time() -> None:
-    meeting = Meeting.open(timeout_s=1.0)
+    rendezvous = Rendezvous.open(timeout_s=1.0)
     began = time.monotonic()
     with pytest.raises(RankLost, match="rank 1, rank 2 of the learner did not come within 1 s"):
-        ShardedRanks.join(meeting, rank=0, size=3, device="cpu", collective_timeout_s=600.0)
+        ShardedRanks.join(rendezvous, rank=0, size=3, device="cpu", collective_timeout_s=600.0)
     assert time.monotonic() - began < 10
 
 
 def test_a_meeting_that_is_not_there_is_named() -> None:
-    meeting = Meeting.open(timeout_s=1.0)
-    address = meeting.address
-    del meeting
+    rendezvous = Rendezvous.open(timeout_s=1.0)
+    address = rendezvous.address
+    del rendezvous
     with pytest.raises(RankLost, match=f"first rank is not to be had at {address}"):
-        Meeting.at(address, timeout_s=0.5)
+        Rendezvous.at(address, timeout_s=0.5)
 
 
 def test_a_failure_of_ones_own_is_not_taken_for_a_lost_rank() -> None:
@@ -308,6 +309,6 @@ def test_the_interface_is_that_of_the_address() -> None:
 
 
 def test_reports_of_steps_are_plain_values(tiny_model: str) -> None:
-    """They go from process to process."""
+    """Reports are sent between processes."""
     (report,) = rank_work.train(OneRank(), tiny_model, {}, [0])["reports"]
     assert pickle.loads(pickle.dumps(report)) == report

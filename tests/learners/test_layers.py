@@ -7,20 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from learners.batches import read_groups
 from learners.config import LearnerConfig
 from learners.forward import load_causal_lm, response_logprobs
 from learners.layers import CompilerMissing, layers_of, require_compiler, run_layers
-from learners.packing import grow, pack
-from learners.policy_learner import PolicyLearner, read_groups
+from learners.packing import pack, prefix_tree
+from learners.policy_learner import PolicyLearner
 from tests.learners.samples import assert_equal_gradients, gradients, ragged_batch
 
 
 def logprobs_and_gradients(model: Any, *seeds: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Of passes of different lengths."""
+    """Return log-probs and gradients of passes of different lengths."""
     found = []
     model.zero_grad()
     for seed in seeds:
-        packed = pack(grow(read_groups(ragged_batch(2 + seed, seed=seed), 4)))
+        packed = pack(prefix_tree(read_groups(ragged_batch(2 + seed, seed=seed), 4)))
         logprob_N, entropy_N = response_logprobs(model, packed, temperature=0.9, entropy_gradient=True)
         (logprob_N.square().sum() + entropy_N.sum()).backward()
         found.append(logprob_N.detach())
@@ -28,7 +29,7 @@ def logprobs_and_gradients(model: Any, *seeds: int) -> tuple[list[Tensor], dict[
 
 
 def saved_bytes(model: Any) -> int:
-    """Of what the forward pass keeps for the backward pass, parameters left out."""
+    """Return the size of what the forward pass keeps for the backward pass, without parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -38,7 +39,7 @@ def saved_bytes(model: Any) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    packed = pack(grow(read_groups(ragged_batch(8), 4)))
+    packed = pack(prefix_tree(read_groups(ragged_batch(8), 4)))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _ = response_logprobs(model, packed, temperature=1.0)
         return sum(kept.values())
@@ -58,7 +59,7 @@ def test_the_layers_are_those_of_the_decoder_in_order(tiny_model: str) -> None:
 
 
 def test_activations_computed_again_give_the_same_gradient_to_the_bit(tiny_model: str) -> None:
-    """And of each layer only the input is kept."""
+    """Only the input of each layer is kept."""
     kept, recomputed = (load_causal_lm(tiny_model, dtype="float64") for _ in range(2))
     run_layers(recomputed, recomputed=True)
     expected, found = (logprobs_and_gradients(model, 0, 1) for model in (kept, recomputed))
@@ -81,7 +82,7 @@ def test_a_learner_that_computes_activations_again_trains_alike(tiny_model: str)
 
 @pytest.mark.long
 def test_compiled_layers_give_the_same_gradient(tiny_model: str, exact_norms: None) -> None:
-    """Passes of three lengths, with one compilation of a layer; also with activations that are computed again."""
+    """Passes of three lengths share one compilation of a layer, also with activations that are computed again."""
     torch._dynamo.reset()  # what other tests had compiled
     torch._dynamo.utils.counters.clear()
     plain, compiled, both = (load_causal_lm(tiny_model, dtype="float64") for _ in range(3))

@@ -1,5 +1,5 @@
-"""What the learner gives its losses: reference, entropy, shaped rewards, denominators; and that by default nothing has
-changed."""
+"""What the learner passes to its losses: reference, entropy, shaped rewards, denominators. The default numbers have
+not changed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def make_learner(model: str, **settings: Any) -> PolicyLearner:
 def test_by_default_a_step_is_what_it_was_before_there_were_strategies(
     tiny_model: str, settings: dict[str, Any], loss: float, gradient_norm: float, masters: float
 ) -> None:
-    """Recorded of the code before; the sum of all squared masters after the step stands for the parameters."""
+    """The numbers were recorded from the earlier code. The sum of all squared masters after the step stands for the
+    parameters."""
     learner = make_learner(tiny_model, **settings)
     metrics = learner.step(ragged_batch(3)).metrics
     assert metrics["learner/loss"] == pytest.approx(loss, rel=1e-5)
@@ -47,7 +48,7 @@ def test_by_default_a_step_is_what_it_was_before_there_were_strategies(
     assert found == pytest.approx(masters, rel=1e-7)
 
 
-# --- the reference -----------------------------------------------------------------------------------------------------
+# --- the reference ---------------------------------------------------------------------------------------------------
 
 
 def test_without_a_divergence_no_reference_is_loaded(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +78,7 @@ def test_the_reference_stays_the_initial_policy_and_the_divergence_from_it_is_lo
 
 
 def test_a_divergence_in_the_loss_holds_the_policy_back(tiny_model: str) -> None:
-    """Also where no group has signal."""
+    """This also holds if no group has signal."""
 
     def divergence_after(steps: int, **settings: Any) -> float:
         learner = make_learner(tiny_model, lr=1e-2, loss={"kl": {"where": "loss", "estimator": "k2", **settings}})
@@ -96,7 +97,7 @@ def test_groups_without_signal_are_computed_where_they_have_a_gradient(tiny_mode
 
 
 def test_the_divergence_in_the_reward_is_that_of_the_sampler_by_response(tiny_model: str) -> None:
-    """With estimator k1, coefficient 0.5 and centering alone, the advantages follow by hand."""
+    """With estimator k1, coefficient 0.5 and centering only, the advantages can be worked by hand."""
     learner = make_learner(
         tiny_model,
         advantage={"normalise": "mean", "beta": 0.0},
@@ -114,7 +115,7 @@ def test_the_divergence_in_the_reward_is_that_of_the_sampler_by_response(tiny_mo
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_the_bonus_alone_is_said_to_give_signs_only_where_there_would_be_none_without_it(tiny_model: str, beta: float) -> None:
-    """Here the whole batch, and a divergence in the reward, give equal rewards advantages too."""
+    """Here the whole batch, or a divergence in the reward, gives advantages to equal rewards too."""
     batch = concat_groups([make_group(g, [5], [[6, 7], [8], [9, 10], [11]], [float(g)] * 4, bonuses=[0.3, 0.1, 0.2, 0.0]) for g in (0, 1)])
     for settings in (
         {"advantage": {"normalise": "batch"}},
@@ -126,7 +127,7 @@ def test_the_bonus_alone_is_said_to_give_signs_only_where_there_would_be_none_wi
         assert metrics.get("advantage/bonus_alone") == (0.0 if beta else None)
 
 
-# --- the rest ----------------------------------------------------------------------------------------------------------
+# --- the rest --------------------------------------------------------------------------------------------------------
 
 
 def test_the_unlikelier_of_two_right_answers_is_reinforced_more(tiny_model: str) -> None:
@@ -146,7 +147,7 @@ def test_an_entropy_bonus_keeps_the_entropy_up(tiny_model: str) -> None:
 
 
 def test_denominators_count_what_is_not_computed(tiny_model: str) -> None:
-    """A group without signal beside doubles nothing but the denominators: half of the loss, by tokens as by
+    """A second group without signal doubles only the denominators, so the loss is halved, by tokens and by
     responses."""
     with_signal = make_group(0, [5], [[6, 7], [8], [9], []], [1.0, 0.0, 0.0, 0.0])
     beside = make_group(1, [5], [[10], [11, 12], [13], []], [1.0] * 4)
@@ -168,7 +169,7 @@ def test_the_floor_of_mismatch_is_part_of_the_state(tiny_model: str, tmp_path: P
 
 
 def on_policy_batch(learner: PolicyLearner) -> pa.RecordBatch:
-    """With the learner's own log-probs as recorded ones, and tokens enough to be measured."""
+    """Return a batch whose recorded log-probs are the learner's own, with enough tokens to be measured."""
     groups = []
     for group in ragged_groups(8, seed=3):
         rows = group.to_pylist()

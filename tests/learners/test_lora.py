@@ -1,4 +1,4 @@
-"""Adapters against peft's own layers, and a learner that trains nothing else."""
+"""Adapters compared with peft's own layers, and a learner that trains only adapters."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from learners.batches import TokenLookup, read_groups
 from learners.checkpoint import CheckpointError
 from learners.config import LoraConfig
 from learners.forward import load_causal_lm, response_logprobs
 from learners.lora import Adapters, LoraError, check_lora, merged, require_base, write_merged
-from learners.policy_learner import PolicyLearner, read_groups
+from learners.policy_learner import PolicyLearner
 from learners.weights import HEAD, take_snapshot
 from tests.learners.samples import assert_equal_gradients, plain_logprobs, ragged_batch
 from tests.learners.test_policy_learner import GROUP_SIZE, PLAIN, assert_identical, make_learner, mixed_batch, plain_loss
@@ -35,7 +36,7 @@ def lora_learner(model: str, *, lora: dict[str, Any] | None = None, **settings: 
 
 
 def stir(learner: PolicyLearner, *, scale: float = 0.05) -> None:
-    """As after much training: B is no longer 0."""
+    """Change B so that it is no longer 0, as after much training."""
     generator = torch.Generator().manual_seed(5)
     for name, parameter in learner._model.named_parameters():
         if "lora_B" in name:
@@ -47,14 +48,14 @@ def adapters_of(learner: PolicyLearner) -> dict[str, Tensor]:
 
 
 def peft_model_like(learner: PolicyLearner, base: str, directory: Path) -> Any:
-    """What peft itself reads from the learner's files, in float64, trainable."""
+    """Return what peft itself reads from the learner's files, in float64, trainable."""
     learner._adapters.save(directory)  # type: ignore[union-attr]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).eval()
     return peft.PeftModel.from_pretrained(model, directory, is_trainable=True).eval()
 
 
 def plain_gradient_by_peft(wrapped: Any, batch: pa.RecordBatch, learner: PolicyLearner) -> dict[str, Tensor]:
-    """By peft's own forward pass, one unpadded row a response."""
+    """Return the gradient of peft's own forward pass, with one unpadded row per response."""
     plain_loss(wrapped, batch, learner._config.loss, PLAIN).backward()
     return {
         name.removeprefix("base_model.model."): parameter.grad
@@ -64,7 +65,7 @@ def plain_gradient_by_peft(wrapped: Any, batch: pa.RecordBatch, learner: PolicyL
 
 
 class AdapterGradients:
-    """Stands in for the optimiser: keeps the gradient and applies none."""
+    """Replaces the optimiser: keeps the gradient and applies none."""
 
     last_learning_rate, num_steps = 0.0, 1
 
@@ -98,7 +99,7 @@ def test_the_gradient_of_adapters_is_that_of_pefts_own_layers(
 
 @pytest.mark.long
 def test_compiled_layers_give_adapters_the_same_gradient(tiny_model: str, exact_norms: None) -> None:
-    """Also with activations that are computed again."""
+    """This also holds with activations that are computed again."""
     torch._dynamo.reset()  # what other tests had compiled
     torch._dynamo.utils.counters.clear()
     gradients = []
@@ -219,10 +220,10 @@ def test_the_reference_is_the_model_without_adapters_and_no_copy_of_it(tiny_mode
     frozen = make_learner(tiny_model, **settings)
     stir(learner)
     batch = ragged_batch(3)
-    groups = read_groups(batch, GROUP_SIZE)
-    reference = learner._reference_logprobs(batch, groups)
-    assert (reference == frozen._reference_logprobs(batch, groups)).all()
-    assert (reference != learner._flat_logprobs(learner._model, batch, groups, [range(3)])).any(), "its adapters are off still"
+    groups, lookup = read_groups(batch, GROUP_SIZE), TokenLookup.of(batch)
+    reference = learner._reference_logprobs(lookup, groups)
+    assert (reference == frozen._reference_logprobs(lookup, groups)).all()
+    assert (reference != learner._flat_logprobs(learner._model, lookup, groups, [range(3)])).any(), "its adapters are off still"
     assert learner.step(batch).metrics["learner/grad_norm"] > 0
     assert all(parameter.requires_grad for parameter in adapters_of(learner).values()) and len(adapters_of(learner)) == 28
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from buffers.schema import concat_groups
-from learners.advantages import NORMALISERS, group_advantages
+from learners.advantages import NORMALISERS, group_advantages, kl_penalised_rewards, unlikeliness_rewards
 from learners.config import LearnerConfig
 from learners.forward import load_causal_lm
 from learners.loss.aggregation import AGGREGATIONS
@@ -22,7 +22,6 @@ from learners.loss.kl import KL_ESTIMATORS
 from learners.loss.surrogates import SURROGATES
 from learners.losses import LossInputs, policy_loss
 from learners.policy_learner import PolicyLearner
-from learners.rewards import kl_penalised_rewards, unlikeliness_rewards
 from tests.learners.samples import assert_equal_gradients, gradients, in_order, make_group, plain_logprobs, ragged_groups
 from tests.tiny_model import make_tiny_model
 
@@ -60,7 +59,8 @@ CONFIGS = {
 
 
 def batch_of_all_kinds() -> pa.RecordBatch:
-    """Ragged groups, one without contrast, one not scored throughout, a response said twice."""
+    """Return ragged groups, one without contrast, one that is not scored throughout, and a response that occurs
+    twice."""
     same = make_group(7, [9, 10], [[11, 12], [13], [14, 15, 16], []], [1.0, 1.0, 1.0, 1.0])
     unscored = make_group(8, [20], [[21, 22, 23], [24], [25, 26], [25, 26]], [1.0, None, 0.0, 1.0])
     return concat_groups([*ragged_groups(2, longest=8), same, unscored])
@@ -71,7 +71,7 @@ def config_of(name: str, **values: Any) -> LearnerConfig:
 
 
 class Bench:
-    """One learner for all configurations, whose optimiser applies nothing; its reference is another model."""
+    """One learner for all configurations. Its optimiser applies nothing, and its reference is another model."""
 
     def __init__(self, policy: str, reference: str) -> None:
         config = config_of("kl k2 in the loss")
@@ -93,8 +93,8 @@ class Bench:
         return self._gradient
 
     def plain_gradient(self, config: LearnerConfig, batch: pa.RecordBatch) -> dict[str, Tensor]:
-        """By one unpadded row a response, without packing, skipping or splitting; all tokens in one call of the
-        loss."""
+        """Return the gradient from one unpadded row per response, without packing, skipping or splitting, with all
+        tokens in one call of the loss."""
         rows = batch.select(["prompt_ids", "response_ids", "behavior_logprobs", "reward", "bonus"]).to_pylist()
         spoken = [r for r, row in enumerate(rows) if row["response_ids"]]
 
@@ -163,7 +163,7 @@ def test_the_gradient_is_that_of_plain_rows_however_the_batch_is_split_and_order
 
 
 def test_every_configuration_has_a_gradient_of_its_own(bench: Bench) -> None:
-    """Or one of them would do nothing here. Those that are one configuration by two names are named."""
+    """Otherwise one of them would do nothing here. Names that mean the same configuration are listed."""
     batch = batch_of_all_kinds()
     by_norm: dict[str, set[str]] = {}
     for name in CONFIGS:

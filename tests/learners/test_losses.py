@@ -1,5 +1,5 @@
-"""Golden values of the policy loss, worked by hand: with A the advantage and M the number of tokens, ∂loss/∂log pi is
-−w·rho·A/M."""
+"""Golden values of the policy loss, worked by hand. With A the advantage and M the number of tokens, ∂loss/∂log pi
+is −w·rho·A/M."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def row(*values: float) -> Tensor:
 def loss_of(
     *, ratio: Tensor, advantage: Tensor, weight: Tensor | None = None, num_tokens: int, config: LossConfig = CONFIG
 ) -> tuple[LossOutput, list[float]]:
-    """Loss and its gradient by log-prob where rho = `ratio` and pi_prox / pi_behavior = `weight`."""
+    """Return the loss and its gradient with respect to the log-prob for rho = `ratio` and pi_prox / pi_behavior =
+    `weight`."""
     proximal_N = torch.full_like(ratio, -3.0)
     logprob_N = (proximal_N + ratio.log()).requires_grad_()
     inputs = LossInputs(
@@ -94,7 +95,7 @@ def test_without_correction_the_ratio_is_taken_against_the_behavior_policy() -> 
 
 
 def test_the_importance_weight_has_no_gradient() -> None:
-    """With proximal and current log-prob one tensor the ratio has no gradient either: what is left would be the
+    """Proximal and current log-prob are one tensor, so the ratio has no gradient either. Any gradient would be the
     weight's."""
     logprob_N = row(-1.0).requires_grad_()
     inputs: dict[str, Any] = {"logprob_N": logprob_N, "proximal_logprob_N": logprob_N, "behavior_logprob_N": row(-1.5)}

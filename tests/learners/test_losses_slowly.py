@@ -1,4 +1,4 @@
-"""Every loss against `slow_reference`, which is written from the equations alone: values, gradients, splits, order. All
+"""Every loss compared with `slow_reference`, which follows the equations only: values, gradients, splits, order. All
 in float64."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from learners import config as configs
+from learners import facts
 from learners.config import LossConfig
 from learners.loss.aggregation import AGGREGATIONS
 from learners.loss.corrections import CORRECTIONS
@@ -43,7 +44,7 @@ EXTRAS: list[dict[str, Any]] = [
 
 
 def every_loss() -> list[LossConfig]:
-    """Every surrogate with every correction and every aggregation, and every addition with every aggregation."""
+    """Return every surrogate with every correction and every aggregation, and every addition with every aggregation."""
     parts = itertools.product(
         [{"surrogate": name, **settings} for name, given in SURROGATE_SETTINGS.items() for settings in given],
         [{"correction": name, **settings} for name, given in CORRECTION_SETTINGS.items() for settings in given],
@@ -59,7 +60,8 @@ def label(config: LossConfig) -> str:
 
 
 def draw_batch(seed: int, lengths: tuple[int, ...] = (6, 1, 7, 3, 5)) -> list[list[slow.Token]]:
-    """Responses whose policies differ by about 0.2 a token, no two values alike; one response has advantage 0."""
+    """Return responses whose policies differ by about 0.2 per token, with no two equal values. One response has
+    advantage 0."""
     rng = np.random.default_rng(seed)
 
     def token(advantage: float, spread: float) -> slow.Token:
@@ -111,12 +113,12 @@ def gradient_of(values: torch.Tensor | None) -> list[float]:
     return torch.zeros_like(values).tolist() if values.grad is None else values.grad.tolist()
 
 
-# --- nothing is forgotten ------------------------------------------------------------------------------------------------
+# --- nothing is forgotten --------------------------------------------------------------------------------------------
 
 
 def test_every_named_part_has_a_function_and_is_tested_here() -> None:
-    assert SURROGATES.keys() == set(get_args(configs.Surrogate)) == SURROGATE_SETTINGS.keys()
-    assert CORRECTIONS.keys() == set(get_args(configs.Correction)) == CORRECTION_SETTINGS.keys()
+    assert SURROGATES.keys() == facts.SURROGATES.keys() == SURROGATE_SETTINGS.keys()
+    assert CORRECTIONS.keys() == facts.CORRECTIONS.keys() == CORRECTION_SETTINGS.keys()
     assert AGGREGATIONS.keys() == set(get_args(configs.Aggregation)) == AGGREGATION_SETTINGS.keys()
     assert KL_ESTIMATORS.keys() == set(get_args(configs.KlEstimator))
     assert len(every_loss()) == 5 * 10 * 3 + 3 * 3
@@ -132,7 +134,7 @@ def test_every_named_part_states_its_source_or_equation() -> None:
     assert silent == []
 
 
-# --- against the slow reference ------------------------------------------------------------------------------------------
+# --- against the slow reference --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", every_loss(), ids=label)
@@ -156,7 +158,8 @@ def test_on_other_batches_too(seed: int) -> None:
 
 
 def test_the_batch_shows_both_sides_of_every_limit() -> None:
-    """Clipped tokens and others, weights that are cut and others: or the test above would say little."""
+    """Some tokens are clipped and others not, some weights are cut and others not. Otherwise the test above would
+    say little."""
 
     def is_some(which_N: torch.Tensor) -> bool:
         return 0 < which_N.double().mean() < 1
@@ -174,7 +177,7 @@ def test_the_batch_shows_both_sides_of_every_limit() -> None:
     assert dual > plain
 
 
-# --- however a batch is laid out -----------------------------------------------------------------------------------------
+# --- however a batch is laid out -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", [(1, 1, 1, 1, 1), (2, 3), (4, 1)], ids=str)
@@ -196,7 +199,7 @@ def test_losses_and_gradients_of_micro_batches_add_up_to_those_of_the_batch(spli
 
 
 def test_neither_the_order_of_tokens_nor_the_numbers_of_responses_matter() -> None:
-    """Tokens of a response need not even be adjacent."""
+    """The tokens of a response need not be adjacent."""
     inputs, _ = whole(draw_batch(8), LossConfig())
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(inputs.logprob_N)))
     assert inputs.response_N is not None
@@ -217,11 +220,11 @@ def test_neither_the_order_of_tokens_nor_the_numbers_of_responses_matter() -> No
         assert gradient_of(moved.logprob_N) == pytest.approx(shuffled, rel=1e-12, abs=1e-15), label(config)
 
 
-# --- what was, still is --------------------------------------------------------------------------------------------------
+# --- what was, still is ----------------------------------------------------------------------------------------------
 
 
 def loss_before_there_were_strategies(inputs: LossInputs, config: LossConfig) -> torch.Tensor:
-    """The formula of the one loss that there used to be."""
+    """Return the loss by the formula of the first version, which had only this one."""
     anchor_N = inputs.behavior_logprob_N if config.correction == "none" else inputs.proximal_logprob_N
     ratio_N = torch.exp(inputs.logprob_N - anchor_N)
     clipped_ratio_N = ratio_N.clamp(1 - config.clip_low, 1 + config.clip_high)
@@ -251,7 +254,7 @@ def test_by_default_the_loss_is_what_it_was_before_bit_for_bit(correction: str, 
     assert found.grad is not None and expected.grad is not None and torch.equal(found.grad, expected.grad)
 
 
-# --- far out ------------------------------------------------------------------------------------------------------------
+# --- far out ---------------------------------------------------------------------------------------------------------
 
 FAR: list[dict[str, Any]] = [
     *({"surrogate": name, "correction": "none"} for name in SURROGATE_SETTINGS),
@@ -266,7 +269,7 @@ FAR: list[dict[str, Any]] = [
 def test_a_token_that_the_sampler_found_all_but_impossible_leaves_loss_and_gradient_finite(
     values: dict[str, Any], advantage: float
 ) -> None:
-    """In float32, where exp overflows at 89, and as the slow reference has it."""
+    """In float32 exp overflows at 89. The values are those of the slow reference."""
     config = LossConfig.model_validate(values)
     far = {"proximal": -1.0, "entropy": 0.0, "advantage": advantage}
     batch = [

@@ -10,7 +10,7 @@ import torch
 
 from buffers.schema import concat_groups
 from learners.losses import LossInputs, LossOutput
-from learners.metrics import TokenStatistics, lag_metrics, reward_metrics
+from learners.metrics import StepStatistics, lag_metrics, reward_metrics
 from learners.mismatch import mismatch_metrics
 from tests.learners.samples import make_group
 
@@ -89,9 +89,9 @@ def test_lag_is_counted_over_tokens() -> None:
 
 
 def add(
-    statistics: TokenStatistics, ratios: list[float], versions: list[int], *, loss: float = 0.0, clipped: list[bool], entropy: list[float]
+    statistics: StepStatistics, ratios: list[float], versions: list[int], *, loss: float = 0.0, clipped: list[bool], entropy: list[float]
 ) -> None:
-    """Tokens whose probability ratio learner / engine is `ratios`."""
+    """Add tokens whose probability ratio learner / engine is `ratios`."""
     behavior_N = torch.full((len(ratios),), -2.0, dtype=torch.float64)
     proximal_N = behavior_N + torch.tensor(ratios, dtype=torch.float64).log()
     inputs = LossInputs(
@@ -108,15 +108,15 @@ def add(
 
 
 @pytest.fixture
-def statistics() -> TokenStatistics:
-    """Five tokens in two micro-batches of a step made from version 3."""
-    statistics = TokenStatistics(version=3)
+def statistics() -> StepStatistics:
+    """Return the statistics of five tokens in two micro-batches of a step from version 3."""
+    statistics = StepStatistics(version=3)
     add(statistics, [1.05, 1.2, 0.85], [3, 2, 3], loss=0.25, clipped=[False, True, False], entropy=[1.0, 2.0, 3.0])
     add(statistics, [1.0, 4.0], [3, 1], loss=0.5, clipped=[False, False], entropy=[0.0, 1.0])
     return statistics
 
 
-def test_token_statistics_worked_by_hand(statistics: TokenStatistics) -> None:
+def test_token_statistics_worked_by_hand(statistics: StepStatistics) -> None:
     logs = [math.log(1.05), math.log(1.2), -math.log(0.85), 0.0, math.log(4.0)]
     expected = {
         "learner/clipped": 1 / 5,
@@ -137,7 +137,7 @@ def test_token_statistics_worked_by_hand(statistics: TokenStatistics) -> None:
 
 
 def test_what_a_correction_masks_and_the_divergence_from_a_reference_are_measured() -> None:
-    statistics = TokenStatistics(version=0)
+    statistics = StepStatistics(version=0)
     tokens = torch.zeros(4, dtype=torch.float64)
     inputs = LossInputs(
         logprob_N=tokens,
@@ -160,7 +160,7 @@ def test_what_a_correction_masks_and_the_divergence_from_a_reference_are_measure
 
 
 def test_without_a_token_of_the_newest_version_there_is_no_noise_floor() -> None:
-    statistics = TokenStatistics(version=1)
+    statistics = StepStatistics(version=1)
     add(statistics, [1.0], [0], clipped=[False], entropy=[1.0])
     found = statistics.metrics()
     assert found["mismatch/mean"] == 0.0
@@ -168,4 +168,4 @@ def test_without_a_token_of_the_newest_version_there_is_no_noise_floor() -> None
 
 
 def test_where_nothing_was_computed_there_is_no_mismatch() -> None:
-    assert TokenStatistics(version=3).metrics() == {}
+    assert StepStatistics(version=3).metrics() == {}

@@ -1,5 +1,5 @@
-"""Mismatch, worked by hand; and every fault that the alarm tells apart, injected into an engine that samples from the
-tiny model."""
+"""Mismatch, worked by hand, and every fault that the alarm tells apart, injected into an engine that samples from
+the tiny model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tokens_of(ratios: list[float], *, lags: list[int] | None = None, logprob: fl
     )
 
 
-# --- figures -----------------------------------------------------------------------------------------------------------
+# --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def test_figures_by_lag_worked_by_hand() -> None:
@@ -70,12 +70,11 @@ def test_effective_samples_of_weights_beyond_what_floats_hold() -> None:
     assert effective_sample_share(np.array([2000.0, 2000.0])) == 1.0
 
 
-# --- an engine with a fault --------------------------------------------------------------------------------------------
+# --- an engine with a fault ------------------------------------------------------------------------------------------
 
 
 class Engine:
-    """Samples from a model at a temperature and says its log-probs; what is wrong with it, if anything, is done to
-    `model`."""
+    """Samples from a model at a temperature and reports log-probs. A fault, if any, is put into `model`."""
 
     def __init__(self, learner: PolicyLearner, seed: int) -> None:
         self.model = copy.deepcopy(learner._model)
@@ -92,7 +91,7 @@ class Engine:
 
     @torch.no_grad()
     def sample(self, prompts_GP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Responses and their log-probs, both (G·K, T)."""
+        """Return responses and their log-probs, both (G·K, T)."""
         ids, logprobs = prompts_GP.repeat_interleave(GROUP_SIZE, dim=0), []
         for _ in range(LENGTH):
             logits = self.model(input_ids=ids, use_cache=False).logits[:, -1].double()
@@ -103,7 +102,8 @@ class Engine:
         return ids[:, -LENGTH:], torch.cat(logprobs, dim=1)
 
     def batch(self, tamper: Callable[[list[int], list[float]], tuple[list[int], list[float]]] | None = None) -> pa.RecordBatch:
-        """A step's groups, each with contrast. `tamper(ids, logprobs)`: what is recorded of a response instead."""
+        """Return the groups of a step, each with contrast. `tamper(ids, logprobs)` returns what is recorded instead
+        of a response."""
         prompts_GP = torch.randint(4, 100, (NUM_GROUPS, 5), generator=self._generator)
         ids, logprobs = self.sample(prompts_GP)
         groups = []
@@ -174,8 +174,8 @@ def test_a_wrong_temperature_is_told_and_estimated(learner: PolicyLearner, seed:
 
 
 def test_log_probs_of_before_the_temperature_show_as_surprise(learner: PolicyLearner) -> None:
-    """Sampled at another temperature than the log-probs say, which then agree: no difference, but answers likelier than
-    its own."""
+    """The responses are sampled at another temperature than the log-probs say. Log-probs agree, but the answers are
+    likelier than the learner's own."""
     engine = Engine(learner, 0)
     engine.temperature = 0.6
     batch = engine.batch()
@@ -194,7 +194,8 @@ def learner_says(engine: Engine, row: dict[str, Any]) -> list[float]:
 
 
 def test_stale_weights_are_told_from_a_tensor_that_was_dropped(tiny_model: str, seed: int) -> None:
-    """Both after a step from which the floor is known. Stale: the tokens that say lag 0 differ as those of lag 1 do."""
+    """Both follow a step that shows the floor. With stale weights, tokens that claim lag 0 differ as those of lag 1
+    do."""
     stale, broken = make_learner(tiny_model), make_learner(tiny_model)
     for learner in (stale, broken):
         engine = Engine(learner, seed)
@@ -223,8 +224,8 @@ def test_a_tensor_dropped_from_the_start_is_told(learner: PolicyLearner, seed: i
 
 
 def merged(share: float, seed: int) -> Callable[[list[int], list[float]], tuple[list[int], list[float]]]:
-    """As when a response is decoded and encoded again: somewhere two tokens become one, and the log-probs behind it are
-    another token's."""
+    """Return a response as if it had been decoded and encoded again: two tokens become one, and later log-probs
+    belong to other tokens."""
     rng = np.random.default_rng(seed)
 
     def tamper(ids: list[int], logprobs: list[float]) -> tuple[list[int], list[float]]:
@@ -252,7 +253,7 @@ def test_one_wrong_token_in_a_few_responses_is_told(learner: PolicyLearner, seed
     assert alarms(learner, engine.batch(other_token)) == {Cause.RETOKENISATION}
 
 
-# --- the monitor -------------------------------------------------------------------------------------------------------
+# --- the monitor -----------------------------------------------------------------------------------------------------
 
 
 def noise(level: float, *, count: int = 400, lag: int = 0, oldest: int = 0) -> MismatchTokens:
@@ -273,7 +274,7 @@ def test_too_few_tokens_of_lag_zero_say_nothing() -> None:
 
 
 def test_tokens_whose_response_was_begun_by_an_older_policy_are_no_floor() -> None:
-    """Their weights are new, but the engine's cache is of older ones."""
+    """Their weights are new, but the engine's cache has older ones."""
     monitor = MismatchMonitor()
     assert monitor.observe(noise(1.0, lag=0, oldest=1)) == {}
     assert monitor.floor == Floor()

@@ -24,20 +24,20 @@ def make_model(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> nn.Module:
 
 
 def make_scalar(value: float = 1.0, **settings: Any) -> tuple[nn.Module, MasterAdamW]:
-    """One bfloat16 weight and its optimiser."""
+    """Return one bfloat16 weight and its optimiser."""
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     nn.init.constant_(model.weight, value)
     return model, MasterAdamW(model.named_parameters(), make_config(**settings))
 
 
 def draw_gradients(model: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Exact in bfloat16."""
+    """Return gradients that are exact in bfloat16."""
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(p.shape, generator=generator).bfloat16().float() for name, p in model.named_parameters()}
 
 
 def backward(model: nn.Module, gradients: dict[str, Tensor]) -> None:
-    """A loss whose gradient is exactly `gradients`."""
+    """Run the backward pass of a loss whose gradient is exactly `gradients`."""
     total = torch.zeros(())
     for name, parameter in model.named_parameters():
         total = total + (parameter * gradients[name].to(parameter.dtype)).sum()

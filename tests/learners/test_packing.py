@@ -1,4 +1,4 @@
-"""Packed tokens must be the same computation as one unpadded row a response. All models here are float64."""
+"""Packed tokens must give the same computation as one unpadded row per response. All models here are float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.forward import last_hidden_states, load_causal_lm, response_logprobs
-from learners.packing import Branch, GroupTokens, PackedTokens, PassCost, grow, micro_batches, pack
+from learners.packing import Branch, GroupTokens, PackedTokens, PassCost, micro_batches, pack, prefix_tree
 from tests.learners.samples import (
     VOCABULARY,
     assert_equal_gradients,
@@ -25,8 +25,8 @@ ATOL = 1e-9
 
 
 def draw_groups(lengths: list[tuple[int, list[int]]], seed: int = 0, alphabet: int = VOCABULARY) -> list[GroupTokens]:
-    """Random groups with these (prompt length, response lengths). A small alphabet makes them share more than their
-    prompts."""
+    """Return random groups of these (prompt length, response lengths). A small alphabet makes them share more than
+    their prompts."""
     rng = np.random.default_rng(seed)
     return [group_tokens(rng.integers(0, alphabet, p), [rng.integers(0, alphabet, t) for t in ts]) for p, ts in lengths]
 
@@ -46,7 +46,7 @@ def model(tiny_model: str, exact_norms: None) -> Any:
 
 
 def responses_of(groups: list[GroupTokens]) -> list[tuple[list[int], list[int]]]:
-    """(prompt, response) of every flat index."""
+    """Return (prompt, response) of every flat index."""
     return [(group.prompt_ids.tolist(), ids.tolist()) for group in groups for ids in group.responses]
 
 
@@ -57,7 +57,7 @@ def by_response(values_N: torch.Tensor, packed: PackedTokens, num_responses: int
 @CASES
 @torch.no_grad()
 def test_hidden_states_equal_those_of_separate_rows(model: Any, groups: list[GroupTokens]) -> None:
-    packed = pack(grow(groups, own_states=True))
+    packed = pack(prefix_tree(groups, own_states=True))
     own_NH = last_hidden_states(model, packed)[packed.own_N]
     for found_TH, (prompt, response) in zip(by_response(own_NH, packed, 99), responses_of(groups), strict=False):
         assert len(found_TH) == len(response)
@@ -73,7 +73,7 @@ def test_log_probs_and_gradients_equal_those_of_separate_rows(
 ) -> None:
     weights = [torch.linspace(-1.0 - index, 2.0, 200, dtype=torch.float64) for index in range(len(responses_of(groups)))]
     found: dict[int, torch.Tensor] = {}
-    for branches in micro_batches(grow(groups, own_states=own_states), max_tokens=max_tokens):
+    for branches in micro_batches(prefix_tree(groups, own_states=own_states), max_tokens=max_tokens):
         packed = pack(branches)
         logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
         assert logprob_N.dtype == torch.float64
@@ -91,7 +91,7 @@ def test_log_probs_and_gradients_equal_those_of_separate_rows(
 
 
 def test_what_responses_have_in_common_is_computed_once() -> None:
-    packed = pack(grow([group_tokens([7, 8], [[1, 2, 5], [3, 6], [1, 4, 6], [1, 2, 5]])], own_states=True))
+    packed = pack(prefix_tree([group_tokens([7, 8], [[1, 2, 5], [3, 6], [1, 4, 6], [1, 2, 5]])], own_states=True))
     assert packed.input_ids_T.tolist() == [7, 8, 1, 2, 5, 4, 6, 3, 6]
     assert packed.position_ids_T.tolist() == [0, 1, 2, 3, 4, 3, 4, 2, 3]
     assert packed.end_T.tolist() == [9, 9, 7, 5, 5, 7, 7, 9, 9]
@@ -104,7 +104,7 @@ def test_what_responses_have_in_common_is_computed_once() -> None:
 
 
 def test_a_last_token_is_not_computed_unless_its_state_is_wanted() -> None:
-    packed = pack(grow([group_tokens([7, 8], [[1, 2], [3]])]))
+    packed = pack(prefix_tree([group_tokens([7, 8], [[1, 2], [3]])]))
     assert packed.input_ids_T.tolist() == [7, 8, 1]
     assert packed.target_N.tolist() == [3, 1, 2]
     assert packed.predicts_M[packed.state_N].tolist() == [1, 1, 2]
@@ -112,7 +112,7 @@ def test_a_last_token_is_not_computed_unless_its_state_is_wanted() -> None:
 
 
 def test_prompts_that_begin_alike_share_their_beginning() -> None:
-    packed = pack(grow([group_tokens([1, 2, 3], [[4, 4]]), group_tokens([1, 2, 9], [[4, 4]])]))
+    packed = pack(prefix_tree([group_tokens([1, 2, 3], [[4, 4]]), group_tokens([1, 2, 9], [[4, 4]])]))
     assert packed.input_ids_T.tolist() == [1, 2, 3, 4, 9, 4]
     assert packed.end_T.tolist() == [6, 6, 4, 4, 6, 6]
 
@@ -128,7 +128,7 @@ def test_every_token_sees_its_own_branch_and_no_distinct_prefix_is_computed_twic
     tokens = [group_tokens(prompt, responses) for prompt, responses in groups]
     expected = [(prompt, response) for prompt, responses in groups for response in responses]
     seen: list[int] = []
-    for branches in micro_batches(grow(tokens, own_states=own_states), max_tokens=max_tokens):
+    for branches in micro_batches(prefix_tree(tokens, own_states=own_states), max_tokens=max_tokens):
         packed = pack(branches)
         assert packed.num_tokens <= max_tokens or len(branches) == 1
         index_T = torch.arange(packed.num_tokens)
@@ -150,20 +150,20 @@ def test_every_token_sees_its_own_branch_and_no_distinct_prefix_is_computed_twic
 
 
 def test_an_empty_response_is_left_out_but_keeps_its_index() -> None:
-    branches = grow([group_tokens([1], [[], [5], []]), group_tokens([2], [[], []]), group_tokens([3], [[6], []])])
+    branches = prefix_tree([group_tokens([1], [[], [5], []]), group_tokens([2], [[], []]), group_tokens([3], [[6], []])])
     assert [(branch.response, branch.ids_L.tolist()) for branch in branches] == [(1, [1, 5]), (5, [3, 6])]
 
 
 def test_nothing_to_pack_gives_no_micro_batch() -> None:
-    assert grow([group_tokens([1, 2], [[], []])]) == []
+    assert prefix_tree([group_tokens([1, 2], [[], []])]) == []
     assert micro_batches([], max_tokens=8) == []
 
 
-# --- micro-batches -----------------------------------------------------------------------------------------------------
+# --- micro-batches ---------------------------------------------------------------------------------------------------
 
 
 def branch_of(length: int, first: int) -> Branch:
-    """With `length` computed tokens, none of them shared with one that has another `first`."""
+    """Return a branch of `length` computed tokens. It shares none with a branch that has another `first`."""
     return Branch(ids_L=np.full(length + 1, first, np.int64), prompt_length=1, num_computed=length, response=first)
 
 

@@ -17,7 +17,7 @@ from learners.config import AdvantageConfig, LearnerConfig, LossConfig
 from learners.forward import load_causal_lm
 from learners.losses import LossInputs, policy_loss
 from learners.packing import PackedTokens
-from learners.policy_learner import PolicyLearner, read_groups, token_versions
+from learners.policy_learner import PolicyLearner
 from learners.weights import HEAD
 from tests.learners.samples import (
     GradientRecorder,
@@ -39,14 +39,15 @@ OF_OPTIMISER_STEPS = {"learner/loss", "learner/grad_norm", "learner/lr"}
 
 
 def make_learner(model: str, *, group_size: int = GROUP_SIZE, **settings: Any) -> PolicyLearner:
-    """float32 unless said otherwise. "float64" is for tests alone: the config of a run does not offer it."""
+    """Return a float32 learner unless settings say otherwise. Only tests use "float64"; the configuration of a run
+    does not offer it."""
     dtype = settings.pop("dtype", "float32")
     config = LearnerConfig(**{"lr": 1e-3, "warmup_steps": 0, **settings}).model_copy(update={"dtype": dtype})
     return PolicyLearner(model, config, temperature=TEMPERATURE, group_size=group_size)
 
 
 def gradient_of(model: str, batch: pa.RecordBatch, **settings: Any) -> dict[str, Tensor]:
-    """The gradient of one optimiser step on `batch`, in float64 unless said otherwise."""
+    """Return the gradient of one optimiser step on `batch`, in float64 unless settings say otherwise."""
     learner = make_learner(model, **{"dtype": "float64", **settings})
     recorder = GradientRecorder(learner._model)
     learner._optimiser = recorder  # type: ignore[assignment]
@@ -66,15 +67,15 @@ def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
 
 
 def plain_gradient(model_path: str, batch: pa.RecordBatch, loss: LossConfig, advantage: AdvantageConfig) -> dict[str, Tensor]:
-    """The same by one unpadded row a response, groups without signal included: written without packing, skipping or
-    splitting."""
+    """Return the same gradient from one unpadded row per response, with groups without signal, and without packing,
+    skipping or splitting."""
     model = load_causal_lm(model_path, dtype="float64")
     plain_loss(model, batch, loss, advantage).backward()
     return gradients(model)
 
 
 def plain_loss(model: Any, batch: pa.RecordBatch, loss: LossConfig, advantage: AdvantageConfig) -> Tensor:
-    """By the model's own forward pass."""
+    """Return the loss from the model's own forward pass."""
     columns = {name: batch.column(name).to_pylist() for name in ("prompt_ids", "response_ids", "behavior_logprobs", "reward", "bonus")}
     rewards = torch.tensor([float("nan") if r is None else r for r in columns["reward"]], dtype=torch.float64)
     bonuses = torch.tensor(columns["bonus"], dtype=torch.float64)
@@ -94,13 +95,13 @@ def plain_loss(model: Any, batch: pa.RecordBatch, loss: LossConfig, advantage: A
 
 
 def mixed_batch() -> pa.RecordBatch:
-    """Groups with and without signal, one response not scored, empty responses."""
+    """Return groups with and without signal, with one response that is not scored and with empty responses."""
     without_signal = make_group(7, [9, 10], [[11, 12], [13], [14, 15, 16], []], [1.0, 1.0, 1.0, 1.0], bonuses=[0.3, 0.1, 0.2, 0.0])
     unscored = make_group(8, [20], [[21, 22, 23], [24], [25, 26], [27]], [1.0, None, 0.0, 0.0])
     return concat_groups([*ragged_groups(3), without_signal, unscored])
 
 
-# --- the gradient ------------------------------------------------------------------------------------------------------
+# --- the gradient ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("correction", ["truncated_is", "none"])
@@ -116,8 +117,8 @@ def test_the_gradient_is_that_of_plain_rows_whatever_the_token_budget(
 
 
 def test_float32_gradients_and_masters_do_not_depend_on_the_token_budget(tiny_model: str) -> None:
-    """AdamW divides each gradient by its own size, so where one is nearly 0 its rounding shows: hence masters at a
-    small step."""
+    """AdamW divides each gradient by its own size, so the rounding of a gradient near 0 shows. Masters are therefore
+    compared after a small step."""
     expected = gradient_of(tiny_model, mixed_batch(), dtype="float32")
     masters = []
     for budget in BUDGETS:
@@ -201,7 +202,7 @@ def test_what_a_step_without_an_optimiser_step_cannot_say_is_left_out_after_one_
 
 
 def test_loss_and_gradient_norm_are_means_over_the_optimiser_steps_there_were(tiny_model: str) -> None:
-    """Three of four mini-batches are alike, the last has no signal."""
+    """Three of four mini-batches are equal; the last has no signal."""
     same = [
         make_group(g, [5], [[6, 7], [8], [9, 10], [11]], [1.0, 0.0, 0.0, 0.0], behavior=[[-4.0] * n for n in (2, 1, 2, 1)])
         for g in range(3)
@@ -215,7 +216,7 @@ def test_loss_and_gradient_norm_are_means_over_the_optimiser_steps_there_were(ti
     assert together["learner/optimiser_steps"] == 3
 
 
-# --- a step ------------------------------------------------------------------------------------------------------------
+# --- a step ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_reinforced_response_becomes_likelier_and_the_others_less_likely(tiny_model: str) -> None:
@@ -266,7 +267,7 @@ def test_mini_batches_are_optimiser_steps_of_one_version(tiny_model: str, mini_b
 
 
 def test_mini_batches_are_trained_in_turn_each_with_its_own_denominator(tiny_model: str, exact_norms: None) -> None:
-    """Without an update in between, two mini-batches have the gradients of their two halves."""
+    """Without an update between them, two mini-batches have the gradients of their two halves."""
     groups = ragged_groups(4)
     learner = make_learner(tiny_model, dtype="float64", mini_batches=2)
     recorder = GradientRecorder(learner._model)
@@ -279,7 +280,7 @@ def test_mini_batches_are_trained_in_turn_each_with_its_own_denominator(tiny_mod
 
 
 def test_the_proximal_policy_is_the_one_the_batch_was_begun_with(tiny_model: str) -> None:
-    """Behavior log-probs are those of the first weights, so that there is no mismatch however far the first mini-batch
+    """Behavior log-probs are those of the first weights, so there is no mismatch, however far the first mini-batch
     moves."""
     model = load_causal_lm(tiny_model, dtype="float32")
     groups = []
@@ -297,8 +298,8 @@ def test_the_proximal_policy_is_the_one_the_batch_was_begun_with(tiny_model: str
 def test_proximal_log_probs_are_those_of_the_optimiser_steps_to_the_bit(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    """So GSPO, whose range is narrower than rounding, clips nothing where nothing has moved; and only what is trained
-    on is computed."""
+    """So GSPO, whose range is narrower than rounding, clips nothing if nothing has moved. Only what is trained on is
+    computed."""
     computed: dict[bool, list[list[int]]] = {True: [], False: []}
     forward = learners.policy_learner.response_logprobs
 
@@ -329,7 +330,7 @@ def test_a_gradient_that_is_not_finite_leaves_weights_and_version(tiny_model: st
     assert_identical(masters_of(learner), masters_of(twin))
 
 
-# --- its state ---------------------------------------------------------------------------------------------------------
+# --- its state -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -413,7 +414,7 @@ def test_a_snapshot_of_an_untied_model_sends_its_head(tmp_path: Path) -> None:
     assert not torch.equal(dict(learner.snapshot().tensors())[HEAD], before)
 
 
-# --- what is no batch --------------------------------------------------------------------------------------------------
+# --- what is no batch ------------------------------------------------------------------------------------------------
 
 
 def test_rows_that_do_not_hold_together_are_refused_before_anything_is_computed(tiny_model: str) -> None:
@@ -426,31 +427,3 @@ def test_rows_that_do_not_hold_together_are_refused_before_anything_is_computed(
     with pytest.raises(ValueError, match="the batch has no groups"):
         learner.step(batch.slice(0, 0))
     assert learner.version == 0
-
-
-# --- reading a batch ---------------------------------------------------------------------------------------------------
-
-
-def test_token_versions_follow_the_runs() -> None:
-    batch = make_group(0, [5], [[6, 7, 8, 9], [], [10], [11, 12]], [0.0] * 4, versions=[[3, 3, 5, 6], [], [4], [7, 7]])
-    assert token_versions(batch).tolist() == [3, 3, 5, 6, 4, 7, 7]
-    assert token_versions(batch).dtype == np.int64
-
-
-def test_token_versions_and_groups_of_a_slice_are_those_of_its_rows() -> None:
-    batch = concat_groups(
-        [
-            make_group(0, [5], [[6, 7, 8], [9]], [0.0] * 2, versions=[[1, 2, 2], [1]]),
-            make_group(1, [15, 16], [[17], [18, 19]], [0.0] * 2, versions=[[3], [4, 5]]),
-            make_group(2, [25], [[26], [27]], [0.0] * 2, versions=[[8], [9]]),
-        ]
-    ).slice(2, 2)
-    assert token_versions(batch).tolist() == [3, 4, 5]
-    (group,) = read_groups(batch, 2)
-    assert group.prompt_ids.tolist() == [15, 16]
-    assert [ids.tolist() for ids in group.responses] == [[17], [18, 19]]
-
-
-def test_a_batch_without_tokens_has_no_versions() -> None:
-    assert token_versions(make_group(0, [5], [[], []], [0.0] * 2)).tolist() == []
-    assert token_versions(make_group(0, [5], [[6], [7]], [0.0] * 2).slice(0, 0)).tolist() == []

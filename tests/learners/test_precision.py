@@ -9,7 +9,7 @@ from learners.forward import load_causal_lm
 
 @pytest.fixture
 def cpu(monkeypatch, tmp_path):
-    """Says what Linux tells of the CPU."""
+    """Return a function that sets what Linux says about the CPU."""
 
     def say(text: str) -> None:
         (tmp_path / "cpuinfo").write_text(text)

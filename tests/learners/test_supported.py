@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import learners.forward
 from learners.forward import check_supported, last_hidden_states, load_causal_lm
-from learners.packing import PackedTokens, grow, pack
+from learners.packing import PackedTokens, pack, prefix_tree
 from learners.supported import ModelUnsupported, require_independent, require_supported
 from tests.learners.samples import group_tokens
 
@@ -71,7 +71,7 @@ def test_a_model_that_the_pass_would_compute_wrongly_is_refused_by_name_before_i
 
 
 def says_nothing(_: Any, **__: Any) -> None:
-    """In place of `require_supported`: what a model says of itself is not all there is."""
+    """Replace `require_supported`, because what a model says about itself is not complete."""
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_tokens_that_mix_elsewhere_show_in_a_pass_over_a_few(
 
 
 def test_a_leak_is_found_in_either_direction() -> None:
-    """Of a model whose states are its tokens, mixed with those before or behind."""
+    """The states of this model are its tokens, mixed with those before or behind."""
     model: Any = SimpleNamespace(get_input_embeddings=lambda: SimpleNamespace(weight=torch.zeros(104, 1)))
     require_independent(model, lambda packed: packed.input_ids_T[:, None].double())
     for leaks in (lambda ids: ids.cumsum(0), lambda ids: ids.flip(0).cumsum(0).flip(0)):
@@ -123,9 +123,9 @@ def test_longrope_is_taken_up_to_its_first_table_and_refused_beyond(tmp_path: Pa
         check_supported(path, longest=17)
     model = load_causal_lm(path, dtype="float32")
     with torch.no_grad():
-        last_hidden_states(model, pack(grow([group_tokens([5] * 8, [[6] * 9])])))
+        last_hidden_states(model, pack(prefix_tree([group_tokens([5] * 8, [[6] * 9])])))
         with pytest.raises(ModelUnsupported, match=r'"longrope"\) from the longest sequence of a pass, which has 17 tokens'):
-            last_hidden_states(model, pack(grow([group_tokens([5] * 8, [[6] * 10])])))
+            last_hidden_states(model, pack(prefix_tree([group_tokens([5] * 8, [[6] * 10])])))
 
 
 @pytest.mark.parametrize(

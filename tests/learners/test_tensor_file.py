@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from learners.sharding import part_of, whole, whole_tensors
+from learners.sharding import full_tensor, full_tensors, shard_of
 from learners.tensor_file import DTYPES, TensorFile, layout_of, write_tensors
 
 
 def make_tensors() -> dict[str, Tensor]:
-    """All dtypes, a scalar, an empty tensor, one that is not contiguous."""
+    """Return tensors of all dtypes, a scalar, an empty tensor, and one that is not contiguous."""
     torch.manual_seed(0)
     tensors = {str(dtype): (torch.randn(3, 5) * 9).to(dtype) for dtype in DTYPES}
     return {**tensors, "scalar": torch.tensor(3), "odd": torch.arange(7, dtype=torch.uint8), "turned": torch.randn(4, 6).T}
@@ -82,14 +82,14 @@ def test_what_is_not_in_the_layout_is_refused(tmp_path: Path, came: list[tuple[s
         write_tensors(tmp_path / "state", {"a": (torch.float32, (2,))}, came)
 
 
-# --- tensors that are whole ------------------------------------------------------------------------------------------------
+# --- tensors that are whole ------------------------------------------------------------------------------------------
 
 
 def test_a_tensor_that_is_no_part_is_left_as_it_is() -> None:
     tensor = torch.randn(3, requires_grad=True)
-    assert whole(tensor).data_ptr() == tensor.data_ptr() and not whole(tensor).requires_grad
-    assert whole(tensor, torch.bfloat16).dtype == torch.bfloat16
-    assert part_of(tensor, torch.zeros(3)) is tensor
+    assert full_tensor(tensor).data_ptr() == tensor.data_ptr() and not full_tensor(tensor).requires_grad
+    assert full_tensor(tensor, torch.bfloat16).dtype == torch.bfloat16
+    assert shard_of(tensor, torch.zeros(3)) is tensor
 
 
 def test_what_was_not_asked_for_is_gathered_when_the_block_is_left() -> None:
@@ -100,7 +100,7 @@ def test_what_was_not_asked_for_is_gathered_when_the_block_is_left() -> None:
             asked.append(name)
             yield name, torch.zeros(1)
 
-    with pytest.raises(OSError, match="disk full"), whole_tensors(named()) as tensors:
+    with pytest.raises(OSError, match="disk full"), full_tensors(named()) as tensors:
         assert next(tensors)[0] == "a" and asked == ["a"]
         raise OSError("disk full")
     assert asked == ["a", "b", "c"]

@@ -76,7 +76,7 @@ def test_an_untied_head_is_a_tensor_like_any_other(tmp_path: Path) -> None:
 def test_one_flipped_bit_anywhere_is_found_and_its_tensor_named(
     snapshot: WeightSnapshot, shapes: dict[str, tuple[int, ...]], position: int
 ) -> None:
-    """Where the digests look, and where they do not."""
+    """The bit is flipped where the digests look, and where they do not."""
     altered = replace(snapshot, buffer=snapshot.buffer.copy())
     altered.buffer[position % altered.nbytes] ^= 0x10
     inside = [spec.name for spec in snapshot.index if spec.offset <= position % altered.nbytes < spec.offset + spec.nbytes]

@@ -32,7 +32,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Ten
 
 
 def make_tensors() -> dict[str, Tensor]:
-    """All dtypes weights come in, and sizes that fit no alignment."""
+    """Return tensors of all dtypes that weights have, with sizes that fit no alignment."""
     return {
         "embed.weight": draw(11, 7),
         "norm.weight": draw(7, dtype=torch.float32),
@@ -48,7 +48,7 @@ def make_tensors() -> dict[str, Tensor]:
 
 
 def flip_bit(tensor: Tensor, index: tuple[int, ...]) -> Tensor:
-    """A copy with the lowest bit of one element flipped."""
+    """Return a copy with the lowest bit of one element flipped."""
     copy = tensor.clone()
     copy.view(INTEGER_OF_WIDTH[tensor.element_size()])[index] ^= 1
     return copy
@@ -199,7 +199,7 @@ def test_a_fingerprint_read_column_by_column_equals_the_one_read_directly() -> N
     tensors = {"a": draw(11, 64), "b": draw(7), "c": draw(5, 2)}
 
     def read(name: str, columns: Tensor | None) -> Tensor:
-        """As an engine does it: a one-hot input times the packed matrix."""
+        """Read as an engine does: a one-hot input times the packed matrix."""
         if columns is None:
             return tensors[name]
         one_hot = torch.nn.functional.one_hot(columns, tensors[name].shape[1]).bfloat16()

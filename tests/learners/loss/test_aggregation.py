@@ -1,4 +1,4 @@
-"""From tokens to one number, worked by hand: three responses of 1, 2 and 3 tokens, one of them empty besides."""
+"""From tokens to one number, worked by hand: responses of 1, 2 and 3 tokens, and an empty one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_worked_by_hand(name: str) -> None:
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
 def test_what_is_not_there_counts_in_the_denominator(name: str) -> None:
-    """Twice the tokens and responses in the batch, the others of which have no gradient: half of the value."""
+    """The batch has twice the tokens and responses, and the others have no gradient, so the value is halved."""
     twice = Denominators(num_tokens=12, num_responses=6, constant_tokens=10)
     assert AGGREGATIONS[name](VALUES, RESPONSES, twice).item() == pytest.approx(GOLDEN[name] / 2, rel=1e-12)  # type: ignore[index]
 

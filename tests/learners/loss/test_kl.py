@@ -1,4 +1,4 @@
-"""The estimators, worked by hand and against the exact divergence of small distributions."""
+"""The estimators, worked by hand and compared with the exact divergence of small distributions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_expectation_under_the_policy_is_the_divergence(name: str, is_unbias
 
 @pytest.mark.parametrize(("name", "points_at_it"), [("k1", False), ("k2", True), ("k3", False)])
 def test_only_the_gradient_of_k2_is_that_of_the_divergence(name: str, points_at_it: bool, logits: tuple[Tensor, Tensor]) -> None:
-    """Of E_pi[∇k], which is what a loss over samples follows; k1's is 0, k3's only near it."""
+    """E_pi[∇k] is what a loss over samples follows. It is 0 for k1, and only near the gradient for k3."""
     policy_logits, reference = logits
     policy = policy_logits.log_softmax(-1)
     reference = reference.log_softmax(-1)

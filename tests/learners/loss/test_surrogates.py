@@ -17,7 +17,8 @@ LOGPROB = -1.0
 def surrogate(
     name: str, ratios: list[float], advantages: list[float], responses: list[int] | None = None, **settings: Any
 ) -> tuple[SurrogateOutput, list[float]]:
-    """The output where pi(t) = e^−1 and pi / pi_anchor is `ratios`, and the gradient of its sum by the log-probs."""
+    """Return the output for pi(t) = e^−1 and pi / pi_anchor = `ratios`, and the gradient of its sum with respect to
+    the log-probs."""
     logprob_N = torch.full((len(ratios),), LOGPROB, dtype=torch.float64, requires_grad=True)
     inputs = RatioInputs(
         logprob_N=logprob_N,
@@ -25,7 +26,7 @@ def surrogate(
         advantage_N=torch.tensor(advantages, dtype=torch.float64),
         response_N=torch.tensor(responses or [0] * len(ratios)),
     )
-    output = SURROGATES[name](inputs, LossConfig.model_validate({"surrogate": name, **settings}))  # type: ignore[index]
+    output = SURROGATES[name](inputs, LossConfig.model_validate({"surrogate": name, **settings}))
     output.value_N.sum().backward()
     assert logprob_N.grad is not None
     return output, logprob_N.grad.tolist()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from learners.loss.responses import length_by_response, max_by_response, mean_by_response, sum_by_response
+from learners.loss.per_token import length_by_response, max_by_response, mean_by_response, sum_by_response
 
 VALUES = torch.tensor([1.0, -5.0, 3.0, -7.0])
 RESPONSES = torch.tensor([2, 0, 2, 0])

@@ -1,0 +1,132 @@
+"""A batch of whole groups as the learner and the encoder read it. Axes: N response tokens of one micro-batch, R rows.
+
+groups = read_groups(batch, group_size)                          # token ids
+lookup = TokenLookup.of(batch)                                   # columns with one value per response token
+for packed in prefetch(pack, micro_batches(...)):                # meanwhile a thread packs the next one
+    tokens = lookup.gather(packed, like=logprob_N)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from buffers.schema import list_column_arrays
+from learners.packing import GroupTokens, PackedTokens
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def read_groups(batch: pa.RecordBatch, group_size: int) -> list[GroupTokens]:
+    """Return the token ids of the groups of `batch`, which has `group_size` adjacent rows per group."""
+    prompts, prompt_offsets = list_column_arrays(batch, "prompt_ids")
+    responses, response_offsets = list_column_arrays(batch, "response_ids")
+
+    def row(values: np.ndarray, offsets: np.ndarray, index: int) -> np.ndarray:
+        return values[offsets[index] : offsets[index + 1]].astype(np.int64)
+
+    return [
+        GroupTokens(
+            prompt_ids=row(prompts, prompt_offsets, first),
+            responses=[row(responses, response_offsets, first + k) for k in range(group_size)],
+        )
+        for first in range(0, batch.num_rows, group_size)
+    ]
+
+
+def without_responses(group: GroupTokens) -> GroupTokens:
+    """Return the group with all responses empty, so that the flat indices of other groups' responses stay the same."""
+    return GroupTokens(prompt_ids=group.prompt_ids, responses=[ids[:0] for ids in group.responses])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassColumns:
+    """One value for each response token of one micro-batch."""
+
+    behavior_N: Tensor
+    proximal_N: Tensor | None
+    reference_N: Tensor | None
+    version_N: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLookup:
+    """Flat columns with one value per response token of a batch. Token t of row r is at starts[r] + t."""
+
+    behavior: np.ndarray
+    versions: np.ndarray
+    starts: np.ndarray
+    proximal: np.ndarray | None = None
+    reference: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> TokenLookup:
+        """Return what `batch` itself holds, without log-probs of the proximal policy and of the reference."""
+        behavior, offsets = list_column_arrays(batch, "behavior_logprobs")
+        starts = offsets - offsets[0]
+        flat = behavior[offsets[0] : offsets[-1]]
+        return cls(behavior=flat, versions=token_versions(batch), starts=starts[:-1])
+
+    def positions(self, packed: PackedTokens) -> np.ndarray:
+        """Return where the response tokens of `packed` are in the flat columns (N,)."""
+        positions: np.ndarray = self.starts[packed.response_N.cpu().numpy()] + packed.offset_N.cpu().numpy()
+        return positions
+
+    def gather(self, packed: PackedTokens, like: Tensor) -> PassColumns:
+        """Return the columns of the response tokens of `packed`, with the dtype and on the device of `like`."""
+        at = self.positions(packed)
+
+        def column(values: np.ndarray | None) -> Tensor | None:
+            return None if values is None else torch.from_numpy(values[at]).to(like)
+
+        return PassColumns(
+            behavior_N=torch.from_numpy(self.behavior[at]).to(like),
+            proximal_N=column(self.proximal),
+            reference_N=column(self.reference),
+            version_N=torch.from_numpy(self.versions[at]),
+        )
+
+
+def sum_by_row(batch: pa.RecordBatch, values: np.ndarray) -> Tensor:
+    """Return the sum of the flat per-token `values` over the response tokens of each row (R,), float64.
+
+    Tokens are added in their order, so equal responses have equal sums."""
+    _, offsets = list_column_arrays(batch, "response_ids")
+    rows = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
+    return torch.from_numpy(np.bincount(rows, weights=values, minlength=batch.num_rows))
+
+
+def token_versions(batch: pa.RecordBatch) -> np.ndarray:
+    """Return the policy version of every response token of `batch`, flat in row order (int64)."""
+    _, token_offsets = list_column_arrays(batch, "response_ids")
+    starts, run_offsets = list_column_arrays(batch, "version_starts")
+    values, _ = list_column_arrays(batch, "version_values")
+    lengths = np.diff(token_offsets)
+    runs = [
+        np.repeat(values[a:b], np.diff(np.append(starts[a:b], length)))
+        for a, b, length in zip(run_offsets[:-1], run_offsets[1:], lengths, strict=True)
+    ]
+    return np.concatenate(runs).astype(np.int64) if runs else np.zeros(0, dtype=np.int64)
+
+
+def prefetch(prepare: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yield `prepare(item)` for every item, in order. A thread prepares at most one more than is being used.
+
+    The caller's own thread takes the `items`, so they may be made with collectives. An error of `prepare` is raised
+    where its result is due, after the results before it. A caller that stops early waits for the thread to finish its
+    item, and no thread is left running."""
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+        pending: Future[T] | None = None
+        for item in items:
+            ready, pending = pending, thread.submit(prepare, item)
+            if ready is not None:
+                yield ready.result()
+        if pending is not None:
+            yield pending.result()
