@@ -16,8 +16,8 @@ from actors.rollout import RolloutWorker
 from buffers.records import GroupRequest, Problem
 from jobs.evaluate import pass_at_k
 from learners.models import resolve_model
-from tasks.arithmetic import Arithmetic
-from tasks.config import ArithmeticConfig, ArithmeticWeights, TaskConfig
+from tasks.arithmetic import Arithmetic, ArithmeticConfig, ArithmeticWeights
+from tasks.config import TaskConfig
 
 KINDS = tuple(ArithmeticWeights.model_fields)
 MIX = "mix"
