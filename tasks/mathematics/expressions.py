@@ -186,7 +186,7 @@ class Expressions(ABC):
         return self._mixed(text) or number(text)
 
     def _mixed(self, whole: str) -> Node | None:
-        r"""Parse the fraction of a mixed number: of 6\frac{1}{6} or "6 1/6", but not of 6\frac{7}{6} or 6\frac{x}{6}."""
+        r"""Parse the fraction of a mixed number, as in 6\frac{1}{6} and "6 1/6". In 6\frac{7}{6} it is a factor."""
         start, held = self._at, list(self._tokens)
         parts: list[Node] = []
         if whole.isdigit() and self._accept("\\frac"):

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from buffers.records import Problem, VerdictStatus
-from tasks import mbpp_plus
 from tasks.base import TaskError
 from tasks.config import TaskConfig
 from tasks.data.files import DataFile
