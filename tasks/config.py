@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -30,8 +29,7 @@ from tasks.reasoning_gym import ReasoningGym, ReasoningGymConfig
 __all__ = ["MIXTURE", "PATH_KEYS", "TASKS", "KnownTask", "MixtureConfig", "PartConfig", "TaskConfig", "TaskSections"]
 
 
-@dataclass(frozen=True, slots=True)
-class KnownTask:
+class KnownTask(NamedTuple):
     """A task of this package: what makes it, and the keys of `[task]` whose values that is called with."""
 
     make: Callable[..., Task]

@@ -25,7 +25,6 @@ from pydantic import Field
 
 from tasks.aime import Aime, AimeConfig
 from tasks.base import Problem, TaskError, Verdict
-from tasks.data.decontamination import contaminated
 from tasks.data.published import PublishedRow, published_rows
 from tasks.data.sources import DataSetConfig, DataSource, SourceConfig
 from tasks.hendrycks_math import MathConfig, test_questions
@@ -89,6 +88,8 @@ class DapoMath(MathTask):
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_SPLITS)}")
         if split != "train":
             return self._aime.problems(split)
+        from tasks.data.decontamination import contaminated
+
         file = self._source.file("train.parquet", "train.jsonl", "train-*.parquet", "en/train-*.parquet")
         rows = published_rows(file, layouts=_LAYOUTS, num_rows=file.num_rows(), title="DAPO-Math")
         taken_out = contaminated([row.question for row in rows], self._test_questions())

@@ -17,7 +17,6 @@ from tasks.base import Task
 from tasks.data.draws import between
 from tasks.puzzles.number_puzzle import Puzzle
 from tasks.puzzles.puzzle_tasks import DrawnPuzzle, Game, PuzzleConfig, puzzle_task
-from tasks.puzzles.solver import solve
 
 __all__ = ["Game24", "Game24Config", "game24_task"]
 
@@ -74,6 +73,8 @@ class Game24(Game):
         return f"{_PUBLISHED}Input: {' '.join(map(str, puzzle.numbers))}\n"
 
     def _draw(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> DrawnPuzzle | None:
+        from tasks.puzzles.solver import solve
+
         numbers = tuple(between(rng, 1, self._config.number_max) for _ in range(_NUM_NUMBERS))
         puzzle = Puzzle(numbers=numbers, target=self._config.target, must_use_all=True)
         solution = solve(numbers, self._config.target, must_use_all=True) if is_wanted(puzzle) else None

@@ -24,7 +24,6 @@ from tasks.answers import final_number, reference_number
 from tasks.base import Message, Problem, Task, TaskError, Verdict, judge, with_instruction
 from tasks.data.published import PublishedRow, published_rows
 from tasks.data.sources import DataSetConfig, DataSource
-from tasks.data.splits import GSM8K_DEV
 
 __all__ = ["NUM_ROWS", "Gsm8k", "Gsm8kConfig"]
 
@@ -63,6 +62,8 @@ class Gsm8k(Task):
         stem = _FILE_OF_SPLIT[split]
         problems = self._read(stem)
         if split in ("dev", "test"):
+            from tasks.data.splits import GSM8K_DEV
+
             problems = [problem for index, problem in enumerate(problems) if (index in GSM8K_DEV) is (split == "dev")]
         return iter(problems)
 

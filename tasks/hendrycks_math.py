@@ -24,7 +24,6 @@ from tasks.base import Problem, TaskError
 from tasks.data.files import DataFile
 from tasks.data.published import PublishedRow, published_rows
 from tasks.data.sources import DataSetConfig, DataSource
-from tasks.data.splits import MATH_500, question_digest
 from tasks.mathematics.math_task import LAYOUTS, MathTask
 
 __all__ = ["HendrycksMath", "MathConfig", "test_questions"]
@@ -66,6 +65,8 @@ class HendrycksMath(MathTask):
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_SPLITS)}")
         if split == "dev":
             return iter(self._dev())
+        from tasks.data.splits import MATH_500
+
         stem = "train" if split == "train" else "test"
         rows = self._rows(self._file(stem), stem)
         dev = frozenset(MATH_500.values()) if split == "test" else frozenset()
@@ -79,6 +80,8 @@ class HendrycksMath(MathTask):
 
     def _dev(self) -> list[Problem]:
         """Read MATH-500 from the file of the whole test set, or from one that has nothing else."""
+        from tasks.data.splits import MATH_500, question_digest
+
         file = self._source.file(
             "paper_dev.parquet",
             *("math500.parquet", "math500.jsonl", "test.parquet", "test-*.parquet", "data/test-*.parquet", "../math500/test.parquet"),

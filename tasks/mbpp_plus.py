@@ -32,7 +32,6 @@ from pydantic import Field
 from tasks.base import MAX_ANSWER_CHARS, Message, Problem, Task, TaskError, Verdict, VerdictStatus, with_instruction
 from tasks.data.files import DataFile
 from tasks.data.sources import DataSetConfig, DataSource, SourceConfig
-from tasks.programs.stated_program import stated_program
 
 if TYPE_CHECKING:
     from tasks.programs.mbpp_files import MbppRow
@@ -116,6 +115,8 @@ class MbppPlus(Task):
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return the program that the response states."""
+        from tasks.programs.stated_program import stated_program
+
         return stated_program(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
@@ -126,6 +127,7 @@ class MbppPlus(Task):
         """
         from tasks.programs.program_tests import judge_program, read_tests
         from tasks.programs.sandbox import Isolation
+        from tasks.programs.stated_program import stated_program
 
         program = stated_program(response)
         if program is None:

@@ -21,7 +21,6 @@ from pydantic import Field
 
 from tasks.base import Message, Problem, Section, Task, TaskError, Verdict, with_instruction
 from tasks.data.held_out import SPLITS, require_split
-from tasks.puzzles.files import read_puzzles
 from tasks.puzzles.number_puzzle import Puzzle
 from tasks.puzzles.stated_expression import final_expression
 
@@ -151,5 +150,7 @@ class _FiledPuzzles(_Puzzles):
 
     def problems(self, split: str) -> Iterator[Problem]:
         """Return the puzzles of the file in its order (`tasks.puzzles.files`)."""
+        from tasks.puzzles.files import read_puzzles
+
         filed = read_puzzles(self.name, self._path, split, must_use_all=self._game.must_use_all, held_out_share=self._config.held_out_share)
         return (self._problem(one.place, one.puzzle, one.solution) for one in filed)
