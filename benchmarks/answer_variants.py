@@ -1,11 +1,11 @@
-r"""Right answers written otherwise, and wrong ones near them: what false rates of the mathematical verifier are
-measured with.
+r"""Other forms of right answers, and wrong answers near them, to measure the error rates of the verifier with.
 
     equivalents(r"\frac{3}{4}")    ->  {"plain fraction": "3/4", "dfrac": r"\dfrac{3}{4}", ...}
-    perturbations(r"\frac{3}{4}")  ->  {"digit": r"\frac{3}{5}", "inverted": r"\frac{4}{3}", "sign": r"-\frac{3}{4}", ...}
+    perturbations(r"\frac{3}{4}")  ->  {"digit": r"\frac{3}{5}", "inverted": r"\frac{4}{3}", ...}
 
-Each is made from the text of the answer by a rule that does not know how the verifier reads it. A rule that does not
-apply to an answer, or would leave its value as it is, gives nothing."""
+Each is made from the text of the answer by a rule that does not know how the verifier reads it. A rule yields nothing
+if it does not apply to the answer or, for a perturbation, would not change its value.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _BRACKETED = re.compile(r"(?:\\left)?\s*([(\[])(.+?,.+?)(?:\\right)?\s*([)\]])")
 
 
 def equivalents(answer: str) -> dict[str, str]:
-    """The same answer in other forms, by the name of the rule."""
+    """Return the same answer in other forms, by the name of the rule."""
     return _applied(_EQUIVALENTS, answer)
 
 
 def perturbations(answer: str) -> dict[str, str]:
-    """Other answers, by the name of the rule."""
+    """Return other answers, by the name of the rule."""
     return _applied(_PERTURBATIONS, answer)
 
 
@@ -47,7 +47,7 @@ def _is_scalar(answer: str) -> bool:
 
 
 def _items(answer: str) -> list[str]:
-    """Of a list without brackets."""
+    """Return the items of a list without brackets; none if it is no such list."""
     plain = re.sub(r",\\!\s*|\{,\}", "", answer)
     is_list = "," in plain and re.search(r"[()\[\]=]|\\\{|\\text|\\mbox", plain) is None
     is_number = re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", plain) is not None
@@ -132,7 +132,7 @@ _EQUIVALENTS: Mapping[str, Rule] = {
 
 
 def _other_digit(answer: str) -> str | None:
-    """The last digit of the last number that is not an exponent or an index."""
+    """Change the last digit of the last number that is not an exponent or an index."""
     matches = list(_NUMBER.finditer(answer))
     if not matches or "text" in answer or "\\sum" in answer:
         return None

@@ -1,9 +1,10 @@
-"""How hard the arithmetic task is for a model: pass@1 and pass@8 of each kind and of the default mix.
+"""How hard the arithmetic task is for a model: pass@1 and pass@8 of each kind and of the default mixture.
 
     python -m benchmarks.calibrate_arithmetic --problems 40
 
-The default mix is meant to lie between 20 and 80 % pass@8 for the embedded model: harder gives no signal, easier none
-to gain."""
+The pass@8 of the default mixture should lie between 20 and 80 % for the embedded model: a harder one gives no signal,
+and an easier one leaves nothing to gain.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from actors.rollout import RolloutWorker
 from buffers.records import GroupRequest, Problem
 from jobs.evaluate import pass_at_k
 from learners.models import resolve_model
-from tasks.arithmetic import Arithmetic
-from tasks.config import ArithmeticConfig, ArithmeticWeights, TaskConfig
+from tasks.arithmetic import Arithmetic, ArithmeticConfig, ArithmeticWeights
+from tasks.config import TaskConfig
 
 KINDS = tuple(ArithmeticWeights.model_fields)
 MIX = "mix"
@@ -26,11 +27,11 @@ NUM_RESPONSES = 8
 
 def only(kind: str) -> ArithmeticConfig:
     weights = ArithmeticWeights(**{name: float(name == kind) for name in KINDS})
-    return ArithmeticConfig(weights=weights, held_out_share=0)  # a kind alone has too few questions to hold any out
+    return ArithmeticConfig(weights=weights, held_out_share=0)  # one kind alone has too few questions to hold some out
 
 
 async def correct_counts(worker: RolloutWorker, task: Arithmetic, problems: list[Problem], first_id: int) -> list[int]:
-    """Correct responses out of NUM_RESPONSES, a problem."""
+    """Return the number of correct responses, out of NUM_RESPONSES, for each problem."""
 
     async def count(group_id: int, problem: Problem) -> int:
         request = GroupRequest(group_id=group_id, problem=problem, num_responses=NUM_RESPONSES, admitted_version=0)

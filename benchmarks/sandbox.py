@@ -1,10 +1,12 @@
 """What isolation costs a program, and how many programs of MBPP+ are judged a second.
 
-    python -m benchmarks.sandbox                       # an empty program: a bare interpreter, the sandbox, limits only; interleaved
+    python -m benchmarks.sandbox                       # an empty program: bare interpreter, sandbox, limits only
     python -m benchmarks.sandbox --mbpp --data DIR     # verdicts a second through a pool of 1 and of 2 processes
 
-DIR is what REPEXP_DATA names (default: that variable). MBPP+: groups of 8 responses to problems drawn with a seed, half
-of them the published program, half one that is wrong in the last test. One JSON object a line."""
+DIR is the directory of data sets (by default, what REPEXP_DATA names). The empty programs run in turn, so that all ways
+meet the same machine. MBPP+ comes in groups of 8 responses to problems drawn with a seed: half are the published
+program, half are wrong in the last test. The output is one JSON object a line.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,7 @@ def {name}(*args):
 
 
 def starts(num_rounds: int, num_threads: int) -> dict[str, Any]:
-    """Milliseconds from asking for an empty program to its end, the median; all ways in turn, so that they meet the
-    same machine."""
+    """Measure the median milliseconds from asking for an empty program to its end, for each way to run it in turn."""
     ways: dict[str, Callable[[], Any]] = {
         "bare interpreter": lambda: subprocess.run(_BARE, check=True, stdin=subprocess.DEVNULL),
         "namespaces": lambda: run("", Limits()),
@@ -57,7 +58,7 @@ def starts(num_rounds: int, num_threads: int) -> dict[str, Any]:
         for _ in range(num_rounds):
             for name, way in ways.items():
                 seconds[name] += threads.map(lambda _, way=way: _timed(way), range(num_threads))
-    medians = {name: median(each[num_threads:]) for name, each in seconds.items()}  # the first starts the launchers
+    medians = {name: median(each[num_threads:]) for name, each in seconds.items()}  # the first round starts the launchers
     return {
         "threads": num_threads,
         "programs": num_rounds * num_threads,

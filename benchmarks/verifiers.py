@@ -1,15 +1,16 @@
 """How fast verdicts come, which rung of the ladder gives them, and how often they are wrong.
 
     python -m benchmarks.verifiers                              # verdicts a second through a pool of two processes
-    python -m benchmarks.verifiers --rates --data DIR           # false rates over the right answers of MATH and GSM8K, and their variants
+    python -m benchmarks.verifiers --rates --data DIR           # error rates over the right answers of MATH and GSM8K
     python -m benchmarks.verifiers --run runs/quickstart        # the share of a run's steps that verification took
 
-DIR is what REPEXP_DATA names (default: that variable); data sets that are not at hand are left out and said to be.
+DIR is the directory of data sets (by default, what REPEXP_DATA names). Missing data sets are skipped and reported.
 
-Throughput: groups of 8 responses to one problem, half of them right in some form, half wrong, each behind about 1000
-characters of reasoning, from as many threads as there are processes. Rates: a right answer in one of the forms of
-`benchmarks.answer_variants` that is not verified is a false negative, a perturbed one that is verified a false
-positive. One JSON object a line."""
+Throughput is measured on groups of 8 responses to one problem, half of them right in some form and half wrong, each
+after about 1000 characters of reasoning, from as many threads as there are processes. For the rates, a right answer in
+one of the forms of `benchmarks.answer_variants` that is not verified is a false negative, and a perturbed answer that
+is verified is a false positive. The output is one JSON object a line.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ from tasks.registry import make_task
 GROUP_SIZE = 8
 STEP_S = 8.0
 RESPONSES_PER_STEP = 64
-"""Of the quick start (docs/measurements.md)."""
+"""Both are those of the quick start (docs/measurements.md)."""
 _REASONING = "We write down what is given, and go on from there step by step until the answer is found. " * 11
 _SPLITS = {"gsm8k": ("test_full",), "math": ("train", "dev")}
 
@@ -52,7 +53,7 @@ class Workload:
 
 
 def boxed_workload(name: str, split: str, num_problems: int) -> Workload:
-    """Responses that state the right answer in some form, or a wrong one near it, in a box."""
+    """Make responses that state, in a box, the right answer in some form or a wrong one near it."""
     config = TaskConfig.model_validate({"name": name})
     problems = list(islice(make_task(config).problems(split), num_problems))
     rng = random.Random(0)
@@ -77,12 +78,11 @@ WORKLOADS: Mapping[str, Callable[[int], Workload]] = {
     "gsm8k": lambda num_problems: boxed_workload("gsm8k", "test_full", num_problems),
     "math500": lambda num_problems: boxed_workload("math", "dev", num_problems),
 }
-"""By name, from the number of problems. Raises TaskError where its data are not at hand."""
+"""Makers of workloads by name. They take the number of problems and raise TaskError if their data are missing."""
 
 
 def throughput(workload: Workload, num_workers: int) -> dict[str, Any]:
-    """Verdicts a second through the pool, after it has warmed up; seconds inside the verifier; what decided, and the
-    verdicts."""
+    """Measure a pool that has warmed up: verdicts a second, seconds inside the verifier, rungs and statuses."""
     with VerifierPool(workload.task, VerifierConfig(num_workers=num_workers)) as pool, ThreadPoolExecutor(num_workers) as threads:
         list(threads.map(lambda group: pool.verify(*group), workload.groups[: 4 * num_workers]))
         started = time.perf_counter()
@@ -109,8 +109,10 @@ def _ms(seconds: float) -> float:
 
 
 def rates(task: Task, problems: Iterable[Problem]) -> dict[str, Any]:
-    """Over all problems: right answers as they are, in other forms, and perturbed. In this process: nothing here
-    hangs."""
+    """Judge the right answers of all problems as they are, in other forms and perturbed.
+
+    The judging runs in this process, because none of these answers hangs.
+    """
     if isinstance(task, NeedsWarmUp):
         task.warm_up()
     counts: dict[str, Counter[str]] = {"as published": Counter(), "equivalent": Counter(), "perturbed": Counter()}
@@ -140,7 +142,7 @@ def _variants(answer: str) -> Iterator[tuple[str, str, str]]:
 
 
 def share_of_steps(run_dir: str) -> dict[str, float]:
-    """Of a run: seconds inside the verifiers over seconds of its steps."""
+    """Return the seconds inside the verifiers of a run over the seconds of its steps."""
     records = [record for record in read_metrics(Path(run_dir) / "metrics.jsonl") if "time/verify_s" in record and "time/step_s" in record]
     verify_s, step_s = (sum(record[name] for record in records) for name in ("time/verify_s", "time/step_s"))
     return {"steps": len(records), "verify_s": verify_s, "step_s": step_s, "share": verify_s / step_s}

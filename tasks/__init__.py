@@ -1,2 +1,1 @@
-"""Problems and exact verifiers, without torch; Arrow is imported where data files are read. `tasks.registry.TASKS`
-names them."""
+"""Tasks: problems, and exact verifiers of their answers. No module here imports torch."""

@@ -19,12 +19,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from tasks.base import Problem, TaskError, Verdict, VerdictStatus
-from tasks.config import AimeConfig, SourceConfig
 from tasks.data.published import PublishedRow, published_rows
-from tasks.data.sources import DataSource
+from tasks.data.sources import DataSetConfig, DataSource, SourceConfig
 from tasks.mathematics.math_task import LAYOUTS, MathTask
 
-__all__ = ["NUM_ROWS", "Aime"]
+__all__ = ["NUM_ROWS", "Aime", "AimeConfig"]
 
 NUM_ROWS = 30
 YEARS = {"dev": 2024, "test": 2025}
@@ -32,8 +31,22 @@ _INTEGER = re.compile(r"[0-9]{1,3}")
 _LAYOUTS = (*LAYOUTS, ("Problem", "Answer"))
 
 
+class AimeConfig(DataSetConfig):
+    """AIME: 2024.parquet and 2025.parquet, or .jsonl, with 30 rows each (columns problem and answer, or prompt and
+    answer)."""
+
+    hub: str | None = "HuggingFaceH4/aime_2024"
+    """A data set of the Hugging Face hub with the problems of 2024."""
+    revision: str = "2fe88a2f1091d5048c0f36abc874fb997b3dd99a"
+    """Commit, branch or tag of `hub`."""
+    hub_2025: str | None = "math-ai/aime25"
+    """A data set of the hub with the problems of 2025."""
+    revision_2025: str = "563bb8404243c5f09de6ec262f2db674fe5bce9b"
+    """Commit, branch or tag of `hub_2025`."""
+
+
 class Aime(MathTask):
-    """The AIME task; see the module for the loop that uses it."""
+    """The AIME task. The head of the module shows its use."""
 
     name: str = "aime"
 
@@ -49,20 +62,22 @@ class Aime(MathTask):
         }
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The problems of `split` in the order of their file. Raises TaskError for another split, and for missing or
-        other data."""
+        """Return the problems of `split` in the order of their file.
+
+        Raises TaskError for another split, and for missing or unexpected data.
+        """
         if split not in YEARS:
             raise TaskError(
                 f"task {self.name}: no split '{split}', only {', '.join(YEARS)}: AIME is for evaluation; train on math or dapo-math"
             )
         year = YEARS[split]
-        elsewhere = {2024: "data/train-*.parquet", 2025: "test.jsonl"}[year]  # the hub's
+        elsewhere = {2024: "data/train-*.parquet", 2025: "test.jsonl"}[year]  # as on the hub
         file = self._sources[year].file(f"{year}.parquet", f"{year}.jsonl", elsewhere)
         rows = published_rows(file, layouts=_LAYOUTS, num_rows=NUM_ROWS, title=f"AIME {year}")
         return iter([self._problem(f"{self.name}/{year}/{row.index:06d}", row) for row in rows])
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """As for MATH; a wrong answer that is no integer from 0 to 999 is MALFORMED."""
+        """Judge as MATH does. A wrong answer that is not an integer from 0 to 999 is MALFORMED."""
         verdict = super().verify(problem, response)
         if verdict.status is VerdictStatus.INCORRECT and not _INTEGER.fullmatch(verdict.answer or ""):
             return replace(verdict, status=VerdictStatus.MALFORMED, detail="no integer from 0 to 999")

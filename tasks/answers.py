@@ -1,30 +1,33 @@
-r"""Reading an answer out of free text. Exact, linear in the length of the text, and never raises.
+r"""Reading an answer out of free text. It is exact, takes time linear in the length of the text, and never raises.
 
-The number rule (`last_number`). The last number of the reply is its answer.
-* A number is a run of ASCII digits, with thousands commas ("1,234") and a fraction (".5", "7.0") if it has them, that touches no ASCII
-  letter: the digits of "x2" or "7th" are no number. Whatever else surrounds it is ignored: "$7$", "**7**", "7.", "x=7", "\boxed{7}".
-* A minus sign (ASCII or Unicode) counts when it touches the number or its dollar sign and follows neither letter, digit nor closing
-  bracket: "10-3" ends in 3, "is -3" in -3, "-$3" in -3, "10 - 3" in 3.
-* Numbers are compared by value as strings of digits, so a number of a million digits costs nothing and trips no conversion limit:
-  "007", "7.0" and "+7" are 7, "-0" is 0. "7.5" and "1.2.3" are the last number and equal no integer.
+The number rule (`last_number`). The last number of the response is its answer.
+* A number is a run of ASCII digits that touches no ASCII letter, with thousands commas ("1,234") and a fraction (".5",
+  "7.0") if it has them. The digits of "x2" or "7th" are not a number. Whatever else surrounds a number is ignored:
+  "$7$", "**7**", "7.", "x=7", "\boxed{7}".
+* A minus sign (ASCII or Unicode) counts if it touches the number or its dollar sign and follows neither a letter, a
+  digit nor a closing bracket: "10-3" ends in 3, "is -3" in -3, "-$3" in -3, "10 - 3" in 3.
+* Numbers are compared by value, as strings of digits. So a number of a million digits costs nothing and exceeds no
+  limit on conversion. "007", "7.0" and "+7" are 7, and "-0" is 0. "7.5" and "1.2.3" are last numbers that equal no
+  integer.
 * Fractions are not evaluated: the last number of "14/2" is 2.
 
-The stated-number rule (`final_number`), for replies that reason first. The answer stands in the first of these that
-there is:
+The stated-number rule (`final_number`), for responses that reason first. The answer stands in the first of these that
+exists:
 1. the last closed \boxed{...} that is not blank;
-2. after the last "####", or else after the last "answer is" or "Answer:", if a number follows before any letter. A Markdown heading
-   ("#### Step 3", "#### 3. The total") is therefore none;
-3. the last number of the reply.
+2. what follows the last "####", or else the last "answer is" or "Answer:", if a number comes there before any letter. A
+   Markdown heading ("#### Step 3", "#### 3. The total") therefore does not count;
+3. the last number of the response.
 In 1 and 2 the answer is the first number, or the first one behind the last "=" of the box or of the computation that
-follows the mark: "the answer is 5 + 10 = 15 dollars" says 15. What follows a number is its unit: "72cm", "72 m^2",
-"50%" say 72, 72, 50; in 3, "4th" and "2x" are no numbers. Fractions have their value: "1/2", "\frac{1}{2}" and "0.5"
-are equal, and so are "1 1/2" and "1.5"; 1/3 is "1/3". Powers, roots and π are not evaluated: "2^10" and "2\sqrt{3}"
-equal no number, and neither do "1/0" and "1/2/3".
+follows the mark: "the answer is 5 + 10 = 15 dollars" states 15. What follows a number is its unit: "72cm", "72 m^2" and
+"50%" state 72, 72 and 50. In 3, "4th" and "2x" are not numbers. Fractions have their value: "1/2", "\frac{1}{2}" and
+"0.5" are equal, and so are "1 1/2" and "1.5"; 1/3 is "1/3". Powers, roots and π are not evaluated: "2^10" and
+"2\sqrt{3}" equal no number, and neither do "1/0" and "1/2/3".
 
-The word rule (`last_word`). The last run of letters is the answer, whatever the case: "The answer is 'Tac'." says tac.
+The word rule (`last_word`). The last run of letters is the answer, in any case: "The answer is 'Tac'." states tac.
 
-The text rule (`final_text`). The last closed \boxed{...} that is not blank, else the last line, without regard to case
-and spacing."""
+The text rule (`final_text`). The answer is the last closed \boxed{...} that is not blank, else the last line, up to
+case and spacing.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +51,9 @@ __all__ = [
 
 _MINUS = "-\u2212\ufe63\uff0d"
 
-# Linear time: every quantifier is possessive or backtracks at most one step, and no match starts inside a run that has
-# failed. A run of terms, as in "1/2/3", can be entered at each of them, so it never fails: what would spoil it is
-# consumed as its group "spoilt".
+# Matching takes linear time: every quantifier is possessive or backtracks at most one step, and no match starts inside
+# a run that has failed. A run of terms, as in "1/2/3", could be entered at each term, so it never fails: its group
+# "spoilt" consumes what would make it fail.
 _SIGN = rf"(?: (?<! [A-Za-z0-9)\]}}] ) [+{re.escape(_MINUS)}] \$? )?"  # a sign, not an operator between two terms
 _START = r"(?<! [A-Za-z0-9] ) (?<! [0-9]\. )"  # not inside a word, not in the middle of a number
 _TERM = r"""
@@ -69,10 +72,10 @@ _VALUE = rf"""
     (?: [ ]*+ (?: [√π] [ ]*+ (?: [0-9]++ (?: \.[0-9]++ )?+ )?+ | \^ [ ]*+ -?+ [0-9]++ ) )*+
 """
 _CODE = "[A-Za-z]++ [-+]?[0-9]"  # as in "7b3" and "1e-5"
-_NO_UNIT = "(?: st | nd | rd | th | [A-Za-z] ) (?! [A-Za-z] )"  # of an ordinal, or a variable's name
+_NO_UNIT = "(?: st | nd | rd | th | [A-Za-z] ) (?! [A-Za-z] )"  # the ending of an ordinal, or the name of a variable
 _STATED_VALUE = re.compile(rf"(?P<value> {_VALUE} ) (?P<spoilt> {_CODE} )?+", re.VERBOSE)
 _ANY_VALUE = re.compile(rf"(?P<value> {_VALUE} ) (?P<spoilt> {_CODE} | {_NO_UNIT} )?+", re.VERBOSE)
-_MAX_FRACTION_DIGITS = 100  # of each part: a longer one is not evaluated
+_MAX_FRACTION_DIGITS = 100  # in each part; longer fractions are not evaluated
 _DIGITS = rf"[0-9]{{0,{_MAX_FRACTION_DIGITS}}} (?: \.[0-9]{{1,{_MAX_FRACTION_DIGITS}}} )?"
 _FRACTION = re.compile(
     rf"([+{re.escape(_MINUS)}]?) \$? (?: ([0-9]{{1,{_MAX_FRACTION_DIGITS}}}) [ ] )? ({_DIGITS}) / ({_DIGITS})", re.VERBOSE
@@ -98,20 +101,19 @@ _LATEX_MEANING = {"times": "*", "cdot": "*", "div": "*", "sqrt": "√", "pi": "�
 
 
 def last_number(text: str) -> str | None:
-    """The last number of `text` in canonical form (see `canonical_number`), or None where it has none."""
+    """Return the last number of `text` in canonical form (`canonical_number`), or None."""
     token = _last_match(_NUMBER, text)
     return None if token is None else canonical_number(token)
 
 
 def last_word(text: str) -> str | None:
-    """The last run of letters of `text`, case-folded, or None where it has none."""
+    """Return the last run of letters of `text`, case-folded, or None."""
     word = _last_match(_WORD, text)
     return None if word is None else word.casefold()
 
 
 def final_number(text: str) -> str | None:
-    """The number that `text` states as its answer, in canonical form (see `canonical_value`), or None where it states
-    none."""
+    """Return the number that `text` states as its answer, in canonical form (`canonical_value`), or None."""
     box = last_boxed(text)
     if box is not None:
         return _result(_without_latex(box))
@@ -121,8 +123,10 @@ def final_number(text: str) -> str | None:
 
 
 def reference_number(text: str) -> str | None:
-    """`final_number` of the right answer, but None where that is a guess: without box or mark, the text must have one
-    number only."""
+    """Return `final_number` of a right answer, or None if that is a guess.
+
+    A text without a box or mark must have a single number.
+    """
     if last_boxed(text) is None:
         plain = _without_latex(text)
         numbers = {canonical_value(match["value"]) for match in _values(_ANY_VALUE, plain)}
@@ -132,8 +136,7 @@ def reference_number(text: str) -> str | None:
 
 
 def final_text(text: str) -> str | None:
-    """The last box of `text`, else its last line, in canonical form (see `canonical_text`), or None where all is
-    blank."""
+    """Return the last box of `text`, else its last line, in canonical form (`canonical_text`), or None."""
     box = last_boxed(text)
     if box is not None:
         return canonical_text(box)
@@ -141,9 +144,8 @@ def final_text(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last closed \boxed{...} that is not blank, the innermost where they nest, or None without
-    any."""
-    opened: list[int | None] = []  # where the content of each open brace starts; None: not a box
+    r"""Return the content of the last closed \boxed{...} that is not blank, the innermost if they nest, or None."""
+    opened: list[int | None] = []  # start of the content of each open brace; None: it is not a box's
     start, end = -1, -1
     for match in _BRACE.finditer(text):
         brace = match.group()
@@ -157,8 +159,11 @@ def last_boxed(text: str) -> str | None:
 
 
 def canonical_number(token: str) -> str:
-    """One spelling a value: no plus sign, dollar sign, commas, leading zeros or zero fraction; an ASCII minus except on
-    0."""
+    """Return the one spelling of a number.
+
+    It has no plus sign, dollar sign, commas, leading zeros or trailing zeros of a fraction, and an ASCII minus if the
+    number is negative.
+    """
     sign = "-" if token[:1] and token[0] in _MINUS else ""
     whole, dot, fraction = token.lstrip("+$" + _MINUS).replace(",", "").partition(".")
     digits = (whole.lstrip("0") or "0") + (dot + fraction).rstrip("0").rstrip(".")
@@ -166,9 +171,9 @@ def canonical_number(token: str) -> str:
 
 
 def canonical_value(token: str) -> str:
-    """One spelling a value, of numbers and fractions: a decimal where there is one, else "p/q" in lowest terms.
+    """Return the one spelling of a number or fraction: a decimal if it is one, else "p/q" in lowest terms.
 
-    What has no value here ("1/0", "1/2/3", "2^10") stays as it is, without spaces around its signs.
+    A text without a value here ("1/0", "1/2/3", "2^10") stays as it is, without spaces around its signs.
     """
     if not any(operator in token for operator in "/√π^"):
         return canonical_number(token)
@@ -178,7 +183,7 @@ def canonical_value(token: str) -> str:
 
 
 def canonical_text(text: str) -> str:
-    r"""Case-folded, with single spaces, and without a \text{} around it all."""
+    r"""Return `text` case-folded, with single spaces, and without a \text{} around all of it."""
     unwrapped = _TEXT_COMMAND.fullmatch(text)
     return " ".join((unwrapped[1] if unwrapped else text).split()).casefold()
 
@@ -189,9 +194,9 @@ def _last_match(pattern: re.Pattern[str], text: str) -> str | None:
 
 
 def _marked_number(text: str) -> str | None:
-    """What follows the last mark that a number follows. `text` is free of LaTeX."""
+    """Return the number behind the last mark that a number follows. `text` is free of LaTeX."""
     for mark in _ANSWER_MARKS:
-        for segment in reversed(mark.split(text)[1:]):  # up to the next mark: no character is read twice
+        for segment in reversed(mark.split(text)[1:]):  # up to the next mark, so no character is read twice
             value = _value_at_the_start(segment)
             if value is not None:
                 return value
@@ -208,8 +213,7 @@ def _values(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
 
 
 def _value_at_the_start(segment: str) -> str | None:
-    """The result of the computation that the first line of `segment` starts with; None where a letter comes before any
-    number."""
+    """Return the result of the computation at the start of `segment`, or None if a letter comes before any number."""
     line = segment.lstrip(_BETWEEN_MARK_AND_ANSWER).partition("\n")[0]
     number = next(_values(_STATED_VALUE, line), None)
     if number is None or _LETTER.search(line, 0, number.start()):
@@ -219,7 +223,7 @@ def _value_at_the_start(segment: str) -> str | None:
 
 
 def _result(text: str) -> str | None:
-    """The first number behind the last "=", or of all where none follows it."""
+    """Return the first number behind the last "=" or, if there is none behind it, the first of all."""
     for part in (text.rpartition("=")[2], text):
         for number in _values(_STATED_VALUE, part):
             return canonical_value(number["value"])
@@ -238,7 +242,7 @@ def _fraction_value(token: str) -> Fraction | None:
 
 
 def _spelling(value: Fraction) -> str:
-    """A decimal ends after k digits where the denominator divides 10^k: it then has no prime factors but 2 and 5."""
+    """Spell a fraction. It is a decimal of k digits if its denominator divides 10^k, so is a product of 2s and 5s."""
     rest, num_decimals = value.denominator, 0
     while rest > 1:
         common = gcd(rest, 10)
@@ -251,14 +255,16 @@ def _spelling(value: Fraction) -> str:
 
 
 def _without_latex(text: str) -> str:
-    r"""`text` with "\frac{1}{2}" as "1/2", "1{,}234" as "1,234", and other commands and braces as blanks or the sign
-    they mean."""
+    r"""Return `text` with "\frac{1}{2}" as "1/2" and "1{,}234" as "1,234".
+
+    Other commands and braces become blanks, or the signs that they mean.
+    """
     text = _LATEX_THOUSANDS.sub(lambda match: "," if match.group() == "{,}" else "", text)
     text = _LATEX_FRACTION.sub(_plain_fraction, text)
     return _LATEX.sub(lambda match: _LATEX_MEANING.get(match[1] or "", " "), text)
 
 
 def _plain_fraction(match: re.Match[str]) -> str:
-    """A digit before it makes a mixed number."""
+    """Return a fraction as "1/2", after a blank if a digit before it makes a mixed number."""
     before = " " if match.string[match.start() - 1 : match.start()].isdigit() else ""
     return f"{before}{match[1] or match[2]}/{match[3] or match[4]} "

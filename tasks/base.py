@@ -1,26 +1,33 @@
-"""The interface of a task.
+"""The interface of a task: it poses problems and judges the answers.
 
-task = make_task(config)
-for problem in task.problems("train"):
-    messages = task.prompt(problem)                # chat messages; the rollout worker applies the chat template
-    verdict = task.verify(problem, response)       # exact, pure, fast; hard limits are the verifier pool's business
-    answer = task.final_answer(problem, response)  # what is compared: equal answers are equal strings
+    task = make_task(config)
+    for problem in task.problems("train"):
+        messages = task.prompt(problem)                # chat messages; the rollout worker applies the chat template
+        verdict = task.verify(problem, response)       # the reward, in a process that is killed at `deadline_s`
+        answer = task.final_answer(problem, response)  # equal answers are equal strings
 
-Making a task is cheap and touches no file: every verifier process makes one. Files are read by `problems`, and what is
-wrong with them is a TaskError of that call, before its first problem."""
+A task of your own subclasses `Task`, which leaves `name`, `problems` and `verify` to write; docs/tasks.md shows one.
+Every verifier process makes the task, so making it must be cheap and must read no file. `problems` reads the files and
+reports what is wrong with them as a TaskError before it returns the first problem.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
 
 from buffers.records import Problem, Verdict, VerdictStatus
 
 __all__ = [
     "MAX_ANSWER_CHARS",
+    "MEMBERS",
     "Message",
     "NeedsWarmUp",
     "Problem",
+    "Section",
     "Task",
     "TaskError",
     "Verdict",
@@ -31,57 +38,75 @@ __all__ = [
 
 Message = dict[str, str]  # {"role": "user", "content": "..."}
 
-MAX_ANSWER_CHARS = 64  # of an answer as recorded; comparison is of the whole
+MAX_ANSWER_CHARS = 64  # a verdict records no more of an answer; the whole answer is compared
+
+MEMBERS = ("name", "has_verifier", "deadline_s", "problems", "prompt", "final_answer", "verify")
+"""What every task has. A subclass of `Task` inherits all but name, problems and verify."""
 
 
 class TaskError(ValueError):
-    """The task cannot do what is asked: no data, bad data, no such split, no verifier. One line a person can act on."""
+    """The task cannot do what is asked, for example because data are missing. The message is one line for a person."""
+
+
+class Section(BaseModel):
+    """Base of the sections of the configuration: they are frozen, describe their fields and refuse unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Task(Protocol):
-    """A source of problems and the judge of their answers. Implementations hold configuration only, no state."""
+    """A source of problems and the judge of their answers. A task holds its configuration and no other state."""
 
     name: str
-    has_verifier: bool
-    """Whether `verify` can judge. A job that needs verdicts refuses a task without, before it starts anything."""
-    deadline_s: float
-    """Seconds that one verification may take where `verifier.timeout_s` does not say otherwise; then it is killed."""
+    """The task's name, which is also the `Problem.task` of its problems."""
+    has_verifier: bool = True
+    """Whether `verify` can judge. A job that needs verdicts refuses a task without a verifier before it starts."""
+    deadline_s: float = 5.0
+    """Seconds after which a verification is killed; `verifier.timeout_s` overrides them."""
 
+    @abstractmethod
     def problems(self, split: str) -> Iterator[Problem]:
-        """Problems of `split` ("train", "test", ...) in a fixed order. May be endless; ids never repeat.
+        """Return the problems of `split` ("train", "test", ...) in a fixed order.
 
-        Raises TaskError for a split the task does not have, and for missing or unusable data.
+        The iterator may be endless; ids never repeat. Raises TaskError for a split that the task does not have, and for
+        missing or unusable data.
         """
         ...
 
     def prompt(self, problem: Problem) -> list[Message]:
-        """Chat messages that pose `problem`."""
-        ...
+        """Return the chat messages that pose `problem`: by default one message with the question."""
+        return [{"role": "user", "content": problem.question}]
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """The answer that `response` states, in canonical form: one spelling a value. None where it states none.
+        """Return the answer that `response` states, or None. Equal answers have one spelling.
 
-        Whether the answer is right plays no part: of `problem`, only the form of the answer it asks for does. Never
-        raises."""
-        ...
+        Whether the answer is right plays no part; `problem` only says which form of answer it asks for. Never raises.
+        The default is the answer that `verify` reports.
+        """
+        return self.verify(problem, response).answer
 
+    @abstractmethod
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Judge `response`. Deterministic; must not raise for any string, except TaskError where `has_verifier` is
-        False."""
+        """Judge `response` by the question and the answer of `problem`; its `meta` may be missing.
+
+        The verdict is deterministic. No string may make the method raise; only a task without a verifier raises
+        TaskError.
+        """
         ...
 
 
 @runtime_checkable
 class NeedsWarmUp(Protocol):
-    """A task whose first verification in a process would take long: a verifier process calls `warm_up` before it takes
-    any."""
+    """A task whose first verification would take long. A verifier process calls `warm_up` before its first response."""
 
     def warm_up(self) -> None: ...
 
 
 def judge(found: str | None, expected: str | None) -> Verdict:
-    """The verdict on an answer in canonical form: reward 1.0 where it equals `expected`, else 0.0; NO_ANSWER (0.0)
-    where there is none."""
+    """Return the verdict on `found`, the canonical form of a stated answer.
+
+    The reward is 1.0 if `found` equals `expected`, else 0.0. The status is NO_ANSWER if `found` is None.
+    """
     if found is None:
         return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
     is_correct = found == expected
@@ -90,5 +115,5 @@ def judge(found: str | None, expected: str | None) -> Verdict:
 
 
 def with_instruction(question: str, instruction: str) -> str:
-    """The question, and how to answer it on a line of its own."""
+    """Return the question, followed by the instruction on a line of its own."""
     return f"{question}\n{instruction}" if instruction else question

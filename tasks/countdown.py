@@ -1,8 +1,8 @@
-"""Countdown: reach the target with some of the numbers, each at most once (or, where `use_all` is set, with all of
-them).
+"""Countdown: reach the target with some of the numbers, each used at most once (with `use_all`, all of them).
 
-A puzzle is drawn by combining numbers at random, two at a time, into whole positive ones until one is left: the target.
-So it has a solution that uses every number. A target that is among its numbers is drawn again."""
+A puzzle is drawn by combining numbers at random, two at a time, into positive integers until one is left, the target.
+So it has a solution that uses every number. If the target is among the numbers, the puzzle is drawn again.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from tasks.base import Task
 from tasks.data.draws import below, between
 from tasks.puzzles.exact_expression import Term, combined, number_term
 from tasks.puzzles.number_puzzle import Puzzle
-from tasks.puzzles.puzzle_tasks import DrawnPuzzle, PuzzleConfig
+from tasks.puzzles.puzzle_tasks import DrawnPuzzle, Game, PuzzleConfig, puzzle_task
 
-__all__ = ["Countdown", "CountdownConfig"]
+__all__ = ["Countdown", "CountdownConfig", "countdown_task"]
 
 Sign = Literal["+", "-", "*", "/"]
 
 
 class CountdownConfig(PuzzleConfig):
-    """Where Countdown's puzzles come from, how they are put, and how hard those are that are drawn."""
+    """Where Countdown's puzzles come from, how they are posed, and how hard drawn ones are."""
 
     use_all: bool = False
-    """Whether an answer must use every number. False: each at most once. Part of the question, hence of the problem
-    id."""
+    """Whether an answer must use every number. False: each at most once. The question says so, so the problem id
+    depends on it."""
     min_numbers: int = Field(default=3, ge=2, le=6)
     """Fewest numbers of a puzzle; each count up to max_numbers is equally frequent."""
     max_numbers: int = Field(default=4, ge=2, le=6)
@@ -36,13 +37,13 @@ class CountdownConfig(PuzzleConfig):
     number_min: int = Field(default=1, ge=1, le=10**6)
     """Smallest number."""
     number_max: int = Field(default=99, ge=1, le=10**6)
-    """Largest number; numbers are uniform in number_min..number_max, and may be equal."""
+    """Largest number. Numbers are uniform in number_min..number_max and may be equal."""
     target_min: int = Field(default=10, ge=1, le=10**6)
     """Smallest target."""
     target_max: int = Field(default=99, ge=1, le=10**6)
     """Largest target."""
     operations: tuple[Sign, ...] = ("+", "-", "*", "/")
-    """What the solution that a puzzle is drawn with is made of. Answers may use all four, whatever stands here."""
+    """The operations of the solution that a puzzle is drawn with. Answers may always use all four."""
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> Self:
@@ -54,8 +55,13 @@ class CountdownConfig(PuzzleConfig):
         return self
 
 
-class Countdown:
-    """The game (`tasks.puzzles.puzzle_tasks.Game`)."""
+def countdown_task(config: CountdownConfig, seed: int) -> Task:
+    """Make the task, whose puzzles are drawn with `seed` or read from `config.path`."""
+    return puzzle_task(Countdown(config), config, seed)
+
+
+class Countdown(Game):
+    """The rules of Countdown."""
 
     name: str = "countdown"
 
@@ -68,7 +74,7 @@ class Countdown:
         return (self._draw(rng, num_numbers, is_wanted) for _ in repeat(None))
 
     def published_prompt(self, puzzle: Puzzle) -> str:
-        """Of TinyZero (github.com/Jiayi-Pan/TinyZero), which others took over."""
+        """Return the prompt of TinyZero (github.com/Jiayi-Pan/TinyZero), which others use too."""
         return (
             f"Using the numbers [{', '.join(map(str, puzzle.numbers))}], create an equation that equals {puzzle.target}. You can use basic "
             "arithmetic operations (+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And return "
@@ -85,7 +91,7 @@ class Countdown:
         return DrawnPuzzle(puzzle=puzzle, solution=solution.text) if is_wanted(puzzle) else None
 
     def _combine(self, rng: Random, terms: list[Term]) -> Term | None:
-        """None where no operation makes a whole positive number of a pair."""
+        """Combine all terms into one. Return None if no operation makes a positive integer of some pair."""
         while len(terms) > 1:
             left = terms.pop(below(rng, len(terms)))
             right = terms.pop(below(rng, len(terms)))
@@ -104,5 +110,5 @@ def _whole(term: Term) -> int:
 
 
 def _makes_whole_positive(left: int, sign: str, right: int) -> bool:
-    """Of a left side that is at least as large."""
+    """Return whether `left sign right` is a positive integer, given `left >= right`."""
     return {"-": left > right, "/": left % right == 0}.get(sign, True)

@@ -1,7 +1,8 @@
 """The Game of 24: reach 24 with four numbers, each used exactly once. Intermediate values may be fractions.
 
-Puzzles are drawn until one has a solution, which the exact solver decides: 1362 of the 1820 that the numbers 1 to 13
-make."""
+Four numbers are drawn until the exact solver finds a solution, as it does for 1362 of the 1820 sets of four numbers
+from 1 to 13.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from tasks.base import Task
 from tasks.data.draws import between
 from tasks.puzzles.number_puzzle import Puzzle
-from tasks.puzzles.puzzle_tasks import DrawnPuzzle, PuzzleConfig
-from tasks.puzzles.solver import solve
+from tasks.puzzles.puzzle_tasks import DrawnPuzzle, Game, PuzzleConfig, puzzle_task
 
-__all__ = ["Game24", "Game24Config"]
+__all__ = ["Game24", "Game24Config", "game24_task"]
 
 _NUM_NUMBERS = 4
 _PUBLISHED = """\
@@ -36,12 +37,12 @@ Answer: 5 + 5 + 5 + 9 = 24
 
 
 class Game24Config(PuzzleConfig):
-    """Where the puzzles come from, how they are put, and which are drawn."""
+    """Where the puzzles come from, how they are posed, and which are drawn."""
 
     number_max: int = Field(default=13, ge=1, le=10**6)
-    """Largest number of a puzzle that is drawn; numbers are uniform in 1..number_max."""
+    """Largest number of a drawn puzzle. Numbers are uniform in 1..number_max."""
     target: int = Field(default=24, ge=1, le=10**6)
-    """What puzzles that are drawn ask for. The published wording asks for 24."""
+    """The target of drawn puzzles. The published wording asks for 24."""
 
     @model_validator(mode="after")
     def _published_wording_asks_for_24(self) -> Self:
@@ -50,8 +51,13 @@ class Game24Config(PuzzleConfig):
         return self
 
 
-class Game24:
-    """The game (`tasks.puzzles.puzzle_tasks.Game`)."""
+def game24_task(config: Game24Config, seed: int) -> Task:
+    """Make the task, whose puzzles are drawn with `seed` or read from `config.path`."""
+    return puzzle_task(Game24(config), config, seed)
+
+
+class Game24(Game):
+    """The rules of the Game of 24."""
 
     name: str = "game24"
     must_use_all: bool = True
@@ -63,10 +69,12 @@ class Game24:
         return (self._draw(rng, is_wanted) for _ in repeat(None))
 
     def published_prompt(self, puzzle: Puzzle) -> str:
-        """The input-output prompt of Tree of Thoughts (Yao et al. 2023, arXiv:2305.10601), with its five examples."""
+        """Return the prompt of Tree of Thoughts (Yao et al. 2023, arXiv:2305.10601) with its five examples."""
         return f"{_PUBLISHED}Input: {' '.join(map(str, puzzle.numbers))}\n"
 
     def _draw(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> DrawnPuzzle | None:
+        from tasks.puzzles.solver import solve
+
         numbers = tuple(between(rng, 1, self._config.number_max) for _ in range(_NUM_NUMBERS))
         puzzle = Puzzle(numbers=numbers, target=self._config.target, must_use_all=True)
         solution = solve(numbers, self._config.target, must_use_all=True) if is_wanted(puzzle) else None

@@ -12,23 +12,21 @@ r"""MATH: competition problems with answers of every form (Hendrycks et al. 2021
 | test_full | 5000 | all of it |
 
 These are the splits of RepExp's authors (arXiv:2510.11686). A problem has one id in every split and from every file:
-"math/test/000123" is row 123 of the test file of DigitalLearningGmbH/MATH-lighteval; which rows are MATH-500 is
-recorded in `tasks.data.splits`. Each call of `problems` reads one file."""
+"math/test/000123" is row 123 of the test file of DigitalLearningGmbH/MATH-lighteval. `tasks.data.splits` records which
+rows are MATH-500. Each call of `problems` reads one file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from tasks.base import Problem, TaskError
-from tasks.config import MathConfig
 from tasks.data.files import DataFile
 from tasks.data.published import PublishedRow, published_rows
-from tasks.data.sources import DataSource
-from tasks.data.splits import MATH_500, question_digest
+from tasks.data.sources import DataSetConfig, DataSource
 from tasks.mathematics.math_task import LAYOUTS, MathTask
-from tasks.mathematics.verify import last_box
 
-__all__ = ["HendrycksMath", "test_questions"]
+__all__ = ["HendrycksMath", "MathConfig", "test_questions"]
 
 NUM_ROWS = {"train": 7500, "test": 5000}
 WITHOUT_ANSWER = {"train": frozenset((5341, 5343)), "test": frozenset[int]()}
@@ -38,8 +36,19 @@ _SOLVED = (("prompt", "solution"), ("problem", "solution"))
 _ALL_LAYOUTS = (*LAYOUTS, *_SOLVED)
 
 
+class MathConfig(DataSetConfig):
+    """MATH: train.parquet (7500 rows) and test.parquet (5000), as the hub publishes them (columns problem and solution)
+    or with columns prompt and answer. For split "dev", paper_dev.parquet or math500.parquet with the 500 rows of
+    MATH-500 is enough."""
+
+    hub: str | None = "DigitalLearningGmbH/MATH-lighteval"
+    """A data set of the Hugging Face hub with the same files."""
+    revision: str = "0530c78699ea5e8eb5530600900e1f328b48acad"
+    """Commit, branch or tag of `hub`."""
+
+
 class HendrycksMath(MathTask):
-    """The MATH task; see the module for the loop that uses it."""
+    """The MATH task. The head of the module shows its use."""
 
     name: str = "math"
 
@@ -48,12 +57,16 @@ class HendrycksMath(MathTask):
         self._source = DataSource(task=self.name, key="task.math", folder="math", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The problems of `split` in the order of the published file. Raises TaskError for another split, and for
-        missing or other data."""
+        """Return the problems of `split` in the order of the published file.
+
+        Raises TaskError for another split, and for missing or unexpected data.
+        """
         if split not in _SPLITS:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_SPLITS)}")
         if split == "dev":
             return iter(self._dev())
+        from tasks.data.splits import MATH_500
+
         stem = "train" if split == "train" else "test"
         rows = self._rows(self._file(stem), stem)
         dev = frozenset(MATH_500.values()) if split == "test" else frozenset()
@@ -66,7 +79,9 @@ class HendrycksMath(MathTask):
         return published_rows(file, layouts=_ALL_LAYOUTS, num_rows=NUM_ROWS[stem], title="MATH", unusable=WITHOUT_ANSWER[stem])
 
     def _dev(self) -> list[Problem]:
-        """MATH-500 out of the test set, or out of a file that has nothing else."""
+        """Read MATH-500 from the file of the whole test set, or from one that has nothing else."""
+        from tasks.data.splits import MATH_500, question_digest
+
         file = self._source.file(
             "paper_dev.parquet",
             *("math500.parquet", "math500.jsonl", "test.parquet", "test-*.parquet", "data/test-*.parquet", "../math500/test.parquet"),
@@ -85,7 +100,9 @@ class HendrycksMath(MathTask):
         return [self._problem(f"{self.name}/test/{index:06d}", rows[index]) for index in sorted(rows)]
 
     def _problem(self, problem_id: str, row: PublishedRow) -> Problem:
-        """The hub has worked solutions, whose last box is the answer."""
+        """Make a problem of a row. The hub publishes worked solutions, whose last box is the answer."""
+        from tasks.mathematics.verify import last_box
+
         answer = row.answer if isinstance(row.answer, str) else None
         if row.answer_column == "solution" and answer is not None:
             answer = last_box(answer)
@@ -95,5 +112,5 @@ class HendrycksMath(MathTask):
 
 
 def test_questions(config: MathConfig) -> list[str]:
-    """All questions of the published test set. Raises TaskError where it is not at hand."""
+    """Return all questions of the published test set. Raises TaskError if its file is missing."""
     return [problem.question for problem in HendrycksMath(config).problems("test_full")]

@@ -4,10 +4,11 @@
     for problem in mixture.problems("train"):
         verdict = mixture.verify(problem, generate(mixture.prompt(problem)))
 
-Which part the problem at an index comes from depends on (seed, split, index) and the weights alone. Each part is read
-in its own order: of n problems drawn from a part, they are its first n. A problem is its part's, named after its label:
-`Problem.task` is the label, and an id starts with it. Under the label of its own name a part's problems are those that
-it has alone."""
+The part that the problem at an index comes from depends on (seed, split, index) and the weights alone. Each part is
+read in its own order: the n problems drawn from a part are its first n. A problem of a part is called by its label:
+`Problem.task` is the label, and the id starts with it. Under the name of its own task, a part has the problems that the
+task has alone.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ _KEY = re.compile(r"\btask\.(?=[a-z0-9_]+\.)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A task, and how often it is drawn from in proportion to the others. The weight is positive."""
+    """A task, and how often it is drawn from in proportion to the other parts. The weight is positive."""
 
     task: Task
     weight: float
@@ -35,7 +36,7 @@ class Part:
 
 @contextmanager
 def naming_part(label: str) -> Iterator[None]:
-    """TaskErrors of a part say whose they are, and its keys: a task knows those that it has alone."""
+    """Name the part in its TaskErrors, and its keys: a task only knows the keys that it has alone."""
     try:
         yield
     except TaskError as error:
@@ -43,12 +44,12 @@ def naming_part(label: str) -> Iterator[None]:
 
 
 def names_in(task: Task) -> tuple[str, ...]:
-    """What `Problem.task` can be of the problems that `task` knows: of a mixture the labels of its parts."""
+    """Return the values of `Problem.task` for the problems of `task`. A mixture has the labels of its parts."""
     return tuple(task.parts) if isinstance(task, Mixture) else (task.name,)
 
 
-class Mixture:
-    """See the module for the loop that uses it. Parts go by their labels; their order has no effect."""
+class Mixture(Task):
+    """The mixture of `parts`, which are ordered by label. The head of the module shows its use."""
 
     name: str = "mixture"
 
@@ -59,10 +60,9 @@ class Mixture:
         self._seed = seed
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Problems of `split`, none twice: a part that has come to its end is no longer drawn from. Endless where a
-        part is.
+        """Return the problems of `split`, none of them twice: a part is drawn from until its problems end.
 
-        Raises TaskError where a part does.
+        The iterator is endless if a part is. Raises TaskError if a part does.
         """
         remaining: dict[str, Iterator[Problem]] = {}
         for label, part in self.parts.items():
@@ -71,21 +71,23 @@ class Mixture:
         return self._drawn(split, remaining)
 
     def label_at(self, split: str, index: int, labels: Sequence[str] | None = None) -> str:
-        """The label of the part that problem `index` of `split` is drawn from; of `labels`, in the order of `parts`,
-        where given."""
+        """Return the label of the part that problem `index` of `split` is drawn from.
+
+        `labels` restricts the choice to some of the parts, in the order of `parts`.
+        """
         labels = labels or tuple(self.parts)
         bounds = list(accumulate(self.parts[label].weight for label in labels))
         drawn = Random(f"{self._seed}/{split}/{index}").random() * bounds[-1]
         return next((label for label, bound in zip(labels, bounds, strict=True) if drawn < bound), labels[-1])
 
     def labelled(self, label: str, problem: Problem) -> Problem:
-        """`problem` of the part `label`, as the mixture's."""
+        """Return `problem`, of the part `label`, as a problem of the mixture."""
         if problem.task == label:
             return problem
         return replace(problem, task=label, problem_id=f"{label}/{problem.problem_id.removeprefix(f'{problem.task}/')}")
 
     def warm_up(self) -> None:
-        """What the parts need before their first verification."""
+        """Warm up the parts that need it."""
         for part in self.parts.values():
             if isinstance(part.task, NeedsWarmUp):
                 part.task.warm_up()
@@ -94,11 +96,11 @@ class Mixture:
         return self._task(problem).prompt(problem)
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """As the part of the problem reads it."""
+        """Read the answer as the problem's part does."""
         return self._task(problem).final_answer(problem, response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """As the part of the problem judges it."""
+        """Judge as the problem's part does."""
         return self._task(problem).verify(problem, response)
 
     def _task(self, problem: Problem) -> Task:

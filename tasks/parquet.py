@@ -1,5 +1,4 @@
-"""Problems of your own, from Parquet or JSON Lines files: one a row, with a prompt and, where there is a verifier, an
-answer.
+"""Problems of your own, from Parquet or JSON Lines files: each row has a prompt and, if there is a verifier, an answer.
 
     task = ParquetTask(ParquetConfig(path="problems.jsonl", verifier="exact"))
     for problem in task.problems("train"):
@@ -7,7 +6,8 @@ answer.
 
 A prompt is a string or a list of chat messages. `Problem.question` of such a list is a transcript for people; the
 messages themselves are in `Problem.meta`, which the rollout log does not keep. Each call of `problems` reads and checks
-every row of the files."""
+every row of the files.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +18,49 @@ from decimal import Decimal
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from tasks.answers import canonical_text, final_number, final_text, reference_number
-from tasks.base import Message, Problem, TaskError, Verdict, judge, with_instruction
-from tasks.config import ParquetConfig
+from tasks.base import Message, Problem, Section, Task, TaskError, Verdict, judge, with_instruction
 from tasks.data.files import SUFFIXES, DataFile, Row
-from tasks.mathematics.verify import final_math, is_readable, math_verdict, warm_up
 
-__all__ = ["ParquetTask"]
+__all__ = ["ParquetConfig", "ParquetTask"]
 
-_MESSAGES = "messages"  # in Problem.meta: the prompt as JSON, where it is more than one message of the user
+_MESSAGES = "messages"  # in Problem.meta: the prompt as JSON, unless it is a single message of the user
 
 
-class ParquetTask:
-    """The task of a person's own files; see the module for the loop that uses it."""
+class ParquetConfig(Section):
+    """Problems of your own, one a row, from .parquet or .jsonl files."""
+
+    path: str | None = None
+    """A .parquet or .jsonl file, a directory (all of its .parquet and .jsonl files, by name) or a glob."""
+    prompt_column: str = "prompt"
+    """The question: a string, or a list of chat messages {role, content}."""
+    answer_column: str | None = "answer"
+    """The right answer: a string or a number. It is not read with verifier "none"."""
+    id_column: str | None = None
+    """A column of distinct names for the problems. Unset: the row's number, counted over all files, and a digest of its
+    prompt. Rows that are later inserted before others then change the ids of these."""
+    split_column: str | None = None
+    """The column that says which split a row belongs to. Unset: "train" and "test" both have all rows."""
+    instruction: str = ""
+    """Follows every question, or the last user message, on a line of its own. It is not part of the problem id."""
+    verifier: Literal["number", "math", "exact", "none"] = "number"
+    """How an answer is judged. "number": by value, read as GSM8K's are. "math": as MATH's are, any mathematics in any
+    of its forms (docs/verifiers.md). "exact": the last box or line of the response must be the answer, up to case and
+    spacing. "none": there is nothing to judge by, and jobs that need verdicts refuse the task."""
+
+    @model_validator(mode="after")
+    def _verifier_has_answers(self) -> Self:
+        if self.verifier != "none" and self.answer_column is None:
+            raise ValueError(f'verifier = "{self.verifier}" needs an answer_column, which is None: name it, or set the verifier to "none"')
+        return self
+
+
+class ParquetTask(Task):
+    """The task of your own files. The head of the module shows its use."""
 
     name: str = "parquet"
 
@@ -41,8 +70,10 @@ class ParquetTask:
         self.deadline_s: float = 5.0 if config.verifier == "math" else 2.0
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The problems of `split` in the order of the files and their rows. Raises TaskError for an unknown split and
-        for unusable data."""
+        """Return the problems of `split` in the order of the files and their rows.
+
+        Raises TaskError for an unknown split and for unusable data.
+        """
         if self._config.split_column is None and split not in ("train", "test"):
             raise TaskError(
                 f"task {self.name}: no split '{split}': without task.parquet.split_column there are train and test, and both are all rows"
@@ -59,7 +90,7 @@ class ParquetTask:
         return iter([problem for problem, its_split in zip(problems, splits, strict=True) if its_split == split])
 
     def prompt(self, problem: Problem) -> list[Message]:
-        """The messages of the row; the instruction ends the last one of the user."""
+        """Return the messages of the row. The instruction ends the last message of the user."""
         stored = problem.meta.get(_MESSAGES)
         messages: list[Message] = json.loads(stored) if stored else [{"role": "user", "content": problem.question}]
         last_of_user = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=None)
@@ -69,22 +100,27 @@ class ParquetTask:
         return messages
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """The stated number with verifier "number", the stated mathematics with "math", else the last box or line
-        (`tasks.answers`)."""
+        """Return the stated number, the stated mathematics, or the last box or line, as `verifier` says."""
         match self._config.verifier:
             case "number":
                 return final_number(response)
             case "math":
+                from tasks.mathematics.verify import final_math
+
                 return final_math(response)
         return final_text(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Reward 1.0 where the final answer is the row's, else 0.0; NO_ANSWER (0.0) where there is none. TaskError with
-        verifier "none"."""
+        """Give reward 1.0 if the final answer is the row's, else 0.0; NO_ANSWER if there is none.
+
+        Raises TaskError with verifier "none".
+        """
         match self._config.verifier:
             case "number":
                 return judge(self.final_answer(problem, response), final_number(problem.answer))
             case "math":
+                from tasks.mathematics.verify import math_verdict
+
                 return math_verdict(response, problem.answer)
             case "exact":
                 return judge(self.final_answer(problem, response), canonical_text(problem.answer))
@@ -95,6 +131,8 @@ class ParquetTask:
 
     def warm_up(self) -> None:
         if self._config.verifier == "math":
+            from tasks.mathematics.verify import warm_up
+
             warm_up()
 
     def _files(self) -> list[DataFile]:
@@ -127,7 +165,7 @@ class ParquetTask:
         return self._config.answer_column if self.has_verifier else None
 
     def _problem(self, row: Row, number: int) -> Problem:
-        """`number` counts the rows of all files."""
+        """Make a problem of `row`. `number` counts the rows of all files."""
         messages = _messages(row, self._config.prompt_column)
         is_plain = len(messages) == 1 and messages[0]["role"] == "user"
         question = messages[0]["content"] if is_plain else "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
@@ -151,13 +189,16 @@ class ParquetTask:
         answer = _text(row, self._answer_column)
         if self._config.verifier == "number" and reference_number(answer) is None:
             raise row.error(f"column '{self._answer_column}' states no single number: {answer[:80]!r}")
-        if self._config.verifier == "math" and not is_readable(answer):
-            raise row.error(f"column '{self._answer_column}' is no mathematics that can be verified: {answer[:80]!r}")
+        if self._config.verifier == "math":
+            from tasks.mathematics.verify import is_readable
+
+            if not is_readable(answer):
+                raise row.error(f"column '{self._answer_column}' is no mathematics that can be verified: {answer[:80]!r}")
         return answer
 
 
 def _messages(row: Row, column: str) -> list[Message]:
-    """The prompt as chat messages, of which only role and content are kept."""
+    """Return the prompt as chat messages with their role and content only."""
     prompt = row.values[column]
     if not isinstance(prompt, list):
         return [{"role": "user", "content": _text(row, column)}]
@@ -172,12 +213,12 @@ def _messages(row: Row, column: str) -> list[Message]:
 
 
 def _text(row: Row, column: str) -> str:
-    """A value that is text or a number, as text that is not blank."""
+    """Return a value, which is text or a number, as text that is not blank."""
     value = row.values[column]
     if value is None:
         raise row.error(f"column '{column}' is null")
     if isinstance(value, float | Decimal):
-        value = f"{Decimal(str(value)):f}"  # never 1e+20
+        value = f"{Decimal(str(value)):f}"  # in full, never as 1e+20
     if not isinstance(value, str | int):
         raise row.error(f"column '{column}' is neither text nor a number: {str(value)[:80]}")
     text = str(value)
@@ -187,7 +228,7 @@ def _text(row: Row, column: str) -> str:
 
 
 def _name(row: Row, column: str) -> str:
-    """An id or a split."""
+    """Return the id or the split that `column` names."""
     return _text(row, column).strip()
 
 

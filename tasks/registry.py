@@ -1,113 +1,69 @@
-"""The tasks by name. To add one: implement `tasks.base.Task`, name it in `TaskConfig.name`, and list it here.
+"""Tasks by name or by import path.
 
-A task's module is imported when the task is made: a verifier process starts with one of them, not with all.
+    require_methods(config)      # once, before anything starts: a wrong import path is one line
+    task = make_task(config)
+
+A known task is an entry of `TASKS`. Any other name is the import path of a class of your own (`tasks.base.Task`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from hashlib import blake2b
 
-from tasks.base import Task
-from tasks.config import TaskConfig
+from buffers.extensions import is_path, load
+from tasks.base import MEMBERS, Task
+from tasks.config import MIXTURE, TASKS, PartConfig, TaskConfig
+from tasks.mixture import Mixture, Part, naming_part
 
-__all__ = ["TASKS", "make_task"]
-
-
-def _make_aime(config: TaskConfig) -> Task:
-    from tasks.aime import Aime
-
-    return Aime(config.aime)
-
-
-def _make_arithmetic(config: TaskConfig) -> Task:
-    from tasks.arithmetic import Arithmetic
-
-    return Arithmetic(config.arithmetic, config.seed)
-
-
-def _make_dapo_math(config: TaskConfig) -> Task:
-    from tasks.dapo_math import DapoMath
-
-    return DapoMath(config)
-
-
-def _make_gsm8k(config: TaskConfig) -> Task:
-    from tasks.gsm8k import Gsm8k
-
-    return Gsm8k(config.gsm8k)
-
-
-def _make_math(config: TaskConfig) -> Task:
-    from tasks.hendrycks_math import HendrycksMath
-
-    return HendrycksMath(config.math)
-
-
-def _make_mbpp_plus(config: TaskConfig) -> Task:
-    from tasks.mbpp_plus import MbppPlus
-
-    return MbppPlus(config.mbpp_plus)
-
-
-def _make_parquet(config: TaskConfig) -> Task:
-    from tasks.parquet import ParquetTask
-
-    return ParquetTask(config.parquet)
-
-
-def _make_countdown(config: TaskConfig) -> Task:
-    from tasks.countdown import Countdown
-    from tasks.puzzles.puzzle_tasks import puzzle_task
-
-    return puzzle_task(Countdown(config.countdown), config.countdown, config.seed)
-
-
-def _make_game24(config: TaskConfig) -> Task:
-    from tasks.game24 import Game24
-    from tasks.puzzles.puzzle_tasks import puzzle_task
-
-    return puzzle_task(Game24(config.game24), config.game24, config.seed)
-
-
-def _make_reasoning_gym(config: TaskConfig) -> Task:
-    from tasks.reasoning_gym_task import ReasoningGym
-
-    return ReasoningGym(config.reasoning_gym, config.seed)
-
-
-def _make_mixture(config: TaskConfig) -> Task:
-    """A part under its task's own name has the problems that the task has alone; others have a seed of their own."""
-    from tasks.mixture import Mixture, Part, naming_part
-
-    parts: dict[str, Part] = {}
-    for label, part in config.mixture.parts.items():
-        seed = config.seed if part.name == label else _part_seed(config.seed, label)
-        with naming_part(label):
-            task = make_task(TaskConfig.model_validate({"name": part.name, "seed": seed, **part.sections}))
-        parts[label] = Part(task=task, weight=part.weight)
-    return Mixture(parts, config.seed)
-
-
-TASKS: Mapping[str, Callable[[TaskConfig], Task]] = {
-    "aime": _make_aime,
-    "arithmetic": _make_arithmetic,
-    "countdown": _make_countdown,
-    "dapo-math": _make_dapo_math,
-    "game24": _make_game24,
-    "gsm8k": _make_gsm8k,
-    "math": _make_math,
-    "mbpp-plus": _make_mbpp_plus,
-    "mixture": _make_mixture,
-    "parquet": _make_parquet,
-    "reasoning-gym": _make_reasoning_gym,
-}
+__all__ = ["TASKS", "make_task", "require_methods"]
 
 
 def make_task(config: TaskConfig) -> Task:
-    """The task that `config` names. Cheap: no data is read before `problems`."""
-    return TASKS[config.name](config)
+    """Make the task that `config` names, without reading its data.
+
+    Raises ExtensionError if a class of your own cannot be imported or made, or lacks a member of `Task`.
+    """
+    if config.name != MIXTURE:
+        return _make(config, "task", config.seed)
+    parts: dict[str, Part] = {}
+    for key, label, part in _parts(config):
+        with naming_part(label):
+            parts[label] = Part(task=_make(part, key, _seed(config, label, part)), weight=part.weight)
+    return Mixture(parts, config.seed)
 
 
-def _part_seed(seed: int, label: str) -> int:
-    return int.from_bytes(blake2b(f"{seed}/{label}".encode(), digest_size=6).digest(), "big")
+def require_methods(config: TaskConfig) -> None:
+    """Raise ExtensionError unless every class of your own that `config` names can be imported and made."""
+    if is_path(config.name):
+        _make(config, "task", config.seed)
+    for key, _, part in _parts(config):
+        if is_path(str(part.name)):
+            _make(part, key, config.seed)
+
+
+def _parts(config: TaskConfig) -> Iterator[tuple[str, str, PartConfig]]:
+    """Yield key, label and configuration of each part of a mixture."""
+    if config.name == MIXTURE:
+        for label, part in config.mixture.parts.items():
+            yield f"task.mixture.parts.{label}", label, part
+
+
+def _make(config: TaskConfig | PartConfig, key: str, seed: int) -> Task:
+    """Make one task. `key` is the place of `config` in the whole configuration, for messages."""
+    name = str(config.name)
+    if name not in TASKS:
+        task: Task = load(name, config.options, key=f"{key}.name", options_key=f"{key}.options", methods=MEMBERS)
+        return task
+    values = config.values(seed)
+    return TASKS[name].make(*(values[each] for each in TASKS[name].keys))
+
+
+def _seed(config: TaskConfig, label: str, part: PartConfig) -> int:
+    """Return the seed of a part.
+
+    A part under the name of its task has the problems that the task has alone. Any other part has a seed of its own.
+    """
+    if part.name == label:
+        return config.seed
+    return int.from_bytes(blake2b(f"{config.seed}/{label}".encode(), digest_size=6).digest(), "big")

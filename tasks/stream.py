@@ -1,14 +1,15 @@
-"""The order in which training meets the problems of a task, and where it stands.
+"""The order in which training meets the problems of a task, and the position in it.
 
     stream = ProblemStream(task, "train", seed=0)
     problem = next(stream)
-    stream.observe(problem, num_correct=3, num_scored=8)     # of no effect without a curriculum
+    stream.observe(problem, num_correct=3, num_scored=8)     # has no effect without a curriculum
     state = stream.state_dict()          # saved with the checkpoint
-    stream.load_state_dict(state)        # into a stream made with the same task, split and seed: the same problems follow
+    stream.load_state_dict(state)        # into a stream of the same task, split and seed: the same problems follow
 
-Without a curriculum every order is a function of (seed, cursor), and so all state is one cursor, and one for each part
-of a mixture. With one, the state is also the measured rates, and how many candidates were passed over
-(`tasks.curriculum`)."""
+Without a curriculum, the order is a function of (seed, cursor), so the state is one cursor, and one more for each part
+of a mixture. With a curriculum, the state also has the measured rates and the number of candidates passed over
+(`tasks.curriculum`).
+"""
 
 from __future__ import annotations
 
@@ -28,28 +29,32 @@ MAX_FINITE_PROBLEMS = 1_000_000
 
 @runtime_checkable
 class IndexedTask(Protocol):
-    """A task whose splits are endless and can be read at any index, at the cost of one problem."""
+    """A task whose splits are endless and can be read at any index for the cost of one problem."""
 
     def problem(self, split: str, index: int) -> Problem: ...
 
 
 def is_endless(task: Task) -> bool:
-    """Whether `task.problems` never comes to an end."""
+    """Return whether the problems of `task` never end."""
     if isinstance(task, Mixture):
         return any(is_endless(part.task) for part in task.parts.values())
     return isinstance(task, IndexedTask)
 
 
 class ProblemStream(Iterator[Problem]):
-    """Problems of one split without end. Not thread-safe.
+    """The problems of one split, without end. The object is not thread-safe.
 
-    An `IndexedTask` is read in index order, and `seed` has no effect. Any other task is read into memory once and must
-    be finite; each epoch then meets every problem once, in an order shuffled by (seed, epoch). Each part of a `Mixture`
-    is read so. With a curriculum, an epoch meets some of its problems."""
+    An `IndexedTask` is read in the order of indices, and `seed` has no effect. Any other task must be finite and is
+    read into memory once; each epoch then meets every problem once, in an order shuffled by (seed, epoch). The same
+    holds for each part of a `Mixture`. With a curriculum, an epoch meets only some of the problems.
+    """
 
     def __init__(self, task: Task, split: str, seed: int, curriculum: CurriculumConfig | None = None) -> None:
-        """Raises TaskError for an empty split, for one of over a million problems in a task that is not an
-        `IndexedTask`, and where the task's `problems` does."""
+        """Read the problems.
+
+        Raises TaskError for an empty split, for over a million problems of a task that is not an `IndexedTask`, and if
+        the task's `problems` does.
+        """
         self.task = task
         self._source: _Mixed | _Plain = _Mixed(task, split, seed) if isinstance(task, Mixture) else _plain(task, split, str(seed))
         self._identity: dict[str, str | int] = {"task": task.name, "split": split, "seed": seed, **self._source.identity}
@@ -66,35 +71,34 @@ class ProblemStream(Iterator[Problem]):
 
     @property
     def cursor(self) -> int:
-        """How many problems were handed out since the start of the run."""
+        """How many problems the stream has returned since the start of the run."""
         return self._cursor
 
     @property
     def num_passed_over(self) -> int:
-        """Candidates that the curriculum did not take; 0 without one."""
+        """How many candidates the curriculum did not accept; 0 without one."""
         return self._source.position - self._cursor
 
     @property
     def pass_rates(self) -> dict[str, float]:
-        """Of each kind of problems observed; empty without a curriculum."""
+        """The pass rate of each kind of problems observed; empty without a curriculum."""
         return {} if self._curriculum is None else self._curriculum.rates()
 
     def observe(self, problem: Problem, *, num_correct: int, num_scored: int) -> None:
-        """The verdicts of a group: what follows depends on them, and on their order, where there is a curriculum, and
-        on nothing else."""
+        """Record the verdicts of a group. With a curriculum, the next problems depend on them and on their order."""
         if self._curriculum is not None:
             recurs = self._source.recurs(problem)
             self._curriculum.observe(problem, num_correct=num_correct, num_scored=num_scored, recurs=recurs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, in values JSON can hold."""
+        """Return the whole state, in values that JSON can hold."""
         state: dict[str, Any] = {**self._identity, "cursor": self._cursor, **self._source.cursors()}
         if self._curriculum is not None:
             state["curriculum"] = {"position": self._source.position, **self._curriculum.state_dict()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the last problem of the saved stream. Raises ValueError where `state` is of another stream."""
+        """Continue after the last problem of the saved stream. Raises ValueError if `state` is of another stream."""
         found = {key: value for key, value in state.items() if key not in ("cursor", "parts", "curriculum")}
         if found != self._identity:
             raise ValueError(f"the saved stream is of {found}, this one of {self._identity}")
@@ -111,7 +115,7 @@ class ProblemStream(Iterator[Problem]):
 
 
 class _Plain:
-    """The problems of a task that is no mixture, by position."""
+    """The problems of a task that is not a mixture, by position."""
 
     def __init__(self, at: Callable[[int], Problem], num_problems: int | None) -> None:
         self.identity = {} if num_problems is None else {"num_problems": num_problems}
@@ -124,11 +128,11 @@ class _Plain:
         return problem
 
     def recurs(self, problem: Problem) -> bool:
-        """Whether it will come again: each problem of a finite task does."""
+        """Return whether the problem will come again, as each problem of a finite task does."""
         return bool(self.identity)
 
     def cursors(self) -> dict[str, Any]:
-        """The position is all there is."""
+        """Return the cursors of the parts, of which there are none."""
         return {}
 
     def restore(self, position: int, parts: Any = None) -> None:
@@ -136,7 +140,7 @@ class _Plain:
 
 
 class _Mixed:
-    """The problems of a mixture, each part at a position of its own."""
+    """The problems of a mixture. Each part has a position of its own."""
 
     def __init__(self, mixture: Mixture, split: str, seed: int) -> None:
         self._mixture = mixture
@@ -161,7 +165,7 @@ class _Mixed:
         return {"parts": {label: part.position for label, part in self._parts.items()}}
 
     def restore(self, position: int, parts: Any) -> None:
-        """Raises ValueError where `parts` are others, or do not add up to `position`."""
+        """Restore all positions. Raises ValueError if `parts` are other parts, or do not add up to `position`."""
         if not isinstance(parts, dict) or parts.keys() != self._parts.keys():
             raise ValueError(f"the saved stream has the parts {', '.join(parts or ())}, this one {', '.join(self._parts)}")
         if min(parts.values()) < 0 or sum(parts.values()) != position:
@@ -172,7 +176,7 @@ class _Mixed:
 
 
 def _plain(task: Task, split: str, seed: str) -> _Plain:
-    """Finite tasks are shuffled by `seed`."""
+    """Return the problems of `task` by position. A finite task is shuffled by `seed`."""
     if isinstance(task, IndexedTask):
         indexed = task
         return _Plain(lambda position: indexed.problem(split, position), None)
@@ -181,7 +185,7 @@ def _plain(task: Task, split: str, seed: str) -> _Plain:
 
 
 class _ShuffledEpochs:
-    """A finite list of problems repeated without end, each epoch in an order of its own."""
+    """A finite list of problems that repeats without end. Each epoch has an order of its own."""
 
     def __init__(self, problems: list[Problem], seed: str) -> None:
         self._problems = problems
@@ -196,7 +200,7 @@ class _ShuffledEpochs:
         return self._problems[self._order[position]]
 
     def _shuffled(self, epoch: int) -> list[int]:
-        """Sorting by `random()` keys: `shuffle` may change between Python versions, `random` may not."""
+        """Sort by keys of `random()`, which stays the same in every Python version; `shuffle` may change."""
         rng = Random(f"{self._seed}/{epoch}")
         keys = [rng.random() for _ in self._problems]
         return sorted(range(len(keys)), key=keys.__getitem__)

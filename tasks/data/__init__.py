@@ -1,1 +1,1 @@
-"""Data files: where they come from, how they are read and split."""
+"""Data files: finding them, reading them and splitting them."""

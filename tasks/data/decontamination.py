@@ -1,11 +1,12 @@
-r"""Which problems of a training set are those of a test set, whatever the spelling of their LaTeX.
+r"""Find the questions of a training set that are questions of a test set, however their LaTeX is spelled.
 
     leaked = contaminated(train_questions, test_questions)      # indices into train_questions
 
-A question is compared by its letters and digits alone, without case, commands of layout, and the markup of mathematics:
-"$x^{2}$", "\(x^2\)" and "x²" are one. What differs in signs only is taken for the same question: a training set loses
-little by that. A training question that goes on after a whole test question ("... Please give m + n.") is that question
-too."""
+Questions are compared by their letters and digits alone, without case, layout commands and the markup of mathematics:
+"$x^{2}$", "\(x^2\)" and "x²" are the same. Questions that differ only in their signs count as the same too; a training
+set loses little by that. A training question that continues after a whole test question ("... Please give m + n.") is
+that test question as well.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +18,7 @@ from collections.abc import Iterable, Sequence
 __all__ = ["contaminated", "normalised_question"]
 
 _MIN_PREFIX_CHARS = 40
-"""A test question this long, or longer, is found at the start of a training question; a shorter one must be all of
-it."""
+"""A test question of at least this length is also found at the start of a training question."""
 
 _LAYOUT = re.compile(
     r"""
@@ -43,7 +43,7 @@ _OTHER = re.compile(r"[^a-z0-9α-ω]+")
 
 
 def normalised_question(text: str) -> str:
-    """The letters and digits of a question: equal for two spellings of one question."""
+    """Return the letters and digits of a question, which are equal for two spellings of one question."""
     text = _LAYOUT.sub(" ", text)
     for pattern, same in _SAME_COMMANDS:
         text = pattern.sub(same, text)
@@ -51,7 +51,7 @@ def normalised_question(text: str) -> str:
 
 
 def contaminated(questions: Sequence[str], references: Iterable[str]) -> frozenset[int]:
-    """Indices of the `questions` that are, or begin with, one of the `references`."""
+    """Return the indices of the `questions` that are, or begin with, one of the `references`."""
     whole = {normalised_question(reference) for reference in references} - {""}
     starts: dict[str, list[str]] = defaultdict(list)
     for reference in whole:

@@ -1,5 +1,7 @@
-"""Random numbers that stay what they are: `Random.random` is the one method whose sequence Python promises to keep
-between versions."""
+"""Random integers that stay the same in every Python version.
+
+`Random.random` is the one method whose sequence Python promises to keep, so nothing else is drawn from.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ __all__ = ["below", "between"]
 
 
 def below(rng: Random, bound: int) -> int:
-    """A uniform integer in 0..bound-1."""
+    """Draw a uniform integer from 0..bound-1."""
     return int(rng.random() * bound)
 
 
 def between(rng: Random, smallest: int, largest: int) -> int:
-    """A uniform integer in smallest..largest."""
+    """Draw a uniform integer from smallest..largest."""
     return smallest + below(rng, largest - smallest + 1)

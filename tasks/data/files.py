@@ -1,12 +1,11 @@
-"""Rows of local Parquet and JSON Lines files. What is wrong with a file is a TaskError that names it, its column and
-its row.
+"""Rows of local Parquet and JSON Lines files. A TaskError says what is wrong, in which file, column and row.
 
     file = DataFile(task="parquet", path=Path("problems.jsonl"))
     for row in file.rows(["prompt", "answer"]):
         if row.values["prompt"] is None:
             raise row.error("column 'prompt' is null")
 
-Rows are counted from 0, without the blank lines of a JSON Lines file.
+Rows count from 0; the blank lines of a JSON Lines file do not count.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ SUFFIXES = (".parquet", ".jsonl")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataFile:
-    """A file of `task`. All methods raise TaskError where it cannot be read."""
+    """A data file of `task`. All methods raise TaskError if it cannot be read."""
 
     task: str
     path: Path
 
     def columns(self) -> list[str]:
-        """The names of all columns; of a JSON Lines file, the keys of any row."""
+        """Return the names of all columns: for JSON Lines, every key that occurs in some row."""
         return _keys(self._json_rows()) if self._is_json else self._parquet_columns()
 
     def num_rows(self) -> int:
@@ -46,9 +45,9 @@ class DataFile:
         return count
 
     def rows(self, columns: Sequence[str]) -> list[Row]:
-        """All rows, with the values of `columns`; None where a JSON row has no such key.
+        """Return all rows with their values of `columns`. A key that a JSON row lacks has the value None.
 
-        Raises TaskError for a file without rows, and for a column that it does not have.
+        Raises TaskError for a file without rows, and for a column that the file does not have.
         """
         if self._is_json:
             rows = self._json_rows()
@@ -73,7 +72,7 @@ class DataFile:
             raise self.error(f"no column '{missing[0]}', only {', '.join(present)}")
 
     def _parquet_columns(self) -> list[str]:
-        from pyarrow import parquet  # here, because a verifier process makes tasks and reads no file
+        from pyarrow import parquet  # a verifier process makes tasks but reads no file
 
         with self._readable("Parquet"):
             names: list[str] = parquet.read_schema(self.path).names
@@ -87,7 +86,7 @@ class DataFile:
         return rows
 
     def _json_rows(self) -> list[dict[str, Any]]:
-        """By the standard library: Arrow's reader takes text that looks like a time for one."""
+        """Parse with the standard library, because Arrow's reader turns text that looks like a time into one."""
         with self._readable("UTF-8"):
             lines = self.path.read_text(encoding="utf-8-sig").split("\n")
         return [self._json_row(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -103,7 +102,7 @@ class DataFile:
 
     @contextmanager
     def _readable(self, form: str) -> Iterator[None]:
-        """Arrow's errors are ValueErrors and OSErrors."""
+        """Turn the errors of Arrow, which are ValueErrors and OSErrors, into TaskErrors."""
         try:
             yield
         except (ValueError, OSError) as error:
@@ -113,7 +112,7 @@ class DataFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """Row `number` of `file`."""
+    """One row of `file`: its number, and its values by column."""
 
     file: DataFile
     number: int

@@ -1,9 +1,10 @@
-"""Rows of a published data set, each under its place in the published file, whatever file they are read from.
+"""Rows of a published data set. Each row keeps its index in the published file, whatever file it is read from.
 
-    for row in published_rows(file, layouts=[("prompt", "answer"), ("question", "answer")], num_rows=1319, title="GSM8K"):
+    layouts = [("prompt", "answer"), ("question", "answer")]
+    for row in published_rows(file, layouts=layouts, num_rows=1319, title="GSM8K"):
         print(row.index, row.question, row.answer)
 
-A file is as published, row i in place i, or it has a column "index" that says so.
+Row i stands in place i, as published, unless the file has a column "index" that gives the indices.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["PublishedRow", "published_rows"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedRow:
-    """Row `index` of the published file. `answer` is what its column holds, of whatever type."""
+    """Row `index` of the published file. `answer` is the value of its column, of any type."""
 
     row: Row
     index: int
@@ -31,11 +32,11 @@ class PublishedRow:
 def published_rows(
     file: DataFile, *, layouts: Sequence[tuple[str, str]], num_rows: int, title: str, unusable: Collection[int] = ()
 ) -> list[PublishedRow]:
-    """All rows by index but the `unusable`, which the file may lack. `layouts` are pairs of columns, question and
-    answer.
+    """Return all rows in the order of their indices, except the `unusable` ones, which the file may lack.
 
-    Raises TaskError where the file has none of the layouts, another number of rows, a blank question, or an index
-    twice."""
+    Each of `layouts` is a pair of columns: question and answer. Raises TaskError if the file has none of the layouts,
+    another number of rows, a blank question, or the same index twice.
+    """
     present = file.columns()
     layout = next((layout for layout in layouts if set(layout) <= set(present)), None)
     if layout is None:

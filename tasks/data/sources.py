@@ -1,11 +1,12 @@
 """Where the files of a published data set come from: a path, a folder of REPEXP_DATA, or the Hugging Face hub.
 
-    source = Source(task="gsm8k", key="task.gsm8k", folder="gsm8k", config=config.gsm8k)
+    source = DataSource(task="gsm8k", key="task.gsm8k", folder="gsm8k", config=config.gsm8k)
     file = source.file("train.parquet", "train-*.parquet", "main/train-*.parquet")   # a tasks.data.files.DataFile
 
-`path` is final where it is set: a directory, or one file. Else the folder is looked into, then the hub at a pinned
-revision: its local cache first, the network only where the cache lacks the file. What is found nowhere is one TaskError
-that says which file to put where."""
+If `path` is set, only that directory or file is used. Otherwise the folder comes first, then the hub at a pinned
+revision: its local cache, and the network only if the cache lacks the file. If a file is found nowhere, one TaskError
+says which file to put where.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +15,53 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from tasks.base import TaskError
-from tasks.config import SourceConfig
+from pydantic import model_validator
+
+from tasks.base import Section, TaskError
 from tasks.data.files import DataFile
 
-__all__ = ["DATA_VARIABLE", "DataSource"]
+__all__ = ["DATA_VARIABLE", "DataSetConfig", "DataSource", "SourceConfig"]
 
 DATA_VARIABLE = "REPEXP_DATA"
 _COMMIT = re.compile("[0-9a-f]{40}")
 _REACH_TIMEOUT_S = 10.0
 
 
+class SourceConfig(Section):
+    """Where the files of a published data set come from."""
+
+    path: str | None = None
+    """A directory of the files, or the one file that is needed. Unset: the task's folder in the directory that the
+    environment variable REPEXP_DATA names, then the hub."""
+    hub: str | None = None
+    """A data set of the Hugging Face hub, OWNER/NAME, used for what is not on this machine. None: never ask the hub."""
+    revision: str = "main"
+    """Commit, branch or tag of `hub`. A commit never changes, so its files are taken from the local cache without
+    asking the hub."""
+
+    @model_validator(mode="after")
+    def _revision_is_of_the_hub(self) -> Self:
+        is_another = self.hub not in (None, type(self).model_fields["hub"].default)
+        if is_another and "revision" not in self.model_fields_set:
+            raise ValueError(f'hub = "{self.hub}" needs a revision of its own: the default, {self.revision}, is of the default hub')
+        return self
+
+
+class DataSetConfig(SourceConfig):
+    """Where a published data set comes from, and how its questions are posed."""
+
+    instruction: str = "Let's think step by step and put the final answer within \\boxed{}."
+    """Follows every question, on a line of its own. It is not part of the problem id."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSource:
-    """The files of one data set. `key` is where `config` stands in the configuration, `folder` its place under
-    REPEXP_DATA."""
+    """The files of one data set.
+
+    `key` is the place of `config` in the whole configuration, and `folder` that of the files in REPEXP_DATA.
+    """
 
     task: str
     key: str
@@ -37,9 +69,9 @@ class DataSource:
     config: SourceConfig
 
     def file(self, name: str, *globs: str) -> DataFile:
-        """The file `name`, else the first by name that matches one of `globs` (other names, the hub's layout).
+        """Return the file `name`, else the first match of `globs`, which are other names and the hub's layout.
 
-        Raises TaskError where it is nowhere: where it was looked for, and where to put it.
+        Raises TaskError if there is none; the message says where it was looked for and where to put it.
         """
         wanted = (name, *globs)
         if self.config.path is not None:
@@ -67,7 +99,7 @@ class DataSource:
             return found
         try:
             found = _first_match(_fetched(hub, revision, wanted), wanted)
-        except Exception as error:  # of the hub's client or of the transport below it, whose classes change with its version
+        except Exception as error:  # classes of the hub's client and its transport, which change with the version
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise self._nowhere(name, f"{hub} at {revision} cannot be had from the hub: {reason}") from None
         if found is None:
@@ -88,8 +120,8 @@ def _first_match(directory: Path | None, wanted: Sequence[str]) -> Path | None:
 
 
 def _cached(hub: str, revision: str, wanted: Sequence[str]) -> Path | None:
-    """What the local cache has of that commit."""
-    from huggingface_hub import snapshot_download  # here, because a verifier process makes tasks and reads no file
+    """Return the directory of that commit in the local cache, if the cache has one."""
+    from huggingface_hub import snapshot_download  # a verifier process makes tasks but reads no file
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
@@ -99,8 +131,8 @@ def _cached(hub: str, revision: str, wanted: Sequence[str]) -> Path | None:
 
 
 def _fetched(hub: str, revision: str, wanted: Sequence[str]) -> Path:
-    """The hub's files that match, fetched into the cache; those that are there are not fetched again."""
+    """Fetch the files that match into the cache, unless they are there already, and return their directory."""
     from huggingface_hub import constants, get_session, snapshot_download
 
-    get_session().head(constants.ENDPOINT, timeout=_REACH_TIMEOUT_S)  # the client itself tries for half a minute and says so six times
+    get_session().head(constants.ENDPOINT, timeout=_REACH_TIMEOUT_S)  # the client alone would retry for half a minute
     return Path(snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=list(wanted)))

@@ -1,10 +1,11 @@
-"""Which rows of published files make up the splits that are not published as files, recorded row by row.
+"""The rows of the splits that are not published as files of their own, listed one by one.
 
 GSM8K_DEV: 512 rows of GSM8K's test file, by index. They are the first 512 of 0..1318 in the order of
-SHA-256("gsm8k/test/INDEX"): that text is the seed. RepExp's authors use as many, but their rows are not published.
+SHA-256("gsm8k/test/INDEX"), which is the seed. RepExp's authors use as many rows but do not publish which.
 
-MATH_500: the rows of MATH's test file (order of DigitalLearningGmbH/MATH-lighteval) that are MATH-500 (Lightman et al.
-2023, arXiv:2305.20050), by the digest of their question, so that they are found in any file that has them."""
+MATH_500: the rows of MATH's test file (order of DigitalLearningGmbH/MATH-lighteval) that make up MATH-500 (Lightman et
+al. 2023, arXiv:2305.20050). Each is listed with the digest of its question, so that it is found in any file.
+"""
 
 from __future__ import annotations
 
@@ -97,5 +98,5 @@ MATH_500: Mapping[str, int] = {digest: int(index) for index, _, digest in (entry
 
 
 def question_digest(question: str) -> str:
-    """Eight hex digits of BLAKE2b over the letters and digits of a question."""
+    """Return eight hexadecimal digits of BLAKE2b over the letters and digits of a question."""
     return blake2b(normalised_question(question).encode(), digest_size=4).hexdigest()

@@ -1,14 +1,16 @@
-r"""Whether an answer is the right one: the ladder from spelling to exact values to a computer algebra system.
+r"""Whether an answer is the right one. A comparison climbs from spelling to exact values to a computer algebra system.
 
     finding = compare(readings(gold), readings(answer))
     finding.is_equal, finding.rung, finding.refusal
 
 The right answer decides what is compared: an unordered list, an ordered point, an interval, a matrix, an equation,
-words, or one value with or without its unit. The choices are stated in docs/verifiers.md. A pair of values goes down
-the ladder only as far as it must:
+words, or one value with or without its unit. docs/verifiers.md states the choices. A pair of values climbs only as far
+as it must:
 
-SPELLING  the same nodes.                                   VALUE  both have exact values; these decide.
-FILTER    too large or too deep for sympy: refused.         SYMBOLIC  Math-Verify and sympy.
+SPELLING  The nodes are the same.
+VALUE     Both have exact values, which decide.
+FILTER    One is too large or too deep for sympy and is refused.
+SYMBOLIC  Math-Verify and sympy decide.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Rung(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """`rung` is the lowest that the comparison went down to; `refusal` says what kept an answer from the last one."""
+    """The result of a comparison: the highest rung that it reached, and what kept the answer from the last one."""
 
     is_equal: bool
     rung: Rung
@@ -53,10 +55,9 @@ class Finding:
 
 
 def readings(text: str, *, is_answer: bool = False) -> list[Node]:
-    """What `text` may mean, most likely first: "1,234" is a number or a list; of an answer, "(C) 12" is an option or
-    what it stands for.
+    """Return what `text` may mean, most likely first. Raises Unreadable if it has no meaning.
 
-    Raises Unreadable where it means nothing.
+    "1,234" is a number or a list. "(C) 12", if it is an answer, is an option or what the option stands for.
     """
     grouped = without_grouping(text)
     found = [parse(grouped)]
@@ -70,15 +71,17 @@ def readings(text: str, *, is_answer: bool = False) -> list[Node]:
 
 
 def compare(golds: Sequence[Node], answers: Sequence[Node]) -> Finding:
-    """Whether any reading of the answer is any of the right one."""
+    """Compare each reading of the answer with each of the right answer; one match is enough."""
     comparison = _Comparison()
     is_equal = any(comparison.same(gold, answer) for gold in golds for answer in answers)
     return Finding(is_equal=is_equal, rung=comparison.rung, refusal=None if is_equal else comparison.refusal)
 
 
 def canonical(node: Node) -> str:
-    """One spelling a value as far as that is known without sympy: without names and units, lists sorted, exact values
-    written out."""
+    """Return a canonical spelling: without names and units, with lists sorted and exact values written out.
+
+    Equal values have the same spelling as far as that is known without sympy.
+    """
     node = stated(node)[1]
     if node.head in COLLECTIONS:
         return ", ".join(sorted(map(canonical, items_of(node))))
@@ -89,18 +92,18 @@ def canonical(node: Node) -> str:
         return f"{brackets[0]}{joined}{brackets[1]}".strip()
     if node.head in ("word", "based"):
         words = key(node) or node.text
-        return words.upper() if len(words) == 1 and words.upper() in node.text else words  # option C is no variable c
+        return words.upper() if len(words) == 1 and words.upper() in node.text else words  # option C is not a variable c
     value = exact_value(node)
     return latex(node) if value is None else spelling(value)
 
 
 class _Comparison:
-    """One comparison of two answers; remembers how far down it went."""
+    """One comparison of two answers. It records how far the comparison climbed."""
 
     def __init__(self) -> None:
         self.rung = Rung.SPELLING
         self.refusal: str | None = None
-        self._cheap = False  # while only spelling and value are looked at
+        self._cheap = False  # True while only spelling and value are compared
 
     def same(self, gold: Node, answer: Node) -> bool:
         if gold == answer:
@@ -133,7 +136,7 @@ class _Comparison:
     # ---- structures
 
     def _collection(self, gold: Node, answer: Node) -> bool:
-        """Without order, each as often as it is listed; in a set once."""
+        """Compare without order. Each item counts as often as it is listed, and once in a set."""
         answer = stated(answer)[1]
         golds, answers = list(items_of(gold)), list(items_of(answer))
         if "set" in (gold.head, answer.head):
@@ -148,7 +151,7 @@ class _Comparison:
         return self._matched(golds, answers)
 
     def _matched(self, golds: list[Node], answers: list[Node]) -> bool:
-        """Equality holds both ways and carries over, so the first match of each item is as good as any other."""
+        """Match the items. Equality is symmetric and transitive, so the first match of an item is as good as any."""
         was_cheap = self._cheap
         for cheap in (True, False):
             if golds and not cheap and (was_cheap or len(golds) > _MAX_SYMBOLIC_ITEMS):
@@ -163,7 +166,7 @@ class _Comparison:
         return not golds
 
     def _sequence(self, gold: Node, answer: Node) -> bool:
-        """In order, with the same brackets. A point may also be written as a column, or in order without brackets."""
+        """Compare in order, with the same brackets. A point may also be a column, or listed without brackets."""
         if answer.head in ("point", "interval"):
             return gold.text == answer.text and self._all(gold.parts, answer.parts)
         if gold.head == "point" and answer.head == "matrix":
@@ -196,8 +199,7 @@ class _Comparison:
         return True
 
     def _relation(self, gold: Node, answer: Node) -> bool:
-        """A name is not asked for, but must not be another one. Equations are the same where one is a multiple of the
-        other."""
+        """Compare with a relation. A name may be missing but must not differ; an equation may be a multiple of it."""
         name, value = stated(gold)
         if not is_equation(gold) and value is not gold:
             other_name, other = stated(answer)
@@ -211,7 +213,7 @@ class _Comparison:
         return self._proportional(_difference(gold), _difference(answer))
 
     def _inequality(self, gold: Node, answer: Node) -> bool:
-        """The same sides with the same sign between them, from either end."""
+        """Compare the sides and the signs between them, from left to right or from right to left."""
         flipped = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
         if answer.head != "relation" or len(gold.parts) != len(answer.parts):
             return False
@@ -226,8 +228,10 @@ class _Comparison:
         return bool(key(gold)) and key(gold) == key(answer)
 
     def _quantity(self, gold: Node, answer: Node) -> bool:
-        """Units are not asked for, but must not be others. "50%" is 50 and, where the right answer is no percentage,
-        1/2."""
+        """Compare values with units, which may be missing but must not differ.
+
+        "50%" is 50 and, unless the right answer is a percentage, 1/2.
+        """
         gold, unit = without_unit(gold)
         answer, other_unit = without_unit(answer)
         if conflicting_units(unit, other_unit):
@@ -272,7 +276,7 @@ class _Comparison:
 
 
 def _letters_apart(node: Node) -> Node:
-    """Options that are named in one piece of text, "B,E" or "B and E", as a list."""
+    """Return options that are named in one piece of text, "B,E" or "B and E", as a list."""
     letters = [letter.strip() for letter in re.split(r",|\band\b|&", node.text)] if node.head == "word" else []
     if len(letters) > 1 and all(len(letter) == 1 for letter in letters):
         return Node("list", tuple(Node("word", text=letter) for letter in letters))
@@ -280,7 +284,7 @@ def _letters_apart(node: Node) -> Node:
 
 
 def _are_different_names(first: Node, second: Node) -> bool:
-    """Two variables, or two segments; y and f(x) may be the same."""
+    """Return whether two variables, or two segments, differ. y and f(x) may be the same."""
     keys = key(first), key(second)
     if first.head == second.head == "symbol":
         return keys[0] != keys[1]
@@ -289,7 +293,7 @@ def _are_different_names(first: Node, second: Node) -> bool:
 
 
 def _vector(matrix: Node) -> tuple[Node, ...]:
-    """The entries of a single row or column; none of a larger matrix."""
+    """Return the entries of a single row or column, and nothing for a larger matrix."""
     if len(matrix.parts) == 1:
         return matrix.parts[0].parts
     return tuple(row.parts[0] for row in matrix.parts) if all(len(row.parts) == 1 for row in matrix.parts) else ()
@@ -309,7 +313,7 @@ def _unsigned(node: Node) -> Node:
 
 
 def _same_numeral(gold: Node, answer: Node) -> bool:
-    """Digit by digit; the base is not asked for, but must not be another one."""
+    """Compare the digits of two numerals. The base may be missing but must not differ."""
     if (gold.head == "negative") != (answer.head == "negative"):
         return False
     (digits, _, base), (other_digits, _, other_base) = (

@@ -3,8 +3,9 @@ r"""Exact values of expressions in rational numbers, square roots, π and i, wit
     exact_value(parse(r"\frac{1}{2+\sqrt{3}}")) == exact_value(parse(r"2-\sqrt3"))   # True, and proven
 
 A value is a sum of terms c·π^k·√n with rational c and squarefree n (√-1 is i). Such terms are independent over the
-rationals, so two expressions that both have a value here are equal exactly where their terms are. Expressions that do
-not fit, or whose numbers grow beyond MAX_BITS, have none; then nothing is said about them."""
+rationals, so two expressions that both have a value here are equal exactly if their terms are. Expressions that do not
+fit, or whose numbers grow beyond MAX_BITS, have no value here, and nothing is said about them.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from tasks.mathematics.nodes import Node
 __all__ = ["Exact", "exact_value", "rational_value", "spelling"]
 
 Exact = Mapping[tuple[int, int], Fraction]
-"""(k, n) -> c of the terms c·π^k·√n, none of them 0; the empty mapping is 0."""
+"""Maps (k, n) to c for each term c·π^k·√n that is not 0. The empty mapping is 0."""
 
-MAX_BITS = 60_000  # of a numerator or denominator
+MAX_BITS = 60_000  # in a numerator or denominator
 MAX_TERMS = 40
 MAX_FACTORIAL = 3000
 _MAX_POWER_OF_SUM = 32
@@ -31,7 +32,7 @@ class _NoValue(Exception):
 
 
 def exact_value(node: Node) -> Exact | None:
-    """The value of an expression, or None where it has none here."""
+    """Return the value of an expression, or None if it has none here."""
     try:
         return _value(node)
     except (_NoValue, ZeroDivisionError):
@@ -39,13 +40,13 @@ def exact_value(node: Node) -> Exact | None:
 
 
 def rational_value(node: Node) -> Fraction | None:
-    """The value of an expression where it is a rational number."""
+    """Return the value of an expression if it is a rational number, else None."""
     value = exact_value(node)
     return _as_rational(value) if value is not None and set(value) <= {_RATIONAL} else None
 
 
 def spelling(value: Exact) -> str:
-    r"""One spelling a value: "3/4", "2", "1/2*sqrt(2)", "3*pi+i". Decimals are fractions here."""
+    r"""Return the one spelling of a value: "3/4", "2", "1/2*sqrt(2)", "3*pi+i". Decimals become fractions."""
     parts = []
     for (power, radicand), coefficient in sorted(value.items(), key=lambda item: (-item[0][0], -item[0][1])):
         factors = [_digits(coefficient)] if abs(coefficient) != 1 or (power, radicand) == _RATIONAL else []
@@ -58,7 +59,7 @@ def spelling(value: Exact) -> str:
 
 
 def _digits(value: Fraction) -> str:
-    """In hexadecimal where Python refuses to write decimals."""
+    """Write a rational number, in hexadecimal where Python refuses to write decimals."""
     numbers = (value.numerator,) if value.denominator == 1 else (value.numerator, value.denominator)
     return "/".join(str(part) if part.bit_length() < 10_000 else hex(part) for part in numbers)
 
@@ -120,7 +121,7 @@ def _multiply(first: Exact, second: Exact) -> Exact:
 
 
 def _invert(value: Exact) -> Exact:
-    """1/value, of one term or, by its conjugate, of two without π. Raises ZeroDivisionError for 0."""
+    """Return 1/value for one term or, by the conjugate, for two without π. Raises ZeroDivisionError for 0."""
     if not value:
         raise ZeroDivisionError
     if len(value) == 1:
@@ -167,7 +168,7 @@ def _root(value: Fraction, index: int) -> Exact:
 
 
 def _square_root_of(number: int) -> tuple[int, int]:
-    """(a, n) with a²·n = number and n squarefree. Raises _NoValue where that would take long to find out."""
+    """Return (a, n) with a²·n = number and n squarefree. Raises _NoValue if finding them would take long."""
     if number.bit_length() > 2000:
         raise _NoValue
     outside, rest, radicand, divisor = 1, number, 1, 2
@@ -182,7 +183,7 @@ def _square_root_of(number: int) -> tuple[int, int]:
     whole = isqrt(rest)
     if whole * whole == rest:
         return (outside * whole, radicand) if number else (0, 1)
-    if rest > 10**9:  # of three factors above 1000, two could be the same
+    if rest > 10**9:  # it could be a product of three factors above 1000, two of them equal
         raise _NoValue
     return outside, radicand * rest
 
@@ -222,7 +223,7 @@ def _mixed(node: Node) -> Exact:
 
 
 def _repeating(node: Node) -> Exact:
-    """0.1 and the period 6: (16 - 1) / 90."""
+    """Return the value of a repeating decimal: 0.1 with the period 6 is (16 - 1) / 90."""
     period = node.parts[0].text
     if node.parts[0].head != "number" or not period.isdigit():
         raise _NoValue
@@ -241,7 +242,7 @@ def _symbol(node: Node) -> Exact:
 
 
 def _root_node(node: Node) -> Exact:
-    """Of a negative number, an odd root is the real one."""
+    """Return a root. An odd root of a negative number is the real one."""
     radicand, index = _value(node.parts[0]), _as_integer(_value(node.parts[1]), 100)
     if index < 2:
         raise _NoValue

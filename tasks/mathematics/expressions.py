@@ -1,8 +1,8 @@
-r"""The expressions in a mathematical answer: sums, products, powers, roots, functions, matrices, and values in
-brackets.
+r"""The expressions in a mathematical answer: sums, products, powers, roots, functions, matrices, values in brackets.
 
-What an answer is made of besides is `tasks.mathematics.syntax`'s business. `Expressions` is the part of its parser that
-need not know that, but for what stands in brackets: `items`."""
+`Expressions` is the part of the parser that knows nothing of the other structures, which `tasks.mathematics.syntax`
+adds. It only asks for the `items` between two brackets.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tasks.mathematics.words import FUNCTIONS, GREEK, words
 
 __all__ = ["STARTS_FACTOR", "Expressions", "Mixed", "Unreadable"]
 
-MAX_DEPTH = 16  # of brackets, groups and arguments
-MAX_POSTFIXES = 3  # of one factor: exponents, "!", "%"
-MAX_DIGITS = 1000  # of one number
+MAX_DEPTH = 16  # of nested brackets, groups and arguments
+MAX_POSTFIXES = 3  # exponents, "!" and "%" behind one factor
+MAX_DIGITS = 1000  # in one number
 
 _SYMBOLS = GREEK | words(r"\pi \infty \varnothing \ldots \angle \triangle")
 STARTS_FACTOR = FUNCTIONS | _SYMBOLS | words(r"\frac \binom \sqrt \overline \lfloor \lceil \langle \mathbb \{")
@@ -27,15 +27,15 @@ _MATRICES = words("pmatrix bmatrix matrix smallmatrix Bmatrix array")
 
 
 class Unreadable(ValueError):
-    """The text is no answer of the grammar; the message says why."""
+    """The text is not an answer in the grammar. The message says why."""
 
 
 class Mixed(Exception):
-    """Words and mathematics stand side by side and are no value with its unit."""
+    """Words and mathematics stand side by side but are not a value with its unit."""
 
 
 class Expressions(ABC):
-    """Recursive descent over a list of tokens. Every loop takes a token, and what recurses goes through `_nested`."""
+    """Recursive descent over a list of tokens. Every loop takes a token, and every recursion goes through `_nested`."""
 
     def __init__(self, found: list[Token]) -> None:
         self._tokens = found
@@ -44,7 +44,7 @@ class Expressions(ABC):
 
     @property
     def _next(self) -> str:
-        """The text of the next token; "" for words, which are no signs, and at the end."""
+        """The text of the next token, or "" for a word and at the end."""
         return "" if self._kind in (None, TokenKind.WORD) else self._tokens[self._at].text
 
     @property
@@ -77,7 +77,7 @@ class Expressions(ABC):
 
     @abstractmethod
     def items(self) -> Node:
-        """What stands between two brackets: one answer, or a list of them."""
+        """Parse what stands between two brackets: one answer, or a list of them."""
 
     # ---- expressions
 
@@ -119,7 +119,7 @@ class Expressions(ABC):
         return self._factor()
 
     def _starts_factor(self) -> bool:
-        """Whether what comes next is a factor without a sign before it. Of two numbers, the second is not."""
+        """Return whether a factor follows without a sign before it. A second number does not count."""
         match self._kind:
             case TokenKind.LETTER | TokenKind.BEGIN:
                 return True
@@ -186,7 +186,7 @@ class Expressions(ABC):
         return self._mixed(text) or number(text)
 
     def _mixed(self, whole: str) -> Node | None:
-        r"""6\frac{1}{6} and "6 1/6" are mixed numbers; 6\frac{7}{6} and 6\frac{x}{6} are products."""
+        r"""Parse the fraction of a mixed number, as in 6\frac{1}{6} and "6 1/6". In 6\frac{7}{6} it is a factor."""
         start, held = self._at, list(self._tokens)
         parts: list[Node] = []
         if whole.isdigit() and self._accept("\\frac"):
@@ -233,8 +233,10 @@ class Expressions(ABC):
         return Node("root", (self._argument(), index))
 
     def _function(self) -> Node:
-        r"""Power and base come before the argument; that is in brackets, or goes on to the next sign or function:
-        \sin^2 5x \cos x."""
+        r"""Parse a function: power and base, then the argument in brackets or up to the next sign or function.
+
+        \sin^2 5x \cos x is the product of \sin^2(5x) and \cos(x).
+        """
         name = self._take().text
         power = base = None
         for _ in range(2):
@@ -260,8 +262,7 @@ class Expressions(ABC):
         return (_product_of(factors),)
 
     def _argument(self, *, single_digit: bool = False) -> Node:
-        r"""A group, or one token; of a number all digits, or where TeX is taken at its word, as in \frac12, the
-        first."""
+        r"""Parse a group or one token. Of a number, take all digits or only the first, as TeX does in \frac12."""
         if self._next == "{":
             return self._nested(self._group)
         if self._kind is not TokenKind.NUMBER:
@@ -274,15 +275,14 @@ class Expressions(ABC):
         return number(text)
 
     def _group(self) -> Node:
-        """{...}: brackets that TeX does not show. Several items in them are a set whose braces were not escaped."""
+        """Parse {...}, which TeX does not show. Several items in it are a set whose braces are not escaped."""
         self._take()
         found = self.items()
         self._expect("}")
         return Node("set", found.parts) if found.head == "list" else found
 
     def _brackets(self) -> Node:
-        r"""What stands in (), [], \{\} or \langle\rangle, also ]a,b[. A single item in round or square brackets is
-        itself."""
+        r"""Parse (), [], \{\}, \langle\rangle or ]a,b[. A single item in round or square brackets stands for itself."""
         opening = self._take().text
         if opening == "\\{" and self._accept("\\}"):
             return Node("symbol", text="\\varnothing")

@@ -1,8 +1,8 @@
-r"""What an answer states, apart from how it says so: names, units, regions of the real line, words.
+r"""What an answer states, whatever its form: names, units, regions of the real line, words.
 
-stated(parse("x = 5"))          ->  (x, 5)
-without_unit(parse(r"5\text{ cm}"))  ->  (5, "cm")
-region(parse(r"2 \le x < 5"))   ->  the interval [2, 5)
+stated(parse("x = 5"))                ->  (x, 5)
+without_unit(parse(r"5\text{ cm}"))   ->  (5, "cm")
+region(parse(r"2 \le x < 5"))         ->  the interval [2, 5)
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _FLIPPED = {"<": ">", "\\le": "\\ge", ">": "<", "\\ge": "\\le"}
 
 
 def variables(node: Node) -> frozenset[str]:
-    """The letters of an expression, without those that are numbers."""
+    """Return the letters of an expression, without those that are numbers."""
     return frozenset(part.text for part in walk(node) if part.head == "symbol" and part.text not in _CONSTANTS)
 
 
 def items_of(node: Node) -> tuple[Node, ...]:
-    """Of a list or set, each without the name that only the first has ("n = 2, 3, 4"); of anything else, itself."""
+    """Return the items of a list or set, or the node itself. The name in "n = 2, 3, 4" is dropped."""
     if node.head not in COLLECTIONS:
         return (node,)
     first, *rest = node.parts
@@ -45,11 +45,11 @@ def items_of(node: Node) -> tuple[Node, ...]:
 
 
 def stated(node: Node) -> tuple[Node | None, Node]:
-    r"""The name and the value of "x = 5", "x \in S", "x^2 + y^2 = 4 + 21 = 25" and "x \approx 5"; of anything else,
-    None and itself.
+    r"""Return the name and the value of "x = 5", "x \in S", "x^2 + y^2 = 4 + 21 = 25" and "x \approx 5".
 
-    Of a chain of equal sides the last is the value, of what follows \approx nothing. "x + y - 3 = 0" is an equation, no
-    value."""
+    The last of several equal sides is the value; what follows a later \approx is dropped. Any other node, such as the
+    equation "x + y - 3 = 0", has no name and is its own value.
+    """
     if node.head != "relation":
         return None, node
     signs = node.text.split()
@@ -66,7 +66,7 @@ def stated(node: Node) -> tuple[Node | None, Node]:
 
 
 def is_equation(node: Node) -> bool:
-    """Two sides with variables, of which the first is no name, and the last is 0 or not a number."""
+    """Return whether the node has two sides with variables, the first not a name and the last 0 or not a number."""
     if node.head != "relation" or node.text != "=" or _is_name(node.parts[0]) or not variables(node):
         return False
     value = exact_value(node.parts[1])
@@ -74,7 +74,7 @@ def is_equation(node: Node) -> bool:
 
 
 def _is_name(node: Node) -> bool:
-    """x, x_1, f(x), AB, \\angle ABC, P(A), S_{ABC}, words; no sum, and no number but in an index."""
+    """Return whether it is a name: x, x_1, f(x), AB, \\angle ABC, P(A), S_{ABC} or words, but no sum and no number."""
     match node.head:
         case "word" | "symbol" | "subscripted":
             return True
@@ -91,7 +91,7 @@ def _is_name(node: Node) -> bool:
 
 
 def without_unit(node: Node) -> tuple[Node, str]:
-    """The value and its unit: "%" and "°" are units of what they end."""
+    """Return the value and its unit. "%" and "°" are units too."""
     match node.head:
         case "quantity":
             value, inner = without_unit(node.parts[0])
@@ -107,7 +107,7 @@ def without_unit(node: Node) -> tuple[Node, str]:
 
 
 def conflicting_units(first: str, second: str) -> bool:
-    """Whether both are known and measure different things: miles and kilometers, a.m. and p.m."""
+    """Return whether both units are known and differ, as miles and kilometers do, or a.m. and p.m."""
     one, other = _known(first), _known(second)
     return bool(one and other) and one != other
 
@@ -121,11 +121,11 @@ def _known(unit: str) -> str:
 
 
 def region(node: Node) -> tuple[Node, ...] | None:
-    r"""The intervals that make up a union, \mathbb{R} without some points, or inequalities in one name; None where it
-    is no region.
+    r"""Return the intervals of a union, of \mathbb{R} without some points, or of inequalities in one name.
 
-    Open intervals are of head "point", as "(2, 5)" is. Inequalities that are listed are either or, unless they overlap:
-    then both."""
+    The result is None if the node is not a region. Open intervals have the head "point", as "(2, 5)" has. Inequalities
+    in a list are alternatives, unless they overlap: then both hold.
+    """
     match node.head:
         case "interval" | "point" if len(node.parts) == 2:
             return (node,)
@@ -171,7 +171,7 @@ def _interval(left: Node, right: Node, brackets: str) -> Node:
 
 
 def _joined(intervals: list[Node]) -> tuple[Node, ...]:
-    """Two half-lines that overlap are meant to hold both."""
+    """Return the intersection of two overlapping half-lines, and any other intervals as they are."""
     if len(intervals) == 2:
         for upper, lower in (intervals, intervals[::-1]):
             start, end = _real(upper.parts[0]), _real(lower.parts[1])
@@ -181,7 +181,7 @@ def _joined(intervals: list[Node]) -> tuple[Node, ...]:
 
 
 def _merged(intervals: list[Node]) -> tuple[Node, ...]:
-    """Intervals that overlap or touch as one; as they are where an end has no exact value."""
+    """Join intervals that overlap or touch. If an end has no exact value, return them as they are."""
     ends = [(_end(interval.parts[0]), _end(interval.parts[1]), interval) for interval in intervals]
     known = [(start, end, interval) for start, end, interval in ends if start is not None and end is not None]
     if len(known) < len(intervals):
@@ -197,7 +197,7 @@ def _merged(intervals: list[Node]) -> tuple[Node, ...]:
 
 
 def _leave_out(left: Node, right: Node) -> bool:
-    """Whether the point at which they meet is in neither."""
+    """Return whether the point at which two intervals meet is in neither."""
     return _brackets(left)[1] == ")" and _brackets(right)[0] == "("
 
 
@@ -210,7 +210,7 @@ def _brackets(interval: Node) -> str:
 
 
 def _without_points(points: Node) -> tuple[Node, ...] | None:
-    """The real line without some numbers, as open intervals in order."""
+    """Return the real line without some numbers, as open intervals in order."""
     values = {part: _real(part) for part in items_of(points)}
     if any(value is None for value in values.values()):
         return None
@@ -232,8 +232,10 @@ def _real(node: Node) -> float | None:
 
 
 def key(node: Node) -> str:
-    """Words as they are compared: without case, blanks, brackets, articles; numbers in digits. "" where the node is no
-    words."""
+    """Return words as they are compared: without case, blanks, brackets and articles, and with numbers in digits.
+
+    The result is "" if the node is not words.
+    """
     match node.head:
         case "word" | "symbol" | "number" | "based":
             return _key(node.text)

@@ -1,22 +1,20 @@
-"""What the tasks of published mathematics share: the prompt, and verdicts by the ladder of
-`tasks.mathematics.verify`."""
+"""What all tasks of published mathematics share: the prompt, and verdicts by `tasks.mathematics.verify`."""
 
 from __future__ import annotations
 
-from tasks.base import Message, Problem, Verdict, with_instruction
-from tasks.mathematics.verify import final_math, math_verdict, warm_up
+from tasks.base import Message, Problem, Task, Verdict, with_instruction
 
 __all__ = ["LAYOUTS", "MathTask"]
 
 LAYOUTS = (("prompt", "answer"), ("problem", "answer"), ("question", "answer"))
-"""Columns of questions and of their bare answers, ours first."""
+"""Pairs of columns that hold questions and their bare answers. Our own layout comes first."""
 
 
-class MathTask:
-    """A question with a mathematical answer of any form. Subclasses know where the problems are."""
+class MathTask(Task):
+    """A question with a mathematical answer of any form. Subclasses say where the problems come from.
 
-    has_verifier: bool = True
-    deadline_s: float = 5.0
+    Every job imports this module for the configuration of the tasks, so it imports the verifier only when it verifies.
+    """
 
     def __init__(self, instruction: str) -> None:
         self._instruction = instruction
@@ -25,13 +23,18 @@ class MathTask:
         return [{"role": "user", "content": with_instruction(problem.question, self._instruction)}]
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """The stated answer in one spelling a value, as far as that is known without sympy
-        (`tasks.mathematics.verify`)."""
+        """Return the stated answer. Equal values have one spelling as far as that is known without sympy."""
+        from tasks.mathematics.verify import final_math
+
         return final_math(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Reward 1.0 where the stated answer is the right one in any of its forms, else 0.0 (docs/verifiers.md)."""
+        """Give reward 1.0 if the stated answer is the right one in any of its forms, else 0.0 (docs/verifiers.md)."""
+        from tasks.mathematics.verify import math_verdict
+
         return math_verdict(response, problem.answer)
 
     def warm_up(self) -> None:
+        from tasks.mathematics.verify import warm_up
+
         warm_up()

@@ -1,9 +1,9 @@
-r"""The nodes of a mathematical answer, and how they are written down again.
+r"""The nodes of a mathematical answer, and writing them as LaTeX.
 
     node = Node("quotient", (Node("number", text="1"), Node("number", text="2")))
     latex(node)  ->  r"\frac{1}{2}"
 
-Equal nodes are equally spelt answers; what is equal in value besides is `tasks.mathematics.equality`'s business.
+Equal nodes are answers of equal spelling. `tasks.mathematics.equality` says which other answers are equal.
 """
 
 from __future__ import annotations
@@ -18,16 +18,30 @@ COLLECTIONS = frozenset(("list", "set"))
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`head` says what `parts` and `text` are:
+    """A part of an answer. `head` says what `parts` and `text` are:
 
-    number: text is digits with or without a decimal fraction. repeating: text "0.1", the part is the period. mixed:
-    whole, numerator, denominator. based: text "digits_base". symbol: text is a letter or a command. word: text is
-    words. sum, product: terms, factors. quotient, power, binomial: two parts. root: radicand, index. function: text is
-    the command, parts are its arguments, the last one a "base" where a logarithm has one. negative, factorial,
-    absolute, percent, degrees: one part. pm, mp: a term with two signs; `tasks.mathematics.syntax.parse` leaves none.
-    subscripted: symbol, index. quantity: value, text is its unit. ratio: parts. relation: sides, text is the signs
-    between them, joined by blanks. list, set, point, union, difference: parts. interval: two parts, text is its two
-    brackets, of which one at least is square. matrix: parts are of head row."""
+    | head                             | parts                        | text                                 |
+    |----------------------------------|------------------------------|--------------------------------------|
+    | number                           |                              | digits, maybe with a decimal point   |
+    | repeating                        | the period                   | what comes before it, as "0.1"       |
+    | mixed                            | whole, numerator, denominator|                                      |
+    | based                            |                              | "digits_base"                        |
+    | symbol, word                     |                              | a letter or command; words           |
+    | sum, product                     | terms; factors               |                                      |
+    | quotient, power, binomial        | two                          |                                      |
+    | root                             | radicand, index              |                                      |
+    | function                         | arguments, then any "base"   | the command                          |
+    | negative, factorial, absolute    | one                          |                                      |
+    | percent, degrees                 | one                          |                                      |
+    | pm, mp                           | a term; `parse` leaves none  |                                      |
+    | subscripted                      | symbol, index                |                                      |
+    | quantity                         | value                        | its unit                             |
+    | relation                         | sides                        | the signs, joined by blanks          |
+    | list, set, point, ratio          | items                        |                                      |
+    | union, difference                | regions                      |                                      |
+    | interval                         | two                          | its brackets, not both round         |
+    | matrix                           | nodes of head row            |                                      |
+    """
 
     head: str
     parts: tuple[Node, ...] = ()
@@ -39,14 +53,14 @@ def number(value: int | str) -> Node:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """`node` and all below it."""
+    """Yield `node` and all nodes below it."""
     yield node
     for part in node.parts:
         yield from walk(part)
 
 
 def latex(node: Node) -> str:
-    """`node` as LaTeX, every product and bracket written out."""
+    """Return `node` as LaTeX, with every product and bracket written out."""
     return _WRITERS[node.head](node)
 
 
@@ -66,7 +80,7 @@ def _base(node: Node) -> str:
 
 
 def _sum(node: Node) -> str:
-    """The sign of a term is the sign before it."""
+    """Write a sum. The sign of a term becomes the sign before it."""
     parts: list[str] = []
     for term in node.parts:
         negative = term.head == "negative"

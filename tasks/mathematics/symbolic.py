@@ -1,16 +1,15 @@
-r"""Whether two expressions are equal as functions of their symbols, by Math-Verify and sympy: the slow end of the
-ladder.
+r"""Whether two expressions are equal as functions of their symbols, by Math-Verify and sympy. This is the slow rung.
 
     same_value(parse(r"\sin^2 x"), parse(r"1 - \cos^2 x"))   ->  True
 
 Only what `refusal` lets pass comes here: no towers of powers, no factorials of factorials, nothing large. What passes
-may still run without end, so it belongs in a process that is killed at a deadline (`actors.verifier`), never in a
-thread.
+may still run forever, so it belongs in a process that is killed at a deadline (`actors.verifier`), never in a thread.
 
-The parser is Math-Verify's, given LaTeX that is written anew from our nodes; no text of a model is evaluated or
-sympified. Where both sides can be computed to 50 digits at fixed points, these decide: Math-Verify's own comparison
-takes 10^-30 for 10^-40, rounds decimals to six places, and misses some identities. Where they cannot, its comparison
-does."""
+The parser is Math-Verify's. It reads LaTeX that is written from our nodes; no text of a model is evaluated or
+sympified. If both sides can be computed to 50 digits at fixed points, these numbers decide, because Math-Verify's own
+comparison takes 10^-30 for 10^-40, rounds decimals to six places, and misses some identities. Otherwise its comparison
+decides.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +27,13 @@ __all__ = ["Unparsable", "proportional", "refusal", "same_value", "warm_up"]
 
 MAX_NODES = 200
 MAX_DIGITS = 40
-MAX_EXPONENT = 100  # of a number or a symbol
+MAX_EXPONENT = 100  # if the base is a number or a symbol
 MAX_EXPONENT_OF_SUM = 12
 MAX_FACTORIAL = 100
-_DIGITS = 50  # more than a number may have, so that an approximation is never the value
+_DIGITS = 50  # more than MAX_DIGITS, so an approximation never equals the value
 _TOLERANCE = 1e-45  # relative
 _NUM_POINTS = 6
-_NUM_ENOUGH = 2  # points at which both sides have a value
+_NUM_ENOUGH = 2  # points at which both sides have a value, to decide
 _COARSE_BITS = 10
 
 _EXPRESSIONS = words("""
@@ -45,12 +44,14 @@ _WARM_UP = (r"\frac{x+1}{2}", r"\sqrt{3}+x^{2}", r"\sin(x)\cdot \log(y)", r"e^{i
 
 
 class Unparsable(ValueError):
-    """Math-Verify's parser does not read an expression; the message says which."""
+    """Math-Verify's parser does not read an expression. The message says which."""
 
 
 def refusal(node: Node) -> str | None:
-    """Why `node` is kept from sympy: what it is instead of an expression, or what is too large in it. None: it may
-    pass."""
+    """Return why `node` is kept from sympy, or None if it may pass.
+
+    It is not an expression, or something in it is too large.
+    """
     found = list(walk(node))
     if len(found) > MAX_NODES:
         return f"an expression of {len(found)} parts, more than {MAX_NODES}"
@@ -58,8 +59,10 @@ def refusal(node: Node) -> str | None:
 
 
 def same_value(first: Node, second: Node) -> bool:
-    """Whether they are equal wherever both have real values. Neither may have a `refusal`. May run for long. Raises
-    Unparsable."""
+    """Return whether both are equal wherever both have real values.
+
+    Neither may have a `refusal`. The call may run for long. Raises Unparsable.
+    """
     found, other = _parsed(first, second)
     decided = _agree(found, other, ratio=False)
     if decided is not None:
@@ -70,13 +73,15 @@ def same_value(first: Node, second: Node) -> bool:
 
 
 def proportional(first: Node, second: Node) -> bool:
-    """Whether one is a number other than 0 times the other: of the differences of their sides, for equations that say
-    the same."""
+    """Return whether one is a multiple of the other by a number that is not 0.
+
+    Two equations say the same if the differences of their sides are proportional.
+    """
     return _agree(*_parsed(first, second), ratio=True) is True
 
 
 def warm_up() -> None:
-    """Import sympy and fill the parser's caches: two seconds that the first answer does not have to wait for."""
+    """Import sympy and fill the parser's caches, so that the first answer need not wait two seconds for it."""
     for text in _WARM_UP:
         _parse(text, is_real=True)
 
@@ -119,7 +124,7 @@ def _refusal_of_count(node: Node) -> str | None:
 
 
 def _parsed(first: Node, second: Node) -> tuple[Any, Any]:
-    """Both with symbols of one kind: real, unless i occurs."""
+    """Parse both. Their symbols are real unless i occurs in one of them."""
     is_real = not any(part == Node("symbol", text="i") for node in (first, second) for part in walk(node))
     found, other = (_parse(latex(_plain(node)), is_real=is_real) for node in (first, second))
     return found, other
@@ -129,17 +134,16 @@ def _parsed(first: Node, second: Node) -> tuple[Any, Any]:
 def _parse(text: str, *, is_real: bool) -> Any:
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the timeouts that we do without
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn that its timeouts are off
     config = ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False)
     try:
         return latex2sympy(text, is_real=is_real, convert_degrees=False, normalization_config=None, conversion_config=config).doit()
-    except Exception as error:  # the parser's own are plain Exceptions; sympy's are of every kind
+    except Exception as error:  # the parser raises plain Exceptions, and sympy errors of any class
         raise Unparsable(f"'{text[:80]}' is not read as an expression: {type(error).__name__}") from None
 
 
 def _plain(node: Node) -> Node:
-    """`node` in whole numbers: decimals, mixed numbers, percentages and degrees written out, so that nothing is
-    rounded.
+    """Return `node` with its decimals, mixed numbers, percentages and degrees as fractions: nothing is rounded.
 
     The parser takes "I" for the imaginary unit and "i" for a variable; here it is the other way round.
     """
@@ -161,11 +165,11 @@ def _fraction(value: Fraction) -> Node:
 
 
 def _agree(first: Any, second: Any, *, ratio: bool) -> bool | None:
-    """Whether values, or with `ratio` their quotients, are the same at all points. None: there are not enough points to
-    tell.
+    """Return whether the values, or with `ratio` their quotients, agree at all points; None if too few points can tell.
 
-    A point at which one of them has no value, or one that is not real though i does not occur, is left out: ln x² and 2
-    ln x are equal."""
+    A point is skipped if one of them has no value there, or a value that is not real although i does not occur. So
+    ln x² and 2 ln x are equal.
+    """
     from mpmath import mp
 
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
@@ -195,7 +199,7 @@ def _i() -> Any:
 
 
 def _points(symbols: Sequence[Any]) -> list[Mapping[Any, Any]]:
-    """Fixed fractions of both signs, no two alike at a point."""
+    """Return fixed fractions of both signs. No two symbols have the same value at a point."""
     from sympy import Rational
 
     if not symbols:
@@ -210,12 +214,12 @@ def _points(symbols: Sequence[Any]) -> list[Mapping[Any, Any]]:
 
 
 def _value(expression: Any, point: Mapping[Any, Any], *, is_complex: bool) -> Any:
-    """What it is at `point`, as a number of mpmath; None where it has no value there, or none that is real."""
+    """Return the value at `point` as a number of mpmath, or None if there is none, or none that is real."""
     from mpmath import mp, mpc
 
     try:
         found = expression.subs(point).evalf(_DIGITS)
-    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):  # sympy's ways to say so
+    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):  # sympy may raise any of these
         return None
     if not getattr(found, "is_number", False) or not found.is_finite:
         return None
@@ -226,5 +230,5 @@ def _value(expression: Any, point: Mapping[Any, Any], *, is_complex: bool) -> An
 
 
 def _without_noise(value: Any) -> Any:
-    """A result of a few correct bits is what is left of 0 after rounding."""
+    """Return 0 for a result with few correct bits, which is what rounding leaves of 0."""
     return value * 0 if value.is_Float and value._prec <= _COARSE_BITS else value

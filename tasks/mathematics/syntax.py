@@ -1,11 +1,10 @@
-r"""The structure of a mathematical answer: lists, sets, intervals, points, matrices, relations, and the expressions in
-them.
+r"""The structure of a mathematical answer: lists, sets, intervals, points, matrices, relations and their expressions.
 
     latex(parse(r"$x \in [0,\tfrac12)$"))  ->  r"x \in [0, \frac{1}{2})"
 
-Structure decides how two answers are compared (`tasks.mathematics.equality`). What the grammar does not know is
-`Unreadable`, so nothing but its nodes can reach a computer algebra system, written anew and never as the text that came
-in."""
+The structure decides how two answers are compared (`tasks.mathematics.equality`). A text outside the grammar is
+`Unreadable`. So a computer algebra system only receives LaTeX that is written from nodes, never the original text.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ _FILLERS = frozenset(("approximately", "about", "exactly", "roughly", "only", "j
 
 
 def parse(text: str) -> Node:
-    """The structure of `text`. Raises Unreadable, and nothing else, however hostile the text."""
+    """Return the structure of `text`. Raises Unreadable, and nothing else, however hostile the text."""
     if len(text) > MAX_CHARS:
         raise Unreadable(f"{len(text)} characters, more than {MAX_CHARS}")
     found = _meant(tokens(text))
@@ -40,7 +39,7 @@ def parse(text: str) -> Node:
 
 
 def _meant(found: list[Token]) -> list[Token]:
-    """Without words that say nothing, with "is" as "=", without punctuation and signs that hang over at the ends."""
+    """Drop empty words and loose punctuation and signs at the ends, and read "is" as "="."""
     kept: list[Token] = []
     for token in found:
         word = token.text.casefold() if token.kind is TokenKind.WORD else ""
@@ -59,8 +58,7 @@ def _meant(found: list[Token]) -> list[Token]:
 
 
 def _with_signs_spread(node: Node) -> Node:
-    r"""1 \pm \sqrt{5} as the list of two values; in a list or set, as two of its items. All signs of an item go
-    together."""
+    r"""Return 1 \pm \sqrt{5} as a list of two values, or as two items of a list. Signs of an item go together."""
     if node.head in COLLECTIONS:
         parts = [_with_signs_spread(part) for part in node.parts]
         return Node(node.head, tuple(item for part in parts for item in (part.parts if part.head == "list" else (part,))))
@@ -77,7 +75,7 @@ def _with_sign(node: Node, plus: str) -> Node:
 
 
 class _Parser(Expressions):
-    """Answers, over the expressions in them."""
+    """The parser of whole answers, which uses that of expressions."""
 
     def whole(self) -> Node:
         found = self.items()
@@ -86,7 +84,7 @@ class _Parser(Expressions):
         return found
 
     def items(self) -> Node:
-        """Items joined by commas, semicolons and the like; one item is itself."""
+        """Parse items with commas or semicolons between them. A single item stands for itself."""
         items = [self._item()]
         while self._accept(",", ";"):
             while self._accept(",", ";"):
@@ -97,7 +95,7 @@ class _Parser(Expressions):
         return items[0] if len(items) == 1 else Node("list", tuple(items))
 
     def _item(self) -> Node:
-        """Sides with relations between them; where words and mathematics are mixed, words."""
+        """Parse sides with relations between them. An item that mixes words and mathematics is words."""
         start, depth = self._at, self._depth
         try:
             sides, signs = [self._side()], []
@@ -110,7 +108,7 @@ class _Parser(Expressions):
         return Node("relation", tuple(sides), " ".join(signs)) if signs else sides[0]
 
     def _words_from(self, start: int) -> Node:
-        """The whole item as words: up to the next separator, or the bracket that holds it."""
+        """Read the whole item as words, up to the next separator or the bracket around it."""
         self._at, opened = start, 0
         while self._kind is not None:
             opened += (self._next in _OPENERS) - (self._next in _CLOSERS)
@@ -127,7 +125,7 @@ class _Parser(Expressions):
         return Node("difference", (found, self._ratio())) if self._accept("\\setminus") else found
 
     def _ratio(self) -> Node:
-        """Also a time of day: 8:34 p.m. Words before a colon are a label."""
+        """Parse a ratio or a time of day, as in 8:34 p.m. Words before a colon are a label."""
         parts = [self._quantity()]
         while self._accept(":"):
             parts = [self._quantity()] if parts[-1].head == "word" else [*parts, self._quantity()]
@@ -137,14 +135,14 @@ class _Parser(Expressions):
         return Node("quantity", (ratio,), parts[-1].text) if parts[-1].head == "quantity" else ratio
 
     def _quantity(self) -> Node:
-        """A value with its unit, or words alone."""
+        """Parse a value with its unit, or words alone."""
         if self._kind is TokenKind.WORD:
             return self._words()
         currency = self._accept("\\$")
         value = self._sum()
         unit = "$" if currency else self._unit()
         if currency:
-            self._unit()  # $5 million is no number that is known here, $5 per day is
+            self._unit()  # as in "$5 per day"; "$5 million" is not understood
         if self._kind in (TokenKind.WORD, TokenKind.NUMBER, TokenKind.LETTER, TokenKind.BASED, TokenKind.BEGIN) or self._next in (
             "(",
             *STARTS_FACTOR,
@@ -153,7 +151,7 @@ class _Parser(Expressions):
         return Node("quantity", (value,), unit) if unit else value
 
     def _words(self) -> Node:
-        r"""Words alone. \text{A5}_{11} is a numeral with its base."""
+        r"""Parse words alone. \text{A5}_{11} is a numeral with its base."""
         words = [self._take().text]
         while self._kind is TokenKind.WORD:
             words.append(self._take().text)
@@ -175,7 +173,7 @@ class _Parser(Expressions):
         return Node("word", text=text) if known is None else number(known)
 
     def _unit(self) -> str:
-        """Words behind a value, with powers and quotients: "cm ^2", "miles / hour"."""
+        """Parse the words behind a value, with powers and quotients: "cm ^2", "miles / hour"."""
         words: list[str] = []
         while self._kind is TokenKind.WORD or self._next == "\\$" or (words and self._next in ("^", "/")):
             text = self._take().text

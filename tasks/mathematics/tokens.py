@@ -1,8 +1,8 @@
-r"""The words of a mathematical answer, as people and models type them: LaTeX, Unicode, plain text, or a mixture.
+r"""The tokens of a mathematical answer, as people and models write it: LaTeX, Unicode, plain text, or a mixture.
 
     [token.text for token in tokens(r"$\dfrac12\,\text{ cm}$")]  ->  ["\\frac", "12", "cm"]
 
-Linear in the length of the text; never raises. What they mean together is `tasks.mathematics.syntax`'s business.
+Reading them takes linear time and never raises. `tasks.mathematics.syntax` says what they mean together.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["Token", "TokenKind", "tokens", "without_grouping"]
 
 
 class TokenKind(Enum):
-    NUMBER = "number"  # digits, with a decimal fraction if there is one
-    BASED = "based"  # "digits_base": a numeral with the base it is written in
+    NUMBER = "number"  # digits, maybe with a decimal fraction
+    BASED = "based"  # "digits_base": a numeral and its base
     LETTER = "letter"
-    COMMAND = "command"  # with its backslash, aliases resolved
+    COMMAND = "command"  # with its backslash; aliases are resolved
     SIGN = "sign"  # one character: operators, brackets, separators
     WORD = "word"  # text, in \text{} or bare
-    BEGIN = "begin"  # of a matrix
+    BEGIN = "begin"  # the name of a matrix environment
     END = "end"
 
 
@@ -34,7 +34,7 @@ class Token:
     kind: TokenKind
     text: str
     spaced: bool = False
-    """Whether blanks come before it."""
+    """Whether blanks precede it."""
 
 
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
@@ -87,13 +87,12 @@ _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def tokens(text: str) -> list[Token]:
-    """All tokens of `text`, without what is layout only."""
+    """Return all tokens of `text`, without mere layout."""
     return list(_tokens(_tidy(text)))
 
 
 def without_grouping(text: str) -> str:
-    """`text` with its plain thousands commas taken out, outside of brackets: "1,234" could also be a list of two
-    numbers."""
+    """Return `text` without plain thousands commas outside of brackets. "1,234" could also be a list of two numbers."""
     return _COMMA_GROUPING.sub(lambda match: match.group() if _in_brackets(text, match.start()) else match.group().replace(",", ""), text)
 
 
@@ -157,8 +156,10 @@ def _named(text: str, spaced: bool) -> Token:
 
 
 def _argument(text: str, position: int) -> tuple[str, int]:
-    """What the braces at `position` hold, and where they end; a single character without braces; all the rest where
-    they never close."""
+    """Return the content of the braces at `position`, and where they end.
+
+    Without braces the argument is a single character; if they never close, it is all the rest.
+    """
     start = position
     while start < len(text) and text[start].isspace():
         start += 1
@@ -173,7 +174,7 @@ def _argument(text: str, position: int) -> tuple[str, int]:
 
 
 def _of_text(command: str, content: str, spaced: bool) -> Iterator[Token]:
-    r"""\text{...}: words, but mathematics where it holds mathematics: a number, a command, \mathrm{e}."""
+    r"""Yield the tokens of \text{...}: words, or mathematics if it contains a number, a command or \mathrm{e}."""
     plain = content.strip()
     is_mathematics = "\\" in plain or "$" in content or re.fullmatch(r"[-+]?[0-9][0-9.,/]*[%]?|[-+*/=<>,;:().\[\]\s]*", plain) is not None
     if is_mathematics or (command in MATHEMATICAL_TEXT and (len(plain) == 1 or command in ("boxed", "fbox") or plain in NAMES)):
@@ -186,7 +187,7 @@ def _of_text(command: str, content: str, spaced: bool) -> Iterator[Token]:
         yield Token(TokenKind.SIGN, ",", spaced)
         return
     head, _, rest = plain.partition(" ")
-    if head.strip(",").casefold() in LINKS and rest:  # \text{and } in front of what it joins
+    if head.strip(",").casefold() in LINKS and rest:  # \text{and } before what it joins
         yield Token(TokenKind.SIGN, ",", spaced)
         plain = rest
     yield from _word(" ".join(plain.split()), spaced)
@@ -203,7 +204,7 @@ def _word(text: str, spaced: bool) -> Iterator[Token]:
 
 
 def _of_run(run: str, spaced: bool, before: str, after: str) -> Iterator[Token]:
-    """Bare letters: a name of mathematics, a word, or letters side by side."""
+    """Yield the tokens of bare letters: a mathematical name, a word, or letters side by side."""
     if run in NAMES and not (run in UNIT_WORDS and after != "("):
         yield _named(ALIASES.get(run, f"\\{run}"), spaced)
     elif run.casefold() in LINKS:
@@ -218,8 +219,10 @@ def _of_run(run: str, spaced: bool, before: str, after: str) -> Iterator[Token]:
 
 
 def _is_word(run: str, spaced: bool, before: str, after: str) -> bool:
-    """Three letters or more, a short word, or a unit behind a number; but "2xyz" and "abc+1" are letters side by
-    side."""
+    """Return whether letters are a word: three or more, a short word, or a unit behind a number.
+
+    "2xyz" and "abc+1" have letters side by side instead.
+    """
     if len(run) == 1:
         return run in _ONE_LETTER_UNITS and spaced and before in ("", " ") and not after.strip(" .,;")
     if run in SHORT_WORDS:

@@ -2,16 +2,17 @@ r"""Verdicts on mathematical answers: what a response states, and whether it is 
 
     math_verdict(r"... so the area is $\boxed{\tfrac12\text{ cm}^2}$.", gold="0.5")   ->  CORRECT, answer "1/2"
 
-What a response states (`stated_answer`) is the first of these that there is:
-1. its last closed \boxed{...} or \fbox{...} that is not blank, the innermost where they nest; boxes that follow one another with
-   nothing but "and", "or" or a comma between them are one list, or else two forms of one answer, of which the last counts;
+A response states (`stated_answer`) the first of these that exists:
+1. its last closed \boxed{...} or \fbox{...} that is not blank, the innermost if they nest. Boxes with nothing but
+   "and", "or" or a comma between them are one list, or two forms of one answer, of which the last counts;
 2. what follows the last "answer is", "Answer:" or "####" on its line;
 3. the last mathematics between dollar signs, \(...\) or \[...\] of its last line that is not blank;
-4. all of it, where it is one line of up to MAX_BARE_CHARS characters and MAX_BARE_WORDS words;
+4. the whole response, if it is one line of up to MAX_BARE_CHARS characters and MAX_BARE_WORDS words;
 5. the last number (`tasks.answers.final_number`).
 
-`math_verdict` may run for long or without end: call it where it can be killed (`actors.verifier`), never in a thread.
-Its first symbolic comparison in a process takes two seconds; `warm_up` takes them beforehand."""
+`math_verdict` may run for long or forever: call it where it can be killed (`actors.verifier`), never in a thread. Its
+first symbolic comparison in a process takes two seconds, which `warm_up` takes beforehand.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ __all__ = ["final_math", "is_readable", "last_box", "math_verdict", "stated_answ
 
 MAX_BARE_CHARS = 80
 MAX_BARE_WORDS = 3
-_MAX_ANSWER_CHARS = 64  # as recorded
+_MAX_ANSWER_CHARS = 64  # in a verdict
 
 _BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*+\{|\\[{}]|[{}]")
 _BOX_START = re.compile(r"\\(?:f?boxed|fbox)(?![A-Za-z])")
@@ -43,11 +44,12 @@ _SENTENCE_END = re.compile(r"(?<=[\w)}\]$])[.!?](?=\s+[A-Z]|\s*$)")
 
 
 def math_verdict(response: str, gold: str) -> Verdict:
-    """CORRECT (1.0) or INCORRECT (0.0); NO_ANSWER (0.0) where the response states nothing, MALFORMED (0.0) where that
-    cannot be read.
+    """Judge a response: CORRECT has reward 1.0, and any other status 0.0.
 
-    `detail` names the rung of the ladder that decided, or why an answer is malformed. A right answer that is not in the
-    grammar is compared by spelling."""
+    The status is NO_ANSWER if the response states nothing, and MALFORMED if its answer cannot be read. `detail` names
+    the rung of the ladder that decided, or says why an answer is malformed. If the right answer is not in the grammar,
+    the spellings are compared.
+    """
     text = stated_answer(response)
     if text is None:
         if _BOX_START.search(response):
@@ -69,19 +71,18 @@ def math_verdict(response: str, gold: str) -> Verdict:
 
 
 def final_math(response: str) -> str | None:
-    """What the response states, in one spelling a value as far as that is known without sympy; None where it states
-    nothing."""
+    """Return what the response states, or None. Equal values have one spelling, as far as known without sympy."""
     text = stated_answer(response)
     return None if text is None else _canonical_or_squashed(text)
 
 
 def is_readable(answer: str) -> bool:
-    """Whether a right answer is in the grammar."""
+    """Return whether a right answer is in the grammar."""
     return bool(_gold_readings(answer))
 
 
 def stated_answer(response: str) -> str | None:
-    """The text that the response states as its answer (see the module), or None where it states none."""
+    """Return the text that the response states as its answer, by the rules at the head of the module, or None."""
     boxes = _last_boxes(response)
     if boxes:
         return ", ".join(boxes)
@@ -92,7 +93,7 @@ def stated_answer(response: str) -> str | None:
 
 
 def last_box(text: str) -> str | None:
-    """The content of the last box alone: where the published solutions of MATH have their answer."""
+    """Return the content of the last box alone, where the published solutions of MATH have their answer."""
     boxes = _last_boxes(text)
     return boxes[-1].strip() if boxes else None
 
@@ -123,9 +124,9 @@ def _squashed(text: str) -> str:
 
 
 def _last_boxes(text: str) -> list[str]:
-    """The contents of the last closed boxes that are not blank and follow one another directly."""
-    opened: list[tuple[int, int] | None] = []  # of each open brace, if it is a box's: where its command and where its content starts
-    found: list[tuple[int, int, int]] = []  # and where its content ends
+    """Return the contents of the last closed boxes that are not blank and follow one another directly."""
+    opened: list[tuple[int, int] | None] = []  # starts of command and content, for each open brace of a box
+    found: list[tuple[int, int, int]] = []  # the same, and the end of the content
     for match in _BOX.finditer(text):
         brace = match.group()
         if brace == "}":
@@ -144,8 +145,10 @@ def _last_boxes(text: str) -> list[str]:
 
 
 def _marked(text: str) -> str | None:
-    """The first mathematics behind the last mark, on its line, where only words come before it; else the line up to its
-    sentence's end."""
+    """Return what follows the last mark on its line.
+
+    It is the first mathematics, if only words come before it, and otherwise the line up to the end of its sentence.
+    """
     for mark in _MARKS:
         matches = list(mark.finditer(text))
         if not matches:
@@ -161,7 +164,7 @@ def _marked(text: str) -> str | None:
 
 
 def _whole_expression(line: str, first: re.Match[str]) -> str:
-    """Several stretches of mathematics with nothing but "and", "or" or a comma between them are one list."""
+    """Join stretches of mathematics that have nothing but "and", "or" or a comma between them to one list."""
     parts = [_content(first)]
     end = first.end()
     for match in _MATHEMATICS.finditer(line, first.end()):

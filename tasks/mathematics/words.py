@@ -1,4 +1,4 @@
-r"""The vocabulary of mathematical answers: characters, commands that mean the same, names, units, numbers in words."""
+r"""The vocabulary of mathematical answers: characters, synonymous commands, names, units, numbers in words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def words(text: str) -> frozenset[str]:
 
 
 def _by_spelling(text: str) -> dict[str, str]:
-    """Each line a meaning, then what it is spelt as."""
+    """Map each spelling to its meaning. The first word of a line is the meaning of the others."""
     return {spelling: meaning for meaning, *spellings in map(str.split, text.strip().splitlines()) for spelling in spellings}
 
 
@@ -83,7 +83,7 @@ i             imath
 \epsilon      varepsilon
 \theta        vartheta
 """)
-"""Commands without their backslash, and what they are taken for."""
+"""What commands, here without their backslash, are read as."""
 
 FUNCTIONS = words(r"""
 \sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan \sinh \cosh \tanh \log \ln \exp \gcd \lcm \max \min
@@ -96,7 +96,7 @@ NAMES = words("""
 arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp gcd lcm max min sqrt frac binom pi infty theta alpha beta
 infinity inf
 """)
-"""Mathematics, when they are written without a backslash."""
+"""Names that are mathematics even without a backslash."""
 
 _UNITS = """
 cm cm centimeter centimeters centimetre centimetres
@@ -130,10 +130,10 @@ degree degree degrees °
 radian rad radian radians
 """
 UNITS: Mapping[str, str] = _by_spelling(_UNITS)
-"""Units that are told apart, by spelling."""
+"""The known units by spelling. Two different ones conflict."""
 
 UNIT_WORDS = words("cm mm km dm kg mg lb lbs oz ft mi yd in hr hrs min sec ml mL pm am PM AM sq cc mph kph rpm deg rad usd USD")
-"""Short words that are units even where they touch the number."""
+"""Short words that are units even if they touch the number."""
 LINKS = words("and or")
 SHORT_WORDS = UNIT_WORDS | LINKS | words("is no to of if an")
 
@@ -142,4 +142,4 @@ text textbf textit textrm textsf texttt textsc textup textnormal mbox hbox mathr
 emph underline boxed fbox
 """)
 MATHEMATICAL_TEXT = words("mathrm mathbf mathit mathsf mathtt operatorname boldsymbol bm underline boxed fbox")
-"""Of these, a single letter is a symbol."""
+"""Text commands in which a single letter is a symbol."""

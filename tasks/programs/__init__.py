@@ -1,1 +1,1 @@
-"""Running and judging programs that a model has written."""
+"""Programs that a model has written: running them in a sandbox and judging them."""

@@ -1,16 +1,20 @@
-"""The rows of MBPP and of MBPP+ as problems with tests, from the layouts in which they are published.
+"""The rows of MBPP and MBPP+ as problems with tests, from the layouts in which they are published.
 
-    rows = plus_rows(file)      # MBPP+ (Liu et al. 2023, arXiv:2305.01210): EvalPlus' release, or evalplus/mbppplus on the hub
-    rows = mbpp_rows(file)      # MBPP (Austin et al. 2021, arXiv:2108.07732): ours, or google-research-datasets/mbpp on the hub
+    rows = plus_rows(file)      # MBPP+ (Liu et al. 2023, arXiv:2305.01210)
+    rows = mbpp_rows(file)      # MBPP (Austin et al. 2021, arXiv:2108.07732)
 
-MBPP+ publishes arguments and a reference program: a test expects what the reference gives. EvalPlus' release has the
-arguments as JSON, so its table of what they really are is applied (`_ARGUMENTS`); the hub has them as Python. MBPP
+MBPP+ is read from EvalPlus' release or from evalplus/mbppplus on the hub, and MBPP from our own layout or from
+google-research-datasets/mbpp.
+
+MBPP+ publishes arguments and a reference program: a test expects what the reference gives. EvalPlus' release stores the
+arguments as JSON, so its table of their real types is applied (`_ARGUMENTS`); the hub stores them as Python. MBPP
 publishes asserts.
 
-Where the reference is not the only right answer, EvalPlus' evaluator says what else is (version 0.3.1), and so do
-`_COMPARED` and `_ALTERNATIVES`. The arguments that make two references endless are left out: five of Mbpp/255, whose
-answers take up to a gigabyte, and sixteen of Mbpp/599, about 10^8, up to which its reference counts for half a minute
-in all. With them these two references fail; without, all 378 pass."""
+If the reference is not the only right answer, EvalPlus' evaluator says what else is (version 0.3.1), and so do
+`_COMPARED` and `_ALTERNATIVES`. Arguments that make two references run (almost) forever are left out: five of Mbpp/255,
+whose answers take up to a gigabyte, and sixteen of Mbpp/599, about 10^8, up to which its reference counts for half a
+minute in all. With them these two references fail; without them, all 378 pass.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ __all__ = ["MbppRow", "mbpp_rows", "plus_rows"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MbppRow:
-    """A problem: MBPP's number for it, what is asked, the assert that is shown with it, and the tests."""
+    """A problem: MBPP's number for it, the question, the assert that is shown with it, and the tests."""
 
     number: int
     text: str
@@ -37,14 +41,14 @@ class MbppRow:
 
 
 def mbpp_rows(file: DataFile) -> list[MbppRow]:
-    """Raises TaskError for another layout, and for a row that cannot be read."""
+    """Read the rows. Raises TaskError for another layout, and for a row that cannot be read."""
     if "extra" in file.columns():
         return [_read(row, _our_row) for row in file.rows(["prompt", "answer", "extra"])]
     return [_read(row, _hub_mbpp_row) for row in file.rows(["task_id", "text", "code", "test_list", "test_setup_code"])]
 
 
 def plus_rows(file: DataFile) -> list[MbppRow]:
-    """Raises TaskError for another layout, and for a row that cannot be read."""
+    """Read the rows. Raises TaskError for another layout, and for a row that cannot be read."""
     if "extra" in file.columns():
         return [_read(row, _release_row) for row in file.rows(["prompt", "answer", "extra"])]
     return [_read(row, _hub_plus_row) for row in file.rows(["task_id", "prompt", "code", "test_list", "test"])]
@@ -88,7 +92,7 @@ def _mbpp_row(text: str, code: str, more: Mapping[str, Any]) -> MbppRow:
 
 
 def _sides(line: str) -> tuple[str, str]:
-    """Both sides of "assert CALL == EXPECTED"."""
+    """Return both sides of "assert CALL == EXPECTED"."""
     (statement,) = ast.parse(line).body
     if isinstance(statement, ast.Assert) and isinstance(compared := statement.test, ast.Compare) and isinstance(compared.ops[0], ast.Eq):
         (expected,) = compared.comparators
@@ -104,7 +108,7 @@ def _lines(code: str) -> str:
 
 
 def _release_row(row: Row) -> MbppRow:
-    """A row of EvalPlus' release. The prompt is a docstring: what is asked, then an assert."""
+    """Read a row of EvalPlus' release. Its prompt is a docstring: the question, then an assert."""
     extra = _extra(row)
     text, _, shown = row.values["prompt"].strip().strip('"').strip().rpartition("\nassert ")
     number = int(str(extra["task_id"]).rpartition("/")[2])
@@ -113,7 +117,7 @@ def _release_row(row: Row) -> MbppRow:
 
 
 def _hub_plus_row(row: Row) -> MbppRow:
-    """A row of the hub, whose "test" is a program: inputs = [...], and in a loop assertion(NAME(*inp), ..., ATOL)."""
+    """Read a row of the hub. Its "test" is a program: inputs = [...], then calls assertion(NAME(*inp), ..., ATOL)."""
     program = ast.parse(row.values["test"])
     (inputs,) = [step.value for step in program.body if isinstance(step, ast.Assign) and ast.unparse(step.targets[0]) == "inputs"]
     (check,) = [step for step in ast.walk(program) if isinstance(step, ast.Call) and ast.unparse(step.func) == "assertion"]
@@ -128,7 +132,7 @@ def _hub_plus_row(row: Row) -> MbppRow:
 
 
 def _plus_row(number: int, text: str, shown: str, code: str, name: str, arguments: Sequence[str], atol: float) -> MbppRow:
-    """`arguments` are lists or tuples, as Python."""
+    """Make a problem. Each of `arguments` is a list or tuple in Python's notation."""
     kept = [given for given in arguments if number not in _LARGEST or _largest(given) <= _LARGEST[number]]
     tests = ProgramTests(
         reference=_lines(code).strip("\n"),
@@ -139,18 +143,18 @@ def _plus_row(number: int, text: str, shown: str, code: str, name: str, argument
     return MbppRow(number=number, text=text.strip(), shown=shown, tests=tests)
 
 
-_LARGEST = {255: 50, 599: 10**7}  # arguments above make the reference endless
+_LARGEST = {255: 50, 599: 10**7}  # with larger arguments the reference (almost) never ends
 
 
 def _largest(given: str) -> int:
-    """The largest integer among the arguments themselves; 0 where there is none."""
+    """Return the largest integer among the arguments themselves, or 0 if there is none."""
     arguments = ast.parse(given, mode="eval").body
     assert isinstance(arguments, ast.List | ast.Tuple)
     numbers = [item.value for item in arguments.elts if isinstance(item, ast.Constant)]
     return max((value for value in numbers if isinstance(value, int)), default=0)
 
 
-_COMPARED = {  # what of a result counts
+_COMPARED = {  # which part of a result counts
     **dict.fromkeys((2, 7, 111, 140, 232, 579, 769), "set({})"),  # the elements, in any order
     **dict.fromkeys((737, 787, 794), "(lambda found: found if found in (True, False) else found is not None)({})"),  # a match or none
 }
@@ -167,7 +171,7 @@ _ALTERNATIVES = {
 }
 
 
-# ---- what the JSON of the release stands for ----
+# ---- the types of the arguments in EvalPlus' release ----
 
 
 def _as_is(value: Any) -> Any:
@@ -187,7 +191,7 @@ def _deep_tuple(value: Any) -> Any:
 
 
 def _sets(value: Any) -> list[Any]:
-    return [set(item) if item else {} for item in value]  # EvalPlus has an empty dict for an empty set
+    return [set(item) if item else {} for item in value]  # as in EvalPlus, an empty set is an empty dict
 
 
 def _values_to_tuples(value: Any) -> dict[Any, Any]:
@@ -195,7 +199,7 @@ def _values_to_tuples(value: Any) -> dict[Any, Any]:
 
 
 _Convert = Callable[[Any], Any]
-_ARGUMENTS: Mapping[tuple[_Convert, ...], tuple[int, ...]] = {  # what each argument is; the last says it for all that follow
+_ARGUMENTS: Mapping[tuple[_Convert, ...], tuple[int, ...]] = {  # a converter for each argument; the last one also converts all that follow
     (tuple,): (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630, 726, 740, 744, 809),
     (_tuples,): (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780),
     (_tuple_of_tuples,): (259, 278, 401, 445),

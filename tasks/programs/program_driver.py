@@ -1,16 +1,16 @@
-"""What runs in the sandbox beside a program: evaluates calls in the program's namespace and says what came out, as
-data.
+"""The driver of a program in the sandbox: it evaluates calls in the program's namespace and reports what they give.
 
-The source of this file is the sandbox's program; its standard input is {"program": text, "calls": [expression, ...]}.
-It says one JSON line a call, in order, and nothing after the first failure:
+The source of this file is what the sandbox runs; its standard input is {"program": text, "calls": [expression, ...]}.
+It prints one JSON line a call, in order, and nothing after the first failure:
 
     {"value": ...}                     what the expression gave, encoded by `encode`
-    {"error": "ValueError: ..."}       what it raised, or that it gave no plain value
+    {"error": "ValueError: ..."}       what it raised, or that its value is not plain
     {"malformed": "SyntaxError: ..."}  in the first line: the program does not compile
 
-No expected result comes here, so there is none to find; and a line that the program forges is an answer like any other,
-right or wrong. `decode` is for the other side: it makes plain values, never objects of a class that the data name.
-Standard library only."""
+The driver receives no expected result, so a program has none to find. A line that the program forges is an answer like
+any other, right or wrong. `decode` is for the other side: it makes plain values, never objects of a class that the data
+name. This file uses the standard library only.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from typing import IO, Any
 __all__ = ["Written", "decode", "encode"]
 
 _ATOMS = frozenset([int, float, str, bool, type(None)])
-_BY_TEXT = frozenset(["Decimal", "Fraction", "date", "datetime", "range", "time", "timedelta"])  # compared as they are written
-_LONG_INT_BITS = 10_000  # decimal digits are quadratic, and limited where they are read
+_BY_TEXT = frozenset(["Decimal", "Fraction", "date", "datetime", "range", "time", "timedelta"])  # compared by their repr
+_LONG_INT_BITS = 10_000  # writing decimal digits takes quadratic time, and reading them is limited
 _MAX_DEPTH = 100
 _COLLECTIONS: dict[type[Any], str | None] = {list: None, tuple: "tuple", set: "set", frozenset: "set"}
 _MAX_ERROR_CHARS = 200
@@ -35,17 +35,17 @@ _MAX_ERROR_CHARS = 200
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A value of a type of the standard library, as it is written."""
+    """A value of a standard library type, represented by its repr."""
 
     type_name: str
     text: str
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """`value` in terms of JSON: numbers, strings, None and lists as themselves, all else as an object with one key that
-    says what it is.
+    """Return `value` in terms of JSON.
 
-    Raises TypeError for what is no plain value: a generator, a match, an object of the program's own.
+    Numbers, strings, None and lists stand for themselves. Anything else is an object with one key, which says what it
+    is. Raises TypeError if `value` is not plain: a generator, a match, or an object of the program's own class.
     """
     kind = type(value)
     if kind in _ATOMS:
@@ -68,7 +68,7 @@ def encode(value: Any, depth: int = 0) -> Any:
 
 
 def _encode_scalar(value: Any) -> Any:
-    """A value of a subclass of a plain type, or of a plain type that JSON lacks."""
+    """Encode a value of a subclass of a plain type, or of a plain type that JSON lacks."""
     if isinstance(value, int):
         return encode(int.__add__(value, 0))
     if isinstance(value, float):
@@ -85,7 +85,7 @@ def _is_short(item: Any) -> bool:
 
 
 def decode(data: Any) -> Any:
-    """The inverse of `encode`, but that subclasses come back as the plain type, and sets frozen.
+    """Invert `encode`. Values of subclasses come back as plain ones, and sets as frozen sets.
 
     Raises ValueError for data that `encode` never makes.
     """
@@ -117,10 +117,10 @@ def _main() -> None:
     request = json.load(sys.stdin)
     with open(os.dup(1), "w", encoding="utf-8") as said, open(os.devnull, "w") as nowhere:
         for stream in (1, 2):
-            os.dup2(nowhere.fileno(), stream)  # what the program prints is of no interest, and may be endless
+            os.dup2(nowhere.fileno(), stream)  # drop what the program prints, which may be endless
         _answer(request["program"], request["calls"], said)
         said.flush()
-        os._exit(0)  # without what the program has put off until its end
+        os._exit(0)  # without running the exit handlers of the program
 
 
 def _answer(program: str, calls: list[str], said: IO[str]) -> None:
@@ -129,7 +129,7 @@ def _answer(program: str, calls: list[str], said: IO[str]) -> None:
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         print(json.dumps({"malformed": _describe(error)}), file=said)
         return
-    module = types.ModuleType("program")  # not __main__: what a program does when it is run by itself is not asked for
+    module = types.ModuleType("program")  # not __main__, so that its `if __name__ == "__main__"` block does not run
     sys.modules["program"] = module
     namespace = module.__dict__
     try:
@@ -138,7 +138,7 @@ def _answer(program: str, calls: list[str], said: IO[str]) -> None:
         print(json.dumps({"error": _describe(error)}), file=said)
         return
     for name in ("inf", "nan"):
-        namespace.setdefault(name, getattr(math, name))  # numbers of the calls that have no other name
+        namespace.setdefault(name, getattr(math, name))  # the calls may write these numbers
     for call in calls:
         try:
             line = json.dumps({"value": encode(eval(call, namespace))})
@@ -151,7 +151,7 @@ def _answer(program: str, calls: list[str], said: IO[str]) -> None:
 def _describe(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]
-    except BaseException:  # of an exception of the program's own making
+    except BaseException:  # even `str` of an exception class of the program may raise
         return "an exception that cannot be shown"
 
 

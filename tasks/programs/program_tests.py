@@ -1,18 +1,18 @@
-"""Tests of a program, and the verdict on one: calls are made in the sandbox, what they give is compared outside it.
+"""Tests of a program. Calls run in the sandbox, and their results are compared outside it.
 
     tests = ProgramTests(reference=text, calls=("f(*[1, 2])", ...))
     verdict = judge_program(program, tests, limit_s=5.0, isolation=Isolation.NAMESPACES)
 
-What a test expects is what its expression gives in the namespace of the reference program, which runs in a sandbox of
-its own, once a process. The program under test runs in another sandbox that is told the calls and nothing else, and all
-that is believed of it is what its calls give, as data (`tasks.programs.program_driver`). So there is no expected result
-to find, no counter to raise, no assert to patch, no success to claim and no exit code to fake: a program can only
-answer. What it can do is to answer only the calls that are asked, by a table; against that help only tests that are not
-shown.
+A test expects what its expression gives in the namespace of the reference program, which runs in a sandbox of its own
+once a process. The program under test runs in another sandbox, which receives only the calls. All that is believed of
+it is what its calls give, as data (`tasks.programs.program_driver`). So there is no expected result to find, no counter
+to raise, no assert to patch, no success to claim and no exit code to fake: a program can only answer. It can still
+answer just the calls that are asked, by a table; only tests that are not shown help against that.
 
-The processor's seconds a program may use are `limit_s` and as many as the reference took. One that uses more, or more
-memory, or says more than twice what the reference says, is wrong, by the field's convention. Only where the sandbox or
-the reference fails is the verdict `error`: the program is then not judged."""
+A program may use `limit_s` seconds of processor time beyond what the reference took. By the field's convention it is
+wrong if it uses more, uses more memory than its limit, or prints more than twice what the reference prints. The verdict
+is `error`, and the program is not judged, only if the sandbox or the reference fails.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tasks.programs.sandbox import Isolation, Limits, Outcome, ProgramStatus, Sa
 __all__ = ["ProgramTests", "deadline_s", "judge_program", "read_tests", "write_tests"]
 
 _REFERENCE_CPU_S = 20
-_WALL_OF_CPU = 5  # a machine that is busy gives a program a share of a processor
+_WALL_OF_CPU = 5  # on a busy machine a program gets a share of a processor only
 _LIMITS = Limits(memory_bytes=1 << 30, output_bytes=64 << 20, cpu_s=_REFERENCE_CPU_S, wall_s=_WALL_OF_CPU * _REFERENCE_CPU_S)
 _SPARE_OUTPUT_BYTES = 64 << 10
 _MARGIN_S = 20.0
@@ -49,12 +49,12 @@ _SHOWN.maxstring = _SHOWN.maxother = _MAX_SHOWN_CHARS
 class ProgramTests:
     """Tests of one problem: expressions to evaluate in a program's namespace, and what they must give.
 
-    `expected` are the expressions that give that in the reference's namespace; empty, the calls themselves.
-    `alternatives` are further programs whose results are right as well. `setup` runs after every program, in its
-    namespace.
+    The results of `expected`, evaluated in the reference's namespace, are right; if it is empty, those of `calls` are.
+    The results of the programs in `alternatives` are right as well. `setup` runs after every program, in its namespace.
 
-    Values are compared by ==; floats, and lists and tuples of floats, are equal within `atol`, at least 1e-6, and with
-    an `atol` so are numbers anywhere in lists and tuples."""
+    Values are compared by ==. Floats, and lists and tuples of floats, are equal within `atol` or 1e-6, whichever is
+    larger. With an `atol`, so are numbers anywhere in lists and tuples.
+    """
 
     reference: str
     calls: tuple[str, ...]
@@ -69,11 +69,12 @@ class ProgramTests:
 
 
 def write_tests(tests: ProgramTests) -> str:
+    """Return the tests as JSON text."""
     return json.dumps(asdict(tests), ensure_ascii=False)
 
 
 def read_tests(text: str) -> ProgramTests:
-    """Raises ValueError for text that `write_tests` never makes."""
+    """Return the tests that `write_tests` wrote. Raises ValueError for any other text."""
     try:
         fields: dict[str, Any] = json.loads(text)
         lists: dict[str, Any] = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
@@ -83,12 +84,12 @@ def read_tests(text: str) -> ProgramTests:
 
 
 def deadline_s(limit_s: float) -> float:
-    """The longest that `judge_program` takes: its own deadlines have passed long before."""
+    """Return a bound on the seconds that `judge_program` takes. Its own deadlines pass long before."""
     return _LIMITS.wall_s + _WALL_OF_CPU * (limit_s + _REFERENCE_CPU_S) + _MARGIN_S
 
 
 def judge_program(program: str, tests: ProgramTests, *, limit_s: float, isolation: Isolation) -> Verdict:
-    """Reward 1.0 where every call gives what is expected. The detail names the first test that fails. Never raises."""
+    """Give reward 1.0 if every call gives what is expected. `detail` names the first failing test. Never raises."""
     try:
         accepted = [_results(reference, tests, isolation) for reference in (tests.reference, *tests.alternatives)]
         limits = replace(
@@ -102,7 +103,7 @@ def judge_program(program: str, tests: ProgramTests, *, limit_s: float, isolatio
         return Verdict(status=VerdictStatus.ERROR, reward=None, detail=str(error))
     lines = outcome.stdout.split("\n")
     for number, call in enumerate(tests.calls):
-        said = lines[number] if number < len(lines) - 1 else None  # what has no line end was cut
+        said = lines[number] if number < len(lines) - 1 else None  # a line without its end was cut off
         verdict = _failure(said, [result.lines[number] for result in accepted], tests.atol, outcome, limits)
         if verdict is not None:
             where = f"test {number + 1} of {len(tests.calls)}, {_shorten(call)}"
@@ -111,7 +112,7 @@ def judge_program(program: str, tests: ProgramTests, *, limit_s: float, isolatio
 
 
 def _failure(said: str | None, accepted: Sequence[str], atol: float, outcome: Outcome, limits: Limits) -> Verdict | None:
-    """What is wrong with one line of a program; None where it is right."""
+    """Return the verdict on one wrong line of a program, or None if the line is right."""
     if said is None:
         return _incorrect(_why_silent(outcome, limits))
     if said in accepted:
@@ -127,12 +128,7 @@ def _failure(said: str | None, accepted: Sequence[str], atol: float, outcome: Ou
         if any(_agree(found, each, atol) for each in wanted):
             return None
         return _incorrect(f"gave {_SHOWN.repr(found)}, not {_SHOWN.repr(wanted[0])}")
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        RecursionError,
-    ) as error:  # of lines that the driver never says, and of numbers too long to show
+    except (ValueError, TypeError, KeyError, RecursionError) as error:  # a forged line, or a number too long to show
         return _incorrect(f"gave what cannot be read ({type(error).__name__})")
 
 
@@ -157,16 +153,16 @@ def _shorten(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Results:
-    """What a reference gives, as the lines of the driver, and what it took."""
+    """What a reference gives, as lines of the driver, and the resources that it used."""
 
     lines: tuple[str, ...]
     cpu_s: float
     num_bytes: int
 
 
-@lru_cache(maxsize=_NUM_CACHED)  # the responses of a group meet the same references one after another
+@lru_cache(maxsize=_NUM_CACHED)  # the responses of a group are judged by the same references
 def _results(reference: str, tests: ProgramTests, isolation: Isolation) -> _Results:
-    """Raises SandboxError where the reference does not give a value for each test."""
+    """Run a reference. Raises SandboxError if it does not give a value for each test."""
     calls = (tests.expected if reference == tests.reference else ()) or tests.calls
     outcome = _evaluate(reference, tests.setup, calls, _LIMITS, isolation)
     lines = tuple(outcome.stdout.split("\n")[:-1])
@@ -200,7 +196,7 @@ def _agree(found: Any, expected: Any, atol: float) -> bool:
 
 
 def _are_close(found: Any, expected: Any, atol: float) -> bool:
-    """Numbers within atol + 1e-7 of the expected one, NaN like NaN; lists and tuples of such, of one length."""
+    """Compare numbers within atol + 1e-7 · |expected|, and NaN as equal to NaN; also in lists and tuples."""
     if isinstance(expected, list | tuple):
         return (
             isinstance(found, list | tuple) and len(found) == len(expected) and all(map(_are_close, found, expected, [atol] * len(found)))

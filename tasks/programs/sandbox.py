@@ -1,21 +1,22 @@
-"""Runs a Python program that nobody vouches for, where it can harm neither the caller nor the machine.
+"""Run an untrusted Python program where it can harm neither the caller nor the machine.
 
     if (reason := why_unavailable()) is not None:
         raise TaskError(reason)                        # once, before anything runs
     outcome = run(program, Limits(cpu_s=5), stdin="...")
-    if outcome.status is Status.OK:
+    if outcome.status is ProgramStatus.OK:
         print(outcome.stdout)
 
-docs/sandbox.md has the threat model. In short: the program is alone in user, pid, mount, network, ipc and uts
-namespaces of its own (`tasks.programs.sandbox_namespaces`), sees the standard library, the system's libraries and an
-empty /tmp, has no capability, no command to execute and no network, runs under the limits below and behind a filter of
-system calls (`tasks.programs.sandbox_filter`). At its end, at its deadline and at the caller's death every process it
-made is gone. With Isolation.RLIMITS there are only the limits and a process group: NOT safe against a program that
-means harm, and for hosts that forbid namespaces.
+docs/sandbox.md has the threat model. In short: the program has its own user, pid, mount, network, ipc and uts
+namespaces (`tasks.programs.sandbox_namespaces`). It sees the standard library, the system's libraries and an empty
+/tmp; it has no capability, no command to execute and no network. It runs under the limits below and behind a filter of
+system calls (`tasks.programs.sandbox_filter`). When it ends, reaches its deadline or loses its caller, every process it
+made is gone. With Isolation.RLIMITS, for hosts that forbid namespaces, there are only the limits and a process group:
+that is NOT safe against a malicious program.
 
 The first `run` of a process starts its launcher (`tasks.programs.sandbox_launcher`), which lives as long as the
-process. `run` may be called from any number of threads. What a program says is data, and no more of it than the limit
-is ever held."""
+process. `run` may be called from any number of threads. The output of a program is data, and no more of it than the
+limit is ever held.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ __all__ = ["Isolation", "Limits", "Outcome", "ProgramStatus", "SandboxError", "r
 
 _KERNEL = (5, 14)
 _TRIES = 2
-_PATIENCE_S = 15.0  # past a program's deadline, for a machine under load to tell of its end
+_PATIENCE_S = 15.0  # past a program's deadline: a busy machine may report its end late
 _CHUNK_BYTES = 1 << 16
 _ENVIRONMENT = {"HOME": "/tmp", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "TZ": "UTC"}
 _LAUNCH = (
@@ -55,7 +56,7 @@ _LAUNCH = (
 
 
 class Isolation(StrEnum):
-    """How programs are kept apart from the machine."""
+    """How programs are isolated from the machine."""
 
     NAMESPACES = "namespaces"
     RLIMITS = "rlimits"  # not safe
@@ -66,19 +67,19 @@ class ProgramStatus(StrEnum):
 
     OK = "ok"  # exit code 0
     FAILED = "failed"  # another exit code; an uncaught exception gives 1
-    TIMEOUT = "timeout"  # it used up its seconds, of the processor's or of the wall clock's
+    TIMEOUT = "timeout"  # it reached its limit of processor time or wall-clock time
     MEMORY = "memory"  # an uncaught MemoryError
-    OUTPUT = "output"  # it said more than it may
+    OUTPUT = "output"  # it printed more than its limit
     SIGNAL = "signal"  # it crashed, or was killed by itself or by the kernel
 
 
 class SandboxError(RuntimeError):
-    """The sandbox failed, not the program: nothing is known of the program."""
+    """The sandbox failed, so nothing is known of the program."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one program may use up. Its memory in the worst case: processes * memory_bytes + tmp_bytes."""
+    """The resources of one program. Its memory is at most processes * memory_bytes + tmp_bytes."""
 
     cpu_s: int = 5  # of each process
     wall_s: float = 10.0
@@ -91,11 +92,12 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """The end of a program. `exit_code` is None where it did not exit, `signal` where none ended it.
+    """How a program ended. `exit_code` is None if it did not exit, and `signal` is None if no signal ended it.
 
-    What it said is cut at the limit and decoded as UTF-8 with replacement. `cpu_s` and `peak_bytes` (resident memory,
-    the interpreter's included) are of its first process and the children that waited for; 0 where it was killed at a
-    deadline."""
+    Its output is cut at the limit and decoded as UTF-8 with replacement. `cpu_s` and `peak_bytes` (resident memory with
+    the interpreter's) count its first process and the children that this waited for. They are 0 if the program was
+    killed at a deadline.
+    """
 
     status: ProgramStatus
     exit_code: int | None
@@ -110,7 +112,8 @@ class Outcome:
 def run(program: str, limits: Limits, *, stdin: str = "", isolation: Isolation = Isolation.NAMESPACES) -> Outcome:
     """Run `program` as __main__ of an interpreter of its own, without installed packages, in an empty /tmp.
 
-    Returns within limits.wall_s and a moment. Raises SandboxError where the sandbox could not be made, or broke twice.
+    Returns shortly after limits.wall_s at the latest. Raises SandboxError if the sandbox could not be made, or broke
+    twice.
     """
     for _ in range(_TRIES):
         told, said = _try(program, limits, stdin, isolation)
@@ -120,7 +123,7 @@ def run(program: str, limits: Limits, *, stdin: str = "", isolation: Isolation =
 
 
 def _try(program: str, limits: Limits, stdin: str, isolation: Isolation) -> tuple[dict[str, Any] | None, list[bytes]]:
-    """What the keeper reports, None where it was killed, and what the program said."""
+    """Return the keeper's report, or None if the keeper was killed, and the program's output."""
     report, to_report = socket.socketpair()
     (stdout, to_stdout), (stderr, to_stderr) = _pipe(), _pipe()
     with report, stdout, stderr:
@@ -131,8 +134,10 @@ def _try(program: str, limits: Limits, stdin: str, isolation: Isolation) -> tupl
 
 @cache
 def why_unavailable(isolation: Isolation = Isolation.NAMESPACES) -> str | None:
-    """Why programs cannot be run so on this machine, in a line; None where a trial went well. Takes a moment the first
-    time."""
+    """Return, in one line, why this machine cannot run programs with `isolation`, or None if a trial succeeds.
+
+    The first call runs the trial and takes a moment.
+    """
     machine, kernel = platform.machine(), tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
     if sys.platform != "linux" or machine not in MACHINES:
         return f"the sandbox needs Linux on {' or '.join(MACHINES)}, and this is {sys.platform} on {machine}"
@@ -151,7 +156,7 @@ def why_unavailable(isolation: Isolation = Isolation.NAMESPACES) -> str | None:
 
 
 _TRIAL = """
-import colorsys, os, signal  # one that is not imported yet: the library can be read
+import colorsys, os, signal  # colorsys is not loaded yet: this checks that the library can be read
 children = []
 try:
     while len(children) < 64:
@@ -164,12 +169,11 @@ print(len(children))
 """
 
 
-# ---- what a program says and how it ends ----
+# ---- the output of a program and its end ----
 
 
 def _watch(report: socket.socket, streams: Sequence[int], limits: Limits) -> tuple[dict[str, Any] | None, list[bytes]]:
-    """The keeper's report, and what was said up to it. Once a stream says too much, the keeper is asked to end the
-    program."""
+    """Return the keeper's report and the output up to it. The keeper ends the program if a stream exceeds the limit."""
     said: dict[int, bytearray] = {stream: bytearray() for stream in streams}
     told = bytearray()
     deadline = time.monotonic() + limits.wall_s + _PATIENCE_S
@@ -200,7 +204,7 @@ def _watch(report: socket.socket, streams: Sequence[int], limits: Limits) -> tup
 
 
 def _read(stream: int, said: bytearray, limit: int) -> bool:
-    """Add to `said` what is there to be read, up to a byte more than `limit`; whether no more will be read."""
+    """Append what can be read, up to one byte beyond `limit`, and return whether nothing more will be read."""
     while len(said) <= limit:
         try:
             chunk = os.read(stream, min(_CHUNK_BYTES, limit + 1 - len(said)))
@@ -241,8 +245,7 @@ def _outcome(told: dict[str, Any], said: list[bytes], limits: Limits) -> Outcome
 
 
 class _Launcher:
-    """The launcher of this process. It ends when the last copy of `socket` is closed, so with this process, whatever
-    ends that."""
+    """The launcher of this process. It ends when the last copy of `socket` is closed, hence with this process."""
 
     def __init__(self, isolation: Isolation) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -257,7 +260,7 @@ class _Launcher:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is not for programs
+                start_new_session=True,  # Ctrl-C must not reach programs
             )
         self.socket.settimeout(_PATIENCE_S)
 
@@ -267,12 +270,12 @@ class _Launcher:
         self._process.wait()
 
 
-_launchers: dict[tuple[int, Isolation], _Launcher] = {}  # a fork of this process has launchers of its own
+_launchers: dict[tuple[int, Isolation], _Launcher] = {}  # a fork of this process gets launchers of its own
 _lock = threading.Lock()
 
 
 def _send(isolation: Isolation, limits: Limits, descriptors: Sequence[int]) -> None:
-    """Hand a request to the launcher; to a new one where that has died."""
+    """Send a request to the launcher, or to a new one if that has died."""
     request = json.dumps(asdict(limits)).encode()
     for _ in range(_TRIES):
         launcher = _launcher(isolation)
@@ -289,7 +292,7 @@ def _launcher(isolation: Isolation) -> _Launcher:
     with _lock:
         if key not in _launchers:
             for other in [each for each in _launchers if each[0] != key[0]]:
-                _launchers.pop(other).socket.close()  # of the process that this is a fork of
+                _launchers.pop(other).socket.close()  # inherited from the parent process by fork
             try:
                 _launchers[key] = _Launcher(isolation)
             except OSError as error:
@@ -318,7 +321,7 @@ def _pipe() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _file(text: str) -> BinaryIO:
-    """A file in memory that nobody can change any more, at its start."""
+    """Return a sealed file in memory, positioned at its start. Nothing can change it any more."""
     file = os.fdopen(os.memfd_create("text", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb+")
     file.write(text.encode("utf-8", "replace"))
     file.seek(0)

@@ -1,10 +1,11 @@
-"""A filter of system calls for programs that nobody vouches for, as classic BPF (seccomp(2)). Needs no_new_privs.
+"""A filter of system calls for untrusted programs, as classic BPF (seccomp(2)). It needs no_new_privs.
 
-Namespaces and missing capabilities already refuse most of what is listed. The filter is a second wall before the parts
-of the kernel that programs of a contest never need and that break most often: new user namespaces, mounts, tracing,
-io_uring, bpf, keys (which no namespace separates), sockets of other families than AF_UNIX (vsock is not of the network
-namespace); and before memory that no limit counts. All else is let through: the kernel's remaining surface is the
-caller's own."""
+Namespaces and missing capabilities already refuse most of what is listed here. The filter is a second wall before the
+parts of the kernel that contest programs never need and that have most holes: new user namespaces, mounts, tracing,
+io_uring, bpf, keys (which no namespace separates), and sockets of other families than AF_UNIX (the network namespace
+does not cover vsock). It also refuses memory that no limit counts. Everything else is let through: the rest of the
+kernel is as exposed as it is to the caller.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ _REFUSED = {
         *(29, 68, 319),  # shmget, msgget, memfd_create
     },
     "aarch64": {
-        *(117, 270, 271, 272),  # in the order above; modify_ldt is x86's
+        *(117, 270, 271, 272),  # in the same order; only x86 has modify_ldt
         *(41, 40, 39, 97, 268),
         *(116, 92, 89, 224, 225, 142, 60),
         *(105, 106, 273, 104, 294),
@@ -45,7 +46,7 @@ _REFUSED_EVERYWHERE = {
 }
 _CLONE, _SOCKET, _CLONE3 = {"x86_64": 56, "aarch64": 220}, {"x86_64": 41, "aarch64": 198}, 435
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_X32 = 0x40000000  # numbers from here on are another table of x86_64
+_X32 = 0x40000000  # x86_64 numbers from here on belong to another table
 MACHINES = tuple(_REFUSED)
 
 _AF_UNIX = 1
@@ -59,7 +60,7 @@ _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 
 
 def filter_system_calls() -> None:
-    """Put the caller and all its children behind the filter for good. Raises OSError where the kernel refuses."""
+    """Put the caller and all its children behind the filter for good. Raises OSError if the kernel refuses."""
     code = _program(os.uname().machine)
     buffer = ctypes.create_string_buffer(code, len(code))
     wanted = ctypes.create_string_buffer(struct.pack("HL", len(code) // 8, ctypes.addressof(buffer)))
@@ -75,7 +76,7 @@ def _program(machine: str) -> bytes:
         _step(_RETURN, _KILL),
         _step(_LOAD, _NUMBER_AT),
         *_refuse_if(_IF_AT_LEAST, _X32, errno.ENOSYS),
-        *_refuse_if(_IF_EQUAL, _CLONE3, errno.ENOSYS),  # its flags lie in memory, out of a filter's sight; glibc then calls clone
+        *_refuse_if(_IF_EQUAL, _CLONE3, errno.ENOSYS),  # a filter cannot see its flags in memory; glibc then calls clone
     ]
     for number in refused:
         steps += _refuse_if(_IF_EQUAL, number, errno.EPERM)
@@ -102,5 +103,5 @@ def _errno(number: int) -> int:
 
 
 def _step(code: int, value: int, *, then: int = 0, otherwise: int = 0) -> bytes:
-    """One instruction; the jumps say how many of the next ones to pass over."""
+    """Return one instruction. The jumps count the instructions to skip."""
     return struct.pack("<HBBI", code, then, otherwise, value)

@@ -1,15 +1,20 @@
-"""The inner side of the sandbox: a process that holds no secret and forks one sandbox a program.
+"""The inner side of the sandbox: a process without secrets that forks one sandbox for each program.
 
-`tasks.programs.sandbox` runs it in a fresh interpreter with an empty environment. Four processes:
+`tasks.programs.sandbox` runs it in a fresh interpreter with an empty environment. There are four processes:
 
-    launcher              serves a socket until its other end is closed; runs nothing foreign, so each fork of it is a clean slate
-    └─ keeper             one a program: makes the namespaces, ends them at the deadline or when the caller goes away, reports
-       └─ init            the first process of the pid namespace: when it ends, all in it end, however they hid; it ends with the keeper
-          └─ program      without privileges, under limits, behind a filter of system calls
+    launcher            serves a socket until its other end is closed
+    └─ keeper           makes the namespaces of one program and reports its end
+       └─ init          the first process of the pid namespace
+          └─ program    without privileges, under limits, behind a filter of system calls
+
+The launcher runs no foreign code, so each fork of it is a clean start. The keeper ends the namespaces at the deadline
+or when the caller goes away. When init ends, the kernel ends every process of the namespace, however it hides; init
+ends with the keeper.
 
 A fork of a running interpreter is several times cheaper than a fresh one. The program can read all of its own memory,
-so nothing here knows more than the program's text; and it can write what it likes to its output, so nothing in the
-report comes from it."""
+so nothing here knows more than the program's text. It can write anything to its output, so nothing in the report comes
+from there.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +42,9 @@ from tasks.programs.sandbox_namespaces import House, check, drop_capabilities, e
 __all__ = ["LOADER_VARIABLES", "MEMORY_EXIT", "PROGRAM", "REPORT", "STDERR", "STDIN", "STDOUT", "main"]
 
 PROGRAM, STDIN, STDOUT, STDERR, REPORT = range(5)  # the descriptors of a request, in order
-LOADER_VARIABLES = ("LD_LIBRARY_PATH",)  # some interpreters do not start without; programs do not see it
-MEMORY_EXIT = 92  # exit code of a program that ends with a MemoryError
-_PRELOADED = (  # what programs import most; each then costs nothing
+LOADER_VARIABLES = ("LD_LIBRARY_PATH",)  # some interpreters need it to start; programs do not see it
+MEMORY_EXIT = 92  # exit code after an uncaught MemoryError
+_PRELOADED = (  # what programs import most; a fork has them loaded
     "bisect cmath collections copy dataclasses datetime decimal fractions functools heapq itertools json math operator random re "
     "statistics string typing"
 )
@@ -48,13 +53,13 @@ _MAX_REQUEST_BYTES = 4096
 
 
 def main(descriptor: int, *, isolated: bool) -> None:
-    """Serve the socket `descriptor`; with `isolated`, in namespaces."""
+    """Serve the socket `descriptor`. With `isolated`, programs run in namespaces."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for name in LOADER_VARIABLES:
         os.environ.pop(name, None)
     for name in _PRELOADED.split():
         importlib.import_module(name)
-    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as `site` would, which is not loaded
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as `site`, which is not loaded, would do
     _go_first_when_memory_is_short()
     house, trouble = None, ""
     if isolated:
@@ -62,7 +67,7 @@ def main(descriptor: int, *, isolated: bool) -> None:
             house = make_house(readable_layout())
         except OSError as error:
             trouble = _describe(error)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers report for themselves
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the keepers
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=descriptor) as sock:
@@ -78,8 +83,8 @@ def main(descriptor: int, *, isolated: bool) -> None:
 
 
 def _go_first_when_memory_is_short() -> None:
-    """The launcher and all that it starts: when the kernel must end something, then a program."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # some hosts forbid even that
+    """Make the kernel end this process and those it starts before any other when memory is short."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # some hosts forbid this
         file.write("1000")
 
 
@@ -87,8 +92,7 @@ def _go_first_when_memory_is_short() -> None:
 
 
 def _keep(limits: dict[str, Any], descriptors: list[int], house: House | None, trouble: str) -> NoReturn:
-    """Run one program and report its end, as a JSON object. The end of the report's socket asks for it before its
-    time."""
+    """Run one program and report its end as a JSON object. It ends early if the caller closes the report's socket."""
     report = socket.socket(fileno=descriptors[REPORT])
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -99,13 +103,13 @@ def _keep(limits: dict[str, Any], descriptors: list[int], house: House | None, t
         found = {"error": trouble} if trouble else _run_init(program, limits, descriptors, report, isolated=house is not None)
     except BaseException as error:
         found = {"error": _describe(error)}
-    with contextlib.suppress(OSError):  # nobody may wait for it any more
+    with contextlib.suppress(OSError):  # the caller may be gone
         report.sendall(json.dumps(found).encode())
     os._exit(0)
 
 
 def _run_init(program: str, limits: dict[str, Any], descriptors: list[int], report: socket.socket, *, isolated: bool) -> dict[str, Any]:
-    """The end of the program as init tells it; only the seconds where init was ended before it could."""
+    """Return init's account of the program's end; only the seconds if init was killed before it could report."""
     inner, outer = os.pipe()
     started = time.monotonic()
     pid = os.fork()
@@ -129,7 +133,7 @@ def _run_init(program: str, limits: dict[str, Any], descriptors: list[int], repo
 
 
 def _wait(pid: int, report: socket.socket, timeout_s: float) -> bool:
-    """Until init ends, the caller asks or the time is over; whether init ended."""
+    """Wait until init ends, the caller closes the socket or the time is over. Return whether init ended."""
     pidfd = os.pidfd_open(pid)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
@@ -146,13 +150,13 @@ def _kill_group(leader: int) -> None:
 
 
 def _init(program: str, limits: dict[str, Any], descriptors: list[int], report: int, *, isolated: bool) -> NoReturn:
-    """Start the program, wait for its end and tell how it was."""
+    """Start the program, wait for its end and report it."""
     try:
         if not isolated:
             os.setpgid(0, 0)
         _end_with_the_keeper(report)
         for number in (signal.SIGINT, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)  # a handler of Python's is a signal that its children can send a first process
+            signal.signal(number, signal.SIG_DFL)  # children can send pid 1 only signals that it handles
         for target, each in enumerate(descriptors[STDIN:REPORT]):
             os.dup2(each, target)
         pid, trouble = _start(program, limits, isolated=isolated)
@@ -167,12 +171,12 @@ def _end_with_the_keeper(report: int) -> None:
     check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
     poll = select.poll()
     poll.register(report, 0)
-    if poll.poll(0):  # nobody reads the report: the keeper died before the line above
+    if poll.poll(0):  # the reader of the report is gone: the keeper died before the line above
         os._exit(1)
 
 
 def _start(program: str, limits: dict[str, Any], *, isolated: bool) -> tuple[int, str]:
-    """The program's pid, and why it did not begin."""
+    """Start the program. Return its pid, and why it could not start or an empty text."""
     ready, done = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -189,7 +193,7 @@ def _start(program: str, limits: dict[str, Any], *, isolated: bool) -> tuple[int
 
 
 def _reap(pid: int) -> dict[str, Any]:
-    """How the program ended and what it took. Orphans are reaped on the way."""
+    """Wait for the program, and reap orphans meanwhile. Return how it ended and the resources it used."""
     while True:
         ended, status, usage = os.wait4(-1, 0)
         if ended == pid:
@@ -205,7 +209,7 @@ def _reap(pid: int) -> dict[str, Any]:
 
 
 def _confine(limits: dict[str, Any], kept: int, *, isolated: bool) -> None:
-    """Give up all that a program may not have, but the descriptor `kept` and the three standard ones."""
+    """Give up everything that a program may not have. Only `kept` and the three standard descriptors stay open."""
     os.closerange(3, kept)
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
     os.chdir("/tmp")
@@ -221,7 +225,7 @@ def _limit(limits: dict[str, Any]) -> None:
     limited = {
         resource.RLIMIT_AS: limits["memory_bytes"],
         resource.RLIMIT_FSIZE: limits["tmp_bytes"],
-        resource.RLIMIT_NPROC: limits["processes"] + 2,  # the keeper and init count as well
+        resource.RLIMIT_NPROC: limits["processes"] + 2,  # the keeper and init count too
         resource.RLIMIT_NOFILE: limits["open_files"],
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
@@ -229,13 +233,13 @@ def _limit(limits: dict[str, Any]) -> None:
         resource.RLIMIT_CPU: limits["cpu_s"],
     }
     for name, value in limited.items():
-        hard = value + 1 if name == resource.RLIMIT_CPU else value  # who ignores the first signal meets the second
+        hard = value + 1 if name == resource.RLIMIT_CPU else value  # a program that ignores SIGXCPU gets SIGKILL
         largest = resource.getrlimit(name)[1]
         resource.setrlimit(name, (value, hard) if largest == resource.RLIM_INFINITY else (min(value, largest), min(hard, largest)))
 
 
 def _run(program: str) -> NoReturn:
-    """The program as __main__, with the end that an interpreter gives it."""
+    """Run the program as __main__ and end as an interpreter does."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = sys.orig_argv = ["program"]
@@ -255,7 +259,7 @@ def _run(program: str) -> NoReturn:
 
 
 def _exit_code(error: BaseException) -> int:
-    """What `error` ends an interpreter with, after what that says of it."""
+    """Print `error` as an interpreter does and return its exit code."""
     if isinstance(error, MemoryError):
         return MEMORY_EXIT
     if isinstance(error, SystemExit):

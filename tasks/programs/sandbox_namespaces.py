@@ -1,17 +1,19 @@
-"""Linux namespaces and a small read-only root for programs, by system calls. Works for root and for anyone else.
+"""Linux namespaces and a small read-only root for programs, made by system calls. It works for root and other users.
 
-    house = make_house(readable_layout())       # once: the caller moves into a root that holds only what programs may read
-    enter_room(house, tmp_bytes=32 << 20)       # in a fork of it: namespaces of its own; its next child is the first of a pid namespace
+    house = make_house(readable_layout())       # once: move into a root that holds only what programs may read
+    enter_room(house, tmp_bytes=32 << 20)       # in a fork: namespaces of its own; its next child is pid 1 of one
     drop_capabilities()                         # in the process that becomes the program
 
-The house is a user and a mount namespace. Its root holds the interpreter's library directory and the system's, without
-the packages installed there, five devices and an empty /tmp: no /proc, no /sys, no command, nothing of any home. A room
-is one more namespace of every kind in it, with a /tmp of its own. Its user namespace counts processes by itself: the
-limit on them does not bind root, and elsewhere it counts all that its user runs. So a room belongs to user 1000 of the
-house; outside, that is "nobody" where the caller is root, and the caller where not. Needs Linux 5.14, the first that
-counts processes so.
+The house is a user and a mount namespace that all programs share. Its root holds the interpreter's library directory
+and the system's, without the packages installed there, five devices and an empty /tmp. There is no /proc, no /sys, no
+command, and nothing of any home.
 
-Everything here raises OSError with the name of the call that failed.
+A room is a further namespace of every kind for one program, with a /tmp of its own. Each user namespace counts its
+processes separately. The limit on processes does not bind root, and outside a namespace it would count everything that
+the user runs. So a room belongs to user 1000 of the house. Outside, that is "nobody" if the caller is root, and
+otherwise the caller. This needs Linux 5.14, the first that counts processes in this way.
+
+Everything here raises OSError with the name of the failed call.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ _CAPABILITY_VERSION = 0x20080522
 _RESIDENT = 1000
 _NOBODY = 65534
 _DEVICES = ("null", "zero", "full", "random", "urandom")
-_MAX_FILES = 4096  # of /tmp
-_BASE = "/proc"  # where the new root is put together: a directory that is there wherever the maps below can be written
+_MAX_FILES = 4096  # in /tmp
+_BASE = "/proc"  # where the new root is built: this directory exists wherever the maps below can be written
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -46,8 +48,10 @@ libc.syscall.restype = ctypes.c_long
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoomLayout:
-    """What a program may read: (name, real place) of directories and files, (name, target) of links, and directories
-    that it sees empty."""
+    """What a program may read: directories and files (name, real path), and links (name, target).
+
+    The `hidden` directories exist but look empty.
+    """
 
     readable: tuple[tuple[str, str], ...]
     links: tuple[tuple[str, str], ...]
@@ -56,13 +60,13 @@ class RoomLayout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class House:
-    """What a room is entered with: a descriptor of the host's /proc, which the house itself lacks."""
+    """A descriptor of the host's /proc, which is needed to enter a room and which the house itself lacks."""
 
     processes: int
 
 
 def readable_layout() -> RoomLayout:
-    """The interpreter's library directory and the system's, without the packages installed in them."""
+    """Return the library directories of the interpreter and the system, without their installed packages."""
     stdlib = sysconfig.get_path("stdlib")
     wanted = dict.fromkeys(["/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", os.path.dirname(stdlib)])
     outermost = [path for path in wanted if os.path.exists(path) and not any(path.startswith(other + "/") for other in wanted)]
@@ -75,7 +79,7 @@ def readable_layout() -> RoomLayout:
 
 
 def make_house(layout: RoomLayout) -> House:
-    """Move the caller, for good, into namespaces that lack all but what `layout` names."""
+    """Move the caller, for good, into namespaces that have nothing but what `layout` names."""
     processes = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0 and _has("uid", _NOBODY) and _has("gid", _NOBODY):
@@ -88,13 +92,12 @@ def make_house(layout: RoomLayout) -> House:
 
 
 def enter_room(house: House, *, tmp_bytes: int) -> None:
-    """Take the caller, for good, into namespaces of its own, of all kinds but the pid namespace, which is for its
-    children."""
+    """Move the caller, for good, into namespaces of its own of all kinds. Its next child starts the pid namespace."""
     if os.geteuid() != _RESIDENT:
         os.setgroups([])
         os.setresgid(_RESIDENT, _RESIDENT, _RESIDENT)
         os.setresuid(_RESIDENT, _RESIDENT, _RESIDENT)
-        check(libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl(PR_SET_DUMPABLE)")  # else the maps are not its own to write
+        check(libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl(PR_SET_DUMPABLE)")  # otherwise it may not write its own maps
     _unshare(*_CLONE_NEW)
     check(libc.sethostname(b"sandbox", 7), "sethostname")
     _write_maps(house.processes, *[f"{_RESIDENT} {_RESIDENT} 1"] * 2)
@@ -103,7 +106,7 @@ def enter_room(house: House, *, tmp_bytes: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up what rights the caller has in its namespaces."""
+    """Give up the rights that the caller has in its namespaces."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     check(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
 
@@ -119,8 +122,10 @@ def _unshare(*kinds: str) -> None:
 
 
 def _unshare_with_nobody() -> None:
-    """New user and mount namespaces that have root and nobody. Who maps another than itself needs rights outside: so a
-    child does."""
+    """Enter new user and mount namespaces that have root and nobody.
+
+    Mapping another user than oneself needs rights outside the namespace, so a child that stays outside does it.
+    """
     pid = os.getpid()
     waiting, go = os.pipe()
     mapper = os.fork()
@@ -144,7 +149,7 @@ def _unshare_with_nobody() -> None:
 
 
 def _has(kind: str, number: int) -> bool:
-    """Whether the caller's user namespace has the id `number`."""
+    """Return whether the caller's user namespace has the id `number`."""
     with open(f"/proc/self/{kind}_map") as file:
         ranges = [tuple(map(int, line.split())) for line in file]
     return any(first <= number < first + length for first, _, length in ranges)
@@ -160,7 +165,7 @@ def _write_maps(processes: int, uid_map: str, gid_map: str) -> None:
 
 
 def _make_root(layout: RoomLayout) -> None:
-    """Put the root of `layout` in the place of the caller's, which its mount namespace then lacks."""
+    """Replace the caller's root by that of `layout`; its mount namespace no longer has the old one."""
     _mount(None, "/", None, _MS_REC | _MS_SLAVE)
     _mount("tmpfs", _BASE, "tmpfs", _MS_NOSUID, "size=256k,mode=755")
     old = _BASE + "/old"
@@ -182,7 +187,7 @@ def _make_root(layout: RoomLayout) -> None:
 
 
 def _show(source: str, target: str, attributes: int) -> None:
-    """Mount a file or directory with what is mounted in it, with `attributes` all through."""
+    """Mount a file or directory, and what is mounted in it, with `attributes` everywhere."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     else:

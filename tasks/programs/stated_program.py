@@ -1,10 +1,11 @@
 """The program that a response states.
 
-    program = stated_program(response)   # None where there is none
+    program = stated_program(response)   # None if there is none
 
-By precedence: the last ``` block that says it is Python, the last block that says nothing, the lines of the text that
-look like Python from the first def, class, import or decorator on. Reasoning up to </think> is not part of a response.
-Nothing is compiled here: that is for the sandbox."""
+It is the last ``` block marked as Python, else the last block without a mark, else the lines of the text that look like
+Python from the first def, class, import or decorator on. Reasoning up to </think> is not part of a response. Nothing is
+compiled here; the sandbox does that.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ _NEXT_LINE = re.compile(
 
 
 def stated_program(response: str) -> str | None:
-    """The program with its line ends as "\\n" and without blank lines around it."""
+    """Return the program, with "\\n" for line ends and without blank lines around it, or None."""
     text = response.rpartition("</think>")[2].replace("\r\n", "\n").replace("\r", "\n")
     blocks: list[tuple[str, str]] = _BLOCK.findall(text)
     for languages in (_PYTHON, ("",)):
@@ -36,7 +37,7 @@ def stated_program(response: str) -> str | None:
 
 
 def _bare_program(text: str) -> str | None:
-    """The longest run of lines that look like Python, from the first that begins a definition or an import."""
+    """Return the longest run of lines that look like Python, from the first definition, import or decorator on."""
     lines = text.split("\n")
     start = next((number for number, line in enumerate(lines) if _FIRST_LINE.match(line)), None)
     if start is None:

@@ -1,1 +1,1 @@
-"""Number puzzles: expressions, exact values, solvers."""
+"""Number puzzles: expressions, exact values and a solver."""

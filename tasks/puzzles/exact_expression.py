@@ -1,20 +1,21 @@
-r"""Arithmetic expressions of + - * / and brackets, evaluated exactly. For text that a model wrote: nothing of it is
-ever run as code.
+r"""Arithmetic expressions of + - * / and brackets, evaluated exactly. Text that a model wrote never runs as code.
 
     expression = parse(r"\frac{95 × 2}{(24 − 21)}")
-    expression.value      # Fraction(190, 3); None where it divides by zero
+    expression.value      # Fraction(190, 3); None if it divides by zero
     expression.numbers    # (95, 2, 24, 21): the number literals from left to right
-    expression.text       # "95 * 2 / (24 - 21)": one spelling for all that differ in spacing, symbols and needless brackets only
+    expression.text       # "95 * 2 / (24 - 21)"
 
-`parse` takes time linear in the length of its text, refuses more than MAX_CHARS of it unread, never recurses, and
-raises ExpressionError only. Powers, factorials, roots, names and products without a sign ("2(3 + 4)") are no
+All expressions that differ only in spacing, symbols and needless brackets have the same `text`.
+
+`parse` takes time linear in the length of its text, refuses a text of more than MAX_CHARS unread, never recurses, and
+raises ExpressionError only. Powers, factorials, roots, names and products without a sign ("2(3 + 4)") are not
 expressions here: they are refused, not guessed.
 
 | sign  | also written                                                                                       |
 |-------|----------------------------------------------------------------------------------------------------|
-| `*`   | × · ⋅ ∙ ∗ ✕ ✖, `\*`, `\times`, `\cdot`, `\ast`; an x that touches no letter, before a digit or bracket |
+| `*`   | × · ⋅ ∙ ∗ ✕ ✖, `\*`, `\times`, `\cdot`, `\ast`; x before a digit or bracket, if it touches no letter |
 | `/`   | ÷ ∕ ⁄ ／, `\div`, and `\frac{a}{b}` (dfrac, tfrac, cfrac) for (a) / (b)                             |
-| `-`   | − – ﹣ －; before a term it is its sign, as is +                                                    |
+| `-`   | − – ﹣ －; before a term it is the sign of the term, as is +                                        |
 | `( )` | `[ ]`, `{ }`, （ ）, with `\left` and `\right` or without                                           |
 """
 
@@ -60,20 +61,22 @@ TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-"""One token. Where it does not match there is no expression."""
+"""One token. A text in which it does not match somewhere is not an expression."""
 
 _SUM, _PRODUCT, _SIGNED, _ATOM = range(4)
 _PRECEDENCE = {"+": _SUM, "-": _SUM, "*": _PRODUCT, "/": _PRODUCT, "negative": _SIGNED}
 
 
 class ExpressionError(ValueError):
-    """The text is no arithmetic expression; the message says why in a few words."""
+    """The text is not an arithmetic expression. The message says why in a few words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """A part of an expression: its spelling, how tightly its outermost sign binds, and its value (None: it divides by
-    zero)."""
+    """A part of an expression: its spelling, how tightly its outermost sign binds, and its value.
+
+    The value is None if the term divides by zero.
+    """
 
     text: str
     precedence: int
@@ -85,7 +88,7 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expression:
-    """See the module. Parsing `text` gives an equal Expression."""
+    """A parsed expression, as the head of the module shows. Parsing `text` gives an equal Expression."""
 
     text: str
     value: Number | None
@@ -93,8 +96,7 @@ class Expression:
 
 
 def parse(text: str) -> Expression:
-    """The expression that the whole of `text` is. Raises ExpressionError where it is none, or exceeds a limit of this
-    module."""
+    """Parse all of `text`. Raises ExpressionError if it is not an expression or exceeds a limit of this module."""
     if len(text) > MAX_CHARS:
         raise ExpressionError(f"longer than {MAX_CHARS} characters")
     reader = _Reader()
@@ -104,12 +106,12 @@ def parse(text: str) -> Expression:
 
 
 def number_term(value: Number, text: str | None = None) -> Term:
-    """A number that is not negative; `text` if it is not spelt as Python does."""
+    """Return a term for a number that is not negative. `text` is its spelling if it is not Python's."""
     return Term(text=str(value) if text is None else text, precedence=_ATOM, value=value)
 
 
 def combined(left: Term, sign: str, right: Term) -> Term:
-    """`left sign right` for a sign of "+-*/", with the brackets it needs."""
+    """Return `left sign right`, for a sign of "+-*/", with the brackets that it needs."""
     precedence = _PRECEDENCE[sign]
     text = f"{left.bracketed_below(precedence)} {sign} {right.bracketed_below(precedence + 1)}"
     value = None if left.value is None or right.value is None else _result(left.value, sign, right.value)
@@ -134,7 +136,7 @@ def _negative(term: Term) -> Term:
 
 
 def _tokens(text: str) -> Iterator[Term | str]:
-    """Numbers as terms, signs as they are spelt here, "frac" for a fraction."""
+    """Yield numbers as terms, signs in their spelling here, and "frac" for a fraction."""
     position = 0
     while position < len(text):
         token = TOKEN.match(text, position)
@@ -155,7 +157,7 @@ def _literal(digits: str) -> Term:
 
 
 def _plain(tokens: Iterator[Term | str]) -> Iterator[Term | str]:
-    r"""The same with round brackets only, each closed by its like, and with ((a) / (b)) for \frac{a}{b}."""
+    r"""Yield the tokens with round brackets only, correctly nested, and with ((a) / (b)) for \frac{a}{b}."""
     open_brackets: list[tuple[str, str]] = []  # what closes each, and what it holds
     holds = ""  # what the bracket holds that must come next
     for token in tokens:
@@ -185,7 +187,7 @@ def _plain(tokens: Iterator[Term | str]) -> Iterator[Term | str]:
 
 
 class _Reader:
-    """Precedence climbing on two stacks: terms that are finished, and signs and brackets that wait for theirs."""
+    """Precedence climbing on two stacks: finished terms, and the signs and brackets that wait for theirs."""
 
     def __init__(self) -> None:
         self._terms: list[Term] = []
@@ -228,7 +230,7 @@ class _Reader:
         self._is_term_due = False
 
     def _open(self, token: str) -> None:
-        """A bracket or a sign before a term."""
+        """Take a bracket or a sign before a term."""
         if token == "+":
             return
         if token not in ("(", "-"):
@@ -239,13 +241,13 @@ class _Reader:
         self._signs.append("(" if token == "(" else "negative")
 
     def _close(self) -> None:
-        """`_plain` has seen to it that there is a bracket to close."""
+        """Close a bracket, which is open because `_plain` checks the nesting."""
         self._finish_terms(_SUM)
         self._signs.pop()
         self._depth -= 1
 
     def _finish_terms(self, precedence: int) -> None:
-        """Those whose signs bind at least as tightly as `precedence`, back to the last open bracket."""
+        """Apply the signs that bind at least as tightly as `precedence`, back to the last open bracket."""
         while self._signs and self._signs[-1] != "(" and _PRECEDENCE[self._signs[-1]] >= precedence:
             sign = self._signs.pop()
             right = self._terms.pop()

@@ -3,11 +3,12 @@
     for filed in read_puzzles("countdown", "data/countdown", "train", must_use_all=False, held_out_share=0.1):
         print(filed.place, filed.puzzle.question, filed.solution)
 
-Columns: `nums` (or `numbers`) and `target`; or `extra`, a JSON object of both. `answer`, if there, is a solution or the
-target.
+The columns are `nums` (or `numbers`) and `target`, or `extra`, a JSON object of both. A column `answer` holds a
+solution or the target.
 
-In a directory, split S is the file S.parquet or S.jsonl. The one file of a directory without it, or a file itself, is
-divided into train, dev and test by `Puzzle.split`, and "all" is all of it."""
+In a directory, split S is the file S.parquet or S.jsonl. If the directory has a single file of another name, or the
+path is a file, `Puzzle.split` divides it into train, dev and test, and "all" is the whole file.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ _ALL = "all"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FiledPuzzle:
-    """`place` names file and row. `solution` is the target where the file has none."""
+    """A puzzle of a file. `place` names file and row. `solution` is the target if the file has no solution."""
 
     place: str
     puzzle: Puzzle
@@ -40,8 +41,10 @@ class FiledPuzzle:
 
 
 def read_puzzles(task: str, path: str, split: str, *, must_use_all: bool, held_out_share: float) -> Iterator[FiledPuzzle]:
-    """The puzzles of `split`, in the order of the rows. Raises TaskError for an unknown split and for data it cannot
-    use."""
+    """Return the puzzles of `split` in the order of the rows.
+
+    Raises TaskError for an unknown split and for unusable data.
+    """
     file, is_split = _find(task, Path(path).expanduser(), split)
     present = file.columns()
     layout = next((layout for layout in _LAYOUTS if set(layout) <= set(present)), None)
@@ -53,7 +56,7 @@ def read_puzzles(task: str, path: str, split: str, *, must_use_all: bool, held_o
 
 
 def _find(task: str, given: Path, split: str) -> tuple[DataFile, bool]:
-    """The file to read, and whether it is the split as it is."""
+    """Return the file to read, and whether all of its rows belong to the split."""
     files = [given] if given.is_file() else sorted(file for file in given.glob("*") if file.suffix in SUFFIXES)
     if not files:
         raise TaskError(f"task {task}: no .parquet or .jsonl file at {given}: put the puzzles there, or set task.{task}.path")

@@ -1,12 +1,12 @@
-"""A number puzzle, as Countdown and the Game of 24 pose it: reach a target from given numbers with + - * / and
-brackets.
+"""A number puzzle, as in Countdown and the Game of 24: reach a target from given numbers with + - * / and brackets.
 
     puzzle = Puzzle(numbers=(95, 24, 21), target=98, must_use_all=False)
     verdict = puzzle.judge("95 + (24 - 21) = 98")
     Puzzle.of(puzzle.question) == puzzle
 
-The question is all that judging needs, so it can be done wherever logs and pools are, and by any verifier process. How
-an answer is read is stated in `tasks.puzzles.stated_expression`."""
+The question alone is enough to judge an answer, so any verifier process and any reader of a log can do it.
+`tasks.puzzles.stated_expression` says how an answer is read.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAX_VALUE_CHARS = 40
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Puzzle:
-    """See the module. Numbers and target are positive; each number may be used once, or must be."""
+    """Positive numbers and a positive target. Each number may be used once, or must be if `must_use_all` is set."""
 
     numbers: tuple[int, ...]
     target: int
@@ -39,7 +39,7 @@ class Puzzle:
 
     @classmethod
     def of(cls, question: str) -> Puzzle:
-        """The puzzle that `question` poses. Raises ValueError for another text."""
+        """Return the puzzle that `question` poses. Raises ValueError for any other text."""
         match = _QUESTION.match(question)
         if match is None:
             raise ValueError(f"this is no number puzzle: {question[:80]!r}")
@@ -54,12 +54,14 @@ class Puzzle:
         )
 
     def split(self, held_out_share: float) -> str:
-        """The split it belongs to (`tasks.data.held_out`), by its numbers, in any order, and its target."""
+        """Return the split of the puzzle (`tasks.data.held_out`), by its numbers, in any order, and its target."""
         return split_of(f"{','.join(map(str, sorted(self.numbers)))}={self.target}", held_out_share)
 
     def judge(self, response: str) -> Verdict:
-        """Reward 1.0 for an expression of the right value and numbers, else 0.0: INCORRECT; NO_ANSWER; MALFORMED for an
-        answer that is no expression. `detail` says what is wrong."""
+        """Give reward 1.0 for an expression of the right value and numbers, else 0.0; `detail` says what is wrong.
+
+        The status is MALFORMED for an answer that is not an expression, and NO_ANSWER if there is no answer.
+        """
         stated = stated_expression(response)
         if stated is None:
             return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
@@ -77,7 +79,7 @@ class Puzzle:
         )
 
     def _misused(self, numbers: tuple[Number, ...]) -> Iterator[str]:
-        """What is wrong with the numbers used; of several, the first of each kind."""
+        """Yield what is wrong with the numbers used: the first fault of each kind."""
         given, used = Counter[Number](self.numbers), Counter(numbers)
         if excess := used - given:
             number = next(iter(excess))

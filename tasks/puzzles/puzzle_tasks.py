@@ -1,11 +1,12 @@
-"""Tasks of number puzzles: drawn without end from a seed, or read from files.
+"""Tasks of number puzzles, which are drawn without end from a seed or read from files.
 
     task = puzzle_task(Countdown(config.countdown), config.countdown, seed)     # tasks.countdown, tasks.game24
     for problem in task.problems("train"):
         verdict = task.verify(problem, generate(task.prompt(problem)))
 
-A drawn problem i of a split depends on (seed, split, i) and the configuration only, and has a solution, which is its
-`answer`."""
+Drawn problem i of a split depends on (seed, split, i) and the configuration only. It has a solution, which is its
+`answer`.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +19,10 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from tasks.base import Message, Problem, Task, TaskError, Verdict, with_instruction
+from tasks.base import Message, Problem, Section, Task, TaskError, Verdict, with_instruction
 from tasks.data.held_out import SPLITS, require_split
-from tasks.puzzles.files import read_puzzles
 from tasks.puzzles.number_puzzle import Puzzle
 from tasks.puzzles.stated_expression import final_expression
-from tasks.strict import Section
 
 __all__ = ["DrawnPuzzle", "Game", "PuzzleConfig", "puzzle_task"]
 
@@ -31,55 +30,58 @@ _MAX_DRAWS = 20_000
 
 
 class PuzzleConfig(Section):
-    """Where puzzles come from and how they are put."""
+    """Where puzzles come from and how they are posed."""
 
     path: str | None = None
     """A .parquet or .jsonl file of puzzles, or a directory of them (docs/tasks.md has the columns). Unset: puzzles are
     drawn."""
     wording: Literal["plain", "published"] = "plain"
-    """How a puzzle is put. "plain": the question and the instruction below. "published": the prompt of the papers
-    (docs/tasks.md), which brings instructions of its own."""
+    """How a puzzle is posed. "plain": the question and the instruction below. "published": the prompt of the papers
+    (docs/tasks.md), which has instructions of its own."""
     instruction: str = "Answer with the expression only."
-    """Follows the plain question, on a line of its own. Not part of the problem id."""
+    """Follows the plain question, on a line of its own. It is not part of the problem id."""
     held_out_share: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of all puzzles that only "test" has; "dev" has as many of its own, and "train" the rest, whatever the seed.
-    Files that are splits already are taken as they are."""
+    """Share of all puzzles that only "test" has. "dev" has as many of its own, and "train" has the rest, whatever the
+    seed. Files that are splits already are taken as they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawnPuzzle:
-    """A puzzle and a solution of it."""
+    """A puzzle and one of its solutions."""
 
     puzzle: Puzzle
     solution: str
 
 
 class Game(Protocol):
-    """Which puzzles there are. Holds configuration only."""
+    """The rules of a game: which puzzles it has. A game holds its configuration and no other state."""
 
     name: str
     must_use_all: bool
 
     def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[DrawnPuzzle | None]:
-        """Tries at one problem, without end, made with `rng.random` only. None: these numbers made no puzzle, or none
-        that is wanted."""
+        """Yield endless attempts at one problem, drawn with `rng.random` only.
+
+        An attempt is None if its numbers make no puzzle, or none that is wanted.
+        """
         ...
 
     def published_prompt(self, puzzle: Puzzle) -> str:
-        """The wording that papers use."""
+        """Return the prompt in the words of the papers."""
         ...
 
 
 def puzzle_task(game: Game, config: PuzzleConfig, seed: int) -> Task:
-    """The puzzles of `config.path`, or drawn ones; then TaskError where the configuration has none for one of the
-    splits."""
+    """Make the task: it reads the puzzles of `config.path`, or draws them if that is unset.
+
+    Raises TaskError if the configuration has no drawn puzzle for one of the splits.
+    """
     return _DrawnPuzzles(game, config, seed) if config.path is None else _FiledPuzzles(game, config, config.path)
 
 
-class _Puzzles:
-    """How puzzles are put and judged, wherever they come from."""
+class _Puzzles(Task):
+    """What drawn puzzles and those of files share: how they are posed and judged."""
 
-    has_verifier: bool = True
     deadline_s: float = 2.0
 
     def __init__(self, game: Game, config: PuzzleConfig) -> None:
@@ -95,11 +97,11 @@ class _Puzzles:
         return [{"role": "user", "content": content}]
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """The stated expression in its one spelling (`tasks.puzzles.stated_expression`)."""
+        """Return the stated expression in its canonical spelling (`tasks.puzzles.stated_expression`)."""
         return final_expression(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """`Puzzle.judge`, of the puzzle that the question poses."""
+        """Judge by the puzzle that the question poses (`Puzzle.judge`)."""
         return Puzzle.of(problem.question).judge(response)
 
     def _problem(self, place: str, puzzle: Puzzle, solution: str) -> Problem:
@@ -121,12 +123,12 @@ class _DrawnPuzzles(_Puzzles):
             self.problem(split, 0)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """The endless stream of `split`. Raises TaskError for a split that is none of SPLITS."""
+        """Return the endless stream of `split`. Raises TaskError for a split that is not one of SPLITS."""
         require_split(self.name, split)
         return (self.problem(split, index) for index in count())
 
     def problem(self, split: str, index: int) -> Problem:
-        """Problem `index` of `split`, made without those before it."""
+        """Return problem `index` of `split` without making those before it."""
         require_split(self.name, split)
         if index < 0:
             raise ValueError(f"problem index {index} is negative")
@@ -147,6 +149,8 @@ class _FiledPuzzles(_Puzzles):
         self._path = path
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Those of the file, in its order (`tasks.puzzles.files`)."""
+        """Return the puzzles of the file in its order (`tasks.puzzles.files`)."""
+        from tasks.puzzles.files import read_puzzles
+
         filed = read_puzzles(self.name, self._path, split, must_use_all=self._game.must_use_all, held_out_share=self._config.held_out_share)
         return (self._problem(one.place, one.puzzle, one.solution) for one in filed)

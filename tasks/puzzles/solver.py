@@ -1,14 +1,14 @@
-"""An exact solver of number puzzles: an expression of given numbers and + - * / that equals a target.
+"""An exact solver of number puzzles: it finds an expression of given numbers and + - * / that equals a target.
 
     solution = solve((3, 3, 8, 8), 24, must_use_all=True)
-    solution.text     # "8 / (3 - 8 / 3)"; None where there is no solution, over all fractions
+    solution.text     # "8 / (3 - 8 / 3)"; None if there is no solution, over all fractions
 
-All values of up to four of the numbers are listed (at most 1170 of four, oeis.org/A140606); with five and six the last
-step is searched backwards: for every value of the smaller part, the other part must have one of six values. So 2 to 6
-numbers take milliseconds to tenths of a second, solvable or not.
+The solver lists all values of up to four of the numbers (at most 1170 of four, oeis.org/A140606). With five and six
+numbers it searches the last step backwards: for every value of the smaller part, the other part must have one of six
+values. So 2 to 6 numbers take milliseconds to tenths of a second, solvable or not.
 
-A sign before a term reaches nothing more, for a positive target: it can be moved outwards, swapping sums for
-differences."""
+A sign before a term adds nothing for a positive target: it can be moved outwards by swapping sums for differences.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _MAX_LISTED = 4
 
 
 def solve(numbers: Sequence[int], target: int, *, must_use_all: bool) -> Term | None:
-    """A solution that uses each number at most once (all of them, if it must), of as few numbers as possible. None:
-    there is none.
+    """Return a solution of as few numbers as possible, or None if there is none.
 
-    Raises ValueError for more than MAX_SOLVABLE numbers, and unless numbers and target are positive.
+    A solution uses each number at most once; with `must_use_all` it uses each exactly once. Raises
+    ValueError for more than MAX_SOLVABLE numbers, and unless numbers and target are positive.
     """
     if not 0 < len(numbers) <= MAX_SOLVABLE or min(*numbers, target) < 1:
         raise ValueError(f"the solver takes 1 to {MAX_SOLVABLE} positive numbers and a positive target, not {list(numbers)} and {target}")
@@ -40,7 +40,7 @@ def solve(numbers: Sequence[int], target: int, *, must_use_all: bool) -> Term | 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """The last step to a value: of a part of the numbers, a value; a sign; of the rest, a value."""
+    """The last step to a value: a value of one part of the numbers, a sign, and a value of the other part."""
 
     left: int
     left_value: Number
@@ -50,14 +50,14 @@ class _Step:
 
 
 class _Search:
-    """Parts of the numbers are bit sets."""
+    """The values found so far, by the part of the numbers that they use. A part is a bit set."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self._numbers = numbers
         self._values: dict[int, dict[Number, _Step | None]] = {1 << place: {number: None} for place, number in enumerate(numbers)}
 
     def find(self, part: int, target: Number) -> Term | None:
-        """`target` from all numbers of `part`."""
+        """Return a term that makes `target` of all numbers of `part`."""
         if part in self._values:
             return self._term(part, target) if target in self._values[part] else None
         for small, large in _halves(part):
@@ -77,7 +77,7 @@ class _Search:
         return self._term(part, target) if target in self._list(part) else None
 
     def _list(self, part: int) -> dict[Number, _Step | None]:
-        """Every value of `part`, and how it comes about."""
+        """Return every value of `part` with the step that makes it."""
         if part not in self._values:
             values: dict[Number, _Step | None] = {}
             for left, right in _halves(part):
@@ -108,7 +108,7 @@ class _Search:
 
 
 def _halves(part: int) -> Iterator[tuple[int, int]]:
-    """Each way to divide `part` in two, once, the smaller side first."""
+    """Yield each way to divide `part` in two once, with the smaller side first."""
     lowest = part & -part
     side = part
     while side := (side - 1) & part:
@@ -118,7 +118,7 @@ def _halves(part: int) -> Iterator[tuple[int, int]]:
 
 
 def _completions(value: Number, target: Number) -> Iterator[tuple[str, Number, bool]]:
-    """Sign, other value, and whether `value` stands to the left: what makes `target` of `value` and another."""
+    """Yield what makes `target` of `value`: a sign, the other value, and whether `value` stands to the left."""
     yield "+", target - value, True
     yield "-", value - target, True
     yield "-", target + value, False
@@ -130,7 +130,7 @@ def _completions(value: Number, target: Number) -> Iterator[tuple[str, Number, b
 
 
 def _quotient(a: Number, b: Number) -> Number:
-    """Whole where it can be: int arithmetic is many times faster than Fraction's."""
+    """Return a / b, as an int where it is one: arithmetic of ints is many times faster than that of Fractions."""
     if isinstance(a, int) and isinstance(b, int) and a % b == 0:
         return a // b
     quotient = Fraction(a) / b

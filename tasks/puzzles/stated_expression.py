@@ -1,20 +1,24 @@
-r"""Reading the arithmetic expression that a reply states as its answer. Exact, linear in the length of the text, and
-never raises.
+r"""The arithmetic expression that a response states. Reading it takes linear time and never raises.
 
-    stated = stated_expression("First 1 + 2 = 3. So the answer is $(1 + 2) \\times 8 = 24$.")   # r"(1 + 2) \times 8 = 24"
-    read_expression(stated).text                                                               # "(1 + 2) * 8"
+    stated = stated_expression("First 1 + 2 = 3. So the answer is $(1 + 2) \\times 8 = 24$.")
+    stated                            # r"(1 + 2) \times 8 = 24"
+    read_expression(stated).text      # "(1 + 2) * 8"
 
-The stated-expression rule. The answer is the first of these that there is:
-1. what the last closed <answer>...</answer> holds that is not blank;
-2. what the last closed \boxed{...} holds that is not blank;
-3. the first run behind the last "####", "answer is" or "answer:" that has one on its line or, where that is blank, on the next;
-4. the last run of the reply. A run is made of numbers, signs, brackets and "=" on one line. Runs of two numbers or more
-come before single numbers, in 3 and in 4. What touches a run belongs to it, and so do "^" and "!" wherever they stand:
-"sqrt(9) * 8" and "2^3" are runs that cannot be read. List marks ("- ", "2. ") and math delimiters do not.
+The stated-expression rule. The answer is the first of these that exists:
+1. the content of the last closed <answer>...</answer> that is not blank;
+2. the content of the last closed \boxed{...} that is not blank;
+3. the first run behind the last "####", "answer is" or "answer:" that has one on its line, or else on the next
+   line if its own is blank;
+4. the last run of the response.
+
+A run consists of numbers, signs, brackets and "=" on one line. Runs of two numbers or more come before single numbers,
+in 3 and in 4. Whatever touches a run belongs to it, and so do "^" and "!" anywhere: "sqrt(9) * 8" and "2^3" are runs
+that cannot be read. List marks ("- ", "2. ") and math delimiters do not belong to it.
 
 Of an equation ("(1 + 2) * 8 = 24", "24 = ...") the first side that is an expression of two numbers or more is the
-answer; a side that is but a number counts where no other side has digits. Delimiters, bold marks and a full stop around
-it are left out."""
+answer. A side that is a mere number counts only if no other side has digits. Delimiters, bold marks and a full stop
+around the answer are dropped.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +54,7 @@ _EQUALS = re.compile(r"&?=|＝")
 
 
 def stated_expression(text: str) -> str | None:
-    """The answer that `text` states, whether it is an expression or not; None where it states none."""
+    """Return the answer that `text` states, whether it is an expression or not, or None."""
     tagged = last_tagged(text)
     boxed = last_boxed(text if tagged is None else tagged)
     if boxed is not None or tagged is not None:
@@ -59,8 +63,10 @@ def stated_expression(text: str) -> str | None:
 
 
 def final_expression(text: str) -> str | None:
-    """The stated answer in its one spelling (`tasks.puzzles.exact_expression`), in canonical form where it is no
-    expression; None without any."""
+    """Return the stated answer in canonical form, or None if there is none.
+
+    The form is `Expression.text` of an expression, else `tasks.answers.canonical_text`.
+    """
     stated = stated_expression(text)
     if stated is None:
         return None
@@ -71,7 +77,7 @@ def final_expression(text: str) -> str | None:
 
 
 def read_expression(stated: str) -> Expression:
-    """The expression that a stated answer is. Raises ExpressionError where it is none."""
+    """Parse a stated answer. Raises ExpressionError if it is not an expression."""
     if len(stated) > MAX_CHARS:
         raise ExpressionError(f"longer than {MAX_CHARS} characters")
     numbers: list[Expression] = []
@@ -91,7 +97,7 @@ def read_expression(stated: str) -> Expression:
 
 
 def last_tagged(text: str) -> str | None:
-    """What the last closed <answer>...</answer> holds that is not blank; None without any."""
+    """Return the content of the last closed <answer>...</answer> that is not blank, or None."""
     start: int | None = None
     found = None
     for tag in _TAG.finditer(text):
@@ -111,7 +117,7 @@ def _bare(text: str) -> str:
 
 
 def _marked_run(text: str) -> str | None:
-    """Behind the last mark that a run follows, up to the next mark: no character is read twice."""
+    """Return the run behind the last mark that has one. Each search ends at the next mark, so it is linear."""
     for segment in reversed(_MARK.split(text)[1:]):
         runs = list(_runs(segment.lstrip(_BETWEEN_MARK_AND_ANSWER).partition("\n")[0]))
         for run in runs:
@@ -139,21 +145,21 @@ class _Run:
 
 
 def _runs(line: str) -> Iterator[_Run]:
-    """The runs of one line that have a number, from left to right."""
+    """Yield the runs of one line that have a number, from left to right."""
     if not _DIGIT.search(line):
         return
-    start: int | None = None  # of the run that is open
-    end = 0  # of its last part
+    start: int | None = None  # start of the open run
+    end = 0  # end of its last part
     num_numbers = 0
-    word_start = word_end = -1  # the word last met outside a run
+    word_start = word_end = -1  # the last word outside a run
     ends_in_word = False
     for part in _PART.finditer(line, _LIST_MARK.match(line).end()):  # type: ignore[union-attr]  # it matches the empty string
         kind = part.lastgroup
         if kind == "space":
             continue
         belongs = kind in ("number", "sign", "equals", "strange")
-        goes_on = part.start() == end if kind == "word" or (belongs and ends_in_word) else belongs
-        if start is not None and not goes_on:
+        continues = part.start() == end if kind == "word" or (belongs and ends_in_word) else belongs
+        if start is not None and not continues:
             if num_numbers:
                 yield _Run(text=line[start:end], num_numbers=num_numbers)
             start, num_numbers, ends_in_word = None, 0, False

@@ -14,7 +14,8 @@ import pytest
 from actors.config import VerifierConfig
 from actors.verifier import VerifierPool
 from buffers.records import Problem, Verdict, VerdictStatus
-from tasks.config import MbppPlusConfig, TaskConfig
+from tasks.config import TaskConfig
+from tasks.mbpp_plus import MbppPlusConfig
 from tasks.programs.program_tests import ProgramTests, write_tests
 
 pytestmark = [pytest.mark.whole, pytest.mark.usefixtures("sandboxed")]

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from buffers.records import Problem, VerdictStatus
-from tasks.aime import Aime
+from tasks.aime import Aime, AimeConfig
 from tasks.base import TaskError
-from tasks.config import AimeConfig
 from tests.tasks.samples import write_rows
 
 PROBLEM = Problem(task="aime", problem_id="aime/2024/000000", question="?", answer="25")

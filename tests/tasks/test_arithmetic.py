@@ -13,11 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buffers.records import Problem, VerdictStatus
-from tasks.arithmetic import Arithmetic
-from tasks.arithmetic_questions import QuestionKind
+from tasks.arithmetic import WORDS, Arithmetic, ArithmeticConfig, ArithmeticWeights, QuestionKind
 from tasks.base import Task
-from tasks.config import ArithmeticConfig, ArithmeticWeights
-from tasks.words import WORDS
 
 ALL_KINDS = ArithmeticWeights(sum=1, difference=1, product=1, equation=1, reverse=1, count=1)
 ZERO = {str(kind): 0.0 for kind in QuestionKind}
@@ -57,8 +54,7 @@ def test_ids_never_repeat_within_and_across_splits() -> None:
 def test_first_problem_is_the_same_in_every_process() -> None:
     """The literal pins the stream: changing it changes what a resumed run and a test score mean."""
     code = (
-        "from tasks.arithmetic import Arithmetic; from tasks.config import ArithmeticConfig;"
-        "print(Arithmetic(ArithmeticConfig(), 0).problem('train', 0).problem_id)"
+        "from tasks.arithmetic import Arithmetic, ArithmeticConfig;print(Arithmetic(ArithmeticConfig(), 0).problem('train', 0).problem_id)"
     )
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": "7", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from buffers.records import VerdictStatus
+from tasks.aime import AimeConfig
 from tasks.base import TaskError
-from tasks.config import AimeConfig, AmcConfig, DapoMathConfig, MathConfig, TaskConfig
-from tasks.dapo_math import DapoMath, selected_rows
-from tasks.hendrycks_math import NUM_ROWS
+from tasks.dapo_math import AmcConfig, DapoMath, DapoMathConfig, selected_rows
+from tasks.hendrycks_math import NUM_ROWS, MathConfig
 from tests.tasks.samples import write_rows
 
 NUM_TRAIN = 300
@@ -38,12 +38,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def task_at(data: Path, **fields: Any) -> DapoMath:
     return DapoMath(
-        TaskConfig(
-            name="dapo-math",
-            math=MathConfig(path=str(data / "math")),
-            aime=AimeConfig(path=str(data / "aime")),
-            dapo_math=DapoMathConfig(path=str(data / "dapo_math"), amc=AmcConfig(path=str(data / "amc")), **fields),
-        )
+        DapoMathConfig(path=str(data / "dapo_math"), amc=AmcConfig(path=str(data / "amc")), **fields),
+        MathConfig(path=str(data / "math")),
+        AimeConfig(path=str(data / "aime")),
     )
 
 

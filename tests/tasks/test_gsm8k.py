@@ -10,9 +10,9 @@ import pytest
 
 from buffers.records import Problem, VerdictStatus
 from tasks.base import TaskError
-from tasks.config import Gsm8kConfig, TaskConfig
+from tasks.config import TaskConfig
 from tasks.data.splits import GSM8K_DEV
-from tasks.gsm8k import NUM_ROWS, Gsm8k
+from tasks.gsm8k import NUM_ROWS, Gsm8k, Gsm8kConfig
 from tasks.registry import make_task
 from tasks.stream import ProblemStream
 from tests.tasks.samples import gsm8k_rows, write_rows

@@ -7,9 +7,9 @@ import pytest
 
 from buffers.records import Problem, VerdictStatus
 from tasks.base import NeedsWarmUp, TaskError
-from tasks.config import MathConfig, TaskConfig
+from tasks.config import TaskConfig
 from tasks.data.splits import MATH_500, question_digest
-from tasks.hendrycks_math import NUM_ROWS, WITHOUT_ANSWER, HendrycksMath
+from tasks.hendrycks_math import NUM_ROWS, WITHOUT_ANSWER, HendrycksMath, MathConfig
 from tasks.registry import make_task
 from tests.tasks.samples import Rows, write_rows
 

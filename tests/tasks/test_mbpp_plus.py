@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from buffers.records import Problem, VerdictStatus
-from tasks import mbpp_plus
 from tasks.base import TaskError
-from tasks.config import MbppConfig, MbppPlusConfig, TaskConfig
+from tasks.config import TaskConfig
 from tasks.data.files import DataFile
-from tasks.mbpp_plus import MbppPlus
+from tasks.mbpp_plus import MbppConfig, MbppPlus, MbppPlusConfig
 from tasks.programs.mbpp_files import mbpp_rows, plus_rows
 from tasks.programs.program_tests import ProgramTests, read_tests, write_tests
 from tasks.registry import make_task
@@ -125,7 +124,7 @@ def test_unknown_split_is_refused_with_those_there_are() -> None:
 
 
 def test_host_without_namespaces_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mbpp_plus, "why_unavailable", lambda isolation: f"no {isolation} here")
+    monkeypatch.setattr("tasks.programs.sandbox.why_unavailable", lambda isolation: f"no {isolation} here")
     with pytest.raises(TaskError) as caught:
         NOWHERE.problems("test")
     assert str(caught.value) == (

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buffers.records import Problem
-from tasks.arithmetic import Arithmetic
+from tasks.arithmetic import Arithmetic, ArithmeticConfig
 from tasks.base import TaskError
-from tasks.config import ArithmeticConfig, TaskConfig
+from tasks.config import TaskConfig
 from tasks.curriculum import CurriculumConfig
 from tasks.mixture import Mixture, Part
 from tasks.registry import make_task

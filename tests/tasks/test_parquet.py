@@ -9,8 +9,7 @@ import pytest
 
 from buffers.records import Problem, VerdictStatus
 from tasks.base import TaskError
-from tasks.config import ParquetConfig
-from tasks.parquet import ParquetTask
+from tasks.parquet import ParquetConfig, ParquetTask
 from tasks.stream import ProblemStream
 from tests.tasks.samples import Rows, write_rows
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-import tasks.reasoning_gym_source as source
+import tasks.reasoning_gym as source
 from buffers.records import Problem, VerdictStatus
 from tasks.base import TaskError
-from tasks.reasoning_gym_source import Generator
-from tasks.reasoning_gym_task import ReasoningGym, ReasoningGymConfig
+from tasks.reasoning_gym import Generator, ReasoningGym, ReasoningGymConfig
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None, reason=f"reasoning-gym=={source.VERSION} is not installed (docs/tasks.md)"

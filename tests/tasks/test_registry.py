@@ -1,22 +1,27 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from tasks import config as task_config
-from tasks.arithmetic_questions import QuestionKind
+from jobs.config import RunConfig, all_keys
+from tasks.arithmetic import ArithmeticConfig, ArithmeticWeights, QuestionKind
 from tasks.base import Problem
-from tasks.config import PATH_KEYS, ArithmeticConfig, TaskConfig
+from tasks.config import MIXTURE, PATH_KEYS, PartConfig, TaskConfig, TaskSections
 from tasks.puzzles.number_puzzle import Puzzle
 from tasks.registry import TASKS, make_task
+from tasks.rewards import RewardConfig
+
+NAMES = (*TASKS, MIXTURE)
+EXPECTED = json.loads((Path(__file__).parent / "expected" / "task_config.json").read_text())
 
 
 def config_of(name: str) -> TaskConfig:
@@ -25,13 +30,40 @@ def config_of(name: str) -> TaskConfig:
     return TaskConfig.model_validate({"name": name, **sections, "mixture": {"parts": {"arithmetic": {}}}})
 
 
-def test_every_name_of_the_config_is_a_task_of_that_name() -> None:
-    names = get_args(TaskConfig.model_fields["name"].annotation)
-    assert set(names) == set(TASKS)
-    assert all(make_task(config_of(name)).name == name for name in names)
+def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """`model`, and all sections below it."""
+    yield model
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from sections(field.annotation)
 
 
-@pytest.mark.parametrize("name", sorted(TASKS.keys() - {"mbpp-plus"}))  # which runs programs
+def test_every_known_name_is_a_task_of_that_name_with_a_section() -> None:
+    assert all(make_task(config_of(name)).name == name for name in NAMES)
+    assert {name.replace("-", "_") for name in TASKS} == TaskSections.model_fields.keys() - {"options"}
+    assert all(name.replace("-", "_") in known.keys for name, known in TASKS.items())
+
+
+def test_unknown_name_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ValidationError, match=r"name\n.*did you mean 'arithmetic'"):
+        TaskConfig(name="aritmetic")
+
+
+def test_keys_and_their_defaults_are_what_they_were() -> None:
+    """The file was written before each task got its configuration: runs and scripts rely on these keys."""
+    new = {"task.options", "task.mixture.parts.LABEL.options"}
+    assert set(all_keys(RunConfig)) >= {*EXPECTED["keys"], *new}
+    assert {key for key in all_keys(RunConfig) if key.startswith("task.")} == {*EXPECTED["keys"], *new}
+
+
+@pytest.mark.parametrize("case", sorted(EXPECTED["given"]))
+def test_configuration_is_resolved_as_before(case: str) -> None:
+    resolved = TaskConfig.model_validate(EXPECTED["given"][case]).model_dump(mode="json")
+    assert resolved.pop("options") == {}
+    assert resolved == EXPECTED["resolved"][case]
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"mbpp-plus"}))  # which runs programs
 def test_task_that_has_a_verifier_judges_without_data_in_another_process(name: str) -> None:
     task = pickle.loads(pickle.dumps(make_task(config_of(name))))
     puzzle = Puzzle(numbers=(3, 4), target=7, must_use_all=True)
@@ -45,7 +77,7 @@ def test_task_that_has_a_verifier_judges_without_data_in_another_process(name: s
     assert task.prompt(problem)[-1]["content"].startswith(asks)
 
 
-@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize("name", sorted(NAMES))
 def test_making_a_task_takes_no_time(name: str) -> None:
     """Every verifier process makes one. The drawn puzzles and sums are looked at, one of each split."""
     config = TaskConfig.model_validate({"name": name, "mixture": {"parts": {"arithmetic": {}, "countdown": {}, "game24": {}}}})
@@ -55,14 +87,14 @@ def test_making_a_task_takes_no_time(name: str) -> None:
 
 
 def test_weights_are_named_as_the_kinds_are() -> None:
-    assert set(task_config.ArithmeticWeights.model_fields) == set(QuestionKind)
+    assert set(ArithmeticWeights.model_fields) == set(QuestionKind)
 
 
 def test_seed_reaches_the_task() -> None:
     assert next(make_task(TaskConfig(seed=1)).problems("train")) != next(make_task(TaskConfig(seed=2)).problems("train"))
 
 
-@pytest.mark.parametrize("model", [getattr(task_config, name) for name in task_config.__all__ if name.endswith(("Config", "Weights"))])
+@pytest.mark.parametrize("model", [*sections(TaskConfig), PartConfig, RewardConfig])
 def test_every_field_is_described(model: type[BaseModel]) -> None:
     assert all(field.description for field in model.model_fields.values())
 
@@ -100,9 +132,18 @@ def test_tasks_are_made_without_torch_arrow_and_sympy() -> None:
     heavy = ("torch", "pyarrow", "ray", "vllm", "sympy", "math_verify", "huggingface_hub", "reasoning_gym")
     code = "import sys, tasks.stream; from tasks.config import TaskConfig; from tasks.registry import TASKS, make_task; "
     code += "parts = {'mixture': {'parts': {'arithmetic': {}, 'math': {}}}}; "
-    code += "tasks = [make_task(TaskConfig.model_validate({'name': name, **parts})) for name in TASKS]; "
+    code += "tasks = [make_task(TaskConfig.model_validate({'name': name, **parts})) for name in (*TASKS, 'mixture')]; "
     code += f"print([module for module in {heavy} if module in sys.modules])"
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     output = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True, check=True, timeout=60).stdout
     assert output.strip() == "[]"
+
+
+def test_importing_the_configuration_loads_no_verifier_and_no_sandbox() -> None:
+    """Every job imports the configuration, and `jobs.train --dry-run` does little else."""
+    code = "import sys, tasks.config; print([name for name in sys.modules if name in {'sympy', 'pyarrow', 'torch'} "
+    code += "or name.startswith(('tasks.mathematics.', 'tasks.programs.'))])"
+    root = Path(__file__).parents[2]
+    output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert output.strip() == "['tasks.mathematics.math_task', 'tasks.programs.stated_program']"

@@ -7,8 +7,8 @@ from huggingface_hub import constants
 from pydantic import ValidationError
 
 from tasks.base import TaskError
-from tasks.config import Gsm8kConfig, SourceConfig
-from tasks.data.sources import DataSource
+from tasks.data.sources import DataSource, SourceConfig
+from tasks.gsm8k import Gsm8kConfig
 from tests.tasks.samples import write_rows
 
 COMMIT = "0123456789" * 4

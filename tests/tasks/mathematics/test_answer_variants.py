@@ -11,9 +11,8 @@ import pytest
 from benchmarks.answer_variants import equivalents, perturbations
 from benchmarks.verifiers import rates
 from buffers.records import Problem, VerdictStatus
-from tasks.config import Gsm8kConfig, MathConfig
-from tasks.gsm8k import Gsm8k
-from tasks.hendrycks_math import HendrycksMath
+from tasks.gsm8k import Gsm8k, Gsm8kConfig
+from tasks.hendrycks_math import HendrycksMath, MathConfig
 
 
 def problems_of(data: Path) -> tuple[HendrycksMath, list[Problem]]:
