@@ -22,14 +22,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.bonus import BonusScorer
 from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
 from actors.encoder import HiddenStateEncoder
+from actors.engines import Repeats, environment_of, facts_of
 from actors.learner import Learner
 from actors.learner_rank import LearnerRank
 from actors.orphans import remove_orphans
 from actors.replay import Replay
-from actors.rollout import RolloutWorker
+from actors.rollout import PooledFeatures, RolloutWorker
 from actors.scorer import ResponseScorer
 from actors.verifier import VerifierPool
-from actors.vllm_engine import engine_environment
 from jobs.config import RunConfig
 from jobs.processes.handles import Handle
 from jobs.processes.learner_group import LearnerGroup
@@ -115,7 +115,7 @@ class RayFactory:
         """Groups that are drawn by the keys of their requests are the same on whichever worker, with one seed for
         all."""
         config = self._config
-        spread = 0 if config.deterministic or config.rollout.engine == "transformers" else SEED_STEP * number
+        spread = 0 if config.deterministic or facts_of(config.rollout).repeats is Repeats.ALWAYS else SEED_STEP * number
         return rollout_worker(
             number,
             config.rollout,
@@ -123,9 +123,7 @@ class RayFactory:
             model=self._model,
             run_id=self._run_id,
             seed=config.seed + spread,
-            pool_states=self._from_policy,
-            bonus=config.bonus if self._from_policy else None,
-            projection_seed=config.seed,
+            features=PooledFeatures(bonus=config.bonus, projection_seed=config.seed) if self._from_policy else None,
             isolated=config.isolates_groups,
         )
 
@@ -225,7 +223,7 @@ def rollout_worker(index: int, config: RolloutConfig, sampling: SamplingConfig, 
     return _actor(
         RolloutWorker,
         name,
-        engine_environment(config),
+        {**_threads(config.threads), **environment_of(config)},
         worker_id=name,
         config=config,
         sampling=sampling,

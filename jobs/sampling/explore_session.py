@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
+from actors.rollout import PooledFeatures
 from buffers.records import Problem
 from jobs.config import ConfigError
 from jobs.directory.job_dir import JobDirectory
@@ -101,7 +102,13 @@ class _Session:
         with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
             workers = [
                 rollout_worker(
-                    index, config.rollout, config.sampling, model=model, run_id="explore", seed=config.seed, pool_states=config.from_engine
+                    index,
+                    config.rollout,
+                    config.sampling,
+                    model=model,
+                    run_id="explore",
+                    seed=config.seed,
+                    features=PooledFeatures() if config.from_engine else None,
                 )
                 for index in range(config.rollout.workers)
             ]

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-import actors.engine
-from actors.engine import EngineError, PartialSample, Progress, Sample, SampleRequest, StepLoop, WeightMismatch
+import actors.step_loop
+from actors.engine import EngineError, NewTokens, PartialSample, Progress, Sample, SampleRequest, WeightMismatch
+from actors.step_loop import StepLoop
 from actors.weight_transfer import DeviceWeights
 from buffers.records import FinishReason
 from learners.weights import WeightSnapshot, take_snapshot
@@ -31,7 +32,6 @@ class FakeEngine:
 
     def __init__(self, *, throttled: bool = False) -> None:
         self.version = 0
-        self.sampled_tokens = 0
         self.step_error: BaseException | None = None
         self.load_error: Exception | None = None
         self.num_steps = 0
@@ -40,7 +40,8 @@ class FakeEngine:
         self._permits = threading.Semaphore(0)
         self._stepped = threading.Condition()
         self._thread = threading.current_thread()
-        self._running: dict[str, tuple[int, PartialSample]] = {}
+        self._running: dict[str, tuple[int, int]] = {}
+        """How many tokens each request wants, and has."""
 
     # what the test calls
 
@@ -60,46 +61,44 @@ class FakeEngine:
     def _check_thread(self) -> None:
         assert threading.current_thread() is self._thread, "an engine is used by the thread that built it only"
 
-    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None, sampled: Sample | None = None) -> None:
+    def add(self, request: SampleRequest) -> None:
         self._check_thread()
-        assert key not in self._running, f"{key} runs already"
-        self.calls.append(("add", key, max_tokens))
-        (wanted,) = prompt_ids
+        assert request.key not in self._running, f"{request.key} runs already"
+        self.calls.append(("add", request.key, request.max_tokens))
+        (wanted,) = request.prompt_ids
         if wanted < 1:
-            raise ValueError(f"prompt of {key} refused")
-        self._running[key] = (wanted if max_tokens is None else min(wanted, max_tokens), PartialSample.after(sampled))
+            raise ValueError(f"prompt of {request.key} refused")
+        limit = wanted if request.max_tokens is None else min(wanted, request.max_tokens)
+        self._running[request.key] = (limit, len(request.context_ids) - 1)
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
         self._check_thread()
         assert not self._running, "a reset with requests under way"
         self.calls.append(("reset", seed, keep_cache))
 
-    def step(self) -> list[tuple[str, Sample]]:
+    def step(self) -> list[NewTokens]:
         self._check_thread()
         assert self._running, "step without a request"
         if self._throttled:
             assert self._permits.acquire(timeout=WAIT_S), "no permit"
         if self.step_error is not None:
             raise self.step_error
-        finished = []
-        for key, (wanted, partial) in list(self._running.items()):
-            partial.append(100 + len(partial.token_ids), -0.5, self.version)
-            self.sampled_tokens += 1
-            if len(partial.token_ids) == wanted:
-                finished.append((key, partial.finish(FinishReason.STOP)))
+        new = []
+        for key, (wanted, num_tokens) in list(self._running.items()):
+            reason = FinishReason.STOP if num_tokens + 1 == wanted else None
+            new.append(NewTokens(key=key, token_ids=[100 + num_tokens], logprobs=[-0.5], finish_reason=reason))
+            self._running[key] = (wanted, num_tokens + 1)
+            if reason:
                 del self._running[key]
         with self._stepped:
             self.num_steps += 1
             self._stepped.notify_all()
-        return finished
+        return new
 
-    def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
+    def abort(self, keys: Sequence[str]) -> None:
         self._check_thread()
-        return [(key, self._running.pop(key)[1].finish(FinishReason.ABORTED)) for key in keys]
-
-    def partials(self, keys: Sequence[str]) -> dict[str, Sample]:
-        self._check_thread()
-        return {key: self._running[key][1].finish(FinishReason.ABORTED) for key in keys if key in self._running}
+        for key in keys:
+            del self._running[key]
 
     def load(self, snapshot: WeightSnapshot) -> None:
         self._check_thread()
@@ -107,11 +106,6 @@ class FakeEngine:
         if self.load_error is not None:
             raise self.load_error
         self.version = snapshot.version
-
-    @property
-    def has_unfinished(self) -> bool:
-        self._check_thread()
-        return bool(self._running)
 
 
 def make_loop(**settings: Any) -> tuple[StepLoop, FakeEngine]:
@@ -559,8 +553,8 @@ class WatchedQueue(queue.Queue[Any]):
 def test_only_time_without_any_request_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that advances by 1 each time it is read: every wait for a command lasts 1."""
     reads = itertools.count()
-    monkeypatch.setattr(actors.engine, "time", SimpleNamespace(monotonic=lambda: float(next(reads))))
-    monkeypatch.setattr(actors.engine, "queue", SimpleNamespace(Queue=WatchedQueue, Empty=queue.Empty))
+    monkeypatch.setattr(actors.step_loop, "time", SimpleNamespace(monotonic=lambda: float(next(reads))))
+    monkeypatch.setattr(actors.step_loop, "queue", SimpleNamespace(Queue=WatchedQueue, Empty=queue.Empty))
 
     async def main() -> None:
         loop, engine = make_loop(throttled=True)

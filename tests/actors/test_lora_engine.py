@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.config import SamplingConfig
-from actors.engine import Sample
+from actors.engine import Sample, SampleRequest
 from learners.config import LearnerConfig
 from learners.models import resolve_model
 from learners.policy_learner import PolicyLearner
@@ -41,7 +41,7 @@ def engine(model_path: str) -> Iterator[Any]:
 
 def sampled(engine: Any, prompt: list[int], tag: str) -> list[Sample]:
     for response in range(RESPONSES):
-        engine.add(f"{tag}/{response}", prompt)
+        engine.add(SampleRequest(key=f"{tag}/{response}", prompt_ids=prompt))
     found = []
     for _ in range(200):
         found += [sample for _, sample in engine.step()]

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
-from actors.engine import PartialSample, Sample, SampleRequest, StepLoop
+from actors.engine import EngineSetup, PartialSample, Sample, SampleRequest
 from actors.novel_sampling import NovelSampler
 from actors.reference_engine import ReferenceEngine
+from actors.step_loop import StepLoop
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
 from learners.weights import WeightSnapshot
@@ -26,7 +27,7 @@ def make_config(**settings: Any) -> NovelSamplingConfig:
     return NovelSamplingConfig(**{"enabled": True, "chunk_tokens": 2, "candidates": 2, "quality_exponent": 0.0, **settings})
 
 
-# --- a scripted engine -------------------------------------------------------------------------------------------------
+# --- a scripted engine ---------------------------------------------------------------------------------------------
 
 Candidate = tuple[list[int], Sequence[float] | None, float]
 """Token ids, state mean and the log-prob of every token."""
@@ -232,7 +233,7 @@ def test_an_engine_that_does_not_pool_states_is_refused() -> None:
         sample(ScriptedEngine({"a": [candidate(5), candidate(6)]}), "a", max_tokens=2)
 
 
-# --- a real model ------------------------------------------------------------------------------------------------------
+# --- a real model --------------------------------------------------------------------------------------------------
 
 KEYS = [f"0:p/0/0/{index}" for index in range(4)]
 
@@ -240,7 +241,9 @@ KEYS = [f"0:p/0/0/{index}" for index in range(4)]
 def sample_for_real(model: str, *, seed: int = 0, max_tokens: int = 10, pool_states: bool = True, **config: Any) -> list[Sample]:
     def build() -> ReferenceEngine:
         sampling = SamplingConfig(max_response_tokens=max_tokens)
-        return ReferenceEngine(model, RolloutConfig(engine="transformers", dtype="float32"), sampling, seed=0, pool_states=pool_states)
+        engine, config = ReferenceEngine(), RolloutConfig(engine="transformers", dtype="float32")
+        engine.start(EngineSetup(model=model, config=config, sampling=sampling, seed=0, pool_states=pool_states))
+        return engine
 
     async def main() -> list[Sample]:
         loop = StepLoop(build)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import PartialSample, Sample, SampleRequest, StepLoop, WeightMismatch
+from actors.engine import EngineSetup, PartialSample, Sample, SampleRequest, WeightMismatch
 from actors.reference_engine import ReferenceEngine
+from actors.step_loop import RunningRequests, StepLoop
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
 from learners.weights import HEAD, WeightSnapshot, take_snapshot
@@ -28,24 +29,31 @@ WAIT_S = 30.0  # bound of every wait
 T = TypeVar("T")
 
 
-def make_engine(
+def start_engine(
     model: str, *, seed: int = 0, max_response_tokens: int = 10, temperature: float = 1.0, pool_states: bool = False
 ) -> ReferenceEngine:
     sampling = SamplingConfig(temperature=temperature, max_response_tokens=max_response_tokens)
-    return ReferenceEngine(model, CONFIG, sampling, seed=seed, pool_states=pool_states)
+    engine = ReferenceEngine()
+    engine.start(EngineSetup(model=model, config=CONFIG, sampling=sampling, seed=seed, pool_states=pool_states))
+    return engine
+
+
+def make_engine(model: str, **settings: Any) -> RunningRequests:
+    """A started engine, and what the loop keeps about its requests."""
+    return RunningRequests(start_engine(model, **settings))
 
 
 def wait(main: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(asyncio.wait_for(main, WAIT_S))
 
 
-def run(engine: ReferenceEngine, prompts: Mapping[str, list[int]]) -> dict[str, Sample]:
+def run(engine: RunningRequests, prompts: Mapping[str, list[int]]) -> dict[str, Sample]:
     for key, prompt_ids in prompts.items():
-        engine.add(key, prompt_ids)
+        engine.add(SampleRequest(key=key, prompt_ids=prompt_ids))
     return finish(engine)
 
 
-def finish(engine: ReferenceEngine) -> dict[str, Sample]:
+def finish(engine: RunningRequests) -> dict[str, Sample]:
     found: dict[str, Sample] = {}
     for _ in range(1000):
         if not engine.has_unfinished:
@@ -113,7 +121,7 @@ def test_tokens_are_drawn_from_the_distribution_whose_log_probs_are_given(tiny_m
         probability_V = model(input_ids=torch.tensor([[*prompt, *before.token_ids]])).logits[0, -1].div(0.3).softmax(-1)
     engine = make_engine(tiny_model, temperature=0.3, max_response_tokens=num_before + 1)
     for n in range(200):
-        engine.add(f"0:p/{n}", prompt, sampled=before)
+        engine.add(SampleRequest(key=f"0:p/{n}", prompt_ids=prompt, sampled=before))
     found = finish(engine)
     likeliest = int(probability_V.argmax())
     share = np.mean([sample.token_ids[num_before] == likeliest for sample in found.values()])
@@ -149,7 +157,7 @@ def test_requests_go_on_under_new_weights_and_every_token_carries_its_version(ti
     old, new = load_causal_lm(tiny_model, dtype="float32"), changed_model(tiny_model)
     engine = make_engine(tiny_model)
     for key, prompt_ids in PROMPTS.items():
-        engine.add(key, prompt_ids)
+        engine.add(SampleRequest(key=key, prompt_ids=prompt_ids))
     early = [key for _ in range(3) for key, _ in engine.step()]
     engine.load(snapshot_of(new, version=4))
     assert engine.version == 4
@@ -165,7 +173,7 @@ def test_abort_returns_the_tokens_so_far(tiny_model: str) -> None:
     engine = make_engine(tiny_model)
     whole = run(make_engine(tiny_model), PROMPTS)
     for key, prompt_ids in PROMPTS.items():
-        engine.add(key, prompt_ids)
+        engine.add(SampleRequest(key=key, prompt_ids=prompt_ids))
     for _ in range(2):
         assert not engine.step()
     first, second, *others = PROMPTS
@@ -181,7 +189,7 @@ def test_partials_are_the_tokens_so_far_and_disturb_nobody(tiny_model: str) -> N
     whole = run(make_engine(tiny_model, pool_states=True), PROMPTS)
     engine = make_engine(tiny_model, pool_states=True)
     for key, prompt_ids in PROMPTS.items():
-        engine.add(key, prompt_ids)
+        engine.add(SampleRequest(key=key, prompt_ids=prompt_ids))
     first, second, *_ = PROMPTS
     assert engine.partials([first]) == {first: cut(whole[first], 0)}
     for _ in range(2):
@@ -202,13 +210,13 @@ def test_a_response_cut_anywhere_goes_on_in_another_engine_as_if_it_had_not_been
         assert len(cut_short) >= 4
         engine = make_engine(tiny_model)
         for key, sample in reversed(cut_short.items()):
-            engine.add(key, PROMPTS[key], sampled=sample)
+            engine.add(SampleRequest(key=key, prompt_ids=PROMPTS[key], sampled=sample))
         early = dict(engine.step())
         again = dict(engine.abort([key for key in cut_short if key not in early]))
         assert again == {key: cut(whole[key], num_tokens + 1) for key in again}
         third = make_engine(tiny_model)
         for key, sample in again.items():
-            third.add(key, PROMPTS[key], sampled=sample)
+            third.add(SampleRequest(key=key, prompt_ids=PROMPTS[key], sampled=sample))
         assert early | finish(third) == {key: whole[key] for key in cut_short}
         assert engine.sampled_tokens == len(cut_short)
 
@@ -221,7 +229,7 @@ def test_under_other_weights_the_old_tokens_stay_and_the_new_ones_are_a_version_
     for num_tokens in range(1, 10):
         cut_short = {key: cut(sample, num_tokens) for key, sample in whole.items() if num_tokens < len(sample.token_ids)}
         for key, sample in cut_short.items():
-            engine.add(key, PROMPTS[key], sampled=sample)
+            engine.add(SampleRequest(key=key, prompt_ids=PROMPTS[key], sampled=sample))
         found = finish(engine)
         assert found.keys() == cut_short.keys()
         for key, sample in found.items():
@@ -250,7 +258,7 @@ def test_weights_of_another_precision_do_not_pass_for_the_published_ones(tiny_mo
         make_engine(tiny_model).load(snapshot_of(changed_model(tiny_model, dtype="bfloat16")))
 
 
-# --- a batch of its own ------------------------------------------------------------------------------------------------
+# --- a batch of its own --------------------------------------------------------------------------------------------
 
 
 def requests_of(prompts: Mapping[str, list[int]], *, max_tokens: int | None = None) -> list[SampleRequest]:
@@ -259,14 +267,14 @@ def requests_of(prompts: Mapping[str, list[int]], *, max_tokens: int | None = No
 
 def test_a_batch_is_the_same_whatever_was_sampled_before_and_another_with_another_seed(tiny_model: str) -> None:
     async def main() -> None:
-        loop = StepLoop(lambda: make_engine(tiny_model))
+        loop = StepLoop(lambda: start_engine(tiny_model))
         first = await loop.sample_batch(requests_of(PROMPTS), seed=7)
         await loop.sample("9:other/0/0/0", [1, 40, 41])
         other = await loop.sample_batch(requests_of(PROMPTS), seed=8)
         again = await loop.sample_batch(requests_of(PROMPTS), seed=7)
         assert again == first
         assert all(mine.token_ids != others.token_ids for mine, others in zip(first, other, strict=True))
-        fresh = StepLoop(lambda: make_engine(tiny_model, seed=5))
+        fresh = StepLoop(lambda: start_engine(tiny_model, seed=5))
         assert await fresh.sample_batch(requests_of(PROMPTS), seed=7) == first
         for each in (loop, fresh):
             each.close()
@@ -276,7 +284,7 @@ def test_a_batch_is_the_same_whatever_was_sampled_before_and_another_with_anothe
 
 def test_a_request_s_own_limit_takes_the_place_of_the_config_s(tiny_model: str) -> None:
     async def main() -> None:
-        loop = StepLoop(lambda: make_engine(tiny_model))
+        loop = StepLoop(lambda: start_engine(tiny_model))
         by_limit = {limit: await loop.sample_batch(requests_of(PROMPTS, max_tokens=limit), seed=7) for limit in (None, 3, 14)}
         loop.close()
         longest = {limit: max(len(sample.token_ids) for sample in samples) for limit, samples in by_limit.items()}
@@ -288,7 +296,7 @@ def test_a_request_s_own_limit_takes_the_place_of_the_config_s(tiny_model: str) 
     wait(main())
 
 
-# --- hidden states seen while sampling ---------------------------------------------------------------------------------
+# --- hidden states seen while sampling -----------------------------------------------------------------------------
 
 
 def assert_state_mean(sample: Sample, model: Any, prompt: list[int]) -> None:
@@ -310,7 +318,7 @@ def test_a_sample_carries_the_mean_state_of_all_its_tokens_but_the_last(tiny_mod
     assert {sample.finish_reason for sample in found.values()} == {FinishReason.STOP, FinishReason.LENGTH}
     for key, sample in found.items():
         assert_state_mean(sample, model, prompts[key])
-    assert not len(engine._pooled or ())
+    assert not len(engine._engine._pooled or ())
 
 
 def test_a_sample_of_one_token_carries_the_state_it_was_sampled_from(tiny_model: str) -> None:
@@ -324,10 +332,10 @@ def test_an_aborted_sample_carries_the_mean_of_what_it_had_or_none(tiny_model: s
     model = load_causal_lm(tiny_model, dtype="float32")
     engine = make_engine(tiny_model, pool_states=True)
     (started, prompt), (not_started, other_prompt), *_ = PROMPTS.items()
-    engine.add(started, prompt)
+    engine.add(SampleRequest(key=started, prompt_ids=prompt))
     for _ in range(3):
         engine.step()
-    engine.add(not_started, other_prompt)
+    engine.add(SampleRequest(key=not_started, prompt_ids=other_prompt))
     aborted = dict(engine.abort([started, not_started]))
     assert len(aborted[started].token_ids) == 3
     assert_state_mean(aborted[started], model, prompt)
@@ -338,11 +346,11 @@ def test_a_continued_sample_has_no_mean_state_for_the_states_of_its_first_tokens
     whole = run(make_engine(tiny_model, pool_states=True), PROMPTS)
     engine = make_engine(tiny_model, pool_states=True)
     for key, prompt_ids in PROMPTS.items():
-        engine.add(key, prompt_ids, sampled=cut(whole[key], 2))
+        engine.add(SampleRequest(key=key, prompt_ids=prompt_ids, sampled=cut(whole[key], 2)))
     found = finish(engine)
     assert found == whole
     assert all(sample.state_mean is None for sample in found.values())
-    assert not len(engine._pooled or ()), "a slot was not given back"
+    assert not len(engine._engine._pooled or ()), "a slot was not given back"
 
 
 def test_pooling_states_changes_nothing_that_is_sampled(tiny_model: str) -> None:
@@ -351,7 +359,7 @@ def test_pooling_states_changes_nothing_that_is_sampled(tiny_model: str) -> None
     assert all(sample.state_mean is None for sample in plain.values())
 
 
-# --- what a load must notice -------------------------------------------------------------------------------------------
+# --- what a load must notice ---------------------------------------------------------------------------------------
 
 
 def with_tensor(snapshot: WeightSnapshot, name: str, change: Any) -> WeightSnapshot:
@@ -386,7 +394,7 @@ def test_a_dropped_tensor_is_named(tiny_model: str, name: str) -> None:
 def test_a_stale_tied_head_is_named(tiny_model: str) -> None:
     """As in an engine that keeps a copy of the embedding for its output and does not renew it."""
     engine = make_engine(tiny_model)
-    head = engine._model.get_output_embeddings()
+    head = engine._engine._model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone())
     with pytest.raises(WeightMismatch, match=f"tensor {HEAD}"):
         engine.load(snapshot_of(changed_model(tiny_model)))

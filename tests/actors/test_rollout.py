@@ -16,11 +16,11 @@ from transformers import AutoTokenizer
 
 import actors.rollout
 from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
-from actors.engine import EngineError, PartialSample, Sample, SampleRequest, WeightMismatch
+from actors.engine import EngineError, EngineSetup, NewTokens, PartialSample, Sample, SampleRequest, WeightMismatch
 from actors.features import Projector
 from actors.progress import PROGRESS_SCHEMA
 from actors.reference_engine import ReferenceEngine
-from actors.rollout import DataError, RolloutWorker, request_keys
+from actors.rollout import DataError, PooledFeatures, RolloutWorker, request_keys
 from bonus.config import BonusConfig
 from bonus.projection import sparse_projection
 from buffers.records import FinishReason, GroupRequest, Heartbeat
@@ -83,7 +83,7 @@ class Gate:
         self._count = 0
         original = ReferenceEngine.step
 
-        def gated(engine: ReferenceEngine) -> list[tuple[str, Sample]]:
+        def gated(engine: ReferenceEngine) -> list[NewTokens]:
             self._count += 1
             if self._count == step:
                 self._reached.set()
@@ -109,7 +109,7 @@ class Throttle:
         self._num_permits = 0
         original = ReferenceEngine.step
 
-        def throttled(engine: ReferenceEngine) -> list[tuple[str, Sample]]:
+        def throttled(engine: ReferenceEngine) -> list[NewTokens]:
             with self._condition:
                 if not self._condition.wait_for(lambda: self._num_permits > 0, timeout=0.002):
                     return []
@@ -379,10 +379,10 @@ def test_a_group_of_which_a_response_is_refused_leaves_the_engine(tiny_model: st
     throttle = Throttle(monkeypatch)
     add = ReferenceEngine.add
 
-    def refuse_the_third(engine: ReferenceEngine, key: str, *args: Any, **options: Any) -> None:
-        if key.endswith("/2"):
+    def refuse_the_third(engine: ReferenceEngine, request: SampleRequest) -> None:
+        if request.key.endswith("/2"):
             raise KeyError("refused")
-        add(engine, key, *args, **options)
+        add(engine, request)
 
     monkeypatch.setattr(ReferenceEngine, "add", refuse_the_third)
 
@@ -398,7 +398,7 @@ def test_a_group_of_which_a_response_is_refused_leaves_the_engine(tiny_model: st
     run(main())
 
 
-# --- going on where another worker stopped ------------------------------------------------------------------------------
+# --- going on where another worker stopped -------------------------------------------------------------------------
 
 
 def cut(batch: pa.RecordBatch, *lengths: int | None) -> pa.RecordBatch:
@@ -546,7 +546,7 @@ def test_rows_that_are_not_one_for_each_response_at_most_are_refused(tiny_model:
         resumed(tiny_model, request_of(3), rows)
 
 
-# --- watching -----------------------------------------------------------------------------------------------------------
+# --- watching ------------------------------------------------------------------------------------------------------
 
 
 def check_report(report: tuple[pa.RecordBatch, Heartbeat]) -> tuple[pa.RecordBatch, Heartbeat]:
@@ -771,11 +771,11 @@ def test_reports_and_groups_that_came_back_add_up_to_all_the_tokens_sampled(tiny
     assert usage.resumed_tokens > 0 and without_timing(found).equals(without_timing(expected))
 
 
-# --- pools and features ------------------------------------------------------------------------------------------------
+# --- pools and features --------------------------------------------------------------------------------------------
 
 DIM = 6
-RAW: dict[str, Any] = {"pool_states": True}
-PROJECTED: dict[str, Any] = {"pool_states": True, "bonus": BonusConfig(dim=DIM), "projection_seed": 11}
+RAW: dict[str, Any] = {"features": PooledFeatures()}
+PROJECTED: dict[str, Any] = {"features": PooledFeatures(bonus=BonusConfig(dim=DIM), projection_seed=11)}
 
 
 def in_worker(worker: RolloutWorker, *calls: Coroutine[Any, Any, tuple[pa.RecordBatch, Any]]) -> list[pa.RecordBatch]:
@@ -913,12 +913,12 @@ def test_with_a_bonus_config_features_are_projected(tiny_model: str) -> None:
 
 
 def test_a_redrawn_projection_is_that_of_the_problem_and_the_version_it_was_admitted_under(tiny_model: str) -> None:
-    redrawn = {**PROJECTED, "bonus": BonusConfig(dim=DIM, redraw_projection=True)}
+    redrawn = BonusConfig(dim=DIM, redraw_projection=True)
     for version in (0, 3):
-        worker = make_worker(tiny_model, features=redrawn)
+        worker = make_worker(tiny_model, features={"features": PooledFeatures(bonus=redrawn, projection_seed=11)})
         (batch,) = in_worker(worker, worker.sample_pool(request_of(5, admitted_version=version), MESSAGES, 7))
         means = torch.from_numpy(state_means(tiny_model, batch))
-        expected = Projector(redrawn["bonus"], hidden_size=means.shape[1], seed=11)(means, "p5", version)
+        expected = Projector(redrawn, hidden_size=means.shape[1], seed=11)(means, "p5", version)
         np.testing.assert_allclose(batch.column("feature").to_pylist(), expected.numpy(), rtol=0.0, atol=2e-5)
 
 
@@ -944,7 +944,10 @@ class OneTokenEach:
 
 @pytest.mark.parametrize("features", [RAW, PROJECTED], ids=["raw", "projected"])
 def test_only_a_response_without_a_token_has_no_feature(tiny_model: str, features: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors.rollout, "build_engine", lambda *args, **options: OneTokenEach())
+    async def start_engine(setup: EngineSetup) -> OneTokenEach:
+        return OneTokenEach()
+
+    monkeypatch.setattr(actors.rollout, "start_engine", start_engine)
     batch = pool(tiny_model, features=features)
     projection_HD = sparse_projection(32, DIM, seed=11).numpy() if features is PROJECTED else np.eye(32)
     found = batch.column("feature").to_pylist()

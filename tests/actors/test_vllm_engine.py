@@ -21,7 +21,8 @@ import pytest
 import torch
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import EngineError, Progress, Sample, SampleRequest, StepLoop, WeightMismatch
+from actors.engine import EngineError, EngineSetup, Progress, Sample, SampleRequest, WeightMismatch
+from actors.step_loop import StepLoop
 from buffers.records import FinishReason
 from learners.forward import causal_lm_shapes, load_causal_lm, response_logprobs
 from learners.models import resolve_model
@@ -95,7 +96,7 @@ def snapshot_of(model: Any, version: int) -> WeightSnapshot:
 
 def run(engine: Any, prompts: Mapping[str, list[int]], tag: str) -> dict[str, Sample]:
     for key, prompt_ids in prompts.items():
-        engine.add(f"{tag}/{key}", prompt_ids)
+        engine.add(SampleRequest(key=f"{tag}/{key}", prompt_ids=prompt_ids))
     return finish(engine)
 
 
@@ -134,10 +135,10 @@ def test_it_samples_from_the_model(engine: Any, prompts: dict[str, list[int]], o
 def test_requests_go_on_under_new_weights_with_two_version_runs(engine: Any, prompts: dict[str, list[int]], original: Any) -> None:
     engine.load(snapshot_of(original, 2))
     for key, prompt_ids in prompts.items():
-        engine.add(f"in flight/{key}", prompt_ids)
+        engine.add(SampleRequest(key=f"in flight/{key}", prompt_ids=prompt_ids))
     for _ in range(5):  # the first three or four take in the prompts
         assert not engine.step()
-    sampled = {key: len(partial.token_ids) for key, partial in engine._partial.items()}
+    sampled = {key: len(partial.token_ids) for key, partial in engine._partials.items()}
     assert all(1 <= count <= 5 for count in sampled.values())
     engine.load(snapshot_of(original, 3))
     for key, sample in finish(engine).items():
@@ -161,10 +162,10 @@ def test_after_a_load_it_samples_from_the_new_weights(engine: Any, prompts: dict
 def test_abort_returns_the_tokens_so_far(engine: Any, prompts: dict[str, list[int]], original: Any) -> None:
     engine.load(snapshot_of(original, 20))
     for key, prompt_ids in prompts.items():
-        engine.add(f"aborted/{key}", prompt_ids)
+        engine.add(SampleRequest(key=f"aborted/{key}", prompt_ids=prompt_ids))
     for _ in range(4):
         engine.step()
-    engine.add("aborted/late", prompts["0"])
+    engine.add(SampleRequest(key="aborted/late", prompt_ids=prompts["0"]))
     aborted = dict(engine.abort(["aborted/0", "aborted/1", "aborted/late"]))
     assert {sample.finish_reason for sample in aborted.values()} == {FinishReason.ABORTED}
     late = aborted.pop("aborted/late")
@@ -175,14 +176,14 @@ def test_abort_returns_the_tokens_so_far(engine: Any, prompts: dict[str, list[in
     assert_state_means({key.rpartition("/")[2]: sample for key, sample in aborted.items()} | others, prompts, original)
 
 
-# --- going on after tokens sampled before ------------------------------------------------------------------------------
+# --- going on after tokens sampled before --------------------------------------------------------------------------
 
 
 def cut_short(engine: Any, prompts: Mapping[str, list[int]], tag: str, *, steps: int) -> dict[str, Sample]:
     """What the prompts have got after so many steps, by prompt; those without a token are left out."""
     keys = {f"{tag}/{key}": key for key in prompts}
     for key in keys:
-        engine.add(key, prompts[keys[key]])
+        engine.add(SampleRequest(key=key, prompt_ids=prompts[keys[key]]))
     for _ in range(steps):
         assert not engine.step()
     so_far = engine.partials([*keys, "never heard of"])
@@ -212,7 +213,7 @@ def test_a_cut_response_goes_on_after_its_own_tokens(
         engine.load(snapshot_of(perturbed, 41))
     sampled_tokens = engine.sampled_tokens
     for key, sample in before.items():
-        engine.add(f"resumed {new_weights}/{key}", prompts[key], sampled=sample)
+        engine.add(SampleRequest(key=f"resumed {new_weights}/{key}", prompt_ids=prompts[key], sampled=sample))
     found = finish(engine)
     assert found.keys() == before.keys()
     old = {key: slice(0, len(sample.token_ids)) for key, sample in before.items()}
@@ -251,20 +252,20 @@ def test_a_likely_response_that_is_cut_goes_on_as_it_would_have(engine: Any, pro
             logprobs=whole[key].logprobs[:position],
             finish_reason=FinishReason.ABORTED,
         )
-        engine.add(f"likely/{key}:{position}", prompts[key], sampled=before)
+        engine.add(SampleRequest(key=f"likely/{key}:{position}", prompt_ids=prompts[key], sampled=before))
     found = finish(engine)
     same = [found[f"{key}:{position}"].token_ids[position] == whole[key].token_ids[position] for key, position in certain]
     assert np.mean(same) > 0.9
 
 
-# --- a batch of its own, and the states seen on the way ----------------------------------------------------------------
+# --- a batch of its own, and the states seen on the way ------------------------------------------------------------
 
 
 def with_loop(engine: Any, use: Any) -> Any:
     """What `use(loop)` returns, `loop` being the engine as the rollout worker sees it."""
 
     async def main() -> Any:
-        loop = StepLoop(lambda: engine)
+        loop = StepLoop(lambda: engine._engine)
         try:
             return await use(loop)
         finally:
@@ -389,7 +390,7 @@ def test_one_changed_column_of_a_fused_matrix_is_named(engine: Any, original: An
     assert engine.version == 11
 
 
-# --- in processes of its own --------------------------------------------------------------------------------------------
+# --- in processes of its own ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -412,7 +413,9 @@ def test_async_llm_goes_on_after_what_was_cut_tells_how_far_it_is_and_says_when_
 
         config = RolloutConfig(engine="vllm-async", dtype="float32", max_sequences=MAX_SEQUENCES, max_batched_tokens=MAX_BATCHED_TOKENS)
         others = {child.pid for child in psutil.Process().children(recursive=True)}
-        engine = AsyncVllmEngine(model_path, config, SamplingConfig(max_prompt_tokens=80, max_response_tokens=40), seed=0)
+        sampling = SamplingConfig(max_prompt_tokens=80, max_response_tokens=40)
+        engine = AsyncVllmEngine()
+        await engine.start(EngineSetup(model=model_path, config=config, sampling=sampling, seed=0))
         try:
             assert 0 < await engine.load(snapshot_of(original, 1)) < WAIT_S
             running = asyncio.create_task(engine.sample("a", prompts["0"]))

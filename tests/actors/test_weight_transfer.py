@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from actors.device_transfer import DevicePublisher, DeviceReceiver
 from actors.learner import Learner
-from actors.weight_transfer import DevicePublisher, DeviceReceiver, DeviceWeights, TransferUnavailable, check_weights, make_publisher
+from actors.weight_transfer import DeviceWeights, TransferUnavailable, check_weights, make_publisher
 from learners.config import LearnerConfig
 from learners.forward import causal_lm_shapes
 from learners.weight_check import WeightsRefused
@@ -204,7 +205,7 @@ def test_who_has_not_the_key_gets_nothing_and_is_in_nobody_s_way(publisher: Devi
 def test_who_connects_and_proves_nothing_is_in_nobody_s_way_and_let_go(
     publisher: DevicePublisher, monkeypatch: pytest.MonkeyPatch, says: bytes
 ) -> None:
-    monkeypatch.setattr("actors.weight_transfer.AUTHENTICATION_TIMEOUT_S", 1)
+    monkeypatch.setattr("actors.device_transfer.AUTHENTICATION_TIMEOUT_S", 1)
 
     async def main() -> None:
         policy, engine = Policy(), FakeEngine()

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import EngineError, WeightMismatch
+from actors.device_transfer import DevicePublisher
+from actors.engine import EngineError, EngineSetup, WeightMismatch
 from actors.vllm_engine import AsyncVllmEngine
 from actors.vllm_worker import EngineWorker
-from actors.weight_transfer import DevicePublisher, DeviceWeights, check_weights, vllm_trainer
+from actors.weight_transfer import DeviceWeights, check_weights, vllm_trainer
 from learners.forward import causal_lm_shapes, load_causal_lm
 from tests.actors.coroutines import WAIT_S, run
 
@@ -186,7 +187,8 @@ class Side:
         self.model = Receiving(path)
         monkeypatch.setattr(AsyncLLM, "from_engine_args", lambda arguments: FakeAsyncLLM(self.model, arguments))
         config = RolloutConfig(engine="vllm-async", weight_transfer=transfer, dtype="float32")
-        self.engine = AsyncVllmEngine(path, config, SamplingConfig(), seed=0)
+        self.engine = AsyncVllmEngine()
+        asyncio.run(self.engine.start(EngineSetup(model=path, config=config, sampling=SamplingConfig(), seed=0)))
         self.llm: FakeAsyncLLM = self.engine._engine
 
     def __enter__(self) -> Side:

@@ -26,7 +26,7 @@ from actors.bonus import BonusScorer
 from actors.encoder import HiddenStateEncoder
 from actors.learner import Learner
 from actors.replay import Replay
-from actors.rollout import RolloutWorker
+from actors.rollout import PooledFeatures, RolloutWorker
 from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
@@ -212,6 +212,7 @@ class LocalRun:
 
     def _worker(self, name: str) -> RolloutWorker:
         config = self.config
+        from_policy = config.bonus.enabled and config.bonus.source == "policy"
         return RolloutWorker(
             worker_id=name,
             run_id="test",
@@ -219,9 +220,7 @@ class LocalRun:
             config=config.rollout,
             sampling=config.sampling,
             seed=config.seed,
-            pool_states=config.bonus.enabled and config.bonus.source == "policy",
-            bonus=config.bonus,
-            projection_seed=config.seed,
+            features=PooledFeatures(bonus=config.bonus, projection_seed=config.seed) if from_policy else None,
             isolated=config.isolates_groups,
         )
 
