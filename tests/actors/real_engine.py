@@ -1,4 +1,4 @@
-"""A vLLM engine in the test's own process, on the embedded model or another."""
+"""A vLLM engine in the test's own process."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ MAX_BATCHED_TOKENS = 128
 
 @contextmanager
 def vllm_engine(model_path: str, sampling: SamplingConfig, **options: Any) -> Iterator[RunningRequests]:
-    """A started float32 engine with the books of its requests. It decodes few responses at once and takes in prompts in
-    pieces. What it changes in this process is undone at the end."""
+    """Start a float32 engine that decodes few responses at once and takes in prompts in pieces.
+
+    What it changes in this process is undone at the end.
+    """
     from actors.vllm_engine import VllmEngine
 
     environment, threads = dict(os.environ), torch.get_num_threads()

@@ -24,10 +24,10 @@ from tests.actors.coroutines import WAIT_S, begin, run
 
 
 class FakeEngine:
-    """Samples 100, 101, … for a request; a prompt (n,) wants n tokens, those sampled before included. Checks what it is
-    given and that one thread gives it. `calls` are the resets and the requests, as they came.
+    """Samples 100, 101, … for a request. A prompt (n,) wants n tokens, those sampled before included.
 
-    When `throttled`, a step waits for a permit, so a test decides how far sampling gets.
+    It checks its arguments, and that one thread makes all calls. `calls` lists the resets and requests in order. When
+    `throttled`, a step waits for a permit, so that a test decides how far sampling gets.
     """
 
     def __init__(self, *, throttled: bool = False) -> None:
@@ -41,9 +41,9 @@ class FakeEngine:
         self._stepped = threading.Condition()
         self._thread = threading.current_thread()
         self._running: dict[str, tuple[int, int]] = {}
-        """How many tokens each request wants, and has."""
+        """The number of tokens that each request wants, and the number that it has."""
 
-    # what the test calls
+    # called by the test
 
     def permit(self, num_steps: int = 1) -> None:
         self._permits.release(num_steps)
@@ -56,7 +56,7 @@ class FakeEngine:
     async def wait_for_steps(self, num_steps: int) -> None:
         await asyncio.to_thread(self.block_until_steps, num_steps)
 
-    # what the loop calls
+    # called by the loop
 
     def _check_thread(self) -> None:
         assert threading.current_thread() is self._thread, "an engine is used by the thread that built it only"
@@ -132,7 +132,7 @@ async def error_of(awaitable: Awaitable[Any]) -> Exception:
 
 
 def requests_of(**wanted: int | tuple[int, int]) -> list[SampleRequest]:
-    """`key=n` wants n tokens, `key=(n, limit)` at most `limit` of them."""
+    """Return requests: `key=n` wants n tokens, `key=(n, limit)` at most `limit` of them."""
     limits = {key: value if isinstance(value, tuple) else (value, None) for key, value in wanted.items()}
     return [SampleRequest(key=key, prompt_ids=(number,), max_tokens=limit) for key, (number, limit) in limits.items()]
 
@@ -288,7 +288,7 @@ def test_partials_are_taken_between_two_steps_and_disturb_nobody() -> None:
 
 
 def test_who_is_told_of_progress_has_been_told_before_of_all_that_ended_by_then() -> None:
-    """A request that is added and sampled to its end while the event loop is busy, and asked for then."""
+    """The request is added and sampled to its end while the event loop is busy, and only then asked for."""
 
     async def main() -> None:
         loop, engine = make_loop()
@@ -311,7 +311,7 @@ def test_who_is_told_of_progress_has_been_told_before_of_all_that_ended_by_then(
 
 
 async def is_over(task: asyncio.Task[Any], loop: StepLoop) -> bool:
-    """Whether the engine has told the task; a call to the engine and back passes first."""
+    """Return whether the task has ended after a further call to the engine and back."""
     await loop.partials([])
     await asyncio.sleep(0)
     return task.done()
@@ -374,7 +374,7 @@ def test_abort_returns_the_tokens_so_far_and_leaves_the_others() -> None:
         assert found == sample_of(3, FinishReason.ABORTED)
         engine.permit(10)
         assert await other == sample_of(4)
-        await loop.abort(["aborted", "other"])  # both have ended: ignored
+        await loop.abort(["aborted", "other"])  # both have ended, so this does nothing
         loop.close()
 
     run(main())
@@ -415,7 +415,7 @@ def test_commands_queued_behind_a_failing_step_fail_too() -> None:
 
 
 def test_a_call_that_races_with_the_failure_is_not_left_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine fails after the call has looked whether it did, and before its command is queued."""
+    """The engine fails after the call has checked for a failure, and before its command is queued."""
 
     async def main() -> None:
         loop, engine = make_loop(throttled=True)
@@ -521,7 +521,7 @@ def test_close_fails_the_waiting_and_ends_the_thread() -> None:
         for task in waiting:
             assert "the engine was closed" in str(await error_of(task))
         assert isinstance(await error_of(loop.sample("c", (1,))), EngineError)
-        loop.close()  # a second time: nothing happens
+        loop.close()  # a second call does nothing
 
     run(main())
 
@@ -538,7 +538,7 @@ def test_an_engine_that_cannot_be_built_raises_in_the_constructor() -> None:
 
 
 class WatchedQueue(queue.Queue[Any]):
-    """Tells when somebody waits for an item, other than looking whether there is one."""
+    """Sets `waited_for` when a caller waits for an item, but not when it only looks for one."""
 
     def __init__(self, maxsize: int) -> None:
         super().__init__(maxsize)
@@ -551,7 +551,7 @@ class WatchedQueue(queue.Queue[Any]):
 
 
 def test_only_time_without_any_request_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that advances by 1 each time it is read: every wait for a command lasts 1."""
+    """The clock advances by 1 each time it is read, so every wait for a command lasts 1."""
     reads = itertools.count()
     monkeypatch.setattr(actors.step_loop, "time", SimpleNamespace(monotonic=lambda: float(next(reads))))
     monkeypatch.setattr(actors.step_loop, "queue", SimpleNamespace(Queue=WatchedQueue, Empty=queue.Empty))

@@ -25,7 +25,7 @@ END = 2
 PROMPTS = {f"0:p{n}/0/0/{n}": [1, *range(10, 12 + n)] for n in range(8)}
 
 
-WAIT_S = 30.0  # bound of every wait
+WAIT_S = 30.0  # bounds every wait
 T = TypeVar("T")
 
 
@@ -63,7 +63,7 @@ def finish(engine: RunningRequests) -> dict[str, Sample]:
 
 
 def partial_of(token_ids: list[int]) -> Sample:
-    """Sampled elsewhere, under version 2."""
+    """Return an unfinished response that another engine has sampled under version 2."""
     partial = PartialSample()
     for token_id in token_ids:
         partial.append(token_id, -1.0, 2)
@@ -71,7 +71,7 @@ def partial_of(token_ids: list[int]) -> Sample:
 
 
 def cut(sample: Sample, num_tokens: int) -> Sample:
-    """The first tokens of a response that was sampled under one version."""
+    """Return the first tokens of a response that was sampled under one version."""
     assert 0 <= num_tokens <= len(sample.token_ids) and sample.version_starts == (0,)
     has_run = slice(0, 1 if num_tokens else 0)
     return Sample(
@@ -84,7 +84,7 @@ def cut(sample: Sample, num_tokens: int) -> Sample:
 
 
 def changed_model(path: str, *, dtype: str = "float32") -> Any:
-    """The model after a training step, so to speak."""
+    """Return the model with all weights changed, as by training."""
     model = load_causal_lm(path, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_log_probs_are_those_of_a_plain_forward_under_the_sampling_temperature(t
 
 @pytest.mark.parametrize("num_before", [0, 1, 5])
 def test_tokens_are_drawn_from_the_distribution_whose_log_probs_are_given(tiny_model: str, num_before: int) -> None:
-    """Of 200 tokens at one position the share of the likeliest is its probability, within four standard errors."""
+    """Among 200 tokens at one position, the share of the likeliest is its probability within four standard errors."""
     model = load_causal_lm(tiny_model, dtype="float32")
     prompt, before = [1, 10, 11], partial_of([12, 13, 14, 15, 16][:num_before])
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_partials_are_the_tokens_so_far_and_disturb_nobody(tiny_model: str) -> N
 
 
 def test_a_response_cut_anywhere_goes_on_in_another_engine_as_if_it_had_not_been(tiny_model: str) -> None:
-    """Token for token and bit for bit, and so does one that is cut twice."""
+    """It is the same token for token and bit for bit, also if it is cut twice."""
     whole = run(make_engine(tiny_model), PROMPTS)
     for num_tokens in range(10):
         cut_short = {key: cut(sample, num_tokens) for key, sample in whole.items() if num_tokens < len(sample.token_ids)}
@@ -300,8 +300,7 @@ def test_a_request_s_own_limit_takes_the_place_of_the_config_s(tiny_model: str) 
 
 
 def assert_state_mean(sample: Sample, model: Any, prompt: list[int]) -> None:
-    """The mean own state of all tokens but the last; of a single token, the prompt's last state, which it was sampled
-    from."""
+    """Check the mean state: over all tokens but the last, or of a single token the one at the prompt's last token."""
     with torch.no_grad():
         states_TH = plain_hidden_states(model, prompt, sample.token_ids)
         before_H = plain_hidden_states(model, prompt[:-1], prompt[-1:])[0]
@@ -363,15 +362,14 @@ def test_pooling_states_changes_nothing_that_is_sampled(tiny_model: str) -> None
 
 
 def with_tensor(snapshot: WeightSnapshot, name: str, change: Any) -> WeightSnapshot:
-    """The snapshot with one tensor changed on its way to the engine: its fingerprint is still that of the true
-    weights."""
+    """Return the snapshot with one tensor changed and the fingerprint of the true weights."""
     copied = replace(snapshot, buffer=snapshot.buffer.copy())
     change(dict(copied.tensors())[name])
     return copied
 
 
 def flip_probed_bit(tensor: Tensor) -> None:
-    """In every column, so the probed ones are among them; the lowest bit of a float32."""
+    """Flip the lowest bit of every float32, and so of the probed columns too."""
     tensor.view(torch.int32)[...] ^= 1
 
 
@@ -392,7 +390,7 @@ def test_a_dropped_tensor_is_named(tiny_model: str, name: str) -> None:
 
 
 def test_a_stale_tied_head_is_named(tiny_model: str) -> None:
-    """As in an engine that keeps a copy of the embedding for its output and does not renew it."""
+    """The engine keeps a copy of the embedding as its head and does not update it."""
     engine = make_engine(tiny_model)
     head = engine._engine._model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone())

@@ -37,7 +37,7 @@ MESSAGES = [{"role": "user", "content": "1 + 2?"}]
 
 
 def make_worker(model: str, *, features: dict[str, Any] | None = None, progress_tokens: int = 32, **sampling: Any) -> RolloutWorker:
-    """`features` are the arguments that decide whether a group carries hidden states, and how."""
+    """Return a worker. `features` holds its optional arguments."""
     return RolloutWorker(
         worker_id="rollout-3",
         run_id="run",
@@ -54,7 +54,7 @@ def request_of(group_id: int = 5, **settings: int) -> GroupRequest:
 
 
 def generate(model: str, *requests: GroupRequest, **sampling: Any) -> list[pa.RecordBatch]:
-    """The groups of `requests`, all under way at once."""
+    """Return the groups of `requests`, which are sampled at the same time."""
 
     async def main() -> list[pa.RecordBatch]:
         worker = make_worker(model, **sampling)
@@ -100,8 +100,10 @@ class Gate:
 
 
 class Throttle:
-    """Steps sample nothing until the test permits some; in between the engine answers. `error` is raised by the next
-    that is permitted."""
+    """Lets steps sample nothing until the test permits some. Meanwhile the engine answers calls.
+
+    `error` is raised by the next permitted step.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.error: Exception | None = None
@@ -129,7 +131,7 @@ class Throttle:
             self._condition.notify_all()
 
     async def used_up(self) -> None:
-        """Until all permitted steps have been made."""
+        """Wait until all permitted steps have been made."""
 
         def wait() -> bool:
             with self._condition:
@@ -247,7 +249,7 @@ def test_an_update_reaches_groups_under_way_and_those_after(tiny_model: str, mon
 
 
 def noting_loads(worker: RolloutWorker, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Set once the engine has been asked to load."""
+    """Return an event that is set once the engine has been asked to load."""
     engine, queued = worker._engine, asyncio.Event()
     assert engine is not None
     load = engine.load
@@ -267,7 +269,7 @@ def altered(snapshot: WeightSnapshot) -> WeightSnapshot:
 
 
 def test_altered_weights_are_refused_by_name_and_nothing_of_them_is_sampled_from(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the engine is in a step, which it does not notice."""
+    """The engine is in a step meanwhile and does not notice."""
     (undisturbed,) = generate(tiny_model, request_of(0))
     gate = Gate(monkeypatch, step=3)
 
@@ -294,7 +296,7 @@ def test_altered_weights_are_refused_by_name_and_nothing_of_them_is_sampled_from
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that no check before the load finds fault with."""
+    """The weights pass every check before the load."""
     monkeypatch.setattr("actors.rollout.check_weights", lambda *_, **__: None)
 
 
@@ -318,7 +320,7 @@ def test_an_aborted_group_returns_what_was_sampled(tiny_model: str, monkeypatch:
     async def main() -> None:
         worker = make_worker(tiny_model)
         await worker.start()
-        await worker.abort(0)  # unknown: nothing happens
+        await worker.abort(0)  # unknown, so this does nothing
         under_way = await begin(worker.generate(request_of(0), MESSAGES))
         await gate.reached()
         abort = await begin(worker.abort(0))
@@ -332,7 +334,7 @@ def test_an_aborted_group_returns_what_was_sampled(tiny_model: str, monkeypatch:
         assert usage.response_tokens == sum(map(len, responses))
         assert (usage.resumed_tokens, usage.num_aborted) == (0, GROUP_SIZE)
         assert all(response == expected[: len(response)] for response, expected in zip(responses, all_of_them, strict=True))
-        await worker.abort(0)  # has ended: nothing happens
+        await worker.abort(0)  # has ended, so this does nothing
         await worker.close()
 
     run(main())
@@ -402,8 +404,10 @@ def test_a_group_of_which_a_response_is_refused_leaves_the_engine(tiny_model: st
 
 
 def cut(batch: pa.RecordBatch, *lengths: int | None) -> pa.RecordBatch:
-    """A progress batch: of each row the first so many tokens, "aborted"; None or more than there are: the row as it
-    ended."""
+    """Return a progress batch that cuts each row after a number of tokens, as "aborted".
+
+    A row whose number is None, or more than it has, stays as it ended.
+    """
     rows = batch.select(PROGRESS_SCHEMA.names).to_pylist()
     for row, length in zip(rows, lengths, strict=True):
         if length is not None and length < len(row["response_ids"]):
@@ -420,7 +424,7 @@ def num_tokens(batch: pa.RecordBatch) -> int:
 def resumed(
     model: str, request: GroupRequest, resume: pa.RecordBatch | pa.Table, *, load: WeightSnapshot | None = None, **settings: Any
 ) -> tuple[pa.RecordBatch, Any]:
-    """The group, sampled by a fresh worker from what is known of it."""
+    """Return the group as a fresh worker samples it after `resume`, and its usage."""
 
     async def main() -> tuple[pa.RecordBatch, Any]:
         worker = make_worker(model, **settings)
@@ -465,7 +469,7 @@ def test_under_other_weights_the_old_tokens_stay_and_the_new_ones_are_a_version_
 
 @pytest.mark.parametrize("kind", [pa.Table, pa.RecordBatch])
 def test_what_has_ended_is_kept_what_has_begun_goes_on_and_the_rest_begins(tiny_model: str, kind: type) -> None:
-    """In any order, and next to rows of other groups, whose tokens are another's."""
+    """The rows come in any order, and beside rows of other groups with other tokens."""
     whole, other = generate(tiny_model, request_of(3), request_of(4))
     own = cut(whole, None, 4, 0, 7).filter(pa.array([True, True, False, True]))
     rows = pa.Table.from_batches([other.select(PROGRESS_SCHEMA.names), own.take([2, 0, 1])])
@@ -550,7 +554,7 @@ def test_rows_that_are_not_one_for_each_response_at_most_are_refused(tiny_model:
 
 
 def check_report(report: tuple[pa.RecordBatch, Heartbeat]) -> tuple[pa.RecordBatch, Heartbeat]:
-    """The report, whose heartbeat counts the tokens of its batch."""
+    """Check that the heartbeat counts the tokens of its batch, and return the report."""
     batch, heartbeat = report
     assert batch.schema.equals(PROGRESS_SCHEMA)
     counted: dict[int, int] = {}
@@ -564,7 +568,7 @@ def check_report(report: tuple[pa.RecordBatch, Heartbeat]) -> tuple[pa.RecordBat
 
 
 async def started(worker: RolloutWorker, *requests: GroupRequest) -> list[asyncio.Task[Any]]:
-    """The groups, under way and told of."""
+    """Start the groups, and return once a report has covered them."""
     await worker.start()
     tasks = [await begin(worker.generate(request, MESSAGES)) for request in requests]
     _, heartbeat = check_report(await worker.watch(0, WAIT_S))
@@ -678,7 +682,7 @@ def test_while_the_engine_is_stuck_in_a_step_a_watch_tells_what_is_known_and_the
         (under_way,) = await started(worker, request_of(0))
         throttle.permit(2)
         await throttle.used_up()
-        known, heartbeat = check_report(await worker.watch(8 - 1000 * GROUP_SIZE, WAIT_S))  # so much is due
+        known, heartbeat = check_report(await worker.watch(8 - 1000 * GROUP_SIZE, WAIT_S))  # enough tokens are due at once
         assert known.equals(cut(whole, 2, 2, 2, 2)) and heartbeat.sampled_tokens == 8
         throttle.permit(1)
         await gate.reached()
@@ -687,7 +691,7 @@ def test_while_the_engine_is_stuck_in_a_step_a_watch_tells_what_is_known_and_the
             batch, heartbeat = check_report(await worker.watch(8, 0.1))
             assert 0.09 < time.monotonic() - since < 5
             assert batch.equals(known) and heartbeat.sampled_tokens == 8
-        watching = await begin(worker.watch(8, WAIT_S))  # what could not be told is told as soon as the engine answers
+        watching = await begin(worker.watch(8, WAIT_S))  # what was left out is reported as soon as the engine answers
         gate.open()
         batch, heartbeat = check_report(await asyncio.wait_for(watching, WAIT_S / 3))
         assert batch.equals(cut(whole, 3, 3, 3, 3)) and heartbeat.sampled_tokens == 12
@@ -730,7 +734,7 @@ def test_a_watch_of_an_idle_worker_raises_when_a_load_fails(tiny_model: str, unc
 
 
 def test_reports_and_groups_that_came_back_add_up_to_all_the_tokens_sampled(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups that come at any time, of which one is resumed and one aborted; each report costs the engine one look."""
+    """Groups come at any time, one is resumed and one aborted. Each report asks the engine once."""
     (whole,) = generate(tiny_model, request_of(1), max_response_tokens=25)
     resume = cut(whole, 4, 9, 0, None)
     looks = []
@@ -779,7 +783,7 @@ PROJECTED: dict[str, Any] = {"features": PooledFeatures(bonus=BonusConfig(dim=DI
 
 
 def in_worker(worker: RolloutWorker, *calls: Coroutine[Any, Any, tuple[pa.RecordBatch, Any]]) -> list[pa.RecordBatch]:
-    """Start the worker, make the calls one after another, close it."""
+    """Start the worker, make the calls one after another, close it, and return the batches."""
 
     async def main() -> list[pa.RecordBatch]:
         await worker.start()
@@ -796,8 +800,10 @@ def pool(model: str, *, seed: int = 7, features: dict[str, Any] | None = None, *
 
 
 def state_means(model_path: str, batch: pa.RecordBatch) -> np.ndarray:
-    """The mean own state of all tokens but the last, of a single token the prompt's last state, by plain forwards, (K,
-    H)."""
+    """Return (K, H) mean states over all tokens but the last, by plain forward passes.
+
+    A response of one token has the state at the prompt's last token.
+    """
     model = load_causal_lm(model_path, dtype="float32")
     means = []
     for row in batch.select(["prompt_ids", "response_ids"]).to_pylist():
@@ -864,7 +870,7 @@ def test_an_isolated_worker_samples_a_group_alike_whatever_it_has_sampled_before
 
 
 def test_groups_of_one_problem_and_version_that_are_sampled_alone_differ_by_their_place(tiny_model: str) -> None:
-    """Where there are fewer problems than groups in flight."""
+    """This happens if there are fewer problems than groups in flight."""
     worker = make_worker(tiny_model, features={"isolated": True})
     requests = [replace(request_of(5), group_id=group_id, place=place) for group_id, place in ((5, 0), (9, 1), (11, 0))]
     batches = in_worker(worker, *(worker.generate(request, MESSAGES) for request in requests))
@@ -923,7 +929,7 @@ def test_a_redrawn_projection_is_that_of_the_problem_and_the_version_it_was_admi
 
 
 class OneTokenEach:
-    """An engine whose responses have a token and a state each, but for the second, which was ended before its first."""
+    """An engine whose responses have one token and one state each. The second was aborted before its first token."""
 
     sampled_tokens = 3
 
@@ -957,7 +963,7 @@ def test_only_a_response_without_a_token_has_no_feature(tiny_model: str, feature
 
 
 def test_a_group_ended_before_its_first_token_has_no_features(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its requests and their end wait behind a step that belongs to another group."""
+    """Its requests and their abort wait behind a step of another group."""
     gate = Gate(monkeypatch, step=1)
 
     async def main() -> None:

@@ -1,5 +1,5 @@
-"""AsyncVllmEngine around a load, with a stand-in for vLLM's AsyncLLM: requests that come while weights are replaced,
-and where weights lie meanwhile."""
+"""AsyncVllmEngine around a load, with a stand-in for vLLM's AsyncLLM: requests that arrive while weights are replaced,
+and the file that holds the weights meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.actors.coroutines import begin, run
 
 
 class FakeLLM:
-    """Samples one token a request; one that is given while it is paused is queued, as in vLLM."""
+    """Samples one token for each request. A request that arrives during a pause is queued, as in vLLM."""
 
     errored = False
 
@@ -32,7 +32,7 @@ class FakeLLM:
         self.running.set()
         self.may_load = asyncio.Event()
         self.sampled: list[tuple[str, str, int]] = []
-        """Request, salt of its prompt, and the version it was computed with."""
+        """The requests, each with the salt of its prompt and the version it was computed with."""
         self.aborted: list[str] = []
 
     async def pause_generation(self, **_: Any) -> None:
@@ -68,7 +68,7 @@ def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine_around(llm: FakeLLM, *, hold_timeout_s: float = 30.0) -> Any:
-    """An engine as `start` leaves it, without vLLM."""
+    """Return an engine as `start` leaves it, without vLLM."""
     engine: Any = AsyncVllmEngine()
     engine._engine, engine._sampling, engine._partials, engine._pools_states = llm, None, dict[str, PartialSample](), False
     engine._sampled, engine._version, engine._idle_s, engine._idle_since = TokenCounter(), 0, 0.0, None
@@ -77,7 +77,7 @@ def engine_around(llm: FakeLLM, *, hold_timeout_s: float = 30.0) -> Any:
 
 
 async def beginning_to_load(engine: Any, llm: FakeLLM) -> asyncio.Task[float]:
-    """The load, up to where it waits for `may_load`."""
+    """Start a load, and return it when it waits for `may_load`."""
     loading = await begin(engine._replace(SimpleNamespace(version=1), llm.load))
     while llm.running.is_set():
         await asyncio.sleep(0)

@@ -26,7 +26,7 @@ SHAPES = {"embed.weight": (4, 3), "norm.weight": (3,)}
 
 
 class Policy:
-    """Weights that are all the number of their version."""
+    """A policy whose weights all equal its version."""
 
     version = 0
 
@@ -48,7 +48,7 @@ class Policy:
 
 
 class FakeTrainer:
-    """vLLM's calls in vLLM's order, with the weights themselves in the update. Checks what it is given."""
+    """Makes vLLM's calls in vLLM's order, with the weights themselves in the update. It checks its arguments."""
 
     made: list[FakeTrainer]
 
@@ -286,7 +286,7 @@ def test_an_engine_that_fails_in_an_update_fails_alone(publisher: DevicePublishe
 
 
 def test_an_engine_that_waits_for_its_weights_holds_up_no_other(publisher: DevicePublisher, trainers: list[FakeTrainer]) -> None:
-    """Nor the learner, which publishes on."""
+    """It does not affect the learner either, which publishes again."""
 
     async def main() -> None:
         policy, slow, engine = Policy(), FakeEngine(), FakeEngine()

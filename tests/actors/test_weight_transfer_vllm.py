@@ -33,7 +33,7 @@ NORM = "model.norm.weight"
 
 
 class Policy:
-    """A learner's weights that change."""
+    """A policy whose weights change with each training step."""
 
     def __init__(self, path: str) -> None:
         self.model = load_causal_lm(path, dtype="float32")
@@ -55,7 +55,7 @@ class Policy:
 
 
 class QueueCommunicator:
-    """In place of PyNcclCommunicator: rank 0 broadcasts to rank 1, of as many bytes as it expects."""
+    """Replaces PyNcclCommunicator: rank 0 broadcasts to rank 1, which checks the number of bytes."""
 
     def __init__(self, pairs: dict[int, queue.Queue[Tensor]], port: int, rank: int) -> None:
         self.rank = rank
@@ -77,7 +77,7 @@ class QueueCommunicator:
 
 @pytest.fixture
 def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """vLLM's two transfer engines on the CPU."""
+    """Let vLLM's two transfer engines run on the CPU."""
     from vllm.distributed.weight_transfer import ipc_engine, nccl_engine, packed_tensor
 
     pairs: dict[int, queue.Queue[Tensor]] = {}
@@ -110,8 +110,7 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class FakeAsyncLLM:
-    """In place of AsyncLLM: one worker of vLLM's own class, with our extension, whose methods are called in a
-    thread."""
+    """Replaces AsyncLLM: one worker of vLLM's own class with our extension. Its methods are called in a thread."""
 
     errored = False
 
@@ -156,7 +155,7 @@ class FakeAsyncLLM:
 
 
 class Receiving(nn.Module):
-    """The engine's model: reads tensors by name as vLLM's models do."""
+    """The engine's model, which reads tensors by name as vLLM's models do."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
