@@ -263,7 +263,7 @@ def test_a_key_that_runs_is_refused_and_its_request_goes_on() -> None:
     run(main())
 
 
-def test_partials_are_taken_between_two_steps_and_disturb_nobody() -> None:
+def test_partials_are_taken_between_two_steps_and_disturb_no_request() -> None:
     async def main() -> None:
         loop, engine = make_loop(throttled=True)
         before = sample_of(1, FinishReason.ABORTED, values=(0,))

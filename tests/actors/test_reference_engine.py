@@ -185,7 +185,7 @@ def test_abort_returns_the_tokens_so_far(tiny_model: str) -> None:
     assert finish(engine) == {key: whole[key] for key in others}
 
 
-def test_partials_are_the_tokens_so_far_and_disturb_nobody(tiny_model: str) -> None:
+def test_partials_are_the_tokens_so_far_and_disturb_no_request(tiny_model: str) -> None:
     whole = run(make_engine(tiny_model, pool_states=True), PROMPTS)
     engine = make_engine(tiny_model, pool_states=True)
     for key, prompt_ids in PROMPTS.items():

@@ -21,6 +21,7 @@ from actors.features import Projector
 from actors.progress import PROGRESS_SCHEMA
 from actors.reference_engine import ReferenceEngine
 from actors.rollout import DataError, PooledFeatures, RolloutWorker, request_keys
+from actors.step_loop import RunningRequests
 from bonus.config import BonusConfig
 from bonus.projection import sparse_projection
 from buffers.records import FinishReason, GroupRequest, Heartbeat
@@ -533,7 +534,7 @@ def test_a_group_aborted_before_it_asks_the_engine_keeps_what_it_came_with(tiny_
     run(main())
 
 
-def test_where_states_are_pooled_a_group_begins_again_for_nobody_knows_those_of_its_old_tokens(tiny_model: str) -> None:
+def test_where_states_are_pooled_a_group_begins_again_because_those_of_its_old_tokens_are_unknown(tiny_model: str) -> None:
     worker = make_worker(tiny_model, features=RAW)
     (whole,) = in_worker(worker, worker.generate(request_of(3), MESSAGES))
     batch, usage = resumed(tiny_model, request_of(3), cut(whole, 3, None, 5, 0), features=RAW)
@@ -738,8 +739,8 @@ def test_reports_and_groups_that_came_back_add_up_to_all_the_tokens_sampled(tiny
     (whole,) = generate(tiny_model, request_of(1), max_response_tokens=25)
     resume = cut(whole, 4, 9, 0, None)
     looks = []
-    partials = ReferenceEngine.partials
-    monkeypatch.setattr(ReferenceEngine, "partials", lambda engine, keys: looks.append(keys) or partials(engine, keys))
+    partials = RunningRequests.partials
+    monkeypatch.setattr(RunningRequests, "partials", lambda requests, keys: looks.append(keys) or partials(requests, keys))
 
     async def main() -> pa.RecordBatch:
         worker = make_worker(tiny_model, progress_tokens=2, max_response_tokens=25)

@@ -225,7 +225,7 @@ def test_a_cut_response_goes_on_after_its_own_tokens(
         assert (sample.finish_reason is FinishReason.LENGTH) == (len(sample.token_ids) == RESPONSE_TOKENS)
         runs = ((0, old[key].stop), (40, 41)) if new_weights else ((0,), (40,))
         assert (sample.version_starts, sample.version_values) == runs
-        assert sample.state_mean is None, "nobody knows the states of its first tokens"
+        assert sample.state_mean is None, "the states of its first tokens are unknown"
     assert engine.sampled_tokens - sampled_tokens == sum(len(sample.token_ids[new[key]]) for key, sample in found.items())
     assert differences(found, prompts, original, old).mean() < TOLERANCE
     assert differences(found, prompts, perturbed if new_weights else original, new).mean() < TOLERANCE
@@ -361,7 +361,7 @@ def test_a_stale_tied_head_is_noticed(
             engine.load(snapshot_of(perturbed, 7))
     assert skipped and engine.version == 6
     engine.load(snapshot_of(perturbed, 8))
-    assert mean_difference(run(engine, prompts, "mended"), prompts, perturbed) < TOLERANCE
+    assert mean_difference(run(engine, prompts, "repaired"), prompts, perturbed) < TOLERANCE
 
 
 @pytest.mark.parametrize(

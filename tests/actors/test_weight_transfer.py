@@ -189,7 +189,7 @@ def test_a_learner_that_is_gone_costs_a_refusal_and_its_successor_is_found(train
     run(main())
 
 
-def test_who_has_not_the_key_gets_nothing_and_is_in_nobody_s_way(publisher: DevicePublisher) -> None:
+def test_a_client_without_the_key_gets_nothing_and_blocks_no_other(publisher: DevicePublisher) -> None:
     async def main() -> None:
         policy, stranger, engine = Policy(), FakeEngine(), FakeEngine()
         weights = published(publisher, policy)
@@ -202,7 +202,7 @@ def test_who_has_not_the_key_gets_nothing_and_is_in_nobody_s_way(publisher: Devi
 
 
 @pytest.mark.parametrize("says", [b"", b"\x00\x00\x00\x01?", b"\x7f\xff\xff\xff"])
-def test_who_connects_and_proves_nothing_is_in_nobody_s_way_and_let_go(
+def test_a_client_that_proves_nothing_blocks_no_other_and_is_disconnected(
     publisher: DevicePublisher, monkeypatch: pytest.MonkeyPatch, says: bytes
 ) -> None:
     monkeypatch.setattr("actors.device_transfer.AUTHENTICATION_TIMEOUT_S", 1)
