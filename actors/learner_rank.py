@@ -1,10 +1,10 @@
-"""One of the processes that are a learner together: `actors.learner.Learner` on its part of the policy.
+"""One of several processes that form a learner: an `actors.learner.Learner` on its part of the policy.
 
-    address = first.open()                        # of the first rank's
-    rank.join(address)                            # in all at once: returns when all are there and have loaded their parts
-    report = rank.do("step", batch, version)      # the same method of `Learner` in all at once; the first one's answer counts
+    address = first.open()                      # the address of the first rank
+    rank.join(address)                          # in all at once: returns when all have met and have loaded their parts
+    report = rank.do("step", batch, version)    # one method of `Learner` in all at once; the first rank's answer counts
 
-What breaks off because another rank is gone raises `RankLost`; after that a rank is of no more use.
+A call that fails because another rank is gone raises `RankLost`. All ranks must then be replaced.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from actors.learner import Learner
 from learners.config import LearnerConfig
 from learners.ranks import RankLost, is_rank_lost
 
-if TYPE_CHECKING:  # it takes two seconds to import, in the driver for nothing
+if TYPE_CHECKING:  # the import takes two seconds, and the driver does not need it
     from learners.fsdp import Rendezvous
 
 
 class LearnerRank:
+    """Builds its `Learner` when all ranks have met, and passes calls on to it."""
+
     def __init__(self, rank: int, model_path: str, config: LearnerConfig, *, device: str, **options: Any) -> None:
-        """`options` are the other arguments of `PolicyLearner`."""
+        """`options` are the other arguments of `Learner`."""
         self._rank = rank
         self._model_path = model_path
         self._config = config
@@ -33,7 +35,7 @@ class LearnerRank:
         self._learner: Learner | None = None
 
     def open(self) -> str:
-        """Where the others find this one, the first: a port of the address by which Ray knows this node."""
+        """Open a port on the address by which Ray knows this node, and return both. Only the first rank does this."""
         from learners.fsdp import LOOPBACK, Rendezvous
 
         host = ray.util.get_node_ip_address() if ray.is_initialized() else LOOPBACK
@@ -41,8 +43,10 @@ class LearnerRank:
         return self._rendezvous.address
 
     def join(self, address: str) -> None:
-        """Meet the others and load this rank's part of the model. Raises RankLost where one does not come within
-        `join_timeout_s`."""
+        """Meet the other ranks and load this rank's part of the model.
+
+        Raises RankLost if one of them does not join within `join_timeout_s`.
+        """
         from learners.fsdp import Rendezvous, ShardedRanks
 
         config = self._config

@@ -1,18 +1,18 @@
-"""Experimental: sample a pool whose responses avoid, while they are written, what the pool has said already.
+"""Experimental: sample candidates that avoid, while they are written, what the other candidates have said already.
 
 arXiv:2510.11686 shows token-level exploration as a proof of concept: candidates of the next token are re-ranked by the
-novelty of their hidden states. The form chosen here works on chunks of c tokens. All responses of a pool grow together,
-round by round:
+novelty of their hidden states. The form chosen here works on chunks of c tokens. All responses to a prompt grow
+together, round by round:
 
-1. every unfinished response gets M continuations of c tokens, plain samples of the model;
-2. response by response, the continuation with the largest  x'(lam·I + S)⁻¹x · exp(2a(l − l_max))  is kept, x the mean hidden state of its
-   tokens, projected, l their mean log-prob, and S the sum of xx' over every chunk this pool has kept so far;
+1. every unfinished response gets M continuations of c tokens, which are plain samples of the model;
+2. response by response, the continuation with the largest  x'(lam·I + S)⁻¹x · exp(2a(l − l_max))  is kept, where x is
+   its projected mean hidden state, l its mean log-prob, and S the sum of xx' over all chunks kept so far;
 3. the kept x is added to S before the next response chooses, so that responses of one round move apart too.
 
-A continuation's own last state is seen only when a further token is sampled from it, so c + 1 tokens are sampled and c
-kept. Cost: M·(c + 1)/c times the tokens of a plain pool, and one prefill of every prefix a round, whole cache blocks
-excepted. The kept tokens' log-probs are the model's, but the responses are no longer samples of it: use them to search,
-not to train. Axes: M candidates, D projected."""
+The state at a continuation's last token is seen only when a further token is sampled from it, so c + 1 tokens are
+sampled and c are kept. This costs M·(c + 1)/c times the tokens of plain samples, and in each round one prefill of
+every prefix except its whole cache blocks. The kept tokens' log-probs are the model's, but the responses are no longer
+samples of it: use them to search, not to train. Axes: M candidates, D projected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from buffers.records import FinishReason
 
 @dataclass(slots=True)
 class _Growing:
-    """A response under way."""
+    """An unfinished response."""
 
     key: str
     partial: PartialSample = field(default_factory=PartialSample)
@@ -45,7 +45,7 @@ class _Growing:
         for token_id, logprob in zip(sample.token_ids[:num_kept], sample.logprobs[:num_kept], strict=True):
             self.partial.append(token_id, logprob, version)
         num_seen = min(num_kept, len(sample.token_ids) - 1)
-        if sample.state_mean is not None and (num_seen or not self.num_states):  # a lone token shows its predecessor's state again
+        if sample.state_mean is not None and (num_seen or not self.num_states):  # a single token shows its predecessor's state again
             num_states = max(1, num_seen)
             added = sample.state_mean * np.float32(num_states)
             self.state_sum = added if self.state_sum is None else self.state_sum + added
@@ -66,7 +66,7 @@ class NovelSampler:
         self._max_tokens = max_tokens
 
     async def sample(self, keys: Sequence[str], prompt_ids: Sequence[int], *, seed: int) -> list[Sample]:
-        """One response a key. A function of the seed, the weights and the arguments."""
+        """Return one response for each key. They depend on the seed, the weights and the arguments only."""
         lanes = [_Growing(key=key) for key in keys]
         kept = KeptStates(self._config, seed=seed)
         number = 0
@@ -99,7 +99,7 @@ class NovelSampler:
 
 
 class KeptStates:
-    """S = Σ xx' over the chunks a pool has kept, and the choice against it. float64."""
+    """S = Σ xx' over the chunks kept so far, and the choice against it, in float64."""
 
     def __init__(self, config: NovelSamplingConfig, *, seed: int) -> None:
         self._config = config
@@ -109,7 +109,7 @@ class KeptStates:
         self._moment_DD = torch.zeros(0, 0, dtype=torch.float64)
 
     def choose(self, samples: Sequence[Sample], logprob_M: np.ndarray) -> int:
-        """The candidate of the largest weighted novelty, the first of equals; its state is added."""
+        """Return the candidate with the largest weighted novelty, the first of equals, and add its state to S."""
         states = [sample.state_mean for sample in samples]
         if any(state is None for state in states):
             raise ValueError("novel sampling needs an engine that pools hidden states")

@@ -1,5 +1,5 @@
-"""Directories outside a run's own, which outlive a process that was killed: named after its process id, so that the
-next one may tell."""
+"""Directories outside a run's own that survive a killed process. Their names carry its process id, so that a later
+process can tell that they are left over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 
 
 def remove_orphans(place: Path, prefix: str) -> None:
-    """Delete the directories `place`/`prefix`PID-* that are this user's and whose process is gone."""
+    """Delete the directories `place`/`prefix`PID-* of this user whose process is gone."""
     for directory in place.glob(f"{prefix}*-*"):
         owner = directory.name.removeprefix(prefix).partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)) and directory.stat().st_uid == os.getuid():

@@ -1,13 +1,13 @@
 """The mean hidden state of each response, pooled while an engine samples it: features without a second forward pass.
 
-    pooled.add(keys, states_NH)     # after each engine step: the state that each running request's new token was sampled from
+    pooled.add(keys, states_NH)     # in each engine step: the states that the new tokens are sampled from
     mean_H = pooled.take(key)       # once, when the response has ended
 
-The state that token t is sampled from is the own state of token t − 1 (and of the prompt's last token for t = 0). So
-what an engine sees of a response of T tokens are the own states of its tokens 0 … T − 2, and the prompt's last one,
-which says nothing about the response: their mean leaves out the last token, usually the end-of-turn token. The encoder
-(`actors.encoder`) has all T. A response of one token is represented by the state it was sampled from. Axes: N running
-requests, S slots, H hidden size."""
+Token t is sampled from the state that the model has at token t − 1, or at the prompt's last token for t = 0. So of a
+response of T tokens an engine sees the states at its tokens 0 … T − 2, and that at the prompt's last token, which says
+nothing about the response and is left out. The mean therefore lacks the last token, usually the end-of-turn token; the
+encoder (`actors.encoder`) has all T. A response of one token is represented by the state that it was sampled from.
+Axes: N running requests, S slots, H hidden size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class PooledStates:
-    """Running sums in float32, one slot a response, on the device of the states. Not thread-safe."""
+    """Running sums in float32 on the device of the states, with one slot for each response. Not thread-safe."""
 
     def __init__(self) -> None:
         self._slots: dict[str, int] = {}
@@ -29,7 +29,7 @@ class PooledStates:
         self._counts: dict[str, int] = {}
 
     def add(self, keys: Sequence[str], states_NH: Tensor) -> None:
-        """One state a key. Raises ValueError where their numbers differ."""
+        """Add one state for each key. Raises ValueError if their numbers differ."""
         if len(keys) != len(states_NH):
             raise ValueError(f"{len(states_NH)} hidden states for {len(keys)} sampled tokens")
         if not keys:
@@ -50,7 +50,7 @@ class PooledStates:
             self._counts[keys[row]] += 1
 
     def take(self, key: str) -> np.ndarray | None:
-        """The mean state (H,), float32, and forget the response; None where no token of it was sampled."""
+        """Return the mean state (H,), float32, and forget the response. None if no token of it was sampled."""
         slot = self._slots.pop(key, None)
         if slot is None:
             return None
@@ -62,7 +62,7 @@ class PooledStates:
         return taken
 
     def __len__(self) -> int:
-        """Responses not taken yet."""
+        """Return the number of responses that have not been taken."""
         return len(self._slots)
 
     def _open(self, keys: Iterable[str], like_NH: Tensor) -> None:

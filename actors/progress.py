@@ -1,12 +1,12 @@
-"""What is known of responses on their way: told by a rollout worker while it samples, gone on from by another.
+"""The tokens of unfinished responses: one rollout worker reports them while it samples, another can continue them.
 
 batch = progress_batch([(group_id, index, sample), ...])         # PROGRESS_SCHEMA
 samples = resumed_samples(batch, request, max_tokens=256)        # by index
 
 news = News()
-news.note()                                                       # something happened that is worth telling
+news.note()                                                       # something happened that should be reported
 await news.wait(cursor, engine.wait_for_tokens(due), timeout_s)
-news.told(sampled_tokens)
+news.told(sampled_tokens)                                         # all of it has been reported
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ PROGRESS_SCHEMA: pa.Schema = pa.schema(
         for name in ("group_id", "index", "response_ids", "behavior_logprobs", "version_starts", "version_values", "finish_reason")
     ]
 )
-"""What is known of a response on its way; "aborted" is one that has not ended."""
+"""The tokens of a response so far. The finish reason "aborted" means that it is unfinished."""
 
 NOTHING = PartialSample().finish(FinishReason.ABORTED)
 
 
 def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *, max_tokens: int) -> dict[int, Sample]:
-    """What rows with the columns of PROGRESS_SCHEMA hold of the request's responses, by index; one of `max_tokens` has
-    ended by its length.
+    """Return the request's responses, by index, from rows with the columns of PROGRESS_SCHEMA.
 
-    Raises ValueError for an index that the group does not have, or has twice.
+    An unfinished response of `max_tokens` tokens counts as finished by its length. Raises ValueError for an index that
+    the group does not have, or that appears twice.
     """
     found: dict[int, Sample] = {}
     own = resume.filter(pc.equal(resume["group_id"], request.group_id)).select(PROGRESS_SCHEMA.names)
@@ -59,33 +59,32 @@ def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *,
 
 
 class News:
-    """Whether there is something to tell. Of one event loop."""
+    """Knows whether there is something to report. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._num = 0
         self._has_some = asyncio.Event()
         self._told = (0, 0)
-        """Tokens and news at the last report."""
+        """The sampled tokens and the number of the newest event, as of the last report."""
 
     def note(self) -> None:
-        """Something happened that is worth telling at once."""
+        """Note an event that should be reported at once."""
         self._num += 1
         self._has_some.set()
         self._has_some = asyncio.Event()
 
     def told(self, sampled_tokens: int) -> None:
-        """All there is was told, with so many tokens sampled by then."""
+        """Note that a report covered all events, when `sampled_tokens` tokens had been sampled."""
         self._told = (sampled_tokens, self._num)
 
     def not_told(self, sampled_tokens: int) -> None:
-        """What there was to tell has not been told."""
+        """Note that a report left something out."""
         self._told = (sampled_tokens, -1)
 
     async def wait(self, cursor: int, enough_tokens: Coroutine[Any, Any, None], timeout_s: float) -> None:
-        """Until `enough_tokens` or news, at most `timeout_s`; not at all where the report that brought `cursor` left
-        something untold.
+        """Wait for `enough_tokens` or an event, for at most `timeout_s`.
 
-        Raises what `enough_tokens` raises.
+        Returns at once if the report that returned `cursor` left something out. Raises what `enough_tokens` raises.
         """
         sampled_tokens, num_told = self._told
         if cursor == sampled_tokens and num_told != self._num:
@@ -102,7 +101,7 @@ class News:
 
 
 def progress_batch(rows: Sequence[tuple[int, int, Sample]]) -> pa.RecordBatch:
-    """Of group ids, indices and tokens."""
+    """Return a batch with PROGRESS_SCHEMA from (group id, index, sample) rows."""
     samples = [sample for _, _, sample in rows]
     return pa.RecordBatch.from_arrays(
         [

@@ -1,11 +1,12 @@
 """The rollout worker: owns one inference engine and turns admitted groups into Arrow batches.
 
 worker = RolloutWorker(worker_id="rollout-0", ...)
-batch, usage = await worker.generate(request, messages)   # K responses to one prompt, several groups at once
-batch, usage = await worker.generate(request, messages, resume)   # the same, from what another worker has sampled of it
+await worker.start()
+batch, usage = await worker.generate(request, messages)           # K responses to one prompt; several groups at once
+batch, usage = await worker.generate(request, messages, resume)   # the same, after what another worker has sampled
 batch, usage = await worker.sample_pool(request, messages, seed)  # the same, alone in the engine and reproducible
-progress, heartbeat = await worker.watch(cursor, timeout_s)   # all tokens of the groups in here, when there is news
-await worker.update(weights)                              # new weights, requests kept
+progress, heartbeat = await worker.watch(cursor, timeout_s)       # all tokens of its groups, when there is news
+await worker.update(weights)                                      # new weights; requests continue
 await worker.abort(group_id)
 """
 
@@ -26,10 +27,11 @@ import pyarrow as pa
 import torch
 
 from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
-from actors.engine import AsyncEngine, Sample, SampleRequest, StepLoop
+from actors.engine import AsyncEngine, EngineSetup, Sample, SampleRequest
 from actors.features import Projector
 from actors.novel_sampling import NovelSampler
 from actors.progress import NOTHING, News, progress_batch, resumed_samples
+from actors.step_loop import start_engine
 from actors.weight_transfer import Weights, check_weights
 from bonus.config import BonusConfig
 from buffers.records import FinishReason, GroupRequest, GroupUsage, Heartbeat, Rollout, WeightUpdate
@@ -38,46 +40,32 @@ from learners.forward import causal_lm_shapes
 from learners.precision import resolve_dtype
 
 REFRESH_SHARE, REFRESH_MAX_S = 0.25, 1.0
-"""Of a `watch` that nothing wakes, the last so much is for asking the engine, which answers after its step."""
+"""The part of a `watch` without news that is left for asking the engine, which answers after its step."""
 
 
 class DataError(ValueError):
-    """The problem itself cannot be used: trying again is no use."""
-
-
-def build_engine(model: str, config: RolloutConfig, sampling: SamplingConfig, *, seed: int, pool_states: bool = False) -> AsyncEngine:
-    """The engine that `config.engine` names."""
-    if config.engine == "vllm-async":
-        from actors.vllm_engine import AsyncVllmEngine
-
-        return AsyncVllmEngine(model, config, sampling, seed=seed, pool_states=pool_states)
-    if config.engine == "vllm":
-        from actors.vllm_engine import VllmEngine
-
-        return StepLoop(lambda: VllmEngine(model, config, sampling, seed=seed, pool_states=pool_states))
-    from actors.reference_engine import ReferenceEngine
-
-    return StepLoop(lambda: ReferenceEngine(model, config, sampling, seed=seed, pool_states=pool_states))
+    """The problem itself cannot be used, so that trying again is no use."""
 
 
 def request_keys(request: GroupRequest) -> list[str]:
-    """Engine keys of a group's responses: unique by group; what follows the colon seeds a deterministic engine.
+    """Return the engine's keys of a group's responses. The part behind the colon seeds a deterministic engine.
 
-    The seed part names the problem and the version it was admitted under, not the group, so a group sampled again after
-    a resume is the same group."""
+    That part names the problem, the version it was admitted under and the attempt, but not the group. So a group that
+    is sampled again after a resume is the same group.
+    """
     seed = f"{request.problem.problem_id}/{request.admitted_version}/{request.attempt}"
     return [f"{request.group_id}:{seed}/{index}" for index in range(request.num_responses)]
 
 
 def group_seed(key: str) -> str:
-    """What all keys of a group share behind the colon."""
+    """Return what all keys of a group share behind the colon."""
     return key.partition(":")[2].rpartition("/")[0]
 
 
 @dataclass(slots=True)
 class _Response:
-    """`sample` is what is known of it: all where it has ended, else what it came with, or had when the engine was last
-    asked."""
+    """One response of a group. Until it has ended, `sample` holds the tokens that it came with, or that it had when the
+    engine was last asked."""
 
     key: str
     sample: Sample
@@ -93,11 +81,17 @@ class _Group:
     is_aborted: bool = False
 
 
-class RolloutWorker:
-    """Samples groups of K responses with a shared prompt; every token carries the policy version that sampled it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PooledFeatures:
+    """How a worker makes features from the mean hidden state of each response (`actors.pooled_states`)."""
 
-    With `pool_states` a group also carries the mean hidden state of each response (`actors.pooled_states`) as its
-    feature, projected where there is a bonus config."""
+    bonus: BonusConfig | None = None
+    """Settings of the projection. None: features are the mean states themselves."""
+    projection_seed: int = 0
+
+
+class RolloutWorker:
+    """Samples groups of K responses to one prompt. Every token carries the policy version that sampled it."""
 
     def __init__(
         self,
@@ -108,24 +102,21 @@ class RolloutWorker:
         config: RolloutConfig,
         sampling: SamplingConfig,
         seed: int,
-        pool_states: bool = False,
-        bonus: BonusConfig | None = None,
-        projection_seed: int = 0,
+        features: PooledFeatures | None = None,
         isolated: bool = False,
     ) -> None:
-        """`isolated`: groups are sampled one at a time and begun from a seed of their own, so that a group is the same
-        whenever, wherever and after whatever it is sampled. Whoever calls `generate` then waits for the one before."""
+        """`features`: every group carries features made from the engine's own states; None: it carries none.
+
+        `isolated`: a group is sampled alone and from a seed of its own. It is then the same whenever and on whichever
+        worker it is sampled, and the caller of `generate` awaits one group before the next.
+        """
         from transformers import AutoTokenizer
 
         self._worker_id = worker_id
         self._run_id = run_id
-        self._model = model
-        self._config = config
+        self._setup = EngineSetup(model=model, config=config, sampling=sampling, seed=seed, pool_states=features is not None)
         self._sampling = sampling
-        self._seed = seed
-        self._pool_states = pool_states
-        self._bonus = bonus
-        self._projection_seed = projection_seed
+        self._features = features
         self._isolated = isolated
         self._projector: Projector | None = None
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
@@ -136,29 +127,27 @@ class RolloutWorker:
         self._version = 0
         self._news = News()
         self._leaving: asyncio.Future[Any] | None = None
-        """Held, so that it is not collected before it is done."""
+        """A task that is held so that it is not collected before it ends."""
 
     async def start(self) -> str:
-        """Build the engine; returns the worker's id once it can serve."""
-        options: dict[str, Any] = {"seed": self._seed, "pool_states": self._pool_states}
-        if self._config.engine == "vllm-async":  # binds to this event loop
-            self._engine = build_engine(self._model, self._config, self._sampling, **options)
-        else:
-            self._engine = await asyncio.to_thread(build_engine, self._model, self._config, self._sampling, **options)
-        self._shapes = await asyncio.to_thread(causal_lm_shapes, self._model)
+        """Start the engine, and return the worker's id once it can serve."""
+        self._engine = await start_engine(self._setup)
+        self._shapes = await asyncio.to_thread(causal_lm_shapes, self._setup.model)
         return self._worker_id
 
     async def generate(
         self, request: GroupRequest, messages: Sequence[dict[str, str]], resume: pa.RecordBatch | pa.Table | None = None
     ) -> tuple[pa.RecordBatch, GroupUsage]:
-        """Sample the group. Aborted responses come back with their tokens so far; seconds are those in this worker.
+        """Sample the group. Aborted responses return with their tokens so far. Seconds are those in this worker.
 
         `resume` has rows with the columns of PROGRESS_SCHEMA, of this and any other group: a progress batch, or the
-        batch of an aborted group. Responses that have ended are kept as they are, "aborted" ones go on after their
-        tokens, and those without a row begin. With `pool_states` it is ignored: nobody knows the hidden states of the
-        old tokens. Where it raises or is cancelled, none of its requests stays in the engine. Raises DataError when the
-        prompt is longer than `max_prompt_tokens`, EngineError when the engine has failed, RuntimeError when the group
-        is in the worker already."""
+        batch of an aborted group. Responses that have ended are kept, "aborted" ones continue after their tokens, and
+        those without a row begin. With `features` it is ignored, because the hidden states of the old tokens are
+        unknown. If this raises or is cancelled, none of its requests stays in the engine.
+
+        Raises DataError if the prompt is longer than `max_prompt_tokens`, EngineError if the engine has failed, and
+        RuntimeError if the group is in the worker already.
+        """
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
         group = self._enter(request, resume)
@@ -169,7 +158,7 @@ class RolloutWorker:
                 seconds = await asyncio.gather(*(self._respond(group, response, prompt_ids) for response in group.responses))
         except BaseException:  # cancelled, or one of them refused
             self._leaving = asyncio.gather(self.abort(request.group_id), return_exceptions=True)
-            await asyncio.sleep(0)  # up to its first wait: what the engine is asked later comes after
+            await asyncio.sleep(0)  # up to its first wait, so that later requests to the engine come after it
             raise
         finally:
             del self._groups[request.group_id]
@@ -179,10 +168,9 @@ class RolloutWorker:
         return self._batch(request, prompt_ids, samples, seconds, started, resumed_tokens=resumed_tokens)
 
     async def sample_pool(self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int) -> tuple[pa.RecordBatch, GroupUsage]:
-        """Sample the group with nothing else in the engine, begun from `seed`: the same pool whatever was sampled
-        before it.
+        """Sample the group alone in the engine and from `seed`, so that it does not depend on what was sampled before.
 
-        Raises as `generate`, and RuntimeError while the engine has other requests.
+        Raises what `generate` raises, and RuntimeError while the engine has other requests.
         """
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
@@ -194,7 +182,7 @@ class RolloutWorker:
     async def sample_novel_pool(
         self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int, config: NovelSamplingConfig
     ) -> tuple[pa.RecordBatch, GroupUsage]:
-        """As `sample_pool`, steered towards novelty chunk by chunk (`actors.novel_sampling`). Needs `pool_states`."""
+        """Do as `sample_pool`, steered towards novelty chunk by chunk (`actors.novel_sampling`). Needs `features`."""
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
         sampler = NovelSampler(self._serving(), config, max_tokens=self._sampling.max_response_tokens)
@@ -203,25 +191,25 @@ class RolloutWorker:
         return self._batch(request, prompt_ids, samples, [elapsed_s] * len(samples), started)
 
     async def abort(self, group_id: int) -> None:
-        """End a group early; its `generate` returns what was sampled. Unknown groups are ignored: they have ended."""
+        """End a group early. Its `generate` returns what was sampled. Unknown groups are ignored: they have ended."""
         group = self._groups.get(group_id)
         if group is not None:
-            group.is_aborted = True  # for those that have not asked the engine yet
+            group.is_aborted = True  # for responses that are not in the engine yet
             await self._serving().abort([response.key for response in group.responses if response.is_running])
 
     async def watch(self, cursor: int, timeout_s: float) -> tuple[pa.RecordBatch, Heartbeat]:
-        """All that is known of the groups in the worker, as soon as there is news or `timeout_s` is over (a little
-        before).
+        """Report all tokens of the groups in the worker once there is news, or shortly before `timeout_s` is over.
 
-        News since the call that returned `sampled_tokens == cursor` (0 for the first) are `config.progress_tokens` more
-        tokens for each running response on average, a response that ended, or a group that came or left. The batch has
-        PROGRESS_SCHEMA and a row for every response with a token. While the engine does not answer, because it is in a
-        step, rows are as they were and the next call asks again; `sampled_tokens` is as of the engine's last step.
-        Raises EngineError once the engine has failed."""
+        News are `config.progress_tokens` more tokens for each running response on average, a response that ended, or a
+        group that came or left, since the call that returned `sampled_tokens == cursor` (0 for the first call). The
+        batch has PROGRESS_SCHEMA and a row for every response with a token. If the engine does not answer in time,
+        because it is in a step, the rows are as they were, and the next call asks again; `sampled_tokens` is as of the
+        engine's last step. Raises EngineError once the engine has failed.
+        """
         engine = self._serving()
         deadline = asyncio.get_running_loop().time() + timeout_s
         num_running = sum(response.is_running for group in self._groups.values() for response in group.responses)
-        due = cursor + self._config.progress_tokens * num_running if num_running else math.inf
+        due = cursor + self._setup.config.progress_tokens * num_running if num_running else math.inf
         await self._news.wait(cursor, engine.wait_for_tokens(due), timeout_s - min(REFRESH_SHARE * timeout_s, REFRESH_MAX_S))
         try:
             async with asyncio.timeout_at(deadline):
@@ -249,11 +237,11 @@ class RolloutWorker:
         return progress_batch(rows), heartbeat
 
     async def update(self, weights: Weights) -> WeightUpdate:
-        """Check new weights while the engine goes on, load them between two steps and prove them.
+        """Check new weights while the engine continues, load them between two steps and prove them.
 
-        Raises WeightsRefused where they are not what was published, or not this model's: nothing has changed then.
-        Raises EngineError (WeightMismatch where they were loaded and are not held), after which the worker serves
-        nothing."""
+        Raises WeightsRefused if they are not those published or do not fit the model; nothing has changed then. Raises
+        EngineError if the load fails (WeightMismatch if the proof does); the worker then serves no more.
+        """
         engine = self._serving()
         started = time.monotonic()
         await asyncio.to_thread(check_weights, weights, shapes=self._shapes, dtype=self._dtype)
@@ -294,7 +282,7 @@ class RolloutWorker:
         if request.group_id in self._groups:
             raise RuntimeError(f"group {request.group_id} is in {self._worker_id} already")
         resumed: dict[int, Sample] = {}
-        if resume is not None and not self._pool_states:
+        if resume is not None and self._features is None:
             resumed = resumed_samples(resume, request, max_tokens=self._sampling.max_response_tokens)
         samples = [resumed.get(index, NOTHING) for index in range(request.num_responses)]
         group = _Group(
@@ -310,7 +298,7 @@ class RolloutWorker:
         return group
 
     async def _respond(self, group: _Group, response: _Response, prompt_ids: list[int]) -> float:
-        """The seconds it took to end the response."""
+        """Sample the response to its end, and return the seconds that this took."""
         started = time.monotonic()
         if not response.is_running:
             return 0.0
@@ -322,11 +310,14 @@ class RolloutWorker:
         return time.monotonic() - started
 
     async def _respond_alone(self, request: GroupRequest, group: _Group, prompt_ids: list[int]) -> list[float]:
-        """All responses of the group, with nothing else in the engine. The place tells groups of one problem and
-        version apart, where there are few problems: it is the same after a resume."""
+        """Sample all responses of the group, alone in the engine, and return the seconds of each.
+
+        The seed contains the request's place, which is the same after a resume. It distinguishes groups of one problem
+        and version, which occur if there are few problems.
+        """
         started = time.monotonic()
         requests = [SampleRequest(key=response.key, prompt_ids=prompt_ids) for response in group.responses]
-        seed = zlib.crc32(f"{self._seed}/{group_seed(requests[0].key)}/{request.place}".encode())
+        seed = zlib.crc32(f"{self._setup.seed}/{group_seed(requests[0].key)}/{request.place}".encode())
         samples = await self._serving().sample_batch(requests, seed=seed)
         for response, sample in zip(group.responses, samples, strict=True):
             response.sample, response.is_running = sample, False
@@ -334,10 +325,11 @@ class RolloutWorker:
         return [time.monotonic() - started] * len(samples)
 
     async def _refresh(self) -> int:
-        """Learn what the running responses have, and how many tokens the engine had sampled by then.
+        """Ask the engine for the tokens of the running responses. Return how many tokens it had sampled by then.
 
-        A response that had ended by then has been told of before: the engine's answers reach this event loop in their
-        order."""
+        A response that had ended by then has been completed before, because the engine's answers reach this event loop
+        in order.
+        """
         running = {response.key: response for group in self._groups.values() for response in group.responses if response.is_running}
         progress = await self._serving().partials(list(running))
         for key, sample in progress.samples.items():
@@ -366,7 +358,7 @@ class RolloutWorker:
         )
         rollouts = [self._rollout(prompt_ids, sample, elapsed_s) for sample, elapsed_s in zip(samples, seconds, strict=True)]
         batch = to_record_batch(self._run_id, request, rollouts, worker_id=self._worker_id)
-        return (self._with_features(batch, request, samples) if self._pool_states else batch), usage
+        return (batch if self._features is None else self._with_features(batch, request, samples, self._features)), usage
 
     def _rollout(self, prompt_ids: list[int], sample: Sample, elapsed_s: float) -> Rollout:
         return Rollout(
@@ -380,17 +372,19 @@ class RolloutWorker:
             generate_s=elapsed_s,
         )
 
-    def _with_features(self, batch: pa.RecordBatch, request: GroupRequest, samples: Sequence[Sample]) -> pa.RecordBatch:
-        """Null where no token was sampled: a response aborted before its first."""
+    def _with_features(
+        self, batch: pa.RecordBatch, request: GroupRequest, samples: Sequence[Sample], settings: PooledFeatures
+    ) -> pa.RecordBatch:
+        """Add the features. A response that was aborted before its first token has none (null)."""
         means = [sample.state_mean for sample in samples]
         valid = np.array([mean is not None for mean in means])
         if not valid.any():
             return batch
         hidden_size = next(len(mean) for mean in means if mean is not None)
         mean_KH = np.stack([np.zeros(hidden_size, dtype=np.float32) if mean is None else mean for mean in means])
-        if self._bonus is None:
+        if settings.bonus is None:
             return with_features(batch, mean_KH, valid)
         if self._projector is None:
-            self._projector = Projector(self._bonus, hidden_size=hidden_size, seed=self._projection_seed)
+            self._projector = Projector(settings.bonus, hidden_size=hidden_size, seed=settings.projection_seed)
         features_KD = self._projector(torch.from_numpy(mean_KH).double(), request.problem.problem_id, request.admitted_version)
         return with_features(batch, features_KD.numpy().astype(np.float32), valid)

@@ -1,6 +1,6 @@
-"""The scorer: a frozen model that says how likely it finds responses, whoever sampled them.
+"""The scorer: a frozen model that gives the likelihood of responses that any model has sampled.
 
-mean_logprobs = scorer.mean_logprobs(batch)        # one prompt and its responses; a number each, None for an empty one
+mean_logprobs = scorer.mean_logprobs(batch)        # one prompt with its responses: a number each, None for an empty one
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from learners.forward import load_causal_lm, response_loglikelihoods
 
 
 class ResponseScorer:
-    """A model that is only read. One call at a time."""
+    """A model that is never trained. It takes one call at a time."""
 
     def __init__(self, *, model: str, config: ScorerConfig, device: str = "cpu") -> None:
         torch.set_num_threads(config.threads)
@@ -25,9 +25,9 @@ class ResponseScorer:
         self._model: Any = load_causal_lm(model, dtype=config.dtype, device=device).requires_grad_(False)
 
     def mean_logprobs(self, batch: pa.RecordBatch) -> list[float | None]:
-        """Mean log-prob, in nats, of each response's tokens, the end-of-turn token included, at temperature 1.
+        """Return the mean log-prob, in nats, of each response's tokens at temperature 1, end-of-turn token included.
 
-        `batch` has the columns prompt_ids, all rows the same, and response_ids.
+        `batch` has the columns prompt_ids (the same in all rows) and response_ids.
         """
         groups = read_groups(batch, batch.num_rows)
         loglikelihood_R, num_tokens_R = response_loglikelihoods(
@@ -37,5 +37,5 @@ class ResponseScorer:
         return [total / num_tokens if num_tokens else None for total, num_tokens in pairs]
 
     def ready(self) -> int:
-        """Returns the number of parameters once the model is loaded."""
+        """Return the number of parameters, which shows that the model is loaded."""
         return sum(parameter.numel() for parameter in self._model.parameters())

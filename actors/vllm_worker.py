@@ -1,8 +1,8 @@
-"""What runs inside vLLM's worker process, beside the model: weights loaded and read back, hidden states pooled, the
-sampler seeded.
+"""What runs inside vLLM's worker process, beside the model: it loads weights and reads them back, pools hidden states
+and seeds the sampler.
 
-CPU kernels pack matrices into a layout of their own and drop the originals, so what a live module computes with is read
-by computing."""
+CPU kernels pack matrices into a layout of their own and drop the originals. So the weights that a live module computes
+with are read by computing with it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from learners.weights import HEAD, WeightSnapshot, fingerprint_by, load_snapshot
 
 
 class EngineWorker:
-    """Mixed into vLLM's worker class: load a snapshot and read back what the live kernels hold; pool hidden states;
-    seed."""
+    """Mixed into vLLM's worker class, whose `collective_rpc` calls these methods."""
 
     model_runner: Any
 
@@ -29,7 +28,7 @@ class EngineWorker:
         torch.manual_seed(seed)
 
     def pool_states(self) -> None:
-        """From now on keep the mean of the states that each request's tokens are sampled from."""
+        """Start to keep the mean of the states that each request's tokens are sampled from."""
         self._pooled = PooledStates()
         model = self.model_runner.model
         compute_logits = model.compute_logits
@@ -41,8 +40,10 @@ class EngineWorker:
         model.compute_logits = pooled_compute_logits
 
     def _pool(self, states_NH: Tensor) -> None:
-        """One row a scheduled request, in the runner's order; a prompt cut into chunks samples nothing before its last
-        one."""
+        """Add the states of a step: one row for each scheduled request, in the runner's order.
+
+        A prompt that is taken in by chunks samples no token before its last chunk.
+        """
         runner = self.model_runner
         keys = runner.input_batch.req_ids
         if len(keys) != len(states_NH):
@@ -53,12 +54,12 @@ class EngineWorker:
         self._pooled.add([_external(keys[row]) for row in rows], chosen_NH)
 
     def take_states(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """Mean states of ended requests, as float32 bytes; a request without a token has none."""
+        """Return the mean states of ended requests as float32 bytes. A request without a token has none."""
         taken = {key: self._pooled.take(key) for key in keys}
         return {key: mean_H.tobytes() for key, mean_H in taken.items() if mean_H is not None}
 
     def load_weights_from(self, source: WeightSnapshot | str) -> None:
-        """Load all tensors, from memory or from a file."""
+        """Load all tensors from memory or from a file, and pack a tied head again (see `actors.vllm_engine`)."""
         snapshot = load_snapshot(Path(source)) if isinstance(source, str) else source
         self.model_runner.reload_weights(weights_iterator=snapshot.tensors())
         model = self.model_runner.get_model()
@@ -69,8 +70,10 @@ class EngineWorker:
             dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
     def held_weights(self, shapes: dict[str, tuple[int, ...]], with_head: bool, version: int) -> dict[str, str]:
-        """`version`'s fingerprint of what the model computes with now: tensors of these shapes, and the output head by
-        its own name."""
+        """Return the fingerprint, as of `version`, of the tensors that the model computes with now.
+
+        `shapes` names the tensors. The output head is added under its own name if `with_head`.
+        """
         model = self.model_runner.get_model()
         head = getattr(model, "lm_head", None)
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
@@ -84,13 +87,12 @@ class EngineWorker:
 
 
 def _external(request_id: str) -> str:
-    """vLLM appends "-" and eight characters to the id of a request."""
+    """Return the id that a request was added with: vLLM appends "-" and eight characters."""
     return request_id[:-9]
 
 
 def _require_all_parameters(model: Any, packed: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> None:
-    """Raises WeightMismatch for a parameter of the model that the snapshot has no tensor for: it would keep its old
-    weights."""
+    """Raise WeightMismatch if the snapshot lacks a parameter of the model, which would then keep its old weights."""
     for name, _ in model.named_parameters():
         module_name, _, parameter = name.rpartition(".")
         parent, _, leaf = module_name.rpartition(".")
@@ -107,10 +109,9 @@ def _read(
     name: str,
     columns: Tensor | None,
 ) -> Tensor:
-    """Columns of the Hugging Face matrix `name` (or a whole vector), as the live vLLM module, fused or not, computes
-    with them.
+    """Return columns of the Hugging Face matrix `name`, or a whole vector, as the live vLLM module computes with them.
 
-    Raises EngineError where the model has no such module.
+    The module may hold several matrices fused into one. Raises EngineError if the model has no such module.
     """
     module_name, _, parameter = name.rpartition(".")
     parent, _, leaf = module_name.rpartition(".")
@@ -128,7 +129,8 @@ def _read(
 
 
 def _columns_of(module: Any, columns: Tensor) -> Tensor:
-    """A one-hot input through the module's own kernel is, exactly, a column of its matrix (0·w + 1·w = w)."""
+    """Return columns of the module's matrix. Where the matrix is packed, its kernel is applied to one-hot inputs: the
+    result is exactly a column, because 0·v + 1·w = w."""
     is_lookup = "Embedding" in type(module).__name__
     if is_lookup or not hasattr(module, "cpu_linear"):
         return module.weight[:, columns.to(module.weight.device)]
@@ -139,5 +141,5 @@ def _columns_of(module: Any, columns: Tensor) -> Tensor:
 
 
 def _width(module: Any) -> int:
-    """Columns of a linear layer, or of a vocabulary head."""
+    """Return the number of columns of a linear layer or of a vocabulary head."""
     return int(module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim)

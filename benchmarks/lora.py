@@ -143,12 +143,15 @@ def engine(model: str, rounds: int) -> None:
     from transformers import AutoConfig
 
     from actors.config import RolloutConfig, SamplingConfig
+    from actors.engine import EngineSetup
     from actors.vllm_engine import VllmEngine
     from learners.config import LearnerConfig
     from learners.policy_learner import PolicyLearner
     from learners.weights import first_mismatch, take_snapshot
 
-    running = VllmEngine(model, RolloutConfig(engine="vllm", dtype="float32", kv_cache_gib=1), SamplingConfig(), seed=0)
+    running = VllmEngine()
+    rollout = RolloutConfig(engine="vllm", dtype="float32", kv_cache_gib=1)
+    running.start(EngineSetup(model=model, config=rollout, sampling=SamplingConfig(), seed=0))
     batch = make_batch(AutoConfig.from_pretrained(model).vocab_size)
     for name, values in KINDS.items():
         config = LearnerConfig.model_validate({"dtype": "float32", "lr": 1e-3, **values})

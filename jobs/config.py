@@ -19,6 +19,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from actors.config import STRICT, EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
+from actors.engines import ENGINES, Repeats, facts_of, require_facts
 from bonus.config import BonusConfig
 from buffers.config import ReplayConfig
 from jobs.evaluation_config import EvaluationConfig
@@ -170,17 +171,8 @@ class RunConfig(BaseModel):
                 f"learner.mini_batches = {self.learner.mini_batches} exceeds prompts_per_step = {self.prompts_per_step}: "
                 "a mini-batch needs at least one group"
             )
-        if self.deterministic and self.rollout.engine == "vllm-async":
-            raise ValueError(
-                'deterministic = true contradicts rollout.engine = "vllm-async": requests reach its process one by one, so its samples '
-                'depend on timing; set the engine to "vllm", or deterministic to false'
-            )
-        if self.rollout.weight_transfer != "object_store" and (self.rollout.engine != "vllm-async" or self.rollout.num_gpus == 0):
-            raise ValueError(
-                f'rollout.weight_transfer = "{self.rollout.weight_transfer}" takes weights from GPU to GPU: it needs rollout.engine = '
-                f'"vllm-async" and rollout.num_gpus above 0, here "{self.rollout.engine}" and {self.rollout.num_gpus:g}; or set it to '
-                '"object_store"'
-            )
+        if (known := ENGINES.get(self.rollout.engine)) is not None:  # an engine of one's own is imported first: `require_methods`
+            require_facts(known.facts, self.rollout, deterministic=self.deterministic)
         self._check_gpus_of_weight_transfer()
         if len(dtypes := {self.rollout.dtype, self.learner.dtype} - {"auto"}) > 1:
             raise ValueError(
@@ -240,9 +232,9 @@ class RunConfig(BaseModel):
 
     @property
     def isolates_groups(self) -> bool:
-        """Whether a worker samples one group at a time, so that it depends on nothing else in the engine. The reference
-        engine computes every sequence by itself anyway."""
-        return self.deterministic and self.rollout.engine != "transformers"
+        """Whether a worker samples one group at a time, so that it depends on nothing else in the engine. Some engines
+        compute every response by itself anyway."""
+        return self.deterministic and facts_of(self.rollout).repeats is not Repeats.ALWAYS
 
 
 CHANGEABLE_ON_RESUME = (

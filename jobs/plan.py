@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.config import EncoderConfig, RolloutConfig
+from actors.engines import facts_of
 from jobs.config import ConfigError, RunConfig
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
@@ -18,8 +19,6 @@ from learners.precision import Dtype, resolve_dtype
 
 BASE_PROCESS_GIB = 0.7
 """A process with torch, transformers and Ray loaded."""
-ENGINE_GIB = 0.7
-"""What vLLM adds to that."""
 RAY_GIB = 1.0
 DRIVER_GIB = 0.3
 BYTES = {"bfloat16": 2, "float32": 4}
@@ -136,7 +135,8 @@ def _learner_gib(parameters: int, config: LearnerConfig) -> float:
 
 def _rollout_gib(parameters: int, config: RolloutConfig) -> float:
     """Weights, and a packed copy of them, in the engine's precision; KV cache; process."""
-    return parameters * 2 * bytes_of(config.dtype, config.num_gpus) / 2**30 + BASE_PROCESS_GIB + ENGINE_GIB + config.kv_cache_gib
+    process_gib = BASE_PROCESS_GIB + facts_of(config).memory_gib
+    return parameters * 2 * bytes_of(config.dtype, config.num_gpus) / 2**30 + process_gib + config.kv_cache_gib
 
 
 def _encoder_gib(parameters: int, config: EncoderConfig) -> float:

@@ -18,13 +18,13 @@ from typing import Any, Generic, Protocol, TypeVar
 from actors.bonus import BonusScorer
 from actors.config import EncoderConfig, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
 from actors.encoder import HiddenStateEncoder
+from actors.engines import Repeats, environment_of, facts_of
 from actors.learner import Learner
 from actors.learner_rank import LearnerRank
 from actors.replay import Replay
-from actors.rollout import RolloutWorker
+from actors.rollout import PooledFeatures, RolloutWorker
 from actors.scorer import ResponseScorer
 from actors.verifier import VerifierPool
-from actors.vllm_engine import engine_environment
 from jobs.config import RunConfig
 from jobs.processes.handles import Handle
 from tasks.config import TaskConfig
@@ -78,7 +78,7 @@ class TrainingComponents:
         """Return a worker. Where an engine samples by the keys of requests, all workers have one seed: a group is then
         the same on each of them."""
         config = self._config
-        spread = 0 if config.deterministic or config.rollout.engine == "transformers" else SEED_STEP * number
+        spread = 0 if config.deterministic or facts_of(config.rollout).repeats is Repeats.ALWAYS else SEED_STEP * number
         return rollout_worker(
             f"rollout-{number}",
             config.rollout,
@@ -86,9 +86,7 @@ class TrainingComponents:
             model=self._model,
             run_id=self._run_id,
             seed=config.seed + spread,
-            pool_states=self._from_policy,
-            bonus=config.bonus if self._from_policy else None,
-            projection_seed=config.seed,
+            features=PooledFeatures(bonus=config.bonus, projection_seed=config.seed) if self._from_policy else None,
             isolated=config.isolates_groups,
         )
 
@@ -165,7 +163,7 @@ def rollout_worker(name: str, config: RolloutConfig, sampling: SamplingConfig, *
         cls=RolloutWorker,
         name=name,
         kwargs={"worker_id": name, "config": config, "sampling": sampling, **options},
-        environment=engine_environment(config),
+        environment={**_threads(config.threads), **environment_of(config)},
         num_gpus=config.num_gpus,
         max_concurrency=CONCURRENT_CALLS,
     )

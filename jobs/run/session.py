@@ -41,7 +41,7 @@ EXIT_FAILED = 1
 
 
 def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous: bool) -> int:
-    """Returns the exit code. Raises ConfigError when the run is refused; nothing was then touched."""
+    """Run, and return the exit code. Raise ConfigError when the run is refused; nothing was then touched."""
     try:
         check_model(config.model)
     except ModelError as error:
@@ -76,7 +76,7 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
 
 
 def _problem_stream(config: RunConfig) -> ProblemStream:
-    """The task's training problems, its data read. Raises ConfigError for a task that cannot be trained on."""
+    """Return the task's training problems, with their data read. Raise ConfigError for a task that cannot be trained on."""
     try:
         task = make_task(config.task)
         if not task.has_verifier:
@@ -87,7 +87,7 @@ def _problem_stream(config: RunConfig) -> ProblemStream:
 
 
 def _evaluation(config: RunConfig, task: Task, directory: RunDirectory) -> TrainingEvaluation | None:
-    """What is asked of the policy now and then, its problems read. Raises ConfigError."""
+    """Return the evaluation of the policy, with its problems read; None without one. Raise ConfigError."""
     if not config.evaluation.every:
         return None
     settings = EvaluatorSettings(
@@ -101,14 +101,14 @@ def _evaluation(config: RunConfig, task: Task, directory: RunDirectory) -> Train
 
 
 def _failure(run: RunDirectory, error: Exception) -> str:
-    """One line: what failed, and what is left to go on from."""
+    """Return in one line what failed, and what the run can resume from."""
     latest = run.checkpoints.latest()
     left = f"the same command resumes from step {latest}" if latest is not None else "there is no checkpoint yet"
     return f"error: the run failed: {reason(error)} ({left})"
 
 
 def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
-    """Raises ConfigError for a `checkpoint.storage` that cannot be read or written, or is another run's."""
+    """Raise ConfigError for a `checkpoint.storage` that cannot be read or written, or that is another run's."""
     if storage is None:
         return
     try:
@@ -136,7 +136,7 @@ def _start_step(run: RunDirectory, resume: str) -> int:
 
 
 def evaluation_line(step: int, metrics: dict[str, float]) -> str:
-    """What an evaluation found, in short."""
+    """Return in short what an evaluation found."""
     rates = sorted((int(name.rpartition("@")[2]), rate) for name, rate in metrics.items() if name.startswith("eval/pass@"))
     return f"evaluation of step {step}: " + ", ".join(f"pass@{k} {rate:.2f}" for k, rate in rates)
 
@@ -207,7 +207,7 @@ class _Session:
                     self._events.close()
 
     def _open_events(self, start_step: int) -> EventLog:
-        """Raises ConfigError where an earlier start's cannot be read."""
+        """Open the event log. Raise ConfigError where an earlier start's cannot be read."""
         path = self._directory.events
         try:
             return EventLog(path, resume_step=start_step, max_bytes=self._config.logs.events_max_mib << 20)
@@ -271,7 +271,7 @@ class _Session:
         self._console.note(evaluation_line(step, metrics))
 
     def _note(self, kind: EventKind, /, **fields: Any) -> None:
-        """An event that cannot be written is kept for the next try: the log is not what a run fails for."""
+        """Write an event. One that cannot be written is kept for the next try: a run does not fail for its log."""
         assert self._events is not None
         try:
             self._events.write(kind, **fields)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from actors.encoder import HiddenStateEncoder
+from actors.rollout import PooledFeatures
 from actors.verifier import VerifierPool
 from buffers.records import Problem
 from jobs.config import ConfigError
@@ -111,7 +112,7 @@ class _Session:
                         model=model,
                         run_id="explore",
                         seed=config.seed,
-                        pool_states=config.from_engine,
+                        features=PooledFeatures() if config.from_engine else None,
                     )
                 )
                 for index in range(config.rollout.workers)

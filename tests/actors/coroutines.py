@@ -1,4 +1,4 @@
-"""Running coroutines in tests, never without a bound."""
+"""Coroutines in tests, each with a deadline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def begin(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """The task, run up to its first wait: what it asked of an engine is then queued."""
+    """Start a task and run it up to its first wait, so that its call to an engine is queued."""
     task = asyncio.create_task(coroutine)
     await asyncio.sleep(0)
     return task

@@ -1,4 +1,4 @@
-"""A vLLM engine in the test's own process, on the embedded model or another."""
+"""A vLLM engine in the test's own process."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from typing import Any
 import torch
 
 from actors.config import RolloutConfig, SamplingConfig
+from actors.engine import EngineSetup
+from actors.step_loop import RunningRequests
 
 MAX_SEQUENCES = 8
 MAX_BATCHED_TOKENS = 128
 
 
 @contextmanager
-def vllm_engine(model_path: str, sampling: SamplingConfig, **options: Any) -> Iterator[Any]:
-    """In float32. It decodes few responses at once and takes in prompts in pieces. What it sets for its process is
-    undone behind it."""
+def vllm_engine(model_path: str, sampling: SamplingConfig, **options: Any) -> Iterator[RunningRequests]:
+    """Start a float32 engine that decodes few responses at once and takes in prompts in pieces.
+
+    What it changes in this process is undone at the end.
+    """
     from actors.vllm_engine import VllmEngine
 
     environment, threads = dict(os.environ), torch.get_num_threads()
     config = RolloutConfig(
         engine="vllm", dtype="float32", kv_cache_gib=1, max_sequences=MAX_SEQUENCES, max_batched_tokens=MAX_BATCHED_TOKENS
     )
-    engine = VllmEngine(model_path, config, sampling, seed=0, **options)
-    yield engine
+    engine = VllmEngine()
+    engine.start(EngineSetup(model=model_path, config=config, sampling=sampling, seed=0, **options))
+    yield RunningRequests(engine)
     engine._engine.engine_core.shutdown()
     os.environ.clear()
     os.environ.update(environment)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-import actors.engine
-from actors.engine import EngineError, PartialSample, Progress, Sample, SampleRequest, StepLoop, WeightMismatch
+import actors.step_loop
+from actors.engine import EngineError, NewTokens, PartialSample, Progress, Sample, SampleRequest, WeightMismatch
+from actors.step_loop import StepLoop
 from actors.weight_transfer import DeviceWeights
 from buffers.records import FinishReason
 from learners.weights import WeightSnapshot, take_snapshot
@@ -23,15 +24,14 @@ from tests.actors.coroutines import WAIT_S, begin, run
 
 
 class FakeEngine:
-    """Samples 100, 101, … for a request; a prompt (n,) wants n tokens, those sampled before included. Checks what it is
-    given and that one thread gives it. `calls` are the resets and the requests, as they came.
+    """Samples 100, 101, … for a request. A prompt (n,) wants n tokens, those sampled before included.
 
-    When `throttled`, a step waits for a permit, so a test decides how far sampling gets.
+    It checks its arguments, and that one thread makes all calls. `calls` lists the resets and requests in order. When
+    `throttled`, a step waits for a permit, so that a test decides how far sampling gets.
     """
 
     def __init__(self, *, throttled: bool = False) -> None:
         self.version = 0
-        self.sampled_tokens = 0
         self.step_error: BaseException | None = None
         self.load_error: Exception | None = None
         self.num_steps = 0
@@ -40,9 +40,10 @@ class FakeEngine:
         self._permits = threading.Semaphore(0)
         self._stepped = threading.Condition()
         self._thread = threading.current_thread()
-        self._running: dict[str, tuple[int, PartialSample]] = {}
+        self._running: dict[str, tuple[int, int]] = {}
+        """The number of tokens that each request wants, and the number that it has."""
 
-    # what the test calls
+    # called by the test
 
     def permit(self, num_steps: int = 1) -> None:
         self._permits.release(num_steps)
@@ -55,51 +56,49 @@ class FakeEngine:
     async def wait_for_steps(self, num_steps: int) -> None:
         await asyncio.to_thread(self.block_until_steps, num_steps)
 
-    # what the loop calls
+    # called by the loop
 
     def _check_thread(self) -> None:
         assert threading.current_thread() is self._thread, "an engine is used by the thread that built it only"
 
-    def add(self, key: str, prompt_ids: Sequence[int], max_tokens: int | None = None, sampled: Sample | None = None) -> None:
+    def add(self, request: SampleRequest) -> None:
         self._check_thread()
-        assert key not in self._running, f"{key} runs already"
-        self.calls.append(("add", key, max_tokens))
-        (wanted,) = prompt_ids
+        assert request.key not in self._running, f"{request.key} runs already"
+        self.calls.append(("add", request.key, request.max_tokens))
+        (wanted,) = request.prompt_ids
         if wanted < 1:
-            raise ValueError(f"prompt of {key} refused")
-        self._running[key] = (wanted if max_tokens is None else min(wanted, max_tokens), PartialSample.after(sampled))
+            raise ValueError(f"prompt of {request.key} refused")
+        limit = wanted if request.max_tokens is None else min(wanted, request.max_tokens)
+        self._running[request.key] = (limit, len(request.context_ids) - 1)
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
         self._check_thread()
         assert not self._running, "a reset with requests under way"
         self.calls.append(("reset", seed, keep_cache))
 
-    def step(self) -> list[tuple[str, Sample]]:
+    def step(self) -> list[NewTokens]:
         self._check_thread()
         assert self._running, "step without a request"
         if self._throttled:
             assert self._permits.acquire(timeout=WAIT_S), "no permit"
         if self.step_error is not None:
             raise self.step_error
-        finished = []
-        for key, (wanted, partial) in list(self._running.items()):
-            partial.append(100 + len(partial.token_ids), -0.5, self.version)
-            self.sampled_tokens += 1
-            if len(partial.token_ids) == wanted:
-                finished.append((key, partial.finish(FinishReason.STOP)))
+        new = []
+        for key, (wanted, num_tokens) in list(self._running.items()):
+            reason = FinishReason.STOP if num_tokens + 1 == wanted else None
+            new.append(NewTokens(key=key, token_ids=[100 + num_tokens], logprobs=[-0.5], finish_reason=reason))
+            self._running[key] = (wanted, num_tokens + 1)
+            if reason:
                 del self._running[key]
         with self._stepped:
             self.num_steps += 1
             self._stepped.notify_all()
-        return finished
+        return new
 
-    def abort(self, keys: Sequence[str]) -> list[tuple[str, Sample]]:
+    def abort(self, keys: Sequence[str]) -> None:
         self._check_thread()
-        return [(key, self._running.pop(key)[1].finish(FinishReason.ABORTED)) for key in keys]
-
-    def partials(self, keys: Sequence[str]) -> dict[str, Sample]:
-        self._check_thread()
-        return {key: self._running[key][1].finish(FinishReason.ABORTED) for key in keys if key in self._running}
+        for key in keys:
+            del self._running[key]
 
     def load(self, snapshot: WeightSnapshot) -> None:
         self._check_thread()
@@ -107,11 +106,6 @@ class FakeEngine:
         if self.load_error is not None:
             raise self.load_error
         self.version = snapshot.version
-
-    @property
-    def has_unfinished(self) -> bool:
-        self._check_thread()
-        return bool(self._running)
 
 
 def make_loop(**settings: Any) -> tuple[StepLoop, FakeEngine]:
@@ -138,7 +132,7 @@ async def error_of(awaitable: Awaitable[Any]) -> Exception:
 
 
 def requests_of(**wanted: int | tuple[int, int]) -> list[SampleRequest]:
-    """`key=n` wants n tokens, `key=(n, limit)` at most `limit` of them."""
+    """Return requests: `key=n` wants n tokens, `key=(n, limit)` at most `limit` of them."""
     limits = {key: value if isinstance(value, tuple) else (value, None) for key, value in wanted.items()}
     return [SampleRequest(key=key, prompt_ids=(number,), max_tokens=limit) for key, (number, limit) in limits.items()]
 
@@ -269,7 +263,7 @@ def test_a_key_that_runs_is_refused_and_its_request_goes_on() -> None:
     run(main())
 
 
-def test_partials_are_taken_between_two_steps_and_disturb_nobody() -> None:
+def test_partials_are_taken_between_two_steps_and_disturb_no_request() -> None:
     async def main() -> None:
         loop, engine = make_loop(throttled=True)
         before = sample_of(1, FinishReason.ABORTED, values=(0,))
@@ -294,7 +288,7 @@ def test_partials_are_taken_between_two_steps_and_disturb_nobody() -> None:
 
 
 def test_who_is_told_of_progress_has_been_told_before_of_all_that_ended_by_then() -> None:
-    """A request that is added and sampled to its end while the event loop is busy, and asked for then."""
+    """The request is added and sampled to its end while the event loop is busy, and only then asked for."""
 
     async def main() -> None:
         loop, engine = make_loop()
@@ -317,7 +311,7 @@ def test_who_is_told_of_progress_has_been_told_before_of_all_that_ended_by_then(
 
 
 async def is_over(task: asyncio.Task[Any], loop: StepLoop) -> bool:
-    """Whether the engine has told the task; a call to the engine and back passes first."""
+    """Return whether the task has ended after a further call to the engine and back."""
     await loop.partials([])
     await asyncio.sleep(0)
     return task.done()
@@ -380,7 +374,7 @@ def test_abort_returns_the_tokens_so_far_and_leaves_the_others() -> None:
         assert found == sample_of(3, FinishReason.ABORTED)
         engine.permit(10)
         assert await other == sample_of(4)
-        await loop.abort(["aborted", "other"])  # both have ended: ignored
+        await loop.abort(["aborted", "other"])  # both have ended, so this does nothing
         loop.close()
 
     run(main())
@@ -421,7 +415,7 @@ def test_commands_queued_behind_a_failing_step_fail_too() -> None:
 
 
 def test_a_call_that_races_with_the_failure_is_not_left_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine fails after the call has looked whether it did, and before its command is queued."""
+    """The engine fails after the call has checked for a failure, and before its command is queued."""
 
     async def main() -> None:
         loop, engine = make_loop(throttled=True)
@@ -527,7 +521,7 @@ def test_close_fails_the_waiting_and_ends_the_thread() -> None:
         for task in waiting:
             assert "the engine was closed" in str(await error_of(task))
         assert isinstance(await error_of(loop.sample("c", (1,))), EngineError)
-        loop.close()  # a second time: nothing happens
+        loop.close()  # a second call does nothing
 
     run(main())
 
@@ -544,7 +538,7 @@ def test_an_engine_that_cannot_be_built_raises_in_the_constructor() -> None:
 
 
 class WatchedQueue(queue.Queue[Any]):
-    """Tells when somebody waits for an item, other than looking whether there is one."""
+    """Sets `waited_for` when a caller waits for an item, but not when it only looks for one."""
 
     def __init__(self, maxsize: int) -> None:
         super().__init__(maxsize)
@@ -557,10 +551,10 @@ class WatchedQueue(queue.Queue[Any]):
 
 
 def test_only_time_without_any_request_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that advances by 1 each time it is read: every wait for a command lasts 1."""
+    """The clock advances by 1 each time it is read, so every wait for a command lasts 1."""
     reads = itertools.count()
-    monkeypatch.setattr(actors.engine, "time", SimpleNamespace(monotonic=lambda: float(next(reads))))
-    monkeypatch.setattr(actors.engine, "queue", SimpleNamespace(Queue=WatchedQueue, Empty=queue.Empty))
+    monkeypatch.setattr(actors.step_loop, "time", SimpleNamespace(monotonic=lambda: float(next(reads))))
+    monkeypatch.setattr(actors.step_loop, "queue", SimpleNamespace(Queue=WatchedQueue, Empty=queue.Empty))
 
     async def main() -> None:
         loop, engine = make_loop(throttled=True)

@@ -1,4 +1,4 @@
-"""Answers made to hang, crash or break out of a verifier of mathematics, through the real pool."""
+"""Answers that try to hang, crash or break out of a verifier of mathematics, in the real pool."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def worker_mib() -> list[float]:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VerifierPool]:
-    """One process, in a directory of its own."""
+    """A pool of one process, in a directory of its own."""
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("hostile"))
     try:
@@ -114,7 +114,7 @@ def test_hostile_answer_is_over_by_its_deadline_and_leaves_pool_and_host_alone(p
 
 
 def test_all_of_them_at_once_cost_their_neighbours_nothing(tmp_path: Path) -> None:
-    """In one call, each between two honest answers: these keep their verdicts and their places."""
+    """Each stands between two honest answers of the same call, which keep their verdicts and their places."""
     texts = [f"\\boxed{{{answer}}}" for _, answer in HOSTILE.values()]
     responses = [text for hostile in texts for text in ("\\boxed{x^2+1}", hostile)] + ["\\boxed{1+x^2}"]
     with VerifierPool(TaskConfig(name="math"), VerifierConfig(num_workers=2, timeout_s=DEADLINE_S)) as pool:

@@ -26,8 +26,8 @@ def make_learner(model: str, **settings: object) -> Learner:
 
 
 def awkward_batch(step: int, *, without_bonus: bool = False) -> pa.RecordBatch:
-    """Groups out of order, of tokens of several versions, a response without a verdict, bonuses and features of all
-    bits."""
+    """Return groups out of order, with tokens of several versions, a response without a verdict, and bonuses and
+    features that use all bits."""
     versions = [[step - 1, step], [step], [0, 0, step], []]
     unscored = make_group(
         90, [20], [[21, 22], [24], [25, 26, 27], []], [1.0, None, 0.0, 0.0], bonuses=[1 / 3, 1e-300, 0.1, -0.0], versions=versions
@@ -40,7 +40,7 @@ def awkward_batch(step: int, *, without_bonus: bool = False) -> pa.RecordBatch:
 
 
 def train_and_log(learner: Learner, directory: Path, steps: range, **settings: bool) -> None:
-    """As a run does, stale groups in the log and all."""
+    """Train and log as a run does, including stale groups in the log."""
     log = RolloutLog(fs.LocalFileSystem(), str(directory))
     for step in steps:
         batch = awkward_batch(step, **settings)
@@ -50,7 +50,7 @@ def train_and_log(learner: Learner, directory: Path, steps: range, **settings: b
 
 
 def everything(learner: Learner, directory: Path) -> dict[str, torch.Tensor]:
-    """Parameters, masters, moments, counts, generator and version, as saved."""
+    """Return parameters, masters, moments, counts, generator state and version, as they are saved."""
     learner.save(directory)
     policy = load_file(directory / "policy" / "model.safetensors")
     return {**load_file(directory / "optimiser.safetensors"), **{f"policy/{name}": value for name, value in policy.items()}}
@@ -108,7 +108,7 @@ def test_a_learner_restored_and_brought_to_today_by_the_log_is_the_one_that_was_
     assert restored.train_log(str(log), STEPS) == restored.ready() == STEPS
     assert_bits_equal(everything(restored, tmp_path / "restored"), expected)
     assert restored.train_log(str(log), STEPS) == STEPS
-    assert_bits_equal(everything(restored, tmp_path / "again"), expected)  # what it has done already it does not do again
+    assert_bits_equal(everything(restored, tmp_path / "again"), expected)  # steps that it has done already are skipped
 
 
 def test_a_new_learner_is_brought_to_today_from_the_first_step(tiny_model: str, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Adapters on the real path: trained on what a vLLM engine has sampled, merged, loaded and proved by it, and sampled
-from."""
+"""Adapters with a real vLLM engine: they are trained on its samples and merged, and the engine loads and proves
+the merged weights and samples from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.config import SamplingConfig
-from actors.engine import Sample
+from actors.engine import Sample, SampleRequest
 from learners.config import LearnerConfig
 from learners.models import resolve_model
 from learners.policy_learner import PolicyLearner
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 RESPONSES = 4
 TOLERANCE = 1e-3
-"""Of mean log-prob differences, float32 against float32."""
+"""Bound of mean log-prob differences, float32 against float32."""
 QUESTION = "Name two animals that live in the sea."
 
 
@@ -41,7 +41,7 @@ def engine(model_path: str) -> Iterator[Any]:
 
 def sampled(engine: Any, prompt: list[int], tag: str) -> list[Sample]:
     for response in range(RESPONSES):
-        engine.add(f"{tag}/{response}", prompt)
+        engine.add(SampleRequest(key=f"{tag}/{response}", prompt_ids=prompt))
     found = []
     for _ in range(200):
         found += [sample for _, sample in engine.step()]
@@ -51,7 +51,7 @@ def sampled(engine: Any, prompt: list[int], tag: str) -> list[Sample]:
 
 
 def batch_of(samples: Sequence[Sample], prompt: list[int]) -> Any:
-    """One group, half of its responses rewarded."""
+    """Return one group, with a reward for half of its responses."""
     return make_group(
         0,
         prompt,
@@ -63,7 +63,7 @@ def batch_of(samples: Sequence[Sample], prompt: list[int]) -> Any:
 
 
 def mean_difference(samples: Sequence[Sample], prompt: list[int], model: Any) -> float:
-    """Mean |log-prob of the engine − log-prob of `model`| over all tokens."""
+    """Return the mean |log-prob of the engine − log-prob of `model`| over all tokens."""
     with torch.no_grad():
         differences = [plain_logprobs(model, prompt, sample.token_ids).numpy() - np.array(sample.logprobs) for sample in samples]
     return float(np.abs(np.concatenate(differences)).mean())

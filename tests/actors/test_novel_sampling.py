@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
-from actors.engine import PartialSample, Sample, SampleRequest, StepLoop
+from actors.engine import EngineSetup, PartialSample, Sample, SampleRequest
 from actors.novel_sampling import NovelSampler
 from actors.reference_engine import ReferenceEngine
+from actors.step_loop import StepLoop
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
 from learners.weights import WeightSnapshot
@@ -26,14 +27,14 @@ def make_config(**settings: Any) -> NovelSamplingConfig:
     return NovelSamplingConfig(**{"enabled": True, "chunk_tokens": 2, "candidates": 2, "quality_exponent": 0.0, **settings})
 
 
-# --- a scripted engine -------------------------------------------------------------------------------------------------
+# --- a scripted engine ---------------------------------------------------------------------------------------------
 
 Candidate = tuple[list[int], Sequence[float] | None, float]
 """Token ids, state mean and the log-prob of every token."""
 
 
 def candidate(token: int, *state: float, logprob: float = -1.0, length: int = 3) -> Candidate:
-    """`length` times the same token; what is longer than was asked for is cut."""
+    """Return a candidate that repeats one token `length` times. The engine cuts it to the length asked for."""
     return [token] * length, state or None, logprob
 
 
@@ -91,7 +92,7 @@ def sample(engine: ScriptedEngine, *keys: str, max_tokens: int, seed: int = 0, *
 
 
 def test_the_most_novel_candidate_is_kept() -> None:
-    """Nothing is known yet, so the longest state is the most novel one."""
+    """Nothing is known yet, so the longest state is the most novel."""
     engine = ScriptedEngine({"a": [candidate(5, 1.0, 0, 0, 0), candidate(6, 0, 3.0, 0, 0), candidate(7, 0, 0, 2.0, 0)]})
     (found,) = sample(engine, "a", max_tokens=2, candidates=3)
     assert found.token_ids == (6, 6)
@@ -126,13 +127,13 @@ def test_the_ridge_decides_how_soon_a_direction_is_exhausted() -> None:
 
 @pytest.mark.parametrize(("exponent", "kept"), [(0.0, 6), (4.0, 5)])
 def test_a_likely_candidate_beats_a_slightly_more_novel_unlikely_one_where_quality_counts(exponent: float, kept: int) -> None:
-    """Novelty 1.2² against 1, weight exp(2·4·(-1.5 + 1)) = 0.018 against 1."""
+    """The novelty is 1.2² against 1, the weight exp(2·4·(-1.5 + 1)) = 0.018 against 1."""
     engine = ScriptedEngine({"a": [candidate(5, 1.0, 0, 0, 0, logprob=-1.0), candidate(6, 0, 1.2, 0, 0, logprob=-1.5)]})
     assert sample(engine, "a", max_tokens=2, quality_exponent=exponent)[0].token_ids == (kept, kept)
 
 
 def test_the_token_sampled_only_to_see_the_last_state_says_nothing_of_the_quality() -> None:
-    """Of c + 1 tokens the last is not kept: here it alone is likely."""
+    """The last of c + 1 tokens is not kept, and here only that one is likely."""
     first, second = candidate(5, 1.0, 0, 0, 0), candidate(6, 0, 1.0, 0, 0)
     engine = ScriptedEngine({"a": [first, second]})
 
@@ -160,7 +161,7 @@ def test_an_ended_response_stops_and_the_others_go_on() -> None:
 
 
 def test_an_end_that_was_not_kept_is_no_end() -> None:
-    """The end token came as token c + 1, which is sampled only for the state before it."""
+    """The end token is token c + 1, which is sampled only for the sake of the state before it."""
     engine = ScriptedEngine(
         {"a": [([5, 5, END], (1.0, 0, 0, 0), -1.0)] * 2},
         {"a": [([6, END], (0, 1.0, 0, 0), -1.0)] * 2},
@@ -170,7 +171,7 @@ def test_an_end_that_was_not_kept_is_no_end() -> None:
 
 
 def test_each_round_continues_what_was_kept_by_one_token_more_than_it_keeps() -> None:
-    """Five tokens in chunks of two: the last chunk is shorter."""
+    """With five tokens in chunks of two, the last chunk is shorter."""
     engine = ScriptedEngine(*({"a": [candidate(token, 1.0, 0, 0, 0)] * 2} for token in (5, 6, 7)))
     (found,) = sample(engine, "a", max_tokens=5)
     assert (found.token_ids, found.finish_reason) == ((5, 5, 6, 6, 7), LENGTH)
@@ -199,7 +200,7 @@ def test_rounds_have_seeds_of_their_own_and_keep_the_cache_of_the_first() -> Non
 
 
 def test_a_response_carries_log_probs_versions_and_the_mean_state_of_its_chunks() -> None:
-    """Two states of the first chunk, of the second the one before its end; the end token itself is not seen."""
+    """The mean has two states of the first chunk, and of the second the one before its end token, which is not seen."""
     engine = ScriptedEngine(
         {"a": [candidate(5, 3.0, 0, 0, 0, logprob=-0.5)] * 2},
         {"a": [([6, END], (0, 6.0, 0, 0), -0.25)] * 2},
@@ -211,7 +212,7 @@ def test_a_response_carries_log_probs_versions_and_the_mean_state_of_its_chunks(
 
 
 def test_a_chunk_that_is_only_the_end_adds_no_state() -> None:
-    """What the engine saw of it is the state of the token before, which is in the mean already."""
+    """The engine saw only the state of the token before it, which is in the mean already."""
     end = candidate(END, 7.0, 7.0, 7.0, 7.0, length=1)
     (found,) = sample(ScriptedEngine({"a": [candidate(5, 3.0, 0, 0, 0)] * 2}, {"a": [end] * 2}), "a", max_tokens=8)
     assert found.state_mean is not None and found.state_mean.tolist() == [3.0, 0.0, 0.0, 0.0]
@@ -220,7 +221,7 @@ def test_a_chunk_that_is_only_the_end_adds_no_state() -> None:
 
 
 def test_states_are_compared_by_their_projection() -> None:
-    """In one dimension, responses whose states differ only in what the projection drops are equals."""
+    """In one dimension, responses are equally novel if their states differ only in what the projection drops."""
     candidates = [candidate(5, *np.eye(4)[0]), candidate(6, *np.eye(4)[1]), candidate(7, *np.eye(4)[2]), candidate(8, *np.eye(4)[3])]
     kept = {sample(ScriptedEngine({"a": candidates}), "a", max_tokens=2, candidates=4, dim=1, seed=seed)[0].token_ids for seed in range(9)}
     assert len(kept) > 1
@@ -232,7 +233,7 @@ def test_an_engine_that_does_not_pool_states_is_refused() -> None:
         sample(ScriptedEngine({"a": [candidate(5), candidate(6)]}), "a", max_tokens=2)
 
 
-# --- a real model ------------------------------------------------------------------------------------------------------
+# --- a real model --------------------------------------------------------------------------------------------------
 
 KEYS = [f"0:p/0/0/{index}" for index in range(4)]
 
@@ -240,7 +241,9 @@ KEYS = [f"0:p/0/0/{index}" for index in range(4)]
 def sample_for_real(model: str, *, seed: int = 0, max_tokens: int = 10, pool_states: bool = True, **config: Any) -> list[Sample]:
     def build() -> ReferenceEngine:
         sampling = SamplingConfig(max_response_tokens=max_tokens)
-        return ReferenceEngine(model, RolloutConfig(engine="transformers", dtype="float32"), sampling, seed=0, pool_states=pool_states)
+        engine, config = ReferenceEngine(), RolloutConfig(engine="transformers", dtype="float32")
+        engine.start(EngineSetup(model=model, config=config, sampling=sampling, seed=0, pool_states=pool_states))
+        return engine
 
     async def main() -> list[Sample]:
         loop = StepLoop(build)

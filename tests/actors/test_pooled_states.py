@@ -34,7 +34,7 @@ def test_a_response_of_one_token_has_the_state_it_was_sampled_from() -> None:
 
 
 def test_responses_are_kept_apart_however_they_come_and_go() -> None:
-    """Others join, leave and come in another order between the states of one response."""
+    """Between the states of one response, others join, leave and change their order."""
     pooled = PooledStates()
     pooled.add(["a", "b"], torch.tensor([[9.0, 9.0, 9.0], [8.0, 8.0, 8.0]]))
     pooled.add(["c", "b", "a"], torch.tensor([[7.0, 7.0, 7.0], [2.0, 0.0, 0.0], [1.0, 1.0, 1.0]]))
@@ -49,7 +49,7 @@ def test_responses_are_kept_apart_however_they_come_and_go() -> None:
 
 
 def test_what_is_taken_is_forgotten_and_its_slot_serves_another() -> None:
-    """Every second response has the key of the one before it but one."""
+    """Every second response has the key of the last but one."""
     pooled = PooledStates()
     for number in range(200):
         key, value = f"r{number % 2}", float(number + 1)
@@ -57,11 +57,11 @@ def test_what_is_taken_is_forgotten_and_its_slot_serves_another() -> None:
             pooled.add([key], state(value * scale, 0.0, 0.0))
         assert taken(pooled, key) == [3.0 * value, 0.0, 0.0]
         assert pooled.take(key) is None
-    assert pooled._sum_SH is not None and len(pooled._sum_SH) == 64  # one was enough; slots come in blocks
+    assert pooled._sum_SH is not None and len(pooled._sum_SH) == 64  # one slot was enough, and slots come in blocks of 64
 
 
 def test_slots_grow_with_the_responses_under_way_and_keep_what_they_hold() -> None:
-    """Half the responses are begun, then all go on together, many more than there are slots at first."""
+    """Half of the responses begin, then all continue together: many more than there are slots at first."""
     pooled = PooledStates()
     keys = [f"r{n}" for n in range(300)]
     rng = torch.Generator().manual_seed(0)

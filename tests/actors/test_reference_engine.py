@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import PartialSample, Sample, SampleRequest, StepLoop, WeightMismatch
+from actors.engine import EngineSetup, PartialSample, Sample, SampleRequest, WeightMismatch
 from actors.reference_engine import ReferenceEngine
+from actors.step_loop import RunningRequests, StepLoop
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
 from learners.weights import HEAD, WeightSnapshot, take_snapshot
@@ -24,28 +25,35 @@ END = 2
 PROMPTS = {f"0:p{n}/0/0/{n}": [1, *range(10, 12 + n)] for n in range(8)}
 
 
-WAIT_S = 30.0  # bound of every wait
+WAIT_S = 30.0  # bounds every wait
 T = TypeVar("T")
 
 
-def make_engine(
+def start_engine(
     model: str, *, seed: int = 0, max_response_tokens: int = 10, temperature: float = 1.0, pool_states: bool = False
 ) -> ReferenceEngine:
     sampling = SamplingConfig(temperature=temperature, max_response_tokens=max_response_tokens)
-    return ReferenceEngine(model, CONFIG, sampling, seed=seed, pool_states=pool_states)
+    engine = ReferenceEngine()
+    engine.start(EngineSetup(model=model, config=CONFIG, sampling=sampling, seed=seed, pool_states=pool_states))
+    return engine
+
+
+def make_engine(model: str, **settings: Any) -> RunningRequests:
+    """A started engine, and what the loop keeps about its requests."""
+    return RunningRequests(start_engine(model, **settings))
 
 
 def wait(main: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(asyncio.wait_for(main, WAIT_S))
 
 
-def run(engine: ReferenceEngine, prompts: Mapping[str, list[int]]) -> dict[str, Sample]:
+def run(engine: RunningRequests, prompts: Mapping[str, list[int]]) -> dict[str, Sample]:
     for key, prompt_ids in prompts.items():
-        engine.add(key, prompt_ids)
+        engine.add(SampleRequest(key=key, prompt_ids=prompt_ids))
     return finish(engine)
 
 
-def finish(engine: ReferenceEngine) -> dict[str, Sample]:
+def finish(engine: RunningRequests) -> dict[str, Sample]:
     found: dict[str, Sample] = {}
     for _ in range(1000):
         if not engine.has_unfinished:
@@ -55,7 +63,7 @@ def finish(engine: ReferenceEngine) -> dict[str, Sample]:
 
 
 def partial_of(token_ids: list[int]) -> Sample:
-    """Sampled elsewhere, under version 2."""
+    """Return an unfinished response that another engine has sampled under version 2."""
     partial = PartialSample()
     for token_id in token_ids:
         partial.append(token_id, -1.0, 2)
@@ -63,7 +71,7 @@ def partial_of(token_ids: list[int]) -> Sample:
 
 
 def cut(sample: Sample, num_tokens: int) -> Sample:
-    """The first tokens of a response that was sampled under one version."""
+    """Return the first tokens of a response that was sampled under one version."""
     assert 0 <= num_tokens <= len(sample.token_ids) and sample.version_starts == (0,)
     has_run = slice(0, 1 if num_tokens else 0)
     return Sample(
@@ -76,7 +84,7 @@ def cut(sample: Sample, num_tokens: int) -> Sample:
 
 
 def changed_model(path: str, *, dtype: str = "float32") -> Any:
-    """The model after a training step, so to speak."""
+    """Return the model with all weights changed, as by training."""
     model = load_causal_lm(path, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -106,14 +114,14 @@ def test_log_probs_are_those_of_a_plain_forward_under_the_sampling_temperature(t
 
 @pytest.mark.parametrize("num_before", [0, 1, 5])
 def test_tokens_are_drawn_from_the_distribution_whose_log_probs_are_given(tiny_model: str, num_before: int) -> None:
-    """Of 200 tokens at one position the share of the likeliest is its probability, within four standard errors."""
+    """Among 200 tokens at one position, the share of the likeliest is its probability within four standard errors."""
     model = load_causal_lm(tiny_model, dtype="float32")
     prompt, before = [1, 10, 11], partial_of([12, 13, 14, 15, 16][:num_before])
     with torch.no_grad():
         probability_V = model(input_ids=torch.tensor([[*prompt, *before.token_ids]])).logits[0, -1].div(0.3).softmax(-1)
     engine = make_engine(tiny_model, temperature=0.3, max_response_tokens=num_before + 1)
     for n in range(200):
-        engine.add(f"0:p/{n}", prompt, sampled=before)
+        engine.add(SampleRequest(key=f"0:p/{n}", prompt_ids=prompt, sampled=before))
     found = finish(engine)
     likeliest = int(probability_V.argmax())
     share = np.mean([sample.token_ids[num_before] == likeliest for sample in found.values()])
@@ -149,7 +157,7 @@ def test_requests_go_on_under_new_weights_and_every_token_carries_its_version(ti
     old, new = load_causal_lm(tiny_model, dtype="float32"), changed_model(tiny_model)
     engine = make_engine(tiny_model)
     for key, prompt_ids in PROMPTS.items():
-        engine.add(key, prompt_ids)
+        engine.add(SampleRequest(key=key, prompt_ids=prompt_ids))
     early = [key for _ in range(3) for key, _ in engine.step()]
     engine.load(snapshot_of(new, version=4))
     assert engine.version == 4
@@ -165,7 +173,7 @@ def test_abort_returns_the_tokens_so_far(tiny_model: str) -> None:
     engine = make_engine(tiny_model)
     whole = run(make_engine(tiny_model), PROMPTS)
     for key, prompt_ids in PROMPTS.items():
-        engine.add(key, prompt_ids)
+        engine.add(SampleRequest(key=key, prompt_ids=prompt_ids))
     for _ in range(2):
         assert not engine.step()
     first, second, *others = PROMPTS
@@ -177,11 +185,11 @@ def test_abort_returns_the_tokens_so_far(tiny_model: str) -> None:
     assert finish(engine) == {key: whole[key] for key in others}
 
 
-def test_partials_are_the_tokens_so_far_and_disturb_nobody(tiny_model: str) -> None:
+def test_partials_are_the_tokens_so_far_and_disturb_no_request(tiny_model: str) -> None:
     whole = run(make_engine(tiny_model, pool_states=True), PROMPTS)
     engine = make_engine(tiny_model, pool_states=True)
     for key, prompt_ids in PROMPTS.items():
-        engine.add(key, prompt_ids)
+        engine.add(SampleRequest(key=key, prompt_ids=prompt_ids))
     first, second, *_ = PROMPTS
     assert engine.partials([first]) == {first: cut(whole[first], 0)}
     for _ in range(2):
@@ -195,20 +203,20 @@ def test_partials_are_the_tokens_so_far_and_disturb_nobody(tiny_model: str) -> N
 
 
 def test_a_response_cut_anywhere_goes_on_in_another_engine_as_if_it_had_not_been(tiny_model: str) -> None:
-    """Token for token and bit for bit, and so does one that is cut twice."""
+    """It is the same token for token and bit for bit, also if it is cut twice."""
     whole = run(make_engine(tiny_model), PROMPTS)
     for num_tokens in range(10):
         cut_short = {key: cut(sample, num_tokens) for key, sample in whole.items() if num_tokens < len(sample.token_ids)}
         assert len(cut_short) >= 4
         engine = make_engine(tiny_model)
         for key, sample in reversed(cut_short.items()):
-            engine.add(key, PROMPTS[key], sampled=sample)
+            engine.add(SampleRequest(key=key, prompt_ids=PROMPTS[key], sampled=sample))
         early = dict(engine.step())
         again = dict(engine.abort([key for key in cut_short if key not in early]))
         assert again == {key: cut(whole[key], num_tokens + 1) for key in again}
         third = make_engine(tiny_model)
         for key, sample in again.items():
-            third.add(key, PROMPTS[key], sampled=sample)
+            third.add(SampleRequest(key=key, prompt_ids=PROMPTS[key], sampled=sample))
         assert early | finish(third) == {key: whole[key] for key in cut_short}
         assert engine.sampled_tokens == len(cut_short)
 
@@ -221,7 +229,7 @@ def test_under_other_weights_the_old_tokens_stay_and_the_new_ones_are_a_version_
     for num_tokens in range(1, 10):
         cut_short = {key: cut(sample, num_tokens) for key, sample in whole.items() if num_tokens < len(sample.token_ids)}
         for key, sample in cut_short.items():
-            engine.add(key, PROMPTS[key], sampled=sample)
+            engine.add(SampleRequest(key=key, prompt_ids=PROMPTS[key], sampled=sample))
         found = finish(engine)
         assert found.keys() == cut_short.keys()
         for key, sample in found.items():
@@ -250,7 +258,7 @@ def test_weights_of_another_precision_do_not_pass_for_the_published_ones(tiny_mo
         make_engine(tiny_model).load(snapshot_of(changed_model(tiny_model, dtype="bfloat16")))
 
 
-# --- a batch of its own ------------------------------------------------------------------------------------------------
+# --- a batch of its own --------------------------------------------------------------------------------------------
 
 
 def requests_of(prompts: Mapping[str, list[int]], *, max_tokens: int | None = None) -> list[SampleRequest]:
@@ -259,14 +267,14 @@ def requests_of(prompts: Mapping[str, list[int]], *, max_tokens: int | None = No
 
 def test_a_batch_is_the_same_whatever_was_sampled_before_and_another_with_another_seed(tiny_model: str) -> None:
     async def main() -> None:
-        loop = StepLoop(lambda: make_engine(tiny_model))
+        loop = StepLoop(lambda: start_engine(tiny_model))
         first = await loop.sample_batch(requests_of(PROMPTS), seed=7)
         await loop.sample("9:other/0/0/0", [1, 40, 41])
         other = await loop.sample_batch(requests_of(PROMPTS), seed=8)
         again = await loop.sample_batch(requests_of(PROMPTS), seed=7)
         assert again == first
         assert all(mine.token_ids != others.token_ids for mine, others in zip(first, other, strict=True))
-        fresh = StepLoop(lambda: make_engine(tiny_model, seed=5))
+        fresh = StepLoop(lambda: start_engine(tiny_model, seed=5))
         assert await fresh.sample_batch(requests_of(PROMPTS), seed=7) == first
         for each in (loop, fresh):
             each.close()
@@ -276,7 +284,7 @@ def test_a_batch_is_the_same_whatever_was_sampled_before_and_another_with_anothe
 
 def test_a_request_s_own_limit_takes_the_place_of_the_config_s(tiny_model: str) -> None:
     async def main() -> None:
-        loop = StepLoop(lambda: make_engine(tiny_model))
+        loop = StepLoop(lambda: start_engine(tiny_model))
         by_limit = {limit: await loop.sample_batch(requests_of(PROMPTS, max_tokens=limit), seed=7) for limit in (None, 3, 14)}
         loop.close()
         longest = {limit: max(len(sample.token_ids) for sample in samples) for limit, samples in by_limit.items()}
@@ -288,12 +296,11 @@ def test_a_request_s_own_limit_takes_the_place_of_the_config_s(tiny_model: str) 
     wait(main())
 
 
-# --- hidden states seen while sampling ---------------------------------------------------------------------------------
+# --- hidden states seen while sampling -----------------------------------------------------------------------------
 
 
 def assert_state_mean(sample: Sample, model: Any, prompt: list[int]) -> None:
-    """The mean own state of all tokens but the last; of a single token, the prompt's last state, which it was sampled
-    from."""
+    """Check the mean state: over all tokens but the last, or of a single token the one at the prompt's last token."""
     with torch.no_grad():
         states_TH = plain_hidden_states(model, prompt, sample.token_ids)
         before_H = plain_hidden_states(model, prompt[:-1], prompt[-1:])[0]
@@ -310,7 +317,7 @@ def test_a_sample_carries_the_mean_state_of_all_its_tokens_but_the_last(tiny_mod
     assert {sample.finish_reason for sample in found.values()} == {FinishReason.STOP, FinishReason.LENGTH}
     for key, sample in found.items():
         assert_state_mean(sample, model, prompts[key])
-    assert not len(engine._pooled or ())
+    assert not len(engine._engine._pooled or ())
 
 
 def test_a_sample_of_one_token_carries_the_state_it_was_sampled_from(tiny_model: str) -> None:
@@ -324,10 +331,10 @@ def test_an_aborted_sample_carries_the_mean_of_what_it_had_or_none(tiny_model: s
     model = load_causal_lm(tiny_model, dtype="float32")
     engine = make_engine(tiny_model, pool_states=True)
     (started, prompt), (not_started, other_prompt), *_ = PROMPTS.items()
-    engine.add(started, prompt)
+    engine.add(SampleRequest(key=started, prompt_ids=prompt))
     for _ in range(3):
         engine.step()
-    engine.add(not_started, other_prompt)
+    engine.add(SampleRequest(key=not_started, prompt_ids=other_prompt))
     aborted = dict(engine.abort([started, not_started]))
     assert len(aborted[started].token_ids) == 3
     assert_state_mean(aborted[started], model, prompt)
@@ -338,11 +345,11 @@ def test_a_continued_sample_has_no_mean_state_for_the_states_of_its_first_tokens
     whole = run(make_engine(tiny_model, pool_states=True), PROMPTS)
     engine = make_engine(tiny_model, pool_states=True)
     for key, prompt_ids in PROMPTS.items():
-        engine.add(key, prompt_ids, sampled=cut(whole[key], 2))
+        engine.add(SampleRequest(key=key, prompt_ids=prompt_ids, sampled=cut(whole[key], 2)))
     found = finish(engine)
     assert found == whole
     assert all(sample.state_mean is None for sample in found.values())
-    assert not len(engine._pooled or ()), "a slot was not given back"
+    assert not len(engine._engine._pooled or ()), "a slot was not given back"
 
 
 def test_pooling_states_changes_nothing_that_is_sampled(tiny_model: str) -> None:
@@ -351,19 +358,18 @@ def test_pooling_states_changes_nothing_that_is_sampled(tiny_model: str) -> None
     assert all(sample.state_mean is None for sample in plain.values())
 
 
-# --- what a load must notice -------------------------------------------------------------------------------------------
+# --- what a load must notice ---------------------------------------------------------------------------------------
 
 
 def with_tensor(snapshot: WeightSnapshot, name: str, change: Any) -> WeightSnapshot:
-    """The snapshot with one tensor changed on its way to the engine: its fingerprint is still that of the true
-    weights."""
+    """Return the snapshot with one tensor changed and the fingerprint of the true weights."""
     copied = replace(snapshot, buffer=snapshot.buffer.copy())
     change(dict(copied.tensors())[name])
     return copied
 
 
 def flip_probed_bit(tensor: Tensor) -> None:
-    """In every column, so the probed ones are among them; the lowest bit of a float32."""
+    """Flip the lowest bit of every float32, and so of the probed columns too."""
     tensor.view(torch.int32)[...] ^= 1
 
 
@@ -384,9 +390,9 @@ def test_a_dropped_tensor_is_named(tiny_model: str, name: str) -> None:
 
 
 def test_a_stale_tied_head_is_named(tiny_model: str) -> None:
-    """As in an engine that keeps a copy of the embedding for its output and does not renew it."""
+    """The engine keeps a copy of the embedding as its head and does not update it."""
     engine = make_engine(tiny_model)
-    head = engine._model.get_output_embeddings()
+    head = engine._engine._model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone())
     with pytest.raises(WeightMismatch, match=f"tensor {HEAD}"):
         engine.load(snapshot_of(changed_model(tiny_model)))

@@ -16,11 +16,12 @@ from transformers import AutoTokenizer
 
 import actors.rollout
 from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
-from actors.engine import EngineError, PartialSample, Sample, SampleRequest, WeightMismatch
+from actors.engine import EngineError, EngineSetup, NewTokens, PartialSample, Sample, SampleRequest, WeightMismatch
 from actors.features import Projector
 from actors.progress import PROGRESS_SCHEMA
 from actors.reference_engine import ReferenceEngine
-from actors.rollout import DataError, RolloutWorker, request_keys
+from actors.rollout import DataError, PooledFeatures, RolloutWorker, request_keys
+from actors.step_loop import RunningRequests
 from bonus.config import BonusConfig
 from bonus.projection import sparse_projection
 from buffers.records import FinishReason, GroupRequest, Heartbeat
@@ -37,7 +38,7 @@ MESSAGES = [{"role": "user", "content": "1 + 2?"}]
 
 
 def make_worker(model: str, *, features: dict[str, Any] | None = None, progress_tokens: int = 32, **sampling: Any) -> RolloutWorker:
-    """`features` are the arguments that decide whether a group carries hidden states, and how."""
+    """Return a worker. `features` holds its optional arguments."""
     return RolloutWorker(
         worker_id="rollout-3",
         run_id="run",
@@ -54,7 +55,7 @@ def request_of(group_id: int = 5, **settings: int) -> GroupRequest:
 
 
 def generate(model: str, *requests: GroupRequest, **sampling: Any) -> list[pa.RecordBatch]:
-    """The groups of `requests`, all under way at once."""
+    """Return the groups of `requests`, which are sampled at the same time."""
 
     async def main() -> list[pa.RecordBatch]:
         worker = make_worker(model, **sampling)
@@ -83,7 +84,7 @@ class Gate:
         self._count = 0
         original = ReferenceEngine.step
 
-        def gated(engine: ReferenceEngine) -> list[tuple[str, Sample]]:
+        def gated(engine: ReferenceEngine) -> list[NewTokens]:
             self._count += 1
             if self._count == step:
                 self._reached.set()
@@ -100,8 +101,10 @@ class Gate:
 
 
 class Throttle:
-    """Steps sample nothing until the test permits some; in between the engine answers. `error` is raised by the next
-    that is permitted."""
+    """Lets steps sample nothing until the test permits some. Meanwhile the engine answers calls.
+
+    `error` is raised by the next permitted step.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.error: Exception | None = None
@@ -109,7 +112,7 @@ class Throttle:
         self._num_permits = 0
         original = ReferenceEngine.step
 
-        def throttled(engine: ReferenceEngine) -> list[tuple[str, Sample]]:
+        def throttled(engine: ReferenceEngine) -> list[NewTokens]:
             with self._condition:
                 if not self._condition.wait_for(lambda: self._num_permits > 0, timeout=0.002):
                     return []
@@ -129,7 +132,7 @@ class Throttle:
             self._condition.notify_all()
 
     async def used_up(self) -> None:
-        """Until all permitted steps have been made."""
+        """Wait until all permitted steps have been made."""
 
         def wait() -> bool:
             with self._condition:
@@ -247,7 +250,7 @@ def test_an_update_reaches_groups_under_way_and_those_after(tiny_model: str, mon
 
 
 def noting_loads(worker: RolloutWorker, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Set once the engine has been asked to load."""
+    """Return an event that is set once the engine has been asked to load."""
     engine, queued = worker._engine, asyncio.Event()
     assert engine is not None
     load = engine.load
@@ -267,7 +270,7 @@ def altered(snapshot: WeightSnapshot) -> WeightSnapshot:
 
 
 def test_altered_weights_are_refused_by_name_and_nothing_of_them_is_sampled_from(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the engine is in a step, which it does not notice."""
+    """The engine is in a step meanwhile and does not notice."""
     (undisturbed,) = generate(tiny_model, request_of(0))
     gate = Gate(monkeypatch, step=3)
 
@@ -294,7 +297,7 @@ def test_altered_weights_are_refused_by_name_and_nothing_of_them_is_sampled_from
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that no check before the load finds fault with."""
+    """The weights pass every check before the load."""
     monkeypatch.setattr("actors.rollout.check_weights", lambda *_, **__: None)
 
 
@@ -318,7 +321,7 @@ def test_an_aborted_group_returns_what_was_sampled(tiny_model: str, monkeypatch:
     async def main() -> None:
         worker = make_worker(tiny_model)
         await worker.start()
-        await worker.abort(0)  # unknown: nothing happens
+        await worker.abort(0)  # unknown, so this does nothing
         under_way = await begin(worker.generate(request_of(0), MESSAGES))
         await gate.reached()
         abort = await begin(worker.abort(0))
@@ -332,7 +335,7 @@ def test_an_aborted_group_returns_what_was_sampled(tiny_model: str, monkeypatch:
         assert usage.response_tokens == sum(map(len, responses))
         assert (usage.resumed_tokens, usage.num_aborted) == (0, GROUP_SIZE)
         assert all(response == expected[: len(response)] for response, expected in zip(responses, all_of_them, strict=True))
-        await worker.abort(0)  # has ended: nothing happens
+        await worker.abort(0)  # has ended, so this does nothing
         await worker.close()
 
     run(main())
@@ -379,10 +382,10 @@ def test_a_group_of_which_a_response_is_refused_leaves_the_engine(tiny_model: st
     throttle = Throttle(monkeypatch)
     add = ReferenceEngine.add
 
-    def refuse_the_third(engine: ReferenceEngine, key: str, *args: Any, **options: Any) -> None:
-        if key.endswith("/2"):
+    def refuse_the_third(engine: ReferenceEngine, request: SampleRequest) -> None:
+        if request.key.endswith("/2"):
             raise KeyError("refused")
-        add(engine, key, *args, **options)
+        add(engine, request)
 
     monkeypatch.setattr(ReferenceEngine, "add", refuse_the_third)
 
@@ -398,12 +401,14 @@ def test_a_group_of_which_a_response_is_refused_leaves_the_engine(tiny_model: st
     run(main())
 
 
-# --- going on where another worker stopped ------------------------------------------------------------------------------
+# --- going on where another worker stopped -------------------------------------------------------------------------
 
 
 def cut(batch: pa.RecordBatch, *lengths: int | None) -> pa.RecordBatch:
-    """A progress batch: of each row the first so many tokens, "aborted"; None or more than there are: the row as it
-    ended."""
+    """Return a progress batch that cuts each row after a number of tokens, as "aborted".
+
+    A row whose number is None, or more than it has, stays as it ended.
+    """
     rows = batch.select(PROGRESS_SCHEMA.names).to_pylist()
     for row, length in zip(rows, lengths, strict=True):
         if length is not None and length < len(row["response_ids"]):
@@ -420,7 +425,7 @@ def num_tokens(batch: pa.RecordBatch) -> int:
 def resumed(
     model: str, request: GroupRequest, resume: pa.RecordBatch | pa.Table, *, load: WeightSnapshot | None = None, **settings: Any
 ) -> tuple[pa.RecordBatch, Any]:
-    """The group, sampled by a fresh worker from what is known of it."""
+    """Return the group as a fresh worker samples it after `resume`, and its usage."""
 
     async def main() -> tuple[pa.RecordBatch, Any]:
         worker = make_worker(model, **settings)
@@ -465,7 +470,7 @@ def test_under_other_weights_the_old_tokens_stay_and_the_new_ones_are_a_version_
 
 @pytest.mark.parametrize("kind", [pa.Table, pa.RecordBatch])
 def test_what_has_ended_is_kept_what_has_begun_goes_on_and_the_rest_begins(tiny_model: str, kind: type) -> None:
-    """In any order, and next to rows of other groups, whose tokens are another's."""
+    """The rows come in any order, and beside rows of other groups with other tokens."""
     whole, other = generate(tiny_model, request_of(3), request_of(4))
     own = cut(whole, None, 4, 0, 7).filter(pa.array([True, True, False, True]))
     rows = pa.Table.from_batches([other.select(PROGRESS_SCHEMA.names), own.take([2, 0, 1])])
@@ -529,7 +534,7 @@ def test_a_group_aborted_before_it_asks_the_engine_keeps_what_it_came_with(tiny_
     run(main())
 
 
-def test_where_states_are_pooled_a_group_begins_again_for_nobody_knows_those_of_its_old_tokens(tiny_model: str) -> None:
+def test_where_states_are_pooled_a_group_begins_again_because_those_of_its_old_tokens_are_unknown(tiny_model: str) -> None:
     worker = make_worker(tiny_model, features=RAW)
     (whole,) = in_worker(worker, worker.generate(request_of(3), MESSAGES))
     batch, usage = resumed(tiny_model, request_of(3), cut(whole, 3, None, 5, 0), features=RAW)
@@ -546,11 +551,11 @@ def test_rows_that_are_not_one_for_each_response_at_most_are_refused(tiny_model:
         resumed(tiny_model, request_of(3), rows)
 
 
-# --- watching -----------------------------------------------------------------------------------------------------------
+# --- watching ------------------------------------------------------------------------------------------------------
 
 
 def check_report(report: tuple[pa.RecordBatch, Heartbeat]) -> tuple[pa.RecordBatch, Heartbeat]:
-    """The report, whose heartbeat counts the tokens of its batch."""
+    """Check that the heartbeat counts the tokens of its batch, and return the report."""
     batch, heartbeat = report
     assert batch.schema.equals(PROGRESS_SCHEMA)
     counted: dict[int, int] = {}
@@ -564,7 +569,7 @@ def check_report(report: tuple[pa.RecordBatch, Heartbeat]) -> tuple[pa.RecordBat
 
 
 async def started(worker: RolloutWorker, *requests: GroupRequest) -> list[asyncio.Task[Any]]:
-    """The groups, under way and told of."""
+    """Start the groups, and return once a report has covered them."""
     await worker.start()
     tasks = [await begin(worker.generate(request, MESSAGES)) for request in requests]
     _, heartbeat = check_report(await worker.watch(0, WAIT_S))
@@ -678,7 +683,7 @@ def test_while_the_engine_is_stuck_in_a_step_a_watch_tells_what_is_known_and_the
         (under_way,) = await started(worker, request_of(0))
         throttle.permit(2)
         await throttle.used_up()
-        known, heartbeat = check_report(await worker.watch(8 - 1000 * GROUP_SIZE, WAIT_S))  # so much is due
+        known, heartbeat = check_report(await worker.watch(8 - 1000 * GROUP_SIZE, WAIT_S))  # enough tokens are due at once
         assert known.equals(cut(whole, 2, 2, 2, 2)) and heartbeat.sampled_tokens == 8
         throttle.permit(1)
         await gate.reached()
@@ -687,7 +692,7 @@ def test_while_the_engine_is_stuck_in_a_step_a_watch_tells_what_is_known_and_the
             batch, heartbeat = check_report(await worker.watch(8, 0.1))
             assert 0.09 < time.monotonic() - since < 5
             assert batch.equals(known) and heartbeat.sampled_tokens == 8
-        watching = await begin(worker.watch(8, WAIT_S))  # what could not be told is told as soon as the engine answers
+        watching = await begin(worker.watch(8, WAIT_S))  # what was left out is reported as soon as the engine answers
         gate.open()
         batch, heartbeat = check_report(await asyncio.wait_for(watching, WAIT_S / 3))
         assert batch.equals(cut(whole, 3, 3, 3, 3)) and heartbeat.sampled_tokens == 12
@@ -730,12 +735,12 @@ def test_a_watch_of_an_idle_worker_raises_when_a_load_fails(tiny_model: str, unc
 
 
 def test_reports_and_groups_that_came_back_add_up_to_all_the_tokens_sampled(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups that come at any time, of which one is resumed and one aborted; each report costs the engine one look."""
+    """Groups come at any time, one is resumed and one aborted. Each report asks the engine once."""
     (whole,) = generate(tiny_model, request_of(1), max_response_tokens=25)
     resume = cut(whole, 4, 9, 0, None)
     looks = []
-    partials = ReferenceEngine.partials
-    monkeypatch.setattr(ReferenceEngine, "partials", lambda engine, keys: looks.append(keys) or partials(engine, keys))
+    partials = RunningRequests.partials
+    monkeypatch.setattr(RunningRequests, "partials", lambda requests, keys: looks.append(keys) or partials(requests, keys))
 
     async def main() -> pa.RecordBatch:
         worker = make_worker(tiny_model, progress_tokens=2, max_response_tokens=25)
@@ -771,15 +776,15 @@ def test_reports_and_groups_that_came_back_add_up_to_all_the_tokens_sampled(tiny
     assert usage.resumed_tokens > 0 and without_timing(found).equals(without_timing(expected))
 
 
-# --- pools and features ------------------------------------------------------------------------------------------------
+# --- pools and features --------------------------------------------------------------------------------------------
 
 DIM = 6
-RAW: dict[str, Any] = {"pool_states": True}
-PROJECTED: dict[str, Any] = {"pool_states": True, "bonus": BonusConfig(dim=DIM), "projection_seed": 11}
+RAW: dict[str, Any] = {"features": PooledFeatures()}
+PROJECTED: dict[str, Any] = {"features": PooledFeatures(bonus=BonusConfig(dim=DIM), projection_seed=11)}
 
 
 def in_worker(worker: RolloutWorker, *calls: Coroutine[Any, Any, tuple[pa.RecordBatch, Any]]) -> list[pa.RecordBatch]:
-    """Start the worker, make the calls one after another, close it."""
+    """Start the worker, make the calls one after another, close it, and return the batches."""
 
     async def main() -> list[pa.RecordBatch]:
         await worker.start()
@@ -796,8 +801,10 @@ def pool(model: str, *, seed: int = 7, features: dict[str, Any] | None = None, *
 
 
 def state_means(model_path: str, batch: pa.RecordBatch) -> np.ndarray:
-    """The mean own state of all tokens but the last, of a single token the prompt's last state, by plain forwards, (K,
-    H)."""
+    """Return (K, H) mean states over all tokens but the last, by plain forward passes.
+
+    A response of one token has the state at the prompt's last token.
+    """
     model = load_causal_lm(model_path, dtype="float32")
     means = []
     for row in batch.select(["prompt_ids", "response_ids"]).to_pylist():
@@ -864,7 +871,7 @@ def test_an_isolated_worker_samples_a_group_alike_whatever_it_has_sampled_before
 
 
 def test_groups_of_one_problem_and_version_that_are_sampled_alone_differ_by_their_place(tiny_model: str) -> None:
-    """Where there are fewer problems than groups in flight."""
+    """This happens if there are fewer problems than groups in flight."""
     worker = make_worker(tiny_model, features={"isolated": True})
     requests = [replace(request_of(5), group_id=group_id, place=place) for group_id, place in ((5, 0), (9, 1), (11, 0))]
     batches = in_worker(worker, *(worker.generate(request, MESSAGES) for request in requests))
@@ -913,17 +920,17 @@ def test_with_a_bonus_config_features_are_projected(tiny_model: str) -> None:
 
 
 def test_a_redrawn_projection_is_that_of_the_problem_and_the_version_it_was_admitted_under(tiny_model: str) -> None:
-    redrawn = {**PROJECTED, "bonus": BonusConfig(dim=DIM, redraw_projection=True)}
+    redrawn = BonusConfig(dim=DIM, redraw_projection=True)
     for version in (0, 3):
-        worker = make_worker(tiny_model, features=redrawn)
+        worker = make_worker(tiny_model, features={"features": PooledFeatures(bonus=redrawn, projection_seed=11)})
         (batch,) = in_worker(worker, worker.sample_pool(request_of(5, admitted_version=version), MESSAGES, 7))
         means = torch.from_numpy(state_means(tiny_model, batch))
-        expected = Projector(redrawn["bonus"], hidden_size=means.shape[1], seed=11)(means, "p5", version)
+        expected = Projector(redrawn, hidden_size=means.shape[1], seed=11)(means, "p5", version)
         np.testing.assert_allclose(batch.column("feature").to_pylist(), expected.numpy(), rtol=0.0, atol=2e-5)
 
 
 class OneTokenEach:
-    """An engine whose responses have a token and a state each, but for the second, which was ended before its first."""
+    """An engine whose responses have one token and one state each. The second was aborted before its first token."""
 
     sampled_tokens = 3
 
@@ -944,7 +951,10 @@ class OneTokenEach:
 
 @pytest.mark.parametrize("features", [RAW, PROJECTED], ids=["raw", "projected"])
 def test_only_a_response_without_a_token_has_no_feature(tiny_model: str, features: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors.rollout, "build_engine", lambda *args, **options: OneTokenEach())
+    async def start_engine(setup: EngineSetup) -> OneTokenEach:
+        return OneTokenEach()
+
+    monkeypatch.setattr(actors.rollout, "start_engine", start_engine)
     batch = pool(tiny_model, features=features)
     projection_HD = sparse_projection(32, DIM, seed=11).numpy() if features is PROJECTED else np.eye(32)
     found = batch.column("feature").to_pylist()
@@ -954,7 +964,7 @@ def test_only_a_response_without_a_token_has_no_feature(tiny_model: str, feature
 
 
 def test_a_group_ended_before_its_first_token_has_no_features(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its requests and their end wait behind a step that belongs to another group."""
+    """Its requests and their abort wait behind a step of another group."""
     gate = Gate(monkeypatch, step=1)
 
     async def main() -> None:

@@ -9,7 +9,7 @@ from tests.tiny_model import make_tiny_model
 
 @pytest.fixture(scope="module")
 def sampled(tiny_model, tmp_path_factory) -> pa.Table:
-    """Six responses of the tiny model, with the log-probs it sampled them with."""
+    """Return six responses of the tiny model with their log-probs."""
     return LocalEvaluate(tmp_path_factory.mktemp("samples"), {"tiny": tiny_model}, num_problems=1).run()
 
 

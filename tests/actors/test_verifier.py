@@ -29,12 +29,12 @@ pytestmark = pytest.mark.whole
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 1.0
 CONFIG = VerifierConfig(num_workers=2, timeout_s=TIMEOUT_S)
-WAIT_S = 30.0  # bound of every wait; a loaded machine starts a process slowly
+WAIT_S = 30.0  # bounds every wait; a busy machine starts a process slowly
 
 
 @pytest.fixture(scope="module")
 def shared_pool() -> Iterator[VerifierPool]:
-    """Two workers, both started: for tests that leave the pool as they found it."""
+    """A pool of two started workers, for tests that leave it unchanged."""
     with VerifierPool(TaskConfig(), CONFIG, task_factory=make_fake_task) as pool:
         warm_up(pool, CONFIG.num_workers)
         yield pool
@@ -42,7 +42,7 @@ def shared_pool() -> Iterator[VerifierPool]:
 
 @pytest.fixture
 def pool() -> Iterator[VerifierPool]:
-    """One worker of its own a test."""
+    """A pool of one worker for each test."""
     with VerifierPool(TaskConfig(), VerifierConfig(num_workers=1, timeout_s=TIMEOUT_S), task_factory=make_fake_task) as pool:
         yield pool
 
@@ -55,12 +55,12 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def pids(pool: VerifierPool, num_responses: int = 1) -> set[int]:
-    """The processes that verified so many responses."""
+    """Return the processes that verified `num_responses` responses."""
     return {int(verdict.detail or "") for verdict in pool.verify(PROBLEM, ["pid"] * num_responses)}
 
 
 def warm_up(pool: VerifierPool, num_workers: int) -> set[int]:
-    """The processes of the pool, once all of them verify."""
+    """Return the processes of the pool, once all of them verify."""
     found: set[int] = set()
 
     def all_verify() -> bool:
@@ -73,12 +73,12 @@ def warm_up(pool: VerifierPool, num_workers: int) -> set[int]:
 
 
 def children() -> set[int]:
-    """Living children of this process, whoever started them."""
+    """Return the living children of this process, whichever code started them."""
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
 
 
 def worker_processes() -> set[int]:
-    """The same, as the system tells it: with what nobody keeps a record of."""
+    """Return the same from the system's own records, which contain processes that Python does not know."""
     found = set()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # a zombie is one, too
@@ -92,7 +92,7 @@ def parent_threads() -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """A zombie whose parent has yet to collect it counts as dead."""
+    """Return whether a process runs. A zombie counts as dead."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -352,7 +352,7 @@ def test_what_waits_behind_a_hang_goes_to_the_new_workers_and_the_hang_ends_at_i
 
 
 def test_what_the_old_workers_do_not_end_in_time_is_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deadline of a stopped clock never comes: its response goes to the new workers."""
+    """The old worker is given no time, so its response goes to the new workers."""
     hanging = tmp_path / "pid"
     config = VerifierConfig(num_workers=1, timeout_s=600.0)
     with VerifierPool(TaskConfig(), config, task_factory=make_fake_task) as pool, ThreadPoolExecutor(1) as threads:
@@ -459,7 +459,7 @@ def test_verdicts_come_though_every_worker_is_killed_while_it_verifies(tmp_path:
 
 
 def test_a_stopped_worker_costs_its_response_only_and_is_replaced(tmp_path: Path) -> None:
-    """pebble waits three seconds beyond the deadline for a process that does not follow SIGTERM."""
+    """pebble waits three seconds beyond the deadline for a process that ignores SIGTERM."""
     hanging = tmp_path / "pid"
     config = VerifierConfig(num_workers=1, timeout_s=TIMEOUT_S)
     with VerifierPool(TaskConfig(), config, task_factory=make_fake_task) as pool, ThreadPoolExecutor(1) as threads:

@@ -1,4 +1,4 @@
-"""Programs through the verifier pool: judged side by side, and gone when their worker is."""
+"""Programs in the verifier pool: they are judged in parallel, and end with their worker."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def judged(responses: list[str]) -> list[Verdict]:
 
 @pytest.fixture
 def pool() -> Iterator[VerifierPool]:
-    """A worker is killed long before a program's own time is over."""
+    """The worker is killed long before the program's own time limit."""
     with VerifierPool(task(limit_s=600.0), VerifierConfig(num_workers=1, timeout_s=3.0)) as pool:
         yield pool
 
@@ -63,7 +63,7 @@ def test_responses_are_judged_side_by_side_in_order() -> None:
 
 
 def processes_of_the_program() -> list[psutil.Process]:
-    """Its own, and those that watch over it: all below the launcher of the pool's worker."""
+    """Return the program's processes and those that supervise it: all below the launcher of the pool's worker."""
     try:
         workers = psutil.Process().children()
         launchers = [each for worker in workers for each in worker.children() if "sandbox_launcher" in " ".join(each.cmdline())]

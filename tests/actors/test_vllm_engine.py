@@ -21,7 +21,8 @@ import pytest
 import torch
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import EngineError, Progress, Sample, SampleRequest, StepLoop, WeightMismatch
+from actors.engine import EngineError, EngineSetup, Progress, Sample, SampleRequest, WeightMismatch
+from actors.step_loop import StepLoop
 from buffers.records import FinishReason
 from learners.forward import causal_lm_shapes, load_causal_lm, response_logprobs
 from learners.models import resolve_model
@@ -38,8 +39,8 @@ HIDDEN = 576
 RESPONSE_TOKENS = 12
 MAX_STEPS = 500
 TOLERANCE = 1e-3
-"""Of mean log-prob differences, float32 against float32."""
-WAIT_S = 120.0  # bound of every wait
+"""Bound of mean log-prob differences, float32 against float32."""
+WAIT_S = 120.0  # bounds every wait
 QUESTIONS = [f"Tell me a long story about {n} animals and what they do all day long." for n in range(2, 8)]
 
 
@@ -74,13 +75,13 @@ def prompts(model_path: str) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def original(model_path: str) -> Any:
-    """float32, as the engine."""
+    """The embedded model in float32, as in the engine."""
     return load_causal_lm(model_path, dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def perturbed(model_path: str) -> Any:
-    """Every weight changed, embeddings and so the tied head included."""
+    """The model with every weight changed, also the embedding and so the tied head."""
     model = load_causal_lm(model_path, dtype="float32")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -95,12 +96,12 @@ def snapshot_of(model: Any, version: int) -> WeightSnapshot:
 
 def run(engine: Any, prompts: Mapping[str, list[int]], tag: str) -> dict[str, Sample]:
     for key, prompt_ids in prompts.items():
-        engine.add(f"{tag}/{key}", prompt_ids)
+        engine.add(SampleRequest(key=f"{tag}/{key}", prompt_ids=prompt_ids))
     return finish(engine)
 
 
 def finish(engine: Any) -> dict[str, Sample]:
-    """What is still under way, by the key's part behind the tag."""
+    """Step until all requests have ended. Return their samples by the part of the key behind the tag."""
     found: dict[str, Sample] = {}
     for _ in range(MAX_STEPS):
         if not engine.has_unfinished:
@@ -110,7 +111,7 @@ def finish(engine: Any) -> dict[str, Sample]:
 
 
 def mean_difference(samples: Mapping[str, Sample], prompts: Mapping[str, list[int]], model: Any) -> float:
-    """Mean |log-prob of the engine − log-prob of a transformers forward| over all tokens."""
+    """Return the mean |log-prob of the engine − log-prob of a transformers forward| over all tokens."""
     packed = pack(prefix_tree([group_tokens(prompts[key], [sample.token_ids]) for key, sample in samples.items()]))
     with torch.no_grad():
         logprob_N, _ = response_logprobs(model, packed, temperature=1.0)
@@ -134,10 +135,10 @@ def test_it_samples_from_the_model(engine: Any, prompts: dict[str, list[int]], o
 def test_requests_go_on_under_new_weights_with_two_version_runs(engine: Any, prompts: dict[str, list[int]], original: Any) -> None:
     engine.load(snapshot_of(original, 2))
     for key, prompt_ids in prompts.items():
-        engine.add(f"in flight/{key}", prompt_ids)
+        engine.add(SampleRequest(key=f"in flight/{key}", prompt_ids=prompt_ids))
     for _ in range(5):  # the first three or four take in the prompts
         assert not engine.step()
-    sampled = {key: len(partial.token_ids) for key, partial in engine._partial.items()}
+    sampled = {key: len(partial.token_ids) for key, partial in engine._partials.items()}
     assert all(1 <= count <= 5 for count in sampled.values())
     engine.load(snapshot_of(original, 3))
     for key, sample in finish(engine).items():
@@ -147,7 +148,7 @@ def test_requests_go_on_under_new_weights_with_two_version_runs(engine: Any, pro
 
 
 def test_after_a_load_it_samples_from_the_new_weights(engine: Any, prompts: dict[str, list[int]], original: Any, perturbed: Any) -> None:
-    """The prompts were answered under the old weights just before: a prefix cached then must not be used now."""
+    """The prompts were just answered under the old weights. A prefix that was cached then must not be used now."""
     engine.load(snapshot_of(original, 4))
     before = run(engine, prompts, "before")
     engine.load(snapshot_of(perturbed, 5))
@@ -161,10 +162,10 @@ def test_after_a_load_it_samples_from_the_new_weights(engine: Any, prompts: dict
 def test_abort_returns_the_tokens_so_far(engine: Any, prompts: dict[str, list[int]], original: Any) -> None:
     engine.load(snapshot_of(original, 20))
     for key, prompt_ids in prompts.items():
-        engine.add(f"aborted/{key}", prompt_ids)
+        engine.add(SampleRequest(key=f"aborted/{key}", prompt_ids=prompt_ids))
     for _ in range(4):
         engine.step()
-    engine.add("aborted/late", prompts["0"])
+    engine.add(SampleRequest(key="aborted/late", prompt_ids=prompts["0"]))
     aborted = dict(engine.abort(["aborted/0", "aborted/1", "aborted/late"]))
     assert {sample.finish_reason for sample in aborted.values()} == {FinishReason.ABORTED}
     late = aborted.pop("aborted/late")
@@ -175,14 +176,14 @@ def test_abort_returns_the_tokens_so_far(engine: Any, prompts: dict[str, list[in
     assert_state_means({key.rpartition("/")[2]: sample for key, sample in aborted.items()} | others, prompts, original)
 
 
-# --- going on after tokens sampled before ------------------------------------------------------------------------------
+# --- going on after tokens sampled before --------------------------------------------------------------------------
 
 
 def cut_short(engine: Any, prompts: Mapping[str, list[int]], tag: str, *, steps: int) -> dict[str, Sample]:
-    """What the prompts have got after so many steps, by prompt; those without a token are left out."""
+    """Abort the prompts' responses after `steps` steps. Return those that have a token, by prompt."""
     keys = {f"{tag}/{key}": key for key in prompts}
     for key in keys:
-        engine.add(key, prompts[keys[key]])
+        engine.add(SampleRequest(key=key, prompt_ids=prompts[keys[key]]))
     for _ in range(steps):
         assert not engine.step()
     so_far = engine.partials([*keys, "never heard of"])
@@ -192,7 +193,7 @@ def cut_short(engine: Any, prompts: Mapping[str, list[int]], tag: str, *, steps:
 
 
 def differences(samples: Mapping[str, Sample], prompts: Mapping[str, list[int]], model: Any, positions: Mapping[str, slice]) -> np.ndarray:
-    """|log-prob of the engine − log-prob of a transformers forward| of the tokens at `positions`."""
+    """Return |log-prob of the engine − log-prob of a transformers forward| of the tokens at `positions`."""
     found = []
     for key, sample in samples.items():
         with torch.no_grad():
@@ -212,7 +213,7 @@ def test_a_cut_response_goes_on_after_its_own_tokens(
         engine.load(snapshot_of(perturbed, 41))
     sampled_tokens = engine.sampled_tokens
     for key, sample in before.items():
-        engine.add(f"resumed {new_weights}/{key}", prompts[key], sampled=sample)
+        engine.add(SampleRequest(key=f"resumed {new_weights}/{key}", prompt_ids=prompts[key], sampled=sample))
     found = finish(engine)
     assert found.keys() == before.keys()
     old = {key: slice(0, len(sample.token_ids)) for key, sample in before.items()}
@@ -224,7 +225,7 @@ def test_a_cut_response_goes_on_after_its_own_tokens(
         assert (sample.finish_reason is FinishReason.LENGTH) == (len(sample.token_ids) == RESPONSE_TOKENS)
         runs = ((0, old[key].stop), (40, 41)) if new_weights else ((0,), (40,))
         assert (sample.version_starts, sample.version_values) == runs
-        assert sample.state_mean is None, "nobody knows the states of its first tokens"
+        assert sample.state_mean is None, "the states of its first tokens are unknown"
     assert engine.sampled_tokens - sampled_tokens == sum(len(sample.token_ids[new[key]]) for key, sample in found.items())
     assert differences(found, prompts, original, old).mean() < TOLERANCE
     assert differences(found, prompts, perturbed if new_weights else original, new).mean() < TOLERANCE
@@ -233,8 +234,7 @@ def test_a_cut_response_goes_on_after_its_own_tokens(
 
 
 def test_a_likely_response_that_is_cut_goes_on_as_it_would_have(engine: Any, prompts: dict[str, list[int]], original: Any) -> None:
-    """Where the first token of the whole response is nearly certain, it is the continuation's too: the cut is in its
-    prompt."""
+    """A token of the whole response that was nearly certain is also the first token of the continuation."""
     engine.load(snapshot_of(original, 42))
     whole = run(engine, prompts, "whole")
     certain = {
@@ -251,20 +251,20 @@ def test_a_likely_response_that_is_cut_goes_on_as_it_would_have(engine: Any, pro
             logprobs=whole[key].logprobs[:position],
             finish_reason=FinishReason.ABORTED,
         )
-        engine.add(f"likely/{key}:{position}", prompts[key], sampled=before)
+        engine.add(SampleRequest(key=f"likely/{key}:{position}", prompt_ids=prompts[key], sampled=before))
     found = finish(engine)
     same = [found[f"{key}:{position}"].token_ids[position] == whole[key].token_ids[position] for key, position in certain]
     assert np.mean(same) > 0.9
 
 
-# --- a batch of its own, and the states seen on the way ----------------------------------------------------------------
+# --- a batch of its own, and the states seen on the way ------------------------------------------------------------
 
 
 def with_loop(engine: Any, use: Any) -> Any:
-    """What `use(loop)` returns, `loop` being the engine as the rollout worker sees it."""
+    """Return what `use(loop)` returns, where `loop` is the engine as the rollout worker sees it."""
 
     async def main() -> Any:
-        loop = StepLoop(lambda: engine)
+        loop = StepLoop(lambda: engine._engine)
         try:
             return await use(loop)
         finally:
@@ -274,7 +274,7 @@ def with_loop(engine: Any, use: Any) -> Any:
 
 
 def requests_of(prompts: Mapping[str, list[int]], number: int, *, max_tokens: int | None = None) -> list[SampleRequest]:
-    """`number` requests that take the prompts in turn."""
+    """Return `number` requests that take the prompts in turn."""
     chosen = itertools.islice(itertools.cycle(prompts.items()), number)
     return [SampleRequest(key=f"{n}:{key}", prompt_ids=prompt_ids, max_tokens=max_tokens) for n, (key, prompt_ids) in enumerate(chosen)]
 
@@ -284,7 +284,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def assert_state_means(samples: Mapping[str, Sample], prompts: Mapping[str, list[int]], model: Any) -> None:
-    """The mean of the tokens' own states, the last one's left out; of a single token, the prompt's last state."""
+    """Check each mean state: over all tokens but the last, or of a single token the one at the prompt's last token."""
     for key, sample in samples.items():
         prompt = prompts[key]
         with torch.no_grad():
@@ -297,7 +297,7 @@ def assert_state_means(samples: Mapping[str, Sample], prompts: Mapping[str, list
 
 @pytest.mark.parametrize("max_tokens", [None, 1, 2])
 def test_every_sample_carries_its_mean_state(engine: Any, prompts: dict[str, list[int]], original: Any, max_tokens: int | None) -> None:
-    """Also those that waited for a place, and those whose prompt was taken in by pieces."""
+    """This includes those that waited for a place, and those whose prompt was taken in by pieces."""
     engine.load(snapshot_of(original, 21))
     requests = requests_of(prompts, 20, max_tokens=max_tokens)
     assert len(requests) > MAX_SEQUENCES and sum(map(len, prompts.values())) > MAX_BATCHED_TOKENS
@@ -331,7 +331,7 @@ def test_a_batch_is_the_same_whatever_was_sampled_before_and_another_with_anothe
 def test_a_batch_is_refused_while_others_run(engine: Any, prompts: dict[str, list[int]]) -> None:
     async def use(loop: StepLoop) -> Sample:
         running = asyncio.create_task(loop.sample("running", prompts["0"]))
-        await asyncio.sleep(0)  # up to its first wait: its command is queued before the next
+        await asyncio.sleep(0)  # up to its first wait, so that its command is queued before the next
         with pytest.raises(RuntimeError, match="to be sampled alone, but the engine has others under way"):
             await loop.sample_batch(requests_of(prompts, 2), seed=7)
         return await running
@@ -361,7 +361,7 @@ def test_a_stale_tied_head_is_noticed(
             engine.load(snapshot_of(perturbed, 7))
     assert skipped and engine.version == 6
     engine.load(snapshot_of(perturbed, 8))
-    assert mean_difference(run(engine, prompts, "mended"), prompts, perturbed) < TOLERANCE
+    assert mean_difference(run(engine, prompts, "repaired"), prompts, perturbed) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_a_tensor_that_is_not_the_published_one_is_named(engine: Any, original: 
 
 
 def test_one_changed_column_of_a_fused_matrix_is_named(engine: Any, original: Any, model_path: str) -> None:
-    """k_proj lies in the middle of the engine's fused qkv matrix. Beforehand it is found too."""
+    """k_proj lies in the middle of the engine's fused qkv matrix. The check before the load finds it too."""
     name = "model.layers.3.self_attn.k_proj.weight"
     snapshot, shapes = snapshot_of(original, 10), causal_lm_shapes(model_path)
     check_snapshot(snapshot, shapes=shapes, dtype="float32")
@@ -389,7 +389,7 @@ def test_one_changed_column_of_a_fused_matrix_is_named(engine: Any, original: An
     assert engine.version == 11
 
 
-# --- in processes of its own --------------------------------------------------------------------------------------------
+# --- in processes of its own ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -412,7 +412,9 @@ def test_async_llm_goes_on_after_what_was_cut_tells_how_far_it_is_and_says_when_
 
         config = RolloutConfig(engine="vllm-async", dtype="float32", max_sequences=MAX_SEQUENCES, max_batched_tokens=MAX_BATCHED_TOKENS)
         others = {child.pid for child in psutil.Process().children(recursive=True)}
-        engine = AsyncVllmEngine(model_path, config, SamplingConfig(max_prompt_tokens=80, max_response_tokens=40), seed=0)
+        sampling = SamplingConfig(max_prompt_tokens=80, max_response_tokens=40)
+        engine = AsyncVllmEngine()
+        await engine.start(EngineSetup(model=model_path, config=config, sampling=sampling, seed=0))
         try:
             assert 0 < await engine.load(snapshot_of(original, 1)) < WAIT_S
             running = asyncio.create_task(engine.sample("a", prompts["0"]))

@@ -1,5 +1,5 @@
-"""AsyncVllmEngine around a load, with a stand-in for vLLM's AsyncLLM: requests that come while weights are replaced,
-and where weights lie meanwhile."""
+"""AsyncVllmEngine around a load, with a stand-in for vLLM's AsyncLLM: requests that arrive while weights are replaced,
+and the file that holds the weights meanwhile."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 
 from actors import vllm_engine
-from actors.engine import EngineError, PartialSample, TokenCounter, WeightMismatch
+from actors.engine import EngineError, PartialSample, WeightMismatch
+from actors.step_loop import TokenCounter
 from actors.vllm_engine import WEIGHTS_PREFIX, AsyncVllmEngine
 from buffers.records import FinishReason
 from tests.actors.coroutines import begin, run
 
 
 class FakeLLM:
-    """Samples one token a request; one that is given while it is paused is queued, as in vLLM."""
+    """Samples one token for each request. A request that arrives during a pause is queued, as in vLLM."""
 
     errored = False
 
@@ -31,7 +32,7 @@ class FakeLLM:
         self.running.set()
         self.may_load = asyncio.Event()
         self.sampled: list[tuple[str, str, int]] = []
-        """Request, salt of its prompt, and the version it was computed with."""
+        """The requests, each with the salt of its prompt and the version it was computed with."""
         self.aborted: list[str] = []
 
     async def pause_generation(self, **_: Any) -> None:
@@ -50,7 +51,7 @@ class FakeLLM:
         await self.running.wait()
         self.sampled.append((request_id, prompt["cache_salt"], self.version))
         token = SimpleNamespace(token_ids=[7], logprobs=[{7: SimpleNamespace(logprob=-1.0)}], finish_reason="stop")
-        yield SimpleNamespace(outputs=[token], finished=True)
+        yield SimpleNamespace(request_id=request_id, outputs=[token], finished=True)
 
     async def load(self) -> None:
         await self.may_load.wait()
@@ -67,16 +68,16 @@ def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine_around(llm: FakeLLM, *, hold_timeout_s: float = 30.0) -> Any:
-    """As its `__init__` makes it, without vLLM."""
-    engine: Any = object.__new__(AsyncVllmEngine)
-    engine._engine, engine._sampling, engine._partial, engine._pools_states = llm, None, dict[str, PartialSample](), False
+    """Return an engine as `start` leaves it, without vLLM."""
+    engine: Any = AsyncVllmEngine()
+    engine._engine, engine._sampling, engine._partials, engine._pools_states = llm, None, dict[str, PartialSample](), False
     engine._sampled, engine._version, engine._idle_s, engine._idle_since = TokenCounter(), 0, 0.0, None
     engine._is_replacing, engine._load_error, engine._held, engine._hold_timeout_s = False, None, {}, hold_timeout_s
     return engine
 
 
 async def beginning_to_load(engine: Any, llm: FakeLLM) -> asyncio.Task[float]:
-    """The load, up to where it waits for `may_load`."""
+    """Start a load, and return it when it waits for `may_load`."""
     loading = await begin(engine._replace(SimpleNamespace(version=1), llm.load))
     while llm.running.is_set():
         await asyncio.sleep(0)
@@ -93,7 +94,7 @@ def test_a_request_that_comes_while_weights_are_replaced_has_the_salt_of_the_new
         sample = await sampling
         await loading
         assert llm.sampled == [("new", "1", 1)] and sample.version_values == (1,)
-        assert engine._held == {} and engine._partial == {}
+        assert engine._held == {} and engine._partials == {}
 
     run(main())
 
@@ -131,7 +132,7 @@ def test_a_load_that_fails_fails_those_that_wait_for_it_and_all_that_come_later(
         for refused in (sampling, engine.sample("later", [1])):
             with pytest.raises(EngineError, match="samples no more: the engine does not hold tensor norm"):
                 await refused
-        assert llm.sampled == [] and engine._partial == {}
+        assert llm.sampled == [] and engine._partials == {}
 
     run(main())
 

@@ -23,7 +23,7 @@ def hub() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def modules(hub: dict[str, torch.Tensor]) -> dict[str, SimpleNamespace]:
-    """One fused projection whose matrix only its kernel can use, as on CPU."""
+    """The modules of a model with one fused projection, whose matrix only its kernel can use, as on CPU."""
     packed = torch.cat([hub[f"attn.{part}.weight"] for part in SIZES])
     bias = torch.cat([hub[f"attn.{part}.bias"] for part in SIZES])
     fused = SimpleNamespace(

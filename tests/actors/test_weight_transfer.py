@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from actors.device_transfer import DevicePublisher, DeviceReceiver
 from actors.learner import Learner
-from actors.weight_transfer import DevicePublisher, DeviceReceiver, DeviceWeights, TransferUnavailable, check_weights, make_publisher
+from actors.weight_transfer import DeviceWeights, TransferUnavailable, check_weights, make_publisher
 from learners.config import LearnerConfig
 from learners.forward import causal_lm_shapes
 from learners.weight_check import WeightsRefused
@@ -25,7 +26,7 @@ SHAPES = {"embed.weight": (4, 3), "norm.weight": (3,)}
 
 
 class Policy:
-    """Weights that are all the number of their version."""
+    """A policy whose weights all equal its version."""
 
     version = 0
 
@@ -47,7 +48,7 @@ class Policy:
 
 
 class FakeTrainer:
-    """vLLM's calls in vLLM's order, with the weights themselves in the update. Checks what it is given."""
+    """Makes vLLM's calls in vLLM's order, with the weights themselves in the update. It checks its arguments."""
 
     made: list[FakeTrainer]
 
@@ -188,7 +189,7 @@ def test_a_learner_that_is_gone_costs_a_refusal_and_its_successor_is_found(train
     run(main())
 
 
-def test_who_has_not_the_key_gets_nothing_and_is_in_nobody_s_way(publisher: DevicePublisher) -> None:
+def test_a_client_without_the_key_gets_nothing_and_blocks_no_other(publisher: DevicePublisher) -> None:
     async def main() -> None:
         policy, stranger, engine = Policy(), FakeEngine(), FakeEngine()
         weights = published(publisher, policy)
@@ -201,10 +202,10 @@ def test_who_has_not_the_key_gets_nothing_and_is_in_nobody_s_way(publisher: Devi
 
 
 @pytest.mark.parametrize("says", [b"", b"\x00\x00\x00\x01?", b"\x7f\xff\xff\xff"])
-def test_who_connects_and_proves_nothing_is_in_nobody_s_way_and_let_go(
+def test_a_client_that_proves_nothing_blocks_no_other_and_is_disconnected(
     publisher: DevicePublisher, monkeypatch: pytest.MonkeyPatch, says: bytes
 ) -> None:
-    monkeypatch.setattr("actors.weight_transfer.AUTHENTICATION_TIMEOUT_S", 1)
+    monkeypatch.setattr("actors.device_transfer.AUTHENTICATION_TIMEOUT_S", 1)
 
     async def main() -> None:
         policy, engine = Policy(), FakeEngine()
@@ -285,7 +286,7 @@ def test_an_engine_that_fails_in_an_update_fails_alone(publisher: DevicePublishe
 
 
 def test_an_engine_that_waits_for_its_weights_holds_up_no_other(publisher: DevicePublisher, trainers: list[FakeTrainer]) -> None:
-    """Nor the learner, which publishes on."""
+    """It does not affect the learner either, which publishes again."""
 
     async def main() -> None:
         policy, slow, engine = Policy(), FakeEngine(), FakeEngine()

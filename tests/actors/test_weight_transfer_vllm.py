@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import EngineError, WeightMismatch
+from actors.device_transfer import DevicePublisher
+from actors.engine import EngineError, EngineSetup, WeightMismatch
 from actors.vllm_engine import AsyncVllmEngine
 from actors.vllm_worker import EngineWorker
-from actors.weight_transfer import DevicePublisher, DeviceWeights, check_weights, vllm_trainer
+from actors.weight_transfer import DeviceWeights, check_weights, vllm_trainer
 from learners.forward import causal_lm_shapes, load_causal_lm
 from tests.actors.coroutines import WAIT_S, run
 
@@ -32,7 +33,7 @@ NORM = "model.norm.weight"
 
 
 class Policy:
-    """A learner's weights that change."""
+    """A policy whose weights change with each training step."""
 
     def __init__(self, path: str) -> None:
         self.model = load_causal_lm(path, dtype="float32")
@@ -54,7 +55,7 @@ class Policy:
 
 
 class QueueCommunicator:
-    """In place of PyNcclCommunicator: rank 0 broadcasts to rank 1, of as many bytes as it expects."""
+    """Replaces PyNcclCommunicator: rank 0 broadcasts to rank 1, which checks the number of bytes."""
 
     def __init__(self, pairs: dict[int, queue.Queue[Tensor]], port: int, rank: int) -> None:
         self.rank = rank
@@ -76,7 +77,7 @@ class QueueCommunicator:
 
 @pytest.fixture
 def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """vLLM's two transfer engines on the CPU."""
+    """Let vLLM's two transfer engines run on the CPU."""
     from vllm.distributed.weight_transfer import ipc_engine, nccl_engine, packed_tensor
 
     pairs: dict[int, queue.Queue[Tensor]] = {}
@@ -109,8 +110,7 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class FakeAsyncLLM:
-    """In place of AsyncLLM: one worker of vLLM's own class, with our extension, whose methods are called in a
-    thread."""
+    """Replaces AsyncLLM: one worker of vLLM's own class with our extension. Its methods are called in a thread."""
 
     errored = False
 
@@ -155,7 +155,7 @@ class FakeAsyncLLM:
 
 
 class Receiving(nn.Module):
-    """The engine's model: reads tensors by name as vLLM's models do."""
+    """The engine's model, which reads tensors by name as vLLM's models do."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -186,7 +186,8 @@ class Side:
         self.model = Receiving(path)
         monkeypatch.setattr(AsyncLLM, "from_engine_args", lambda arguments: FakeAsyncLLM(self.model, arguments))
         config = RolloutConfig(engine="vllm-async", weight_transfer=transfer, dtype="float32")
-        self.engine = AsyncVllmEngine(path, config, SamplingConfig(), seed=0)
+        self.engine = AsyncVllmEngine()
+        asyncio.run(self.engine.start(EngineSetup(model=path, config=config, sampling=SamplingConfig(), seed=0)))
         self.llm: FakeAsyncLLM = self.engine._engine
 
     def __enter__(self) -> Side:

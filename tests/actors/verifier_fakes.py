@@ -51,7 +51,7 @@ class FakeTask:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _regex(self, _: str) -> None:
-        """Hangs in C with the interpreter lock held: no signal handler written in Python can run."""
+        """Hang in C with the interpreter lock held, so that no Python signal handler can run."""
         re.match(r"(a+)+$", "a" * 64 + "b")
 
     def _none(self, _: str) -> object:
@@ -69,7 +69,7 @@ class FakeTask:
             os._exit(3)
 
     def _hang(self, path: str) -> None:
-        """Writes the worker's process id to the file, whole or not at all, then hangs in C."""
+        """Write the worker's process id to the file, atomically, then hang in C."""
         partial = Path(f"{path}.partial")
         partial.write_text(str(os.getpid()))
         partial.rename(path)
@@ -85,7 +85,7 @@ def make_fake_task() -> Task:
 
 
 class ColdTask(FakeTask):
-    """Raises where it was not warmed up once; with a short deadline of its own."""
+    """Raises unless it was warmed up exactly once. It has a short deadline of its own."""
 
     deadline_s: float = 0.5
     num_warm_ups: int = 0
@@ -111,5 +111,5 @@ def make_exiting_task() -> Task:
 
 
 def make_task_unless(path: Path) -> Task:
-    """A worker that dies when it starts, once `path` exists."""
+    """Return a task, but let the worker die at its start if `path` exists."""
     return make_exiting_task() if path.exists() else FakeTask()

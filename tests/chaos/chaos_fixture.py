@@ -18,8 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.engine import Sample
+from actors.engine import EngineSetup, Sample, SampleRequest
 from actors.reference_engine import ReferenceEngine
+from actors.step_loop import RunningRequests
 from buffers.records import FinishReason
 from jobs.config import RunConfig
 from jobs.directory.events import EventKind
@@ -212,7 +213,9 @@ def check_every_token(run: LocalRun, chaos: Chaos) -> None:
     """Every token trained on is the one that the weights of its version give there, whoever sampled it and after
     however many losses."""
     config = run.config
-    engine = ReferenceEngine(config.model, config.rollout, config.sampling, seed=config.seed)
+    reference = ReferenceEngine()
+    reference.start(EngineSetup(model=config.model, config=config.rollout, sampling=config.sampling, seed=config.seed))
+    engine = RunningRequests(reference)
     rows = run.logged()
     for version in sorted({version for row in rows for version in row["version_values"]}):
         if version:
@@ -230,7 +233,7 @@ def _positions(row: dict[str, Any], version: int) -> list[int]:
     return [position for start, end, value in runs if value == version for position in range(start, end)]
 
 
-def _next_token(engine: ReferenceEngine, row: dict[str, Any], position: int) -> tuple[int, float]:
+def _next_token(engine: RunningRequests, row: dict[str, Any], position: int) -> tuple[int, float]:
     key = f"0:{row['problem_id']}/{row['admitted_version']}/{row['attempt']}/{row['index']}"
     before = Sample(
         token_ids=tuple(row["response_ids"][:position]),
@@ -239,6 +242,6 @@ def _next_token(engine: ReferenceEngine, row: dict[str, Any], position: int) -> 
         version_values=(0,),
         finish_reason=FinishReason.ABORTED,
     )
-    engine.add(key, row["prompt_ids"], position + 1, before)
+    engine.add(SampleRequest(key=key, prompt_ids=row["prompt_ids"], max_tokens=position + 1, sampled=before))
     ((_, sample),) = engine.step()
     return sample.token_ids[-1], float(pa.scalar(sample.logprobs[-1], pa.float32()).as_py())

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from actors.encoder import HiddenStateEncoder
-from actors.rollout import RolloutWorker
+from actors.rollout import PooledFeatures, RolloutWorker
 from buffers.records import GroupUsage, Problem, Verdict, VerdictStatus
 from jobs.explore_config import ExploreConfig
 from jobs.processes.handles import LocalHandle
@@ -79,7 +79,7 @@ class LocalExplore:
             config=config.rollout,
             sampling=config.sampling,
             seed=config.seed,
-            pool_states=config.from_engine,
+            features=PooledFeatures() if config.from_engine else None,
         )
 
     def make_encoder(self) -> HiddenStateEncoder:

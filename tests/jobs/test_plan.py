@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from actors.engines import ENGINES
 from jobs.config import ConfigError, RunConfig
-from jobs.plan import BASE_PROCESS_GIB, DRIVER_GIB, ENGINE_GIB, RAY_GIB, available_memory_gib, make_plan, require_disk, require_memory
+from jobs.plan import BASE_PROCESS_GIB, DRIVER_GIB, RAY_GIB, available_memory_gib, make_plan, require_disk, require_memory
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_no_encoder_where_the_policy_gives_the_features():
 def test_memory_of_a_model_with_known_size(giant, monkeypatch):
     monkeypatch.setattr("learners.precision.cpu_has_bfloat16", lambda: True)
     learner = 2 + 16 + 2.048 + BASE_PROCESS_GIB  # bfloat16 weights; float32 masters, gradients, two moments; activations; process
-    rollout = 4 + 1.0 + BASE_PROCESS_GIB + ENGINE_GIB  # weights and a loaded snapshot; KV cache; process
+    rollout = 4 + 1.0 + BASE_PROCESS_GIB + ENGINES["vllm"].facts.memory_gib  # weights and a loaded snapshot; KV cache; process
     encoder = 2 + BASE_PROCESS_GIB + BASE_PROCESS_GIB  # and the process that owns the bonus
     rest = 4 + 0.1 + RAY_GIB + DRIVER_GIB  # two published versions; a tenth of replay's cap
     assert plan_of(model=giant).memory_gib == pytest.approx(learner + rollout + encoder + rest)
