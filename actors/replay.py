@@ -30,7 +30,7 @@ from buffers.rollout_log import RolloutLog
 from buffers.schema import (
     ROLLOUT_SCHEMA,
     concat_groups,
-    conform,
+    conform_checkpoint,
     group_ids,
     split_groups,
     with_outcome,
@@ -190,7 +190,7 @@ class Replay(Checkpointed):
     def load(self, directory: Path) -> None:
         rows = _read_table(directory / "replay.arrow")
         aside = directory / "aside.arrow"
-        self._aside = conform(_read_table(aside)).to_batches() if aside.exists() else []
+        self._aside = conform_checkpoint(_read_table(aside)).to_batches() if aside.exists() else []
         numbers = json.loads((directory / "replay.json").read_text())
         self._buffer.load_state_dict(ReplayState(rows=rows, seen_ranges=numbers["seen_ranges"], counters=numbers["counters"]))
 

@@ -2,8 +2,8 @@
 
     state = init_state(config.dim)
     scored, state = score_step(..., state, config)             # bonus.scoring, once a step
-    tensors, rest = state_dict(state)                          # save_file(tensors, ...), json.dumps(rest)
-    state = from_state_dict(load_file(...), json.loads(...))   # the next bonuses are the same, bit for bit
+    saved = state_dict(state)                                  # tensors, and values that JSON can hold
+    state = from_state_dict(saved)                             # the next bonuses are the same, bit for bit
 
 Scoring returns a new state and leaves the old one as it was. Legend: D projected size, P prompts.
 """
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bonus import covariance, prompt_memory
 from bonus.covariance import CovarianceState
@@ -42,19 +41,18 @@ def merge(a: BonusState, b: BonusState) -> BonusState:
     return BonusState(covariance=covariance.merge(a.covariance, b.covariance), prompts=prompt_memory.merge(a.prompts, b.prompts))
 
 
-def state_dict(state: BonusState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state as a flat dict of contiguous tensors (copies) for safetensors, and a flat dict of numbers and lists of
-    strings for JSON."""
+def state_dict(state: BonusState) -> dict[str, Any]:
+    """Return the state as a flat dict of contiguous tensors (copies), numbers and lists of strings."""
     saved: dict[str, Any] = {f"covariance.{name}": value for name, value in covariance.state_dict(state.covariance).items()}
-    saved |= {f"prompts.{name}": value for name, value in prompt_memory.state_dict(state.prompts).items()}
-    tensors = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
-    return tensors, {name: value for name, value in saved.items() if name not in tensors}
+    return saved | {f"prompts.{name}": value for name, value in prompt_memory.state_dict(state.prompts).items()}
 
 
-def from_state_dict(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> BonusState:
-    """Rebuild a state from `state_dict`. ValueError for missing or unknown keys and for a state that is not valid,
-    TypeError for a part of the wrong type."""
-    saved = {**tensors, **rest}
+def from_state_dict(saved: Mapping[str, Any]) -> BonusState:
+    """Rebuild a state from `state_dict`.
+
+    Raises ValueError for missing or unknown keys and for a state that is not valid, TypeError for a part of the wrong
+    type.
+    """
     unknown = sorted(name for name in saved if name.partition(".")[0] not in PARTS)
     if unknown:
         raise ValueError(f"unknown {unknown}")

@@ -58,20 +58,22 @@ def load(
     options: Mapping[str, Any] | None = None,
     *,
     key: str,
+    options_key: str = "",
     methods: Sequence[str] = (),
     arguments: Sequence[str] | None = None,
 ) -> Any:
     """Import what `path` names and return it, ready for use.
 
     A class is called with `options`; a function, or any other object, takes none. The result must have all `methods`,
-    and where `arguments` are given it must be callable with that many. `key` is the configuration key, for messages.
-    Raises ExtensionError.
+    and where `arguments` are given it must be callable with that many. `key` is the configuration key, for messages,
+    and `options_key` that of the options where it is not `KEY_options`. Raises ExtensionError.
     """
+    options_key = options_key or f"{key}_options"
     found = _attribute(path, key)
     if inspect.isclass(found):
-        found = _instance(found, dict(options or {}), path, key)
+        found = _instance(found, dict(options or {}), f'{key} = "{path}"', options_key)
     elif options:
-        raise ExtensionError(f"{key}_options are for a class, and {path} is a {type(found).__name__}: leave them out")
+        raise ExtensionError(f"{options_key} are for a class, and {path} is a {type(found).__name__}: leave them out")
     kind = type(found).__name__
     for method in methods:
         if not hasattr(found, method):
@@ -101,16 +103,16 @@ def _attribute(path: str, key: str) -> Any:
     return getattr(module, name)
 
 
-def _instance(cls: type, options: dict[str, Any], path: str, key: str) -> Any:
+def _instance(cls: type, options: dict[str, Any], named: str, options_key: str) -> Any:
     try:
         inspect.signature(cls).bind(**options)
     except TypeError as error:
-        raise ExtensionError(f'{key} = "{path}" with {key}_options = {options}: {error}') from None
+        raise ExtensionError(f"{named} with {options_key} = {options}: {error}") from None
     try:
         return cls(**options)
     except Exception as error:  # a seam: the class is somebody else's code
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise ExtensionError(f'{key} = "{path}" with {key}_options = {options}: {reason}') from error
+        raise ExtensionError(f"{named} with {options_key} = {options}: {reason}") from error
 
 
 def _require_callable(found: Any, arguments: Sequence[str], path: str, key: str) -> None:

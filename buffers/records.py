@@ -63,9 +63,10 @@ class Verdict:
 
     status: VerdictStatus
     reward: float | None
-    answer: str | None = None  # what was read out of the response
+    answer: str | None = None  # what was read out of the response, cut short
     detail: str | None = None
     elapsed_s: float = 0.0
+    final_answer: str | None = None  # `Task.final_answer`, whole; only where the verifier pool was asked for it
 
     def __post_init__(self) -> None:
         if (self.reward is None) is self.status.is_scored:

@@ -18,7 +18,17 @@ import pyarrow as pa
 
 from buffers.config import ReplayConfig
 from buffers.id_ranges import IdRanges
-from buffers.schema import ROLLOUT_SCHEMA, check_schema, concat_groups, conform, group_ids, oldest_version, validate_groups
+from buffers.samplers import HeldGroup, choose_checked, sampler_of
+from buffers.schema import (
+    ROLLOUT_SCHEMA,
+    check_schema,
+    concat_groups,
+    conform_checkpoint,
+    group_ids,
+    list_column_arrays,
+    oldest_version,
+    validate_groups,
+)
 
 
 class ReplayTooSmall(ValueError):
@@ -65,12 +75,12 @@ class ReplayState(TypedDict):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Held:
     batch: pa.RecordBatch
-    oldest_version: int
+    about: HeldGroup
     nbytes: int
 
 
 class ReplayBuffer:
-    """Holds whole groups under a byte cap; hands each out once, lowest `group_id` first, never beyond the lag bound.
+    """Holds whole groups under a byte cap. Each is handed out once, and never beyond the lag bound.
 
     replay = ReplayBuffer(group_size=8, max_policy_lag=2, config=ReplayConfig())
     while replay.insert(group, version=live_version) is InsertResult.FULL:  # a producer, once a group is scored
@@ -82,13 +92,16 @@ class ReplayBuffer:
     if batch is not None:
         train(batch)
 
-    The same inserts and samples give the same batches, whatever the order of arrival among the groups held.
+    Which of the groups held a batch takes is the sampler's choice: by default the lowest ids, so that the same inserts
+    and samples give the same batches, whatever the order of arrival among the groups held.
     """
 
     def __init__(self, *, group_size: int, max_policy_lag: int, config: ReplayConfig) -> None:
         self._group_size = group_size
         self._max_policy_lag = max_policy_lag
         self._max_bytes = config.max_bytes
+        self._sampler = sampler_of(config)
+        self._sampler_name = config.sampler
         self._held: dict[int, _Held] = {}
         self._seen = IdRanges()
         self._counters = ReplayCounters()
@@ -134,14 +147,16 @@ class ReplayBuffer:
         return self._count(InsertResult.ACCEPTED)
 
     def sample(self, num_groups: int, *, version: int) -> pa.RecordBatch | None:
-        """Take out the `num_groups` lowest ids within the lag bound, sorted by id; None, and no change, if there are
-        fewer."""
+        """Take out `num_groups` groups within the lag bound, sorted by id; None, and no change, if there are fewer.
+
+        Raises ExtensionError, and changes nothing, where the sampler's answer is not that many of those groups."""
         if num_groups < 1:
             raise ValueError(f"num_groups = {num_groups} must be at least 1")
-        valid = [group_id for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
+        valid = [self._held[group_id].about for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
         if len(valid) < num_groups:
             return None
-        chosen = [self._held.pop(group_id).batch for group_id in valid[:num_groups]]
+        ids = choose_checked(self._sampler, valid, num_groups, name=self._sampler_name)
+        chosen = [self._held.pop(group_id).batch for group_id in ids]
         self._counters = replace(self._counters, sampled=self._counters.sampled + num_groups)
         return concat_groups(chosen)
 
@@ -178,7 +193,7 @@ class ReplayBuffer:
         for group_id, held in self._held.items():
             assert group_id in self._seen, f"group {group_id} is held but not remembered as seen"
             assert group_ids(held.batch).tolist() == [group_id], f"group {group_id} is held under another id"
-            assert held.oldest_version == oldest_version(held.batch)[0], f"group {group_id}: its oldest version changed"
+            assert held.about == _about(held.batch), f"group {group_id}: what is known of it changed"
             assert held.nbytes == held.batch.get_total_buffer_size(), f"group {group_id}: its size changed"
             validate_groups(held.batch, self._group_size)
         counters = self._counters
@@ -201,8 +216,7 @@ class ReplayBuffer:
     def load_state_dict(self, state: ReplayState) -> None:
         """Replace all that is held. Raises ValueError if the rows do not fit this buffer's settings: ReplayTooSmall if
         there is no room."""
-        check_schema(state["rows"].schema)
-        rows = conform(state["rows"])
+        rows = conform_checkpoint(state["rows"])
         held = {}
         for first in range(0, rows.num_rows, self._group_size):  # a chunk of a table read from a file may split a group
             group = concat_groups(rows.slice(first, self._group_size).to_batches())
@@ -217,7 +231,7 @@ class ReplayBuffer:
         self.check_valid()
 
     def _is_stale(self, held: _Held, version: int) -> bool:
-        return held.oldest_version < version - self._max_policy_lag
+        return held.about.oldest_version < version - self._max_policy_lag
 
     def _count(self, result: InsertResult) -> InsertResult:
         name = {
@@ -232,4 +246,15 @@ class ReplayBuffer:
 
 def _hold(group: pa.RecordBatch) -> _Held:
     own = concat_groups([group])
-    return _Held(batch=own, oldest_version=int(oldest_version(own)[0]), nbytes=own.get_total_buffer_size())
+    return _Held(batch=own, about=_about(own), nbytes=own.get_total_buffer_size())
+
+
+def _about(group: pa.RecordBatch) -> HeldGroup:
+    return HeldGroup(
+        group_id=int(group_ids(group)[0]),
+        task=group.column("task")[0].as_py(),
+        problem_id=group.column("problem_id")[0].as_py(),
+        oldest_version=int(oldest_version(group)[0]),
+        num_tokens=len(list_column_arrays(group, "response_ids")[0]),
+        rewards=tuple(group.column("reward").to_pylist()),
+    )

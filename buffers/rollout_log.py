@@ -124,7 +124,10 @@ class RolloutLog:
     def _read_step(self, step: int) -> pa.Table:
         with self._filesystem.open_input_file(self._path(step)) as source:
             file = pq.ParquetFile(source)
-            check_schema(file.schema_arrow)
+            try:
+                check_schema(file.schema_arrow)
+            except ValueError as error:
+                raise ValueError(f"{self._path(step)}: {error}") from None
             return conform(file.read())
 
     def _path(self, step: int) -> str:

@@ -109,7 +109,7 @@ class RayFactory:
         self._model = model
         self._run_id = run_id
         self._log_directory = log_directory
-        self._from_policy = config.bonus.enabled and config.bonus.source == "policy"
+        self._from_policy = config.bonus.feature_source == "policy"
 
     def rollout_worker(self, number: int) -> RayHandle:
         """Groups that are drawn by the keys of their requests are the same on whichever worker, with one seed for
@@ -186,7 +186,8 @@ class RayFactory:
 
     def verifier(self) -> RayHandle:
         config = self._config
-        return verifier_pool(config.task, config.verifier, max_concurrency=config.prompts_per_step + 1)
+        concurrency = config.prompts_per_step + 1
+        return verifier_pool(config.task, config.verifier, max_concurrency=concurrency, final_answers=config.bonus.needs_answers)
 
     def replay(self) -> RayHandle:
         config = self._config
@@ -261,14 +262,14 @@ def scorer(config: ScorerConfig, *, model: str) -> RayHandle:
     )
 
 
-def verifier_pool(task: TaskConfig, config: VerifierConfig, *, max_concurrency: int) -> RayHandle:
-    return _actor(VerifierPool, "verifier", {}, task, config, max_concurrency=max_concurrency)
+def verifier_pool(task: TaskConfig, config: VerifierConfig, *, max_concurrency: int, final_answers: bool = False) -> RayHandle:
+    return _actor(VerifierPool, "verifier", {}, task, config, max_concurrency=max_concurrency, final_answers=final_answers)
 
 
 def num_actors(config: RunConfig) -> int:
     """Processes of a training run that reserve a CPU each."""
-    bonus = 1 + (config.encoder.replicas if config.bonus.source == "encoder" else 0) if config.bonus.enabled else 0
-    return config.rollout.workers + config.learner.ranks + 2 + bonus + (config.evaluation.every > 0)
+    encoders = config.encoder.replicas if config.bonus.feature_source == "encoder" else 0
+    return config.rollout.workers + config.learner.ranks + 2 + config.bonus.enabled + encoders + (config.evaluation.every > 0)
 
 
 def namespace(directory: str) -> str:

@@ -19,6 +19,7 @@ from actors.engine import EngineError, WeightMismatch
 from actors.rollout import DataError
 from actors.verifier import ResizeError, VerifierPoolError
 from actors.weight_transfer import TransferUnavailable
+from buffers.extensions import ExtensionError
 from buffers.replay import ReplayTooSmall
 from buffers.rollout_log import RolloutLogError
 from jobs.processes.handles import ActorDied, DataLost, Deadline
@@ -37,7 +38,7 @@ class PublicationFailed(RuntimeError):
 
 
 NAMED_FAILURES = (
-    *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError),
+    *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError, ExtensionError),
     *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, ModelUnsupported, CallGivenUp, ReplayTooSmall),
 )
 """Their messages say all there is to say; anything else is shown with its traceback."""

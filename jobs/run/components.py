@@ -143,8 +143,7 @@ class Run:
         self.replay = self._supervised("replay", factory.replay, self._restore_replay)
         self.verifier = self._supervised("verifier", factory.verifier, self._restore_verifier)
         self.bonus = self._supervised("bonus", factory.bonus, self._restore_bonus) if config.bonus.enabled else None
-        uses_encoders = config.bonus.enabled and config.bonus.source == "encoder"
-        self.encoders = EncoderPool(self._encoder, config.encoder.replicas if uses_encoders else 0)
+        self.encoders = EncoderPool(self._encoder, config.encoder.replicas if config.bonus.feature_source == "encoder" else 0)
 
     @property
     def stateful(self) -> dict[str, Handle]:

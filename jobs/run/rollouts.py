@@ -117,9 +117,8 @@ class Rollouts:
         self._run = run
         self._observer = observer
         self._supervision = run.config.supervision
-        bonus = run.config.bonus
         isolated = run.config.isolates_groups  # then a group is begun again as a whole, as it was begun the first time
-        self._can_resume = not isolated and not (bonus.enabled and bonus.source == "policy")  # whose old tokens' states nobody else knows
+        self._can_resume = not isolated and run.config.bonus.feature_source != "policy"  # whose old tokens' states nobody else knows
         self._lanes = 1 if isolated else max(1, run.config.rollout.max_sequences // run.config.responses_per_prompt)
         self.fleet = Fleet("rollout", desired=desired, config=run.config.supervision)
         self.workers: dict[str, Worker] = {}

@@ -219,7 +219,7 @@ class LocalRun:
             config=config.rollout,
             sampling=config.sampling,
             seed=config.seed,
-            pool_states=config.bonus.enabled and config.bonus.source == "policy",
+            pool_states=config.bonus.feature_source == "policy",
             bonus=config.bonus,
             projection_seed=config.seed,
             isolated=config.isolates_groups,
