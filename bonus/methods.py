@@ -7,7 +7,7 @@ from bonus.config import BonusConfig
 from bonus.elliptical_bonus import EllipticalBonus
 
 BONUSES: Mapping[str, Callable[[BonusConfig], Bonus]] = {"elliptical": EllipticalBonus}
-"""Each known name with what makes the bonus. What it needs stands in `bonus.config.KINDS`, which loads without torch."""
+"""Each known name with what makes the bonus. `bonus.config.KINDS` says what it needs, and loads without torch."""
 
 
 def bonus_of(config: BonusConfig) -> Bonus:

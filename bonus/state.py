@@ -1,4 +1,4 @@
-"""Everything that scoring carries from step to step, as one value. Its owner keeps it, saves it and passes it on.
+"""Everything that the elliptical bonus carries from step to step, as one value.
 
     state = init_state(config.dim)
     scored, state = score_step(..., state, config)             # bonus.scoring, once a step
@@ -23,21 +23,21 @@ PARTS = ("covariance", "prompts")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BonusState:
-    """What earlier steps left behind. A memory that the config does not name stays as it is."""
+    """What earlier steps left behind. A memory that the configuration does not name stays as it is."""
 
     covariance: CovarianceState
-    """P of memory="run", and the energy behind ridge="auto", whatever the memory."""
+    """P of memory="run", and the energy behind ridge="auto", which advances under every memory."""
     prompts: PromptMemory
-    """Of memory="prompt"."""
+    """The prompts of memory="prompt"."""
 
 
 def init_state(dim: int, *, device: torch.device | str = "cpu") -> BonusState:
-    """The state before the first step. `device` is the one that the features will be on."""
+    """Return the state before the first step. `device` is that of the features to come."""
     return BonusState(covariance=covariance.init_state(dim, device=device), prompts=prompt_memory.init_memory(dim))
 
 
 def merge(a: BonusState, b: BonusState) -> BonusState:
-    """Add two shards: `bonus.covariance.merge` and `bonus.prompt_memory.merge`."""
+    """Add two shards by `bonus.covariance.merge` and `bonus.prompt_memory.merge`."""
     return BonusState(covariance=covariance.merge(a.covariance, b.covariance), prompts=prompt_memory.merge(a.prompts, b.prompts))
 
 
@@ -68,7 +68,7 @@ def from_state_dict(saved: Mapping[str, Any]) -> BonusState:
 
 
 def check_valid(state: BonusState) -> None:
-    """ValueError unless both parts are valid and of one D."""
+    """Raise ValueError unless both parts are valid and of one D."""
     covariance.check_valid(state.covariance)
     prompt_memory.check_valid(state.prompts)
     _check_one_dim(state)

@@ -1,7 +1,6 @@
-"""Replay: whole scored groups, held until they are trained on or too old to be. Owned by one actor; holds no lock, no
-clock.
+"""Replay: whole verified groups, held until they are trained on or too old. One actor owns it; it has no lock or clock.
 
-A policy version is the number of the weights. The bound, for every token of every sampled group:
+A policy version is the number of the weights. For every token of every group handed out,
 
     version of the weights being trained - version that sampled the token  <=  max_policy_lag
 """
@@ -32,26 +31,28 @@ from buffers.schema import (
 
 
 class ReplayTooSmall(ValueError):
-    """What a checkpoint has held does not fit; the message names the key."""
+    """The groups of a checkpoint do not fit; the message names the key."""
 
 
 class InsertResult(StrEnum):
-    """What became of an insert. Only ACCEPTED changes the rows held."""
+    """The answer to an insert. Only ACCEPTED changes the rows held."""
 
     ACCEPTED = "accepted"
-    DUPLICATE = "duplicate"  # this id was accepted before: an insert can be retried when its answer was lost
-    STALE = "stale"  # already too old: its slot should be dropped and its problem re-admitted
-    FILTERED = "filtered"  # nothing to learn from: its slot should be given to another problem (`actors.replay`)
-    FULL = "full"  # would exceed max_bytes: the producer keeps the group and tries again
+    DUPLICATE = "duplicate"  # the id was accepted before: an insert can be repeated when its answer was lost
+    STALE = "stale"  # the group is too old already: its slot should be dropped and its problem admitted again
+    FILTERED = "filtered"  # nothing can be learnt from it: its slot should go to another problem (`actors.replay`)
+    FULL = "full"  # it would exceed max_bytes: the producer keeps the group and tries again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayCounters:
-    """Groups since the run began, or since this buffer took over from one that was lost. Held now = inserted - sampled
-    - evicted."""
+    """Numbers of groups since the run began, or since this buffer took over from one that was lost.
 
-    taken_over: int = 0  # count as seen without having been in this buffer
-    passed: int = 0  # likewise, because they never came: they were dropped or filtered before
+    The groups held now are inserted - sampled - evicted.
+    """
+
+    taken_over: int = 0  # count as seen, but were in the lost buffer
+    passed: int = 0  # count as seen, but never came: they were dropped or filtered before
     inserted: int = 0
     sampled: int = 0
     evicted: int = 0  # became stale while held
@@ -65,7 +66,7 @@ class ReplayCounters:
 
 
 class ReplayState(TypedDict):
-    """Everything a fresh buffer needs: rows as an Arrow table, the rest small integers that JSON can hold."""
+    """Everything that a fresh buffer needs: rows as an Arrow table, the rest small integers that JSON can hold."""
 
     rows: pa.Table
     seen_ranges: list[list[int]]
@@ -93,7 +94,7 @@ class ReplayBuffer:
         train(batch)
 
     Which of the groups held a batch takes is the sampler's choice: by default the lowest ids, so that the same inserts
-    and samples give the same batches, whatever the order of arrival among the groups held.
+    and samples give the same batches in any order of arrival among the groups held.
     """
 
     def __init__(self, *, group_size: int, max_policy_lag: int, config: ReplayConfig) -> None:
@@ -112,7 +113,7 @@ class ReplayBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers held. Each group is copied in, so no larger parent stays alive behind them."""
+        """Bytes of the rows held. Each group is copied in, so it keeps no larger parent alive."""
         return sum(held.nbytes for held in self._held.values())
 
     @property
@@ -126,7 +127,7 @@ class ReplayBuffer:
     def insert(self, batch: pa.RecordBatch, *, version: int) -> InsertResult:
         """Offer one whole group at the learner's `version`.
 
-        Raises ValueError if the batch is not one well-formed group, or is by itself larger than `max_bytes`.
+        Raises ValueError if the batch is not one well-formed group, or is larger than `max_bytes` alone.
         """
         check_schema(batch.schema)
         validate_groups(batch, self._group_size)
@@ -147,9 +148,10 @@ class ReplayBuffer:
         return self._count(InsertResult.ACCEPTED)
 
     def sample(self, num_groups: int, *, version: int) -> pa.RecordBatch | None:
-        """Take out `num_groups` groups within the lag bound, sorted by id; None, and no change, if there are fewer.
+        """Take out `num_groups` groups within the lag bound, sorted by id. Return None, unchanged, if there are fewer.
 
-        Raises ExtensionError, and changes nothing, where the sampler's answer is not that many of those groups."""
+        Raises ExtensionError, and changes nothing, if the sampler does not choose that many of these groups.
+        """
         if num_groups < 1:
             raise ValueError(f"num_groups = {num_groups} must be at least 1")
         valid = [self._held[group_id].about for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
@@ -161,23 +163,24 @@ class ReplayBuffer:
         return concat_groups(chosen)
 
     def evict(self, *, version: int) -> list[pa.RecordBatch]:
-        """Take out the groups that may no longer be trained on at `version`, lowest id first."""
+        """Take out and return the groups that are too old to be trained on at `version`, lowest id first."""
         stale = [group_id for group_id in self.held_ids if self._is_stale(self._held[group_id], version)]
         self._counters = replace(self._counters, evicted=self._counters.evicted + len(stale))
         return [self._held.pop(group_id).batch for group_id in stale]
 
     def forget_below(self, group_id: int) -> None:
-        """No group below `group_id` will come any more. So those that never did are not gaps among the ids seen, for
-        ever."""
+        """Count every id below `group_id` as seen: no group below it will come any more.
+
+        Otherwise groups that never came would stay gaps among the ids seen for ever.
+        """
         before = len(self._seen)
         self._seen.add_below(group_id)
         self._counters = replace(self._counters, passed=self._counters.passed + len(self._seen) - before)
 
     def take_over(self, seen_below: int, not_seen: Iterable[int]) -> None:
-        """Stand in for a buffer that was lost: of the ids below `seen_below` all but those in `not_seen` were seen by
-        it, and are refused as duplicates.
+        """Take the place of a buffer that was lost, and refuse the groups that it saw as duplicates.
 
-        Raises ValueError unless this buffer is as new.
+        It saw the ids below `seen_below` but those in `not_seen`. Raises ValueError if this buffer has seen a group.
         """
         if self._seen.ranges:
             raise ValueError(f"a buffer that has seen {len(self._seen)} groups of its own cannot take over from another")
@@ -203,7 +206,7 @@ class ReplayBuffer:
         assert len(self._seen) == known, f"{len(self._seen)} ids seen, which is not what {counters} add up to"
 
     def held_rows(self) -> pa.Table:
-        """The groups held, lowest id first."""
+        """Return the rows of the groups held, lowest id first."""
         return pa.Table.from_batches([self._held[group_id].batch for group_id in self.held_ids], schema=ROLLOUT_SCHEMA)
 
     def state_dict(self) -> ReplayState:
@@ -214,8 +217,10 @@ class ReplayBuffer:
         )
 
     def load_state_dict(self, state: ReplayState) -> None:
-        """Replace all that is held. Raises ValueError if the rows do not fit this buffer's settings: ReplayTooSmall if
-        there is no room."""
+        """Replace everything held.
+
+        Raises ValueError if the rows do not fit this buffer's settings, ReplayTooSmall if there is no room for them.
+        """
         rows = conform_checkpoint(state["rows"])
         held = {}
         for first in range(0, rows.num_rows, self._group_size):  # a chunk of a table read from a file may split a group

@@ -1,8 +1,9 @@
 """The one table of rollouts: on the wire, in replay, in checkpoints and in the rollout log.
 
-A row is a rollout; a group is K adjacent rows. Rows are built once when a group was sampled and only gain columns:
+A row is a rollout; a group is K adjacent rows. Rows are built once a group is sampled, and only gain columns:
 
-    sampled ──to_record_batch──> verified ──with_verdicts──> encoded ──with_features──> consumed ──with_scores, with_outcome──> log
+    sampled ──to_record_batch──> verified ──with_verdicts──> encoded ──with_features──> consumed
+    ──with_scores, with_bonus_detail, with_outcome──> log
 
 Shape suffixes: N rows, K rows of one group, D feature dimensions.
 """
@@ -111,7 +112,7 @@ ROLLOUT_SCHEMA: pa.Schema = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredGroup:
-    """One group read back from its rows. `request.problem.meta` is not stored and reads back empty."""
+    """One group as read from its rows. `request.problem.meta` is not stored and comes back empty."""
 
     run_id: str
     worker_id: str
@@ -123,7 +124,8 @@ class StoredGroup:
 def check_schema(schema: pa.Schema) -> None:
     """Raise ValueError unless rows of `schema` can be read here: the same major version, and every column of its type.
 
-    The message is one line that names the version found and the version read."""
+    The message is one line that names the version found and the version read here.
+    """
     found = _version_of(schema)
     if _major(found) < _major(SCHEMA_VERSION):
         raise ValueError(
@@ -157,10 +159,11 @@ def conform(table: pa.Table) -> pa.Table:
 
 
 def conform_checkpoint(table: pa.Table) -> pa.Table:
-    """Return the rows that a checkpoint holds with exactly the columns of ROLLOUT_SCHEMA; rows of schema 1 are converted.
+    """Return the rows of a checkpoint with exactly the columns of ROLLOUT_SCHEMA, converted if they are of schema 1.
 
-    They are not scored yet, so nothing is lost with the columns that schema 2 no longer has. Raises ValueError for
-    another schema, and for rows of schema 1 that are scored."""
+    These rows are not scored yet, so nothing is lost with the columns that schema 2 no longer has. Raises ValueError
+    for another schema, and for rows of schema 1 that are scored.
+    """
     if _major(_version_of(table.schema)) != 1:
         check_schema(table.schema)
         return conform(table)
@@ -171,7 +174,7 @@ def conform_checkpoint(table: pa.Table) -> pa.Table:
 
 
 def to_record_batch(run_id: str, request: GroupRequest, rollouts: Sequence[Rollout], *, worker_id: str) -> pa.RecordBatch:
-    """The rows of one sampled group, in the order given. Later columns are null.
+    """Return the rows of one sampled group, in the order given. Later columns are null.
 
     Log-probs are kept as float32. Raises ValueError unless there are `request.num_responses` rollouts, and
     OverflowError for a token id that is no int32.
@@ -204,12 +207,12 @@ def to_record_batch(run_id: str, request: GroupRequest, rollouts: Sequence[Rollo
 
 
 def from_record_batch(batch: pa.RecordBatch) -> list[StoredGroup]:
-    """The inverse of `to_record_batch` and `with_verdicts`, one entry a group in row order."""
+    """Invert `to_record_batch` and `with_verdicts`: return one entry a group, in row order."""
     return [_stored_group(group) for group in split_groups(batch)]
 
 
 def with_verdicts(batch: pa.RecordBatch, verdicts: Sequence[Verdict]) -> pa.RecordBatch:
-    """The batch with one verdict a row, in row order; `reward` is null where the verifier could not score."""
+    """Return the batch with one verdict a row, in row order; `reward` is null where the verifier could not score."""
     return _with_columns(
         batch,
         verdict_status=string_array(v.status.value for v in verdicts),
@@ -224,8 +227,10 @@ def with_verdicts(batch: pa.RecordBatch, verdicts: Sequence[Verdict]) -> pa.Reco
 def with_shaped_rewards(
     batch: pa.RecordBatch, *, reward: Sequence[float | None], format_term: Sequence[float | None], length_term: Sequence[float | None]
 ) -> pa.RecordBatch:
-    """The batch, which has its verdicts, with rewards that are more than the task's own, and what was added to these
-    (`tasks.rewards`)."""
+    """Return the batch, which has its verdicts, with shaped rewards, and the terms added to the task's own.
+
+    `tasks.rewards` defines the terms.
+    """
     return _with_columns(
         batch,
         reward=pa.array(reward, pa.float64()),
@@ -235,9 +240,9 @@ def with_shaped_rewards(
 
 
 def with_features(batch: pa.RecordBatch, features_KD: NDArray[np.float32], valid_K: ArrayLike) -> pa.RecordBatch:
-    """The batch with one feature a row; null where `valid_K` is false (an empty response has no hidden state).
+    """Return the batch with one feature a row; null where `valid_K` is false (an empty response has no hidden state).
 
-    Raises ValueError for a wrong shape or a feature that is valid but not finite: one NaN would spoil the covariance.
+    Raises ValueError for a wrong shape, and for a valid feature that is not finite: one NaN would spoil the covariance.
     """
     valid = np.asarray(valid_K, bool)
     if features_KD.ndim != 2 or valid.shape != (batch.num_rows,) or len(features_KD) != batch.num_rows:
@@ -251,13 +256,13 @@ def with_features(batch: pa.RecordBatch, features_KD: NDArray[np.float32], valid
 
 
 def with_scores(batch: pa.RecordBatch, bonus: ArrayLike, advantage: ArrayLike | None = None) -> pa.RecordBatch:
-    """The batch with bonus, and advantage if given: one finite number a row; [G, K] is read row by row."""
+    """Return the batch with bonus, and advantage if given: one finite number a row. [G, K] is read row by row."""
     scored = _with_columns(batch, bonus=number_array(bonus, "bonus"))
     return scored if advantage is None else _with_columns(scored, advantage=number_array(advantage, "advantage"))
 
 
 def with_bonus_detail(batch: pa.RecordBatch, detail: Mapping[str, NDArray[np.float64]]) -> pa.RecordBatch:
-    """Return the batch with what its bonus says of each row, shape [N] for each name; NaN is left out of the row's map."""
+    """Return the batch with what its bonus says of each row, shape [N] a name; NaN is left out of the row's map."""
     for name, values_N in detail.items():
         if values_N.shape != (batch.num_rows,):
             raise ValueError(f"{values_N.shape} values of bonus_detail '{name}' for {batch.num_rows} rows")
@@ -273,7 +278,7 @@ def with_bonus_detail(batch: pa.RecordBatch, detail: Mapping[str, NDArray[np.flo
 
 
 def with_outcome(batch: pa.RecordBatch, step: int, outcome: GroupOutcome) -> pa.RecordBatch:
-    """The batch with what became of it, and in which optimiser step."""
+    """Return the batch with its outcome and the step in which it was decided."""
     num = batch.num_rows
     return _with_columns(batch, step=repeated(step, num, pa.int64()), outcome=repeated(outcome.value, num, pa.string()))
 

@@ -50,7 +50,7 @@ class AnswerCounts:
 
 
 class Surprise:
-    """From log-probs: the mean surprise of a response's tokens, less its running mean, which is a tensor of the state."""
+    """From log-probs: the mean surprise of a response's tokens, less its running mean, a tensor of the state."""
 
     needs = frozenset({Need.LOGPROBS})
 
