@@ -1,6 +1,7 @@
 """Settings of the exploration bonus and of the selection among candidates. Imports neither torch nor numpy."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -86,11 +87,11 @@ class BonusConfig(BaseModel):
     """True draws a fresh projection every step, as the authors do. Features of different steps then live in different
     spaces, so it is refused with a memory."""
 
-    @property
+    @cached_property
     def needs(self) -> frozenset[Need]:
         """What must be computed for the bonus; nothing where it is off.
 
-        A class of your own is imported to say so. Raises ExtensionError where that fails.
+        A class of your own is imported to say so, once. Raises ExtensionError where that fails.
         """
         if not self.enabled:
             return frozenset()

@@ -421,7 +421,9 @@ def test_a_state_made_with_another_projection_is_refused(tmp_path: Path) -> None
 
 def test_the_state_of_another_bonus_is_refused(tmp_path: Path) -> None:
     make_scorer().save(tmp_path)
-    with pytest.raises(ValueError, match=r'saved state is of bonus\.kind = "elliptical", this run has "tests\.bonus\.outside:AnswerCounts"'):
+    with pytest.raises(
+        ValueError, match=r'saved state is of bonus\.kind = "elliptical", this run has "tests\.bonus\.outside:AnswerCounts"'
+    ):
         make_scorer(kind=f"{OUTSIDE}:AnswerCounts").load(tmp_path)
 
 

@@ -1,3 +1,4 @@
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from bonus.contract import score_checked, state_to_files
 from bonus.elliptical_bonus import EllipticalBonus
 from bonus.methods import BONUSES, bonus_of, require_methods
 from buffers.extensions import ExtensionError
+from tests.bonus.outside import Told
 from tests.bonus.test_contract import make_step
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,18 @@ def test_a_class_of_ones_own_says_what_it_needs(name: str, needs: Need) -> None:
     assert config.feature_source == ("encoder" if needs is Need.FEATURES else None)
     assert config.needs_answers == (needs is Need.ANSWERS)
     require_methods(config)
+
+
+def test_a_class_of_ones_own_is_made_once_to_say_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a process that the configuration is sent to, which need not import the class; and it leaves no trace."""
+    made = []
+    monkeypatch.setattr(Told, "__init__", lambda self: made.append(self))
+    config, fresh = BonusConfig(kind=f"{OUTSIDE}:Told"), BonusConfig(kind=f"{OUTSIDE}:Told")
+    assert config.needs == frozenset()
+    for each in (config, pickle.loads(pickle.dumps(config))):
+        assert (each.needs, each.feature_source, each.needs_answers) == (frozenset(), None, False)
+    assert len(made) == 1
+    assert config == fresh and config.model_dump() == fresh.model_dump() and BonusConfig.model_validate(config.model_dump()) == fresh
 
 
 def test_a_bonus_that_is_off_needs_nothing_and_is_not_imported() -> None:
