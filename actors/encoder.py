@@ -4,7 +4,7 @@
 
 The batches of waiting callers are encoded together, up to `tokens_per_batch`. Rows are sorted by length over all of
 them, and a group's shared prompt is computed once (`learners.packing`). At most `max_waiting` calls wait inside; later
-ones wait for a place. Encoders are started only for a bonus that needs features (`bonus.base.Need`), and `actors.bonus`
+ones wait for a place. A training run has encoders only if its bonus needs features (`bonus.base.Need`); `actors.bonus`
 scores them. Axes: R responses, N tokens, H hidden, D projected.
 """
 
