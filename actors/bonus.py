@@ -1,17 +1,19 @@
-"""The owner of what exploration remembers: gives a step's groups their bonus and absorbs them, as one call a step.
+"""The owner of the exploration bonus: scores a step's groups and absorbs them, in one call a step.
 
     scored, metrics = scorer.score(step_batch, version)     # in the order of steps
 
-Bonuses are given when a step's batch is formed, so that all groups of a step see the same memory, stale groups are
-never absorbed, and the state after n steps is a function of the n batches. The order of absorption is that of the
-rollout log: a state saved after step s and the log of the steps after it give the state of today again, bit for bit
-(`absorb_log`). Features come from elsewhere: `actors.encoder`, or the rollout workers. Axes: G groups, K responses, R
-rows, D projected."""
+A bonus is given when a step's batch is formed, so all groups of a step see the same memory, stale groups are never
+absorbed, and the state after n steps is a function of the n batches. Steps are absorbed in the order of the rollout
+log. So a state saved after step s and the log of the later steps give today's state again, bit for bit (`absorb_log`).
+What a bonus needs is in the batch already: features come from `actors.encoder` or the rollout workers, final answers
+from the verifier pool. Axes: G groups, K responses, R rows, T tokens of the longest response, D projected.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,119 +25,150 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from actors.checkpointed import Checkpointed
+from bonus.base import Need, Scores, StepRows
 from bonus.config import BonusConfig
-from bonus.prompt_memory import nbytes
-from bonus.scoring import BonusDiagnostics, StepBonus, carries_no_signal, score_step
-from bonus.state import from_state_dict, init_state, state_dict
+from bonus.contract import score_checked, state_from_files, state_to_files
+from bonus.methods import bonus_of
 from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog
-from buffers.schema import list_column_arrays, with_bonus_diagnostics, with_scores
+from buffers.schema import list_column_arrays, with_bonus_detail, with_scores
 
 TENSORS, REST = "bonus.safetensors", "bonus.json"
 
 
 class BonusScorer(Checkpointed):
-    """Thin shell around `bonus.scoring.score_step` and its state."""
+    """A thin shell around any `bonus.base.Bonus` and its state."""
 
     def __init__(self, *, bonus: BonusConfig, group_size: int, seed: int) -> None:
-        """`seed` is that of the projection: a state made with another one is refused."""
+        """`seed` is the run's, and so that of the projection: a state made with another one is refused.
+
+        Raises ExtensionError where the bonus of the configuration cannot be used.
+        """
         torch.set_num_threads(1)
-        self._bonus = bonus
+        self._config = bonus
         self._group_size = group_size
         self._seed = seed
-        self._state = init_state(bonus.dim)
-        self._warned = False
+        self._bonus = bonus_of(bonus)
+        self._state = self._bonus.init_state()
+        self._steps = 0
 
     def score(self, batch: pa.RecordBatch, version: int) -> tuple[pa.RecordBatch, dict[str, float]]:
-        """`batch` (one step's groups, encoded and verified, about to be trained on by policy `version`) with its
-        bonuses, and the step's metrics. Absorbs the batch."""
-        scored = self._absorb(batch, version)
-        metrics = bonus_metrics(scored.diagnostics, scored.ridge)
-        if self._bonus.memory == "prompt":
-            prompts = self._state.prompts
-            metrics |= {
-                "bonus/remembered_prompts": float(len(prompts.stats)),
-                "bonus/remembered_mib": nbytes(prompts) / 2**20,
-                "bonus/evicted_prompts": float(prompts.num_evicted),
-            }
-        if carries_no_signal(scored.diagnostics) and not self._warned:
-            self._warned = True
-            metrics["bonus/no_signal_warning"] = 1.0
-        groups = scored.groups
-        with_bonus = with_scores(batch, scored.bonus_GK.flatten().numpy())
-        return with_bonus_diagnostics(
-            with_bonus,
-            leverage=scored.leverage_GK.flatten().numpy(),
-            spread=self._by_row(groups.spread_G),
-            saturation_distance=self._by_row(groups.distance_to_saturation_G),
-            effective_rank=self._by_row(groups.effective_rank_G),
-            length_correlation=self._by_row(groups.length_correlation_G),
-        ), metrics
+        """Absorb `batch`, one step's groups about to be trained on by policy `version`.
+
+        Returns the batch with its bonuses, and the step's metrics. Raises ExtensionError for scores that do not fit.
+        """
+        rows, scores = self._absorb(batch, version)
+        with_bonus = with_scores(batch, scores.bonus_GK.flatten().numpy())
+        detail = {name: values_GK.flatten().numpy() for name, values_GK in scores.detail.items()}
+        valid_bonus_N = scores.bonus_GK[rows.valid_GK]
+        mean = {"mean": float(valid_bonus_N.mean())} if len(valid_bonus_N) else {}
+        metrics = {f"bonus/{name}": value for name, value in {**mean, **scores.metrics}.items()}
+        return with_bonus_detail(with_bonus, detail), metrics
 
     def ready(self) -> int:
-        """Returns the steps absorbed."""
-        return self._state.covariance.steps
+        """Return the number of steps absorbed."""
+        return self._steps
 
     def absorb_log(self, directory: str, up_to_step: int) -> int:
-        """Absorb the steps of a rollout log after the last one absorbed, in order; returns the last step absorbed.
+        """Absorb the steps of a rollout log that follow the last one absorbed, in order. Return the last one absorbed.
 
-        Raises FileNotFoundError where a step in between was not logged: the state would then not be that of the run.
+        Raises FileNotFoundError for a step in between that was not logged: the state would not be that of the run.
         """
         log = RolloutLog(fs.LocalFileSystem(), directory)
-        for step in range(self.ready() + 1, up_to_step + 1):
+        for step in range(self._steps + 1, up_to_step + 1):
             self._absorb(log.batch(step, GroupOutcome.TRAINED), step - 1)
-        return self.ready()
+        return self._steps
 
     def save(self, directory: Path) -> None:
-        """The state as safetensors and JSON; the projection follows from the seed and is checked, not stored."""
-        tensors, rest = state_dict(self._state)
+        """Write the state as safetensors and JSON. The projection follows from the seed and is not stored."""
+        tensors, rest = state_to_files(self._bonus, self._state, kind=self._config.kind)
         save_file(tensors, directory / TENSORS)
-        (directory / REST).write_text(json.dumps({"state": rest, "projection_seed": self._seed, "warned": self._warned}))
+        saved = {"kind": self._config.kind, "steps": self._steps, "state": rest, "projection_seed": self._seed}
+        (directory / REST).write_text(json.dumps(saved))
 
     def load(self, directory: Path) -> None:
-        """Raises ValueError when the state was made with another projection."""
-        saved = json.loads((directory / REST).read_text())
+        """Read what `save` wrote. Raises ValueError for a state of another bonus or another projection."""
+        saved = _current_form(json.loads((directory / REST).read_text()))
         if saved["projection_seed"] != self._seed:
             raise ValueError(f"the saved state was made with projection seed {saved['projection_seed']}, this run has {self._seed}")
-        self._state = from_state_dict(load_file(directory / TENSORS), saved["state"])
-        self._warned = saved["warned"]
+        if saved["kind"] != self._config.kind:
+            raise ValueError(f'the saved state is of bonus.kind = "{saved["kind"]}", this run has "{self._config.kind}"')
+        self._state = state_from_files(self._bonus, load_file(directory / TENSORS), saved["state"])
+        self._steps = saved["steps"]
 
-    def _absorb(self, batch: pa.RecordBatch, version: int) -> StepBonus:
-        features, offsets = list_column_arrays(batch, "feature")
-        valid_R = np.diff(offsets) > 0
-        rows_RD = np.zeros((batch.num_rows, self._bonus.dim))
-        rows_RD[valid_R] = features.reshape(-1, self._bonus.dim)
-        correct_R = np.array([status == "correct" for status in batch.column("verdict_status").to_pylist()])
-        lengths_R = np.diff(list_column_arrays(batch, "response_ids")[1]).astype(np.int64)
-        tasks, problems = batch.column("task").to_pylist(), batch.column("problem_id").to_pylist()
-        scored, self._state = score_step(
-            self._by_group(rows_RD),
-            self._by_group(correct_R),
-            self._by_group(valid_R),
-            self._state,
-            self._bonus,
-            lengths_GK=self._by_group(lengths_R),
-            keys_G=[f"{tasks[row]}/{problems[row]}" for row in range(0, batch.num_rows, self._group_size)],
-            lags_GK=self._by_group(lags_of(batch, version)),
+    def _absorb(self, batch: pa.RecordBatch, version: int) -> tuple[StepRows, Scores]:
+        rows = step_rows(
+            batch, self._config, self._bonus.needs, group_size=self._group_size, version=version, step=self._steps + 1, seed=self._seed
         )
-        return scored
+        scores, state = score_checked(self._bonus, rows, self._state, kind=self._config.kind)
+        if self._steps == 0:
+            state_to_files(self._bonus, state, kind=self._config.kind)  # a state that cannot be saved is found in the first step
+        self._state = state
+        self._steps += 1
+        return rows, scores
 
-    def _by_group(self, values_R: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values_R)).view(-1, self._group_size, *values_R.shape[1:])
 
-    def _by_row(self, values_G: Tensor) -> np.ndarray:
-        values_R: np.ndarray = np.repeat(values_G.numpy(), self._group_size)
-        return values_R
+def _current_form(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return what `save` writes. A file from before `bonus.kind` existed holds the elliptical bonus's state."""
+    if "kind" in saved:
+        return saved
+    state = saved["state"] | {"warned": saved["warned"]}
+    return {**saved, "kind": "elliptical", "steps": state["covariance.steps"], "state": state}
+
+
+def step_rows(
+    batch: pa.RecordBatch,
+    config: BonusConfig,
+    needs: Collection[Need],
+    *,
+    group_size: int,
+    version: int,
+    step: int,
+    seed: int,
+) -> StepRows:
+    """Return a step's batch, about to be trained on by policy `version`, as a bonus with these `needs` sees it."""
+
+    def by_group(values_R: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values_R)).view(-1, group_size, *values_R.shape[1:])
+
+    lengths_R = np.diff(list_column_arrays(batch, "response_ids")[1]).astype(np.int64)
+    has_features = Need.FEATURES in needs
+    valid_R = np.diff(list_column_arrays(batch, "feature")[1]) > 0 if has_features else lengths_R > 0
+    tasks, problems = batch.column("task").to_pylist(), batch.column("problem_id").to_pylist()
+    answers = batch.column("final_answer").to_pylist() if Need.ANSWERS in needs else None
+    firsts = range(0, batch.num_rows, group_size)
+    return StepRows(
+        step=step,
+        seed=seed,
+        keys_G=[f"{tasks[row]}/{problems[row]}" for row in firsts],
+        rewards_GK=by_group(np.array(batch.column("reward").to_pylist(), dtype=np.float64)),
+        correct_GK=by_group(np.array([status == "correct" for status in batch.column("verdict_status").to_pylist()])),
+        valid_GK=by_group(valid_R),
+        lengths_GK=by_group(lengths_R),
+        lags_GK=by_group(lags_of(batch, version)),
+        features_GKD=by_group(_features_of(batch, valid_R, config.dim)) if has_features else None,
+        answers_GK=[answers[row : row + group_size] for row in firsts] if answers is not None else None,
+        logprobs_GKT=by_group(_logprobs_of(batch, lengths_R)) if Need.LOGPROBS in needs else None,
+    )
+
+
+def _features_of(batch: pa.RecordBatch, valid_R: np.ndarray, dim: int) -> np.ndarray:
+    """Return features_RD, float64; 0 where there is none."""
+    rows_RD = np.zeros((batch.num_rows, dim))
+    rows_RD[valid_R] = list_column_arrays(batch, "feature")[0].reshape(-1, dim)
+    return rows_RD
+
+
+def _logprobs_of(batch: pa.RecordBatch, lengths_R: np.ndarray) -> np.ndarray:
+    """Return logprobs_RT, float64; 0 after a response's last token."""
+    rows_RT = np.zeros((batch.num_rows, int(lengths_R.max(initial=0))))
+    is_token_RT = np.arange(rows_RT.shape[1]) < lengths_R[:, None]
+    rows_RT[is_token_RT] = list_column_arrays(batch, "behavior_logprobs")[0]
+    return rows_RT
 
 
 def lags_of(batch: pa.RecordBatch, version: int) -> np.ndarray:
-    """Versions between each response's oldest token and policy `version`, (R,) int64; 0 for an empty response."""
+    """Return the versions between each response's oldest token and `version`, (R,) int64; 0 for an empty response."""
     values, offsets = list_column_arrays(batch, "version_values")
     lags: Any = [version - int(values[start:stop].min()) if stop > start else 0 for start, stop in itertools.pairwise(offsets)]
     return np.array(lags, dtype=np.int64)
-
-
-def bonus_metrics(diagnostics: BonusDiagnostics, ridge: float) -> dict[str, float]:
-    """The step's bonus metrics by name; quantities without a value (no group with two responses) are left out."""
-    named = {f"bonus/{name.removeprefix('bonus_')}": getattr(diagnostics, name) for name in diagnostics.__dataclass_fields__}
-    return {"bonus/ridge": ridge, **{name: float(value) for name, value in named.items() if value is not None}}

@@ -1,4 +1,4 @@
-"""How an actor's state gets into and out of a checkpoint: in its own process, from its own `save` and `load`."""
+"""Saving and restoring an actor's part of a checkpoint, in its own process, by its own `save` and `load`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from learners.checkpoint import CheckpointManager, FileEntry
 
 
 class Saved(Protocol):
+    """What an actor with state offers."""
+
     def save(self, directory: Path) -> None: ...
     def load(self, directory: Path) -> None: ...
 

@@ -1,10 +1,11 @@
-"""The hidden-state encoder: a frozen model that turns responses into features. Stateless, so there may be several.
+"""The hidden-state encoder: a frozen model that turns responses into features. Several may share the work.
 
     batch, encode_s = await encoder.encode(batch)      # whole groups, from any number of callers at once
 
-What callers wait with is encoded together, up to `tokens_per_batch`: rows are sorted by length over all of it, and a
-group's shared prompt is computed once (`learners.packing`). At most `max_waiting` calls are taken in; later ones wait
-at the door. Who gives a bonus for the features is `actors.bonus`. Axes: R responses, N tokens, H hidden, D projected.
+The batches of waiting callers are encoded together, up to `tokens_per_batch`. Rows are sorted by length over all of
+them, and a group's shared prompt is computed once (`learners.packing`). At most `max_waiting` calls wait inside; later
+ones wait for a place. A training run has encoders only if its bonus needs features (`bonus.base.Need`); `actors.bonus`
+scores them. Axes: R responses, N tokens, H hidden, D projected.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from learners.packing import GroupTokens, micro_batches, pack, prefix_tree
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Job:
-    """One call's rows on their way through the model."""
+    """The rows of one call on their way through the model."""
 
     batch: pa.RecordBatch
     num_tokens: int
@@ -39,8 +40,10 @@ class _Job:
 
 
 class HiddenStateEncoder:
-    """A frozen copy of the initial policy. With a bonus config its features are projected, without one they are the
-    states themselves."""
+    """A frozen copy of the initial policy.
+
+    With the configuration of a bonus its features are projected; without one they are the states themselves.
+    """
 
     def __init__(
         self,
@@ -53,8 +56,8 @@ class HiddenStateEncoder:
         device: str = "cpu",
         alone: bool = False,
     ) -> None:
-        """`group_size` None: each call brings one group. `alone`: calls are not encoded together, so that a feature
-        depends on nothing but its own group. Raises ValueError for a layer that the model does not have."""
+        """With `group_size` None each call brings one group. With `alone` each call is encoded by itself, so that a
+        feature depends on its own group only. Raises ValueError for a layer that the model does not have."""
         torch.set_num_threads(config.threads)
         self._config = config
         self._group_size = group_size
@@ -68,9 +71,9 @@ class HiddenStateEncoder:
         self._working: asyncio.Task[None] | None = None
 
     async def encode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, float]:
-        """`batch` (whole groups) with its features, and the seconds spent on it. An empty response gets a null feature.
+        """Return `batch` (whole groups) with its features, and the seconds spent on it.
 
-        Raises what went wrong with any of the calls that were encoded together.
+        An empty response gets a null feature. Raises what went wrong with any of the calls that were encoded together.
         """
         async with self._room:
             job = _Job(batch=batch, num_tokens=self._num_tokens(batch), done=asyncio.get_running_loop().create_future())
@@ -80,17 +83,19 @@ class HiddenStateEncoder:
             try:
                 return await job.done
             finally:
-                if job in self._waiting:  # given up before its turn
+                if job in self._waiting:  # the caller gave up before its turn
                     self._waiting.remove(job)
 
     async def _encode_waiting(self) -> None:
-        """Encode until nothing waits. A task of its own, so that no caller that gives up takes the work of the others
-        with it."""
+        """Encode until no call waits.
+
+        This is a task of its own, so that a caller that gives up does not cancel the work of the others.
+        """
         while self._waiting:
             jobs = self._take()
             try:
                 results = await asyncio.to_thread(self._encode_jobs, jobs)
-            except Exception as error:  # a seam: handed to every caller
+            except Exception as error:  # a seam: every caller gets it
                 for job in jobs:
                     if not job.done.done():
                         job.done.set_exception(error)
@@ -100,8 +105,10 @@ class HiddenStateEncoder:
                         job.done.set_result(result)
 
     def _take(self) -> list[_Job]:
-        """The calls that wait, in order of arrival, as many as fit the token budget; at least one, and no more where
-        each goes alone."""
+        """Take the waiting calls in order of arrival, as many as fit the token budget.
+
+        It takes at least one, and only one where each is encoded alone.
+        """
         taken = [self._waiting.pop(0)]
         budget = 0 if self._alone else self._config.tokens_per_batch - taken[0].num_tokens
         while self._waiting and self._waiting[0].num_tokens <= budget:
@@ -110,7 +117,7 @@ class HiddenStateEncoder:
         return taken
 
     def _encode_jobs(self, jobs: Sequence[_Job]) -> list[tuple[pa.RecordBatch, float]]:
-        """What each job is answered with. Seconds are shared out by tokens."""
+        """Return the answer to each job. The seconds are divided among them by tokens."""
         started = time.monotonic()
         groups = [read_groups(job.batch, self._size_of(job.batch)) for job in jobs]
         pooled_RH, valid_R = self.pooled_states([group for part in groups for group in part])
@@ -122,8 +129,10 @@ class HiddenStateEncoder:
 
     @torch.inference_mode()
     def pooled_states(self, groups: Sequence[GroupTokens]) -> tuple[Tensor, Tensor]:
-        """Hidden state of each response, pooled over its own tokens, (R, H) float64, and which responses have any, (R,)
-        bool."""
+        """Return the hidden state of each response, pooled over its own tokens, and which responses have any.
+
+        The former is (R, H) float64, the latter (R,) bool.
+        """
         num_responses = sum(len(group.responses) for group in groups)
         lengths_R = torch.tensor([len(ids) for group in groups for ids in group.responses])
         sum_RH = torch.zeros(num_responses, self._model.config.hidden_size, dtype=torch.float64)
@@ -137,12 +146,12 @@ class HiddenStateEncoder:
         return (sum_RH if self._config.pooling == "last" else sum_RH / lengths_R.clamp(min=1)[:, None]), valid_R
 
     def ready(self) -> int:
-        """Returns the hidden size once the model is loaded."""
+        """Return the hidden size once the model is loaded."""
         hidden_size: int = self._model.config.hidden_size
         return hidden_size
 
     def _num_tokens(self, batch: pa.RecordBatch) -> int:
-        """Tokens of all responses, and of each group's prompt once."""
+        """Return the tokens of all responses, and of each group's prompt once."""
         num_prompt, num_response = (len(list_column_arrays(batch, name)[0]) for name in ("prompt_ids", "response_ids"))
         return num_prompt // self._size_of(batch) + num_response
 
@@ -160,11 +169,12 @@ class HiddenStateEncoder:
 
 
 def keep_layers(model: Any, layer: int) -> None:
-    """Cut `model` so that its decoder ends with the states of `layer`, in place.
+    """Cut `model` in place, so that its decoder ends with the states of `layer`.
 
-    −1 or the number of layers L: after the last layer and the final norm. 1 … L − 1 (or from the end: −2 is L − 1):
-    after that layer, without the norm. 0: the embeddings. What lies behind is dropped, so a lower layer costs less.
-    Raises ValueError for other layers."""
+    With L layers, −1 or L means after the last layer and the final norm. 1 to L − 1 (or −2 for L − 1, and so on) means
+    after that layer, without the norm. 0 means the embeddings. Later layers are dropped, so a lower layer costs less.
+    Raises ValueError for any other layer.
+    """
     decoder = model.get_decoder()
     num_layers = len(decoder.layers)
     position = layer if layer >= 0 else num_layers + 1 + layer

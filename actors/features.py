@@ -1,7 +1,8 @@
 """From mean hidden states to features: the seeded sparse projection, one for the run or one a group.
 
-Both sources of features use it: the encoder, and rollout workers where `bonus.source = "policy"`. Axes: K responses, H
-hidden, D projected."""
+Both sources of features use it: the encoder, and the rollout workers if `bonus.source = "policy"`. Axes: K responses, H
+hidden, D projected.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from bonus.projection import sparse_projection
 
 
 class Projector:
-    """features_KD = projector(mean_KH, problem_id, admitted_version)."""
+    """Projects the responses of one group: features_KD = projector(mean_KH, problem_id, admitted_version)."""
 
     def __init__(self, bonus: BonusConfig, *, hidden_size: int, seed: int) -> None:
         self._redraw = bonus.redraw_projection
@@ -22,7 +23,11 @@ class Projector:
         self._fixed_HD = self._draw(0)
 
     def __call__(self, mean_KH: Tensor, problem_id: str, admitted_version: int) -> Tensor:
-        """Without memory only responses of one group are compared, so a redrawn projection may differ by group."""
+        """Return features_KD, float64.
+
+        A redrawn projection differs by group. That is sound without a memory, where only responses of one group are
+        compared.
+        """
         if not self._redraw:
             return mean_KH @ self._fixed_HD
         return mean_KH @ self._draw(zlib.crc32(f"{problem_id}/{admitted_version}".encode()))

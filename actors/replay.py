@@ -1,14 +1,15 @@
 """The replay actor: owns the replay buffer and the rollout log.
 
-inserted = replay.insert(encoded, verdicts, version)         # a producer; FULL means: wait and try again
-inserted = replay.insert(encoded, verdicts, version, filterable=True)   # FILTERED: only the log will have it
-batch, drawn = replay.sample(num_groups, version)             # the learn loop; stale groups are taken out first
-replay.log(step, scored, advantages)                          # after the gradient: one Parquet file a step
+    inserted = replay.insert(encoded, verdicts, version)          # a producer; FULL means: wait and try again
+    inserted = replay.insert(encoded, verdicts, version, filterable=True)   # FILTERED: the group goes to the log only
+    batch, drawn = replay.sample(num_groups, version)             # the learn loop; stale groups are taken out first
+    replay.log(step, scored, advantages)                          # after the gradient: one Parquet file a step
 
-In place of a replay that was lost, a new one first learns which groups are known, then gets those that were held again:
+A replay that takes the place of a lost one is first told which groups are known. Then it is given the groups that the
+lost one held:
 
-replay.take_over(seen_below, not_seen)
-replay.insert(encoded, verdicts, version)                     # or insert_rows, of what `held_rows` once said
+    replay.take_over(seen_below, not_seen)
+    replay.insert(encoded, verdicts, version)                     # or insert_rows, of what `held_rows` returned
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from buffers.rollout_log import RolloutLog
 from buffers.schema import (
     ROLLOUT_SCHEMA,
     concat_groups,
-    conform,
+    conform_checkpoint,
     group_ids,
     split_groups,
     with_outcome,
@@ -44,7 +45,7 @@ from tasks.rewards import RewardConfig, reward_terms
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawnBatch:
-    """What `sample` took out: the groups of the batch (empty when too few are held) and those found stale."""
+    """The groups that `sample` took out: those of the batch (none when too few are held) and those found stale."""
 
     group_ids: tuple[int, ...]
     stale_ids: tuple[int, ...]
@@ -54,14 +55,14 @@ class DrawnBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Logged:
-    """The rollout log after a step: its bytes, and steps removed from it so far for want of room."""
+    """The rollout log after a step: its bytes, and the steps removed from it so far because it grew too large."""
 
     nbytes: int = 0
     removed_steps: int = 0
 
 
 class Replay(Checkpointed):
-    """Whole groups between verification and gradient, and the record of what became of each."""
+    """Holds whole groups between verification and gradient, and records the fate of each."""
 
     def __init__(
         self,
@@ -74,22 +75,23 @@ class Replay(Checkpointed):
         rewards: RewardConfig = RewardConfig(),  # noqa: B008 (frozen)
         max_response_tokens: int = 0,
     ) -> None:
-        """`max_response_tokens` is what `rewards` measures length against."""
+        """`rewards` measures length against `max_response_tokens`."""
         self._config = config
         self._rewards = rewards
         self._max_response_tokens = max_response_tokens
         self._prompts_per_step = prompts_per_step
         self._buffer = ReplayBuffer(group_size=group_size, max_policy_lag=max_policy_lag, config=config)
         self._log = RolloutLog(fs.LocalFileSystem(), log_directory) if config.log_rollouts else None
-        self._aside: list[pa.RecordBatch] = []  # stale or filtered, with that outcome; not yet in the log
+        self._aside: list[pa.RecordBatch] = []  # stale or filtered groups, with that outcome; not yet in the log
         self._removed_steps = 0
-        self._checkpoints: CheckpointManager | None = None  # the one that this was last saved with
+        self._checkpoints: CheckpointManager | None = None  # the manager of the last save
 
     def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int, filterable: bool = False) -> InsertResult:
-        """Offer one group with its verdicts. FULL: nothing changed, offer it again; STALE: it goes to the log as such,
-        and so does a `filterable` group whose scored rewards are all equal before they are shaped: FILTERED.
+        """Offer one group with its verdicts.
 
-        Raises ValueError when replay is full with less than one step's groups: waiting would then wait for ever.
+        FULL means that nothing changed: offer it again. A STALE group goes to the log as such. A `filterable` group is
+        FILTERED, and goes to the log too, if its scored rewards are all equal before they are shaped. Raises ValueError
+        when replay is full with fewer groups than a step needs: it would never empty.
         """
         batch = with_rewards(batch, verdicts, self._rewards, self._max_response_tokens)
         if filterable and len({verdict.reward for verdict in verdicts if verdict.reward is not None}) <= 1:
@@ -106,13 +108,15 @@ class Replay(Checkpointed):
         return result
 
     def _set_aside(self, group: pa.RecordBatch, outcome: GroupOutcome) -> None:
-        """For the log of the next step."""
+        """Keep the group for the log of the next step."""
         if _id_of(group) not in map(_id_of, self._aside):
             self._aside.append(with_outcome(group, 0, outcome))
 
     def sample(self, num_groups: int, version: int, none_below: int = 0) -> tuple[pa.RecordBatch | None, DrawnBatch]:
-        """Evict what is stale at `version`, then take `num_groups` groups; None while there are fewer. No group below
-        `none_below` will be offered any more."""
+        """Evict the groups that are stale at `version`, then take `num_groups` groups; None while there are fewer.
+
+        `none_below` says that no group below it will be offered any more.
+        """
         self._buffer.forget_below(none_below)
         stale = self._buffer.evict(version=version)
         for group in stale:
@@ -127,10 +131,11 @@ class Replay(Checkpointed):
         return batch, drawn
 
     def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> Logged:
-        """Write the groups trained on in `step`, and those set aside since the step before: stale or filtered.
+        """Write the groups trained on in `step`, and the stale or filtered groups set aside since the step before.
 
-        May be repeated when its answer was lost, also by a replay that took over: what an earlier call wrote of the
-        latter stays. Where it raises (RolloutLogError), nothing has changed."""
+        The call may be repeated when its answer was lost, also by a replay that took over: the groups set aside that an
+        earlier call wrote stay. Raises RolloutLogError, and then nothing has changed.
+        """
         if self._log is None:
             self._aside = []
             return Logged()
@@ -155,14 +160,14 @@ class Replay(Checkpointed):
         return super().save_part(manager, step, part)
 
     def take_over(self, seen_below: int, not_seen: Sequence[int]) -> None:
-        """In place of a replay that was lost: every group below `seen_below` but those in `not_seen` was in it.
+        """Take the place of a replay that was lost: it saw every group below `seen_below` but those in `not_seen`.
 
-        Raises ValueError unless this replay is as new.
+        Raises ValueError if this replay has seen a group.
         """
         self._buffer.take_over(seen_below, not_seen)
 
     def insert_rows(self, rows: pa.Table, ids: Sequence[int]) -> None:
-        """Take the groups `ids` out of what `held_rows` said. Whether one is stale is found when a batch is drawn.
+        """Insert the groups `ids` of `rows`, which `held_rows` returned. Stale ones are found when a batch is drawn.
 
         Raises ValueError for a group that is not in `rows` or does not fit.
         """
@@ -178,7 +183,7 @@ class Replay(Checkpointed):
         return self._buffer.held_ids
 
     def held_rows(self) -> tuple[pa.Table, list[int]]:
-        """The groups held, bulk, and their ids."""
+        """Return the rows of the groups held, and their ids."""
         return self._buffer.held_rows(), self._buffer.held_ids
 
     def save(self, directory: Path) -> None:
@@ -190,23 +195,23 @@ class Replay(Checkpointed):
     def load(self, directory: Path) -> None:
         rows = _read_table(directory / "replay.arrow")
         aside = directory / "aside.arrow"
-        self._aside = conform(_read_table(aside)).to_batches() if aside.exists() else []
+        self._aside = conform_checkpoint(_read_table(aside)).to_batches() if aside.exists() else []
         numbers = json.loads((directory / "replay.json").read_text())
         self._buffer.load_state_dict(ReplayState(rows=rows, seen_ranges=numbers["seen_ranges"], counters=numbers["counters"]))
 
     def forget_log_after(self, step: int) -> None:
-        """On resume: drop the log of steps that will be trained again."""
+        """Drop the log of the steps after `step`, which a resumed run trains again."""
         if self._log is not None:
             self._log.truncate(step)
 
 
 def at_step(group: pa.RecordBatch, step: int) -> pa.RecordBatch:
-    """The group, which has its outcome, as one of `step`."""
+    """Return the group, which has its outcome, as a group of `step`."""
     return with_outcome(group, step, GroupOutcome(group.column("outcome")[0].as_py()))
 
 
 def with_rewards(batch: pa.RecordBatch, verdicts: Sequence[Verdict], config: RewardConfig, max_response_tokens: int) -> pa.RecordBatch:
-    """The group with its verdicts, and what `config` makes of them."""
+    """Return the group with its verdicts, and with its rewards as `config` shapes them."""
     batch = with_verdicts(batch, verdicts)
     if not config.is_shaped:
         return batch
@@ -221,8 +226,10 @@ def with_rewards(batch: pa.RecordBatch, verdicts: Sequence[Verdict], config: Rew
 
 
 def trained_rows(batch: pa.RecordBatch, step: int, advantages: Sequence[float]) -> pa.RecordBatch:
-    """`batch` as the rollout log keeps it: its bonuses (0 where there were none), one advantage a row, and that `step`
-    trained on it."""
+    """Return `batch` as the rollout log keeps it.
+
+    It has its bonuses (0 without a bonus), one advantage a row, and the mark that `step` trained on it.
+    """
     bonus = batch.column("bonus").fill_null(0.0).to_numpy()
     return with_outcome(with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
 

@@ -28,6 +28,7 @@ import pyarrow as pa
 from pebble import ProcessExpired
 
 from actors.config import VerifierConfig
+from actors.final_answers import with_final_answers
 from actors.verifier_workers import TICK_S, ResizeError, TaskFactory, Workers, describe, error_verdict
 from buffers.records import Problem, Verdict, VerdictStatus
 from tasks.config import TaskConfig
@@ -84,13 +85,18 @@ class VerifierPool:
     of arrival. The workers die with this process, however it ends, and ignore Ctrl-C. A pool that is still open when
     the interpreter exits is closed then."""
 
-    def __init__(self, task_config: TaskConfig, config: VerifierConfig, *, task_factory: TaskFactory | None = None) -> None:
+    def __init__(
+        self, task_config: TaskConfig, config: VerifierConfig, *, task_factory: TaskFactory | None = None, final_answers: bool = False
+    ) -> None:
         """`task_factory`, if given, makes the task in place of `task_config`. It is pickled into the workers.
+        With `final_answers`, verdicts carry the final answers too (`actors.final_answers`).
 
         Without `timeout_s` the task is made here too, because it knows its deadline. What that raises is raised here.
         """
         self._config = config
         self._task_factory: TaskFactory = task_factory or partial(make_task, task_config)
+        if final_answers:
+            self._task_factory = partial(with_final_answers, self._task_factory)
         self._deadline_s = config.timeout_s if config.timeout_s is not None else self._task_factory().deadline_s
         self._lock = threading.Lock()  # guards everything below
         self._counts: Counter[VerdictStatus] = Counter()

@@ -46,8 +46,7 @@ learner = { dtype = "float32", lr = 1e-3, mini_batches = 2 }
 max_policy_lag = 0
 deterministic = true
 bonus = { dim = 8, memory = "prompt", gate = "always", ridge = 0.01 }
-learner = { dtype = "float32", lr = 1e-3, advantage.combine = "reward" }
-learner.loss = { surrogate = "gspo", kl = { where = "loss", coefficient = 0.01 } }
+learner = { dtype = "float32", lr = 1e-3, advantage.combine = "reward", loss.kl = { where = "loss", coefficient = 0.01 }, loss.surrogate = "gspo" }
 """,
     "without-bonus": """
 max_policy_lag = 1
@@ -69,6 +68,8 @@ VARYING_METRICS = (
 )
 """They depend on when something happened, also in a deterministic run."""
 VARYING_COLUMNS = ("worker_id", "run_id")
+DETAIL = ("leverage", "group_spread", "group_saturation_distance", "group_effective_rank", "group_length_correlation")
+"""What the elliptical bonus says of each row."""
 VARYING_TENSORS = ("rng",)
 """The generator of the learner's process, which nothing in these runs draws from."""
 
@@ -155,21 +156,27 @@ def _metrics(one: Path, other: Path) -> list[str]:
 
 
 def _rollouts(one: Path, other: Path) -> list[str]:
-    old, new = (pq.read_table(side / "rollouts") for side in (one, other))
-    shared = [name for name in old.column_names if name in new.column_names and name not in VARYING_COLUMNS and not name.endswith("_s")]
-
-    def rows(table: Any) -> list[Any]:
-        return sorted(table.select(shared).to_pylist(), key=lambda row: (row["step"], row["group_id"], row["index"]))
-
-    before, after = rows(old), rows(new)
-    if len(before) != len(after):
-        return [f"rollouts: {len(before)} and {len(after)} rows"]
+    old, new = _logged(one), _logged(other)
+    if len(old) != len(new):
+        return [f"rollouts: {len(old)} and {len(new)} rows"]
+    shared = [name for name in old[0] if name in new[0] and name not in VARYING_COLUMNS and not name.endswith("_s")]
     return [
         f"rollouts: step {a['step']}, group {a['group_id']}, column {name}"
-        for a, b in zip(before, after, strict=True)
+        for a, b in zip(old, new, strict=True)
         for name in shared
         if str(a[name]) != str(b[name])
     ]
+
+
+def _logged(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of a rollout log, whose files may be of several schema versions, in the order of their places.
+
+    What the elliptical bonus says of a row stands under one name each: columns before schema 2, a map since."""
+    rows = [row for file in sorted((run_dir / "rollouts").iterdir()) for row in pq.read_table(file).to_pylist()]
+    for row in rows:
+        detail = dict(row.pop("bonus_detail", None) or ())
+        row |= {name: row.get(name, detail.get(name)) for name in DETAIL}
+    return sorted(rows, key=lambda row: (row["step"], row["group_id"], row["index"]))
 
 
 if __name__ == "__main__":

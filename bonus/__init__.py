@@ -1,1 +1,1 @@
-"""Maths core of representation-based exploration: projection, covariance, elliptical bonus. Imports nothing of ours."""
+"""Maths core of exploration: bonuses, projection, covariance, selection."""

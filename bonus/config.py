@@ -1,8 +1,13 @@
-"""Settings of the exploration bonus. Imports neither torch nor numpy."""
+"""Settings of the exploration bonus and of the selection among candidates. Imports neither torch nor numpy."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from bonus.base import Need, load_bonus
+from buffers.extensions import Known, is_path
 
 FeatureSource = Literal["encoder", "policy"]
 Memory = Literal["none", "prompt", "run"]
@@ -10,24 +15,37 @@ Estimator = Literal["leverage", "leave_one_out"]
 BonusNormalise = Literal["none", "std", "zscore"]
 Gate = Literal["always", "group_has_correct", "group_not_all_correct", "group_mixed", "correct_only"]
 
+KINDS: Mapping[str, frozenset[Need]] = {"elliptical": frozenset({Need.FEATURES})}
+"""The known bonuses and what must be computed for each; `bonus.methods.BONUSES` makes them."""
+
 
 class BonusConfig(BaseModel):
-    """What the encoder actor computes for each response besides its reward (`bonus.scoring.score_step`)."""
+    """Which bonus each response gets besides its reward, and what it is made of.
+
+    `dim`, `source` and `redraw_projection` hold for every bonus that needs features. `options` belong to a class of
+    your own, and all other keys to the elliptical bonus.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     enabled: bool = True
-    """False: no encoder is started and the reward is the extrinsic one alone. Read where the system is wired, not by
-    `score_step`."""
+    """False starts neither the bonus nor what it needs: the reward is the task's alone."""
+
+    kind: Annotated[str, AfterValidator(Known(*KINDS))] = "elliptical"
+    """Which bonus: "elliptical" (the paper's), or the import path of a class of your own ("mypackage.module:MyBonus",
+    see `bonus/base.py`). Encoders are started only for a bonus that needs features."""
+
+    options: dict[str, Any] = {}
+    """The table that a class of your own is made with. A known kind takes none."""
 
     dim: Annotated[int, Field(ge=1)] = 32
     """D, the size of projected features. The authors train with 32 (MATH, GSM8K) and 128 (AIME). A saved state of
     another D is refused."""
 
     source: FeatureSource = "encoder"
-    """Whose hidden states are the features: "encoder" is a frozen copy of the initial policy (the authors' choice);
-    "policy" is the current policy itself, taken from the rollout engine, which costs no second forward pass but moves
-    the space with every update, so it is refused with a memory."""
+    """Whose hidden states are the features. "encoder" is a frozen copy of the initial policy (the authors' choice).
+    "policy" is the current policy itself, read from the rollout engine. It costs no second forward pass, but every
+    update moves the space, so it is refused with a memory."""
 
     ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """lam in Sigma = lam*I + P + X'X; "auto" is the running mean energy of centered features. The authors' 0.01
@@ -35,22 +53,22 @@ class BonusConfig(BaseModel):
     1e-4 within a group."""
 
     memory: Memory = "none"
-    """What P remembers: "none" scores each group alone (the authors' training setting); "prompt" scores against all
-    responses to the same prompt so far (their persistent branch); "run" keeps the directions explored by earlier steps
-    on any prompt, so its bonuses shrink over the run."""
+    """What P remembers. "none" scores each group alone (the authors' training setting). "prompt" scores against all
+    responses to the same prompt so far (their persistent branch). "run" keeps the directions that earlier steps
+    explored on any prompt, so its bonuses shrink over the run."""
 
     prompt_memory_mib: Annotated[int, Field(ge=1)] = 256
-    """With memory="prompt", what may be kept: 8 (D^2 + D) bytes a prompt, so about 31 000 prompts at D=32 and 2 000 at
-    D=128. Beyond it the least recently used prompts are forgotten, and counted; those of the step being scored never
-    are, even if they alone exceed it."""
+    """Bound of what memory="prompt" keeps. A prompt takes 8 (D^2 + D) bytes, so this holds about 31 000 prompts at D=32
+    and 2 000 at D=128. Beyond it the least recently used prompts are forgotten and counted. Prompts of the step that is
+    scored stay, even if they alone exceed the bound."""
 
     forgetting: Annotated[float, Field(gt=0, le=1)] = 0.99
     """gamma, the factor on the past per absorbed step: 0.99 remembers about 100 steps. At 1 with memory="run" nothing
-    is forgotten and the bonus dies out as 1/t. The energy behind ridge="auto" is forgotten at the same rate, whatever
-    the memory; memory="prompt" forgets nothing else."""
+    is forgotten and the bonus dies out as 1/t. The energy behind ridge="auto" is forgotten at the same rate under every
+    memory; memory="prompt" forgets nothing else."""
 
     estimator: Estimator = "leverage"
-    """"leverage" is bounded by 1 - 1/K; "leave_one_out" = leverage / (1 - leverage) scores a response against the
+    """"leverage" is bounded by 1 - 1/K. "leave_one_out" = leverage / (1 - leverage) scores a response against the
     others alone, reaches K - 1, and orders the responses in the same way."""
 
     normalise: BonusNormalise = "none"
@@ -58,16 +76,42 @@ class BonusConfig(BaseModel):
     (see `ridge`) "std" divides by 1e-4: the bonuses become thousands, and beta must answer for it."""
 
     gate: Gate = "group_has_correct"
-    """Which bonuses are kept, applied after `normalise`; the others are 0. The first four choose whole groups,
-    "correct_only" single responses. An empty response counts as not correct."""
+    """Which responses keep their bonus, applied after `normalise`; the others get 0. The first four choose whole
+    groups, "correct_only" chooses single responses. An empty response counts as not correct."""
 
     staleness_discount: Annotated[float, Field(gt=0, le=1)] = 1.0
     """A response whose oldest token was sampled `lag` versions ago keeps discount^lag of its bonus, after `normalise`
-    and `gate`: what was new to an older policy may be new no more. 1 is off."""
+    and `gate`: what was new to an older policy may no longer be new. 1 is off."""
 
     redraw_projection: bool = False
     """True draws a fresh projection every step, as the authors do. Features of different steps then live in different
     spaces, so it is refused with a memory."""
+
+    @cached_property
+    def needs(self) -> frozenset[Need]:
+        """What must be computed for the bonus; nothing where it is off.
+
+        A class of your own is imported to say so, once. Raises ExtensionError where that fails.
+        """
+        if not self.enabled:
+            return frozenset()
+        return KINDS[self.kind] if self.kind in KINDS else frozenset(load_bonus(self.kind, self.options).needs)
+
+    @property
+    def feature_source(self) -> FeatureSource | None:
+        """Whose hidden states are computed, or None where the bonus needs no features. Raises as `needs`."""
+        return self.source if Need.FEATURES in self.needs else None
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether final answers are read where responses are judged. Raises as `needs`."""
+        return Need.ANSWERS in self.needs
+
+    @model_validator(mode="after")
+    def _options_have_a_class(self) -> Self:
+        if self.options and not is_path(self.kind):
+            raise ValueError(f'bonus.options are for a class of your own, and bonus.kind = "{self.kind}" takes none: leave them out')
+        return self
 
     @model_validator(mode="after")
     def _memory_needs_one_space(self) -> Self:
@@ -87,7 +131,7 @@ class BonusConfig(BaseModel):
 
 
 class SelectionConfig(BaseModel):
-    """In which order the candidates of a pool are verified (`bonus.orders`)."""
+    """The order in which the candidates of a pool are verified (`bonus.orders`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -101,25 +145,25 @@ class SelectionConfig(BaseModel):
 
     center: Literal["none", "pool"] = "none"
     """"none" takes the features as they are (the authors' choice): they share a large mean, and the first pick is
-    simply the longest. "pool" subtracts the pool's mean. Read by the order repexp only: quality, kmeans and
+    simply the longest. "pool" subtracts the pool's mean. Only the order repexp reads it: quality, kmeans and
     determinantal have a choice of their own."""
 
     quality: Literal["none", "logprob"] = "none"
-    """What weighs novelty: "none" is the authors' selection; "logprob" multiplies by the answer's likelihood, without
-    which a weak model's incoherent answers come first."""
+    """What novelty is weighted with. "none" is the authors' selection. "logprob" multiplies by the answer's likelihood,
+    without which a weak model's incoherent answers come first."""
 
     quality_exponent: Annotated[float, Field(ge=0)] = 1.0
     """a in exp(a * (l - l_max)), l the mean log-prob of a token. 0 leaves novelty alone (of centered unit-length
     features)."""
 
     max_clusters: Annotated[int, Field(ge=1)] = 16
-    """Of the order kmeans, which puts one candidate of each cluster first: set it to the number of candidates that will
-    be verified."""
+    """Number of clusters of the order kmeans, which puts one candidate of each cluster first. Set it to the number of
+    candidates that will be verified."""
 
     seed: int = 0
-    """Of the orders random and kmeans."""
+    """Seed of the orders random and kmeans."""
 
     @property
     def order(self) -> Literal["repexp", "quality"]:
-        """Name of the order that this config stands for, in `bonus.orders.ORDERS`."""
+        """Return the name in `bonus.orders.ORDERS` that this config stands for."""
         return "repexp" if self.quality == "none" else "quality"

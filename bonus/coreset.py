@@ -1,4 +1,4 @@
-"""Greedy elliptical selection of a few candidates out of a pool: which to verify first (arXiv:2510.11686, Algorithm 1).
+"""Greedy elliptical selection of the candidates to verify first (arXiv:2510.11686, Algorithm 1).
 
     indices_k, scores_k = select(features_ND, k, ridge=1.0)
 
@@ -18,23 +18,26 @@ some 1e-14 of it over hundreds of picks, and two copies of one response must not
 them."""
 
 PANEL = 256
-"""Candidates that compete among themselves between two looks at the whole pool. 128 to 512 cost the same within a
-half."""
+"""Candidates that compete among themselves between two looks at the whole pool. The cost differs by less than half
+between 128 and 512."""
 
 
 def select(features_ND: Tensor, k: int, *, ridge: float, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Pick min(k, N) candidates one after the other, each the one that the earlier picks explain least; see `_greedy`.
+    """Pick min(k, N) candidates one after the other, each the one that the earlier picks explain least (`_greedy`).
 
-    At every step the candidate with the largest x' Lambda x is picked, Lambda = (lam*I + P + sum of x x' over the
-    picks)^-1, `prior` being P (D x D), None for 0. Returns (indices_k int64, scores_k float64) on the features' device:
-    a score is x' Lambda x at the time of the pick, and scores never rise. Ties go to the lowest index, so identical
-    candidates come in index order, and so do candidates that are 0, after all others. Features are taken as they are:
-    center them first if that is meant.
+    Every step picks the candidate with the largest x' Lambda x, with Lambda = (lam*I + P + sum of x x' over the
+    picks)^-1. `prior` is P (D x D); None stands for 0. Returns (indices_k int64, scores_k float64) on the features'
+    device. A score is x' Lambda x at the time of the pick, and scores never rise. Ties go to the lowest index, so
+    identical candidates come in index order. Candidates that are 0 come after all others. Features are taken as they
+    are: center them first if that is meant.
 
-    Deviations from the paper: float64 throughout, no D x D update per pick. After every D picks these are folded into
-    P, and it starts again from one D x D Cholesky, which ends the rounding of the downdates. Cost O(N k D), most of it
-    in matrix products. ValueError for k < 0, ridge <= 0, features that are not N x D, a prior that does not fit, and a
-    candidate that is not finite, naming it."""
+    This deviates from the paper in two ways: it computes in float64, and it makes no D x D update per pick. After every
+    D picks these are folded into P, and one D x D Cholesky starts afresh, which ends the rounding of the downdates. The
+    cost is O(N k D), most of it in matrix products.
+
+    Raises ValueError for k < 0, ridge <= 0, features that are not N x D, a prior that does not fit, and a candidate
+    that is not finite, which it names.
+    """
     features_ND = _checked(features_ND, k, ridge, prior)
     num_picks = min(k, len(features_ND))
     fold_size = features_ND.shape[1]
@@ -66,7 +69,7 @@ def _checked(features_ND: Tensor, k: int, ridge: float, prior: Tensor | None) ->
 
 
 def _with_picks(prior: Tensor | None, picked_kD: Tensor) -> Tensor | None:
-    """P + sum of x x' over the picks; None while both are nothing."""
+    """Return P + sum of x x' over the picks; None where there is neither."""
     if not len(picked_kD):
         return prior
     moment_DD = picked_kD.mT @ picked_kD
@@ -74,17 +77,19 @@ def _with_picks(prior: Tensor | None, picked_kD: Tensor) -> Tensor | None:
 
 
 def _greedy(rows_ND: Tensor, taken: list[int], num_picks: int) -> tuple[list[int], list[float]]:
-    """Pivoted Cholesky factorisation of the candidates' kernel W W' + I, in float64, without forming the kernel.
+    """Factor the candidates' kernel W W' + I by pivoted Cholesky, in float64, without forming the kernel.
 
-    The rows w of W are whitened, so Lambda_0 = I, a score starts at ||w||^2, and picking p of score s is, by
-    Sherman-Morrison,
+    The rows w of W are whitened, so Lambda_0 = I and a score starts at ||w||^2. By Sherman-Morrison, picking p of score
+    s is
 
         u = Lambda w_p / sqrt(1 + s),    Lambda <- Lambda - u u',    score_i <- score_i - (w_i' u)^2,
 
-    with Lambda = I - U'U kept as its directions U (T x D): the numbers w_i' u are column by column the Cholesky factor.
+    with Lambda = I - U'U kept as its directions U (T x D). The numbers w_i' u are the columns of the Cholesky factor.
+
     Scores only fall, so an old score is an upper bound. Hence only a panel of the best M candidates follows every pick,
-    as long as its best beats the old score of every candidate outside; then one product brings the whole pool up to
-    date. The picks are the same."""
+    as long as its best beats the old score of every candidate outside. Then one product brings the whole pool up to
+    date. The picks are the same.
+    """
     first_score_N = _energy(rows_ND)
     slack_N = SAME_SCORE * first_score_N
     score_N = first_score_N.index_fill(0, _index(taken, rows_ND), -math.inf)
@@ -115,8 +120,10 @@ def _greedy(rows_ND: Tensor, taken: list[int], num_picks: int) -> tuple[list[int
 
 
 def _panel(score_N: Tensor, slack_N: Tensor) -> tuple[Tensor, float]:
-    """The candidates of the highest scores, in index order, and the most that one outside could tie with (-inf where
-    none is outside)."""
+    """Return the candidates of the highest scores, in index order, and the most that one outside can score.
+
+    The latter is -inf where no candidate is outside.
+    """
     if len(score_N) <= PANEL:
         return torch.arange(len(score_N), device=score_N.device), -math.inf
     panel_M = score_N.topk(PANEL, sorted=False).indices.sort().values
@@ -124,18 +131,18 @@ def _panel(score_N: Tensor, slack_N: Tensor) -> tuple[Tensor, float]:
 
 
 def _first_of_the_best(score_N: Tensor, slack_N: Tensor) -> tuple[int, float]:
-    """The lowest index whose score ties with the highest one, and that score; a score below 0 is rounding."""
+    """Return the lowest index whose score ties with the highest one, and that score. A score below 0 is rounding."""
     index = int((score_N + slack_N >= score_N.max()).int().argmax())
     return index, max(float(score_N[index]), 0.0)
 
 
 def _direction(row_D: Tensor, score: float, directions_TD: Tensor) -> Tensor:
-    """u = Lambda w / sqrt(1 + s) with Lambda = I - U'U."""
+    """Return u = Lambda w / sqrt(1 + s) with Lambda = I - U'U."""
     return (row_D - directions_TD.mT @ (directions_TD @ row_D)) / math.sqrt(1.0 + score)
 
 
 def _energy(rows_ND: Tensor) -> Tensor:
-    """||x||^2 of each row, without a second N x D tensor."""
+    """Return ||x||^2 of each row, without a second N x D tensor."""
     norm_N: Tensor = torch.linalg.vector_norm(rows_ND, dim=1)
     return norm_N.square()
 

@@ -16,23 +16,23 @@ RIDGE_FLOOR = 1e-12
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CovarianceState:
-    """What earlier steps left behind. Kept as sums, so that shards can be added and a checkpoint is exact."""
+    """What earlier steps left behind, kept as sums: shards can be added, and a checkpoint is exact."""
 
     second_moment_DD: Tensor
-    """P, float64: forgotten sum of x x' over centered features; absorbed into under memory="run" only."""
+    """P, float64: the forgotten sum of x x' over centered features. Only memory="run" absorbs into it."""
     steps: int
-    """Steps absorbed."""
+    """Number of steps absorbed."""
     groups: int
-    """Groups absorbed, never forgotten."""
+    """Number of groups absorbed; forgetting does not lower it."""
     energy_sum: float
     """Forgotten sum of ||x||^2 over the rows counted in `energy_rows`."""
     energy_rows: float
-    """Forgotten count of valid rows in groups with at least two of them: a response alone in its group has no variation
+    """Forgotten count of valid rows in groups with at least two of them. A response alone in its group has no variation
     to measure."""
 
 
 def init_state(dim: int, *, device: torch.device | str = "cpu") -> CovarianceState:
-    """The state before the first step: P = 0, nothing counted."""
+    """Return the state before the first step: P = 0 and every count 0."""
     zeros_DD = torch.zeros(dim, dim, dtype=torch.float64, device=device)
     return CovarianceState(second_moment_DD=zeros_DD, steps=0, groups=0, energy_sum=0.0, energy_rows=0.0)
 
@@ -40,16 +40,19 @@ def init_state(dim: int, *, device: torch.device | str = "cpu") -> CovarianceSta
 def update(state: CovarianceState, centered_GKD: Tensor, valid_GK: Tensor, *, forgetting: float) -> CovarianceState:
     """Absorb one step: P <- gamma*P + sum_g X_g' X_g, and its energy as `absorb_energy` does.
 
-    Ours: the paper's training resets P per batch and names that as its limit; gamma keeps the bonus from dying out as
-    1/t. The centered rows of empty responses are 0 and add nothing."""
+    The paper's training resets P per batch and names that as its limit; remembering is ours, and gamma keeps the bonus
+    from dying out as 1/t. The centered rows of empty responses are 0 and add nothing.
+    """
     absorbed = absorb_energy(state, centered_GKD, valid_GK, forgetting=forgetting)
     rows_ND = centered_GKD.flatten(0, 1)
     return replace(absorbed, second_moment_DD=forgetting * state.second_moment_DD + rows_ND.mT @ rows_ND)
 
 
 def absorb_energy(state: CovarianceState, centered_GKD: Tensor, valid_GK: Tensor, *, forgetting: float) -> CovarianceState:
-    """Advance everything but P: energy_sum <- gamma*energy_sum + sum ||x||^2, and energy_rows with it (see
-    `CovarianceState`)."""
+    """Advance everything but P: energy_sum <- gamma*energy_sum + sum ||x||^2, and energy_rows likewise.
+
+    Raises ValueError for a forgetting outside (0, 1] and for features of another D.
+    """
     if not 0 < forgetting <= 1:
         raise ValueError(f"forgetting={forgetting} must lie in (0, 1]")
     if centered_GKD.shape[-1] != state.second_moment_DD.shape[0]:
@@ -65,17 +68,20 @@ def absorb_energy(state: CovarianceState, centered_GKD: Tensor, valid_GK: Tensor
 
 
 def auto_ridge(state: CovarianceState) -> float:
-    """lam = energy_sum / energy_rows, the running mean energy ||x||^2 of centered features, at least `RIDGE_FLOOR`.
+    """Return lam = energy_sum / energy_rows, the running mean energy ||x||^2 of centered features (>= `RIDGE_FLOOR`).
 
-    Ours: about the energy the leverages of a group spread most (0.11 on SmolLM2, groups of 8, against 1e-4 at the
-    authors' 0.01). The step to be scored is absorbed first, so the first step uses its own energy and no step is a
-    special case."""
+    This choice is ours. Near the energy the leverages of a group spread most: 0.11 on SmolLM2 with groups of 8, against
+    1e-4 at the authors' 0.01. The step to be scored is absorbed first, so the first step uses its own energy and no
+    step is a special case.
+    """
     return max(state.energy_sum / state.energy_rows, RIDGE_FLOOR) if state.energy_rows else RIDGE_FLOOR
 
 
 def merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:
-    """Add two shards. With gamma = 1 the same as absorbing both histories one after the other; with gamma < 1 each has
-    forgotten alone."""
+    """Add two shards. Raises ValueError for states of different D.
+
+    With gamma = 1 the sum equals absorbing both histories one after the other; with gamma < 1 each has forgotten alone.
+    """
     if a.second_moment_DD.shape != b.second_moment_DD.shape:
         raise ValueError(f"cannot merge states of D={a.second_moment_DD.shape[0]} and D={b.second_moment_DD.shape[0]}")
     return CovarianceState(
@@ -88,7 +94,7 @@ def merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:
 
 
 def state_dict(state: CovarianceState) -> dict[str, Tensor | int | float]:
-    """The state as one tensor (a copy) and four numbers, for a checkpoint."""
+    """Return the state as one tensor (a copy) and four numbers, for a checkpoint."""
     return {
         "second_moment_DD": state.second_moment_DD.clone(),
         "steps": state.steps,
@@ -99,8 +105,10 @@ def state_dict(state: CovarianceState) -> dict[str, Tensor | int | float]:
 
 
 def from_state_dict(saved: Mapping[str, Tensor | int | float]) -> CovarianceState:
-    """Rebuild a state from `state_dict`. ValueError for missing or unknown keys and for a state that is not valid,
-    TypeError where P is not a tensor."""
+    """Rebuild a state from `state_dict`.
+
+    Raises ValueError for missing or unknown keys and for a state that is not valid, TypeError where P is not a tensor.
+    """
     names = {field.name for field in fields(CovarianceState)}
     if saved.keys() != names:
         raise ValueError(f"missing {sorted(names - saved.keys())}, unknown {sorted(saved.keys() - names)}")
@@ -119,8 +127,8 @@ def from_state_dict(saved: Mapping[str, Tensor | int | float]) -> CovarianceStat
 
 
 def check_valid(state: CovarianceState) -> None:
-    """ValueError unless P is a square, finite, symmetric float64 matrix and every count and sum is finite and not
-    negative."""
+    """Raise ValueError unless P is a square, finite, symmetric float64 matrix and no count or sum is negative or
+    infinite."""
     moment_DD = state.second_moment_DD
     if moment_DD.dim() != 2 or moment_DD.shape[0] != moment_DD.shape[1] or moment_DD.dtype != torch.float64:
         raise ValueError(f"second_moment_DD must be a square float64 matrix, got {moment_DD.dtype} {tuple(moment_DD.shape)}")
@@ -133,7 +141,7 @@ def check_valid(state: CovarianceState) -> None:
 
 
 def is_finite_and_symmetric(matrix_DD: Tensor) -> bool:
-    """Symmetric up to 1e-9 of its largest entry."""
+    """Return whether all entries are finite and the matrix is symmetric up to 1e-9 of its largest entry."""
     if not matrix_DD.isfinite().all():
         return False
     return torch.allclose(matrix_DD, matrix_DD.mT, rtol=1e-9, atol=1e-9 * float(matrix_DD.abs().max()))

@@ -1,9 +1,10 @@
 """What one step's bonuses look like, measured and returned. Legend: G groups, K responses, D projected size.
 
-A value that the step cannot define (no group of two or more valid responses, constant lengths) is None; of one group,
-NaN. A "comparable" group has at least two valid responses. X and Sigma are those of the leverage
-(`bonus.elliptical.centered_leverage`): under memory="prompt" X is centered by the mean of all the prompt's responses so
-far, and Sigma holds all of them."""
+A value that the step cannot define (no group of two valid responses, constant lengths) is None; a value that one group
+cannot define is NaN. A "comparable" group has at least two valid responses. X and Sigma are those of the leverage
+(`bonus.elliptical.centered_leverage`). Under memory="prompt" X is centered by the mean of all the prompt's responses so
+far, and Sigma holds all of them.
+"""
 
 from dataclasses import dataclass
 
@@ -17,22 +18,22 @@ NO_SIGNAL_SPREAD = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class BonusDiagnostics:
-    """One step, as numbers. "Raw" is before normalisation, gate and staleness discount."""
+    """The numbers of one step. "Raw" means before normalisation, gate and staleness discount."""
 
     bonus_mean: float | None
     """Mean over valid responses of the bonus as returned."""
     spread: float | None
-    """Median over comparable groups of the standard deviation (ddof=1) of the leverage. Always 0 for groups of two
-    without memory."""
+    """Median over comparable groups of the standard deviation (ddof=1) of the leverage. It is always 0 for groups of
+    two without memory."""
     distance_to_saturation: float | None
-    """Mean over comparable groups' valid responses of (1 - 1/n) - leverage. n counts what the mean is taken over: the
-    group's valid responses, with memory="prompt" the prompt's so far. With memory="none" 0 means that the bonus can no
-    longer tell responses apart; with memory="run" it is far from 0 even then."""
+    """Mean over comparable groups' valid responses of (1 - 1/n) - leverage. n counts the responses that the center is
+    the mean of: the group's valid ones, or with memory="prompt" the prompt's so far. With memory="none" 0 means that
+    the bonus can no longer tell responses apart; with memory="run" it is far from 0 even then."""
     effective_rank: float
     """Mean over groups of trace(Sigma)^2 / trace(Sigma^2), between 1 and D."""
     ridge_to_energy: float | None
-    """ridge / (trace(X'X) / D), X'X of a group's own responses, averaged over groups: far below 1 is the saturated
-    regime."""
+    """ridge / (trace(X'X) / D), with X'X of a group's own responses averaged over groups. Far below 1 the leverage is
+    saturated."""
     length_correlation: float | None
     """Pearson correlation of raw bonus and response length within groups (both less their group mean, then pooled)."""
     gated_out_share: float
@@ -43,7 +44,7 @@ class BonusDiagnostics:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupDiagnostics:
-    """The same of every group, float64 of shape (G,), NaN where the group does not define it."""
+    """The numbers of every group, float64 of shape (G,); NaN where the group does not define one."""
 
     spread_G: Tensor
     """Standard deviation (ddof=1) of the leverage; NaN for a group that is not comparable."""
@@ -57,7 +58,7 @@ class GroupDiagnostics:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredGroups:
-    """A scored step with all that went into its bonuses, to be measured."""
+    """A scored step with everything that its bonuses were made of."""
 
     centered_GKD: Tensor
     """X, 0 for an empty response."""
@@ -65,7 +66,7 @@ class ScoredGroups:
     """P: D x D, G x D x D, or None for 0."""
     ridge: float
     seen_G: Tensor
-    """n, the responses that each group's mean is taken over."""
+    """n, the number of responses that each group's center is the mean of."""
     valid_GK: Tensor
     lengths_GK: Tensor | None
     leverage_GK: Tensor
@@ -78,30 +79,30 @@ class ScoredGroups:
 
 
 def carries_no_signal(diagnostics: BonusDiagnostics) -> bool:
-    """True when the median spread is below 1e-3: the bonus then orders responses almost only where all rewards are
-    equal. Warn once."""
+    """Return whether the median spread is below 1e-3. The bonus then orders responses almost only where all rewards are
+    equal."""
     return diagnostics.spread is not None and diagnostics.spread < NO_SIGNAL_SPREAD
 
 
 def spread(leverage_GK: Tensor, valid_GK: Tensor) -> Tensor:
-    """spread_G: the standard deviation of the leverage."""
+    """Return spread_G, the standard deviation (ddof=1) of the leverage; NaN for a group that is not comparable."""
     _, std_G1 = group_mean_and_std(leverage_GK, valid_GK)
     return torch.where(valid_GK.sum(dim=1) > 1, std_G1[:, 0], torch.nan)
 
 
 def below_saturation(leverage_GK: Tensor, valid_GK: Tensor, seen_G: Tensor) -> Tensor:
-    """distance_GK = (1 - 1/n) - leverage, n = `seen_G`; NaN outside the valid responses of comparable groups."""
+    """Return distance_GK = (1 - 1/n) - leverage with n = `seen_G`; NaN outside comparable groups' valid responses."""
     comparable_G1 = valid_GK.sum(dim=1, keepdim=True) > 1
     distance_GK = 1.0 - 1.0 / seen_G[:, None].double().clamp(min=1) - leverage_GK
     return torch.where(valid_GK & comparable_G1, distance_GK, torch.nan)
 
 
 def effective_rank(centered_GKD: Tensor, *, ridge: float, prior: Tensor | None) -> Tensor:
-    """effective_rank_G: the participation ratio trace(Sigma)^2 / trace(Sigma^2), with A = lam*I + P and Sigma = A +
-    X'X.
+    """Return effective_rank_G, the participation ratio trace(Sigma)^2 / trace(Sigma^2), Sigma = lam*I + P + X'X.
 
-    trace(Sigma^2) = ||A||^2 + 2 sum_i x_i' A x_i + ||X X'||^2 (Frobenius), which needs neither eigenvalues nor, where P
-    is shared by all groups, a D x D matrix per group."""
+    With A = lam*I + P, trace(Sigma^2) = ||A||^2 + 2 sum_i x_i' A x_i + ||X X'||^2 (Frobenius norms). This needs no
+    eigenvalues, and where all groups share P, no D x D matrix per group.
+    """
     base = ridged(prior, ridge, like=centered_GKD)
     trace_G = base.diagonal(dim1=-2, dim2=-1).sum(-1) + centered_GKD.square().sum(dim=(1, 2))
     cross_G = (centered_GKD @ base * centered_GKD).sum(dim=(1, 2))
@@ -111,14 +112,16 @@ def effective_rank(centered_GKD: Tensor, *, ridge: float, prior: Tensor | None) 
 
 
 def ridge_to_energy(centered_GKD: Tensor, *, ridge: float) -> float | None:
-    """ridge / (trace(X'X) / D) with X'X averaged over the groups of the step; None where all features are equal."""
+    """Return ridge / (trace(X'X) / D), X'X averaged over the groups; None where all features are equal."""
     trace = float(centered_GKD.square().sum(dim=(1, 2)).mean())
     return ridge * centered_GKD.shape[-1] / trace if trace > 0 else None
 
 
 def length_correlation(raw_bonus_GK: Tensor, lengths_GK: Tensor, valid_GK: Tensor) -> float | None:
-    """Pooled within-group Pearson correlation: what an advantage sees, since it subtracts the group mean. None if
-    either is constant."""
+    """Return the Pearson correlation of deviations from the group mean, pooled over groups; None if either is constant.
+
+    An advantage sees these deviations, since it subtracts the group mean.
+    """
     bonus_GK = _less_group_mean(raw_bonus_GK, valid_GK)
     length_GK = _less_group_mean(lengths_GK.double(), valid_GK)
     if not bonus_GK.any() or not length_GK.any():
@@ -127,7 +130,7 @@ def length_correlation(raw_bonus_GK: Tensor, lengths_GK: Tensor, valid_GK: Tenso
 
 
 def length_correlations(raw_bonus_GK: Tensor, lengths_GK: Tensor, valid_GK: Tensor) -> Tensor:
-    """length_correlation_G: the Pearson correlation of every group by itself; NaN (0 / 0) if either is constant."""
+    """Return length_correlation_G, the Pearson correlation within each group; NaN (0 / 0) if either is constant."""
     bonus_GK = _less_group_mean(raw_bonus_GK, valid_GK)
     length_GK = _less_group_mean(lengths_GK.double(), valid_GK)
     correlation_G: Tensor = (bonus_GK * length_GK).sum(dim=1) / (bonus_GK.norm(dim=1) * length_GK.norm(dim=1))
@@ -135,7 +138,7 @@ def length_correlations(raw_bonus_GK: Tensor, lengths_GK: Tensor, valid_GK: Tens
 
 
 def _less_group_mean(values_GK: Tensor, valid_GK: Tensor) -> Tensor:
-    """Each value less its group's mean; exactly 0 throughout where what is left is rounding."""
+    """Return each value less its group's mean; exactly 0 where the difference is rounding."""
     mean_G1, _ = group_mean_and_std(values_GK, valid_GK)
     deviation_GK = torch.where(valid_GK, values_GK - mean_G1, 0.0)
     scale_G1 = torch.where(valid_GK, values_GK, 0.0).abs().amax(dim=1, keepdim=True)

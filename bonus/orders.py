@@ -1,10 +1,11 @@
-"""In which order the candidates of one pool are verified: novelty, and what it is compared with.
+"""The orders in which the candidates of one pool may be verified: novelty, and what it is compared with.
 
     order_N = order_pool("repexp", pool, config)      # int64, a permutation of the candidates: verify order_N[:k]
 
-Every order is complete and deterministic: ties go to the lowest index, and candidates without a feature (empty
-responses, `valid_N` False) come last, in index order. Legend: N candidates of one prompt, V those with a feature, D
-projected size."""
+Every order is complete and deterministic. Ties go to the lowest index. Candidates without a feature (empty responses,
+`valid_N` False) come last, in index order. Legend: N candidates of one prompt, V those with a feature, D projected
+size.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,8 @@ from bonus.elliptical import center
 Ridge = float | Literal["auto"]
 
 DETERMINANTAL_RIDGE = 1e-4
-"""Small against the energy 1 of unit-length features: what a pick adds to log det(I + K / ridge) is then what it adds
-to log det(K)."""
+"""Small against the energy 1 of unit-length features, so that a pick adds to log det(I + K / ridge) what it adds to log
+det(K)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,22 +38,24 @@ class Pool:
     mean_logprob_N: Tensor
     """Mean log-prob of the candidate's tokens under the sampler, in nats."""
     lengths_N: Tensor
-    """In tokens."""
+    """Lengths in tokens."""
     answers: Sequence[str | None]
-    """The final answer that was read off the response, None where there is none."""
+    """The final answer that each response states, None where it states none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One way to order a pool; `rank` may leave empty candidates where they fall."""
+    """One way to order a pool. `rank` may leave empty candidates where they fall."""
 
     description: str
     rank: Callable[[Pool, SelectionConfig], Tensor]
 
 
 def order_pool(name: str, pool: Pool, config: SelectionConfig) -> Tensor:
-    """The order `name` of `ORDERS`. ValueError for an unknown name and for a pool whose parts do not fit together or
-    are not finite."""
+    """Return the candidates in the order `name` of `ORDERS`.
+
+    Raises ValueError for an unknown name and for a pool whose parts do not fit together or are not finite.
+    """
     if name not in ORDERS:
         raise ValueError(f"unknown order {name!r}; there are: {', '.join(ORDERS)}")
     _check_pool(pool, config)
@@ -60,8 +63,11 @@ def order_pool(name: str, pool: Pool, config: SelectionConfig) -> Tensor:
 
 
 def scored_order(name: str, pool: Pool, config: SelectionConfig) -> tuple[Tensor, Tensor]:
-    """The order repexp or quality, and why: (order_N, score_N), score_N[t] = x' Lambda x of the t-th pick when it was
-    picked, NaN for an empty candidate. ValueError as `order_pool`, and for an order without scores."""
+    """Return (order_N, score_N) of the order repexp or quality.
+
+    score_N[t] is x' Lambda x of the t-th pick at the time of the pick; NaN for an empty candidate. Raises ValueError as
+    `order_pool`, and for an order without scores.
+    """
     if name not in ("repexp", "quality"):
         raise ValueError(f"the order {name!r} has no scores; repexp and quality have")
     _check_pool(pool, config)
@@ -77,35 +83,38 @@ def scored_order(name: str, pool: Pool, config: SelectionConfig) -> tuple[Tensor
 
 
 def repexp_order(features_ND: Tensor, valid_N: Tensor, *, ridge: Ridge, center: Literal["none", "pool"]) -> Tensor:
-    """The paper's Algorithm 1 carried on to the last candidate. Ours: centering over the pool, and ridge "auto" (see
-    `resolve_ridge`)."""
+    """Return the order of the paper's Algorithm 1, continued to the last candidate.
+
+    Centering over the pool and ridge "auto" (`resolve_ridge`) are ours.
+    """
     return _greedy(repexp_features(features_ND, valid_N, center=center), valid_N, ridge)[0]
 
 
 def quality_order(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tensor, *, ridge: Ridge, exponent: float) -> Tensor:
-    """Novelty weighed with likelihood (ours): the greedy selection over `quality_features`.
+    """Return the order of the greedy selection over `quality_features`: novelty weighted with likelihood (ours).
 
     The paper's selection picks a small model's incoherent answers first. On 60 two-digit sums (SmolLM2-135M, pools of
-    64, 1.1 % right) it finds a right answer among 8 in 0.00 of the problems that have one, random 0.25, the likeliest 8
-    0.65, this 0.65 (a = 1, lam = 1)."""
+    64, 1.1 % right) its first 8 hold a right answer in 0.00 of the problems that have one. Random ones do in 0.25, the
+    likeliest 8 in 0.65, and this order in 0.65 (a = 1, lam = 1).
+    """
     return _greedy(quality_features(features_ND, valid_N, mean_logprob_N, exponent=exponent), valid_N, ridge)[0]
 
 
 def determinantal_order(features_ND: Tensor, valid_N: Tensor) -> Tensor:
-    """Greedy most likely set of a determinantal point process with kernel K = X X', X the centered features at unit
-    length.
+    """Return the greedy most likely order of a determinantal point process with kernel K = X X'.
 
-    Each pick maximises det(K_S), S the picks so far; det(K_S + r I) with a small r stands for it, so that it goes on
-    where K has no rank left. That is the elliptical selection with ridge r: by Sherman-Morrison a pick multiplies det(I
-    + K_S / r) by 1 + x' Lambda x."""
+    X holds the centered features at unit length. Each pick maximises det(K_S) over the picks S so far. det(K_S + r I)
+    with a small r stands in for it, and still orders candidates once K has no rank left. This is the elliptical
+    selection with ridge r: by Sherman-Morrison a pick multiplies det(I + K_S / r) by 1 + x' Lambda x.
+    """
     return _greedy(_unit_length(_centered(features_ND[valid_N])), valid_N, DETERMINANTAL_RIDGE)[0]
 
 
 def kmeans_order(features_ND: Tensor, valid_N: Tensor, *, max_clusters: int, seed: int) -> Tensor:
-    """One candidate of every k-means cluster, the one nearest its center, from the largest cluster to the smallest;
-    then the rest.
+    """Return the candidate nearest the center of each k-means cluster, from the largest cluster to the smallest, then
+    the rest.
 
-    There are min(max_clusters, distinct features) clusters, by scikit-learn: ImportError where that is not installed.
+    scikit-learn makes min(max_clusters, distinct features) clusters. Raises ImportError where it is not installed.
     """
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # takes a second to import, and only this order needs it
 
@@ -128,28 +137,30 @@ def kmeans_order(features_ND: Tensor, valid_N: Tensor, *, max_clusters: int, see
 
 
 def random_order(num_candidates: int, seed: int) -> Tensor:
-    """A permutation drawn by a generator of its own, on the CPU."""
+    """Return a permutation, drawn by a generator of its own on the CPU."""
     return torch.randperm(num_candidates, generator=torch.Generator().manual_seed(seed))
 
 
 def likeliest_order(mean_logprob_N: Tensor, valid_N: Tensor) -> Tensor:
-    """By mean log-prob, the highest first."""
+    """Return the candidates by mean log-prob, the highest first."""
     return _among_all(mean_logprob_N[valid_N].argsort(descending=True, stable=True), valid_N)
 
 
 def unlikeliest_order(mean_logprob_N: Tensor, valid_N: Tensor) -> Tensor:
-    """By mean log-prob, the lowest first: novelty without representations."""
+    """Return the candidates by mean log-prob, the lowest first: novelty without representations."""
     return _among_all(mean_logprob_N[valid_N].argsort(stable=True), valid_N)
 
 
 def longest_order(lengths_N: Tensor, valid_N: Tensor) -> Tensor:
-    """By number of tokens, the most first: what novelty of mean-pooled features must beat if it is more than length."""
+    """Return the longest candidates first. Novelty of mean-pooled features must beat this if it is more than length."""
     return _among_all(lengths_N[valid_N].argsort(descending=True, stable=True), valid_N)
 
 
 def distinct_answers_order(answers: Sequence[str | None]) -> Tensor:
-    """The first candidate of every distinct answer, then every second one, and so on, each in index order; those
-    without an answer last."""
+    """Return the first candidate of every distinct answer, then every second one, and so on, each in index order.
+
+    Candidates without an answer come last.
+    """
     seen: defaultdict[str, int] = defaultdict(int)
     places: list[tuple[float, int]] = []
     for index, answer in enumerate(answers):
@@ -163,17 +174,18 @@ def distinct_answers_order(answers: Sequence[str | None]) -> Tensor:
 
 
 def repexp_features(features_ND: Tensor, valid_N: Tensor, *, center: Literal["none", "pool"]) -> Tensor:
-    """features_VD, float64: as they are, or less their mean over the pool."""
+    """Return features_VD, float64, as they are or less their mean over the pool."""
     features_VD = features_ND[valid_N].double()
     return features_VD if center == "none" else _centered(features_VD)
 
 
 def quality_features(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tensor, *, exponent: float) -> Tensor:
-    """features_VD = exp(a (l - l_max)) u, float64: u the centered feature at unit length, l the mean log-prob, l_max the
-    pool's highest.
+    """Return features_VD = exp(a (l - l_max)) u, float64.
 
-    Ours. The selection over them is the greedy maximum of a determinantal kernel q K q (Kulesza and Taskar 2012) with
-    quality q = exp(a (l - l_max)): an answer e times less likely a token counts as e^a times less new."""
+    u is the centered feature at unit length, l the mean log-prob, l_max the pool's highest. This is ours. The selection
+    over them is the greedy maximum of a determinantal kernel q K q (Kulesza and Taskar 2012) with quality q = exp(a (l
+    - l_max)): an answer e times less likely a token counts as e^a times less new.
+    """
     unit_VD = _unit_length(_centered(features_ND[valid_N]))
     if not len(unit_VD):
         return unit_VD
@@ -182,7 +194,7 @@ def quality_features(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tenso
 
 
 def resolve_ridge(ridge: Ridge, features_VD: Tensor) -> float:
-    """The number itself; "auto" is the mean energy ||x||^2 of the features used, at least `RIDGE_FLOOR`."""
+    """Return the number itself; "auto" is the mean energy ||x||^2 of the features used, at least `RIDGE_FLOOR`."""
     if ridge != "auto":
         return ridge
     return max(float(features_VD.square().sum(dim=1).mean()), RIDGE_FLOOR) if len(features_VD) else RIDGE_FLOOR
@@ -195,7 +207,7 @@ def _centered(features_VD: Tensor) -> Tensor:
 
 
 def _unit_length(features_VD: Tensor) -> Tensor:
-    """Each row at length 1; a row of zeros stays."""
+    """Return each row at length 1; a row of zeros stays."""
     norm_V1 = torch.linalg.vector_norm(features_VD, dim=1, keepdim=True)
     return features_VD / torch.where(norm_V1 > 0, norm_V1, 1.0)
 
@@ -204,14 +216,14 @@ def _unit_length(features_VD: Tensor) -> Tensor:
 
 
 def _greedy(features_VD: Tensor, valid_N: Tensor, ridge: Ridge) -> tuple[Tensor, Tensor]:
-    """Order and scores of all N candidates: the selection carried on to the last, then the empty ones with NaN."""
+    """Return order and scores of all N candidates: the whole selection, then the empty ones with NaN."""
     order_V, score_V = select(features_VD, len(features_VD), ridge=resolve_ridge(ridge, features_VD))
     no_score_E = score_V.new_full((len(valid_N) - len(order_V),), torch.nan)
     return _among_all(order_V, valid_N), torch.cat([score_V, no_score_E])
 
 
 def _among_all(order_V: Tensor, valid_N: Tensor) -> Tensor:
-    """An order of the candidates with a feature as one of all: the empty ones follow."""
+    """Return an order of the candidates with a feature as an order of all; the empty ones follow."""
     return torch.cat([valid_N.nonzero()[:, 0][order_V], (~valid_N).nonzero()[:, 0]])
 
 

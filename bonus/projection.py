@@ -14,7 +14,9 @@ def sparse_projection(hidden_size: int, dim: int, *, seed: int) -> Tensor:
         entry = +sqrt(1/(s*D)) and -sqrt(1/(s*D)) with probability s/2 each, else 0,
 
     so E ||x R||^2 = ||x||^2. One uniform draw per entry decides both whether it is zero and its sign. The draws come
-    from a generator of their own, in serial order: the result depends on the three arguments only."""
+    from a generator of their own, in serial order, so the result depends on the three arguments only. Raises ValueError
+    for a size below 1.
+    """
     if hidden_size < 1 or dim < 1:
         raise ValueError(f"hidden_size={hidden_size} and dim={dim} must both be at least 1")
     density = 1.0 / math.sqrt(hidden_size)

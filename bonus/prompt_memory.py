@@ -1,11 +1,12 @@
-"""What is remembered of each prompt's responses, as values: `(memory, step) -> memory`. Behind memory="prompt".
+"""The memory of each prompt's responses behind memory="prompt", as a value: `(memory, step) -> memory`.
 
     memory = absorb(memory, keys_G, features_GKD, valid_GK, max_bytes=...)         # the step first,
     centered_GKD, prior_GDD, seen_G = around_prompts(memory, keys_G, features_GKD, valid_GK)   # then its scores
 
-A prompt is known by its key: the data set's name and the problem's id, never a bare row index. Nothing is forgotten but
-whole prompts: `forgetting` does not apply, since a response to a prompt stays as old as it is however many steps pass
-before the prompt's next visit. Legend: G groups, K responses, D projected size, P prompts."""
+A prompt is known by its key: the data set's name and the problem's id, never a bare row index. Only whole prompts are
+forgotten. `forgetting` does not apply: a prompt's responses do not age while other prompts are visited. Legend: G
+groups, K responses, D projected size, P prompts.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,38 +20,41 @@ from bonus.elliptical import center
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptStats:
-    """All responses to one prompt so far, float64. Mergeable: shards and visits may be absorbed in any order."""
+    """Statistics of all responses to one prompt so far, float64. Visits and shards may be added in any order."""
 
     count: int
-    """n >= 1, empty responses left out."""
+    """n >= 1, without empty responses."""
     mean_D: Tensor
     """mu."""
     scatter_DD: Tensor
-    """Sum of (h - mu)(h - mu)' = S - n mu mu', S the raw second moment. Kept centered: the difference would cancel."""
+    """Sum of (h - mu)(h - mu)' = S - n mu mu', with S the raw second moment. It is kept centered because the difference
+    would cancel."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptMemory:
-    """The prompts of a run, bounded by whoever absorbs."""
+    """The prompts of a run; `absorb` bounds their size."""
 
     dim: int
     stats: Mapping[str, PromptStats] = field(default_factory=dict)
-    """By key, the least recently used first."""
+    """By key; the least recently used prompt is first."""
     num_evicted: int = 0
-    """Prompts forgotten over the run for want of room. One that comes back starts anew, and may be counted again."""
+    """Prompts forgotten over the run to make room. A prompt that comes back starts from nothing, and may be counted
+    again."""
 
 
 def init_memory(dim: int) -> PromptMemory:
-    """The memory before the first step."""
+    """Return the memory before the first step."""
     return PromptMemory(dim=dim)
 
 
 def absorb(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, valid_GK: Tensor, *, max_bytes: int) -> PromptMemory:
-    """Add the responses of a step to their prompts, raw features as they came; empty ones are left out.
+    """Return `memory` with the step's responses added to their prompts: raw features, without empty responses.
 
-    Several groups may share a key: all are added, in any order to the same effect. Then the least recently used prompts
-    are evicted until the rest takes `max_bytes` or less (`nbytes`), but none of this step's. ValueError for features
-    that do not fit or are not finite."""
+    Several groups may share a key; their order does not matter. Then the least recently used prompts are evicted until
+    the rest takes at most `max_bytes` (`nbytes`), but never this step's. Raises ValueError for features that do not fit
+    or are not finite.
+    """
     _check_step(memory, keys_G, features_GKD)
     stats = dict(memory.stats)
     for key, visit in zip(keys_G, _visits(features_GKD, valid_GK), strict=True):
@@ -63,7 +67,7 @@ def absorb(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, va
 
 
 def _visits(features_GKD: Tensor, valid_GK: Tensor) -> list[PromptStats | None]:
-    """The statistics of each group alone, None where it has no response."""
+    """Return the statistics of each group alone; None where it has no response."""
     centered_GKD = center(features_GKD, valid_GK)
     scatter_GDD = centered_GKD.mT @ centered_GKD
     first_G11 = valid_GK.int().argmax(dim=1)[:, None, None]
@@ -75,7 +79,7 @@ def _visits(features_GKD: Tensor, valid_GK: Tensor) -> list[PromptStats | None]:
 
 
 def merge_stats(a: PromptStats, b: PromptStats) -> PromptStats:
-    """The statistics of both sets of responses (Chan, Golub, LeVeque 1979), with delta = mu_b - mu_a:
+    """Return the statistics of both sets of responses (Chan, Golub, LeVeque 1979). With delta = mu_b - mu_a,
 
     n = n_a + n_b,    mu = mu_a + delta n_b / n,    scatter = scatter_a + scatter_b + delta delta' n_a n_b / n.
     """
@@ -101,16 +105,17 @@ def _bounded(stats: dict[str, PromptStats], memory: PromptMemory, *, keep: froze
 
 
 def around_prompts(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, valid_GK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The groups of an absorbed step seen from their prompts, as `bonus.elliptical.centered_leverage` takes them,
-    float64:
+    """Return an absorbed step's groups as seen from their prompts, for `bonus.elliptical.centered_leverage`, float64:
 
         centered_GKD    x_i = h_i - mu, 0 for an empty response
-        prior_GDD      P = scatter - X'X, the prompt's other responses about the same mu, so that lam*I + P + X'X = lam*I + S - n mu mu'
+        prior_GDD      P = scatter - X'X, the prompt's other responses about the same mu,
+                       so that lam*I + P + X'X = lam*I + S - n mu mu'
         seen_G         n, int64: the leverage is at most 1 - 1/n
 
-    That is the authors' persistent branch, bonus_i = (h_i - mu)' (lam*I + S - n mu mu')^-1 (h_i - mu), this visit
-    included in mu, S and n. Ours: responses are remembered by a key that data sets do not share, and exactly. 0
-    throughout for a prompt without any response."""
+    This is the authors' persistent branch, bonus_i = (h_i - mu)' (lam*I + S - n mu mu')^-1 (h_i - mu), where mu, S and
+    n include this visit. Ours is that a key never belongs to two data sets, and that the memory is exact. Everything is
+    0 for a prompt without any response.
+    """
     _check_step(memory, keys_G, features_GKD)
     nothing_D = features_GKD.new_zeros(memory.dim, dtype=torch.float64)
     nothing = PromptStats(count=0, mean_D=nothing_D, scatter_DD=torch.outer(nothing_D, nothing_D))
@@ -122,8 +127,10 @@ def around_prompts(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Te
 
 
 def merge(a: PromptMemory, b: PromptMemory) -> PromptMemory:
-    """Add two shards: the same as absorbing both histories, those of b being the more recently used. The next `absorb`
-    bounds it."""
+    """Add two shards. Raises ValueError for memories of different D.
+
+    The sum equals absorbing both histories, with b's prompts the more recently used. The next `absorb` bounds it.
+    """
     if a.dim != b.dim:
         raise ValueError(f"cannot merge memories of D={a.dim} and D={b.dim}")
     stats = {key: known for key, known in a.stats.items() if key not in b.stats}
@@ -132,8 +139,10 @@ def merge(a: PromptMemory, b: PromptMemory) -> PromptMemory:
 
 
 def nbytes(memory: PromptMemory) -> int:
-    """Bytes of all statistics and keys: 8 (D^2 + D + 1) and the key, a prompt. What Python adds to hold them is left
-    out."""
+    """Return the bytes of all statistics and keys: 8 (D^2 + D + 1) and the key for each prompt.
+
+    What Python's objects take besides is not counted.
+    """
     return _num_bytes(memory.stats, memory.dim)
 
 
@@ -146,7 +155,7 @@ def _entry_bytes(key: str, dim: int) -> int:
 
 
 def state_dict(memory: PromptMemory) -> dict[str, Tensor | int | list[str]]:
-    """The memory as three tensors (copies, P in the order of `keys`) and what JSON can hold, for a checkpoint."""
+    """Return the memory as three tensors (copies, P in the order of `keys`) and JSON values, for a checkpoint."""
     stats_P = list(memory.stats.values())
     empty_DD = torch.zeros(memory.dim, memory.dim, dtype=torch.float64)
     return {
@@ -164,8 +173,11 @@ def _stack(tensors: list[Tensor], *, like: Tensor) -> Tensor:
 
 
 def from_state_dict(saved: Mapping[str, Tensor | int | list[str]]) -> PromptMemory:
-    """Rebuild a memory from `state_dict`. ValueError for missing or unknown keys, for parts that do not fit and for a
-    memory that is not valid, TypeError for a part of the wrong type."""
+    """Rebuild a memory from `state_dict`.
+
+    Raises ValueError for missing or unknown keys, for parts that do not fit and for a memory that is not valid,
+    TypeError for a part of the wrong type.
+    """
     if saved.keys() != state_dict(init_memory(1)).keys():
         names = state_dict(init_memory(1)).keys()
         raise ValueError(f"missing {sorted(names - saved.keys())}, unknown {sorted(saved.keys() - names)}")
@@ -188,14 +200,17 @@ def from_state_dict(saved: Mapping[str, Tensor | int | list[str]]) -> PromptMemo
 
 
 def check_valid(memory: PromptMemory) -> None:
-    """ValueError, naming the prompt, unless each has a response, and a finite mean and symmetric scatter in float64 of
-    the memory's D."""
+    """Raise ValueError, naming the prompt, unless each prompt's statistics are valid.
+
+    Valid statistics count a response, and have a finite mean and a finite symmetric scatter in float64, of the memory's
+    D.
+    """
     if memory.num_evicted < 0:
         raise ValueError(f"num_evicted={memory.num_evicted} must not be negative")
     for key, stats in memory.stats.items():
         mean_D, scatter_DD = stats.mean_D, stats.scatter_DD
         if stats.count < 1:
-            raise ValueError(f"prompt {key!r} has {stats.count} responses, a prompt that is remembered has at least one")
+            raise ValueError(f"prompt {key!r} has {stats.count} responses, a remembered prompt has at least one")
         if mean_D.shape != (memory.dim,) or scatter_DD.shape != (memory.dim, memory.dim):
             raise ValueError(f"prompt {key!r} has shapes {tuple(mean_D.shape)}, {tuple(scatter_DD.shape)}, the memory D={memory.dim}")
         if mean_D.dtype != torch.float64 or scatter_DD.dtype != torch.float64:

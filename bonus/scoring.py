@@ -1,8 +1,8 @@
-"""Scoring and absorbing one step, the only thing the owner of the state calls.
+"""The elliptical bonus of one step: scoring and absorbing it as one operation.
 
     state = init_state(config.dim)                                     # or from_state_dict(checkpoint), see bonus.state
     for each step, in the recorded order:
-        scored, state = score_step(features_GKD, correct_GK, valid_GK, state, config, lengths_GK=lengths_GK, keys_G=keys_G, lags_GK=lags_GK)
+        scored, state = score_step(features_GKD, correct_GK, valid_GK, state, config, keys_G=keys_G, lags_GK=lags_GK)
         ... beta * scored.bonus_GK ...; log scored.ridge, scored.diagnostics and scored.groups
 
 Legend: G groups of the step, K responses per group, D projected size.
@@ -26,11 +26,11 @@ __all__ = ["BonusDiagnostics", "GroupDiagnostics", "StepBonus", "carries_no_sign
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepBonus:
-    """The bonuses of one step, float64, unscaled by beta, and how they came about."""
+    """The bonuses of one step, float64, before beta, and what they were made of."""
 
     bonus_GK: Tensor
     leverage_GK: Tensor
-    """Before estimator, normalisation, gate and staleness discount; 0 for an empty response."""
+    """The leverage, before estimator, normalisation, gate and staleness discount; 0 for an empty response."""
     ridge: float
     diagnostics: BonusDiagnostics
     groups: GroupDiagnostics
@@ -47,19 +47,25 @@ def score_step(
     keys_G: Sequence[str] | None = None,
     lags_GK: Tensor | None = None,
 ) -> tuple[StepBonus, BonusState]:
-    """Score the groups of a step and absorb them, as one operation; returns the bonuses and the next state.
+    """Score the groups of a step and absorb them. Return the bonuses and the next state.
 
-    memory="none": P = 0, each group against its own responses (arXiv:2510.11686's training). memory="run": against the
-    P left by earlier steps plus its own responses; no group sees another one of its step. memory="prompt": the step is
-    absorbed first, then each group is scored against all responses to its prompt (`keys_G`), this step's included. So
-    the order of groups within a step never matters; the order of steps does, with a memory. The energy behind
-    ridge="auto", of group-centered features, advances whatever the memory.
+    - memory="none": P = 0, and each group is scored against its own responses (the training of arXiv:2510.11686).
+    - memory="run": each group is scored against the P that earlier steps left and its own responses. It does not see
+      the other groups of its step.
+    - memory="prompt": the step is absorbed first. Then each group is scored against all responses to its prompt
+      (`keys_G`), this step's included.
+
+    So the order of groups within a step never matters. With a memory, the order of steps does. The energy behind
+    ridge="auto" is that of group-centered features and advances under every memory.
 
         bonus = staleness_discount^lag * gate(normalise(estimator(leverage)))
 
-    and 0 for an empty response; lag counts the versions between the response's oldest token and the policy that is
-    trained. `state` is not modified; features and state share a device. ValueError for wrong shapes, for a feature that
-    is not finite, for memory="prompt" without `keys_G` and for a staleness_discount below 1 without `lags_GK`."""
+    and 0 for an empty response. `lags_GK` counts the versions between a response's oldest token and the policy that is
+    trained. `state` is not modified. Features and state share a device.
+
+    Raises ValueError for wrong shapes, for a feature that is not finite, for memory="prompt" without `keys_G` and for a
+    staleness_discount below 1 without `lags_GK`.
+    """
     _check_step(features_GKD, correct_GK, lengths_GK, keys_G, lags_GK, config)
     centered_GKD = center(features_GKD, valid_GK)
     absorb_step = update if config.memory == "run" else absorb_energy

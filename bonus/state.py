@@ -1,9 +1,9 @@
-"""Everything that scoring carries from step to step, as one value. Its owner keeps it, saves it and passes it on.
+"""Everything that the elliptical bonus carries from step to step, as one value.
 
     state = init_state(config.dim)
     scored, state = score_step(..., state, config)             # bonus.scoring, once a step
-    tensors, rest = state_dict(state)                          # save_file(tensors, ...), json.dumps(rest)
-    state = from_state_dict(load_file(...), json.loads(...))   # the next bonuses are the same, bit for bit
+    saved = state_dict(state)                                  # tensors, and values that JSON can hold
+    state = from_state_dict(saved)                             # the next bonuses are the same, bit for bit
 
 Scoring returns a new state and leaves the old one as it was. Legend: D projected size, P prompts.
 """
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bonus import covariance, prompt_memory
 from bonus.covariance import CovarianceState
@@ -24,37 +23,36 @@ PARTS = ("covariance", "prompts")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BonusState:
-    """What earlier steps left behind. A memory that the config does not name stays as it is."""
+    """What earlier steps left behind. A memory that the configuration does not name stays as it is."""
 
     covariance: CovarianceState
-    """P of memory="run", and the energy behind ridge="auto", whatever the memory."""
+    """P of memory="run", and the energy behind ridge="auto", which advances under every memory."""
     prompts: PromptMemory
-    """Of memory="prompt"."""
+    """The prompts of memory="prompt"."""
 
 
 def init_state(dim: int, *, device: torch.device | str = "cpu") -> BonusState:
-    """The state before the first step. `device` is the one that the features will be on."""
+    """Return the state before the first step. `device` is that of the features to come."""
     return BonusState(covariance=covariance.init_state(dim, device=device), prompts=prompt_memory.init_memory(dim))
 
 
 def merge(a: BonusState, b: BonusState) -> BonusState:
-    """Add two shards: `bonus.covariance.merge` and `bonus.prompt_memory.merge`."""
+    """Add two shards by `bonus.covariance.merge` and `bonus.prompt_memory.merge`."""
     return BonusState(covariance=covariance.merge(a.covariance, b.covariance), prompts=prompt_memory.merge(a.prompts, b.prompts))
 
 
-def state_dict(state: BonusState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state as a flat dict of contiguous tensors (copies) for safetensors, and a flat dict of numbers and lists of
-    strings for JSON."""
+def state_dict(state: BonusState) -> dict[str, Any]:
+    """Return the state as a flat dict of contiguous tensors (copies), numbers and lists of strings."""
     saved: dict[str, Any] = {f"covariance.{name}": value for name, value in covariance.state_dict(state.covariance).items()}
-    saved |= {f"prompts.{name}": value for name, value in prompt_memory.state_dict(state.prompts).items()}
-    tensors = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
-    return tensors, {name: value for name, value in saved.items() if name not in tensors}
+    return saved | {f"prompts.{name}": value for name, value in prompt_memory.state_dict(state.prompts).items()}
 
 
-def from_state_dict(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> BonusState:
-    """Rebuild a state from `state_dict`. ValueError for missing or unknown keys and for a state that is not valid,
-    TypeError for a part of the wrong type."""
-    saved = {**tensors, **rest}
+def from_state_dict(saved: Mapping[str, Any]) -> BonusState:
+    """Rebuild a state from `state_dict`.
+
+    Raises ValueError for missing or unknown keys and for a state that is not valid, TypeError for a part of the wrong
+    type.
+    """
     unknown = sorted(name for name in saved if name.partition(".")[0] not in PARTS)
     if unknown:
         raise ValueError(f"unknown {unknown}")
@@ -70,7 +68,7 @@ def from_state_dict(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> B
 
 
 def check_valid(state: BonusState) -> None:
-    """ValueError unless both parts are valid and of one D."""
+    """Raise ValueError unless both parts are valid and of one D."""
     covariance.check_valid(state.covariance)
     prompt_memory.check_valid(state.prompts)
     _check_one_dim(state)

@@ -1,1 +1,1 @@
-"""Arrow core: records, schema, replay, admission. Needs neither torch, Ray nor vLLM."""
+"""Arrow core: records, schema, replay, samplers, admission. It needs neither torch, Ray nor vLLM."""

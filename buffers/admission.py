@@ -1,16 +1,17 @@
-"""Admission: how many groups may be on their way from prompt to live gradient, and what became of each that ever was.
+"""Admission: how many groups may be on their way from prompt to live gradient, and the fate of each.
 
     next_problem ──admit──> in flight ──trained──> trained, slot held ──published──> released
                     ^           ├─ filter ──> gone: another problem takes the slot
                     │           │ drop
                     └─ waiting <┴─> quarantined, after max_attempts
 
-At most `(max_policy_lag + 1) * prompts_per_step` groups are in flight or trained but not yet live. With
+At most `(max_policy_lag + 1) * prompts_per_step` groups are in flight, or trained but not yet live. With
 `max_policy_lag` 0 that is one step's worth: nothing is sampled for the next step before the weights of this one are
-live, which is the synchronous trainer.
+live. That is the synchronous trainer.
 
-A pure state machine: no clock, no asyncio, no threads. "In flight" is everything between the prompt and the gradient,
-replay included."""
+This is a pure state machine without clock, asyncio or threads. "In flight" means between the prompt and the gradient,
+replay included.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +23,14 @@ from buffers.ledger import Ledger, Quarantined, WaitingProblem, problem_from_jso
 from buffers.records import GroupRequest, Problem
 
 FILTERED = "filtered"
-"""The reason under which groups are counted that `Admission.filter` took out."""
+"""The reason under which `Admission.filter` counts the groups it takes out."""
 
 RESTORED = "restored"
 """The reason under which a restore counts groups that were in flight at the checkpoint but are not in replay."""
 
 
 class Admission:
-    """Hands out slots and accounts for every group.
+    """Hands out slots and accounts for every group. A method that raises has changed nothing.
 
     admission = Admission(prompts_per_step=8, group_size=8, max_policy_lag=2)
     while admission.free_slots:
@@ -39,8 +40,6 @@ class Admission:
     admission.drop(group_id, "stale")  # whenever a group will not be trained on; its problem comes back first
     admission.trained(batch_group_ids, version=5)  # the gradient that makes version 5 used these groups
     admission.published(5)  # every engine serves version 5: their slots are free
-
-    A method that raises has changed nothing.
     """
 
     def __init__(self, *, prompts_per_step: int, group_size: int, max_policy_lag: int, max_attempts: int = 5) -> None:
@@ -72,16 +71,16 @@ class Admission:
 
     @property
     def live_version(self) -> int:
-        """The newest version every engine serves."""
+        """The newest version that every engine serves."""
         return self._live_version
 
     @property
     def in_flight(self) -> tuple[GroupRequest, ...]:
-        """The requests not yet trained on, oldest first: what a new worker is given when one died."""
+        """The requests not yet trained on, oldest first. A worker that replaces a dead one is given these."""
         return tuple(self._in_flight[group_id] for group_id in sorted(self._in_flight))
 
     def is_in_flight(self, group_id: int) -> bool:
-        """False for what was dropped: ask before a late result goes into replay, which cannot know."""
+        """Return False for a group that was dropped. Ask before a late result goes into replay, which cannot know."""
         return group_id in self._in_flight
 
     @property
@@ -104,8 +103,10 @@ class Admission:
         )
 
     def admit(self, next_problem: Callable[[], Problem]) -> GroupRequest:
-        """Take a slot for the problem that waits longest, or else for `next_problem()`. Raises RuntimeError without a
-        free slot."""
+        """Take a slot for the problem that has waited longest, or else for `next_problem()`.
+
+        Raises RuntimeError without a free slot.
+        """
         if self.free_slots < 1:
             raise RuntimeError(f"all {self._capacity} slots are taken: wait until free_slots > 0")
         waiting = self._waiting[0] if self._waiting else None
@@ -126,12 +127,14 @@ class Admission:
         return request
 
     def is_quarantined(self, problem: Problem) -> bool:
-        """Whether it was given up: no group of it should be admitted any more."""
+        """Return whether the problem was given up, so that no further group of it should be admitted."""
         return (problem.task, problem.problem_id) in self._given_up
 
     def drop(self, group_id: int, reason: str) -> Quarantined | None:
-        """Give the slot back; the problem waits for another try, or is quarantined once it was tried `max_attempts`
-        times: then it is returned, the first time that happens to it."""
+        """Give the slot back. The problem waits for another try, or is quarantined after `max_attempts` tries.
+
+        A problem that is quarantined for the first time is returned.
+        """
         self._require_in_flight([group_id])
         request = self._in_flight.pop(group_id)
         self._dropped[reason] += 1
@@ -146,15 +149,17 @@ class Admission:
         return None if was_given_up else given_up
 
     def filter(self, group_id: int) -> None:
-        """Give the slot back; the problem has had its turn."""
+        """Give the slot back for another problem. This one has had its turn."""
         self._require_in_flight([group_id])
         del self._in_flight[group_id]
         self._dropped[FILTERED] += 1
         self._filtered += 1
 
     def trained(self, group_ids: Iterable[int], *, version: int) -> None:
-        """Record that the gradient which makes `version` used these groups. Their slots stay held until it is
-        published."""
+        """Record that the gradient of `version` used these groups. Their slots stay held until it is published.
+
+        Raises ValueError for a group that is not in flight, and for a version that is live already.
+        """
         ids = [int(group_id) for group_id in group_ids]
         self._require_in_flight(ids)
         if version <= self._live_version:
@@ -164,8 +169,7 @@ class Admission:
             self._trained[group_id] = version
 
     def published(self, version: int) -> None:
-        """Record that every engine serves `version`: frees the slots of all groups trained into it or an earlier
-        one."""
+        """Record that every engine serves `version`, and free the slots of all groups trained into it or earlier."""
         if version < self._live_version:
             raise ValueError(f"version {version} cannot be published: version {self._live_version} is live already")
         if version > self._live_version:
@@ -191,7 +195,7 @@ class Admission:
         assert all(attempt < self._max_attempts for attempt in tries), f"a problem was tried more than {self._max_attempts} times"
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, in values JSON can hold."""
+        """Return the whole state in values that JSON can hold."""
         return {
             "live_version": self._live_version,
             "next_id": self._next_id,
@@ -212,11 +216,13 @@ class Admission:
     def load_state_dict(self, state: dict[str, Any], *, held: Collection[int], keep_lost: bool = False) -> None:
         """Continue from a checkpoint whose replay holds the groups `held`.
 
-        Groups in flight and held stay in flight. Those in flight elsewhere are gone: they are dropped as "restored" and
-        wait at the front, in id order, with the attempt they had; with `keep_lost` they stay in flight too, to be
-        sampled again as they were admitted. Trained groups are released: the restored engines load the checkpoint's
-        weights, so the newest version trained is live. Raises ValueError if `held` names a group that was not in
-        flight, or more groups than there are slots."""
+        Groups in flight that are held stay in flight. The others are gone: they are dropped as "restored", and their
+        problems wait at the front, in id order, with the attempt they had. With `keep_lost` they stay in flight
+        instead, to be sampled again as they were admitted. Trained groups are released: the restored engines load the
+        checkpoint's weights, so the newest version trained is live.
+
+        Raises ValueError if `held` names a group that was not in flight, or more groups than there are slots.
+        """
         requests = {request.group_id: request for request in map(request_from_json, state["in_flight"])}
         kept = set(held)
         if kept - requests.keys():

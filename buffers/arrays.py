@@ -1,4 +1,4 @@
-"""Python and numpy values to Arrow arrays and back, without a Python object per token where it can be helped."""
+"""Conversion of Python and numpy values to Arrow arrays and back, mostly without a Python object per token."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from buffers.groups import list_column_arrays
 
 
 def offsets_of(lengths: ArrayLike) -> NDArray[np.int32]:
-    """The list offsets of rows with these lengths: shape [N + 1]."""
+    """Return the list offsets of rows with these lengths, shape [N + 1]."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
 def list_array(rows: Sequence[Sequence[float]], dtype: type[np.generic]) -> pa.Array:
-    """A list column from one sequence a row. Raises OverflowError for an integer that `dtype` cannot hold."""
+    """Return a list column of one sequence a row. Raises OverflowError for an integer that `dtype` cannot hold."""
     offsets = offsets_of([len(row) for row in rows])
     values = np.fromiter(chain.from_iterable(rows), dtype=dtype, count=int(offsets[-1]))
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
@@ -30,7 +30,7 @@ def string_array(values: Iterable[str | None]) -> pa.Array:
 
 
 def number_array(values: ArrayLike, name: str) -> pa.Array:
-    """A float64 column from finite numbers of any shape, read in row-major order."""
+    """Return a float64 column of numbers of any shape, read in row-major order. Raises ValueError unless finite."""
     numbers = np.asarray(values, np.float64).reshape(-1)
     if not np.isfinite(numbers).all():
         raise ValueError(f"a value of '{name}' is not finite")
@@ -42,6 +42,6 @@ def repeated(value: Any, num: int, kind: pa.DataType) -> pa.Array:
 
 
 def tuples_of(batch: pa.RecordBatch, name: str) -> list[tuple[Any, ...]]:
-    """A list column as one tuple a row."""
+    """Return a list column as one tuple a row."""
     values, offsets = list_column_arrays(batch, name)
     return [tuple(values[first:last].tolist()) for first, last in pairwise(offsets)]

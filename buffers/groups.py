@@ -1,8 +1,8 @@
-"""Reading Arrow rollout batches by group: boundaries, ids, versions, whole-group checks. All work is on numpy views.
+"""Arrow rollout batches read by group: boundaries, ids, versions, whole-group checks. All work is on numpy views.
 
 Shape suffixes: N rows, G groups, V values of a list column, R version runs.
 
-Arrow beware: a sliced list column shares its parent's values, and its offsets start where the slice does. Only
+A sliced Arrow list column shares its parent's values, and its offsets start where the slice does. So only
 `list_column_arrays` touches offsets; everything else goes through it.
 """
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 
 def list_column_arrays(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """The values of a list column, shape [V], and its offsets, shape [N + 1]: row i is `values[offsets[i]:offsets[i +
-    1]]`.
+    """Return the values of a list column, shape [V], and its offsets, shape [N + 1].
 
-    Right for slices: values are the slice's own and offsets start at 0. The values are a zero-copy, read-only view; so
-    are the offsets, unless the slice starts late in its parent and they have to be shifted. A null `feature` has length
-    0. Raises `pa.ArrowInvalid` if a value inside a list is null."""
+    Row i is `values[offsets[i]:offsets[i + 1]]`. For a slice, values are the slice's own and offsets start at 0. The
+    values are a zero-copy, read-only view, and so are the offsets unless a slice's must be shifted. A null `feature`
+    has length 0. Raises `pa.ArrowInvalid` if a value inside a list is null.
+    """
     column = batch.column(name)
     offsets = column.offsets.to_numpy(zero_copy_only=True)
     first, last = int(offsets[0]), int(offsets[-1])
@@ -31,23 +31,23 @@ def list_column_arrays(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], 
 
 
 def group_starts(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """The first row of each group, then the number of rows: shape [G + 1]. A group is a run of equal `group_id`."""
+    """Return the first row of each group, then the number of rows, shape [G + 1]. A group is a run of one id."""
     ids_N = batch.column("group_id").to_numpy(zero_copy_only=True)
     changes = np.flatnonzero(ids_N[1:] != ids_N[:-1]) + 1
     return np.concatenate([[0], changes, [len(ids_N)]]).astype(np.int64) if len(ids_N) else np.zeros(1, np.int64)
 
 
 def group_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """One id a group, in row order: shape [G]."""
+    """Return one id a group in row order, shape [G]."""
     ids_N = batch.column("group_id").to_numpy(zero_copy_only=True)
     ids_G: NDArray[np.int64] = ids_N[group_starts(batch)[:-1]]
     return ids_G
 
 
 def oldest_version(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """The oldest policy version that sampled any token of each group: shape [G].
+    """Return the oldest policy version that sampled a token of each group, shape [G].
 
-    A group of only empty responses has no token; it counts as old as its admission.
+    A group of empty responses has no token, and counts as old as its admission.
     """
     versions_R, offsets = list_column_arrays(batch, "version_values")
     has_tokens_N = np.diff(list_column_arrays(batch, "response_ids")[1]) > 0
@@ -63,22 +63,25 @@ def oldest_version(batch: pa.RecordBatch) -> NDArray[np.int64]:
 
 
 def split_groups(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
-    """One zero-copy slice a group. A slice keeps its whole parent alive: use `concat_groups` on what is kept long."""
+    """Return one zero-copy slice a group. A slice keeps its parent alive: use `concat_groups` to keep one long."""
     starts = group_starts(batch)
     return [batch.slice(first, last - first) for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
 
 
 def concat_groups(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """One contiguous batch of the rows in order. Always a copy, even of one batch, and exactly as large as its rows."""
+    """Return one contiguous batch of the rows in order: a copy, even of one batch, and exactly as large as its rows."""
     return pa.concat_batches(batches)
 
 
 def validate_groups(batch: pa.RecordBatch, group_size: int) -> None:
     """Raise ValueError, naming group and row, unless the batch is whole groups of well-formed rollouts.
 
-    Whole groups: `group_size` adjacent rows with index 0..K-1, no id twice. Well-formed: as many behavior log-probs as
-    response tokens, all finite; version runs that start at 0, strictly increase and begin on a token that exists (an
-    empty response may have none, or one at 0); nothing null that sampling decides.
+    A whole group is `group_size` adjacent rows with index 0..K-1, and no id occurs twice. A well-formed rollout has
+
+    - as many behavior log-probs as response tokens, all of them finite;
+    - version runs that start at 0, strictly increase and begin on a token that exists (an empty response may have no
+      run, or one at 0);
+    - no null in a column that sampling decides.
     """
     _check_whole(batch, group_size)
     for field in batch.schema:

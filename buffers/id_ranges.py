@@ -1,4 +1,4 @@
-"""A set of integers that mostly arrive in order, kept as ranges: a long run costs one pair per gap, not one entry per
+"""A set of integers that mostly arrive in order, kept as ranges. A long run costs one pair per gap, not one entry per
 id."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class IdRanges:
-    """Ids seen so far, as sorted, disjoint, non-touching half-open ranges.
+    """The ids seen so far, as sorted half-open ranges that neither overlap nor touch.
 
     seen = IdRanges()
     if group_id not in seen:
@@ -33,7 +33,7 @@ class IdRanges:
         return sum(self._stops) - sum(self._starts)
 
     def add(self, value: int) -> None:
-        """Add one id, joining the ranges it touches. Adding one that is in changes nothing."""
+        """Add one id, joining the ranges it touches. Adding an id again changes nothing."""
         if value in self:
             return
         at = bisect_right(self._starts, value)
@@ -51,12 +51,13 @@ class IdRanges:
             self._stops.insert(at, value + 1)
 
     def add_below(self, stop: int) -> None:
-        """Add every id from 0 up to `stop`, which itself is not among them."""
+        """Add every id from 0 to `stop` - 1."""
         at = bisect_right(self._starts, stop)
         if stop > 0:
             self._starts[:at], self._stops[:at] = [0], [max([stop, *self._stops[:at]])]
 
     def check_valid(self) -> None:
+        """Raise AssertionError unless the ranges are sorted, not empty, and apart."""
         for start, stop in self.ranges:
             assert start < stop, f"the range [{start}, {stop}) is empty"
         for stop, start in zip(self._stops, self._starts[1:], strict=False):

@@ -1,4 +1,4 @@
-"""What admission accounts for, and its JSON form."""
+"""The accounts of admission, and their JSON form."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from buffers.records import GroupRequest, Problem
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ledger:
-    """Groups since the run began. Every group admitted is in exactly one of the four states, every one dropped in one
-    of four."""
+    """Numbers of groups since the run began.
+
+    Every group admitted is in flight, trained, released or dropped. Every group dropped is readmitted, waiting,
+    quarantined or filtered.
+    """
 
     admitted: int
     in_flight: int
@@ -20,17 +23,17 @@ class Ledger:
     dropped: int
     dropped_by_reason: dict[str, int]
     readmitted: int  # dropped, and its problem admitted again
-    waiting: int  # dropped, and its problem waiting to be
-    quarantined: int  # dropped for good
+    waiting: int  # dropped, and its problem waiting to be admitted again
+    quarantined: int  # dropped for good, because its problem was given up
     filtered: int = 0  # dropped for good, because there was nothing to learn from it
 
     @property
     def outstanding(self) -> int:
-        """Slots taken."""
+        """The number of slots taken."""
         return self.in_flight + self.trained
 
     def check_sums(self) -> None:
-        """Raise AssertionError unless admitted = in flight + trained + released + dropped, and dropped likewise."""
+        """Raise AssertionError unless the states add up to `admitted`, and the ends and the reasons to `dropped`."""
         states = self.in_flight + self.trained + self.released + self.dropped
         assert self.admitted == states, f"admitted groups do not add up: {self}"
         ends = self.readmitted + self.waiting + self.quarantined + self.filtered
@@ -40,7 +43,7 @@ class Ledger:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WaitingProblem:
-    """A problem whose group was dropped, and the attempt its next group will be."""
+    """A problem whose group was dropped, and the number of its next attempt."""
 
     problem: Problem
     attempt: int
@@ -48,7 +51,7 @@ class WaitingProblem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quarantined:
-    """A problem given up after `attempts` groups were dropped; the last was `group_id`, for `reason`."""
+    """A problem that was given up after `attempts` groups were dropped, the last one `group_id` for `reason`."""
 
     problem: Problem
     group_id: int

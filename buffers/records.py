@@ -1,6 +1,6 @@
 """The vocabulary: frozen, keyword-only records that cross the boundaries between components.
 
-Only the standard library is imported here, so that tasks, actors and jobs can share the words without sharing Arrow.
+Only the standard library is imported here, so tasks, actors and jobs can share these records without Arrow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class FinishReason(StrEnum):
-    """Why a response ended."""
+    """The reason why a response ended."""
 
     STOP = "stop"  # the policy sampled its end-of-turn token
     LENGTH = "length"  # max_response_tokens was reached
@@ -19,7 +19,7 @@ class FinishReason(StrEnum):
 
 
 class VerdictStatus(StrEnum):
-    """What the verifier found. The first four are judgements of the response; the last two say that there is none."""
+    """What the verifier found. The first four judge the response; the last two say that there is no judgement."""
 
     CORRECT = "correct"
     INCORRECT = "incorrect"
@@ -34,12 +34,12 @@ class VerdictStatus(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> VerdictStatus | None:
-        """Logs and pools written before the two were told apart say "unparsed"."""
+        """Read "unparsed", the status in logs from before NO_ANSWER and MALFORMED were told apart."""
         return cls.NO_ANSWER if value == "unparsed" else None
 
 
 class GroupOutcome(StrEnum):
-    """What became of a group that was offered to replay."""
+    """The fate of a group that was offered to replay."""
 
     TRAINED = "trained"
     STALE = "stale"  # its oldest token was sampled more than max_policy_lag versions before it could be trained on
@@ -59,13 +59,14 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """The verifier's finding on one response. `reward` is None where the response could not be scored."""
+    """The verifier's finding on one response. `reward` is None if the response could not be scored."""
 
     status: VerdictStatus
     reward: float | None
-    answer: str | None = None  # what was read out of the response
+    answer: str | None = None  # what was read out of the response, cut short
     detail: str | None = None
     elapsed_s: float = 0.0
+    final_answer: str | None = None  # `Task.final_answer`, whole; only where the verifier pool was asked for it
 
     def __post_init__(self) -> None:
         if (self.reward is None) is self.status.is_scored:
@@ -76,9 +77,9 @@ class Verdict:
 class GroupRequest:
     """One admitted group: sample `num_responses` responses to `problem`.
 
-    `group_id` counts admissions and never repeats within a run; `attempt` counts how often this problem's slot was
-    re-admitted after being dropped; `admitted_version` is the newest live policy version when the slot was taken;
-    `place` counts the groups admitted under that version before it.
+    `group_id` counts admissions and never repeats within a run. `attempt` counts how often this problem was admitted
+    again after its group was dropped. `admitted_version` is the newest live policy version when the slot was taken.
+    `place` counts the groups that were admitted under that version before.
     """
 
     group_id: int
@@ -93,9 +94,9 @@ class GroupRequest:
 class Rollout:
     """One sampled response, token for token as sampled (never re-tokenised).
 
-    `version_starts[i]` is the index of the first response token sampled under policy version `version_values[i]`
-    (run-length form; strictly increasing starts, the first 0). All of `response_ids` and `behavior_logprobs` have the
-    same length T; T = 0 is allowed.
+    `version_starts[i]` is the index of the first response token that was sampled under policy version
+    `version_values[i]` (run-length form: starts strictly increase from 0). `response_ids` and `behavior_logprobs` have
+    the same length T; T = 0 is allowed.
     """
 
     prompt_ids: tuple[int, ...]
@@ -121,10 +122,11 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupUsage:
-    """What generating one group took: token counts and seconds since the worker got the request.
+    """Token counts of one generated group, and the seconds since the worker got the request.
 
-    `resumed_tokens` of the `response_tokens` were sampled before, by another worker; `num_aborted` responses are
-    unfinished. `sampled_tokens` counts all that the worker ever sampled, up to here."""
+    `resumed_tokens` of the `response_tokens` were sampled before, by another worker. `num_aborted` responses are
+    unfinished. `sampled_tokens` counts every token that the worker has sampled up to here, for any group.
+    """
 
     worker_id: str
     prompt_tokens: int
@@ -137,7 +139,7 @@ class GroupUsage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heartbeat:
-    """How far a rollout worker is: the version it holds, tokens in the progress reported with it by group, tokens ever
+    """The progress of a rollout worker: the version it holds, tokens reported by group, and all tokens it ever
     sampled."""
 
     worker_id: str
@@ -149,8 +151,11 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightUpdate:
-    """A weight load: `check_s` seconds in which the weights were looked at while the engine went on, `load_s` during
-    which it sampled nothing; `idle_s` without work since the last load. `nbytes` is the size of the weights."""
+    """One load of weights into an engine.
+
+    The weights were checked for `check_s` seconds while the engine sampled, and loaded for `load_s` seconds in which it
+    sampled nothing. The engine had no work for `idle_s` seconds since the last load. `nbytes` is the weights' size.
+    """
 
     worker_id: str
     version: int
@@ -162,7 +167,7 @@ class WeightUpdate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
-    """What one training step did: the version it made, metrics (docs/metrics.md), one advantage a row of its batch."""
+    """The result of one training step: the version it made, metrics (docs/metrics.md), and one advantage a row."""
 
     version: int
     metrics: Mapping[str, float]

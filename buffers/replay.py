@@ -1,7 +1,6 @@
-"""Replay: whole scored groups, held until they are trained on or too old to be. Owned by one actor; holds no lock, no
-clock.
+"""Replay: whole verified groups, held until they are trained on or too old. One actor owns it; it has no lock or clock.
 
-A policy version is the number of the weights. The bound, for every token of every sampled group:
+A policy version is the number of the weights. For every token of every group handed out,
 
     version of the weights being trained - version that sampled the token  <=  max_policy_lag
 """
@@ -18,30 +17,42 @@ import pyarrow as pa
 
 from buffers.config import ReplayConfig
 from buffers.id_ranges import IdRanges
-from buffers.schema import ROLLOUT_SCHEMA, check_schema, concat_groups, conform, group_ids, oldest_version, validate_groups
+from buffers.samplers import HeldGroup, choose_checked, sampler_of
+from buffers.schema import (
+    ROLLOUT_SCHEMA,
+    check_schema,
+    concat_groups,
+    conform_checkpoint,
+    group_ids,
+    list_column_arrays,
+    oldest_version,
+    validate_groups,
+)
 
 
 class ReplayTooSmall(ValueError):
-    """What a checkpoint has held does not fit; the message names the key."""
+    """The groups of a checkpoint do not fit; the message names the key."""
 
 
 class InsertResult(StrEnum):
-    """What became of an insert. Only ACCEPTED changes the rows held."""
+    """The answer to an insert. Only ACCEPTED changes the rows held."""
 
     ACCEPTED = "accepted"
-    DUPLICATE = "duplicate"  # this id was accepted before: an insert can be retried when its answer was lost
-    STALE = "stale"  # already too old: its slot should be dropped and its problem re-admitted
-    FILTERED = "filtered"  # nothing to learn from: its slot should be given to another problem (`actors.replay`)
-    FULL = "full"  # would exceed max_bytes: the producer keeps the group and tries again
+    DUPLICATE = "duplicate"  # the id was accepted before: an insert can be repeated when its answer was lost
+    STALE = "stale"  # the group is too old already: its slot should be dropped and its problem admitted again
+    FILTERED = "filtered"  # nothing can be learnt from it: its slot should go to another problem (`actors.replay`)
+    FULL = "full"  # it would exceed max_bytes: the producer keeps the group and tries again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayCounters:
-    """Groups since the run began, or since this buffer took over from one that was lost. Held now = inserted - sampled
-    - evicted."""
+    """Numbers of groups since the run began, or since this buffer took over from one that was lost.
 
-    taken_over: int = 0  # count as seen without having been in this buffer
-    passed: int = 0  # likewise, because they never came: they were dropped or filtered before
+    The groups held now are inserted - sampled - evicted.
+    """
+
+    taken_over: int = 0  # count as seen, but were in the lost buffer
+    passed: int = 0  # count as seen, but never came: they were dropped or filtered before
     inserted: int = 0
     sampled: int = 0
     evicted: int = 0  # became stale while held
@@ -55,7 +66,7 @@ class ReplayCounters:
 
 
 class ReplayState(TypedDict):
-    """Everything a fresh buffer needs: rows as an Arrow table, the rest small integers that JSON can hold."""
+    """Everything that a fresh buffer needs: rows as an Arrow table, the rest small integers that JSON can hold."""
 
     rows: pa.Table
     seen_ranges: list[list[int]]
@@ -65,12 +76,12 @@ class ReplayState(TypedDict):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Held:
     batch: pa.RecordBatch
-    oldest_version: int
+    about: HeldGroup
     nbytes: int
 
 
 class ReplayBuffer:
-    """Holds whole groups under a byte cap; hands each out once, lowest `group_id` first, never beyond the lag bound.
+    """Holds whole groups under a byte cap. Each is handed out once, and never beyond the lag bound.
 
     replay = ReplayBuffer(group_size=8, max_policy_lag=2, config=ReplayConfig())
     while replay.insert(group, version=live_version) is InsertResult.FULL:  # a producer, once a group is scored
@@ -82,13 +93,16 @@ class ReplayBuffer:
     if batch is not None:
         train(batch)
 
-    The same inserts and samples give the same batches, whatever the order of arrival among the groups held.
+    Which of the groups held a batch takes is the sampler's choice: by default the lowest ids, so that the same inserts
+    and samples give the same batches in any order of arrival among the groups held.
     """
 
     def __init__(self, *, group_size: int, max_policy_lag: int, config: ReplayConfig) -> None:
         self._group_size = group_size
         self._max_policy_lag = max_policy_lag
         self._max_bytes = config.max_bytes
+        self._sampler = sampler_of(config)
+        self._sampler_name = config.sampler
         self._held: dict[int, _Held] = {}
         self._seen = IdRanges()
         self._counters = ReplayCounters()
@@ -99,7 +113,7 @@ class ReplayBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers held. Each group is copied in, so no larger parent stays alive behind them."""
+        """Bytes of the rows held. Each group is copied in, so it keeps no larger parent alive."""
         return sum(held.nbytes for held in self._held.values())
 
     @property
@@ -113,7 +127,7 @@ class ReplayBuffer:
     def insert(self, batch: pa.RecordBatch, *, version: int) -> InsertResult:
         """Offer one whole group at the learner's `version`.
 
-        Raises ValueError if the batch is not one well-formed group, or is by itself larger than `max_bytes`.
+        Raises ValueError if the batch is not one well-formed group, or is larger than `max_bytes` alone.
         """
         check_schema(batch.schema)
         validate_groups(batch, self._group_size)
@@ -134,35 +148,39 @@ class ReplayBuffer:
         return self._count(InsertResult.ACCEPTED)
 
     def sample(self, num_groups: int, *, version: int) -> pa.RecordBatch | None:
-        """Take out the `num_groups` lowest ids within the lag bound, sorted by id; None, and no change, if there are
-        fewer."""
+        """Take out `num_groups` groups within the lag bound, sorted by id. Return None, unchanged, if there are fewer.
+
+        Raises ExtensionError, and changes nothing, if the sampler does not choose that many of these groups.
+        """
         if num_groups < 1:
             raise ValueError(f"num_groups = {num_groups} must be at least 1")
-        valid = [group_id for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
+        valid = [self._held[group_id].about for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
         if len(valid) < num_groups:
             return None
-        chosen = [self._held.pop(group_id).batch for group_id in valid[:num_groups]]
+        ids = choose_checked(self._sampler, valid, num_groups, name=self._sampler_name)
+        chosen = [self._held.pop(group_id).batch for group_id in ids]
         self._counters = replace(self._counters, sampled=self._counters.sampled + num_groups)
         return concat_groups(chosen)
 
     def evict(self, *, version: int) -> list[pa.RecordBatch]:
-        """Take out the groups that may no longer be trained on at `version`, lowest id first."""
+        """Take out and return the groups that are too old to be trained on at `version`, lowest id first."""
         stale = [group_id for group_id in self.held_ids if self._is_stale(self._held[group_id], version)]
         self._counters = replace(self._counters, evicted=self._counters.evicted + len(stale))
         return [self._held.pop(group_id).batch for group_id in stale]
 
     def forget_below(self, group_id: int) -> None:
-        """No group below `group_id` will come any more. So those that never did are not gaps among the ids seen, for
-        ever."""
+        """Count every id below `group_id` as seen: no group below it will come any more.
+
+        Otherwise groups that never came would stay gaps among the ids seen for ever.
+        """
         before = len(self._seen)
         self._seen.add_below(group_id)
         self._counters = replace(self._counters, passed=self._counters.passed + len(self._seen) - before)
 
     def take_over(self, seen_below: int, not_seen: Iterable[int]) -> None:
-        """Stand in for a buffer that was lost: of the ids below `seen_below` all but those in `not_seen` were seen by
-        it, and are refused as duplicates.
+        """Take the place of a buffer that was lost, and refuse the groups that it saw as duplicates.
 
-        Raises ValueError unless this buffer is as new.
+        It saw the ids below `seen_below` but those in `not_seen`. Raises ValueError if this buffer has seen a group.
         """
         if self._seen.ranges:
             raise ValueError(f"a buffer that has seen {len(self._seen)} groups of its own cannot take over from another")
@@ -178,7 +196,7 @@ class ReplayBuffer:
         for group_id, held in self._held.items():
             assert group_id in self._seen, f"group {group_id} is held but not remembered as seen"
             assert group_ids(held.batch).tolist() == [group_id], f"group {group_id} is held under another id"
-            assert held.oldest_version == oldest_version(held.batch)[0], f"group {group_id}: its oldest version changed"
+            assert held.about == _about(held.batch), f"group {group_id}: what is known of it changed"
             assert held.nbytes == held.batch.get_total_buffer_size(), f"group {group_id}: its size changed"
             validate_groups(held.batch, self._group_size)
         counters = self._counters
@@ -188,7 +206,7 @@ class ReplayBuffer:
         assert len(self._seen) == known, f"{len(self._seen)} ids seen, which is not what {counters} add up to"
 
     def held_rows(self) -> pa.Table:
-        """The groups held, lowest id first."""
+        """Return the rows of the groups held, lowest id first."""
         return pa.Table.from_batches([self._held[group_id].batch for group_id in self.held_ids], schema=ROLLOUT_SCHEMA)
 
     def state_dict(self) -> ReplayState:
@@ -199,10 +217,11 @@ class ReplayBuffer:
         )
 
     def load_state_dict(self, state: ReplayState) -> None:
-        """Replace all that is held. Raises ValueError if the rows do not fit this buffer's settings: ReplayTooSmall if
-        there is no room."""
-        check_schema(state["rows"].schema)
-        rows = conform(state["rows"])
+        """Replace everything held.
+
+        Raises ValueError if the rows do not fit this buffer's settings, ReplayTooSmall if there is no room for them.
+        """
+        rows = conform_checkpoint(state["rows"])
         held = {}
         for first in range(0, rows.num_rows, self._group_size):  # a chunk of a table read from a file may split a group
             group = concat_groups(rows.slice(first, self._group_size).to_batches())
@@ -217,7 +236,7 @@ class ReplayBuffer:
         self.check_valid()
 
     def _is_stale(self, held: _Held, version: int) -> bool:
-        return held.oldest_version < version - self._max_policy_lag
+        return held.about.oldest_version < version - self._max_policy_lag
 
     def _count(self, result: InsertResult) -> InsertResult:
         name = {
@@ -232,4 +251,15 @@ class ReplayBuffer:
 
 def _hold(group: pa.RecordBatch) -> _Held:
     own = concat_groups([group])
-    return _Held(batch=own, oldest_version=int(oldest_version(own)[0]), nbytes=own.get_total_buffer_size())
+    return _Held(batch=own, about=_about(own), nbytes=own.get_total_buffer_size())
+
+
+def _about(group: pa.RecordBatch) -> HeldGroup:
+    return HeldGroup(
+        group_id=int(group_ids(group)[0]),
+        task=group.column("task")[0].as_py(),
+        problem_id=group.column("problem_id")[0].as_py(),
+        oldest_version=int(oldest_version(group)[0]),
+        num_tokens=len(list_column_arrays(group, "response_ids")[0]),
+        rewards=tuple(group.column("reward").to_pylist()),
+    )

@@ -1,5 +1,7 @@
-"""The rollout log: every consumed group as plain Parquet rows, one file a step, for DuckDB, pandas or training without
-an engine."""
+"""The rollout log: every consumed group as plain Parquet rows, one file a step.
+
+DuckDB and pandas read it, and so does training without an engine.
+"""
 
 from __future__ import annotations
 
@@ -21,33 +23,37 @@ _PARTIAL_SUFFIX = ".partial"
 
 
 class RolloutLogError(RuntimeError):
-    """A step could not be written down: a full disk, say. The message names the file and the reason."""
+    """A step could not be written, for instance to a full disk. The message names the file and the reason."""
 
 
 class RolloutLog:
-    """Writes and reads `DIRECTORY/step_000012.parquet`. A file is there whole or not at all.
+    """Writes and reads `DIRECTORY/step_000012.parquet`. A file is whole or not there.
 
     log = RolloutLog(filesystem, f"{run_directory}/rollouts")
-    log.truncate(restored_step)  # on resume: what came after the checkpoint will be written again
+    log.truncate(restored_step)  # on resume: steps after the checkpoint will be written again
     for step in range(restored_step + 1, last_step + 1):
         ...
         log.append(step, [trained_batch, *stale_batches])
     table = log.read()
     batch = log.batch(step, GroupOutcome.TRAINED)  # what that step was trained on, row for row, bit for bit
-    log.prune(max_bytes, keep_after=checkpoint_step)  # the oldest go, as long as there is too much
+    log.prune(max_bytes, keep_after=checkpoint_step)  # the oldest steps go while the log is too large
+
+    Only reading a file checks its schema version. So a run that began under an older version is resumed beside its old
+    files, and a reader of one of them gets an error that says so.
     """
 
     def __init__(self, filesystem: fs.FileSystem, directory: str) -> None:
         self._filesystem = filesystem
         self._directory = directory.rstrip("/")
-        self._sizes: dict[int, int] | None = None  # bytes by step, once they were asked for
+        self._sizes: dict[int, int] | None = None  # bytes by step, from the first question on
 
     def append(self, step: int, batches: Sequence[pa.RecordBatch]) -> None:
         """Write the rows of one step, replacing what an earlier attempt at the same step wrote.
 
-        The rows appear under the final name by a rename, so a reader or a crash of this process never meets half a
-        file. Where the write fails (RolloutLogError), what an earlier attempt wrote stays, and this one's space is
-        given back."""
+        The rows appear under the final name by a rename, so neither a reader nor a crash of this process ever meets
+        half a file. Raises RolloutLogError where the write fails: what an earlier attempt wrote stays, and the space of
+        this one is freed.
+        """
         for batch in batches:
             check_schema(batch.schema)
         table = pa.Table.from_batches(batches, schema=ROLLOUT_SCHEMA)
@@ -65,7 +71,7 @@ class RolloutLog:
             self._sizes[step] = self._size(step)
 
     def truncate(self, after_step: int) -> None:
-        """Remove the files of later steps and anything left half-written."""
+        """Remove the files of later steps, and every file that was left half-written."""
         self._sizes = None
         for name in self._names():
             match = _STEP_FILE.fullmatch(name.removesuffix(_PARTIAL_SUFFIX))
@@ -77,11 +83,11 @@ class RolloutLog:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk."""
+        """Bytes of the log on disk."""
         return sum(self._all_sizes().values())
 
     def prune(self, max_bytes: int, *, keep_after: int) -> int:
-        """Remove the oldest steps while there is more than `max_bytes`, none after `keep_after`; returns how many."""
+        """Remove the oldest steps, none after `keep_after`, while the log exceeds `max_bytes`. Return how many."""
         sizes = self._all_sizes()
         removed = 0
         for step in sorted(sizes):
@@ -102,10 +108,10 @@ class RolloutLog:
         return size
 
     def read(self, steps: Iterable[int] | None = None) -> pa.Table:
-        """The rows of `steps`, by default all of them, in step order.
+        """Return the rows of `steps` (by default all), in step order.
 
-        Raises FileNotFoundError for a step that was not logged and ValueError for a file of another major schema
-        version."""
+        Raises FileNotFoundError for a step that was not logged, ValueError for a file of another major schema version.
+        """
         tables = [self._read_step(step) for step in (self.steps() if steps is None else steps)]
         return pa.concat_tables(tables) if tables else ROLLOUT_SCHEMA.empty_table()
 
@@ -113,10 +119,11 @@ class RolloutLog:
         return bool(self._filesystem.get_file_info(self._path(step)).type == fs.FileType.File)
 
     def batch(self, step: int, outcome: GroupOutcome) -> pa.RecordBatch:
-        """The rows of `step` with this outcome, in the order of the log, as one batch of as many rows as there are.
+        """Return the rows of `step` with this outcome, in the order of the log, as one batch.
 
-        Those of TRAINED are what the step was trained on, with its bonuses and rewards, in the order in which it was.
-        Raises FileNotFoundError for a step that was not logged."""
+        For TRAINED it is the batch that the step was trained on, with its bonuses and rewards, in the same order.
+        Raises FileNotFoundError for a step that was not logged, ValueError for a file of another major schema version.
+        """
         rows = self._read_step(step)
         none = pa.RecordBatch.from_pylist([], schema=ROLLOUT_SCHEMA)
         return pa.concat_batches([none, *rows.filter(pc.equal(rows["outcome"], outcome.value)).to_batches()])
@@ -124,7 +131,10 @@ class RolloutLog:
     def _read_step(self, step: int) -> pa.Table:
         with self._filesystem.open_input_file(self._path(step)) as source:
             file = pq.ParquetFile(source)
-            check_schema(file.schema_arrow)
+            try:
+                check_schema(file.schema_arrow)
+            except ValueError as error:
+                raise ValueError(f"{self._path(step)}: {error}") from None
             return conform(file.read())
 
     def _path(self, step: int) -> str:

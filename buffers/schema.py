@@ -1,15 +1,16 @@
 """The one table of rollouts: on the wire, in replay, in checkpoints and in the rollout log.
 
-A row is a rollout; a group is K adjacent rows. Rows are built once when a group was sampled and only gain columns:
+A row is a rollout; a group is K adjacent rows. Rows are built once a group is sampled, and only gain columns:
 
-    sampled ──to_record_batch──> verified ──with_verdicts──> encoded ──with_features──> consumed ──with_scores, with_outcome──> log
+    sampled ──to_record_batch──> verified ──with_verdicts──> encoded ──with_features──> consumed
+    ──with_scores, with_bonus_detail, with_outcome──> log
 
 Shape suffixes: N rows, K rows of one group, D feature dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ __all__ = [
     "check_schema",
     "concat_groups",
     "conform",
+    "conform_checkpoint",
     "from_record_batch",
     "group_ids",
     "group_starts",
@@ -44,7 +46,7 @@ __all__ = [
     "split_groups",
     "to_record_batch",
     "validate_groups",
-    "with_bonus_diagnostics",
+    "with_bonus_detail",
     "with_features",
     "with_outcome",
     "with_scores",
@@ -52,8 +54,8 @@ __all__ = [
     "with_verdicts",
 ]
 
-SCHEMA_VERSION = "1.2"
-"""major.minor. A minor version adds nullable columns; a major one changes what is there, and readers refuse it."""
+SCHEMA_VERSION = "2.0"
+"""major.minor. A minor version adds nullable columns. A major one changes what is there, and readers refuse another."""
 
 _VERSION_KEY = b"repexp.schema"
 
@@ -82,6 +84,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "verdict_status": pa.string(),
     "reward": pa.float64(),
     "verdict_answer": pa.string(),
+    "final_answer": pa.string(),  # where the bonus needs it: the whole answer, one spelling a value
     "verdict_detail": pa.string(),
     "verify_s": pa.float64(),
     "reward_format": pa.float64(),
@@ -90,11 +93,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "feature": pa.list_(pa.float32()),
     # what was decided at consumption
     "bonus": pa.float64(),
-    "leverage": pa.float64(),
-    "group_spread": pa.float64(),
-    "group_saturation_distance": pa.float64(),
-    "group_effective_rank": pa.float64(),
-    "group_length_correlation": pa.float64(),
+    "bonus_detail": pa.map_(pa.string(), pa.float64()),  # what the bonus says of the response, by names of its own
     "advantage": pa.float64(),
     "step": pa.int64(),
     "outcome": pa.string(),
@@ -102,9 +101,9 @@ _COLUMNS: dict[str, pa.DataType] = {
 
 _DECIDED_LATER = frozenset(list(_COLUMNS)[list(_COLUMNS).index("verdict_status") :])
 
-_ADDED_IN_1_1 = ("leverage", "group_spread", "group_saturation_distance", "group_effective_rank", "group_length_correlation")
-_ADDED_IN_1_2 = ("reward_format", "reward_length")
-_ADDED_SINCE_1_0 = frozenset((*_ADDED_IN_1_1, *_ADDED_IN_1_2))
+_DETAIL_OF_SCHEMA_1 = ("leverage", "group_spread", "group_saturation_distance", "group_effective_rank", "group_length_correlation")
+"""Columns of schema 1 in place of `bonus_detail`: those of the elliptical bonus, null until a step is scored."""
+
 ROLLOUT_SCHEMA: pa.Schema = pa.schema(
     [pa.field(name, kind, nullable=name in _DECIDED_LATER) for name, kind in _COLUMNS.items()],
     metadata={_VERSION_KEY: SCHEMA_VERSION.encode()},
@@ -113,7 +112,7 @@ ROLLOUT_SCHEMA: pa.Schema = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredGroup:
-    """One group read back from its rows. `request.problem.meta` is not stored and reads back empty."""
+    """One group as read from its rows. `request.problem.meta` is not stored and comes back empty."""
 
     run_id: str
     worker_id: str
@@ -123,30 +122,59 @@ class StoredGroup:
 
 
 def check_schema(schema: pa.Schema) -> None:
-    """Raise ValueError unless rows of `schema` can be read here: same major version, and every column with its type."""
-    found = (schema.metadata or {}).get(_VERSION_KEY, b"").decode()
-    if not found:
-        raise ValueError(f"not a rollout table: its schema has no '{_VERSION_KEY.decode()}' (this reader: {SCHEMA_VERSION})")
-    if found.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise ValueError(f"rollout schema {found} cannot be read by schema {SCHEMA_VERSION}: the major versions differ")
+    """Raise ValueError unless rows of `schema` can be read here: the same major version, and every column of its type.
+
+    The message is one line that names the version found and the version read here.
+    """
+    found = _version_of(schema)
+    if _major(found) < _major(SCHEMA_VERSION):
+        raise ValueError(
+            f"rollout schema {found} is older than this reader's {SCHEMA_VERSION}: read these rows with the version of the code that "
+            "wrote them, or with any Parquet reader"
+        )
+    if _major(found) > _major(SCHEMA_VERSION):
+        raise ValueError(f"rollout schema {found} is newer than this reader's {SCHEMA_VERSION}: update the code")
     for name, kind in _COLUMNS.items():
         if name not in schema.names:
-            if name in _ADDED_SINCE_1_0:
-                continue
             raise ValueError(f"rollout schema {found} lacks the column '{name}' of schema {SCHEMA_VERSION}")
         if schema.field(name).type != kind:
             raise ValueError(f"column '{name}' is {schema.field(name).type}; rollout schema {SCHEMA_VERSION} has {kind}")
 
 
+def _version_of(schema: pa.Schema) -> str:
+    found: str = (schema.metadata or {}).get(_VERSION_KEY, b"").decode()
+    if not found:
+        raise ValueError(f"not a rollout table: its schema has no '{_VERSION_KEY.decode()}' (this reader: {SCHEMA_VERSION})")
+    return found
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])
+
+
 def conform(table: pa.Table) -> pa.Table:
-    """`table`, of a schema that `check_schema` accepts, with exactly the columns of ROLLOUT_SCHEMA; those it lacks are
-    null."""
+    """Return `table` with exactly the columns of ROLLOUT_SCHEMA; those it lacks are null."""
     columns = [table[name] if name in table.column_names else pa.nulls(len(table), kind) for name, kind in _COLUMNS.items()]
     return pa.table(columns, names=list(_COLUMNS)).cast(ROLLOUT_SCHEMA)
 
 
+def conform_checkpoint(table: pa.Table) -> pa.Table:
+    """Return the rows of a checkpoint with exactly the columns of ROLLOUT_SCHEMA, converted if they are of schema 1.
+
+    These rows are not scored yet, so nothing is lost with the columns that schema 2 no longer has. Raises ValueError
+    for another schema, and for rows of schema 1 that are scored.
+    """
+    if _major(_version_of(table.schema)) != 1:
+        check_schema(table.schema)
+        return conform(table)
+    scored = [name for name in _DETAIL_OF_SCHEMA_1 if name in table.column_names and table[name].null_count < len(table)]
+    if scored:
+        raise ValueError(f"rows of rollout schema 1 with values in {', '.join(scored)} cannot be converted to schema {SCHEMA_VERSION}")
+    return conform(table)
+
+
 def to_record_batch(run_id: str, request: GroupRequest, rollouts: Sequence[Rollout], *, worker_id: str) -> pa.RecordBatch:
-    """The rows of one sampled group, in the order given. Later columns are null.
+    """Return the rows of one sampled group, in the order given. Later columns are null.
 
     Log-probs are kept as float32. Raises ValueError unless there are `request.num_responses` rollouts, and
     OverflowError for a token id that is no int32.
@@ -179,17 +207,18 @@ def to_record_batch(run_id: str, request: GroupRequest, rollouts: Sequence[Rollo
 
 
 def from_record_batch(batch: pa.RecordBatch) -> list[StoredGroup]:
-    """The inverse of `to_record_batch` and `with_verdicts`, one entry a group in row order."""
+    """Invert `to_record_batch` and `with_verdicts`: return one entry a group, in row order."""
     return [_stored_group(group) for group in split_groups(batch)]
 
 
 def with_verdicts(batch: pa.RecordBatch, verdicts: Sequence[Verdict]) -> pa.RecordBatch:
-    """The batch with one verdict a row, in row order; `reward` is null where the verifier could not score."""
+    """Return the batch with one verdict a row, in row order; `reward` is null where the verifier could not score."""
     return _with_columns(
         batch,
         verdict_status=string_array(v.status.value for v in verdicts),
         reward=pa.array([v.reward for v in verdicts], pa.float64()),
         verdict_answer=string_array(v.answer for v in verdicts),
+        final_answer=string_array(v.final_answer for v in verdicts),
         verdict_detail=string_array(v.detail for v in verdicts),
         verify_s=pa.array([v.elapsed_s for v in verdicts], pa.float64()),
     )
@@ -198,8 +227,10 @@ def with_verdicts(batch: pa.RecordBatch, verdicts: Sequence[Verdict]) -> pa.Reco
 def with_shaped_rewards(
     batch: pa.RecordBatch, *, reward: Sequence[float | None], format_term: Sequence[float | None], length_term: Sequence[float | None]
 ) -> pa.RecordBatch:
-    """The batch, which has its verdicts, with rewards that are more than the task's own, and what was added to these
-    (`tasks.rewards`)."""
+    """Return the batch, which has its verdicts, with shaped rewards, and the terms added to the task's own.
+
+    `tasks.rewards` defines the terms.
+    """
     return _with_columns(
         batch,
         reward=pa.array(reward, pa.float64()),
@@ -209,9 +240,9 @@ def with_shaped_rewards(
 
 
 def with_features(batch: pa.RecordBatch, features_KD: NDArray[np.float32], valid_K: ArrayLike) -> pa.RecordBatch:
-    """The batch with one feature a row; null where `valid_K` is false (an empty response has no hidden state).
+    """Return the batch with one feature a row; null where `valid_K` is false (an empty response has no hidden state).
 
-    Raises ValueError for a wrong shape or a feature that is valid but not finite: one NaN would spoil the covariance.
+    Raises ValueError for a wrong shape, and for a valid feature that is not finite: one NaN would spoil the covariance.
     """
     valid = np.asarray(valid_K, bool)
     if features_KD.ndim != 2 or valid.shape != (batch.num_rows,) or len(features_KD) != batch.num_rows:
@@ -225,38 +256,29 @@ def with_features(batch: pa.RecordBatch, features_KD: NDArray[np.float32], valid
 
 
 def with_scores(batch: pa.RecordBatch, bonus: ArrayLike, advantage: ArrayLike | None = None) -> pa.RecordBatch:
-    """The batch with bonus, and advantage if given: one finite number a row; [G, K] is read row by row."""
+    """Return the batch with bonus, and advantage if given: one finite number a row. [G, K] is read row by row."""
     scored = _with_columns(batch, bonus=number_array(bonus, "bonus"))
     return scored if advantage is None else _with_columns(scored, advantage=number_array(advantage, "advantage"))
 
 
-def with_bonus_diagnostics(
-    batch: pa.RecordBatch,
-    *,
-    leverage: ArrayLike,
-    spread: ArrayLike,
-    saturation_distance: ArrayLike,
-    effective_rank: ArrayLike,
-    length_correlation: ArrayLike,
-) -> pa.RecordBatch:
-    """The batch with what its bonuses were made of, one number a row; those of a group are repeated, and null where
-    NaN."""
-
-    def column(values: ArrayLike) -> pa.Array:
-        return pa.array(np.asarray(values, np.float64), pa.float64(), from_pandas=True)
-
-    return _with_columns(
-        batch,
-        leverage=column(leverage),
-        group_spread=column(spread),
-        group_saturation_distance=column(saturation_distance),
-        group_effective_rank=column(effective_rank),
-        group_length_correlation=column(length_correlation),
+def with_bonus_detail(batch: pa.RecordBatch, detail: Mapping[str, NDArray[np.float64]]) -> pa.RecordBatch:
+    """Return the batch with what its bonus says of each row, shape [N] a name; NaN is left out of the row's map."""
+    for name, values_N in detail.items():
+        if values_N.shape != (batch.num_rows,):
+            raise ValueError(f"{values_N.shape} values of bonus_detail '{name}' for {batch.num_rows} rows")
+    values_NC = np.stack(list(detail.values()), axis=1) if detail else np.zeros((batch.num_rows, 0))
+    is_known_NC = ~np.isnan(values_NC)
+    names_NC = np.broadcast_to(np.array(list(detail), dtype=object), values_NC.shape)
+    column = pa.MapArray.from_arrays(
+        pa.array(offsets_of(is_known_NC.sum(axis=1))),
+        pa.array(names_NC[is_known_NC], pa.string()),
+        pa.array(values_NC[is_known_NC], pa.float64()),
     )
+    return _with_columns(batch, bonus_detail=column)
 
 
 def with_outcome(batch: pa.RecordBatch, step: int, outcome: GroupOutcome) -> pa.RecordBatch:
-    """The batch with what became of it, and in which optimiser step."""
+    """Return the batch with its outcome and the step in which it was decided."""
     num = batch.num_rows
     return _with_columns(batch, step=repeated(step, num, pa.int64()), outcome=repeated(outcome.value, num, pa.string()))
 
@@ -306,13 +328,14 @@ def _rollouts(group: pa.RecordBatch) -> tuple[Rollout, ...]:
 
 
 def _verdicts(group: pa.RecordBatch) -> tuple[Verdict | None, ...]:
-    names = ["verdict_status", "reward", "reward_format", "reward_length", "verdict_answer", "verdict_detail", "verify_s"]
+    names = ["verdict_status", "reward", "reward_format", "reward_length", "verdict_answer", "final_answer", "verdict_detail", "verify_s"]
     rows = group.select(names).to_pylist()
     return tuple(
         Verdict(
             status=VerdictStatus(row["verdict_status"]),
             reward=None if row["reward"] is None else row["reward"] - (row["reward_format"] or 0.0) - (row["reward_length"] or 0.0),
             answer=row["verdict_answer"],
+            final_answer=row["final_answer"],
             detail=row["verdict_detail"],
             elapsed_s=row["verify_s"],
         )

@@ -1,12 +1,13 @@
-"""Where every sampled response token went: trained on, still under way, or wasted, and why.
+"""The account of every sampled response token: trained on, still in flight, or wasted, and why.
 
     worker samples ──progress──> kept ──group drawn──> trained
           │                        └──group dropped──> wasted: aborted, stale, filtered, lost
           └──worker ended, or has no group left──────> wasted: lost
 
-A pure state machine, told about by messages that may be late, repeated or out of order: a worker's reports are
-cumulative, so an old one changes nothing; a group is one worker's at a time, so what another says of it changes
-nothing; and an ended worker is not listened to."""
+This is a pure state machine. The messages that it is told may be late, repeated or out of order. A worker's reports are
+cumulative, so an old one changes nothing. A group belongs to one worker at a time, so what another says of it changes
+nothing. A worker that has ended is not listened to.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +18,17 @@ from typing import Any
 
 
 class TokenWaste(StrEnum):
-    """Why a sampled token is never trained on."""
+    """The reason why a sampled token is never trained on."""
 
-    ABORTED = "aborted"  # its group was given up while it was sampled: too slow, too many tries, the run's end
+    ABORTED = "aborted"  # its group was given up while it was sampled: too slow, too many tries, the end of the run
     STALE = "stale"  # its group was too old for the policy
-    FILTERED = "filtered"  # its group was not wanted: nothing to learn from, or no verdict
-    LOST = "lost"  # it went with a worker or a node before anyone else had it
+    FILTERED = "filtered"  # its group taught nothing, or had no verdict
+    LOST = "lost"  # a worker or a node was lost before the token was safe elsewhere
 
 
 @dataclass(slots=True)
 class _Group:
-    """Tokens of one group that are safe; who samples it now; why they are waste, if the group was dropped while it was
-    sampled."""
+    """The safe tokens of one group, the worker that samples it now, and the cause if it was dropped meanwhile."""
 
     tokens: int = 0
     worker_id: str | None = None
@@ -37,8 +37,7 @@ class _Group:
 
 @dataclass(slots=True)
 class _Account:
-    """One worker: the newest of its reports; how many of its tokens went into a group or to waste; the groups it
-    samples."""
+    """The newest report of one worker, the number of its tokens that were kept or wasted, and the groups it samples."""
 
     reported: int = 0
     settled: int = 0
@@ -57,29 +56,31 @@ class TokenLedger:
     """Accounts for every response token of a run.
 
         ledger.started("rollout-0", 7)                         # group 7 is given to a worker
-        ledger.sampled("rollout-0", 640)                       # a heartbeat: all it ever sampled, whatever for,
+        ledger.sampled("rollout-0", 640)                       # a heartbeat: all that it ever sampled,
         ledger.kept("rollout-0", 7, 320)                       # and what of a group is safe by now
         ledger.worker_ended("rollout-0")                       # 320 tokens are lost
-        ledger.started("rollout-1", 7)                         # it goes on from the 320 tokens kept, not sampled twice
-        ledger.finished("rollout-1", 7, 500)                   # the whole group is here; 180 of it are this worker's
+        ledger.started("rollout-1", 7)                         # it continues from the 320 tokens kept
+        ledger.finished("rollout-1", 7, 500)                   # the whole group is here; 180 tokens are this worker's
         ledger.trained(7)                                      # or dropped(7, TokenWaste.STALE)
 
-    With S_w the tokens worker w is known to have sampled, A_w those of them settled (kept for a group, or wasted), and
-    K_g the tokens kept of group g, at every moment
+    Let S_w be the tokens that worker w is known to have sampled, A_w those of them settled (kept for a group, or
+    wasted), and K_g the tokens kept of group g. At every moment
 
         generated = Σ_w S_w  =  trained + wasted + in_flight,      in_flight = Σ_{g alive} K_g + Σ_{w alive} (S_w − A_w)
 
-    where the first sum goes over all workers there ever were and g is alive from `started` until `trained` or
-    `dropped`. A worker that samples no group has nothing under way: what nobody keeps of it then is lost at once, as it
-    is at its end. Tokens a worker sampled after its last report are not known to exist.
+    where the first sum goes over all workers of the run, and g is alive from `started` until `trained` or `dropped`. A
+    worker without groups has nothing in flight: its tokens that were not kept are lost at once, as they are at its end.
+    Tokens that a worker sampled after its last report are not known.
 
-    S_w is the largest of its reports, or A_w where results overtook them. Where the worker's total is reported before,
-    or with, whatever says that tokens are kept, each number is exact, token for token; else `generated` and `in_flight`
-    are short by what the next report brings, and the identity still holds. (Exact, too, only if no old report of a
-    group is on its way from a worker that is given that group a second time with less of it kept.)
+    S_w is the largest of its reports, or A_w where results overtook them. If the worker's total is reported before, or
+    with, every message that tokens are kept, each number is exact, token for token. Otherwise `generated` and
+    `in_flight` are short by what the next report brings, and the identity still holds. (Exactness has one more
+    condition: no old report of a group may be on its way from a worker that is given that group again with fewer tokens
+    kept.)
 
-    A `worker_id` names one process: it is not used again after `worker_ended`. A method that raises has changed
-    nothing."""
+    A `worker_id` names one process and is not used again after `worker_ended`. A method that raises has changed
+    nothing.
+    """
 
     def __init__(self) -> None:
         self._groups: dict[int, _Group] = {}
@@ -89,12 +90,14 @@ class TokenLedger:
         self._trained = 0
         self._wasted = dict.fromkeys(TokenWaste, 0)
 
-    # ---- what workers tell ----
+    # ---- messages about workers ----
 
     def started(self, worker_id: str, group_id: int, *, resumed_tokens: int | None = None) -> None:
-        """`worker_id` samples the group from now on; whoever had it before does not. It goes on from `resumed_tokens`,
-        by default from all that is kept; what is kept beyond them is lost. Raises ValueError where it goes on from more
-        than is kept, where the group was dropped and is not yet let go, and for a worker that has ended."""
+        """Give the group to `worker_id`, which continues from `resumed_tokens` (by default from all that is kept).
+
+        The worker that had it before has it no longer. Tokens kept beyond `resumed_tokens` are lost. Raises ValueError
+        if fewer than `resumed_tokens` are kept, if the group was dropped, and for a worker that has ended.
+        """
         if worker_id in self._ended:
             raise ValueError(f"{worker_id} has ended: it cannot be given group {group_id}")
         group = self._groups.get(group_id) or _Group()
@@ -110,18 +113,18 @@ class TokenLedger:
         self._account(worker_id).groups.add(group_id)
 
     def sampled(self, worker_id: str, total: int) -> None:
-        """`worker_id` has sampled `total` response tokens since it began, for whatever group."""
+        """Record that `worker_id` has sampled `total` response tokens since it began, for any group."""
         if worker_id in self._ended:
             return
         account = self._account(worker_id)
         account.reported = max(account.reported, total)
-        self._lose_what_nobody_keeps(account)
+        self._lose_unkept(account)
 
     def kept(self, worker_id: str, group_id: int, tokens: int) -> None:
-        """`tokens` tokens of the group, resumed ones included, are safe outside of the worker that samples it."""
+        """Record that `tokens` tokens of the group, resumed ones included, are safe outside of its worker."""
         group = self._groups.get(group_id)
         if group is None or group.worker_id != worker_id or tokens <= group.tokens:
-            return  # late, or from a worker that has the group no more
+            return  # the message is late, or from a worker that no longer has the group
         grown = tokens - group.tokens
         group.tokens = tokens
         self._workers[worker_id].settled += grown
@@ -129,8 +132,10 @@ class TokenLedger:
             self._wasted[group.cause] += grown
 
     def finished(self, worker_id: str, group_id: int, tokens: int | None = None) -> None:
-        """The worker samples the group no more, which has come to `tokens` tokens (None: those that are kept). To be
-        told of a group that ended, was handed over or was dropped, once the worker has let go of it."""
+        """Record that the worker has let go of the group, which has `tokens` tokens (None: those that are kept).
+
+        Call it for a group that ended, was handed over or was dropped.
+        """
         if tokens is not None:
             self.kept(worker_id, group_id, tokens)
         group = self._groups.get(group_id)
@@ -138,7 +143,7 @@ class TokenLedger:
             self._release(group_id, group)
 
     def worker_ended(self, worker_id: str) -> None:
-        """Its process is gone, or will not be listened to any more: what it sampled and nobody keeps is lost."""
+        """Record that the worker is gone, or ignored from now on. Its tokens that were not kept are lost."""
         account = self._workers.pop(worker_id, _Account())
         self._ended.add(worker_id)
         for group_id in account.groups:
@@ -146,18 +151,20 @@ class TokenLedger:
         self._generated_by_ended += account.sampled
         self._wasted[TokenWaste.LOST] += account.unkept
 
-    # ---- what becomes of groups ----
+    # ---- fates of groups ----
 
     def trained(self, group_id: int) -> None:
-        """A gradient used the group. Raises ValueError for one that is being sampled, or is not alive."""
+        """Record that a gradient used the group. Raises ValueError if it is being sampled or is not alive."""
         group = self._groups.get(group_id)
         if group is None or group.worker_id is not None or group.cause is not None:
             raise ValueError(f"group {group_id} cannot be trained on: it is {'unknown' if group is None else 'not finished, or dropped'}")
         self._trained += self._groups.pop(group_id).tokens
 
     def dropped(self, group_id: int, cause: TokenWaste) -> None:
-        """The group will not be trained on. It may still be sampled: what is then kept of it is waste too. One that
-        nobody was ever given, or that was dropped before, has no tokens to waste."""
+        """Record that the group will not be trained on. If it is still sampled, tokens kept of it later are waste too.
+
+        A group that was never started, or that was dropped before, has no tokens to waste.
+        """
         group = self._groups.get(group_id)
         if group is None or group.cause is not None:
             return
@@ -175,21 +182,21 @@ class TokenLedger:
 
     @property
     def in_flight(self) -> int:
-        """Tokens of living groups and tokens that workers have yet to hand out; not computed from the other numbers."""
+        """Tokens of living groups, and those that workers have yet to hand out. No other count goes into it."""
         kept = sum(group.tokens for group in self._groups.values() if group.cause is None)
         return kept + sum(account.unkept for account in self._workers.values())
 
     def counts(self) -> dict[str, int]:
-        """generated, trained, in_flight, wasted_CAUSE."""
+        """Return generated, trained, in_flight and wasted_CAUSE by name."""
         wasted = {f"wasted_{cause}": tokens for cause, tokens in self._wasted.items()}
         return {"generated": self.generated, "trained": self._trained, "in_flight": self.in_flight, **wasted}
 
     def metrics(self) -> dict[str, float]:
-        """The counts as tokens/NAME (docs/metrics.md)."""
+        """Return the counts as tokens/NAME (docs/metrics.md)."""
         return {f"tokens/{name}": float(count) for name, count in self.counts().items()}
 
     def check_sums(self) -> None:
-        """Raise AssertionError unless generated = trained + in flight + wasted, and each of them is possible."""
+        """Raise AssertionError unless generated = trained + in flight + wasted, and no count is negative."""
         counts = self.counts()
         generated = counts.pop("generated")
         assert generated == sum(counts.values()), f"{generated} tokens were generated, {sum(counts.values())} are accounted for: {counts}"
@@ -197,12 +204,12 @@ class TokenLedger:
         for group_id, group in self._groups.items():
             owns = group.worker_id is not None and group_id in self._workers[group.worker_id].groups
             assert owns == (group.worker_id is not None), f"{group.worker_id} does not know that it samples group {group_id}"
-            assert owns or group.cause is None, f"group {group_id} was dropped and nobody samples it"
+            assert owns or group.cause is None, f"group {group_id} was dropped and no worker samples it"
 
     # ---- checkpoints ----
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that outlives the workers, in values JSON can hold."""
+        """Return everything that outlives the workers, in values that JSON can hold."""
         return {
             "generated": self.generated,
             "trained": self._trained,
@@ -212,9 +219,11 @@ class TokenLedger:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, held: Collection[int]) -> None:
-        """Continue from a checkpoint whose replay holds the groups `held`. All workers are new; what was in flight and
-        is in no group of `held` is lost. What was sampled after the checkpoint is not known of. Raises ValueError if
-        `held` names a group that was not alive."""
+        """Continue from a checkpoint whose replay holds the groups `held`, with new workers.
+
+        Tokens that were in flight and are in no group of `held` are lost. Tokens sampled after the checkpoint are not
+        known. Raises ValueError if `held` names a group that was not alive.
+        """
         groups = {int(group_id): int(tokens) for group_id, tokens in state["groups"]}
         unknown = sorted(set(held) - groups.keys())
         if unknown:
@@ -235,21 +244,21 @@ class TokenLedger:
         return self._workers.setdefault(worker_id, _Account())
 
     def _release(self, group_id: int, group: _Group) -> None:
-        """The worker that has the group, if there is one, has it no more."""
+        """Take the group from the worker that has it, if one does."""
         if group.worker_id is None:
             return
         account = self._workers[group.worker_id]
         account.groups.remove(group_id)
         self._let_go(group_id, group)
-        self._lose_what_nobody_keeps(account)
+        self._lose_unkept(account)
 
     def _let_go(self, group_id: int, group: _Group) -> None:
         group.worker_id = None
         if group.cause is not None:
             del self._groups[group_id]
 
-    def _lose_what_nobody_keeps(self, account: _Account) -> None:
-        """A worker without groups will never hand out what it has not handed out yet."""
+    def _lose_unkept(self, account: _Account) -> None:
+        """Count the worker's tokens that were not kept as lost, if it has no group left to hand them out with."""
         if not account.groups:
             self._wasted[TokenWaste.LOST] += account.unkept
             account.settled = account.sampled

@@ -58,7 +58,10 @@ def _read(run_dir: Path, steps: Sequence[int] | None) -> pa.Table:
     wanted = [step for step in found if steps is None or steps[0] <= step <= steps[1]]
     if not wanted:
         raise ConfigError(f"{run_dir} has rollouts of steps {found[0]} to {found[-1]}, none of {steps}")
-    return log.read(wanted)
+    try:
+        return log.read(wanted)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _cell(value: object) -> str:

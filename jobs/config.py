@@ -166,6 +166,12 @@ class RunConfig(BaseModel):
                 'uncorrected: set the correction to "truncated_is" or max_policy_lag to 0, or learner.loss.accept_uncorrected to true if '
                 "that is meant"
             )
+        if not self.replay.takes_fixed_order and (self.deterministic or self.max_policy_lag == 0):
+            key = "deterministic = true" if self.deterministic else "max_policy_lag = 0"
+            raise ValueError(
+                f'{key} contradicts replay.sampler = "{self.replay.sampler}": groups are then taken in a fixed order; leave the sampler '
+                "out, or change the other"
+            )
         if self.learner.mini_batches > self.prompts_per_step:
             raise ValueError(
                 f"learner.mini_batches = {self.learner.mini_batches} exceeds prompts_per_step = {self.prompts_per_step}: "

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bonus.diagnostics import BonusDiagnostics
+from actors.bonus import BonusScorer
+from bonus.config import BonusConfig
+from buffers.schema import with_features
 from buffers.tokens import TokenLedger
 from jobs.analysis.evaluation import evaluate_outcomes
 from learners.advantages import NORMALISERS
@@ -19,9 +21,10 @@ from learners.loss.kl import KL_ESTIMATORS
 from learners.loss.surrogates import SURROGATES
 from learners.mismatch import Cause, MismatchTokens, mismatch_metrics
 from tests.jobs.samples_fixture import outcomes_of
+from tests.learners.samples import make_group
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "actors/bonus.py", "jobs/run/controller.py", "jobs/run/synchronous.py")
+SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "jobs/run/controller.py", "jobs/run/synchronous.py")
 GROUPS = "|".join(
     (
         "reward|groups|verifier|response|bonus|advantage|learner|policy|mismatch|mismatch_lag0",
@@ -34,12 +37,21 @@ def metrics_written() -> set[str]:
     names = set()
     for source in SOURCES:
         names |= set(re.findall(rf'"((?:{GROUPS})/[\w@]+)"', (ROOT / source).read_text()))
-    names |= {f"bonus/{name.removeprefix('bonus_')}" for name in BonusDiagnostics.__dataclass_fields__}
+    names |= elliptical_metrics()
     names |= TokenLedger().metrics().keys()
     names |= {re.sub(r"@\d+$", "@k", name) for name in evaluate_outcomes(outcomes_of("1x", "11")).metrics()}
     columns = {name: np.arange(4.0) for name in MismatchTokens.__dataclass_fields__}
     names |= {name for name in mismatch_metrics(MismatchTokens(**columns)) if not name.startswith("mismatch_lag")}
     return names | {f"mismatch/alarm_{cause}" for cause in Cause} | {"mismatch/engine_temperature"}
+
+
+def elliptical_metrics() -> set[str]:
+    """Of a step that has them all: it remembers prompts, and its ridge is so large that the bonus carries no signal."""
+    group = make_group(0, [4], [[5], [6, 7], [8]], [1.0, 0.0, 0.0])
+    features_KD = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    encoded = with_features(group, features_KD, [True] * 3)
+    scorer = BonusScorer(bonus=BonusConfig(dim=8, memory="prompt", ridge=1e9), group_size=3, seed=0)
+    return set(scorer.score(encoded, 0)[1])
 
 
 def metrics_documented() -> set[str]:

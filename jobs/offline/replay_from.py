@@ -53,7 +53,8 @@ def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int
         try:
             if rescore:
                 _require_verifier(config)
-                judge = opened.enter_context(VerifierPool(config.task, config.verifier)).verify_batch
+                pool = VerifierPool(config.task, config.verifier, final_answers=config.bonus.needs_answers)
+                judge = opened.enter_context(pool).verify_batch
             trained = replay_from(config, Path(source), judge=judge, report=report_to(console))
         except (VerifierFailure, VerifierPoolError) as error:
             console.failed("", f"error: the run failed: {error}")

@@ -31,7 +31,7 @@ from pyarrow import fs
 from actors.bonus import BonusScorer
 from actors.learner import Learner
 from actors.replay import trained_rows
-from buffers.records import GroupOutcome, StepReport
+from buffers.records import GroupOutcome, StepReport, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from buffers.schema import ROLLOUT_SCHEMA, list_column_arrays
 from jobs.config import ConfigError, RunConfig
@@ -175,11 +175,23 @@ def check_fits(config: RunConfig, batch: pa.RecordBatch, num_groups: int) -> Non
     responses = batch.num_rows // num_groups
     if responses != config.responses_per_prompt:
         raise ConfigError(f"responses_per_prompt = {config.responses_per_prompt}, but the recorded groups have {responses}")
+    if config.bonus.feature_source is not None:
+        _check_features(config, batch)
+    if config.bonus.needs_answers:
+        answers, statuses = (batch.column(name).to_pylist() for name in ("final_answer", "verdict_status"))
+        if any(answer is None and status == VerdictStatus.CORRECT for answer, status in zip(answers, statuses, strict=True)):
+            raise ConfigError(
+                f'bonus.kind = "{config.bonus.kind}" needs final answers, and the recorded rows have none: --replay-from with --rescore '
+                "reads them anew, or --set bonus.enabled=false"
+            )
+
+
+def _check_features(config: RunConfig, batch: pa.RecordBatch) -> None:
     values, offsets = list_column_arrays(batch, "feature")
     dims = {int(length) for length in offsets[1:] - offsets[:-1] if length}
-    if config.bonus.enabled and not len(values):
+    if not len(values):
         raise ConfigError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
-    if config.bonus.enabled and dims != {config.bonus.dim}:
+    if dims != {config.bonus.dim}:
         raise ConfigError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
 
 

@@ -72,7 +72,7 @@ class TrainingComponents:
         self._model = model
         self._run_id = run_id
         self._log_directory = log_directory
-        self._from_policy = config.bonus.enabled and config.bonus.source == "policy"
+        self._from_policy = config.bonus.feature_source == "policy"
 
     def rollout_worker(self, number: int) -> Component[RolloutWorker]:
         """Return a worker. Where an engine samples by the keys of requests, all workers have one seed: a group is then
@@ -141,7 +141,9 @@ class TrainingComponents:
         return Component(cls=BonusScorer, name="bonus", kwargs=kwargs, environment=_threads(1), on_this_node=True)
 
     def verifier(self) -> Component[VerifierPool]:
-        return verifier_pool(self._config.task, self._config.verifier, max_concurrency=self._config.prompts_per_step + 1)
+        config = self._config
+        concurrency = config.prompts_per_step + 1
+        return verifier_pool(config.task, config.verifier, max_concurrency=concurrency, final_answers=config.bonus.needs_answers)
 
     def replay(self) -> Component[Replay]:
         config = self._config
@@ -192,14 +194,22 @@ def scorer(config: ScorerConfig, *, model: str) -> Component[ResponseScorer]:
     )
 
 
-def verifier_pool(task: TaskConfig, config: VerifierConfig, *, max_concurrency: int) -> Component[VerifierPool]:
-    return Component(cls=VerifierPool, name="verifier", args=(task, config), max_concurrency=max_concurrency)
+def verifier_pool(
+    task: TaskConfig, config: VerifierConfig, *, max_concurrency: int, final_answers: bool = False
+) -> Component[VerifierPool]:
+    return Component(
+        cls=VerifierPool,
+        name="verifier",
+        args=(task, config),
+        kwargs={"final_answers": final_answers},
+        max_concurrency=max_concurrency,
+    )
 
 
 def num_actors(config: RunConfig) -> int:
     """Return the number of processes of a training run that reserve a CPU each."""
-    bonus = 1 + (config.encoder.replicas if config.bonus.source == "encoder" else 0) if config.bonus.enabled else 0
-    return config.rollout.workers + config.learner.ranks + 2 + bonus + (config.evaluation.every > 0)
+    encoders = config.encoder.replicas if config.bonus.feature_source == "encoder" else 0
+    return config.rollout.workers + config.learner.ranks + 2 + config.bonus.enabled + encoders + (config.evaluation.every > 0)
 
 
 def _device(num_gpus: float) -> str:

@@ -21,6 +21,7 @@ from actors.engine import EngineError, WeightMismatch
 from actors.rollout import DataError
 from actors.verifier import ResizeError, VerifierPoolError
 from actors.weight_transfer import TransferUnavailable
+from buffers.extensions import ExtensionError
 from buffers.replay import ReplayTooSmall
 from buffers.rollout_log import RolloutLogError
 from jobs.processes.handles import ActorDied, DataLost, Deadline
@@ -39,7 +40,7 @@ class PublicationFailed(RuntimeError):
 
 
 NAMED_FAILURES = (
-    *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError),
+    *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError, ExtensionError),
     *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, ModelUnsupported, CallGivenUp, ReplayTooSmall),
 )
 """The messages of these say all there is to say; any other error is shown with its traceback."""

@@ -14,16 +14,28 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from actors.bonus import REST, TENSORS, BonusScorer
+from actors.bonus import REST, TENSORS, BonusScorer, step_rows
 from actors.replay import Replay
+from bonus.base import Scores
 from bonus.config import BonusConfig
 from bonus.scoring import score_step
 from bonus.state import init_state
 from buffers.config import ReplayConfig
+from buffers.extensions import ExtensionError
 from buffers.records import GroupOutcome
 from buffers.replay import InsertResult
-from buffers.schema import concat_groups, split_groups, to_record_batch, with_features, with_outcome, with_scores, with_verdicts
+from buffers.schema import (
+    concat_groups,
+    from_record_batch,
+    split_groups,
+    to_record_batch,
+    with_features,
+    with_outcome,
+    with_scores,
+    with_verdicts,
+)
 from learners.checkpoint import CheckpointManager
+from tests.bonus.outside import Told
 from tests.learners.samples import make_request, make_rollout, make_verdict
 
 GROUP_SIZE, DIM, RIDGE = 4, 6, 0.5
@@ -187,7 +199,7 @@ def test_the_oldest_token_decides_how_stale_a_response_is() -> None:
     factors = [stale / fresh for stale, fresh in zip(column(stale, "bonus")[:3], column(fresh, "bonus")[:3], strict=True)]
     assert factors == [0.5**3, 1.0, 0.5**4]
     assert column(stale, "bonus")[3] == 0.0
-    assert column(stale, "leverage") == column(fresh, "leverage")
+    assert detail(stale, "leverage") == detail(fresh, "leverage")
 
 
 def test_a_group_of_empty_responses_is_survived() -> None:
@@ -206,7 +218,13 @@ def test_a_slice_is_scored_as_its_rows() -> None:
 
 # --- what is written beside it -----------------------------------------------------------------------------------------
 
-WRITTEN = ("bonus", "leverage", "group_spread", "group_saturation_distance", "group_effective_rank", "group_length_correlation")
+WRITTEN = ("bonus", "bonus_detail")
+DETAIL = ("leverage", "group_spread", "group_saturation_distance", "group_effective_rank", "group_length_correlation")
+
+
+def detail(batch: pa.RecordBatch, name: str) -> list[float | None]:
+    """What the bonus says of each row under this name; None where it says nothing."""
+    return [dict(row).get(name) for row in column(batch, "bonus_detail")]
 
 
 def test_nothing_but_the_columns_of_the_bonus_is_changed() -> None:
@@ -217,8 +235,8 @@ def test_nothing_but_the_columns_of_the_bonus_is_changed() -> None:
     assert scored.schema.equals(batch.schema)
 
 
-def test_the_columns_say_what_each_group_s_bonuses_were_made_of() -> None:
-    """With a gate and a normalisation, which the leverage and the columns of the group are before."""
+def test_the_log_says_what_each_group_s_bonuses_were_made_of() -> None:
+    """With a gate and a normalisation, which the leverage and the numbers of the group are before."""
     batch = step_batch(0)
     scored, _ = make_scorer(ridge=RIDGE, gate="correct_only", normalise="zscore").score(batch, 0)
     for number, rows in enumerate(valid_features(batch)):
@@ -226,7 +244,8 @@ def test_the_columns_say_what_each_group_s_bonuses_were_made_of() -> None:
         centered = rows - rows.mean(axis=0)
         sigma = RIDGE * np.eye(DIM) + centered.T @ centered
         leverage = leverages(centered, sigma)
-        np.testing.assert_allclose(column(group, "leverage"), [*leverage, 0.0], rtol=1e-9)
+        np.testing.assert_allclose(detail(group, "leverage"), [*leverage, 0.0], rtol=1e-9)
+        assert all(dict(row).keys() == set(DETAIL) for row in column(group, "bonus_detail"))
         expected = {
             "group_spread": leverage.std(ddof=1),
             "group_saturation_distance": 1 - 1 / len(rows) - leverage.mean(),
@@ -234,14 +253,14 @@ def test_the_columns_say_what_each_group_s_bonuses_were_made_of() -> None:
             "group_length_correlation": np.corrcoef(leverage, LENGTHS[:3])[0, 1],
         }
         for name, value in expected.items():
-            np.testing.assert_allclose(column(group, name), [value] * GROUP_SIZE, rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(detail(group, name), [value] * GROUP_SIZE, rtol=1e-5, err_msg=name)
 
 
-def test_what_a_group_does_not_define_is_null() -> None:
+def test_what_a_group_does_not_define_is_left_out() -> None:
     """One response has no spread, and nothing to correlate its length with."""
     scored, _ = make_scorer().score(make_group(0, lengths=(3, 0, 0, 0)), 0)
-    assert column(scored, "leverage") == [0.0] * GROUP_SIZE
-    assert [scored.column(name).null_count for name in WRITTEN] == [0, 0, 4, 4, 0, 4]
+    assert detail(scored, "leverage") == [0.0] * GROUP_SIZE
+    assert [detail(scored, name).count(None) for name in DETAIL] == [0, 4, 4, 0, 4]
 
 
 def test_remembered_prompts_are_counted_and_bounded() -> None:
@@ -271,6 +290,100 @@ def test_the_warning_of_a_bonus_without_signal_is_given_once_also_across_a_resta
     restored.load(tmp_path)
     assert "bonus/no_signal_warning" not in restored.score(step_batch(2), 2)[1]
     assert "bonus/no_signal_warning" not in make_scorer().score(step_batch(0), 0)[1]
+
+
+# --- bonuses of one's own ----------------------------------------------------------------------------------------------
+
+OUTSIDE = "tests.bonus.outside"
+
+
+def with_answers(batch: pa.RecordBatch, answers: Sequence[str | None]) -> pa.RecordBatch:
+    verdicts = [verdict for group in from_record_batch(batch) for verdict in group.verdicts]
+    stated = [replace(verdict, final_answer=answer) for verdict, answer in zip(verdicts, answers, strict=True) if verdict]
+    return with_verdicts(batch, stated)
+
+
+def test_a_bonus_from_features_is_given_each_response_s_feature() -> None:
+    batch = step_batch(0)
+    scored, metrics = make_scorer(kind=f"{OUTSIDE}:Distance").score(batch, 0)
+    rows = np.array([row or [0.0] * DIM for row in column(batch, "feature")]).reshape(2, GROUP_SIZE, DIM)
+    distances = np.linalg.norm(rows - rows.mean(axis=1, keepdims=True), axis=2) * (np.array(LENGTHS) > 0)
+    np.testing.assert_allclose(column(scored, "bonus"), distances.flatten(), rtol=1e-12)
+    assert metrics == {"bonus/mean": pytest.approx(distances[:, :3].mean())}
+    assert column(scored, "bonus_detail") == [[]] * 8
+
+
+def test_a_bonus_from_final_answers_remembers_them_over_steps_and_restarts(tmp_path: Path) -> None:
+    """Bare groups: no feature was ever computed. The same problem in another task is another problem."""
+    scorer = make_scorer(kind=f"{OUTSIDE}:AnswerCounts", options={"scale": 2.0})
+    first = with_answers(step_batch(0), ["5", "5", "7", None, "5", "6", "6", None])
+    scored, metrics = scorer.score(undo_features(first), 0)
+    assert column(scored, "bonus") == pytest.approx([2 / 2**0.5, 2 / 2**0.5, 2, 0, 2, 2 / 2**0.5, 2 / 2**0.5, 0])
+    assert detail(scored, "times") == [2, 2, 1, 0, 1, 2, 2, 0]
+    assert metrics["bonus/num_answers"] == 4
+    scorer.save(tmp_path)
+    restored = make_scorer(kind=f"{OUTSIDE}:AnswerCounts", options={"scale": 2.0})
+    restored.load(tmp_path)
+    assert restored.ready() == 1
+    second = with_answers(step_batch(1), ["7", "5", None, None, "8", None, None, None])
+    for each in (scorer, restored):
+        assert detail(each.score(second, 1)[0], "times") == [2, 3, 0, 0, 1, 0, 0, 0]
+    other_task = with_answers(step_batch(2, task="words"), ["7", "5", None, None, "8", None, None, None])
+    assert detail(scorer.score(other_task, 2)[0], "times") == [1, 1, 0, 0, 1, 0, 0, 0]
+
+
+def undo_features(batch: pa.RecordBatch) -> pa.RecordBatch:
+    at = batch.schema.get_field_index("feature")
+    return batch.set_column(at, batch.schema.field(at), pa.nulls(batch.num_rows, batch.schema.field(at).type))
+
+
+def test_a_bonus_from_log_probs_is_given_those_of_the_sampler() -> None:
+    rng = np.random.default_rng(0)
+    behavior = [(-rng.random(length)).astype(np.float32).tolist() for length in LENGTHS]
+    request = make_request(0, num_responses=GROUP_SIZE)
+    rollouts = [make_rollout([4], [5] * length, behavior=row) for length, row in zip(LENGTHS, behavior, strict=True)]
+    batch = with_verdicts(to_record_batch("run", request, rollouts, worker_id="w0"), [make_verdict(1.0)] * GROUP_SIZE)
+    surprise = np.array([-np.mean(row) for row in behavior[:3]])
+    scored, _ = make_scorer(kind=f"{OUTSIDE}:Surprise").score(batch, 0)
+    np.testing.assert_allclose(column(scored, "bonus"), [*(surprise - surprise.mean()), 0.0], rtol=1e-6)
+    as_slice = concat_groups([step_batch(0), batch]).slice(2 * GROUP_SIZE)
+    assert column(make_scorer(kind=f"{OUTSIDE}:Surprise").score(as_slice, 0)[0], "bonus") == column(scored, "bonus")
+
+
+def test_rewards_verdicts_lags_and_the_number_of_the_step_are_there_for_every_bonus() -> None:
+    group = make_group(0, versions=[[3, 5, 6], [6], [2, 2, 4, 4, 6], []])
+    group = with_verdicts(group, [make_verdict(1.0), make_verdict(None), make_verdict(0.25), make_verdict(0.0)])
+    rows = step_rows(group, BonusConfig(), frozenset(), group_size=GROUP_SIZE, version=6, step=7, seed=11)
+    assert (rows.step, rows.seed, list(rows.keys_G)) == (7, 11, ["sums/p0"])
+    np.testing.assert_array_equal(rows.rewards_GK.numpy(), [[1.0, np.nan, 0.25, 0.0]])
+    assert rows.correct_GK.tolist() == [[True, False, False, False]]
+    assert rows.valid_GK.tolist() == [[True, True, True, False]]
+    assert (rows.lengths_GK.tolist(), rows.lags_GK.tolist()) == ([[3, 1, 5, 0]], [[3, 0, 4, 0]])
+    assert (rows.features_GKD, rows.answers_GK, rows.logprobs_GKT) == (None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["elliptical", f"{OUTSIDE}:AnswerCounts", f"{OUTSIDE}:Surprise"])
+def test_the_log_brings_back_the_state_of_any_bonus(kind: str, tmp_path: Path) -> None:
+    whole, fresh = LoggedRun(tmp_path / "log", kind=kind), make_scorer(kind=kind)
+    for version in range(3):
+        whole.step(version)
+    assert fresh.absorb_log(str(tmp_path / "log"), 3) == 3
+    assert saved_state(fresh, tmp_path / "fresh") == saved_state(whole.scorer, tmp_path / "whole")
+
+
+def test_scores_of_another_shape_name_the_bonus_and_leave_the_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = make_scorer(kind=f"{OUTSIDE}:Told")
+    monkeypatch.setattr(Told, "scores", Scores(bonus_GK=torch.zeros(GROUP_SIZE, 2)))
+    with pytest.raises(ExtensionError, match=r'bonus\.kind = "tests\.bonus\.outside:Told": bonus_GK has shape \(4, 2\); 2 groups of 4'):
+        scorer.score(step_batch(0), 0)
+    assert scorer.ready() == 0
+
+
+def test_a_state_that_cannot_be_saved_is_found_in_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Told, "scores", Scores(bonus_GK=torch.zeros(2, GROUP_SIZE)))
+    monkeypatch.setattr(Told, "state", {"seen": {1, 2}})
+    with pytest.raises(ExtensionError, match="JSON cannot hold 'seen'"):
+        make_scorer(kind=f"{OUTSIDE}:Told").score(step_batch(0), 0)
 
 
 # --- what is kept ------------------------------------------------------------------------------------------------------
@@ -304,6 +417,31 @@ def test_a_state_made_with_another_projection_is_refused(tmp_path: Path) -> None
     make_scorer(seed=11).save(tmp_path)
     with pytest.raises(ValueError, match="projection seed 11, this run has 12"):
         make_scorer(seed=12).load(tmp_path)
+
+
+def test_the_state_of_another_bonus_is_refused(tmp_path: Path) -> None:
+    make_scorer().save(tmp_path)
+    with pytest.raises(
+        ValueError, match=r'saved state is of bonus\.kind = "elliptical", this run has "tests\.bonus\.outside:AnswerCounts"'
+    ):
+        make_scorer(kind=f"{OUTSIDE}:AnswerCounts").load(tmp_path)
+
+
+@pytest.mark.parametrize("bonus", [*MEMORIES, {"ridge": 1e9}], ids=str)
+def test_a_state_from_before_bonuses_had_kinds_is_read(bonus: dict[str, Any], tmp_path: Path) -> None:
+    """Its JSON has the warning beside the state, and the number of steps in the covariance alone."""
+    straight, restored = make_scorer(**bonus), make_scorer(**bonus)
+    for step in range(2):
+        straight.score(step_batch(step), step)
+    straight.save(tmp_path)
+    saved = json.loads((tmp_path / REST).read_text())
+    old = {"state": saved["state"], "projection_seed": saved["projection_seed"], "warned": saved["state"].pop("warned")}
+    assert old["warned"] == ("ridge" in bonus)
+    (tmp_path / REST).write_text(json.dumps(old))
+    restored.load(tmp_path)
+    assert restored.ready() == 2
+    (found, found_metrics), (expected, expected_metrics) = (scorer.score(step_batch(2), 2) for scorer in (restored, straight))
+    assert found.equals(expected) and found_metrics == expected_metrics
 
 
 class LoggedRun:

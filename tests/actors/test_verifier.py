@@ -233,6 +233,42 @@ def test_deadline_is_the_tasks_own_unless_the_configuration_has_one() -> None:
         assert make_task(TaskConfig(name=name)).deadline_s == deadline_s
 
 
+def test_final_answers_come_with_the_verdicts_where_they_are_asked_for() -> None:
+    """A response that is killed has none, and a resize changes nothing."""
+    responses = ["correct", "wrong", "", "regex"]
+    with VerifierPool(TaskConfig(), CONFIG, task_factory=make_fake_task, final_answers=True) as pool:
+        found = pool.verify(PROBLEM, responses)
+        pool.resize(1)
+        again = pool.verify(PROBLEM, responses[:3])
+    assert [verdict.final_answer for verdict in found] == ["correct: correct", "correct: wrong", None, None]
+    assert [verdict.status for verdict in found] == ["correct", "incorrect", "no_answer", "timeout"]
+    assert [verdict.final_answer for verdict in again] == ["correct: correct", "correct: wrong", None]
+
+
+def test_no_final_answer_is_read_where_nobody_asks(shared_pool: VerifierPool) -> None:
+    assert [verdict.final_answer for verdict in shared_pool.verify(PROBLEM, ["correct", "wrong"])] == [None, None]
+
+
+def test_task_that_states_final_answers_is_warmed_up_and_keeps_its_deadline() -> None:
+    with VerifierPool(TaskConfig(), VerifierConfig(), task_factory=make_cold_task, final_answers=True) as pool:
+        assert pool.deadline_s == 0.5
+        (verdict,) = pool.verify(PROBLEM, ["correct"])
+    assert (verdict.status, verdict.final_answer) == (VerdictStatus.CORRECT, "correct: correct")
+
+
+def test_final_answers_of_a_real_task_are_whole_and_in_one_spelling() -> None:
+    config = TaskConfig()
+    task = make_task(config)
+    problem = next(iter(task.problems("train")))
+    long = "9" * 100
+    responses = [f"The answer is {text}" for text in ("007", "7", long)]
+    with VerifierPool(config, CONFIG, final_answers=True) as pool:
+        found = pool.verify(problem, responses)
+    assert [verdict.final_answer for verdict in found] == [task.final_answer(problem, response) for response in responses]
+    assert [verdict.final_answer for verdict in found] == ["7", "7", long]
+    assert len(found[2].answer or "") < len(long)
+
+
 def test_task_that_cannot_be_built_is_an_error_that_says_why() -> None:
     with VerifierPool(TaskConfig(), CONFIG, task_factory=make_unbuildable_task) as pool:
         (verdict,) = pool.verify(PROBLEM, ["correct"])

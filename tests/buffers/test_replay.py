@@ -5,13 +5,15 @@ import json
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from buffers.config import ReplayConfig
 from buffers.replay import InsertResult, ReplayBuffer, ReplayState, ReplayTooSmall
-from buffers.schema import concat_groups, group_ids, split_groups
+from buffers.schema import concat_groups, group_ids, split_groups, with_bonus_detail
+from tests.buffers.schema_1 import DETAIL, as_schema_1
 
 MakeGroup = Callable[..., pa.RecordBatch]
 
@@ -207,8 +209,34 @@ def test_saved_rows_of_another_major_version_are_refused(make_group: MakeGroup) 
     replay = make_replay()
     replay.insert(make_group(0), version=0)
     state = replay.state_dict()
-    state["rows"] = state["rows"].replace_schema_metadata({"repexp.schema": "2.0"})
-    with pytest.raises(ValueError, match=r"2\.0.*1\.2"):
+    state["rows"] = state["rows"].replace_schema_metadata({"repexp.schema": "3.0"})
+    with pytest.raises(ValueError, match=r"3\.0.*2\.0"):
+        make_replay().load_state_dict(state)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", "1.2"])
+def test_the_rows_of_a_checkpoint_of_schema_1_are_converted(make_group: MakeGroup, version: str) -> None:
+    replay, restored = make_replay(), make_replay()
+    for group_id in (0, 1):
+        replay.insert(make_group(group_id), version=0)
+    state = through_files(replay.state_dict())
+    old = as_schema_1(state["rows"], version)
+    if version == "1.0":
+        old = old.drop_columns([*DETAIL, "reward_format", "reward_length"])
+    state["rows"] = old
+    restored.load_state_dict(state)
+    restored.check_valid()
+    assert restored.sample(2, version=0).equals(replay.sample(2, version=0))
+
+
+def test_scored_rows_of_schema_1_are_refused_not_emptied(make_group: MakeGroup) -> None:
+    replay = make_replay()
+    replay.insert(make_group(0), version=0)
+    state = replay.state_dict()
+    detail = {"leverage": np.array([0.1, 0.2]), "group_spread": np.array([0.3, 0.3])}
+    scored = with_bonus_detail(concat_groups(state["rows"].to_batches()), detail)
+    state["rows"] = as_schema_1(pa.Table.from_batches([scored]))
+    with pytest.raises(ValueError, match="rows of rollout schema 1 with values in leverage, group_spread cannot be converted to schema 2"):
         make_replay().load_state_dict(state)
 
 

@@ -11,6 +11,7 @@ from pyarrow import fs
 from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog, RolloutLogError
 from buffers.schema import ROLLOUT_SCHEMA, concat_groups, with_outcome
+from tests.buffers.schema_1 import as_schema_1
 
 MakeGroup = Callable[..., pa.RecordBatch]
 
@@ -114,5 +115,28 @@ def test_a_file_of_another_major_version_is_refused_with_both_numbers(log: Rollo
     log.append(1, [make_group(0)])
     table = pa.Table.from_batches([make_group(1)]).replace_schema_metadata({"repexp.schema": "3.1"})
     pq.write_table(table, tmp_path / "rollouts" / "step_000002.parquet")
-    with pytest.raises(ValueError, match=r"3\.1.*1\.2"):
+    with pytest.raises(ValueError, match=r"step_000002\.parquet: rollout schema 3\.1 is newer than this reader's 2\.0: update the code"):
         log.read()
+
+
+def test_old_files_beside_new_ones_hinder_nothing_and_whoever_reads_one_is_told(
+    log: RolloutLog, make_group: MakeGroup, tmp_path: Path
+) -> None:
+    """As a run leaves them that was begun with schema 1 and resumed with schema 2."""
+    for step in (1, 2, 3):
+        log.append(step, [with_outcome(make_group(step), step, GroupOutcome.TRAINED)])
+        file = tmp_path / "rollouts" / f"step_{step:06d}.parquet"
+        pq.write_table(as_schema_1(pq.read_table(file)), file)
+    log.truncate(after_step=2)
+    log.append(3, [with_outcome(make_group(9), 3, GroupOutcome.TRAINED)])
+    assert log.steps() == [1, 2, 3]
+    assert log.batch(3, GroupOutcome.TRAINED)["group_id"].to_pylist() == [9, 9]
+    told = r"step_000001\.parquet: rollout schema 1\.2 is older than this reader's 2\.0: read these rows with the version of the code that"
+    for read in (log.read, lambda: log.batch(1, GroupOutcome.TRAINED)):
+        with pytest.raises(ValueError, match=told) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    assert log.read([3])["group_id"].to_pylist() == [9, 9]
+    assert log.prune(0, keep_after=2) == 2 and log.steps() == [3]
+    log.append(2, [make_group(2)])  # a step that is trained again replaces the old file
+    assert log.read()["group_id"].to_pylist() == [2, 2, 9, 9]

@@ -19,6 +19,7 @@ from buffers.schema import (
     from_record_batch,
     split_groups,
     to_record_batch,
+    with_bonus_detail,
     with_features,
     with_outcome,
     with_scores,
@@ -26,7 +27,7 @@ from buffers.schema import (
 )
 
 VERDICTS = [
-    Verdict(status=VerdictStatus.CORRECT, reward=1.0, answer="5", elapsed_s=0.5),
+    Verdict(status=VerdictStatus.CORRECT, reward=1.0, answer="5", elapsed_s=0.5, final_answer="5.0"),
     Verdict(status=VerdictStatus.TIMEOUT, reward=None, detail="deadline of 2 s passed"),
 ]
 
@@ -141,11 +142,29 @@ def test_scores_of_several_groups_are_read_row_by_row(make_group: Callable[..., 
     assert batch.column("advantage").null_count == 4
 
 
+@pytest.mark.parametrize("passage", [as_is, as_slice, through_ipc, through_parquet, a_slice_through_ipc, a_slice_through_parquet])
+def test_what_a_bonus_says_of_each_row_comes_back_by_its_own_names(
+    make_group: Callable[..., pa.RecordBatch], passage: Callable[..., Any]
+) -> None:
+    """What a row does not define is not in its map; -0 and infinity are numbers."""
+    detail = {"times": np.array([3.0, np.nan]), "é": np.array([np.inf, -0.0])}
+    batch = passage(with_bonus_detail(make_group(0), detail))
+    check_schema(batch.schema)
+    assert [dict(row) for row in batch.column("bonus_detail").to_pylist()] == [{"times": 3.0, "é": np.inf}, {"é": -0.0}]
+
+
+def test_a_bonus_that_says_nothing_leaves_empty_maps_and_an_unscored_row_none(make_group: Callable[..., pa.RecordBatch]) -> None:
+    assert with_bonus_detail(make_group(0), {}).column("bonus_detail").to_pylist() == [[], []]
+    assert make_group(0).column("bonus_detail").to_pylist() == [None, None]
+
+
 def test_a_column_of_the_wrong_length_is_refused(make_group: Callable[..., pa.RecordBatch]) -> None:
     with pytest.raises(ValueError, match="1 values of 'verdict_status' for 2 rows"):
         with_verdicts(make_group(0), VERDICTS[:1])
     with pytest.raises(ValueError, match="3 values of 'bonus' for 2 rows"):
         with_scores(make_group(0), [1, 2, 3])
+    with pytest.raises(ValueError, match=r"\(3,\) values of bonus_detail 'times' for 2 rows"):
+        with_bonus_detail(make_group(0), {"times": np.zeros(3)})
 
 
 def test_a_token_id_beyond_int32_is_an_error(make_request: Callable[..., GroupRequest], make_rollout: Callable[..., Rollout]) -> None:
@@ -154,13 +173,13 @@ def test_a_token_id_beyond_int32_is_an_error(make_request: Callable[..., GroupRe
 
 
 def test_another_major_version_is_refused_with_both_numbers() -> None:
-    other = ROLLOUT_SCHEMA.with_metadata({"repexp.schema": "2.3"})
-    with pytest.raises(ValueError, match=r"2\.3.*1\.2"):
-        check_schema(other)
+    for other, what in (("1.2", "older"), ("3.3", "newer")):
+        with pytest.raises(ValueError, match=rf"rollout schema {other} is {what} than this reader's 2\.0: "):
+            check_schema(ROLLOUT_SCHEMA.with_metadata({"repexp.schema": other}))
 
 
 def test_a_later_minor_version_with_one_more_column_is_read() -> None:
-    check_schema(ROLLOUT_SCHEMA.append(pa.field("later", pa.string())).with_metadata({"repexp.schema": "1.9"}))
+    check_schema(ROLLOUT_SCHEMA.append(pa.field("later", pa.string())).with_metadata({"repexp.schema": "2.9"}))
 
 
 def test_a_table_without_version_or_column_is_refused() -> None:

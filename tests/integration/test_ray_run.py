@@ -172,4 +172,4 @@ def test_features_of_the_policy_itself_need_no_encoder(config, run_dir):
         assert not [process for process in training.processes() if "encoder" in " ".join(process.cmdline()).lower()]
         assert training.exit_code() == 0, training.output()
     table = pq.read_table(run_dir / "rollouts")
-    assert table.column("feature").null_count == 0 and table.column("leverage").null_count == 0
+    assert table.column("feature").null_count == 0 and table.column("bonus_detail").null_count == 0

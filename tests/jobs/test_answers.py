@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
@@ -9,6 +10,7 @@ from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog
 from buffers.schema import with_outcome, with_scores
 from jobs import answers
+from tests.buffers.schema_1 import as_schema_1
 from tests.learners.samples import ragged_groups
 
 
@@ -59,3 +61,12 @@ def test_nothing_to_show_is_one_line_and_exit_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_rows_of_an_older_schema_are_one_line_and_exit_2_and_newer_steps_are_shown(run_dir: Path, capsys: pytest.CaptureFixture[str]):
+    file = run_dir / "rollouts" / "step_000001.parquet"
+    pq.write_table(as_schema_1(pq.read_table(file)), file)
+    assert answers.main([str(run_dir)]) == 2
+    error = capsys.readouterr().err
+    assert "step_000001.parquet: rollout schema 1.2 is older than this reader's 2.0" in error and error.count("\n") == 1
+    assert answers.main([str(run_dir), "--steps", "2", "4"]) == 0

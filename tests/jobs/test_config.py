@@ -86,7 +86,7 @@ def test_overrides_take_toml_values_and_bare_strings(config_file):
         ("lr=1", ["'lr'", "did you mean 'learner.lr'?"]),
         ("lerner.lr=1", ["'lerner'", "did you mean 'learner'?"]),
         ("learner.loss.clip_hi=1", ["'learner.loss.clip_hi'", "did you mean 'learner.loss.clip_high'?"]),
-        ("bonus.zzzzzz=1", ["'bonus.zzzzzz'", "known here: enabled, dim, source"]),
+        ("bonus.zzzzzz=1", ["'bonus.zzzzzz'", "known here: enabled, kind, options, dim"]),
     ],
 )
 def test_unknown_key_is_refused_with_the_nearest_known_one(refusal, config_file, override, named):
@@ -149,6 +149,11 @@ GPU_ENGINE = ("rollout.engine=vllm-async", "rollout.num_gpus=0.5")
         (["sampling.top_k=20"], ["sampling.top_k = 20", "top_k = 0"]),
         (["rollout.max_sequences=7"], ["rollout.max_sequences = 7", "responses_per_prompt = 8"]),
         (["bonus.redraw_projection=true", "bonus.memory=run"], ["redraw_projection=True", "memory='run'"]),
+        (["replay.sampler=mine:Sampler", "deterministic=true"], ["deterministic = true", 'replay.sampler = "mine:Sampler"', "fixed order"]),
+        (["replay.sampler=mine:Sampler", "max_policy_lag=0"], ["max_policy_lag = 0", 'replay.sampler = "mine:Sampler"', "fixed order"]),
+        (["bonus.kind=eliptical"], ["bonus.kind", "'eliptical'", "did you mean 'elliptical'"]),
+        (["replay.sampler=newest"], ["replay.sampler", "'newest'", "oldest"]),
+        (["bonus.options.scale=2"], ["bonus.options", 'bonus.kind = "elliptical"']),
         (["learner.advantage.alpha=0", "bonus.enabled=false"], ["learner.advantage.alpha = 0", "bonus.enabled = false"]),
         (
             ["rollout.weight_transfer=nccl"],
@@ -180,6 +185,9 @@ def test_each_side_of_a_contradiction_is_fine_alone(config_file):
         ["learner.loss.correction=none", "max_policy_lag=0"],
         ["learner.mini_batches=8"],
         ["bonus.redraw_projection=true"],
+        ["bonus.kind=mine:Bonus", "bonus.options.scale=2", "bonus.options.names=['a']"],
+        ["replay.sampler=mine:Sampler", "replay.sampler_options.scale=2"],
+        ["deterministic=true", "replay.sampler=oldest"],
         ["bonus.memory=run"],
         ["rollout.max_sequences=8"],
         [*GPU_ENGINE, "rollout.weight_transfer=nccl", "learner.num_gpus=1", "learner.ranks=2"],

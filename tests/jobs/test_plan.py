@@ -21,6 +21,14 @@ def plan_of(**values):
     return make_plan(RunConfig.model_validate(values))
 
 
+def test_encoders_are_planned_for_a_bonus_that_needs_features_and_for_no_other():
+    for name, processes in (("Distance", {"bonus", "encoder"}), ("AnswerCounts", {"bonus"}), ("Surprise", {"bonus"})):
+        plan = plan_of(bonus={"kind": f"tests.bonus.outside:{name}"})
+        assert {"bonus", "encoder"} & plan.processes.keys() == processes
+    less, more = (plan_of(bonus={"kind": f"tests.bonus.outside:{name}"}).memory_gib for name in ("Surprise", "Distance"))
+    assert less < more == plan_of().memory_gib
+
+
 def test_sizes_of_a_step():
     plan = plan_of(
         steps=4,

@@ -223,8 +223,9 @@ def test_what_was_decided_at_consumption_is_forgotten_and_nothing_else(recorded:
     decided = {name for name in logged.schema.names if drawn.column(name).null_count == drawn.num_rows} - {
         "verdict_detail",
         "verdict_answer",
+        "final_answer",
     }
-    assert decided >= {"bonus", "leverage", "advantage", "step", "outcome"} and "feature" not in decided
+    assert decided >= {"bonus", "bonus_detail", "advantage", "step", "outcome"} and "feature" not in decided
     kept = [name for name in logged.schema.names if name not in decided]
     assert {"reward", "verdict_status", "behavior_logprobs"} <= set(kept)
     assert drawn.select(kept).equals(logged.select(kept))

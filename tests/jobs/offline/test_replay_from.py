@@ -143,7 +143,7 @@ def test_a_verifier_pool_that_breaks_is_one_line(
     config: MakeConfig, recorded: LocalRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Broken:
-        def __init__(self, *_: Any) -> None:
+        def __init__(self, *_: Any, **options: Any) -> None:
             raise VerifierPoolError("none of 1 new verifier workers was ready")
 
     monkeypatch.setattr("jobs.offline.replay_from.VerifierPool", Broken)
