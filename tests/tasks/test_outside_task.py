@@ -201,10 +201,8 @@ def test_example_of_the_page_works(tmp_path: Path) -> None:
         with VerifierPool(given, VerifierConfig(num_workers=1)) as pool:
             verdicts = pool.verify(problem, [f"It is {problem.answer}.", "It is 0.5.", "No idea."])
         assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, 0.0]
-        problems = list(task.problems("train"))
-        assert {each.problem_id for each in islice(ProblemStream(task, "train", 0), len(problems))} == {
-            each.problem_id for each in problems
-        }
+        ids = {each.problem_id for each in task.problems("train")}
+        assert {each.problem_id for each in islice(ProblemStream(task, "train", 0), len(ids))} == ids
         with pytest.raises(ValueError, match="no split 'dev'"):
             task.problems("dev")
     finally:
