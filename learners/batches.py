@@ -1,9 +1,11 @@
-"""A batch of whole groups as the learner and the encoder read it. Axes: N response tokens of one micro-batch, R rows.
+"""A batch of whole groups as the learner and the encoder read it.
 
-groups = read_groups(batch, group_size)                          # token ids
-lookup = TokenLookup.of(batch)                                   # columns with one value per response token
-for packed in prefetch(pack, micro_batches(...)):                # meanwhile a thread packs the next one
-    tokens = lookup.gather(packed, like=logprob_N)"""
+    groups = read_groups(batch, group_size)                          # token ids
+    lookup = TokenLookup.of(batch)                                   # columns with one value per response token
+    for packed in prefetch(pack, micro_batches(...)):                # meanwhile a thread packs the next one
+        tokens = lookup.gather(packed, like=logprob_N)
+
+Axes: N response tokens of one micro-batch, R rows."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ by numeric noise, which is the floor, unless there is a fault:
 | wrong temperature | d is proportional to log-prob + entropy, the first-order effect of a temperature             |
 | re-tokenisation   | some tokens are far off, while others that are just as uncertain agree as well as ever       |
 | dropped tensor    | every token is affected, by a divergence that no update of a policy makes                    |
-| stale weights     | above the floor of earlier steps by about one update: tokens of lag 0 look like those of lag 1 |
+| stale weights     | above the floor of earlier steps by about one update: tokens of lag 0 look like lag 1        |
 | numeric noise     | none of these, and from the first step on                                                    |
 """
 
@@ -53,10 +53,10 @@ count, since all models agree where the next token is certain. MIN_UNCERTAIN: th
 needed. Tokens that are mixed up do not affect those before them, so the ratio is below 0.02 there; otherwise it is
 above 0.12."""
 TENSOR_DIVERGENCE = 0.15
-"""The mean of exp(d) − 1 − d, an estimate of KL(engine ‖ learner) in nats per token. From this value on, the engine
-holds another model,"""
+"""From this mean of exp(d) − 1 − d on, the engine holds another model. The mean estimates KL(engine ‖ learner) in nats
+per token."""
 MOVEMENT_FACTOR = 4.0
-"""unless the policy itself has moved a quarter of that in one version."""
+"""The mean must also be at least this multiple of the largest movement of the policy in one version."""
 
 
 class Cause(StrEnum):
