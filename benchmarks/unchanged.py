@@ -46,7 +46,10 @@ learner = { dtype = "float32", lr = 1e-3, mini_batches = 2 }
 max_policy_lag = 0
 deterministic = true
 bonus = { dim = 8, memory = "prompt", gate = "always", ridge = 0.01 }
-learner = { dtype = "float32", lr = 1e-3, advantage.combine = "reward", loss = { surrogate = "gspo", kl = { where = "loss", coefficient = 0.01 } } }
+learner.dtype = "float32"
+learner.lr = 1e-3
+learner.advantage.combine = "reward"
+learner.loss = { surrogate = "gspo", kl = { where = "loss", coefficient = 0.01 } }
 """,
     "without-bonus": """
 max_policy_lag = 1
