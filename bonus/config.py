@@ -123,3 +123,10 @@ class SelectionConfig(BaseModel):
     def order(self) -> Literal["repexp", "quality"]:
         """Name of the order that this config stands for, in `bonus.orders.ORDERS`."""
         return "repexp" if self.quality == "none" else "quality"
+
+
+ORDER_NAMES = (
+    *("repexp", "quality", "random", "likeliest", "unlikeliest", "longest"),
+    *("kmeans", "determinantal", "distinct_answers"),
+)
+"""The names of `bonus.orders.ORDERS`, for readers that do without torch."""

@@ -22,6 +22,7 @@ from actors.config import STRICT, EncoderConfig, RolloutConfig, SamplingConfig, 
 from bonus.config import BonusConfig
 from buffers.config import ReplayConfig
 from jobs.evaluation_config import EvaluationConfig
+from jobs.user_error import UserError
 from learners.config import CheckpointConfig, LearnerConfig
 from tasks.config import PATH_KEYS, TaskConfig
 from tasks.rewards import RewardConfig
@@ -32,8 +33,7 @@ LABEL = "LABEL"
 _PART = re.compile(r"^task\.mixture\.parts\.[^.]+\.")
 
 
-class ConfigError(ValueError):
-    """The configuration is refused; the message is one line that names the key and the mend."""
+ConfigError = UserError
 
 
 class SupervisionConfig(BaseModel):

@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.analysis.pass_at_k import pass_at_k
-from jobs.config import ConfigError, changed_keys, merged, read_values, source_of, validated
+from jobs.config import changed_keys, merged, read_values, source_of, validated
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
+from jobs.user_error import UserError, answering
 
 if TYPE_CHECKING:
     from jobs.sampling.evaluated_models import EvaluatedModel
 
 __all__ = ["main", "pass_at_k"]
-
-EXIT_REFUSED = 2
 
 FLAGS: dict[str, tuple[str, str]] = {
     "base-model": ("base_model", "report how likely this model finds all responses"),
@@ -60,17 +59,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
-        if options.dry_run:
-            return _dry_run(config, models, base)
-        from jobs.sampling.evaluate_session import run_evaluate  # pulls in Ray: only once the configuration stands
+    return answering(lambda: _main(parse_arguments(arguments)))
 
-        return run_evaluate(config, models, base)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
+
+def _main(options: argparse.Namespace) -> int:
+    config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
+    if options.dry_run:
+        return _dry_run(config, models, base)
+    from jobs.sampling.evaluate_session import run_evaluate  # imports Ray, so only now that the configuration is valid
+
+    return run_evaluate(config, models, base)
 
 
 def values_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -87,7 +85,7 @@ def resolve(
     """The configuration, with a run's own task, sampling, rollout and verifier where nothing else is said; and the
     models it names.
 
-    `data` is the path of the task, whichever it turns out to be. Raises ConfigError for what does not fit together, a
+    `data` is the path of the task, whichever it turns out to be. Raises UserError for what does not fit together, a
     model that is not there, and runs that differ in what is left to them."""
     from jobs.sampling.evaluated_models import find_model, find_models
 
@@ -96,7 +94,7 @@ def resolve(
     configs = [validated(EvaluateConfig, _beneath(model, values), source=f"{model.label} and {source}") for model in own]
     for model, config in zip(own[1:], configs[1:], strict=True):
         if different := changed_keys(configs[0].model_dump(mode="json"), config, CHANGEABLE_BETWEEN_STARTS):
-            raise ConfigError(
+            raise UserError(
                 f"{own[0].label} and {model.label} differ in {', '.join(different[:3])}: say which one is meant, by --set or flags"
             )
     values = _beneath(own[0], values) if own else values

@@ -13,10 +13,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.config import ConfigError, load
+from jobs.config import load
 from jobs.explore_config import ExploreConfig
-
-EXIT_REFUSED = 2
+from jobs.user_error import answering
 
 FLAGS: dict[str, tuple[str, str]] = {
     "model": ("model", "the model that answers: embedded alias, directory, or hub id"),
@@ -65,17 +64,16 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        config = load(ExploreConfig, options.config, overrides_of(options))
-        if options.dry_run:
-            return _dry_run(config)
-        from jobs.sampling.explore_session import run_explore  # pulls in Ray: only once the configuration stands
+    return answering(lambda: _main(parse_arguments(arguments)))
 
-        return run_explore(config, from_pools=options.from_pools)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
+
+def _main(options: argparse.Namespace) -> int:
+    config = load(ExploreConfig, options.config, overrides_of(options))
+    if options.dry_run:
+        return _dry_run(config)
+    from jobs.sampling.explore_session import run_explore  # imports Ray, so only now that the configuration is valid
+
+    return run_explore(config, from_pools=options.from_pools)
 
 
 def _dry_run(config: ExploreConfig) -> int:

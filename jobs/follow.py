@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cluster.remote import ADDRESS_HELP, Cluster, address_of, connect
-from jobs.cluster.runs import EXIT_FAILED, EXIT_INTERRUPTED, Refusal, answering
+from jobs.user_error import EXIT_FAILED, EXIT_INTERRUPTED, UserError, answering
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace) -> int:
     address = address_of(options.address)
     if address is None:
-        raise Refusal("no cluster is named: give --address http://HEAD:8265 (a run of this machine shows itself where it was started)")
+        raise UserError("no cluster is named: give --address http://HEAD:8265 (a run of this machine shows itself where it was started)")
     cluster = connect(address)
     return follow(cluster, cluster.newest(options.run).id)
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.config import EncoderConfig, RolloutConfig
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
+from jobs.user_error import UserError
 from learners.config import LearnerConfig
 from learners.precision import Dtype, resolve_dtype
 
@@ -243,16 +244,16 @@ def available_memory_gib() -> float:
 
 
 def require_memory(plan: RunPlan, available_gib: float) -> None:
-    """Raises ConfigError when the plan does not fit."""
+    """Raises UserError when the plan does not fit."""
     if plan.memory_gib is not None and plan.memory_gib > available_gib:
-        raise ConfigError(
+        raise UserError(
             f"this run needs about {plan.memory_gib:.1f} GiB of memory and {available_gib:.1f} GiB are available: close other programs, "
             "or lower learner.tokens_per_micro_batch, rollout.kv_cache_gib or rollout.workers"
         )
 
 
 def require_disk(plan: RunPlan, run_dir: str, storage: str | None = None) -> None:
-    """Raises ConfigError when the file system of `run_dir` has too little room for what a new run writes there: with
+    """Raises UserError when the file system of `run_dir` has too little room for what a new run writes there: with
     `storage` on another one, all but the checkpoints."""
     if plan.disk_gib is None or plan.checkpoint_gib is None:
         return
@@ -260,7 +261,7 @@ def require_disk(plan: RunPlan, run_dir: str, storage: str | None = None) -> Non
     free_gib = shutil.disk_usage(place).free / 2**30
     needed_gib = plan.disk_gib if _is_on(place, storage) else plan.disk_gib - plan.checkpoint_gib
     if needed_gib > free_gib and not any((Path(run_dir) / name).exists() for name in ("checkpoints", "snapshots")):
-        raise ConfigError(
+        raise UserError(
             f"this run writes about {needed_gib:.1f} GiB of checkpoints and {place} has {free_gib:.1f} GiB free: make room, choose "
             "another place with --set run_dir=..., or lower checkpoint.keep"
         )

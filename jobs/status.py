@@ -17,9 +17,10 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from jobs.cluster.remote import ADDRESS_HELP, Cluster, Job, address_of, connect
-from jobs.cluster.runs import Refusal, age, answering, find_run, is_alive
+from jobs.cluster.runs import age, find_run, is_alive
 from jobs.directory.run_state import RunStatus, read_status
 from jobs.screens.status_screen import one_line, screen, wide_console
+from jobs.user_error import UserError, answering
 
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 5.0
 """Between two looks with --watch; on a cluster each is a small job."""
@@ -68,10 +69,10 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def look_at(directory: Path) -> Look:
-    """A run of this machine. Raises Refusal for one that has never said anything."""
+    """A run of this machine. Raises UserError for one that has never said anything."""
     status, alive = read_status(directory), is_alive(directory)
     if status is None and not alive:
-        raise Refusal(f"{directory} has no status.json that can be read: nothing was run in it yet, or not by this version")
+        raise UserError(f"{directory} has no status.json that can be read: nothing was run in it yet, or not by this version")
     return Look(status=status, is_alive=alive)
 
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.cluster.remote import ADDRESS_HELP, ENDED_WELL, Cluster, address_of, connect
-from jobs.cluster.runs import EXIT_FAILED, Refusal, answering, find_run, is_alive
+from jobs.cluster.runs import find_run, is_alive
 from jobs.directory.run_state import read_desired, read_status, write_desired
 from jobs.scale import require_live
+from jobs.user_error import EXIT_FAILED, UserError, answering
 
 POLL_S = 0.5
 
@@ -42,13 +43,13 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def stop(directory: Path) -> str:
-    """Ask a run of this machine to stop; returns what follows, in words. Raises Refusal for a run that is not going
+    """Ask a run of this machine to stop; returns what follows, in words. Raises UserError for a run that is not going
     on."""
     status = require_live(directory, read_status(directory), "there is nothing to stop")
     try:
         write_desired(directory, read_desired(directory).model_copy(update={"stop": True}))
     except (OSError, ValueError) as error:
-        raise Refusal(str(error)) from None
+        raise UserError(str(error)) from None
     return f"{status.run_id}: asked to stop; it finishes the step after {status.step}, writes a checkpoint and ends"
 
 

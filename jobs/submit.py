@@ -20,9 +20,10 @@ from pathlib import Path, PurePosixPath
 
 from jobs.cluster.package import Package, commit, mib, select
 from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Cluster, Job, address_of, connect, shell_path
-from jobs.cluster.runs import STORAGE, Refusal, answering
+from jobs.cluster.runs import STORAGE
 from jobs.config import RunConfig, load_config
 from jobs.follow import follow
+from jobs.user_error import UserError, answering
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 STOP_WAIT_S = (60, 600)
@@ -81,7 +82,7 @@ def _main(options: argparse.Namespace) -> int:
     run = run_name(options.run, config)
     address = address_of(options.address)
     if address is None:
-        raise Refusal("no cluster is named: give --address http://HEAD:8265")
+        raise UserError("no cluster is named: give --address http://HEAD:8265")
     root = Path.cwd()
     package = select(root, options.exclude)
     package.check_size()
@@ -109,10 +110,10 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def run_name(option: str | None, config: RunConfig) -> str:
-    """Raises Refusal for a name that is no good as a part of a path and of a job's id."""
+    """Raises UserError for a name that is no good as a part of a path and of a job's id."""
     name = option or PurePosixPath(config.run_dir).name
     if not RUN_NAME.fullmatch(name):
-        raise Refusal(f"run name {name!r}: letters, digits, '.', '_' and '-' only, the first a letter or digit; give another with --run")
+        raise UserError(f"run name {name!r}: letters, digits, '.', '_' and '-' only, the first a letter or digit; give another with --run")
     return name
 
 
@@ -141,18 +142,18 @@ def prepare(
     commit: str,
     environment: Mapping[str, str],
 ) -> Submission:
-    """What to submit, given the jobs of the cluster (oldest first). Raises Refusal when the run is going on, or is kept
+    """What to submit, given the jobs of the cluster (oldest first). Raises UserError when the run is going on, or is kept
     elsewhere."""
     earlier = [job for job in jobs if job.run == run]
     for job in earlier:
         if job.is_live:
-            raise Refusal(f"run {run} is {job.state.lower()} already, as job {job.id}: stop it first, or choose another name with --run")
+            raise UserError(f"run {run} is {job.state.lower()} already, as job {job.id}: stop it first, or choose another name with --run")
     known_storage = earlier[-1].storage if earlier else None
     chosen = (storage or known_storage or STORAGE).rstrip("/")
     if not chosen.startswith(("/", "~/")):
-        raise Refusal(f"--storage {chosen}: give a whole path on the head, /DIR or ~/DIR")
+        raise UserError(f"--storage {chosen}: give a whole path on the head, /DIR or ~/DIR")
     if known_storage is not None and chosen != known_storage:
-        raise Refusal(
+        raise UserError(
             f"run {run} is kept in {known_storage}, not in {chosen}: leave --storage out to resume it, or choose another name with --run"
         )
     python = python or (earlier[-1].python if earlier else "python")

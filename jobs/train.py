@@ -9,10 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.config import ConfigError, RunConfig, load_config
+from jobs.config import RunConfig, load_config
 from jobs.plan import available_memory_gib, make_plan, require_disk, require_memory
-
-EXIT_REFUSED = 2
+from jobs.user_error import UserError, answering
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -35,29 +34,26 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        if options.synchronous and config.max_policy_lag != 0:
-            raise ConfigError(f"--synchronous needs max_policy_lag = 0, the configuration has {config.max_policy_lag}")
-        if options.replay_events and (options.synchronous or options.resume != "auto"):
-            raise ConfigError("--replay-events goes with neither --synchronous nor --resume: it begins at the first batch")
-        if options.replay_from and (options.synchronous or options.resume != "auto" or options.replay_events):
-            raise ConfigError(
-                "--replay-from goes with none of --synchronous, --resume and --replay-events: it begins at the first rollouts"
-            )
-        if options.rescore and not options.replay_from:
-            raise ConfigError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
-        if options.dry_run:
-            return _dry_run(config)
-        if options.replay_events:
-            return _replay_events(config, options.replay_events)
-        if options.replay_from:
-            return _replay_from(config, options.replay_from, rescore=options.rescore)
-        return _train(config, options)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
+    return answering(lambda: _main(parse_arguments(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    if options.synchronous and config.max_policy_lag != 0:
+        raise UserError(f"--synchronous needs max_policy_lag = 0, the configuration has {config.max_policy_lag}")
+    if options.replay_events and (options.synchronous or options.resume != "auto"):
+        raise UserError("--replay-events goes with neither --synchronous nor --resume: it begins at the first batch")
+    if options.replay_from and (options.synchronous or options.resume != "auto" or options.replay_events):
+        raise UserError("--replay-from goes with none of --synchronous, --resume and --replay-events: it begins at the first rollouts")
+    if options.rescore and not options.replay_from:
+        raise UserError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
+    if options.dry_run:
+        return _dry_run(config)
+    if options.replay_events:
+        return _replay_events(config, options.replay_events)
+    if options.replay_from:
+        return _replay_from(config, options.replay_from, rescore=options.rescore)
+    return _train(config, options)
 
 
 def _dry_run(config: RunConfig) -> int:

@@ -1,6 +1,6 @@
 """The statistics of one model on one set of problems.
 
-    report = evaluate_pools(candidate_pools(table), ks=(1, 2, 4, 8), seed=0)
+    report = evaluate_candidates(candidates_by_problem(table), ks=(1, 2, 4, 8), seed=0)
     report.metrics()                    # {"eval/pass@1": 0.43, …}: what a training run logs
 
 All are means over problems. What varies is which problems were asked, so every interval is the percentile bootstrap
@@ -18,14 +18,14 @@ import numpy as np
 
 from buffers.records import VerdictStatus
 from jobs.analysis.bootstrap import CONFIDENCE, NUM_RESAMPLES, Curve, Estimate, mean_curve, mean_estimate, resample_counts
-from jobs.analysis.candidate_table import CandidatePool
+from jobs.analysis.candidate_table import Candidates
 from jobs.analysis.order_statistics import curve_ks, listed_ks
 from jobs.analysis.outcomes import ProblemOutcomes, problem_outcomes
 from jobs.analysis.pass_at_k import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationReport:
+class ModelStatistics:
     """Of one model. `docs/evaluation.md` defines every number."""
 
     num_problems: int
@@ -81,27 +81,27 @@ class EvaluationReport:
         return asdict(self)
 
 
-def evaluate_pools(
-    pools: Iterable[CandidatePool], *, ks: Sequence[int] = (), num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> EvaluationReport:
+def evaluate_candidates(
+    problems: Iterable[Candidates], *, ks: Sequence[int] = (), num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> ModelStatistics:
     """The report on pools that were judged whole. `ks` empty: 1, 2, 4, … and the largest pool. Raises as
     `problem_outcomes`."""
-    pools = tuple(pools)
-    max_k = max((pool.size for pool in pools), default=1)
-    return evaluate_outcomes(problem_outcomes(pools, max_k=max_k), ks=ks, num_resamples=num_resamples, seed=seed)
+    problems = tuple(problems)
+    max_k = max((candidates.size for candidates in problems), default=1)
+    return evaluate_outcomes(problem_outcomes(problems, max_k=max_k), ks=ks, num_resamples=num_resamples, seed=seed)
 
 
 def evaluate_outcomes(
     outcomes: ProblemOutcomes, *, ks: Sequence[int] = (), num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> EvaluationReport:
-    """See `evaluate_pools`."""
+) -> ModelStatistics:
+    """See `evaluate_candidates`."""
     resampled = _Resampled(num_resamples, seed)
     listed = listed_ks(outcomes.max_k, ks)
     dense = curve_ks(outcomes.max_k, listed)
     scored_P = outcomes.scored_P
     n_S, c_S = outcomes.num_scored_P[scored_P], outcomes.num_correct_P[scored_P]
     num_unscored = sum(outcomes.verdicts[status] for status in VerdictStatus if not status.is_scored)
-    return EvaluationReport(
+    return ModelStatistics(
         num_problems=outcomes.num_problems,
         num_samples=int(outcomes.num_samples_P.sum()),
         ks=listed,

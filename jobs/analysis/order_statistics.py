@@ -2,7 +2,7 @@
 choice. Numpy only.
 
     outcomes = judge(pools)                          # per prompt: n, c, and where each order meets its first correct candidate
-    statistics = pool_statistics(outcomes)           # means over prompts, with intervals
+    statistics = explore_statistics(outcomes)           # means over prompts, with intervals
     warning = novelty_worse_than_random(outcomes)    # a sentence, or None
 
 Random choice needs no sampling: its pass@k and its verifications are exact expectations from n and c. What varies is
@@ -41,7 +41,7 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class JudgedPool:
+class JudgedCandidates:
     """One prompt's candidates: which were verified, which of those were found correct, and the rank of each in every
     order."""
 
@@ -95,7 +95,7 @@ class OrderStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolStatistics:
+class ExploreStatistics:
     """Everything about a set of pools that needs verdicts."""
 
     num_prompts: int
@@ -114,33 +114,33 @@ class PoolStatistics:
         return asdict(self)
 
 
-def judge(pools: Sequence[JudgedPool]) -> Outcomes:
+def judge(problems: Sequence[JudgedCandidates]) -> Outcomes:
     """Outcomes of `pools`. Raises ValueError for no pools, or where they differ in their orders."""
-    if not pools or any(set(pool.ranks) != set(pools[0].ranks) for pool in pools):
+    if not problems or any(set(candidates.ranks) != set(problems[0].ranks) for candidates in problems):
         raise ValueError("statistics need at least one pool, and the same orders in all of them")
-    complete = all(pool.verified_N.all() for pool in pools)
-    names = tuple(pools[0].ranks)
+    complete = all(candidates.verified_N.all() for candidates in problems)
+    names = tuple(problems[0].ranks)
     return Outcomes(
-        num_candidates_P=np.array([len(pool.correct_N) for pool in pools]),
-        num_correct_P=np.array([pool.correct_N.sum() for pool in pools]) if complete else None,
-        first_correct={name: np.array([_first_correct(pool, name) for pool in pools]) for name in names},
-        known_depth={name: min(_known_depth(pool, name) for pool in pools) for name in names},
+        num_candidates_P=np.array([len(candidates.correct_N) for candidates in problems]),
+        num_correct_P=np.array([candidates.correct_N.sum() for candidates in problems]) if complete else None,
+        first_correct={name: np.array([_first_correct(candidates, name) for candidates in problems]) for name in names},
+        known_depth={name: min(_known_depth(candidates, name) for candidates in problems) for name in names},
     )
 
 
-def _first_correct(pool: JudgedPool, order: str) -> float:
+def _first_correct(candidates: JudgedCandidates, order: str) -> float:
     """The first correct candidate that is known: behind one that was not verified it could be an earlier one, so that
     counts as none."""
-    correct_ranks = pool.ranks[order][pool.correct_N]
+    correct_ranks = candidates.ranks[order][candidates.correct_N]
     first = correct_ranks.min() + 1.0 if len(correct_ranks) else np.inf
-    unknown_ranks = pool.ranks[order][~pool.verified_N]
+    unknown_ranks = candidates.ranks[order][~candidates.verified_N]
     return float(first) if not len(unknown_ranks) or first <= unknown_ranks.min() else np.inf
 
 
-def _known_depth(pool: JudgedPool, order: str) -> int:
+def _known_depth(candidates: JudgedCandidates, order: str) -> int:
     """A pool is known at every k once a correct candidate was found, or when all of it was verified."""
-    unknown_ranks = pool.ranks[order][~pool.verified_N]
-    known = not len(unknown_ranks) or np.isfinite(_first_correct(pool, order))
+    unknown_ranks = candidates.ranks[order][~candidates.verified_N]
+    known = not len(unknown_ranks) or np.isfinite(_first_correct(candidates, order))
     return int(np.iinfo(np.int64).max) if known else int(unknown_ranks.min())
 
 
@@ -217,16 +217,16 @@ def _with_point_estimate(counts_BS: FloatArray | None, num: int) -> FloatArray:
     return once_1S if counts_BS is None else np.concatenate([once_1S, counts_BS])
 
 
-def pool_statistics(
+def explore_statistics(
     outcomes: Outcomes, *, ks: Sequence[int] | None = None, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> PoolStatistics:
+) -> ExploreStatistics:
     """Every statistic of every order, shown at the `listed_ks` of `ks`."""
     listed = listed_ks(outcomes.max_k, ks)
     dense = curve_ks(outcomes.max_k, listed)
     counts_BP = resample_counts(outcomes.num_prompts, num_resamples, seed)
     random_PK = _random_pass_at_k(outcomes, dense)
     solvable = _Solvable.of(outcomes, num_resamples, seed)
-    return PoolStatistics(
+    return ExploreStatistics(
         num_prompts=outcomes.num_prompts,
         num_solvable=int(outcomes.solvable_P.sum()),
         ks=listed,

@@ -1,7 +1,7 @@
 """What of the working directory a job takes along: the code and the configs, never data, runs, environments or caches.
 
     package = select(Path.cwd(), excludes=["notes"])
-    package.check_size()                                    # Refusal over 500 MiB, naming what is largest
+    package.check_size()                                    # UserError over 500 MiB, naming what is largest
     package.write(archive, extra={"submitted/mine.toml": Path("/elsewhere/mine.toml")})
 
 In a git work tree these are the files that git knows or would know (what .gitignore names stays here); elsewhere all
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from jobs.cluster.runs import Refusal
+from jobs.user_error import UserError
 
 MAX_BYTES = 500 << 20
 """Ray's own bound of a working directory; here of what is in it, before compression."""
@@ -45,14 +45,14 @@ class Package:
         return sum(self.sizes.values())
 
     def check_size(self, max_bytes: int = MAX_BYTES) -> None:
-        """Raises Refusal when it is too large to be sent."""
+        """Raises UserError when it is too large to be sent."""
         if self.total_bytes <= max_bytes:
             return
         entries: Counter[str] = Counter()
         for path, size in self.sizes.items():
             entries[PurePosixPath(path).parts[0]] += size
         largest = ", ".join(f"{name} ({mib(size)})" for name, size in entries.most_common(3))
-        raise Refusal(f"{self.root} is {mib(self.total_bytes)}, {mib(max_bytes)} at most can be sent: leave out with --exclude {largest}")
+        raise UserError(f"{self.root} is {mib(self.total_bytes)}, {mib(max_bytes)} at most can be sent: leave out with --exclude {largest}")
 
     def write(self, archive: Path, *, extra: Mapping[str, Path]) -> None:
         """Write a zip archive of the files and, under the names given, of others."""
@@ -66,9 +66,9 @@ class Package:
 
 
 def select(root: Path, excludes: Sequence[str] = ()) -> Package:
-    """The files of `root` that belong to a job. Raises Refusal where `root` is not a checkout of this repository."""
+    """The files of `root` that belong to a job. Raises UserError where `root` is not a checkout of this repository."""
     if not (root / "jobs" / "train.py").is_file():
-        raise Refusal(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
+        raise UserError(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
     patterns = (*EXCLUDED, *excludes)
     known = _git_files(root)
     paths = _all_files(root, patterns) if known is None else known

@@ -1,6 +1,6 @@
 """Runs on a Ray cluster, from outside of it: through the job server of its head, and nothing else.
 
-    cluster = connect(address)                      # Refusal: nobody there, no token, a wrong one, not a job server
+    cluster = connect(address)                      # UserError: nobody there, no token, a wrong one, not a job server
     job = cluster.newest("quickstart")              # the newest job of a run, found by the metadata of jobs
     cluster.read_status(job)                        # its status.json, also when the job has ended
     cluster.ask(job, "scale", ["--rollout", "2"])   # `python -m jobs.scale` on the head
@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from jobs.cluster.runs import Refusal, unknown_run
+from jobs.cluster.runs import unknown_run
 from jobs.directory.run_state import STATUS, RunStatus
+from jobs.user_error import UserError
 
 APP = "repexp"
 TRAIN, HELPER = "train", "helper"
@@ -84,7 +85,7 @@ class Answer:
 
 
 def address_of(option: str | None) -> str | None:
-    """The job server that a command is about; None: this machine's own runs. Raises Refusal for an address of another
+    """The job server that a command is about; None: this machine's own runs. Raises UserError for an address of another
     kind."""
     address = option or os.environ.get(ADDRESS_VARIABLE) or ""
     if not address and os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://")):
@@ -92,12 +93,12 @@ def address_of(option: str | None) -> str | None:
     if not address:
         return None
     if not address.startswith(("http://", "https://")):
-        raise Refusal(f"address {address} is not that of a job server: write it as http://HEAD:8265 (the port of the dashboard)")
+        raise UserError(f"address {address} is not that of a job server: write it as http://HEAD:8265 (the port of the dashboard)")
     return address.rstrip("/")
 
 
 def connect(address: str) -> Cluster:
-    """A cluster by its job server, asked once. Raises Refusal."""
+    """A cluster by its job server, asked once. Raises UserError."""
     before = os.environ.get(ADDRESS_VARIABLE)
     os.environ[ADDRESS_VARIABLE] = address  # the client lets this variable override its own argument
     try:
@@ -134,17 +135,17 @@ def _refusing(address: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise Refusal(_token_refusal(address, str(error))) from None
+        raise UserError(_token_refusal(address, str(error))) from None
     except (ConnectionError, RequestException, TimeoutError) as error:
         timed_out = "imed out" in str(error)
-        raise Refusal(
+        raise UserError(
             f"no cluster answers at {address}{' in time' if timed_out else ''}: is its head running, and is this the dashboard's port?"
         ) from None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if lines[0].startswith("Version check returned 404"):
-            raise Refusal(f"{address} is not the job server of a Ray cluster: is this the dashboard's port?") from None
-        raise Refusal(f"the cluster at {address} refused: {lines[-1] if 'Traceback' in lines[0] else lines[0]}") from None
+            raise UserError(f"{address} is not the job server of a Ray cluster: is this the dashboard's port?") from None
+        raise UserError(f"the cluster at {address} refused: {lines[-1] if 'Traceback' in lines[0] else lines[0]}") from None
 
 
 def _token_refusal(address: str, message: str) -> str:
@@ -156,7 +157,7 @@ def _token_refusal(address: str, message: str) -> str:
 
 
 class Cluster:
-    """The jobs of this project on one cluster. Every method raises Refusal when the cluster does not answer."""
+    """The jobs of this project on one cluster. Every method raises UserError when the cluster does not answer."""
 
     def __init__(
         self, client: Any, address: str, *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
@@ -174,25 +175,25 @@ class Cluster:
         return sorted(found, key=lambda job: job.started or 0.0)
 
     def newest(self, run: str) -> Job:
-        """The newest job of a run. Raises Refusal with the nearest names."""
+        """The newest job of a run. Raises UserError with the nearest names."""
         jobs = self.jobs()
         mine = [job for job in jobs if job.run == run]
         if not mine:
-            raise Refusal(unknown_run(run, {job.run for job in jobs}, f"on the cluster at {self.address}"))
+            raise UserError(unknown_run(run, {job.run for job in jobs}, f"on the cluster at {self.address}"))
         return mine[-1]
 
     def live(self, run: str) -> Job:
-        """The job that a run goes on in. Raises Refusal when there is none."""
+        """The job that a run goes on in. Raises UserError when there is none."""
         job = self.newest(run)
         if not job.is_live:
-            raise Refusal(f"run {run} is not going on: its last job {job.id} has ended ({job.state.lower()}); submit it again to resume it")
+            raise UserError(f"run {run} is not going on: its last job {job.id} has ended ({job.state.lower()}); submit it again to resume it")
         return job
 
     def job(self, job_id: str) -> Job:
         with self._asking():
             found = job_of(self._client.get_job_info(job_id))
         if found is None:
-            raise Refusal(f"job {job_id} is not one of ours")
+            raise UserError(f"job {job_id} is not one of ours")
         return found
 
     def used_ids(self) -> set[str]:
@@ -254,7 +255,7 @@ class Cluster:
                 return
             lost += failed
             if lost > MAX_LOST_CONNECTIONS:
-                raise Refusal(f"the log of {job_id} cannot be followed any more: the connection to {self.address} was lost {lost} times")
+                raise UserError(f"the log of {job_id} cannot be followed any more: the connection to {self.address} was lost {lost} times")
             self._sleep(FOLLOW_RETRY_S)
 
     def _tail(self, job_id: str) -> Iterator[str]:
@@ -286,7 +287,7 @@ class Cluster:
                 while not (details := self._client.get_job_info(job_id)).status.is_terminal():
                     if self._clock() > deadline:
                         state = str(details.status).lower()
-                        raise Refusal(
+                        raise UserError(
                             f"the cluster at {self.address} did not run a helper job within {HELPER_DEADLINE_S:g} s (it is {state})"
                         )
                     self._sleep(HELPER_POLL_S)

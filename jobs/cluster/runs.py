@@ -1,44 +1,24 @@
-"""The runs of this machine, as people name them; and how the commands that look after runs refuse.
+"""The runs of this machine, as people name them.
 
-directory = find_run("quickstart")          # a directory, or a name to be looked for in ./runs and ~/repexp-runs
-is_alive(directory)                         # by its lock, not by what its files say
-
-def main(arguments=None) -> int:
-    return answering(lambda: _main(parse_arguments(arguments)))
+    directory = find_run("quickstart")          # a directory, or a name that is searched for in ./runs and ~/repexp-runs
+    is_alive(directory)                         # by its lock, not by what its files say
 """
 
 from __future__ import annotations
 
 import difflib
 import fcntl
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from jobs.config import ConfigError
 from jobs.directory.job_dir import LOCK
 from jobs.directory.run_state import STATUS
+from jobs.user_error import UserError
 
-EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 STORAGE = "~/repexp-runs"
 """Where runs submitted to a cluster are kept on its head, unless `--storage` says otherwise."""
 LOCAL_RUNS = "runs"
-
-
-class Refusal(Exception):
-    """The command cannot be carried out; the message is one line that says why and what to do."""
-
-
-def answering(command: Callable[[], int]) -> int:
-    """The exit code of a command: a refusal is one line and 2, an interrupt 130."""
-    try:
-        return command()
-    except (Refusal, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
 
 
 def local_runs() -> list[Path]:
@@ -48,13 +28,13 @@ def local_runs() -> list[Path]:
 
 
 def find_run(run: str) -> Path:
-    """The directory that `run` names. Raises Refusal with the nearest names."""
+    """The directory that `run` names. Raises UserError with the nearest names."""
     places = [Path(run)] if "/" in run else [Path(LOCAL_RUNS) / run, Path(STORAGE).expanduser() / run, Path(run)]
     for directory in places:
         if (directory / STATUS).is_file() or (directory / LOCK).is_file():
             return directory
     known = {directory.name for directory in local_runs()}
-    raise Refusal(unknown_run(Path(run).name, known, f"in ./{LOCAL_RUNS} or {STORAGE}"))
+    raise UserError(unknown_run(Path(run).name, known, f"in ./{LOCAL_RUNS} or {STORAGE}"))
 
 
 def unknown_run(run: str, known: Iterable[str], where: str) -> str:

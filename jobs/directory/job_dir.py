@@ -1,6 +1,6 @@
 """The directory of one job: one process at a time, one configuration for good.
 
-with JobDirectory(path, config, changeable=(...), option="--out") as directory:      # ConfigError when in use or of another configuration
+with JobDirectory(path, config, changeable=(...), option="--out") as directory:      # UserError when in use or of another configuration
     directory.path
 """
 
@@ -16,8 +16,9 @@ from typing import IO, Any, Self
 
 from pydantic import BaseModel
 
-from jobs.config import ConfigError, changed_keys
+from jobs.config import changed_keys
 from jobs.directory.atomic import replacing
+from jobs.user_error import UserError
 
 LOCK, CONFIG = "run.lock", "config.json"
 
@@ -40,12 +41,12 @@ class JobDirectory:
 
     def __enter__(self) -> Self:
         if self.path.is_dir() and any(self.path.iterdir()) and not any((self.path / name).exists() for name in (LOCK, CONFIG)):
-            raise ConfigError(f"{self._kind} {self.path} is not empty and holds no run: {self._elsewhere}")
+            raise UserError(f"{self._kind} {self.path} is not empty and holds no run: {self._elsewhere}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / LOCK, "a+")
         except OSError as error:
-            raise ConfigError(f"{self._kind} {self.path} cannot be used: {error.strerror}; {self._elsewhere}") from None
+            raise UserError(f"{self._kind} {self.path} cannot be used: {error.strerror}; {self._elsewhere}") from None
         try:
             self._acquire(self._lock)
             self._check_identity()
@@ -64,7 +65,7 @@ class JobDirectory:
         except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
-            raise ConfigError(f"{self._kind} {self.path} is in use by process {owner}: stop it, or {self._elsewhere}") from None
+            raise UserError(f"{self._kind} {self.path} is in use by process {owner}: stop it, or {self._elsewhere}") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -74,7 +75,7 @@ class JobDirectory:
         if file.exists() and self.has_begun():
             changed = changed_keys(read_json(file), self._config, self._changeable)
             if changed:
-                raise ConfigError(
+                raise UserError(
                     f"{self._kind} {self.path} belongs to a run with another configuration: {', '.join(changed[:3])}"
                     f"{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}; {self._elsewhere}, or delete it"
                 )
@@ -83,9 +84,9 @@ class JobDirectory:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises ConfigError for a file that is not JSON."""
+    """Raises UserError for a file that is not JSON."""
     try:
         value: dict[str, Any] = json.loads(file.read_text())
     except ValueError:
-        raise ConfigError(f"{file} is damaged: delete it if the run is not needed") from None
+        raise UserError(f"{file} is damaged: delete it if the run is not needed") from None
     return value

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from buffers.rollout_log import RolloutLog
 from buffers.schema import concat_groups, group_ids, split_groups
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.directory.events import EVENTS, batches, read_events
 from jobs.offline.trainer import (
     OfflineRun,
@@ -31,6 +31,7 @@ from jobs.offline.trainer import (
     undecided,
 )
 from jobs.screens.console import RunConsole
+from jobs.user_error import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +43,7 @@ class Replayed:
 
 
 def replay_session(config: RunConfig, source: str) -> int:
-    """`python -m jobs.train CONFIG --replay-events SOURCE`; returns the exit code. Raises ConfigError when refused."""
+    """`python -m jobs.train CONFIG --replay-events SOURCE`; returns the exit code. Raises UserError when refused."""
     name = Path(config.run_dir).name
     with RunConsole(f"repexp {name}, batches of {source}", config.steps) as console:
         replayed = replay_events(config, Path(source), report=report_to(console))
@@ -60,7 +61,7 @@ def replay_events(config: RunConfig, source: Path, *, report: OnStep = no_report
     """Train the first `config.steps` recorded steps of the run in `source` (all, if there are fewer) into
     `config.run_dir`.
 
-    Raises ConfigError where the two are one directory, the record cannot be used with this configuration, or is not
+    Raises UserError where the two are one directory, the record cannot be used with this configuration, or is not
     whole."""
     recorded = Record(config, source)
     with OfflineRun(config, report) as run:
@@ -74,19 +75,19 @@ class Record:
     """What a run left behind of its batches."""
 
     def __init__(self, config: RunConfig, source: Path) -> None:
-        """Raises ConfigError where there is nothing that could be trained on."""
+        """Raises UserError where there is nothing that could be trained on."""
         require_other_directory("--replay-events", source, config)
         self._config = config
         self._source = source
         try:
             self._batches = batches(read_events(source / EVENTS))
         except FileNotFoundError:
-            raise ConfigError(f"--replay-events {source}: there is no {EVENTS} in it") from None
+            raise UserError(f"--replay-events {source}: there is no {EVENTS} in it") from None
         except ValueError as error:
-            raise ConfigError(f"--replay-events {source}: {error}") from None
+            raise UserError(f"--replay-events {source}: {error}") from None
         self._log = RolloutLog(fs.LocalFileSystem(), str(source / "rollouts"))
         if not self.num_steps:
-            raise ConfigError(f"--replay-events {source}: it has no rows of step 1 (replay.log_rollouts writes them)")
+            raise UserError(f"--replay-events {source}: it has no rows of step 1 (replay.log_rollouts writes them)")
         self._step(1)
 
     @property
@@ -107,7 +108,7 @@ class Record:
         groups = {int(group_ids(group)[0]): group for group in split_groups(read_step(self._log, step, f"--replay-events {self._source}"))}
         if groups.keys() != set(ids):
             different = sorted(groups.keys() ^ set(ids))
-            raise ConfigError(f"--replay-events {self._source}: step {step}: groups {different} are in one of batch and rollout log only")
+            raise UserError(f"--replay-events {self._source}: step {step}: groups {different} are in one of batch and rollout log only")
         batch = concat_groups([groups[group_id] for group_id in ids])
         check_fits(self._config, batch, len(ids))
         return OfflineStep(

@@ -21,11 +21,12 @@ from actors.replay import with_rewards
 from actors.verifier import VerifierPool, VerifierPoolError
 from buffers.records import Problem, Verdict
 from buffers.schema import concat_groups, from_record_batch, group_ids
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.offline.saved_rows import SavedRows, require_known_tokens, vocabulary_of
 from jobs.offline.trainer import OfflineRun, OfflineStep, OnStep, check_fits, no_report, report_to, require_other_directory, undecided
 from jobs.processes.verdict_counter import VerdictCounter, VerifierFailure
 from jobs.screens.console import RunConsole
+from jobs.user_error import UserError
 from learners.models import ModelError, resolve_model
 from tasks.mixture import names_in
 from tasks.registry import make_task
@@ -46,7 +47,7 @@ class Trained:
 
 
 def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int:
-    """`python -m jobs.train CONFIG --replay-from SOURCE`; returns the exit code. Raises ConfigError when refused."""
+    """`python -m jobs.train CONFIG --replay-from SOURCE`; returns the exit code. Raises UserError when refused."""
     name = Path(config.run_dir).name
     with RunConsole(f"repexp {name}, rollouts of {source}", config.steps) as console, ExitStack() as opened:
         judge = None
@@ -75,14 +76,14 @@ def replay_from(config: RunConfig, source: Path, *, judge: JudgeGroup | None = N
     """Train `config.steps` steps (fewer, if there are not enough groups) into `config.run_dir`. With `judge` rewards
     are given anew.
 
-    Raises ConfigError where the two are one directory or the rows cannot be used with this configuration,
+    Raises UserError where the two are one directory or the rows cannot be used with this configuration,
     VerifierFailure where too many responses could not be scored."""
     require_other_directory("--replay-from", source, config)
     rescorer = Rescorer(config, judge) if judge is not None else None
     groups = _checked(config, source, SavedRows(config, source, rescore=judge is not None).groups())
     first = list(islice(groups, config.prompts_per_step))  # before anything is written: what is wrong is wrong from the start, as a rule
     if len(first) < config.prompts_per_step:
-        raise ConfigError(f"--replay-from {source}: {len(first)} groups, but prompts_per_step = {config.prompts_per_step}")
+        raise UserError(f"--replay-from {source}: {len(first)} groups, but prompts_per_step = {config.prompts_per_step}")
     with OfflineRun(config, report) as run:
         step, batch = 0, first
         while len(batch) == config.prompts_per_step and step < config.steps:
@@ -107,12 +108,12 @@ class Rescorer:
         self.num_changed = 0
 
     def rescored(self, group: pa.RecordBatch) -> pa.RecordBatch:
-        """Raises ConfigError where the group is of another task."""
+        """Raises UserError where the group is of another task."""
         (stored,) = from_record_batch(group)
         problem = stored.request.problem
         if problem.task not in self._known:
             parts = f" of {', '.join(self._known)}" if self._config.task.name == "mixture" else ""
-            raise ConfigError(
+            raise UserError(
                 f"--rescore: problem {problem.problem_id} is of task {problem.task}, but task.name = {self._config.task.name}{parts}"
             )
         verdicts = list(self._judge(problem, group))
@@ -126,7 +127,7 @@ def _checked(config: RunConfig, source: Path, groups: Iterable[pa.RecordBatch]) 
     try:
         vocabulary = vocabulary_of(resolve_model(config.model))
     except ModelError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
     for group in groups:
         require_known_tokens(group, vocabulary, source)
         check_fits(config, group, 1)
@@ -137,6 +138,6 @@ def _require_verifier(config: RunConfig) -> None:
     try:
         task = make_task(config.task)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
     if not task.has_verifier:
-        raise ConfigError(f"--rescore: task {task.name} has no verifier")
+        raise UserError(f"--rescore: task {task.name} has no verifier")

@@ -32,8 +32,9 @@ from pyarrow import fs
 from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from buffers.schema import split_groups, to_record_batch, with_features, with_verdicts
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.offline.trainer import read_step
+from jobs.user_error import UserError
 from tasks.base import TaskError
 from tasks.data.files import SUFFIXES, DataFile, Row
 
@@ -49,20 +50,20 @@ class SavedRows:
 
     def __init__(self, config: RunConfig, source: Path, *, rescore: bool = False) -> None:
         """`rescore`: rewards will be given anew, so that plain rows need what a verifier needs instead. Raises
-        ConfigError where there is nothing to read."""
+        UserError where there is nothing to read."""
         self._config = config
         self._source = source
         self._rewarded_by = VERIFIED if rescore else REWARDED
         self._log = _rollout_log(source)
         self._files = [] if self._log is not None else _files(source)
         if self._log is None and not self._files:
-            raise ConfigError(
+            raise UserError(
                 f"--replay-from {source}: neither the directory of a run with rollouts/ in it, nor a file or directory of "
                 f"{' or '.join(SUFFIXES)} files"
             )
 
     def groups(self) -> Iterator[pa.RecordBatch]:
-        """Raises ConfigError for rows that cannot be trained on, naming file and row."""
+        """Raises UserError for rows that cannot be trained on, naming file and row."""
         if self._log is not None:
             return self._logged(self._log)
         return self._plain()
@@ -80,7 +81,7 @@ class SavedRows:
                 for group in _grouped(rows, self._config.responses_per_prompt):
                     yield self._group(next(ids), group)
             except TaskError as error:
-                raise ConfigError(f"--replay-from {self._source}: {str(error).removeprefix('task replay: ')}") from None
+                raise UserError(f"--replay-from {self._source}: {str(error).removeprefix('task replay: ')}") from None
 
     def _group(self, group_id: int, rows: Sequence[Row]) -> pa.RecordBatch:
         first = rows[0].values
@@ -126,12 +127,12 @@ def vocabulary_of(model: str) -> int:
 
 
 def require_known_tokens(batch: pa.RecordBatch, vocabulary: int, source: Path) -> None:
-    """Raises ConfigError for a token id that the model does not have: rows of another model, as a rule."""
+    """Raises UserError for a token id that the model does not have: rows of another model, as a rule."""
     for name in REQUIRED:
         ids = batch.column(name).flatten().to_numpy()
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-            raise ConfigError(f"--replay-from {source}: token id {wrong} in '{name}', but the model has {vocabulary}: set model")
+            raise UserError(f"--replay-from {source}: token id {wrong} in '{name}', but the model has {vocabulary}: set model")
 
 
 def _rollout_log(source: Path) -> RolloutLog | None:

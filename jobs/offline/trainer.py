@@ -34,13 +34,14 @@ from actors.replay import trained_rows
 from buffers.records import GroupOutcome, StepReport
 from buffers.rollout_log import RolloutLog
 from buffers.schema import ROLLOUT_SCHEMA, list_column_arrays
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.directory.events import EVENTS, EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import POLICY_STEP, RunDirectory
 from jobs.processes.policy_model import policy_model
 from jobs.screens.console import RunConsole
 from jobs.screens.hints import MismatchAdvice
+from jobs.user_error import UserError
 from learners.checkpoint import CheckpointManager, FileEntry
 from learners.layers import CompilerMissing, require_compiler
 
@@ -82,14 +83,14 @@ class OfflineRun:
     """The learner, the bonus, and what they leave behind in a directory that has no run in it yet."""
 
     def __init__(self, config: RunConfig, report: OnStep = no_report) -> None:
-        """Raises ConfigError where the model, the device or the directory cannot be used."""
+        """Raises UserError where the model, the device or the directory cannot be used."""
         device = _device(config)
         model = policy_model(config)
         try:
             if config.learner.compile:
                 require_compiler(torch.device(device))
         except CompilerMissing as error:
-            raise ConfigError(str(error)) from None
+            raise UserError(str(error)) from None
         self._config = config
         self._report = report
         self.same_steps = 0
@@ -97,7 +98,7 @@ class OfflineRun:
         with ExitStack() as opened:
             self._run = opened.enter_context(RunDirectory(config))
             if self._run.has_begun():
-                raise ConfigError(f"run_dir {self._run.path} has a run in it already: choose another with --set run_dir=...")
+                raise UserError(f"run_dir {self._run.path} has a run in it already: choose another with --set run_dir=...")
             size = config.responses_per_prompt
             self._bonus = BonusScorer(bonus=config.bonus, group_size=size, seed=config.seed) if config.bonus.enabled else None
             self.learner = Learner(model, config.learner, temperature=config.sampling.temperature, group_size=size, device=device)
@@ -115,7 +116,7 @@ class OfflineRun:
         self._opened.close()
 
     def train(self, recorded: OfflineStep) -> None:
-        """Raises ConfigError where the batch would be trained on uncorrected, which the configuration does not
+        """Raises UserError where the batch would be trained on uncorrected, which the configuration does not
         accept."""
         step, version = recorded.step, recorded.step - 1
         batch, bonus_metrics = none_newer(recorded.batch, version), dict[str, float]()
@@ -138,7 +139,7 @@ class OfflineRun:
         loss = self._config.learner.loss
         versions, _ = list_column_arrays(batch, "version_values")
         if loss.correction == "none" and not loss.accept_uncorrected and len(versions) and versions.min() != step - 1:
-            raise ConfigError(
+            raise UserError(
                 f'learner.loss.correction = "none", but step {step} trains version {step - 1} on tokens of version {versions.min()}: '
                 'set the correction to "truncated_is", or learner.loss.accept_uncorrected to true if that is meant'
             )
@@ -159,28 +160,28 @@ class OfflineRun:
 
 
 def _device(config: RunConfig) -> str:
-    """Where the learner of a run is. Raises ConfigError for a GPU that is not here: in its place nothing would come out
+    """Where the learner of a run is. Raises UserError for a GPU that is not here: in its place nothing would come out
     bit for bit."""
     if not config.learner.num_gpus:
         return "cpu"
     if not torch.cuda.is_available():
-        raise ConfigError(
+        raise UserError(
             f"learner.num_gpus = {config.learner.num_gpus:g}, but there is no GPU here: --set learner.num_gpus=0 trains on the CPU"
         )
     return "cuda"
 
 
 def check_fits(config: RunConfig, batch: pa.RecordBatch, num_groups: int) -> None:
-    """Raises ConfigError where saved groups have another size than the configuration's, or features of another."""
+    """Raises UserError where saved groups have another size than the configuration's, or features of another."""
     responses = batch.num_rows // num_groups
     if responses != config.responses_per_prompt:
-        raise ConfigError(f"responses_per_prompt = {config.responses_per_prompt}, but the recorded groups have {responses}")
+        raise UserError(f"responses_per_prompt = {config.responses_per_prompt}, but the recorded groups have {responses}")
     values, offsets = list_column_arrays(batch, "feature")
     dims = {int(length) for length in offsets[1:] - offsets[:-1] if length}
     if config.bonus.enabled and not len(values):
-        raise ConfigError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
+        raise UserError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
     if config.bonus.enabled and dims != {config.bonus.dim}:
-        raise ConfigError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
+        raise UserError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
 
 
 def undecided(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -201,15 +202,15 @@ def none_newer(batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
 
 
 def read_step(log: RolloutLog, step: int, source: str) -> pa.RecordBatch:
-    """What `step` was trained on. Raises ConfigError, which names `source` and the step, for rows that cannot be
+    """What `step` was trained on. Raises UserError, which names `source` and the step, for rows that cannot be
     read."""
     try:
         return log.batch(step, GroupOutcome.TRAINED)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{source}: the rows of step {step} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{source}: the rows of step {step} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def require_other_directory(option: str, source: Path, config: RunConfig) -> None:
-    """Raises ConfigError where `source` of `option` is `run_dir` itself."""
+    """Raises UserError where `source` of `option` is `run_dir` itself."""
     if source.absolute().resolve() == Path(config.run_dir).absolute().resolve():
-        raise ConfigError(f"{option} {source} is run_dir itself: choose another with --set run_dir=...")
+        raise UserError(f"{option} {source} is run_dir itself: choose another with --set run_dir=...")

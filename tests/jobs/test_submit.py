@@ -10,8 +10,8 @@ import pytest
 from jobs import submit as command
 from jobs.cluster.package import is_excluded, select
 from jobs.cluster.remote import Cluster, Job
-from jobs.cluster.runs import Refusal
 from jobs.config import RunConfig
+from jobs.user_error import UserError
 from tests.jobs.runs_fixture import FakeClient, add_run
 
 ADDRESS = "http://head:8265"
@@ -102,7 +102,7 @@ def test_the_commands_printed_are_taken_by_the_commands_as_they_are(tree, client
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
 def test_a_run_that_is_going_on_is_not_started_twice(state):
-    with pytest.raises(Refusal, match=f"run mine is {state.lower()} already, as job mine-2: stop it first, or choose another name"):
+    with pytest.raises(UserError, match=f"run mine is {state.lower()} already, as job mine-2: stop it first, or choose another name"):
         prepared([job(1, "FAILED"), job(2, state)])
 
 
@@ -118,12 +118,12 @@ def test_a_run_of_another_name_goes_beside_it():
 
 
 def test_a_run_is_not_started_anew_in_another_place():
-    with pytest.raises(Refusal, match="run mine is kept in ~/repexp-runs, not in /mnt: leave --storage out"):
+    with pytest.raises(UserError, match="run mine is kept in ~/repexp-runs, not in /mnt: leave --storage out"):
         prepared([job(1, "STOPPED")], storage="/mnt")
 
 
 def test_a_storage_that_would_end_with_the_job_is_refused():
-    with pytest.raises(Refusal, match="whole path on the head"):
+    with pytest.raises(UserError, match="whole path on the head"):
         prepared(storage="runs")
 
 
@@ -225,7 +225,7 @@ def test_a_package_that_is_too_large_is_refused_with_what_is_largest(tree):
     (tree / "notes.txt").write_bytes(bytes(2 << 20))
     package = select(tree)
     package.check_size()
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(UserError) as refused:
         package.check_size(4 << 20)
     assert "is 5.0 MiB, 4.0 MiB at most can be sent: leave out with --exclude models (3.0 MiB), notes.txt (2.0 MiB)" in str(refused.value)
 

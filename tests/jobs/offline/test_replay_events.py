@@ -15,13 +15,14 @@ from actors.learner import Learner
 from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog
 from buffers.schema import concat_groups, group_ids, split_groups
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.directory.events import EVENTS, EventKind, EventLog, batches, read_events
 from jobs.directory.metrics import read_metrics
 from jobs.directory.run_dir import RunDirectory
 from jobs.offline.replay_events import Replayed, replay_events, replay_session
 from jobs.offline.replay_from import replay_from
 from jobs.offline.trainer import undecided
+from jobs.user_error import UserError
 from learners.checkpoint import CheckpointManager
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, LocalRun, assert_same_state, small_config
 
@@ -160,32 +161,32 @@ def recorded(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_configuration_that_the_record_does_not_fit_is_refused(
     config: MakeConfig, recorded: Path, tmp_path: Path, values: dict[str, Any], complaint: str
 ) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         replay_events(config("again", **values), recorded)
     assert not (tmp_path / "again").exists()
 
 
 def test_a_bonus_without_recorded_features_is_refused(config: MakeConfig, tmp_path: Path) -> None:
     record(config("recorded", steps=1, bonus={"enabled": False}))
-    with pytest.raises(ConfigError, match=r"the recorded run has no features: --set bonus\.enabled=false"):
+    with pytest.raises(UserError, match=r"the recorded run has no features: --set bonus\.enabled=false"):
         replay_events(config("again"), tmp_path / "recorded")
 
 
 def test_a_directory_that_cannot_be_read_from_or_written_to_is_refused(config: MakeConfig, recorded: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is run_dir itself"):
+    with pytest.raises(UserError, match="is run_dir itself"):
         replay_events(config("again", run_dir=f"{recorded}/../run"), recorded)
-    with pytest.raises(ConfigError, match=r"there is no events\.jsonl in it"):
+    with pytest.raises(UserError, match=r"there is no events\.jsonl in it"):
         replay_events(config("again"), tmp_path / "nothing")
     (tmp_path / "no rows").mkdir()
     (tmp_path / "no rows" / EVENTS).write_bytes((recorded / EVENTS).read_bytes())
-    with pytest.raises(ConfigError, match="no rows of step 1"):
+    with pytest.raises(UserError, match="no rows of step 1"):
         replay_events(config("again"), tmp_path / "no rows")
     (tmp_path / "no rows" / EVENTS).write_text("half\n")
-    with pytest.raises(ConfigError, match="line 1 is no event"):
+    with pytest.raises(UserError, match="line 1 is no event"):
         replay_events(config("again"), tmp_path / "no rows")
     assert not (tmp_path / "again").exists()
     replay_events(config("again"), recorded)
-    with pytest.raises(ConfigError, match="has a run in it already"):
+    with pytest.raises(UserError, match="has a run in it already"):
         replay_events(config("again"), recorded)
 
 
@@ -196,7 +197,7 @@ def test_a_batch_whose_groups_are_not_those_of_the_log_is_named(config: MakeConf
     events = EventLog(tmp_path / "odd" / EVENTS)
     events.write(EventKind.BATCH, step=1, group_ids=[known, 77])
     events.close()
-    with pytest.raises(ConfigError, match=r"step 1: groups \[\d, 77\] are in one of batch and rollout log only"):
+    with pytest.raises(UserError, match=r"step 1: groups \[\d, 77\] are in one of batch and rollout log only"):
         replay_events(config("again"), tmp_path / "odd")
 
 
@@ -206,14 +207,14 @@ def test_rows_and_events_that_are_damaged_are_named_in_one_line(config: MakeConf
     whole = rows.read_bytes()
     for damaged in (whole[:200], b"", whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2)):
         rows.write_bytes(damaged)
-        with pytest.raises(ConfigError, match=r"^--replay-events .*: the rows of step 1 cannot be read: ") as refused:
+        with pytest.raises(UserError, match=r"^--replay-events .*: the rows of step 1 cannot be read: ") as refused:
             replay_events(config("again"), copy)
         assert "\n" not in str(refused.value)
-        with pytest.raises(ConfigError, match=r"^--replay-from .*: the rows of step 1 cannot be read: ") as refused:
+        with pytest.raises(UserError, match=r"^--replay-from .*: the rows of step 1 cannot be read: ") as refused:
             replay_from(config("again"), copy)
         assert "\n" not in str(refused.value)
     (copy / EVENTS).write_text('{"seq": 7, "time": 0.0, "step": 1, "event": "batch"}\n')
-    with pytest.raises(ConfigError, match="event 7, the batch of step 1, has no group_ids"):
+    with pytest.raises(UserError, match="event 7, the batch of step 1, has no group_ids"):
         replay_events(config("again"), copy)
 
 

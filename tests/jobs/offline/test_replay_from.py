@@ -15,12 +15,13 @@ from pyarrow import fs, parquet
 from actors.verifier import VerifierPoolError
 from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.directory.events import EVENTS
 from jobs.directory.metrics import read_metrics
 from jobs.offline.replay_from import Trained, replay_from, replay_from_session
 from jobs.processes.verdict_counter import VerifierFailure
 from jobs.train import main
+from jobs.user_error import UserError
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, CoinJudge, LocalRun, assert_same_state, small_config
 from tests.jobs.offline.test_replay_events import state_of
 
@@ -135,7 +136,7 @@ def test_a_mixture_s_own_rows_are_judged_by_its_parts(config: MakeConfig, tmp_pa
     judge = CoinJudge().verify_batch
     assert replay_from(config("again", task=mixture), directory_of(run), judge=judge).verdicts == STEPS * PROMPTS * RESPONSES
     other = {"name": "mixture", "mixture": {"parts": {"arithmetic": parts["arithmetic"], "easy": parts["hard"]}}}
-    with pytest.raises(ConfigError, match=r"is of task hard, but task\.name = mixture of arithmetic, easy"):
+    with pytest.raises(UserError, match=r"is of task hard, but task\.name = mixture of arithmetic, easy"):
         replay_from(config("other", task=other), directory_of(run), judge=judge)
 
 
@@ -282,18 +283,18 @@ def test_rows_that_cannot_be_trained_on_are_named(
 ) -> None:
     rows = plain_rows(recorded)
     change(rows)
-    with pytest.raises(ConfigError, match=complaint) as caught:
+    with pytest.raises(UserError, match=complaint) as caught:
         replay_from(config("again"), write_jsonl(tmp_path / "rows.jsonl", rows))
     assert "\n" not in str(caught.value) and not (tmp_path / "again").exists()
 
 
 def test_what_is_no_place_of_rollouts_is_refused(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
     for source in (tmp_path / "nothing", tmp_path, write_jsonl(tmp_path / "rows.txt", [])):
-        with pytest.raises(ConfigError, match="neither the directory of a run"):
+        with pytest.raises(UserError, match="neither the directory of a run"):
             replay_from(config("again"), source)
-    with pytest.raises(ConfigError, match="is run_dir itself"):
+    with pytest.raises(UserError, match="is run_dir itself"):
         replay_from(config("again", run_dir=recorded.config.run_dir), directory_of(recorded))
-    with pytest.raises(ConfigError, match="responses_per_prompt = 2, but the recorded groups have 4"):
+    with pytest.raises(UserError, match="responses_per_prompt = 2, but the recorded groups have 4"):
         replay_from(config("again", responses_per_prompt=2), directory_of(recorded))
 
 
@@ -302,7 +303,7 @@ def test_layers_that_cannot_be_compiled_here_are_refused(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ConfigError, match=r"^learner\.compile = true needs a C\+\+ compiler"):
+    with pytest.raises(UserError, match=r"^learner\.compile = true needs a C\+\+ compiler"):
         replay_from(config("again", learner={"compile": True}), directory_of(recorded))
 
 
@@ -321,13 +322,13 @@ def test_trains_on_the_gpu_that_the_configuration_asks_for_or_says_that_there_is
         with pytest.raises(Made, match=f"^{expected}$"):
             replay_from(config(f"on {expected}", learner={"num_gpus": num_gpus}), directory_of(recorded))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"^learner\.num_gpus = 0\.5, but there is no GPU here: --set learner\.num_gpus=0 trains on"):
+    with pytest.raises(UserError, match=r"^learner\.num_gpus = 0\.5, but there is no GPU here: --set learner\.num_gpus=0 trains on"):
         replay_from(config("none", learner={"num_gpus": 0.5}), directory_of(recorded))
 
 
 def test_old_tokens_are_not_trained_on_uncorrected(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
     uncorrected = {"max_policy_lag": 0, "learner": {"loss": {"correction": "none"}}}
-    with pytest.raises(ConfigError, match=r'correction = "none", but step 2 trains version 1 on tokens of version 0'):
+    with pytest.raises(UserError, match=r'correction = "none", but step 2 trains version 1 on tokens of version 0'):
         replay_from(config("again", **uncorrected), directory_of(recorded))
     accepted = {"max_policy_lag": 0, "learner": {"loss": {"correction": "none", "accept_uncorrected": True}}}
     assert replay_from(config("other", **accepted), directory_of(recorded)).steps == STEPS
@@ -336,12 +337,12 @@ def test_old_tokens_are_not_trained_on_uncorrected(config: MakeConfig, recorded:
 def test_what_cannot_be_judged_again_is_refused(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
     judge = CoinJudge().verify_batch
     rows = write_jsonl(tmp_path / "rows.jsonl", plain_rows(recorded))
-    with pytest.raises(ConfigError, match=r"rows\.jsonl: no column 'response_text'"):
+    with pytest.raises(UserError, match=r"rows\.jsonl: no column 'response_text'"):
         replay_from(config("again"), rows, judge=judge)
-    with pytest.raises(ConfigError, match=r"is of task arithmetic, but task\.name = gsm8k"):
+    with pytest.raises(UserError, match=r"is of task arithmetic, but task\.name = gsm8k"):
         replay_from(config("other", task={"name": "gsm8k"}), directory_of(recorded), judge=judge)
     without_verifier = config("third", task={"name": "parquet", "parquet": {"path": "x.jsonl", "verifier": "none", "answer_column": None}})
-    with pytest.raises(ConfigError, match="--rescore: task parquet has no verifier"):
+    with pytest.raises(UserError, match="--rescore: task parquet has no verifier"):
         replay_from_session(without_verifier, str(rows), rescore=True)
 
 
