@@ -22,6 +22,7 @@ class RunDirectory(JobDirectory):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config.run_dir, config, changeable=CHANGEABLE_ON_RESUME, kind="run_dir", option="--set run_dir=...")
+        self.config = config
         storage = config.checkpoint.storage or str(self.path / "checkpoints")
         self.checkpoints = CheckpointManager(storage, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
 
@@ -49,10 +50,6 @@ class RunDirectory(JobDirectory):
     @property
     def events(self) -> Path:
         return self.path / EVENTS
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
 
     @property
     def policy(self) -> Path:

@@ -14,6 +14,7 @@ from jobs.config import ConfigError, RunConfig
 from jobs.directory.events import EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import POLICY_STEP, RunDirectory
+from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 from jobs.processes.build import RayFactory, missing_cpus, namespace, num_actors, ray_session
 from jobs.processes.environment import prepare_environment
 from jobs.processes.failures import details, first_error, reason
@@ -220,8 +221,10 @@ class _Session:
             await run.restore_checkpoint(start_step)
         else:
             await run.forget_log_after(0)
+        info = RunInfo.of(directory.path, config, resume_step=start_step)
+        trackers = Trackers(load_trackers(config.trackers, config.tracker_options), info, warn=self._console.warn)
         self._writer = writer = MetricsWriter(
-            directory.metrics, directory.tensorboard, resume_step=start_step, max_bytes=config.logs.metrics_max_mib << 20
+            directory.metrics, trackers, resume_step=start_step, max_bytes=config.logs.metrics_max_mib << 20
         )
         self._console.status("sampling the first groups")
         try:

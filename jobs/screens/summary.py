@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.directory.run_dir import RunDirectory
+from jobs.directory.trackers import TENSORBOARD
 
 WINDOW = 3
 COMPARED = (
@@ -46,7 +47,7 @@ def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[st
         f"final policy    {policy}",
         f"go on           {python} -m jobs.train {config_path} --set run_dir={where} --set steps={max(total_steps, done + 20)}",
         f"its answers     {python} -m jobs.answers {where}",
-        f"curves          {python} -m tensorboard.main --logdir {where}/tensorboard",
+        *([f"curves          {python} -m tensorboard.main --logdir {where}/{TENSORBOARD}"] if "tensorboard" in run.config.trackers else []),
     ]
     return lines
 
