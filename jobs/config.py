@@ -107,7 +107,7 @@ class LogsConfig(BaseModel):
     model_config = STRICT
 
     events_max_mib: int = Field(1024, ge=1)
-    """events.jsonl and events.older.jsonl, about 2 KiB a group. `--replay-events` needs all events from the first."""
+    """events.jsonl and events.older.jsonl, about 2 KiB a group."""
     metrics_max_mib: int = Field(256, ge=1)
     """metrics.jsonl and metrics.older.jsonl, about 3 KiB a step."""
 

@@ -6,7 +6,7 @@
     log.write(EventKind.BATCH, step=7, group_ids=[3, 4, 6])
     log.close()
 
-    recorded = batches(read_events(path))                    # {1: [0, 1, 2], ...}: what `jobs.offline.replay_events` trains on again
+    recorded = batches(read_events(path))                    # {1: [0, 1, 2], ...}, as `jobs.offline.replay_from` trains on them again
 
 What exceeds the cap is forgotten, oldest first (`jobs.directory.rolling`). A run that goes on from a checkpoint says so
 by RESUMED; what it then does again supersedes what was written of the later steps. An event of a group or a worker

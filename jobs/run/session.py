@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import signal
 from contextlib import suppress
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 from jobs.config import ConfigError, RunConfig
 from jobs.directory.events import EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
-from jobs.directory.run_dir import POLICY_STEP, RunDirectory
+from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 from jobs.processes.build import RayFactory, missing_cpus, namespace, num_actors, ray_session
 from jobs.processes.environment import prepare_environment
@@ -295,12 +293,7 @@ class _Session:
             loop.add_signal_handler(number, stop, number)
 
     async def _export(self, run: Run, step: int) -> None:
-        """The final policy under its own name, whole or not at all."""
-        staging = self._directory.path / "policy.partial"
-        shutil.rmtree(staging, ignore_errors=True)
-        await run.learner.call(
-            "save_policy", str(staging), timeout_s=self._config.wait_timeout_s, waiting_for="the final policy to be written"
-        )
-        (staging / POLICY_STEP).write_text(json.dumps({"step": step}))
-        shutil.rmtree(self._directory.policy, ignore_errors=True)
-        staging.replace(self._directory.policy)
+        with self._directory.exporting_policy(step) as staging:
+            await run.learner.call(
+                "save_policy", str(staging), timeout_s=self._config.wait_timeout_s, waiting_for="the final policy to be written"
+            )
