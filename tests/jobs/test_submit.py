@@ -203,6 +203,23 @@ def test_what_git_ignores_stays_here_and_new_files_go_along(tree):
     assert sorted(select(tree).sizes) == [".gitignore", "configs/mine.toml", "jobs/data/kept.py", "jobs/train.py"]
 
 
+def test_ray_s_own_packaging_would_send_what_git_hides_and_leave_out_what_is_committed(tree, tmp_path):
+    """Why `jobs.submit` makes the package itself: Ray reads the .gitignore files of the tree and asks git nothing."""
+    from ray._private.runtime_env.packaging import create_package
+
+    subprocess.run(["git", "init", "-q"], cwd=tree, check=True, timeout=30)
+    (tree / ".gitignore").write_text("*.bin\n")
+    (tree / ".git/info/exclude").write_text("token.txt\n")
+    (tree / "jobs/token.txt").write_text("secret")
+    (tree / "jobs/table.bin").write_text("committed in spite of .gitignore")
+    subprocess.run(["git", "add", "-f", "jobs/table.bin"], cwd=tree, check=True, timeout=30)
+    create_package(str(tree), tmp_path / "ray.zip", include_gitignore=True, excludes=[".git"])
+    rays, ours = set(zipfile.ZipFile(tmp_path / "ray.zip").namelist()), set(select(tree).sizes)
+    assert "jobs/token.txt" in rays - ours
+    assert "jobs/table.bin" in ours - rays
+    assert {"runs/a/status.json", ".venv/bin/python"} <= rays - ours
+
+
 @pytest.mark.parametrize(
     ("path", "pattern", "excluded"),
     [
