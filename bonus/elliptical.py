@@ -44,10 +44,10 @@ def center(features_GKD: Tensor, valid_GK: Tensor) -> Tensor:
 def centered_leverage(centered_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
     """leverage_i = x_i' (lam*I + P + X'X)^-1 x_i for each row x_i of each centered group X (arXiv:2510.11686).
 
-    In [0, 1 - 1/K]: a row centered by its group never has more. The authors carry the D x D inverse through one rank-one
-    update a response; this takes the cheaper of the primal (K >= D, or a P of each group's own) and the dual form (K <
-    D). Relative error against an SVD, D=32, K=8: primal 2e-15 throughout; dual 7e-13 at trace(X'X) / lam = 1e5 (the
-    authors' setting), 5e-11 at 1e7, 8e-9 at 1e9."""
+    In [0, 1 - 1/K]: a row centered by its group never has more. The authors carry the D x D inverse through one
+    rank-one update a response; this takes the cheaper of the primal (K >= D, or a P of each group's own) and the dual
+    form (K < D). Relative error against an SVD, D=32, K=8: primal 2e-15 throughout; dual 7e-13 at trace(X'X) / lam =
+    1e5 (the authors' setting), 5e-11 at 1e7, 8e-9 at 1e9."""
     if not ridge > 0:
         raise ValueError(f"ridge={ridge} must be > 0")
     G, K, D = centered_GKD.shape

@@ -169,8 +169,8 @@ def repexp_features(features_ND: Tensor, valid_N: Tensor, *, center: Literal["no
 
 
 def quality_features(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tensor, *, exponent: float) -> Tensor:
-    """features_VD = exp(a (l - l_max)) u, float64: u the centered feature at unit length, l the mean log-prob, l_max the
-    pool's highest.
+    """features_VD = exp(a (l - l_max)) u, float64: u the centered feature at unit length, l the mean log-prob, l_max
+    the pool's highest.
 
     Ours. The selection over them is the greedy maximum of a determinantal kernel q K q (Kulesza and Taskar 2012) with
     quality q = exp(a (l - l_max)): an answer e times less likely a token counts as e^a times less new."""

@@ -1,4 +1,4 @@
-"""`python -m jobs.answers RUN_DIR`: read a run's answers, best or worst first, from its Parquet rollouts."""
+"""`python -m jobs.answers RUN_DIR`: read a run's answers, best or worst first, from its rollout log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ COLUMNS = ("step", "reward", "bonus", "advantage", "question", "response_text", 
 
 
 def select_answers(rows: pa.Table, *, sort_by: str, worst: bool, limit: int) -> pa.Table:
-    """The first `limit` trained-on rows by `sort_by`, largest first, or smallest first for `worst`."""
+    """Return the first `limit` rows that were trained on, sorted by `sort_by`: largest first, or smallest for
+    `worst`."""
     trained = rows.filter(pc.equal(rows["outcome"], "trained"))
     order = "ascending" if worst else "descending"
     return trained.sort_by([(sort_by, order), ("step", "descending")]).slice(0, limit)

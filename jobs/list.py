@@ -49,7 +49,7 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def local_rows(directories: Sequence[Path], now: float) -> list[dict[str, str]]:
-    """A row a run, from its status file and its lock."""
+    """Return a row for each run, from its status file and its lock."""
     rows = []
     for directory in directories:
         status = read_status(directory)
@@ -63,7 +63,7 @@ def local_rows(directories: Sequence[Path], now: float) -> list[dict[str, str]]:
 
 
 def remote_rows(jobs: Sequence[Job], now: float) -> list[dict[str, str]]:
-    """A row a run, of its newest job; `jobs` are given oldest first."""
+    """Return a row for each run, about its newest job. `jobs` are given oldest first."""
     newest = {job.run: job for job in jobs}
     return [
         {

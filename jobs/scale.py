@@ -1,7 +1,7 @@
 """`python -m jobs.scale RUN --rollout 8 [--verifier 4] [--encoder 2] [--address http://HEAD:8265]`: resize a live run.
 
-Writes what is wanted into RUN_DIR/desired.json; the run reads it within a second, starts workers or lets some leave,
-and a resumed run goes on with it. Exit codes: 0 asked, 2 refused (one line says why)."""
+The command writes what is wanted into RUN_DIR/desired.json. The run reads it within a second and starts workers or lets
+some leave; a resumed run keeps it. Exit codes: 0 asked, 2 refused (one line says why)."""
 
 from __future__ import annotations
 
@@ -53,10 +53,9 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def scale(directory: Path, wanted: Mapping[str, int]) -> str:
-    """Ask for other numbers of workers, leaving the roles that are not named as they are; returns what was asked, in
-    words.
+    """Ask for other numbers of workers in the roles named, and return in words what was asked.
 
-    Raises UserError for a run that is not going on, or has no encoders to scale.
+    Raises UserError for a run that is not live, or has no encoders to scale.
     """
     status = require_live(directory, read_status(directory), "change what it starts with by --set rollout.workers=N")
     if "encoder" in wanted and status.desired.get("encoder") == 0:
@@ -70,8 +69,9 @@ def scale(directory: Path, wanted: Mapping[str, int]) -> str:
 
 
 def require_live(directory: Path, status: RunStatus | None, otherwise: str) -> RunStatus:
-    """The status of a run that goes on and reads what it is asked. Raises UserError for any other, with what to do
-    instead."""
+    """Return the status of a run that is live and reads what it is asked.
+
+    Raises UserError for any other; `otherwise` says what to do instead."""
     if not is_alive(directory):
         said = f", its last word was {status.phase!r} at step {status.step}" if status else ""
         raise UserError(f"{directory} is not running{said}: {otherwise}")

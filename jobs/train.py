@@ -27,7 +27,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="train on saved rollouts, without engines or Ray: the batches of a run, or .jsonl and .parquet rows",
     )
-    parser.add_argument("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards anew")
+    parser.add_argument("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards again")
     parser.add_argument("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
     return parser.parse_args(arguments)
 
@@ -73,7 +73,7 @@ def _train(config: RunConfig, options: argparse.Namespace) -> int:
     plan = make_plan(config)
     require_memory(plan, available_memory_gib())
     require_disk(plan, config.run_dir, config.checkpoint.storage)
-    from jobs.run.session import run_session  # pulls in Ray: only once the configuration stands
+    from jobs.run.session import run_session  # imports Ray, so only now that the configuration is valid
 
     return run_session(config, config_path=options.config, resume=options.resume, synchronous=options.synchronous)
 

@@ -40,11 +40,11 @@ class AdvantageConfig(BaseModel):
     model_config = STRICT
 
     normalise: Normalise = "std"
-    """What a reward is compared with (`learners.advantages`). "std" (GRPO): centered by the group's mean, divided by the
-    group's standard deviation; "mean" (Dr. GRPO): centered only; "leave_one_out" (RLOO): less the mean of the group's
-    other responses; "batch" (REINFORCE++): mean and standard deviation of the whole batch, so that groups without
-    contrast have advantages too; "group_mean_batch_std" (REINFORCE++ with baseline): centered by the group, divided by
-    the standard deviation of the batch."""
+    """What a reward is compared with (`learners.advantages`). "std" (GRPO): centered by the group's mean, divided by
+    the group's standard deviation; "mean" (Dr. GRPO): centered only; "leave_one_out" (RLOO): less the mean of the
+    group's other responses; "batch" (REINFORCE++): mean and standard deviation of the whole batch, so that groups
+    without contrast have advantages too; "group_mean_batch_std" (REINFORCE++ with baseline): centered by the group,
+    divided by the standard deviation of the batch."""
     combine: Literal["reward", "advantage"] = "advantage"
     """Where the bonus enters. "reward" (the paper): r = alpha·reward + beta·bonus is normalised together, so in a group
     whose rewards are all equal the bonus alone is blown up to unit variance, whatever beta is. "advantage": the rewards

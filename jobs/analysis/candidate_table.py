@@ -72,7 +72,8 @@ class Candidates:
 
     @property
     def verified_N(self) -> NDArray[np.bool_]:
-        """Whether each has a verdict. One that the verifier gave up (timeout, error) counts as verified and not correct."""
+        """Whether each has a verdict. One that the verifier gave up (timeout, error) counts as verified and not
+        correct."""
         return np.array([status is not None for status in self.statuses])
 
     def picks(self, order: str) -> IntArray:

@@ -51,7 +51,8 @@ class ProblemOutcomes:
     truncated_P: FloatArray
     """Share of responses that reached the limit."""
     entropy_P: FloatArray
-    """Σ −log p / number of tokens, over all tokens of all responses; p is the probability that a token was sampled with."""
+    """Σ −log p / number of tokens, over all tokens of all responses; p is the probability that a token was sampled
+    with."""
     base_logprob_P: FloatArray
     """Mean over responses of the mean log-prob of their tokens under the base model."""
     base_loglikelihood_P: FloatArray

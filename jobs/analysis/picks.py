@@ -1,5 +1,5 @@
-"""What an order picks first, as far as that is known without a verifier: lengths, likelihood, different answers, how
-alike the picks are.
+"""What an order picks first, as far as it is known without a verifier: lengths, likelihood, different answers, and how
+similar the picks are.
 
 Random choice is exact here too. Legend: N candidates of one prompt, D feature size, M picks.
 """
@@ -21,8 +21,8 @@ FIRST_PICKS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Picks:
-    """Means over prompts of the first picks (of the whole pool where it is smaller). None where the table does not
-    say."""
+    """Means over prompts of the first picks, or of all candidates where there are fewer. None is what the table does
+    not say."""
 
     num_picks: int
     mean_tokens: float
@@ -30,11 +30,11 @@ class Picks:
     mean_logprob: float | None
     different_answers: float | None
     similarity: float | None
-    """Mean cosine of two picks, of features less their pool's mean."""
+    """The mean cosine of two picks, each feature less the mean over the prompt's candidates."""
 
 
 def picks_of_order(problems: Sequence[Candidates], order: str | None) -> Picks:
-    """The first eight picks of `order`, or for None what random choice of eight is expected to give."""
+    """Describe the first eight picks of `order`, or for None what random choice of eight is expected to give."""
     chosen = [np.arange(candidates.size) if order is None else candidates.picks(order)[:FIRST_PICKS] for candidates in problems]
     pairs = list(zip(problems, chosen, strict=True))
     has_answers = any(answer is not None for candidates in problems for answer in candidates.answers)
@@ -52,14 +52,15 @@ def picks_of_order(problems: Sequence[Candidates], order: str | None) -> Picks:
 
 
 def mean_of_known(values: Sequence[float | None] | FloatArray) -> float | None:
-    """Mean of what is neither None nor NaN; None for nothing."""
+    """Return the mean of the values that are neither None nor NaN, or None without any."""
     known = [value for value in values if value is not None and not np.isnan(value)]
     return float(np.mean(known)) if known else None
 
 
 def unit_features(candidates: Candidates) -> FloatArray | None:
-    """(N, D): features less the pool's mean, at unit length; 0 where a candidate has none or is the mean itself. None
-    without features."""
+    """Return (N, D): features less their mean, at unit length, or None without features.
+
+    A candidate without a feature, or at the mean itself, has 0."""
     if candidates.features_ND is None:
         return None
     features_ND = candidates.features_ND.astype(np.float64)
@@ -70,8 +71,9 @@ def unit_features(candidates: Candidates) -> FloatArray | None:
 
 
 def mean_similarity(candidates: Candidates, rows_M: IntArray) -> float | None:
-    """Mean cosine over pairs of `rows_M`, (|Σ u|² − m) / (m (m − 1)) over the m unit features u among them; None below
-    two."""
+    """Return the mean cosine over pairs of `rows_M`: (|Σ u|² − m) / (m (m − 1)) over their m unit features u.
+
+    Return None for fewer than two features."""
     unit_ND = unit_features(candidates)
     if unit_ND is None:
         return None
@@ -86,6 +88,6 @@ def _different_answers(candidates: Candidates, rows_M: IntArray) -> float:
 
 
 def _expected_different_answers(candidates: Candidates) -> float:
-    """Among eight random candidates: each answer counts with the chance that one of those who state it is drawn."""
+    """Return the expectation for eight random candidates: an answer counts with the chance that it is drawn."""
     counts = Counter(answer for answer in candidates.answers if answer is not None)
     return sum(pass_at_k(candidates.size, count, min(FIRST_PICKS, candidates.size)) for count in counts.values())

@@ -1,7 +1,7 @@
-"""The directory of one job: one process at a time, one configuration for good.
+"""The directory of one job: it serves one process at a time, and keeps one configuration.
 
-with JobDirectory(path, config, changeable=(...), option="--out") as directory:      # UserError when in use or of another configuration
-    directory.path
+with JobDirectory(path, config, changeable=(...), kind="the directory", option="--out DIR") as directory:
+    directory.path                           # UserError where it is in use, or has another configuration
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LOCK, CONFIG = "run.lock", "config.json"
 
 
 class JobDirectory:
-    """Lock and identity of a job's directory; what lies in it is the business of subclasses."""
+    """The lock and the configuration of a job's directory. Subclasses know what lies in it."""
 
     def __init__(self, path: str, config: BaseModel, *, changeable: Sequence[str], kind: str, option: str) -> None:
-        """`kind` and `option` name the directory and how to choose another one in messages to people."""
+        """`kind` and `option` tell people in messages what the directory is and how to choose another one."""
         self._config = config
         self._changeable = changeable
         self._kind = kind
@@ -36,7 +36,7 @@ class JobDirectory:
         self._lock: IO[str] | None = None
 
     def has_begun(self) -> bool:
-        """Whether there is anything to lose: a directory in which nothing was done yet takes any configuration."""
+        """Return whether there is anything to lose: an unused directory takes any configuration."""
         return True
 
     def __enter__(self) -> Self:
@@ -84,7 +84,7 @@ class JobDirectory:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises UserError for a file that is not JSON."""
+    """Return the record in `file`. Raises UserError where it is not JSON."""
     try:
         value: dict[str, Any] = json.loads(file.read_text())
     except ValueError:

@@ -31,7 +31,8 @@ class RunDirectory(JobDirectory):
 
     @property
     def snapshots(self) -> CheckpointManager:
-        """The learner's state between checkpoints, from which a lost learner restarts; a resumed run does not use it."""
+        """The learner's state between checkpoints, from which a lost learner restarts; a resumed run does not use
+        it."""
         return CheckpointManager(str(self.path / "snapshots"), keep=1)
 
     def forget_snapshots(self) -> None:

@@ -1,20 +1,20 @@
 """Saved groups of rollouts, from a run or from elsewhere, as a run would hold them.
 
-    rows = SavedRows(config, Path("runs/a"))          # RUN_DIR, its rollouts/, a .jsonl or .parquet file, or a directory of such files
-    for group in rows.groups():                       # one batch of responses_per_prompt rows each, in the order of the files
+    rows = SavedRows(config, Path("runs/a"))    # a run, its rollouts/, a .jsonl or .parquet file, a directory of such
+    for group in rows.groups():                 # one batch of responses_per_prompt rows each, in the order of the files
 
 The rollout log of a run has everything. Plain rows have the columns below: one row for each response, the responses of
 a group adjacent.
 
-| column                          | meaning                                                                                               |
-|---------------------------------|-------------------------------------------------------------------------------------------------------|
-| prompt_ids, response_ids        | token ids, as sampled                                                                                 |
-| logprobs (or behavior_logprobs) | log-probs under the sampler, one for each response token                                              |
-| reward                          | a number, or null where the response could not be scored; not needed when it is given again           |
-| group_id                        | any value; without it rows of one problem_id, or of one prompt, are a group, or several               |
-| version                         | policy version that sampled: one number, or one for each token; without it 0, the initial policy      |
-| response_text, question, answer | what a verifier needs to give rewards again                                                           |
-| task, problem_id, feature       | as in the rollout log                                                                                 |
+| column                          | meaning                                                                            |
+|---------------------------------|------------------------------------------------------------------------------------|
+| prompt_ids, response_ids        | token ids, as sampled                                                              |
+| logprobs (or behavior_logprobs) | log-probs under the sampler, one for each response token                           |
+| reward                          | a number, or null for an unscored response; not needed when it is given again      |
+| group_id                        | any value; without it, rows of one problem_id or of one prompt are a group         |
+| version                         | the policy version that sampled: one number, or one for each token; without it 0   |
+| response_text, question, answer | what a verifier needs to give rewards again                                        |
+| task, problem_id, feature       | as in the rollout log                                                              |
 """
 
 from __future__ import annotations
@@ -64,13 +64,15 @@ class SavedRows:
             )
 
     def groups(self) -> Iterator[pa.RecordBatch]:
-        """Yield one batch for each group. Raises UserError, which names file and row, for rows that cannot be trained on."""
+        """Yield one batch for each group. Raises UserError, which names file and row, for rows that cannot be trained
+        on."""
         if self._log is not None:
             return self._logged(self._log)
         return self._plain()
 
     def missing_steps(self) -> tuple[int, ...]:
-        """Return the steps of a run, before the last one saved, whose rollouts are gone: a log keeps no more than its cap."""
+        """Return the steps of a run, before the last one saved, whose rollouts are gone: a log keeps no more than its
+        cap."""
         saved = self._log.steps() if self._log is not None else []
         return tuple(sorted(set(range(1, max(saved, default=0))) - set(saved)))
 

@@ -8,8 +8,8 @@
 Bonuses are computed and the policy is trained by the code of a run and with its arithmetic. The same batches, from the
 same initial model and with the same configuration, give the same policy, optimiser and exploration memory, bit for bit.
 
-RUN_DIR gets metrics.jsonl, what the trackers write, rollouts/, events.jsonl, the policy, and `state/`: learner and bonus
-as a checkpoint keeps them."""
+RUN_DIR gets metrics.jsonl, what the trackers write, rollouts/, events.jsonl, the policy, and `state/`: learner and
+bonus as a checkpoint keeps them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ class OfflineRun:
     """The learner, the bonus, and what they leave behind in a directory that holds no run yet."""
 
     def __init__(self, config: RunConfig, report: ReportStep = no_report, warn: Callable[[str], None] = print) -> None:
-        """Raises UserError where the model, the device or the directory cannot be used, and ExtensionError for a tracker."""
+        """Raises UserError where the model, the device or the directory cannot be used, and ExtensionError for a
+        tracker."""
         device = _device(config)
         model = policy_model(config)
         trackers = load_trackers(config.trackers, config.tracker_options)

@@ -15,7 +15,8 @@ class RestartBudget:
         self.total = 0
 
     def failed(self, error: Exception) -> float:
-        """Return the seconds to wait before the next try. Raises `error` itself when there were too many failures in a row."""
+        """Return the seconds to wait before the next try. Raises `error` itself when there were too many failures in a
+        row."""
         self.in_a_row += 1
         self.total += 1
         if self.in_a_row > self._config.max_failures:

@@ -1,7 +1,7 @@
 """One flow for every report: numbers, sentences, figures, a page.
 
     report = ExploreReport(...)                        # numbers and sentences: what report.json holds
-    report.write(directory, figures)                   # report.json, report.html, and NAME.png and NAME.json of each figure
+    report.write(directory, figures)                   # report.json, report.html; NAME.png and NAME.json of a figure
     report.print(console)                              # the table and the sentences on one screen
 
 A report of another kind subclasses `Report`, and puts a template `*.html.jinja` beside it that extends

@@ -125,8 +125,8 @@ def split_by_problem(table: pa.Table, key: Sequence[str] = ("problem_id",)) -> I
 
 
 class CandidateStore:
-    """The candidates of a job. `OUT/parts/` holds one file for each finished problem, and `OUT/pools.parquet` all of them
-    once the job has ended."""
+    """The candidates of a job. `OUT/parts/` holds one file for each finished problem, and `OUT/pools.parquet` all of
+    them once the job has ended."""
 
     def __init__(
         self, directory: Path, settings: Mapping[str, Any], *, file: str = CANDIDATES_FILE, key: Sequence[str] = ("problem_id",)
@@ -153,7 +153,8 @@ class CandidateStore:
         return (pq.read_table(part).replace_schema_metadata(None) for part in self._part_files())
 
     def compact(self, order: Sequence[CandidateKey]) -> None:
-        """Write all candidates into one file, in the order of `order`, one row group for each key, and remove the parts.
+        """Write all candidates into one file, in the order of `order`, one row group for each key, and remove the
+        parts.
 
         The candidates of one key lie in memory at a time. Raises UserError where there are none at all.
         """
@@ -177,7 +178,8 @@ class CandidateStore:
         return pq.read_table(self.file)
 
     def read_each(self, wanted: Callable[[CandidateKey], bool], columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield the candidates of every key that is `wanted`, after `compact`, with those of `columns` that are there."""
+        """Yield the candidates of every key that is `wanted`, after `compact`, with those of `columns` that are
+        there."""
         with pq.ParquetFile(self.file) as file:
             present = [name for name in columns if name in file.schema_arrow.names]
             for number in range(file.num_row_groups):

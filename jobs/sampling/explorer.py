@@ -19,8 +19,8 @@ from tasks.base import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """The processes that do the work. Without an `encoder` the workers make the features; without a `verifier` nothing is
-    judged."""
+    """The processes that do the work. Without an `encoder` the workers make the features; without a `verifier` nothing
+    is judged."""
 
     workers: Sequence[Handle]
     encoder: Handle | None
@@ -63,7 +63,8 @@ class Explorer:
         await asyncio.to_thread(self._store.add, candidates)
 
     async def finish(self, problem: Problem, candidates: pa.Table) -> pa.Table:
-        """Return `candidates` with final answers, ranks in every order, and the verdicts that the configuration asks for.
+        """Return `candidates` with final answers, ranks in every order, and the verdicts that the configuration asks
+        for.
 
         Verdicts that they have are kept.
         """

@@ -31,7 +31,8 @@ def needs_encoder(config: ExploreConfig, settings: dict[str, Any]) -> bool:
 async def reselect(
     tables: Sequence[pa.Table], explorer: Explorer, encoder: Handle | None, config: ExploreConfig, done: Callable[[pa.Table], None]
 ) -> None:
-    """Give the candidates of every problem new ranks, the verdicts they lack and, where there is an encoder, new features.
+    """Give the candidates of every problem new ranks, the verdicts they lack and, where there is an encoder, new
+    features.
 
     `tables` holds one table for each problem; `done` takes the result.
     """

@@ -6,9 +6,9 @@
 
     RUN_DIR/eval/step_000020.parquet      every response, as in the samples.parquet of `jobs.evaluate`
 
-The workers must hold the weights of `step` and get no others until the evaluation ends: every token then comes from that
-version, which is checked. The problems and the seed are the same every time, so that only the policy differs between
-two evaluations."""
+The workers must hold the weights of `step` and get no others until the evaluation ends: every token then comes from
+that version, which is checked. The problems and the seed are the same every time, so that only the policy differs
+between two evaluations."""
 
 from __future__ import annotations
 

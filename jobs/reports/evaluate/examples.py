@@ -16,8 +16,8 @@ NUM_EXAMPLES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """One model's responses to a problem. `correct` and `other` are the texts of the first correct and of the first other
-    response, or None without one."""
+    """One model's responses to a problem. `correct` and `other` are the texts of the first correct and of the first
+    other response, or None without one."""
 
     model: str
     num_correct: int

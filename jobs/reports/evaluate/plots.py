@@ -118,7 +118,8 @@ def difference_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
 
 
 def efficiency_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
-    """Draw K over the samples needed for the other's pass@K, one panel for each pair and one line for each direction."""
+    """Draw K over the samples needed for the other's pass@K, one panel for each pair and one line for each
+    direction."""
     known = [comparison for comparison in comparisons if comparison.ks[-1] > 1 and _directions(comparison)]
     if not known:
         return None

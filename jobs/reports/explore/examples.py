@@ -38,15 +38,15 @@ class Pick:
     truncated: bool
     text: str
     nearest_place: int | None
-    """The earlier pick whose feature is most like this one's. `similarity` is the cosine of the two features, each less the mean
-    over the prompt's candidates."""
+    """The earlier pick whose feature is most like this one's. `similarity` is the cosine of the two features, each less
+    the mean over the prompt's candidates."""
     similarity: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExploreExample:
-    """One prompt. `first_correct` and `random_first_correct` count verifications; they are None without a correct candidate
-    or without all verdicts."""
+    """One prompt. `first_correct` and `random_first_correct` count verifications; they are None without a correct
+    candidate or without all verdicts."""
 
     kind: str
     task: str
@@ -124,7 +124,8 @@ def first_picks(candidates: Candidates, order: str) -> tuple[Pick, ...]:
 
 
 def _nearest(own_D: FloatArray, earlier_MD: FloatArray) -> tuple[int | None, float | None]:
-    """Return place and cosine of the most similar earlier pick; None for the first pick and where there is no feature."""
+    """Return place and cosine of the most similar earlier pick; None for the first pick and where there is no
+    feature."""
     if not len(earlier_MD) or not own_D.any():
         return None, None
     cosine_M = earlier_MD @ own_D

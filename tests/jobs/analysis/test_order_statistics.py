@@ -335,8 +335,8 @@ def test_an_order_whose_first_candidate_was_not_verified_has_no_curve():
     assert repexp(judge([candidates([1, 1], verified=[0, 1]), candidates([1, 1])])).pass_at_k is None
 
 
-def test_statistics_refuse_no_pools_and_pools_that_differ_in_their_orders():
-    with pytest.raises(ValueError, match="at least one pool"):
+def test_statistics_refuse_no_problems_and_problems_that_differ_in_their_orders():
+    with pytest.raises(ValueError, match="at least one problem"):
         judge([])
     with pytest.raises(ValueError, match="same orders"):
         judge([candidates([1]), candidates([1], name="quality")])
