@@ -167,3 +167,10 @@ class SelectionConfig(BaseModel):
     def order(self) -> Literal["repexp", "quality"]:
         """Return the name in `bonus.orders.ORDERS` that this config stands for."""
         return "repexp" if self.quality == "none" else "quality"
+
+
+ORDER_NAMES = (
+    *("repexp", "quality", "random", "likeliest", "unlikeliest", "longest"),
+    *("kmeans", "determinantal", "distinct_answers"),
+)
+"""The names of `bonus.orders.ORDERS`, for readers that do without torch."""

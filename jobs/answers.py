@@ -1,4 +1,4 @@
-"""`python -m jobs.answers RUN_DIR`: read a run's answers, best or worst first, from its Parquet rollouts."""
+"""`python -m jobs.answers RUN_DIR`: read a run's answers, best or worst first, from its rollout log."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from buffers.rollout_log import RolloutLog
-from jobs.config import ConfigError
+from jobs.user_error import UserError, answering
 
 COLUMNS = ("step", "reward", "bonus", "advantage", "question", "response_text", "reference_answer")
 
 
 def select_answers(rows: pa.Table, *, sort_by: str, worst: bool, limit: int) -> pa.Table:
-    """The first `limit` trained-on rows by `sort_by`, largest first, or smallest first for `worst`."""
+    """Return the first `limit` rows that were trained on, sorted by `sort_by`: largest first, or smallest for
+    `worst`."""
     trained = rows.filter(pc.equal(rows["outcome"], "trained"))
     order = "ascending" if worst else "descending"
     return trained.sort_by([(sort_by, order), ("step", "descending")]).slice(0, limit)
@@ -37,12 +38,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        rows = _read(Path(options.run_dir), options.steps)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return answering(lambda: _main(parse_arguments(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    rows = _read(Path(options.run_dir), options.steps)
     table = Table(*(name.replace("_", " ") for name in COLUMNS), show_lines=False)
     for row in select_answers(rows, sort_by=options.by, worst=options.worst, limit=options.n).to_pylist():
         table.add_row(*(_cell(row[name]) for name in COLUMNS))
@@ -54,14 +54,14 @@ def _read(run_dir: Path, steps: Sequence[int] | None) -> pa.Table:
     log = RolloutLog(fs.LocalFileSystem(), str(run_dir / "rollouts"))
     found = log.steps()
     if not found:
-        raise ConfigError(f"{run_dir} has no rollouts: give the directory of a run, for example runs/quickstart")
+        raise UserError(f"{run_dir} has no rollouts: give the directory of a run, for example runs/quickstart")
     wanted = [step for step in found if steps is None or steps[0] <= step <= steps[1]]
     if not wanted:
-        raise ConfigError(f"{run_dir} has rollouts of steps {found[0]} to {found[-1]}, none of {steps}")
+        raise UserError(f"{run_dir} has rollouts of steps {found[0]} to {found[-1]}, none of {steps}")
     try:
         return log.read(wanted)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
 
 
 def _cell(value: object) -> str:

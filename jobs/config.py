@@ -14,15 +14,17 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from actors.config import STRICT, EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from actors.engines import ENGINES, Repeats, facts_of, require_facts
 from bonus.config import BonusConfig
 from buffers.config import ReplayConfig
+from buffers.extensions import Known
 from jobs.evaluation_config import EvaluationConfig
+from jobs.user_error import UserError
 from learners.config import CheckpointConfig, LearnerConfig
 from tasks.config import PATH_KEYS, TaskConfig
 from tasks.rewards import RewardConfig
@@ -33,8 +35,7 @@ LABEL = "LABEL"
 _PART = re.compile(r"^task\.mixture\.parts\.[^.]+\.")
 
 
-class ConfigError(ValueError):
-    """The configuration is refused; the message is one line that names the key and the mend."""
+ConfigError = UserError
 
 
 class SupervisionConfig(BaseModel):
@@ -107,7 +108,7 @@ class LogsConfig(BaseModel):
     model_config = STRICT
 
     events_max_mib: int = Field(1024, ge=1)
-    """events.jsonl and events.older.jsonl, about 2 KiB a group. `--replay-events` needs all events from the first."""
+    """events.jsonl and events.older.jsonl, about 2 KiB a group."""
     metrics_max_mib: int = Field(256, ge=1)
     """metrics.jsonl and metrics.older.jsonl, about 3 KiB a step."""
 
@@ -141,6 +142,11 @@ class RunConfig(BaseModel):
     wait_timeout_s: float = Field(900.0, gt=0)
     """No call of the controller waits longer; the message then says what it waited for. Generation has
     rollout.group_timeout_s."""
+    trackers: tuple[Annotated[str, AfterValidator(Known("tensorboard"))], ...] = ("tensorboard",)
+    """Where metrics go besides metrics.jsonl, which always exists: known names, or import paths of classes of your own
+    (`jobs.directory.trackers`). [] leaves metrics.jsonl alone."""
+    tracker_options: dict[str, dict[str, Any]] = {}
+    """By the name of a tracker as it stands in `trackers`, the arguments that its class is made with."""
     task: TaskConfig = TaskConfig()
     sampling: SamplingConfig = SamplingConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -205,6 +211,8 @@ class RunConfig(BaseModel):
                 f"reward.overlong_tokens = {self.reward.overlong_tokens} exceeds sampling.max_response_tokens = "
                 f"{self.sampling.max_response_tokens}: the penalty would begin before the first token"
             )
+        if unused := self.tracker_options.keys() - set(self.trackers):
+            raise ValueError(f"tracker_options are for '{min(unused)}', which is not among trackers = {list(self.trackers)}")
         if self.learner.advantage.beta > 0 and self.learner.advantage.alpha == 0 and not self.bonus.enabled:
             raise ValueError("learner.advantage.alpha = 0 and bonus.enabled = false leave no signal to learn from")
         return self
@@ -256,6 +264,8 @@ CHANGEABLE_ON_RESUME = (
         "autoscale",
         "logs",
         "evaluation",
+        "trackers",
+        "tracker_options",
     ),
     *PATH_KEYS,
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),

@@ -1,12 +1,12 @@
 """`python -m jobs.evaluate --model M [--model …] [CONFIG.toml]`: pass@k of one or more models, and how they compare.
 
-Samples n responses to every problem, judges them all, and reports pass@k and majority votes with intervals, how varied
-the answers are, how likely a base model finds them, and, of several models, their differences and sample efficiency.
-`jobs.evaluation_config` has every key.
+The job samples n responses to every problem, judges them all, and reports pass@k and majority votes with intervals, how
+varied the answers are, and how likely a base model finds them. Of several models it also reports the differences and
+the sample efficiency. `jobs.evaluation_config` has every key.
 
-    python -m jobs.evaluate --model runs/quickstart --model smollm2-135m --samples 256 --problems 100 --out runs/evaluation
+    python -m jobs.evaluate --model runs/quickstart --model smollm2-135m --samples 256 --problems 100
 
-Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped; the same command then goes on.
+Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.analysis.pass_at_k import pass_at_k
-from jobs.config import ConfigError, changed_keys, merged, read_values, source_of, validated
+from jobs.config import changed_keys, merged, read_values, source_of, validated
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
+from jobs.user_error import UserError, answering
 
 if TYPE_CHECKING:
     from jobs.sampling.evaluated_models import EvaluatedModel
 
 __all__ = ["main", "pass_at_k"]
-
-EXIT_REFUSED = 2
 
 FLAGS: dict[str, tuple[str, str]] = {
     "base-model": ("base_model", "report how likely this model finds all responses"),
@@ -38,7 +37,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     "workers": ("rollout.workers", "engines that sample"),
     "seed": ("seed", ""),
 }
-"""Flag, the key it sets, help. Every other key: --set."""
+"""By flag: the key that it sets, and its help. --set reaches every other key."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -60,21 +59,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
-        if options.dry_run:
-            return _dry_run(config, models, base)
-        from jobs.sampling.evaluate_session import run_evaluate  # pulls in Ray: only once the configuration stands
+    return answering(lambda: _main(parse_arguments(arguments)))
 
-        return run_evaluate(config, models, base)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
+
+def _main(options: argparse.Namespace) -> int:
+    config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
+    if options.dry_run:
+        return _dry_run(config, models, base)
+    from jobs.sampling.evaluate_session import run_evaluate  # imports Ray, so only now that the configuration is valid
+
+    return run_evaluate(config, models, base)
 
 
 def values_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What the file says, over it the flags, over them --set."""
+    """Return the values of the file, overridden by the flags, and these by --set."""
     given = {flag: value for flag in FLAGS if (value := getattr(options, flag.replace("-", "_"))) is not None}
     overrides = [f"{FLAGS[flag][0]}={f'[{value}]' if flag == 'k' else value}" for flag, value in given.items()]
     values = read_values(options.config, overrides + options.overrides)
@@ -84,11 +82,11 @@ def values_of(options: argparse.Namespace) -> dict[str, Any]:
 def resolve(
     values: dict[str, Any], *, source: str, data: str | None = None
 ) -> tuple[EvaluateConfig, list[EvaluatedModel], EvaluatedModel | None]:
-    """The configuration, with a run's own task, sampling, rollout and verifier where nothing else is said; and the
-    models it names.
+    """Return the configuration and the models it names. What it does not say of task, sampling, rollout and verifier, a
+    run among the models says.
 
-    `data` is the path of the task, whichever it turns out to be. Raises ConfigError for what does not fit together, a
-    model that is not there, and runs that differ in what is left to them."""
+    `data` is the path of the task, whichever task that is. Raises UserError and ModelError for values that do not fit
+    together, a model that does not exist, and runs that differ where the configuration leaves them the choice."""
     from jobs.sampling.evaluated_models import find_model, find_models
 
     models = find_models(validated(EvaluateConfig, values, source=source).models)
@@ -96,9 +94,7 @@ def resolve(
     configs = [validated(EvaluateConfig, _beneath(model, values), source=f"{model.label} and {source}") for model in own]
     for model, config in zip(own[1:], configs[1:], strict=True):
         if different := changed_keys(configs[0].model_dump(mode="json"), config, CHANGEABLE_BETWEEN_STARTS):
-            raise ConfigError(
-                f"{own[0].label} and {model.label} differ in {', '.join(different[:3])}: say which one is meant, by --set or flags"
-            )
+            raise UserError(f"{own[0].label} and {model.label} differ in {', '.join(different[:3])}: choose one by --set or flags")
     values = _beneath(own[0], values) if own else values
     config = validated(EvaluateConfig, values, source=source)
     if data is not None:
@@ -107,7 +103,7 @@ def resolve(
 
 
 def _beneath(model: EvaluatedModel, values: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings, with `values` over them."""
+    """Return a run's settings, overridden by `values`."""
     assert model.settings is not None
     return merged({name: model.settings[name] for name in TAKEN_FROM_A_RUN if name in model.settings}, values)
 

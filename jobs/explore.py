@@ -1,10 +1,10 @@
 """`python -m jobs.explore [CONFIG.toml] [--model M --task T ...]`: exploration at inference time.
 
-Samples a pool of answers to every problem, orders each pool by novelty (and by what novelty is compared with), asks the
-verifier, and reports how many verifications each order needs. `--verify selected` is the production use: only the
+The job samples candidate answers to every problem, orders them by novelty (and by what novelty is compared with), asks
+the verifier, and reports how many verifications each order needs. `--verify selected` is the production use: only the
 chosen few are verified.
 
-Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped; the same command then goes on.
+Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.config import ConfigError, load
+from jobs.config import load
 from jobs.explore_config import ExploreConfig
-
-EXIT_REFUSED = 2
+from jobs.user_error import answering
 
 FLAGS: dict[str, tuple[str, str]] = {
     "model": ("model", "the model that answers: embedded alias, directory, or hub id"),
@@ -26,7 +25,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     "problems": ("problems", "how many problems (0: the whole split)"),
     "pool": ("pool", "candidates for each problem"),
     "select": ("select", "how many are verified, e.g. 1,2,4,8"),
-    "out": ("out", "directory of pools and report"),
+    "out": ("out", "directory of candidates and report"),
     "verify": ("verify", "all (a study), selected (only the chosen), none (write the chosen out)"),
     "quality": ("selection.quality", "none (the paper's order) or logprob (novelty weighted with likelihood)"),
     "ridge": ("selection.ridge", "lam, a number or auto"),
@@ -37,26 +36,26 @@ FLAGS: dict[str, tuple[str, str]] = {
     "workers": ("rollout.workers", "engines that sample"),
     "seed": ("seed", ""),
 }
-"""Flag, the key it sets, help. Every other key: --set."""
+"""By flag: the key that it sets, and its help. --set reaches every other key."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.explore", description="Explore pools of answers by their representations.")
+    parser = argparse.ArgumentParser(prog="python -m jobs.explore", description="Explore candidate answers by their representations.")
     parser.add_argument("config", nargs="?", help="TOML file; the flags override it")
     for flag, (key, text) in FLAGS.items():
         parser.add_argument(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
     parser.add_argument(
-        "--from-pools", metavar="FILE", help="order and judge pools sampled before, with these settings; nothing is sampled"
+        "--from-pools", metavar="FILE", help="order and judge candidates sampled before, with these settings; nothing is sampled"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     return parser.parse_args(arguments)
 
 
 def overrides_of(options: argparse.Namespace) -> list[str]:
-    """The flags as `key=value`, before what --set says."""
+    """Return the flags as `key=value`, followed by what --set says."""
     given = {flag: getattr(options, flag) for flag in FLAGS if getattr(options, flag) is not None}
-    task = given.get("task", "gsm8k").replace("-", "_")  # the section of the configuration
+    task = given.get("task", "gsm8k").replace("-", "_")  # the name of its section
     overrides = []
     for flag, value in given.items():
         key = FLAGS[flag][0].format(task=task)
@@ -65,17 +64,16 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        config = load(ExploreConfig, options.config, overrides_of(options))
-        if options.dry_run:
-            return _dry_run(config)
-        from jobs.sampling.explore_session import run_explore  # pulls in Ray: only once the configuration stands
+    return answering(lambda: _main(parse_arguments(arguments)))
 
-        return run_explore(config, from_pools=options.from_pools)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
+
+def _main(options: argparse.Namespace) -> int:
+    config = load(ExploreConfig, options.config, overrides_of(options))
+    if options.dry_run:
+        return _dry_run(config)
+    from jobs.sampling.explore_session import run_explore  # imports Ray, so only now that the configuration is valid
+
+    return run_explore(config, from_pools=options.from_pools)
 
 
 def _dry_run(config: ExploreConfig) -> int:

@@ -1,4 +1,4 @@
-"""The configuration of `python -m jobs.explore`. Importing this module pulls in neither torch, Ray nor vLLM."""
+"""The configuration of `python -m jobs.explore`. Importing this module pulls in neither torch nor Ray nor vLLM."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from tasks.config import PATH_KEYS, TaskConfig
 
 
 class ExploreConfig(BaseModel):
-    """Pools of candidate answers, and how they are ordered, verified and reported."""
+    """Candidate answers, and how they are ordered, verified and reported."""
 
     model_config = STRICT
 
     out: str = "runs/explore"
-    """Where pools and report go. One job, one directory; the same command goes on where it was stopped."""
+    """Where candidates and report go. A directory serves one job; the same command continues a stopped job."""
     model: str = "smollm2-135m"
     """The model that answers: the embedded alias, a local directory, or a hub id."""
     seed: int = 0
-    """Seeds sampling, the projection, and the bootstrap. A pool depends on this seed and its problem alone."""
+    """Seeds sampling, the projection and the bootstrap. Candidates depend on nothing but this seed and their
+    problem."""
     split: str = "test"
-    """Split of the task."""
+    """The split of the task."""
     problems: int = Field(100, ge=0)
-    """How many problems, from the start of the split; 0: all of it."""
+    """The number of problems, from the start of the split; 0 takes the whole split."""
     pool: int = Field(64, ge=2)
-    """N: candidates sampled for each problem."""
+    """N, the number of candidates sampled for each problem."""
     select: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """k: how many of them are verified. The report has every one of these; the largest is what `verify = "selected"`
-    verifies."""
+    """The values of k, the number of candidates verified, in the report. The largest one is how many `verify =
+    "selected"` verifies."""
     verify: Literal["all", "selected", "none"] = "all"
-    """"all": a study, every candidate is judged. "selected": production, only the chosen ones are. "none": they are
-    written out."""
+    """"all" judges every candidate, for a study. "selected" judges the chosen ones only, for production. "none" writes
+    the chosen ones out without a verdict."""
     features: Literal["auto", "engine", "encoder"] = "auto"
-    """Where features come from. "engine": the hidden states the model has while it samples, at no cost; they lack the
-    last token's (`actors.pooled_states`). "encoder": a second forward pass. "auto": the engine where layer and pooling
-    allow it."""
+    """Where features come from. "engine" takes the hidden states that the model has while it samples, at no cost; they
+    lack that of the last token (`actors.pooled_states`). "encoder" makes a second forward pass. "auto" is the engine
+    where layer and pooling allow it."""
     pool_timeout_s: float = Field(3600.0, gt=0)
-    """A pool that is not sampled by then ends the job with a message that names it."""
+    """A problem whose candidates take longer ends the job with a message that names it."""
     wait_timeout_s: float = Field(900.0, gt=0)
     """No other call waits longer."""
     task: TaskConfig = TaskConfig()
@@ -67,6 +68,7 @@ class ExploreConfig(BaseModel):
 
     @property
     def engine_can_pool(self) -> bool:
+        """Whether the engine's own states have the layer and the pooling that are asked for."""
         return self.encoder.layer == -1 and self.encoder.pooling == "mean"
 
     @property
@@ -84,4 +86,4 @@ CHANGEABLE_BETWEEN_STARTS = (
     *("out", *PATH_KEYS, "task.curriculum"),
     *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "encoder.threads", "encoder.num_gpus", "verifier"),
 )
-"""Keys that may differ when a stopped job is started again: they do not touch what is sampled or chosen."""
+"""Keys that may differ when a stopped job is started again: they do not change what is sampled or chosen."""

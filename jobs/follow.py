@@ -1,7 +1,7 @@
 """`python -m jobs.follow RUN --address http://HEAD:8265`: the output of a run on a cluster, to its end.
 
-Exit codes: 0 the job succeeded, 1 it failed or was stopped, 2 refused (one line says why), 130 Ctrl-C (the run goes
-on)."""
+Exit codes: 0 the job succeeded, 1 it failed or was stopped, 2 refused (one line says why), 130 Ctrl-C (the run
+continues)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cluster.remote import ADDRESS_HELP, Cluster, address_of, connect
-from jobs.cluster.runs import EXIT_FAILED, EXIT_INTERRUPTED, Refusal, answering
+from jobs.user_error import EXIT_FAILED, EXIT_INTERRUPTED, UserError, answering
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -27,19 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace) -> int:
     address = address_of(options.address)
     if address is None:
-        raise Refusal("no cluster is named: give --address http://HEAD:8265 (a run of this machine shows itself where it was started)")
+        raise UserError("no cluster is named: give --address http://HEAD:8265 (a run of this machine shows itself where it was started)")
     cluster = connect(address)
     return follow(cluster, cluster.newest(options.run).id)
 
 
 def follow(cluster: Cluster, job_id: str) -> int:
-    """Print a job's output until it ends; the exit code is its own end."""
+    """Print a job's output until it ends, and return the exit code of that end."""
     try:
         for text in cluster.follow(job_id):
             print(text, end="", flush=True)
         job = cluster.job(job_id)
     except KeyboardInterrupt:
-        print(f"\n{job_id} goes on")
+        print(f"\n{job_id} continues")
         return EXIT_INTERRUPTED
     print(f"{job_id}: {job.state.lower()}" + (f" ({job.message})" if job.state == "FAILED" else ""))
     return 0 if job.state == "SUCCEEDED" else EXIT_FAILED

@@ -14,9 +14,10 @@ from pathlib import Path
 from rich.table import Table
 
 from jobs.cluster.remote import ADDRESS_HELP, Job, address_of, connect
-from jobs.cluster.runs import LOCAL_RUNS, STORAGE, age, answering, is_alive, local_runs
+from jobs.cluster.runs import LOCAL_RUNS, STORAGE, age, is_alive, local_runs
 from jobs.directory.run_state import read_status
 from jobs.screens.status_screen import phase_of, wide_console
+from jobs.user_error import answering
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -48,7 +49,7 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def local_rows(directories: Sequence[Path], now: float) -> list[dict[str, str]]:
-    """A row a run, from its status file and its lock."""
+    """Return a row for each run, from its status file and its lock."""
     rows = []
     for directory in directories:
         status = read_status(directory)
@@ -62,7 +63,7 @@ def local_rows(directories: Sequence[Path], now: float) -> list[dict[str, str]]:
 
 
 def remote_rows(jobs: Sequence[Job], now: float) -> list[dict[str, str]]:
-    """A row a run, of its newest job; `jobs` are given oldest first."""
+    """Return a row for each run, about its newest job. `jobs` are given oldest first."""
     newest = {job.run: job for job in jobs}
     return [
         {

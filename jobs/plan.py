@@ -1,4 +1,4 @@
-"""What a configuration will do, before anything is started: sizes per step, processes, memory."""
+"""What a configuration will do, before anything is started: sizes of a step, processes, memory, disk."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 
 from actors.config import EncoderConfig, RolloutConfig
 from actors.engines import facts_of
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
+from jobs.user_error import UserError
 from learners.config import LearnerConfig
 from learners.precision import Dtype, resolve_dtype
 
 BASE_PROCESS_GIB = 0.7
-"""A process with torch, transformers and Ray loaded."""
+"""The memory of a process with torch, transformers and Ray loaded."""
 RAY_GIB = 1.0
 DRIVER_GIB = 0.3
 BYTES = {"bfloat16": 2, "float32": 4}
@@ -27,7 +28,7 @@ EMBEDDED_PARAMETERS = {"smollm2-135m": 134_515_008}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunPlan:
-    """Sizes of one step, and what the run needs. Tokens are upper bounds."""
+    """The sizes of one step, and what the run needs. Tokens are upper bounds."""
 
     prompts_per_step: int
     responses_per_step: int
@@ -40,11 +41,12 @@ class RunPlan:
     memory_gib: float | None
     disk_gib: float | None
     checkpoint_gib: float | None
-    """What of `disk_gib` goes to `checkpoint.storage`, where that is set."""
+    """The part of `disk_gib` that goes to `checkpoint.storage`, where that is set."""
     log_gib: float
     remark: str | None = None
 
     def lines(self) -> list[str]:
+        """Return the plan in words."""
         memory, disk = (
             "unknown before the model is fetched" if gib is None else f"about {gib:.1f} GiB" for gib in (self.memory_gib, self.disk_gib)
         )
@@ -62,6 +64,7 @@ class RunPlan:
 
 
 def make_plan(config: RunConfig) -> RunPlan:
+    """Return the plan of a run."""
     tokens = config.sampling.max_prompt_tokens + config.responses_per_prompt * config.sampling.max_response_tokens
     learner = "learner" if config.learner.ranks == 1 else "learner rank"
     processes = {"rollout worker": config.rollout.workers, learner: config.learner.ranks, "replay": 1, "verifier pool": 1}
@@ -91,8 +94,9 @@ def make_plan(config: RunConfig) -> RunPlan:
 
 
 def _remark(config: RunConfig) -> str | None:
-    """Where two responses do not fit behind one long prompt, it is computed again for each, which costs more than the
-    responses do."""
+    """Return a warning where two responses do not fit behind one long prompt.
+
+    The prompt is then computed again for each response, which costs more than the responses."""
     prompt, response, budget = config.sampling.max_prompt_tokens, config.sampling.max_response_tokens, config.learner.tokens_per_micro_batch
     if prompt < response or prompt + 2 * response <= budget:
         return None
@@ -103,8 +107,9 @@ def _remark(config: RunConfig) -> str | None:
 
 
 def _memory_gib(config: RunConfig) -> float | None:
-    """Weights, float32 masters, gradients and AdamW moments, the reference where there is one, KV cache, processes.
-    None for a model that is not here yet."""
+    """Return the memory of weights, float32 masters, gradients, AdamW moments, a reference, KV cache and processes.
+
+    Return None for a model that is not here yet."""
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
@@ -119,9 +124,10 @@ def _memory_gib(config: RunConfig) -> float | None:
 
 
 def _learner_gib(parameters: int, config: LearnerConfig) -> float:
-    """Of all ranks, in host memory: the state, of which each of several holds a part, and what each computes with; on a
-    GPU it has those, and the host only the weights that each loads. Adapters and their state are small beside the
-    frozen model."""
+    """Return the host memory of all ranks: the state, of which each holds a part, and what each computes with.
+
+    On GPUs the host holds only the weights that each rank loads. Adapters and their state are small beside the frozen
+    model."""
     weight_bytes = bytes_of(config.dtype, config.num_gpus)
     if config.num_gpus:
         return config.ranks * (parameters * weight_bytes / 2**30 + BASE_PROCESS_GIB)
@@ -134,7 +140,7 @@ def _learner_gib(parameters: int, config: LearnerConfig) -> float:
 
 
 def _rollout_gib(parameters: int, config: RolloutConfig) -> float:
-    """Weights, and a packed copy of them, in the engine's precision; KV cache; process."""
+    """Return the memory of weights and a packed copy of them in the engine's precision, KV cache and process."""
     process_gib = BASE_PROCESS_GIB + facts_of(config).memory_gib
     return parameters * 2 * bytes_of(config.dtype, config.num_gpus) / 2**30 + process_gib + config.kv_cache_gib
 
@@ -144,7 +150,7 @@ def _encoder_gib(parameters: int, config: EncoderConfig) -> float:
 
 
 def explore_memory_gib(config: ExploreConfig, *, sampling: bool) -> float | None:
-    """What `jobs.explore` needs; None for a model that is not here yet."""
+    """Return what `jobs.explore` needs, or None for a model that is not here yet."""
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
@@ -154,7 +160,7 @@ def explore_memory_gib(config: ExploreConfig, *, sampling: bool) -> float | None
 
 
 def explore_lines(config: ExploreConfig) -> list[str]:
-    """What `jobs.explore` will do, for people."""
+    """Return in words what `jobs.explore` will do."""
     problems = f"{config.problems} problems" if config.problems else f"all problems of split {config.split}"
     times = config.novel_sampling.candidates if config.novel_sampling.enabled else 1
     judged = {"all": "all of them", "selected": f"{config.select[-1]} a problem", "none": "none"}[config.verify]
@@ -171,7 +177,7 @@ def explore_lines(config: ExploreConfig) -> list[str]:
 
 
 def evaluate_memory_gib(config: EvaluateConfig, models: Sequence[str], base: str | None) -> float | None:
-    """What `jobs.evaluate` needs at its worst moment: models take turns. None where one of them is not here yet."""
+    """Return what `jobs.evaluate` needs at most, as models take turns; None where one of them is not here yet."""
     parameters = [_num_parameters(model) for model in models]
     base_parameters = _num_parameters(base) if base is not None else 0
     if base_parameters is None or any(number is None for number in parameters):
@@ -183,7 +189,7 @@ def evaluate_memory_gib(config: EvaluateConfig, models: Sequence[str], base: str
 
 
 def evaluate_lines(config: EvaluateConfig, models: Sequence[str], base: str | None, memory: float | None) -> list[str]:
-    """What `jobs.evaluate` will do, for people; `models` and `base` as they are described."""
+    """Return in words what `jobs.evaluate` will do. `models` and `base` are descriptions."""
     problems = f"{config.problems} problems" if config.problems else f"all problems of split {config.split}"
     return [
         *(f"model: {model}" for model in models),
@@ -196,31 +202,32 @@ def evaluate_lines(config: EvaluateConfig, models: Sequence[str], base: str | No
 
 
 def _checkpoint_gib(config: RunConfig, parameters: int) -> float:
-    """Every checkpoint kept and one that is being written; of a learner of adapters hardly anything."""
+    """Return the size of every checkpoint kept and of one being written. Those of adapters need hardly anything."""
     if config.learner.lora.enabled:
         return 0.0
     checkpoint = config.checkpoint
     kept = checkpoint.keep + 1
     if checkpoint.keep_every:
-        common = math.lcm(checkpoint.keep_every, checkpoint.every)  # steps that are a multiple of both are kept for good
-        kept += max(0, config.steps // common - checkpoint.keep)  # the newest are counted already
+        common = math.lcm(checkpoint.keep_every, checkpoint.every)  # steps that are multiples of both are kept forever
+        kept += max(0, config.steps // common - checkpoint.keep)  # the newest are counted above
     return kept * _state_gib(config, parameters)
 
 
 def _own_disk_gib(config: RunConfig, parameters: int) -> float:
-    """What the run directory always has: a learner's snapshot, one that is being written, and the final policy."""
+    """Return what the run directory always holds: a snapshot of the learner, one being written, and the final
+    policy."""
     snapshots = 2 if config.checkpoint.learner_every and not config.learner.lora.enabled else 0
     policy = parameters * bytes_of(config.learner.dtype, config.learner.num_gpus) / 2**30
     return snapshots * _state_gib(config, parameters) + policy
 
 
 def _state_gib(config: RunConfig, parameters: int) -> float:
-    """Policy, float32 masters and two moments."""
+    """Return the size of policy, float32 masters and two moments."""
     return parameters * (bytes_of(config.learner.dtype, config.learner.num_gpus) + 3 * 4) / 2**30
 
 
 def bytes_of(dtype: Dtype, num_gpus: float = 0) -> int:
-    """Bytes of a weight."""
+    """Return the number of bytes of a weight."""
     return BYTES[resolve_dtype(dtype, on_gpu=num_gpus > 0)]
 
 
@@ -232,8 +239,9 @@ def _num_parameters(model: str) -> int | None:
 
 
 def available_memory_gib() -> float:
-    """Memory that can be had without swapping, in GiB. Without bound on a cluster (RAY_ADDRESS): its processes need not
-    be here."""
+    """Return the memory that is available without swapping, in GiB.
+
+    On a cluster (RAY_ADDRESS) it is infinite, because the processes need not run here."""
     if os.environ.get("RAY_ADDRESS"):
         return math.inf
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
@@ -243,31 +251,32 @@ def available_memory_gib() -> float:
 
 
 def require_memory(plan: RunPlan, available_gib: float) -> None:
-    """Raises ConfigError when the plan does not fit."""
+    """Raise UserError where the plan does not fit."""
     if plan.memory_gib is not None and plan.memory_gib > available_gib:
-        raise ConfigError(
+        raise UserError(
             f"this run needs about {plan.memory_gib:.1f} GiB of memory and {available_gib:.1f} GiB are available: close other programs, "
             "or lower learner.tokens_per_micro_batch, rollout.kv_cache_gib or rollout.workers"
         )
 
 
 def require_disk(plan: RunPlan, run_dir: str, storage: str | None = None) -> None:
-    """Raises ConfigError when the file system of `run_dir` has too little room for what a new run writes there: with
-    `storage` on another one, all but the checkpoints."""
+    """Raise UserError where the file system of `run_dir` has too little room for what a new run writes there.
+
+    With `storage` on another file system, that is everything except the checkpoints."""
     if plan.disk_gib is None or plan.checkpoint_gib is None:
         return
     place = _nearest(Path(run_dir))
     free_gib = shutil.disk_usage(place).free / 2**30
     needed_gib = plan.disk_gib if _is_on(place, storage) else plan.disk_gib - plan.checkpoint_gib
     if needed_gib > free_gib and not any((Path(run_dir) / name).exists() for name in ("checkpoints", "snapshots")):
-        raise ConfigError(
+        raise UserError(
             f"this run writes about {needed_gib:.1f} GiB of checkpoints and {place} has {free_gib:.1f} GiB free: make room, choose "
             "another place with --set run_dir=..., or lower checkpoint.keep"
         )
 
 
 def _is_on(place: Path, storage: str | None) -> bool:
-    """Whether checkpoints go to the file system of `place`."""
+    """Return whether checkpoints go to the file system of `place`."""
     if storage is None:
         return True
     local = storage.removeprefix("file://")
@@ -275,7 +284,7 @@ def _is_on(place: Path, storage: str | None) -> bool:
 
 
 def _nearest(path: Path) -> Path:
-    """The innermost directory of `path` that exists."""
+    """Return the innermost directory of `path` that exists."""
     path = path.absolute()
     while not path.exists():
         path = path.parent

@@ -1,7 +1,7 @@
 """`python -m jobs.scale RUN --rollout 8 [--verifier 4] [--encoder 2] [--address http://HEAD:8265]`: resize a live run.
 
-Writes what is wanted into RUN_DIR/desired.json; the run reads it within a second, starts workers or lets some leave,
-and a resumed run goes on with it. Exit codes: 0 asked, 2 refused (one line says why)."""
+The command writes what is wanted into RUN_DIR/desired.json. The run reads it within a second and starts workers or lets
+some leave; a resumed run keeps it. Exit codes: 0 asked, 2 refused (one line says why)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.cluster.remote import ADDRESS_HELP, address_of, connect
-from jobs.cluster.runs import Refusal, answering, find_run, is_alive, owner
+from jobs.cluster.runs import find_run, is_alive, owner
 from jobs.directory.run_state import RunStatus, read_desired, read_status, write_desired
+from jobs.user_error import UserError, answering
 
 ROLES = ("rollout", "verifier", "encoder")
 
@@ -34,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace) -> int:
     wanted = {role: number for role in ROLES if (number := getattr(options, role)) is not None}
     if not wanted:
-        raise Refusal("nothing is asked for: give --rollout N, --verifier N or --encoder N")
+        raise UserError("nothing is asked for: give --rollout N, --verifier N or --encoder N")
     for role, number in wanted.items():
         if number < 1:
-            raise Refusal(f"--{role} {number}: at least 1; to end a run use jobs.stop")
+            raise UserError(f"--{role} {number}: at least 1; to end a run use jobs.stop")
     address = address_of(options.address)
     if address is None:
         print(scale(find_run(options.run), wanted))
@@ -46,38 +47,38 @@ def _main(options: argparse.Namespace) -> int:
     job = cluster.live(options.run)
     answer = cluster.ask(job, "scale", [word for role, number in wanted.items() for word in (f"--{role}", str(number))])
     if answer.exit_code != 0:
-        raise Refusal(answer.last_line.removeprefix("error: "))
+        raise UserError(answer.last_line.removeprefix("error: "))
     print(answer.last_line)
     return 0
 
 
 def scale(directory: Path, wanted: Mapping[str, int]) -> str:
-    """Ask for other numbers of workers, leaving the roles that are not named as they are; returns what was asked, in
-    words.
+    """Ask for other numbers of workers in the roles named, and return in words what was asked.
 
-    Raises Refusal for a run that is not going on, or has no encoders to scale.
+    Raises UserError for a run that is not live, or has no encoders to scale.
     """
     status = require_live(directory, read_status(directory), "change what it starts with by --set rollout.workers=N")
     if "encoder" in wanted and status.desired.get("encoder") == 0:
-        raise Refusal(f"{directory} has no encoders: its bonus is off, or takes the policy's own features")
+        raise UserError(f"{directory} has no encoders: its bonus is off, or takes the policy's own features")
     try:
         write_desired(directory, read_desired(directory).model_copy(update=dict(wanted)))
     except (OSError, ValueError) as error:
-        raise Refusal(str(error)) from None
+        raise UserError(str(error)) from None
     changes = [f"{role} {status.desired.get(role, '?')} -> {number}" for role, number in wanted.items()]
     return f"{status.run_id}: asked for {', '.join(changes)}"
 
 
 def require_live(directory: Path, status: RunStatus | None, otherwise: str) -> RunStatus:
-    """The status of a run that goes on and reads what it is asked. Raises Refusal for any other, with what to do
-    instead."""
+    """Return the status of a run that is live and reads what it is asked.
+
+    Raises UserError for any other; `otherwise` says what to do instead."""
     if not is_alive(directory):
         said = f", its last word was {status.phase!r} at step {status.step}" if status else ""
-        raise Refusal(f"{directory} is not running{said}: {otherwise}")
+        raise UserError(f"{directory} is not running{said}: {otherwise}")
     if status is None or status.pid != owner(directory):
-        raise Refusal(f"{directory} is only just starting: ask again in a few seconds")
+        raise UserError(f"{directory} is only just starting: ask again in a few seconds")
     if status.has_ended:
-        raise Refusal(f"{directory} is at its end ({status.phase}): {otherwise}")
+        raise UserError(f"{directory} is at its end ({status.phase}): {otherwise}")
     return status
 
 

@@ -1,4 +1,4 @@
-"""`python -m jobs.status RUN [--address http://HEAD:8265]`: how a run is, on one screen.
+"""`python -m jobs.status RUN [--address http://HEAD:8265]`: the state of a run on one screen.
 
 RUN is a run directory or a name; with an address, a name on that cluster. Exit codes: 0, 2 refused (one line says why),
 130 Ctrl-C."""
@@ -17,25 +17,26 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from jobs.cluster.remote import ADDRESS_HELP, Cluster, Job, address_of, connect
-from jobs.cluster.runs import Refusal, age, answering, find_run, is_alive
+from jobs.cluster.runs import age, find_run, is_alive
 from jobs.directory.run_state import RunStatus, read_status
 from jobs.screens.status_screen import one_line, screen, wide_console
+from jobs.user_error import UserError, answering
 
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 5.0
-"""Between two looks with --watch; on a cluster each is a small job."""
+"""Seconds between two looks with --watch; on a cluster each look is a small job."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """A run at one look at it."""
+    """What one look at a run shows."""
 
     status: RunStatus | None
     is_alive: bool
     job: str = ""
-    """What the cluster says of its job."""
+    """What the cluster says about its job."""
 
     def as_json(self) -> str:
-        """One line: the record of status.json, and whether a process goes on with it."""
+        """Return one line: the record of status.json, and whether the run's process is alive."""
         values = {} if self.status is None else self.status.model_dump(mode="json")
         return json.dumps(values | {"alive": self.is_alive} | ({"job": self.job} if self.job else {}))
 
@@ -68,21 +69,21 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def look_at(directory: Path) -> Look:
-    """A run of this machine. Raises Refusal for one that has never said anything."""
+    """Look at a run of this machine. Raises UserError for one that has never written a status."""
     status, alive = read_status(directory), is_alive(directory)
     if status is None and not alive:
-        raise Refusal(f"{directory} has no status.json that can be read: nothing was run in it yet, or not by this version")
+        raise UserError(f"{directory} has no status.json that can be read: nothing was run in it yet, or not by this version")
     return Look(status=status, is_alive=alive)
 
 
 def look_on(cluster: Cluster, run: str) -> Look:
-    """A run of a cluster. That of an ended job is shown too, from the file that it left."""
+    """Look at a run of a cluster. One whose job has ended is read from the file that it left."""
     job = cluster.newest(run)
     return Look(status=cluster.read_status(job) if job.state != "PENDING" else None, is_alive=job.is_live, job=job_line(job, time.time()))
 
 
 def job_line(job: Job, now: float) -> str:
-    """What the cluster says of a job."""
+    """Return what the cluster says about a job."""
     times = [f"started {age(job.started, now)} ago"] if job.started else []
     times += [f"ended {age(job.ended, now)} ago"] if job.ended else []
     said = f": {job.message}" if job.message and job.state in ("PENDING", "FAILED") else ""
@@ -90,7 +91,7 @@ def job_line(job: Job, now: float) -> str:
 
 
 def looks(look: Callable[[], Look], sleep: Callable[[float], None], interval_s: float) -> Iterator[Look]:
-    """One after the other until the run is over."""
+    """Yield one look after the other until the run is over."""
     while True:
         now = look()
         yield now
@@ -100,8 +101,8 @@ def looks(look: Callable[[], Look], sleep: Callable[[float], None], interval_s: 
 
 
 def show(looks: Iterator[Look], console: Console, *, as_json: bool, watch: bool) -> None:
-    """On a terminal a watched run is one screen that changes; elsewhere a line for every change of its phase or
-    step."""
+    """Show looks. On a terminal a watched run is one changing screen; elsewhere it is a line for every change of its
+    phase or step."""
     if as_json:
         for look in looks:
             print(look.as_json(), flush=True)

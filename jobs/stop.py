@@ -1,7 +1,7 @@
-"""`python -m jobs.stop RUN [--wait] [--address http://HEAD:8265]`: have a run finish its step, write a checkpoint and
+"""`python -m jobs.stop RUN [--wait] [--address http://HEAD:8265]`: let a run finish its step, write a checkpoint and
 end.
 
-The same command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2
+The command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2
 refused (one line says why)."""
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.cluster.remote import ADDRESS_HELP, ENDED_WELL, Cluster, address_of, connect
-from jobs.cluster.runs import EXIT_FAILED, Refusal, answering, find_run, is_alive
+from jobs.cluster.runs import find_run, is_alive
 from jobs.directory.run_state import read_desired, read_status, write_desired
 from jobs.scale import require_live
+from jobs.user_error import EXIT_FAILED, UserError, answering
 
 POLL_S = 0.5
 
@@ -42,18 +43,18 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def stop(directory: Path) -> str:
-    """Ask a run of this machine to stop; returns what follows, in words. Raises Refusal for a run that is not going
-    on."""
+    """Ask a run of this machine to stop, and return in words what follows. Raises UserError for one that is not
+    live."""
     status = require_live(directory, read_status(directory), "there is nothing to stop")
     try:
         write_desired(directory, read_desired(directory).model_copy(update={"stop": True}))
     except (OSError, ValueError) as error:
-        raise Refusal(str(error)) from None
+        raise UserError(str(error)) from None
     return f"{status.run_id}: asked to stop; it finishes the step after {status.step}, writes a checkpoint and ends"
 
 
 def wait_ended(directory: Path, sleep: Callable[[float], None]) -> int:
-    """Wait for the run's process to end and say how it did."""
+    """Wait for the run's process to end, say how it ended, and return the exit code."""
     while is_alive(directory):
         sleep(POLL_S)
     status = read_status(directory)
@@ -65,8 +66,9 @@ def wait_ended(directory: Path, sleep: Callable[[float], None]) -> int:
 
 
 def stop_on(cluster: Cluster, run: str, *, wait: bool) -> int:
-    """Ask a run of a cluster to stop; one that does not listen yet is sent SIGTERM through Ray, which it takes for the
-    same."""
+    """Ask a run of a cluster to stop, and return the exit code.
+
+    A run that does not listen yet gets SIGTERM through Ray, which has the same effect."""
     job = cluster.live(run)
     answer = cluster.ask(job, "stop", []) if job.state == "RUNNING" else None
     if answer is not None and answer.exit_code == 0:

@@ -1,8 +1,8 @@
 """`python -m jobs.submit CONFIG.toml --address http://HEAD:8265 [--set key=value ...]`: train on a cluster.
 
-Sends the working directory and has the head run `python -m jobs.train CONFIG`. A run whose name the cluster knows is
-resumed; one that is going on is not started twice. Exit codes: 0 submitted (with --follow: and done), 1 with --follow:
-failed or stopped, 2 refused (one line says why), 130 Ctrl-C (what was submitted goes on)."""
+The command sends the working directory, and the head runs `python -m jobs.train CONFIG`. A run whose name the cluster
+knows is resumed; a live one is not started twice. Exit codes: 0 submitted (with --follow: and done), 1 with --follow:
+failed or stopped, 2 refused (one line says why), 130 Ctrl-C (what was submitted continues)."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from pathlib import Path, PurePosixPath
 
 from jobs.cluster.package import Package, commit, mib, select
 from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Cluster, Job, address_of, connect, shell_path
-from jobs.cluster.runs import STORAGE, Refusal, answering
+from jobs.cluster.runs import STORAGE
 from jobs.config import RunConfig, load_config
 from jobs.follow import follow
+from jobs.user_error import UserError, answering
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 STOP_WAIT_S = (60, 600)
-"""Least and most seconds between SIGTERM and SIGKILL of a stopped job: a step is finished and a checkpoint written in
-it."""
+"""The least and the most seconds between SIGTERM and SIGKILL of a stopped job, which finishes a step and writes a
+checkpoint in that time."""
 OUTSIDE = "submitted"
-"""Folder of the package into which a config from outside of the working directory is copied."""
+"""The folder of the package that a configuration from outside the working directory is copied to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """All that a job is made of, but for the package."""
+    """Everything that a job is made of, except the package."""
 
     run: str
     job_id: str
     storage: str
     config: str
-    """Path of the config inside the package."""
+    """The path of the configuration inside the package."""
     overrides: tuple[str, ...]
     python: str
     resumes: bool
@@ -49,7 +50,7 @@ class Submission:
 
     @property
     def entrypoint(self) -> str:
-        """`exec`: the signal of a stopped job goes to the run itself, and its exit code is the job's."""
+        """The command of the job. With `exec` a signal reaches the run itself, and the run's exit code is the job's."""
         settings = "".join(f" --set {shlex.quote(override)}" for override in self.overrides)
         return (
             f"exec {shlex.quote(self.python)} -m jobs.train {shlex.quote(self.config)}{settings}"
@@ -81,7 +82,7 @@ def _main(options: argparse.Namespace) -> int:
     run = run_name(options.run, config)
     address = address_of(options.address)
     if address is None:
-        raise Refusal("no cluster is named: give --address http://HEAD:8265")
+        raise UserError("no cluster is named: give --address http://HEAD:8265")
     root = Path.cwd()
     package = select(root, options.exclude)
     package.check_size()
@@ -109,16 +110,17 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def run_name(option: str | None, config: RunConfig) -> str:
-    """Raises Refusal for a name that is no good as a part of a path and of a job's id."""
+    """Return the run's name. Raises UserError for one that cannot be part of a path and of a job's id."""
     name = option or PurePosixPath(config.run_dir).name
     if not RUN_NAME.fullmatch(name):
-        raise Refusal(f"run name {name!r}: letters, digits, '.', '_' and '-' only, the first a letter or digit; give another with --run")
+        raise UserError(f"run name {name!r}: letters, digits, '.', '_' and '-' only, the first a letter or digit; give another with --run")
     return name
 
 
 def config_in_package(config: Path, package: Package) -> tuple[str, dict[str, Path]]:
-    """Its path inside the package, and what has to be added for that: a config from elsewhere, or one that is left
-    behind, is copied in."""
+    """Return the configuration's path inside the package, and what must be added for it.
+
+    A configuration from elsewhere, or one that the package leaves out, is copied in."""
     file = config.resolve()
     if file.is_relative_to(package.root.resolve()):
         inside = file.relative_to(package.root.resolve()).as_posix()
@@ -141,18 +143,19 @@ def prepare(
     commit: str,
     environment: Mapping[str, str],
 ) -> Submission:
-    """What to submit, given the jobs of the cluster (oldest first). Raises Refusal when the run is going on, or is kept
-    elsewhere."""
+    """Return what to submit, given the jobs of the cluster (oldest first).
+
+    Raises UserError where the run is live, or is kept elsewhere."""
     earlier = [job for job in jobs if job.run == run]
     for job in earlier:
         if job.is_live:
-            raise Refusal(f"run {run} is {job.state.lower()} already, as job {job.id}: stop it first, or choose another name with --run")
+            raise UserError(f"run {run} is {job.state.lower()} already, as job {job.id}: stop it first, or choose another name with --run")
     known_storage = earlier[-1].storage if earlier else None
     chosen = (storage or known_storage or STORAGE).rstrip("/")
     if not chosen.startswith(("/", "~/")):
-        raise Refusal(f"--storage {chosen}: give a whole path on the head, /DIR or ~/DIR")
+        raise UserError(f"--storage {chosen}: give a whole path on the head, /DIR or ~/DIR")
     if known_storage is not None and chosen != known_storage:
-        raise Refusal(
+        raise UserError(
             f"run {run} is kept in {known_storage}, not in {chosen}: leave --storage out to resume it, or choose another name with --run"
         )
     python = python or (earlier[-1].python if earlier else "python")
@@ -173,8 +176,8 @@ def prepare(
 
 
 def job_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables of the run's processes. The auth mode is said outright: without it, what Ray does depends on what ran
-    before."""
+    """Return the variables of the run's processes. The auth mode is always among them: without it, Ray decides by what
+    ran before."""
     least, most = STOP_WAIT_S
     variables = {
         "RAY_JOB_STOP_WAIT_TIME_S": str(int(min(most, max(least, config.wait_timeout_s)))),
@@ -184,13 +187,13 @@ def job_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[s
 
 
 def config_hash(config: RunConfig) -> str:
-    """Of what the run computes and with what; not of where it is kept."""
+    """Return a hash of what the run computes and with what; where it is kept does not count."""
     values = config.model_dump(mode="json", exclude={"run_dir"})
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapping[str, Path]) -> None:
-    """Say what is sent, send it, start the job."""
+    """Print what is sent, send it, and start the job."""
     with tempfile.TemporaryDirectory() as directory:
         archive = Path(directory) / "package.zip"
         package.write(archive, extra=extra)
@@ -208,12 +211,13 @@ def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapp
 
 
 def what_follows(submission: Submission) -> str:
+    """Return in words what the job will do."""
     where = f"{submission.storage}/{submission.run} on the head"
     return f"resumes run {submission.run} in {where}" if submission.resumes else f"run {submission.run}, kept in {where}"
 
 
 def commands(submission: Submission, options: argparse.Namespace, address: str) -> list[tuple[str, str]]:
-    """How to look after the run, each line as it is typed."""
+    """Return the commands that look after the run, as a person types them."""
     python = shlex.quote(_shown(Path(sys.executable)))
     where = f"{shlex.quote(submission.run)} --address {shlex.quote(address)}"
     again = [options.config, "--address", address, "--run", submission.run, "--storage", submission.storage]
@@ -230,12 +234,12 @@ def commands(submission: Submission, options: argparse.Namespace, address: str) 
 
 
 def _word(text: str) -> str:
-    """Quoted for a shell; a leading ~ is the head's home and must not become this machine's."""
+    """Quote a word for a shell. A leading ~ is the head's home and must not become this machine's."""
     return f"'{text}'" if text.startswith("~") else shlex.quote(text)
 
 
 def _shown(path: Path) -> str:
-    """Relative to the current directory where it lies in it."""
+    """Return `path` relative to the current directory where it lies in it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

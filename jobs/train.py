@@ -9,10 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.config import ConfigError, RunConfig, load_config
+from jobs.config import RunConfig, load_config
 from jobs.plan import available_memory_gib, make_plan, require_disk, require_memory
-
-EXIT_REFUSED = 2
+from jobs.user_error import UserError, answering
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -24,40 +23,32 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     parser.add_argument("--resume", choices=("auto", "latest", "never"), default="auto", help="default: resume when there is a checkpoint")
     parser.add_argument(
-        "--replay-events", metavar="RUN_DIR", help="train again on the recorded batches of that run, in their order, without engines or Ray"
+        "--replay-from",
+        metavar="DIR",
+        help="train on saved rollouts, without engines or Ray: the batches of a run, or .jsonl and .parquet rows",
     )
-    parser.add_argument(
-        "--replay-from", metavar="DIR", help="train on saved rollouts, without engines or Ray: those of a run, or .jsonl and .parquet rows"
-    )
-    parser.add_argument("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards anew")
+    parser.add_argument("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards again")
     parser.add_argument("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        if options.synchronous and config.max_policy_lag != 0:
-            raise ConfigError(f"--synchronous needs max_policy_lag = 0, the configuration has {config.max_policy_lag}")
-        if options.replay_events and (options.synchronous or options.resume != "auto"):
-            raise ConfigError("--replay-events goes with neither --synchronous nor --resume: it begins at the first batch")
-        if options.replay_from and (options.synchronous or options.resume != "auto" or options.replay_events):
-            raise ConfigError(
-                "--replay-from goes with none of --synchronous, --resume and --replay-events: it begins at the first rollouts"
-            )
-        if options.rescore and not options.replay_from:
-            raise ConfigError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
-        if options.dry_run:
-            return _dry_run(config)
-        if options.replay_events:
-            return _replay_events(config, options.replay_events)
-        if options.replay_from:
-            return _replay_from(config, options.replay_from, rescore=options.rescore)
-        return _train(config, options)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
+    return answering(lambda: _main(parse_arguments(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    if options.synchronous and config.max_policy_lag != 0:
+        raise UserError(f"--synchronous needs max_policy_lag = 0, the configuration has {config.max_policy_lag}")
+    if options.replay_from and (options.synchronous or options.resume != "auto"):
+        raise UserError("--replay-from goes with neither --synchronous nor --resume: it begins at the first rollouts")
+    if options.rescore and not options.replay_from:
+        raise UserError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
+    if options.dry_run:
+        return _dry_run(config)
+    if options.replay_from:
+        return _replay_from(config, options.replay_from, rescore=options.rescore)
+    return _train(config, options)
 
 
 def _dry_run(config: RunConfig) -> int:
@@ -68,14 +59,6 @@ def _dry_run(config: RunConfig) -> int:
     for line in make_plan(config).lines():
         console.print(line, highlight=False, soft_wrap=True)
     return 0
-
-
-def _replay_events(config: RunConfig, source: str) -> int:
-    from jobs.offline.replay_events import replay_session
-    from jobs.processes.environment import prepare_environment
-
-    prepare_environment(config.model)
-    return replay_session(config, source)
 
 
 def _replay_from(config: RunConfig, source: str, *, rescore: bool) -> int:
@@ -90,7 +73,7 @@ def _train(config: RunConfig, options: argparse.Namespace) -> int:
     plan = make_plan(config)
     require_memory(plan, available_memory_gib())
     require_disk(plan, config.run_dir, config.checkpoint.storage)
-    from jobs.run.session import run_session  # pulls in Ray: only once the configuration stands
+    from jobs.run.session import run_session  # imports Ray, so only now that the configuration is valid
 
     return run_session(config, config_path=options.config, resume=options.resume, synchronous=options.synchronous)
 

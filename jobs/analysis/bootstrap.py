@@ -1,11 +1,11 @@
-"""Means over prompts and their intervals: a percentile bootstrap over prompts, the same resamples for all that is
-compared.
+"""Means over prompts and their intervals, by a percentile bootstrap over prompts. Everything that is compared uses the
+same resamples.
 
     counts_BP = resample_counts(num_prompts, NUM_RESAMPLES, seed)
     mean_curve(ks, values_PK, counts_BP)             # a Curve: mean over prompts at each k, with its interval
 
-Percentile intervals of few prompts are somewhat short: of ratios they hold the truth in about 91 % of cases at 20
-prompts, 96 % at 200.
+Percentile intervals of few prompts are somewhat short: for ratios they hold the truth in about 91 % of cases at 20
+prompts, and in 96 % at 200.
 
 Legend: P prompts, K values of k, B resamples.
 """
@@ -25,7 +25,7 @@ NUM_RESAMPLES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number and its 95 % interval over prompts; None where fewer than two prompts leave none."""
+    """A number and its 95 % interval over prompts, whose ends are None for fewer than two prompts."""
 
     value: float
     low: float | None
@@ -42,7 +42,7 @@ class Curve:
     high: tuple[float, ...] | None
 
     def at(self, k: int) -> Estimate | None:
-        """None where the curve has no such k."""
+        """Return the estimate at `k`, or None where the curve has no such k."""
         if k not in self.ks:
             return None
         place = self.ks.index(k)
@@ -50,32 +50,37 @@ class Curve:
 
 
 def resample_counts(num: int, num_resamples: int, seed: int) -> FloatArray | None:
-    """(B, num): how often each of `num` prompts is in each resample. None for fewer than two: a single prompt has no
-    spread."""
+    """Return (B, num): how often each of `num` prompts is in each resample.
+
+    Return None for fewer than two prompts: a single one has no spread."""
     if num < 2:
         return None
     return np.random.default_rng(seed).multinomial(num, np.full(num, 1.0 / num), size=num_resamples).astype(np.float64)
 
 
 def mean_estimate(values_P: FloatArray, counts_BP: FloatArray | None) -> Estimate:
+    """Return the mean over prompts with its interval."""
     return estimate(float(values_P.mean()), None if counts_BP is None else counts_BP @ values_P / len(values_P))
 
 
 def mean_curve(ks: Sequence[int], values_PK: FloatArray, counts_BP: FloatArray | None) -> Curve:
+    """Return the mean over prompts at each k with its interval."""
     return curve(ks, values_PK.mean(axis=0), None if counts_BP is None else counts_BP @ values_PK / len(values_PK))
 
 
 def estimate(value: float, samples_B: FloatArray | None) -> Estimate:
+    """Return `value` with the interval of its resampled values."""
     low, high = (None, None) if samples_B is None else (float(end) for end in _interval(samples_B))
     return Estimate(value=value, low=low, high=high)
 
 
 def curve(ks: Sequence[int], value_K: FloatArray, samples_BK: FloatArray | None) -> Curve:
+    """Return the values at each k with the intervals of their resampled values."""
     low, high = (None, None) if samples_BK is None else (tuple(end_K.tolist()) for end_K in _interval(samples_BK))
     return Curve(ks=tuple(ks), value=tuple(value_K.tolist()), low=low, high=high)
 
 
 def _interval(samples: FloatArray) -> FloatArray:
-    """Percentiles over the first axis."""
+    """Return the percentiles over the first axis."""
     ends: FloatArray = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     return ends

@@ -1,6 +1,7 @@
-"""The pools table as one record a prompt.
+"""The table of candidates as one record for each problem.
 
-    for pool in candidate_pools(table): pool.ranks["repexp"], pool.texts, pool.features_ND
+    for candidates in candidates_by_problem(table):
+        candidates.ranks["repexp"], candidates.texts, candidates.features_ND
 
 Legend: N candidates of one prompt, D feature size.
 """
@@ -16,14 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from bonus.orders import ORDERS
+from bonus.config import ORDER_NAMES
 from buffers.records import FinishReason, VerdictStatus
-from jobs.analysis.order_statistics import IntArray, JudgedPool
+from jobs.analysis.order_statistics import IntArray, JudgedCandidates
 from jobs.analysis.pass_at_k import FloatArray
 
 RANDOM = "random"
 FEATURED = ("repexp", "quality")
-"""The orders by novelty, which reports go into."""
+"""The orders by novelty, which reports describe in detail."""
 
 LABELS: Mapping[str, str] = {
     "repexp": "repexp (novelty)",
@@ -38,8 +39,8 @@ ANSWER_COLUMNS = ("final_answer", "verdict_answer")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CandidatePool:
-    """The candidates of one prompt by their sample number. What a table does not say is None or NaN."""
+class Candidates:
+    """The candidates of one problem, by their sample number. What a table does not say is None or NaN."""
 
     task: str
     problem_id: str
@@ -50,77 +51,82 @@ class CandidatePool:
     truncated_N: NDArray[np.bool_]
     mean_logprob_N: FloatArray
     base_mean_logprob_N: FloatArray
-    """As the one before, per token, but under a base model."""
+    """The mean log-prob of a token under a base model."""
     statuses: Sequence[VerdictStatus | None]
     answers: Sequence[str | None]
-    """The final answer each states, where one could be read."""
+    """The final answer that each states, where one can be read."""
     features_ND: NDArray[np.float32] | None
-    """NaN rows where a candidate has none; None where the table has none."""
+    """NaN in the rows of candidates that have none; None where the table has none."""
     ranks: Mapping[str, IntArray]
     scores: Mapping[str, FloatArray]
 
     @property
     def size(self) -> int:
+        """The number of candidates."""
         return len(self.texts)
 
     @property
     def correct_N(self) -> NDArray[np.bool_]:
+        """Whether each was found correct."""
         return np.array([status is VerdictStatus.CORRECT for status in self.statuses])
 
     @property
     def verified_N(self) -> NDArray[np.bool_]:
-        """Judged, or given up by the verifier (timeout, error): that counts as verified and not correct."""
+        """Whether each has a verdict. One that the verifier gave up (timeout, error) counts as verified and not
+        correct."""
         return np.array([status is not None for status in self.statuses])
 
     def picks(self, order: str) -> IntArray:
-        """(N,): the candidates, first picked first."""
+        """Return (N,): the candidates, in the order they are picked."""
         return np.argsort(self.ranks[order])
 
-    def judged(self) -> JudgedPool:
-        return JudgedPool(verified_N=self.verified_N, correct_N=self.correct_N, ranks=self.ranks)
+    def judged(self) -> JudgedCandidates:
+        """Return what statistics of orders need."""
+        return JudgedCandidates(verified_N=self.verified_N, correct_N=self.correct_N, ranks=self.ranks)
 
 
 def label_of(order: str) -> str:
+    """Return the name of `order` for people."""
     return LABELS.get(order, order.replace("_", " "))
 
 
 def order_names(table: pa.Table) -> tuple[str, ...]:
-    """Orders of the table that have a rank for every candidate, the known ones first."""
+    """Return the orders of the table that rank every candidate, the known ones first."""
     names = [name.removeprefix(RANK_PREFIX) for name in table.column_names if name.startswith(RANK_PREFIX)]
     whole = [name for name in names if not table[RANK_PREFIX + name].null_count]
-    places = {name: place for place, name in enumerate(ORDERS)}
+    places = {name: place for place, name in enumerate(ORDER_NAMES)}
     return tuple(sorted(whole, key=lambda name: (places.get(name, len(places)), name)))
 
 
-def candidate_pools(table: pa.Table) -> tuple[CandidatePool, ...]:
-    """One record a problem, in the order in which they first occur; rows may stand in any order.
+def candidates_by_problem(table: pa.Table) -> tuple[Candidates, ...]:
+    """Return one record for each problem, in the order in which they first occur. Rows may stand in any order.
 
-    Raises ValueError where a required column is missing, the sample numbers of a pool are not 0 … N−1, or a rank column
-    is not a permutation of them."""
+    Raises ValueError where a required column is missing, the sample numbers of a problem are not 0 … N−1, or a rank
+    column is not a permutation of them."""
     missing = [name for name in REQUIRED if name not in table.column_names]
     if missing:
         raise ValueError(f"the pools table lacks the columns {', '.join(missing)}")
     orders = order_names(table)
-    return tuple(_pool(table.take(rows), orders) for rows in _rows_by_pool(table))
+    return tuple(_candidates(table.take(rows), orders) for rows in _rows_by_problem(table))
 
 
-def _rows_by_pool(table: pa.Table) -> list[NDArray[np.int64]]:
+def _rows_by_problem(table: pa.Table) -> list[NDArray[np.int64]]:
     keys = list(zip(table["task"].to_pylist(), table["problem_id"].to_pylist(), strict=True))
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    pool_R = np.array([numbers[key] for key in keys], dtype=np.int64)
-    rows_R = np.lexsort((table["index"].to_numpy(), pool_R))
-    return np.split(rows_R, np.flatnonzero(np.diff(pool_R[rows_R])) + 1) if len(rows_R) else []
+    problem_R = np.array([numbers[key] for key in keys], dtype=np.int64)
+    rows_R = np.lexsort((table["index"].to_numpy(), problem_R))
+    return np.split(rows_R, np.flatnonzero(np.diff(problem_R[rows_R])) + 1) if len(rows_R) else []
 
 
-def _pool(rows: pa.Table, orders: Sequence[str]) -> CandidatePool:
+def _candidates(rows: pa.Table, orders: Sequence[str]) -> Candidates:
     task, problem_id = rows["task"][0].as_py(), rows["problem_id"][0].as_py()
-    name = f"pool {problem_id} of task {task}"
+    name = f"problem {problem_id} of task {task}"
     _require_permutation(rows["index"].to_numpy(), f"{name}: the sample numbers are")
     ranks = {order: rows[RANK_PREFIX + order].to_numpy().astype(np.int64) for order in orders}
     for order, rank_N in ranks.items():
         _require_permutation(rank_N, f"{name}: {RANK_PREFIX}{order} is")
     scored = [column.removeprefix(SCORE_PREFIX) for column in rows.column_names if column.startswith(SCORE_PREFIX)]
-    return CandidatePool(
+    return Candidates(
         task=task,
         problem_id=problem_id,
         question=rows["question"][0].as_py() or "",
@@ -152,7 +158,7 @@ def _floats(rows: pa.Table, column: str) -> FloatArray:
 
 
 def _answers(rows: pa.Table) -> list[str | None]:
-    """What the task reads out of the texts; else what the verifier read."""
+    """Return what the task reads out of the texts, or else what the verifier read."""
     for column in ANSWER_COLUMNS:
         values = _values(rows, column)
         if any(value is not None for value in values):

@@ -1,9 +1,10 @@
-"""One model against another on the same problems: paired differences, and how many samples one needs for what the other
-reaches.
+"""One model against another on the same problems: paired differences, and how many samples one model needs to reach
+the other.
 
     comparison = compare("trained", outcomes, "base", outcomes_of_base, ks=(1, 2, 4, 8), seed=0)
 
-Intervals are paired: a resample draws problems, and both models are looked at on them (`jobs.analysis.bootstrap`).
+Intervals are paired: a resample draws problems, and both models are evaluated on them (`jobs.analysis.bootstrap`).
+
 Legend: P problems that both models have scored responses to, K = 1 … number of samples, B resamples, T values of k."""
 
 from __future__ import annotations
@@ -20,31 +21,32 @@ from jobs.analysis.outcomes import ProblemOutcomes
 from jobs.analysis.pass_at_k import FloatArray
 
 SAME = 1e-12
-"""Two means that differ by less are equal: both are sums of the same terms in another order."""
+"""Two means that differ by less are equal: they are sums of the same terms in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`model` less `against`, or over it."""
+    """Differences and ratios of `model` and `against`."""
 
     model: str
     against: str
     num_problems: int
     ks: tuple[int, ...]
     difference: Curve
-    """pass@k."""
+    """pass@k of `model` less that of `against`."""
     majority_difference: Curve
-    """maj@k."""
+    """The same for maj@k."""
     efficiency: Curve | None
-    """At each K: K / k, k the samples at which `model` reaches the pass@K of `against` (`samples_to_reach`). 2: it
-    needs half as many. 0: it does not reach it with all its samples. None where `against` solves nothing."""
+    """At each K: K / k, where k is the number of samples with which `model` reaches the pass@K of `against`. 2 means
+    half as many samples; 0 means that all its samples do not reach it. None where `against` solves nothing."""
     reverse_efficiency: Curve | None
-    """The same with the models exchanged."""
+    """The efficiency with the models exchanged."""
     tokens_difference: Estimate
     base_logprob_difference: Estimate | None
-    """Per token; None without a base model. Below 0: what `model` says is the less likely under the base model."""
+    """Per token; None without a base model. Below 0, the responses of `model` are less likely under the base model."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain dicts, lists and numbers."""
         return asdict(self)
 
 
@@ -58,7 +60,7 @@ def compare(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Comparison | None:
-    """Over the problems to which both have scored responses; None where there is none."""
+    """Compare over the problems that both have scored responses to. Return None where there is none."""
     ours_P, theirs_P = _common(outcomes, others)
     if not len(ours_P):
         return None
@@ -85,7 +87,7 @@ def compare(
 
 
 def _common(outcomes: ProblemOutcomes, others: ProblemOutcomes) -> tuple[IntArray, IntArray]:
-    """Rows of the problems that both have scored responses to, in the order of the first."""
+    """Return the rows of the problems that both have scored responses to, in the order of the first."""
     places = {problem_id: row for row, problem_id in enumerate(others.problem_ids) if others.num_scored_P[row]}
     pairs = [
         (row, places[problem_id])
@@ -96,10 +98,9 @@ def _common(outcomes: ProblemOutcomes, others: ProblemOutcomes) -> tuple[IntArra
 
 
 def samples_to_reach(pass_K: FloatArray, target_T: FloatArray) -> FloatArray:
-    """(T,): the smallest k ≥ 1 at which a pass@k curve (k = 1 … K, never falling) has reached each target; inf where it
-    never does.
+    """Return (T,): the smallest k ≥ 1 at which a pass@k curve (k = 1 … K, never falling) reaches each target, or inf.
 
-    Between two whole k the curve is taken to be linear.
+    The curve counts as linear between two whole k.
     """
     first_T = np.searchsorted(pass_K, target_T - SAME)
     inside_T = np.minimum(first_T, len(pass_K) - 1)
@@ -110,10 +111,11 @@ def samples_to_reach(pass_K: FloatArray, target_T: FloatArray) -> FloatArray:
 
 
 def efficiency_curve(ours_PK: FloatArray, theirs_PK: FloatArray, ks: Sequence[int], counts_BP: FloatArray | None) -> Curve | None:
-    """K / k at each K of `ks`: k the samples at which our mean pass@k reaches their mean pass@K, 0 where it never does.
+    """Return K / k at each K of `ks`, where our mean pass@k reaches their mean pass@K with k samples; 0 where it never
+    does.
 
-    The paper's sample efficiency (arXiv:2510.11686), "pass@80 matches pass@256" being 3.2. What they have not solved at
-    K in the sample at hand is left out; None where that is everything."""
+    This is the paper's sample efficiency (arXiv:2510.11686): "pass@80 matches pass@256" is 3.2. Values of K at which
+    they solve nothing are left out; return None where that is all of them."""
     num = len(ours_PK)
     theirs_K = theirs_PK.mean(axis=0)
     useful = [k for k in ks if theirs_K[k - 1] > 0]

@@ -1,12 +1,13 @@
 """The statistics of one model on one set of problems.
 
-    report = evaluate_pools(candidate_pools(table), ks=(1, 2, 4, 8), seed=0)
-    report.metrics()                    # {"eval/pass@1": 0.43, …}: what a training run logs
+    statistics = evaluate_candidates(candidates_by_problem(table), ks=(1, 2, 4, 8), seed=0)
+    statistics.metrics()                # {"eval/pass@1": 0.43, …}: what a training run logs
 
-All are means over problems. What varies is which problems were asked, so every interval is the percentile bootstrap
-over problems of `jobs.analysis.bootstrap`: B seeded resamples of the problems with replacement, the same for every
-statistic; sampling noise within a problem is part of what differs between problems and needs no second level. Legend: P
-problems, K = 1 … number of samples, B resamples."""
+All statistics are means over problems. Which problems were asked is what varies, so every interval is the percentile
+bootstrap of `jobs.analysis.bootstrap`: B seeded resamples of the problems with replacement, the same for every
+statistic. The sampling noise within a problem is part of the difference between problems and needs no second level.
+
+Legend: P problems, K = 1 … number of samples, B resamples."""
 
 from __future__ import annotations
 
@@ -18,50 +19,51 @@ import numpy as np
 
 from buffers.records import VerdictStatus
 from jobs.analysis.bootstrap import CONFIDENCE, NUM_RESAMPLES, Curve, Estimate, mean_curve, mean_estimate, resample_counts
-from jobs.analysis.candidate_table import CandidatePool
+from jobs.analysis.candidate_table import Candidates
 from jobs.analysis.order_statistics import curve_ks, listed_ks
 from jobs.analysis.outcomes import ProblemOutcomes, problem_outcomes
 from jobs.analysis.pass_at_k import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationReport:
-    """Of one model. `docs/evaluation.md` defines every number."""
+class ModelStatistics:
+    """The numbers of one model. `docs/evaluation.md` defines each of them."""
 
     num_problems: int
     num_samples: int
-    """Responses to all problems."""
+    """The number of responses to all problems."""
     ks: tuple[int, ...]
     """The values of k that tables show; curves have more."""
     pass_at_k: Curve | None
-    """None, as the next two, where no response could be scored."""
+    """This and the next two are None where no response could be scored."""
     majority_at_k: Curve | None
     distinct_at_k: Curve | None
     all_correct: Estimate | None
-    """Share of problems whose every scored response is correct."""
+    """The share of problems whose scored responses are all correct."""
     all_wrong: Estimate | None
-    """Share of problems whose every scored response is not."""
+    """The share of problems whose scored responses are all wrong."""
     tokens: Estimate | None
     truncated: Estimate | None
     entropy: Estimate | None
-    """Nats a token; None where no token was sampled."""
+    """In nats for each token; None where no token was sampled."""
     base_logprob: Estimate | None
-    """Per token; None, as the next two, without a base model. The last is over problems with a correct response."""
+    """Per token. This and the next two are None without a base model; the last is over problems with a correct
+    response."""
     base_loglikelihood: Estimate | None
     base_logprob_correct: Estimate | None
     verdicts: Mapping[str, int]
     unscored: float
-    """Share of responses whose verdict is timeout or error."""
+    """The share of responses whose verdict is timeout or error."""
     num_problems_unscored: int
-    """Problems without any scored response: in no statistic of verdicts."""
+    """The number of problems without any scored response, which no statistic of verdicts includes."""
     num_problems_short: int
-    """Problems with some, but fewer scored responses than samples."""
+    """The number of problems with some scored responses, but fewer than samples."""
     confidence: float
     num_resamples: int
     seed: int
 
     def metrics(self) -> dict[str, float]:
-        """What a training run logs; what is unknown is left out."""
+        """Return what a training run logs, without what is unknown."""
         curves = {"eval/pass@{}": self.pass_at_k, "eval/maj@{}": self.majority_at_k}
         points = {name.format(k): curve.at(k) for name, curve in curves.items() if curve is not None for k in self.ks}
         estimates = {
@@ -77,31 +79,32 @@ class EvaluationReport:
         return known | {"eval/unscored": self.unscored, "eval/problems": float(self.num_problems)}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
+        """Return plain dicts, lists and numbers."""
         return asdict(self)
 
 
-def evaluate_pools(
-    pools: Iterable[CandidatePool], *, ks: Sequence[int] = (), num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> EvaluationReport:
-    """The report on pools that were judged whole. `ks` empty: 1, 2, 4, … and the largest pool. Raises as
-    `problem_outcomes`."""
-    pools = tuple(pools)
-    max_k = max((pool.size for pool in pools), default=1)
-    return evaluate_outcomes(problem_outcomes(pools, max_k=max_k), ks=ks, num_resamples=num_resamples, seed=seed)
+def evaluate_candidates(
+    problems: Iterable[Candidates], *, ks: Sequence[int] = (), num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> ModelStatistics:
+    """Return the statistics of `problems`. With `ks` empty, the tables have 1, 2, 4, … and all responses.
+
+    Raises ValueError as `problem_outcomes` does."""
+    problems = tuple(problems)
+    max_k = max((candidates.size for candidates in problems), default=1)
+    return evaluate_outcomes(problem_outcomes(problems, max_k=max_k), ks=ks, num_resamples=num_resamples, seed=seed)
 
 
 def evaluate_outcomes(
     outcomes: ProblemOutcomes, *, ks: Sequence[int] = (), num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> EvaluationReport:
-    """See `evaluate_pools`."""
+) -> ModelStatistics:
+    """Return the statistics of `outcomes`, as `evaluate_candidates` does."""
     resampled = _Resampled(num_resamples, seed)
     listed = listed_ks(outcomes.max_k, ks)
     dense = curve_ks(outcomes.max_k, listed)
     scored_P = outcomes.scored_P
     n_S, c_S = outcomes.num_scored_P[scored_P], outcomes.num_correct_P[scored_P]
     num_unscored = sum(outcomes.verdicts[status] for status in VerdictStatus if not status.is_scored)
-    return EvaluationReport(
+    return ModelStatistics(
         num_problems=outcomes.num_problems,
         num_samples=int(outcomes.num_samples_P.sum()),
         ks=listed,
@@ -128,7 +131,7 @@ def evaluate_outcomes(
 
 @dataclass(frozen=True)
 class _Resampled:
-    """Means over the problems that have a value, with intervals over them."""
+    """Means over the problems that have a value, with their intervals."""
 
     num_resamples: int
     seed: int

@@ -1,4 +1,4 @@
-"""Majority votes, exactly: how often the most frequent answer of k responses is right.
+"""Exact majority votes: how often the most frequent answer of k responses is right.
 
     majority_curve(answers, correct_N, 256)          # (256,): maj@1 … maj@256 of one problem
 
@@ -21,19 +21,20 @@ from jobs.evaluation_config import MAX_RESPONSES
 
 
 def majority_curve(answers: Sequence[str | None], correct_N: NDArray[np.bool_], max_k: int) -> FloatArray:
-    """(max_k,): maj@k for k = 1 … `max_k`, the expected correctness of the majority answer of k responses drawn without
-    replacement.
+    """Return (max_k,): maj@k for k = 1 … `max_k`, the expected correctness of the majority answer of k responses that
+    are drawn without replacement.
 
-    Every response that states an answer votes for it; a tie is broken at random, each of the tied answers being as
-    likely; where nobody votes the result is wrong. Correctness of an answer is the share of its responses that were
-    judged correct, normally 0 or 1. Where k exceeds n, all n responses vote. Exact: with n_b responses for answer b and
-    n_0 without any,
+    Every response that states an answer votes for it. A tie is broken at random, with equal chances. Without any vote
+    the result is wrong. An answer is as correct as the share of its responses that were judged correct, normally 0 or
+    1. Where k exceeds n, all n responses vote. The result is exact: with n_b responses for answer b and n_0 without
+    any answer,
 
-        P(a wins) = 1 / C(n, k) Σ_j C(n_a, j) [x^(k−j)] ∫_0^1 (1 + x)^n_0 Π_{b≠a} (Σ_{i<j} C(n_b, i) x^i + y C(n_b, j) x^j) dy
+        P(a wins) = 1 / C(n, k) Σ_j C(n_a, j) [x^(k−j)] ∫_0^1 (1 + x)^n_0 Π_{b≠a} R_b(x, y) dy,
+        R_b(x, y) = Σ_{i<j} C(n_b, i) x^i + y C(n_b, j) x^j,
 
-    j being a's votes: every other answer has fewer, or as many, which y counts; the integral turns t ties, y^t, into
-    the chance 1 / (t + 1) and is computed by a quadrature that is exact for polynomials. Raises ValueError for no
-    responses, or more than MAX_RESPONSES."""
+    where j are the votes for a. Every other answer has fewer votes, or as many, and y counts those. The integral turns
+    t ties, y^t, into the chance 1 / (t + 1); a quadrature computes it, which is exact for polynomials. Raises
+    ValueError for no responses, or more than MAX_RESPONSES."""
     num = len(answers)
     if not 0 < num <= MAX_RESPONSES:
         raise ValueError(f"majority votes are of 1 to {MAX_RESPONSES} responses, not {num}")
@@ -50,8 +51,8 @@ def majority_curve(answers: Sequence[str | None], correct_N: NDArray[np.bool_], 
 
 
 def _draws_won(own: int, rivals: tuple[int, ...], abstaining: int, depth: int) -> FloatArray:
-    """(depth,): of all draws of 1 … `depth` responses, how many an answer with `own` responses wins; a tie of t + 1
-    counts as 1/(t + 1)."""
+    """Return (depth,): the number of draws of 1 … `depth` responses that an answer with `own` responses wins. A tie of
+    t + 1 answers counts as 1 / (t + 1)."""
     won_D = np.zeros(depth + 1)
     for num_votes in range(1, min(own, depth) + 1):
         strong = [count for count in rivals if count >= num_votes]
@@ -67,8 +68,8 @@ def _draws_won(own: int, rivals: tuple[int, ...], abstaining: int, depth: int) -
 
 
 def _times_rival(others_QD: FloatArray, ways_I: FloatArray, node_Q: FloatArray) -> FloatArray:
-    """Times Σ_{i<j} C(n, i) x^i + y C(n, j) x^j, j = len(ways_I) − 1, powers beyond the last of `others_QD` left
-    out."""
+    """Return the product with Σ_{i<j} C(n, i) x^i + y C(n, j) x^j, where j = len(ways_I) − 1, up to the last power of
+    `others_QD`."""
     ties = len(ways_I) - 1
     size = others_QD.shape[1]
     padded_QD = np.pad(others_QD, ((0, 0), (ties, 0)))
@@ -78,7 +79,7 @@ def _times_rival(others_QD: FloatArray, ways_I: FloatArray, node_Q: FloatArray) 
 
 
 def _binomials(num: int, degree: int) -> FloatArray:
-    """(degree + 1,): C(num, 0) … C(num, degree)."""
+    """Return (degree + 1,): C(num, 0) … C(num, degree)."""
     return np.array(_row(num, degree))
 
 
@@ -89,6 +90,6 @@ def _row(num: int, degree: int) -> tuple[float, ...]:
 
 @lru_cache(maxsize=1024)
 def _quadrature(degree: int) -> tuple[FloatArray, FloatArray]:
-    """Nodes and weights on [0, 1], exact for polynomials up to `degree` (Gauss and Legendre)."""
+    """Return nodes and weights on [0, 1] of the Gauss-Legendre quadrature, exact for polynomials up to `degree`."""
     node_Q, weight_Q = np.polynomial.legendre.leggauss(degree // 2 + 1)
     return (node_Q + 1) / 2, weight_Q / 2

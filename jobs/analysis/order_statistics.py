@@ -1,16 +1,17 @@
-"""What an order of a pool is worth: pass@k, verifications to the first correct answer, efficiency against random
-choice. Numpy only.
+"""What an order of candidates is worth: pass@k, verifications to the first correct answer, efficiency against random
+choice.
 
-    outcomes = judge(pools)                          # per prompt: n, c, and where each order meets its first correct candidate
-    statistics = pool_statistics(outcomes)           # means over prompts, with intervals
+    outcomes = judge(problems)                       # per prompt: n, c, and where each order meets a correct candidate
+    statistics = explore_statistics(outcomes)        # means over prompts, with intervals
     warning = novelty_worse_than_random(outcomes)    # a sentence, or None
 
-Random choice needs no sampling: its pass@k and its verifications are exact expectations from n and c. What varies is
-which prompts were asked, so every interval is a percentile bootstrap over prompts: the same resamples for every order
-and for random choice, so that differences and ratios are paired.
+Random choice needs no sampling: its pass@k and its verifications are exact expectations from n and c. Which prompts
+were asked is what varies, so every interval is a percentile bootstrap over prompts. Every order and random choice share
+the same resamples, so that differences and ratios are paired. k is a budget: a prompt with fewer candidates is verified
+whole.
 
-k is a budget: a pool smaller than k is verified whole. Legend: P prompts, S of them solvable (a correct candidate
-exists), N candidates of a prompt, K values of k, M = 1 … largest pool, B resamples."""
+Legend: P prompts, S of them solvable (with a correct candidate), N candidates of a prompt, K values of k, M = 1 … most
+candidates of a prompt, B resamples."""
 
 from __future__ import annotations
 
@@ -41,9 +42,8 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class JudgedPool:
-    """One prompt's candidates: which were verified, which of those were found correct, and the rank of each in every
-    order."""
+class JudgedCandidates:
+    """One prompt's candidates: whether each was verified and found correct, and its rank in every order."""
 
     verified_N: NDArray[np.bool_]
     correct_N: NDArray[np.bool_]
@@ -52,27 +52,29 @@ class JudgedPool:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcomes:
-    """What the verdicts say of every prompt. With `num_correct_P` None some candidates were not verified: random choice
-    is then unknown."""
+    """What the verdicts say about every prompt. `num_correct_P` is None where some candidates were not verified: random
+    choice is then unknown."""
 
     num_candidates_P: IntArray
     num_correct_P: IntArray | None
     first_correct: Mapping[str, FloatArray]
-    """By order, (P,): verifications until the first correct answer, from 1; inf where none was found."""
+    """By order, (P,): verifications until the first correct answer, from 1; inf where there is none."""
     known_depth: Mapping[str, int]
-    """By order: the largest k for which its pass@k is known for every prompt."""
+    """By order, the largest k whose pass@k is known for every prompt."""
 
     @property
     def num_prompts(self) -> int:
+        """P."""
         return len(self.num_candidates_P)
 
     @property
     def max_k(self) -> int:
+        """The most candidates of a prompt."""
         return int(self.num_candidates_P.max())
 
     @property
     def solvable_P(self) -> NDArray[np.bool_]:
-        """Prompts with a correct candidate, as far as is known."""
+        """Whether a prompt has a correct candidate, as far as is known."""
         if self.num_correct_P is not None:
             return self.num_correct_P > 0
         found = [np.isfinite(first_P) for first_P in self.first_correct.values()]
@@ -81,7 +83,8 @@ class Outcomes:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderStatistics:
-    """What one order achieves. None: not all verdicts are known, or (from `first_correct` on) no prompt is solvable."""
+    """What one order achieves. A number is None where too few verdicts are known, and from `first_correct` on where no
+    prompt is solvable."""
 
     pass_at_k: Curve | None
     difference: Curve | None
@@ -95,8 +98,8 @@ class OrderStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolStatistics:
-    """Everything about a set of pools that needs verdicts."""
+class ExploreStatistics:
+    """Everything about the candidates that needs verdicts."""
 
     num_prompts: int
     num_solvable: int
@@ -110,48 +113,51 @@ class PoolStatistics:
     seed: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
+        """Return plain dicts, lists and numbers."""
         return asdict(self)
 
 
-def judge(pools: Sequence[JudgedPool]) -> Outcomes:
-    """Outcomes of `pools`. Raises ValueError for no pools, or where they differ in their orders."""
-    if not pools or any(set(pool.ranks) != set(pools[0].ranks) for pool in pools):
-        raise ValueError("statistics need at least one pool, and the same orders in all of them")
-    complete = all(pool.verified_N.all() for pool in pools)
-    names = tuple(pools[0].ranks)
+def judge(problems: Sequence[JudgedCandidates]) -> Outcomes:
+    """Return the outcomes of `problems`. Raises ValueError where there are none, or where they differ in their
+    orders."""
+    if not problems or any(set(candidates.ranks) != set(problems[0].ranks) for candidates in problems):
+        raise ValueError("statistics need at least one problem, and the same orders in all of them")
+    complete = all(candidates.verified_N.all() for candidates in problems)
+    names = tuple(problems[0].ranks)
     return Outcomes(
-        num_candidates_P=np.array([len(pool.correct_N) for pool in pools]),
-        num_correct_P=np.array([pool.correct_N.sum() for pool in pools]) if complete else None,
-        first_correct={name: np.array([_first_correct(pool, name) for pool in pools]) for name in names},
-        known_depth={name: min(_known_depth(pool, name) for pool in pools) for name in names},
+        num_candidates_P=np.array([len(candidates.correct_N) for candidates in problems]),
+        num_correct_P=np.array([candidates.correct_N.sum() for candidates in problems]) if complete else None,
+        first_correct={name: np.array([_first_correct(candidates, name) for candidates in problems]) for name in names},
+        known_depth={name: min(_known_depth(candidates, name) for candidates in problems) for name in names},
     )
 
 
-def _first_correct(pool: JudgedPool, order: str) -> float:
-    """The first correct candidate that is known: behind one that was not verified it could be an earlier one, so that
-    counts as none."""
-    correct_ranks = pool.ranks[order][pool.correct_N]
+def _first_correct(candidates: JudgedCandidates, order: str) -> float:
+    """Return the place of the first correct candidate, from 1.
+
+    Return inf where one that was not verified stands before it, and so could be the first."""
+    correct_ranks = candidates.ranks[order][candidates.correct_N]
     first = correct_ranks.min() + 1.0 if len(correct_ranks) else np.inf
-    unknown_ranks = pool.ranks[order][~pool.verified_N]
+    unknown_ranks = candidates.ranks[order][~candidates.verified_N]
     return float(first) if not len(unknown_ranks) or first <= unknown_ranks.min() else np.inf
 
 
-def _known_depth(pool: JudgedPool, order: str) -> int:
-    """A pool is known at every k once a correct candidate was found, or when all of it was verified."""
-    unknown_ranks = pool.ranks[order][~pool.verified_N]
-    known = not len(unknown_ranks) or np.isfinite(_first_correct(pool, order))
+def _known_depth(candidates: JudgedCandidates, order: str) -> int:
+    """Return the largest k whose pass@k is known: every k once a correct candidate is found, or when all are
+    verified."""
+    unknown_ranks = candidates.ranks[order][~candidates.verified_N]
+    known = not len(unknown_ranks) or np.isfinite(_first_correct(candidates, order))
     return int(np.iinfo(np.int64).max) if known else int(unknown_ranks.min())
 
 
 def listed_ks(max_k: int, ks: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Those of `ks` that a pool of `max_k` has, or else 1, 2, 4, … and `max_k` itself."""
+    """Return those of `ks` that are at most `max_k`, or else 1, 2, 4, … and `max_k` itself."""
     possible = {k for k in ks or () if 1 <= k <= max_k}
     return tuple(sorted(possible or {1 << power for power in range(max_k.bit_length())} | {max_k}))
 
 
 def curve_ks(max_k: int, ks: Sequence[int] = ()) -> tuple[int, ...]:
-    """`ks` and enough others for a smooth curve: every k up to 64, then 32 to a doubling."""
+    """Return `ks` and enough others for a smooth curve: every k up to 64, then 32 for each doubling."""
     doublings = max(0.0, np.log2(max_k / EVERY_K_UP_TO))
     spaced = EVERY_K_UP_TO * 2.0 ** np.linspace(0.0, doublings, int(np.ceil(doublings * KS_PER_DOUBLING)) + 1)
     dense = {*range(1, min(max_k, EVERY_K_UP_TO) + 1), *np.rint(spaced).astype(int).tolist(), *ks, max_k}
@@ -159,12 +165,13 @@ def curve_ks(max_k: int, ks: Sequence[int] = ()) -> tuple[int, ...]:
 
 
 def pass_at_k_of_order(first_correct_P: FloatArray, ks: Sequence[int]) -> FloatArray:
-    """(P, K): 1 where an order's first k hold a correct candidate."""
+    """Return (P, K): 1 where an order's first k hold a correct candidate."""
     return (first_correct_P[:, None] <= np.asarray(ks)).astype(np.float64)
 
 
 def random_first_correct(num_candidates_P: IntArray, num_correct_P: IntArray) -> FloatArray:
-    """(P,): expected draws without replacement until the first correct one, (n + 1) / (c + 1) for c > 0, else inf.
+    """Return (P,): the expected draws without replacement until the first correct one, (n + 1) / (c + 1) for c > 0, or
+    inf.
 
     The c correct ones cut the n − c others into c + 1 gaps of equal expected size: (n − c) / (c + 1) + 1. This is the
     mean of the negative hypergeometric distribution."""
@@ -172,8 +179,7 @@ def random_first_correct(num_candidates_P: IntArray, num_correct_P: IntArray) ->
 
 
 def verifications_to_reach(miss_0M: FloatArray, target: FloatArray) -> FloatArray:
-    """The number of verifications, linear between whole numbers, at which a miss rate has fallen to `target`; inf where
-    it never does.
+    """Return the verifications, linear between whole numbers, after which a miss rate has fallen to `target`, or inf.
 
     `miss_0M` is the miss rate after 0, 1, 2 … verifications: 1 at first, then strictly falling until 0 or its end.
     """
@@ -182,27 +188,28 @@ def verifications_to_reach(miss_0M: FloatArray, target: FloatArray) -> FloatArra
 
 
 def efficiency_of_means(random_S: FloatArray, order_S: FloatArray, counts_BS: FloatArray | None) -> Estimate:
-    """Mean verifications to the first correct answer, random choice over order, both over solvable prompts: 2 means
-    half as many."""
+    """Return the mean verifications to the first correct answer of random choice, divided by those of the order.
+
+    Both means are over solvable prompts; 2 means half as many verifications."""
     samples_B = None if counts_BS is None else (counts_BS @ random_S) / (counts_BS @ order_S)
     return estimate(float(random_S.mean() / order_S.mean()), samples_B)
 
 
 def mean_miss_curves(random_miss_SM: FloatArray, counts_BS: FloatArray | None) -> FloatArray:
-    """(1 + B, 1 + M): mean miss rate of random choice after 0, 1, 2 … verifications, of the solvable prompts and then
-    of each resample."""
+    """Return (1 + B, 1 + M): the mean miss rate of random choice after 0, 1, 2 … verifications, over the solvable
+    prompts and then over each resample."""
     weights_RS = _with_point_estimate(counts_BS, len(random_miss_SM))
     start_R1 = np.ones((len(weights_RS), 1))
     return np.concatenate([start_R1, weights_RS @ random_miss_SM / len(random_miss_SM)], axis=1)
 
 
 def efficiency_at_k(random_miss_R0M: FloatArray, first_correct_S: FloatArray, ks: Sequence[int], counts_BS: FloatArray | None) -> Curve:
-    """k_random(p) / k at each k: p the order's pass@k, k_random(p) the verifications at which random choice reaches p.
+    """Return k_random(p) / k at each k, where p is the order's pass@k and random choice reaches p after k_random(p).
 
-    Both are means over prompts, the random one (`mean_miss_curves`) exact and interpolated between whole k. Unsolvable
-    prompts scale p and the random curve alike and are left out. The curve ends where the order has solved all solvable
-    prompts: further verifications find nothing, and dividing by them would say nothing about the order. Where the order
-    has found nothing yet, the ratio is 0."""
+    Both are means over prompts; that of random choice (`mean_miss_curves`) is exact, and interpolated between whole k.
+    Unsolvable prompts scale p and the random curve alike and are left out. The curve ends where the order has solved
+    all solvable prompts: further verifications find nothing, and dividing by them would say nothing about the order.
+    Where the order has found nothing yet, the ratio is 0."""
     useful_K = np.array([k for k in ks if k < first_correct_S.max()] + [k for k in ks if k >= first_correct_S.max()][:1])
     order_miss_SK = 1.0 - pass_at_k_of_order(first_correct_S, useful_K.tolist())
     order_miss_RK = _with_point_estimate(counts_BS, len(first_correct_S)) @ order_miss_SK / len(first_correct_S)
@@ -212,21 +219,21 @@ def efficiency_at_k(random_miss_R0M: FloatArray, first_correct_S: FloatArray, ks
 
 
 def _with_point_estimate(counts_BS: FloatArray | None, num: int) -> FloatArray:
-    """Every prompt once, then the resamples."""
+    """Return the weights of the prompts: each of them once, then the resamples."""
     once_1S = np.ones((1, num))
     return once_1S if counts_BS is None else np.concatenate([once_1S, counts_BS])
 
 
-def pool_statistics(
+def explore_statistics(
     outcomes: Outcomes, *, ks: Sequence[int] | None = None, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> PoolStatistics:
-    """Every statistic of every order, shown at the `listed_ks` of `ks`."""
+) -> ExploreStatistics:
+    """Return every statistic of every order. The tables show the `listed_ks` of `ks`."""
     listed = listed_ks(outcomes.max_k, ks)
     dense = curve_ks(outcomes.max_k, listed)
     counts_BP = resample_counts(outcomes.num_prompts, num_resamples, seed)
     random_PK = _random_pass_at_k(outcomes, dense)
     solvable = _Solvable.of(outcomes, num_resamples, seed)
-    return PoolStatistics(
+    return ExploreStatistics(
         num_prompts=outcomes.num_prompts,
         num_solvable=int(outcomes.solvable_P.sum()),
         ks=listed,
@@ -242,14 +249,14 @@ def pool_statistics(
 def novelty_worse_than_random(
     outcomes: Outcomes, *, order: str = "repexp", ks: Sequence[int] | None = None, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> str | None:
-    """One sentence where `order` finds correct answers significantly less often than random choice at some k of `ks`,
-    else None.
+    """Return one sentence where `order` finds correct answers significantly less often than random choice at some k of
+    `ks`, else None.
 
-    Two things must hold at that k. The interval of the paired difference ends below 0. And `chance_of_as_bad`, which
-    allows for all k that were looked at, is at most 2.5 %. By the intervals alone, one table in ten without any
-    difference would be warned about at 60 prompts and one in four at 10: resamples of few prompts cannot show a success
-    that happened not to occur. With both it is one in fifty. None also for fewer than two prompts, without the order,
-    and where random choice is unknown."""
+    Two things must hold at that k. The interval of the paired difference ends below 0, and `chance_of_as_bad`, which
+    allows for all k that are tried, is at most 2.5 %. The intervals alone would give a false warning for one table in
+    ten at 60 prompts, and for one in four at 10: resamples of few prompts cannot show a success that happened not to
+    occur. With both it is one in fifty. Return None for fewer than two prompts, without the order, and where random
+    choice is unknown."""
     listed = listed_ks(outcomes.max_k, ks)
     random_PK = _random_pass_at_k(outcomes, listed)
     counts_BP = resample_counts(outcomes.num_prompts, num_resamples, seed)
@@ -273,12 +280,12 @@ def novelty_worse_than_random(
 
 
 def chance_of_as_bad(order_PK: FloatArray, random_PK: FloatArray, *, num_resamples: int, seed: int) -> FloatArray:
-    """(K,): the chance that a random order of these very pools does as badly, at any of the K values of k, as the order
-    does at this one.
+    """Return (K,): the chance that a random order of the same candidates does as badly, at any of the K values of k, as
+    the order does at this one.
 
-    A randomisation test, exact at any number of prompts. Badly is z_k = Σ_p (order − random) / sqrt(Σ_p random (1 −
-    random)), the variance being that of random orders; the chance is the share of B drawn orders (this one counted in)
-    whose smallest z is at most z_k. At a k at which random choice leaves nothing to chance it is 1."""
+    This is a randomisation test, exact for any number of prompts. How badly an order does is measured by z_k = Σ_p
+    (order − random) / sqrt(Σ_p random (1 − random)), with the variance of random orders. The chance is the share of B
+    drawn orders, this one included, whose smallest z is at most z_k. It is 1 where random choice is certain."""
     uniform_BP = np.random.default_rng(seed).random((num_resamples, len(random_PK)))
     smallest_B = np.full(num_resamples, np.inf)
     z_K = np.full(random_PK.shape[1], np.inf)
@@ -294,7 +301,7 @@ def chance_of_as_bad(order_PK: FloatArray, random_PK: FloatArray, *, num_resampl
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Solvable:
-    """Random choice on the solvable prompts."""
+    """What random choice achieves on the solvable prompts."""
 
     chosen_P: NDArray[np.bool_]
     random_first_S: FloatArray
@@ -303,7 +310,7 @@ class _Solvable:
 
     @classmethod
     def of(cls, outcomes: Outcomes, num_resamples: int, seed: int) -> _Solvable | None:
-        """None where there are none, or where random choice is unknown."""
+        """Return None where no prompt is solvable, or where random choice is unknown."""
         chosen_P = outcomes.solvable_P
         if outcomes.num_correct_P is None or not chosen_P.any():
             return None

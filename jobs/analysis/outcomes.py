@@ -1,12 +1,12 @@
-"""What the samples of a model say of each problem: the numbers that every statistic of an evaluation is a mean of.
-Numpy only.
+"""What the responses of a model say about each problem. Every statistic of an evaluation is a mean of these numbers.
 
-    outcomes = problem_outcomes(pools, max_k=256)
+    outcomes = problem_outcomes(problems, max_k=256)
 
-What could not be scored (verdict timeout or error) is no answer of either kind: it is left out of n and of every vote,
-and counted. Where a problem has fewer than k scored responses, its values at k are those at n, a lower bound of pass@k;
-a problem with none has no values (NaN). Lengths and log-probs are of all responses. Legend: P problems, K = 1 … max_k,
-N responses of a problem."""
+A response that could not be scored (verdict timeout or error) is neither right nor wrong: it is left out of n and of
+every vote, and counted. Where a problem has fewer than k scored responses, its values at k are those at n, a lower
+bound of pass@k; a problem without any has no values (NaN). Lengths and log-probs are those of all responses.
+
+Legend: P problems, K = 1 … max_k, N responses to a problem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from buffers.records import VerdictStatus
-from jobs.analysis.candidate_table import CandidatePool
+from jobs.analysis.candidate_table import Candidates
 from jobs.analysis.majority import majority_curve
 from jobs.analysis.order_statistics import IntArray
 from jobs.analysis.pass_at_k import FloatArray, pass_at_k_curves
@@ -32,14 +32,14 @@ _CURVES = ("pass", "majority", "distinct")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProblemOutcomes:
-    """One row a problem. Means of a problem are over its responses; NaN where it has none that count."""
+    """One row for each problem. Means are over a problem's responses, and NaN where no response counts."""
 
     problem_ids: tuple[str, ...]
     num_samples_P: IntArray
     num_scored_P: IntArray
-    """n."""
+    """n, the responses that could be scored."""
     num_correct_P: IntArray
-    """c."""
+    """c, the responses that are correct."""
     pass_PK: FloatArray
     """pass@k, unbiased."""
     majority_PK: FloatArray
@@ -47,11 +47,12 @@ class ProblemOutcomes:
     distinct_PK: FloatArray
     """Expected number of different final answers among k scored responses, exact."""
     tokens_P: FloatArray
-    """Mean length, the end-of-turn token included."""
+    """Mean length, with the end-of-turn token."""
     truncated_P: FloatArray
     """Share of responses that reached the limit."""
     entropy_P: FloatArray
-    """Σ −log p / number of tokens, over all tokens of all responses, p the probability each was sampled with."""
+    """Σ −log p / number of tokens, over all tokens of all responses; p is the probability that a token was sampled
+    with."""
     base_logprob_P: FloatArray
     """Mean over responses of the mean log-prob of their tokens under the base model."""
     base_loglikelihood_P: FloatArray
@@ -59,19 +60,21 @@ class ProblemOutcomes:
     base_logprob_correct_P: FloatArray
     """`base_logprob_P` over the correct responses."""
     verdicts: Mapping[str, int]
-    """Responses by status, over all problems."""
+    """The number of responses by status, over all problems."""
 
     @property
     def num_problems(self) -> int:
+        """P."""
         return len(self.problem_ids)
 
     @property
     def max_k(self) -> int:
+        """The largest k."""
         return int(self.pass_PK.shape[1])
 
     @property
     def scored_P(self) -> NDArray[np.bool_]:
-        """Problems with at least one scored response."""
+        """Whether a problem has at least one scored response."""
         return self.num_scored_P > 0
 
 
@@ -94,17 +97,17 @@ class _Row:
     base_logprob_correct: float
 
 
-def problem_outcomes(pools: Iterable[CandidatePool], *, max_k: int) -> ProblemOutcomes:
-    """Outcomes of `pools`, which may be an iterator: one pool is looked at at a time.
+def problem_outcomes(problems: Iterable[Candidates], *, max_k: int) -> ProblemOutcomes:
+    """Return the outcomes of `problems`, which may be an iterator: one problem lies in memory at a time.
 
-    Raises ValueError for no pools, for one that was not judged whole, and for one of more responses than
+    Raises ValueError without problems, for responses without a verdict, and for more responses than
     `jobs.analysis.majority` takes."""
     rows, verdicts = [], Counter[str]()
-    for pool in pools:
-        rows.append(_row(pool, max_k))
-        verdicts.update(status.value for status in pool.statuses if status is not None)
+    for candidates in problems:
+        rows.append(_row(candidates, max_k))
+        verdicts.update(status.value for status in candidates.statuses if status is not None)
     if not rows:
-        raise ValueError("there are no pools to evaluate")
+        raise ValueError("there are no problems to evaluate")
     columns = {f"{name}_P": np.array([getattr(row, name) for row in rows]) for name in _NUMBERS}
     columns |= {f"{name}_PK": np.stack([getattr(row, f"{name}_K") for row in rows]) for name in _CURVES}
     return ProblemOutcomes(
@@ -114,22 +117,22 @@ def problem_outcomes(pools: Iterable[CandidatePool], *, max_k: int) -> ProblemOu
     )
 
 
-def _row(pool: CandidatePool, max_k: int) -> _Row:
-    if not pool.verified_N.all():
-        raise ValueError(f"pool {pool.problem_id} of task {pool.task} was not judged whole")
-    scored_N = np.array([status is not None and status.is_scored for status in pool.statuses])
-    correct_N = pool.correct_N
-    answers = [answer for answer, is_scored in zip(pool.answers, scored_N, strict=True) if is_scored]
-    tokens_N, base_N = pool.num_tokens_N, pool.base_mean_logprob_N
+def _row(candidates: Candidates, max_k: int) -> _Row:
+    if not candidates.verified_N.all():
+        raise ValueError(f"not all responses to problem {candidates.problem_id} of task {candidates.task} have a verdict")
+    scored_N = np.array([status is not None and status.is_scored for status in candidates.statuses])
+    correct_N = candidates.correct_N
+    answers = [answer for answer, is_scored in zip(candidates.answers, scored_N, strict=True) if is_scored]
+    tokens_N, base_N = candidates.num_tokens_N, candidates.base_mean_logprob_N
     return _Row(
-        problem_id=pool.problem_id,
-        num_samples=pool.size,
+        problem_id=candidates.problem_id,
+        num_samples=candidates.size,
         num_scored=int(scored_N.sum()),
         num_correct=int(correct_N.sum()),
         **_curves(answers, correct_N[scored_N], max_k),
         tokens=float(tokens_N.mean()),
-        truncated=float(pool.truncated_N.mean()),
-        entropy=_entropy(pool),
+        truncated=float(candidates.truncated_N.mean()),
+        entropy=_entropy(candidates),
         base_logprob=_mean_of_known(base_N),
         base_loglikelihood=_mean_of_known(base_N * tokens_N),
         base_logprob_correct=_mean_of_known(base_N[correct_N]),
@@ -137,7 +140,7 @@ def _row(pool: CandidatePool, max_k: int) -> _Row:
 
 
 def _curves(answers: Sequence[str | None], correct_S: NDArray[np.bool_], max_k: int) -> dict[str, FloatArray]:
-    """Of S scored responses."""
+    """Return the curves of S scored responses."""
     num = len(answers)
     if not num:
         return {f"{name}_K": np.full(max_k, np.nan) for name in _CURVES}
@@ -149,10 +152,10 @@ def _curves(answers: Sequence[str | None], correct_S: NDArray[np.bool_], max_k: 
     }
 
 
-def _entropy(pool: CandidatePool) -> float:
-    known_N = ~np.isnan(pool.mean_logprob_N)
-    num_tokens = pool.num_tokens_N[known_N].sum()
-    return float(-(pool.mean_logprob_N * pool.num_tokens_N)[known_N].sum() / num_tokens) if num_tokens else np.nan
+def _entropy(candidates: Candidates) -> float:
+    known_N = ~np.isnan(candidates.mean_logprob_N)
+    num_tokens = candidates.num_tokens_N[known_N].sum()
+    return float(-(candidates.mean_logprob_N * candidates.num_tokens_N)[known_N].sum() / num_tokens) if num_tokens else np.nan
 
 
 def _mean_of_known(values: FloatArray) -> float:

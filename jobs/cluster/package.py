@@ -1,11 +1,13 @@
-"""What of the working directory a job takes along: the code and the configs, never data, runs, environments or caches.
+"""The part of the working directory that a job takes along: code and configurations, never data, runs, environments or
+caches.
 
     package = select(Path.cwd(), excludes=["notes"])
-    package.check_size()                                    # Refusal over 500 MiB, naming what is largest
+    package.check_size()                                    # UserError over 500 MiB, which names the largest entries
     package.write(archive, extra={"submitted/mine.toml": Path("/elsewhere/mine.toml")})
 
-In a git work tree these are the files that git knows or would know (what .gitignore names stays here); elsewhere all
-files. The archive of the same files is the same bytes, so that a cluster which has it is sent nothing."""
+In a git work tree these are the files that git tracks or would track: what git ignores, for whatever reason, never
+leaves this machine. Elsewhere they are all files. The same files give an archive of the same bytes, so that a cluster
+which has it is sent nothing. Ray's own packaging reads .gitignore files only (tests/jobs/test_submit.py)."""
 
 from __future__ import annotations
 
@@ -18,17 +20,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from jobs.cluster.runs import Refusal
+from jobs.user_error import UserError
 
 MAX_BYTES = 500 << 20
-"""Ray's own bound of a working directory; here of what is in it, before compression."""
+"""Ray's own bound for a working directory, here applied before compression."""
 EXCLUDED = (
     *(".git", ".venv", "venv", ".uv", ".env", "node_modules"),
     *("__pycache__", "*.py[cod]", "*.egg-info", ".*_cache", ".hypothesis", "/build", "/dist"),
     *("/runs", "/data", "/wandb"),
 )
-"""Left behind whatever git says. A pattern with a slash is matched from the top, any other against every part of a
-path."""
+"""What stays here whatever git says. A pattern with a slash is matched from the top, any other one against every part
+of a path."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -42,20 +44,21 @@ class Package:
 
     @property
     def total_bytes(self) -> int:
+        """The size of all files."""
         return sum(self.sizes.values())
 
     def check_size(self, max_bytes: int = MAX_BYTES) -> None:
-        """Raises Refusal when it is too large to be sent."""
+        """Raise UserError where the package is too large to be sent."""
         if self.total_bytes <= max_bytes:
             return
         entries: Counter[str] = Counter()
         for path, size in self.sizes.items():
             entries[PurePosixPath(path).parts[0]] += size
         largest = ", ".join(f"{name} ({mib(size)})" for name, size in entries.most_common(3))
-        raise Refusal(f"{self.root} is {mib(self.total_bytes)}, {mib(max_bytes)} at most can be sent: leave out with --exclude {largest}")
+        raise UserError(f"{self.root} is {mib(self.total_bytes)}, {mib(max_bytes)} at most can be sent: leave out with --exclude {largest}")
 
     def write(self, archive: Path, *, extra: Mapping[str, Path]) -> None:
-        """Write a zip archive of the files and, under the names given, of others."""
+        """Write a zip archive of the files, and of others under the names given in `extra`."""
         files = {path: self.root / path for path in self.sizes} | dict(extra)
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
             for name in sorted(files):
@@ -66,9 +69,10 @@ class Package:
 
 
 def select(root: Path, excludes: Sequence[str] = ()) -> Package:
-    """The files of `root` that belong to a job. Raises Refusal where `root` is not a checkout of this repository."""
+    """Return the files of `root` that belong to a job. Raises UserError where `root` is no checkout of this
+    repository."""
     if not (root / "jobs" / "train.py").is_file():
-        raise Refusal(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
+        raise UserError(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
     patterns = (*EXCLUDED, *excludes)
     known = _git_files(root)
     paths = _all_files(root, patterns) if known is None else known
@@ -78,7 +82,7 @@ def select(root: Path, excludes: Sequence[str] = ()) -> Package:
 
 
 def is_excluded(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern names the path or a directory that it lies in."""
+    """Return whether a pattern names the path or a directory that it lies in."""
     pure = PurePosixPath(path)
     above = [str(pure), *(str(parent) for parent in pure.parents)]
     for pattern in patterns:
@@ -90,7 +94,7 @@ def is_excluded(path: str, patterns: Sequence[str]) -> bool:
 
 
 def commit(root: Path) -> str:
-    """The commit that is checked out, with "-dirty" when files differ from it; "unknown" outside of git."""
+    """Return the commit that is checked out, with "-dirty" where files differ from it; "unknown" outside git."""
     head = _git(root, "rev-parse", "--short=12", "HEAD")
     if head is None:
         return "unknown"
@@ -98,7 +102,7 @@ def commit(root: Path) -> str:
 
 
 def mib(size: float) -> str:
-    """Bytes in words."""
+    """Return a size in bytes as text."""
     return f"{size / 2**20:.1f} MiB"
 
 
@@ -111,13 +115,13 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def _git_files(root: Path) -> list[str] | None:
-    """What git tracks and what it would: new files included, ignored ones not. None outside of git."""
+    """Return the files that git tracks, and new ones that it does not ignore; None outside git."""
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     return None if listed is None else sorted({path for path in listed.split("\0") if path})
 
 
 def _all_files(root: Path, patterns: Sequence[str]) -> Iterator[str]:
-    """Does not go into excluded directories, nor through links to directories."""
+    """Yield all files, without following links and without entering excluded directories."""
     for directory, subdirectories, files in os.walk(root):
         here = Path(directory).relative_to(root)
         subdirectories[:] = sorted(name for name in subdirectories if not is_excluded((here / name).as_posix(), patterns))
@@ -125,5 +129,5 @@ def _all_files(root: Path, patterns: Sequence[str]) -> Iterator[str]:
 
 
 def _size(file: Path) -> int | None:
-    """None for what is not a file: a deleted one that git still tracks, a link to a directory."""
+    """Return the size, or None for what is no file: one that was deleted, or a link to a directory."""
     return file.stat().st_size if file.is_file() else None

@@ -1,14 +1,14 @@
-"""Runs on a Ray cluster, from outside of it: through the job server of its head, and nothing else.
+"""Runs on a Ray cluster, from outside of it: only through the job server of its head.
 
-    cluster = connect(address)                      # Refusal: nobody there, no token, a wrong one, not a job server
+    cluster = connect(address)                      # UserError: no answer, no token, a wrong one, not a job server
     job = cluster.newest("quickstart")              # the newest job of a run, found by the metadata of jobs
-    cluster.read_status(job)                        # its status.json, also when the job has ended
+    cluster.read_status(job)                        # its status.json, also after the job has ended
     cluster.ask(job, "scale", ["--rollout", "2"])   # `python -m jobs.scale` on the head
     for text in cluster.follow(job.id): ...
 
-What has to happen beside the run's files is done by helper jobs of a second. They need no CPU, run on the head like the
-run's driver, take the package that the run's job came with, so that nothing is sent, and are deleted afterwards; their
-metadata says what they are."""
+Work on the run's files is done by helper jobs, which take a second. They need no CPU, run on the head like the run's
+driver, use the package of the run's job, so that nothing is sent, and are deleted afterwards. Their metadata says what
+they are."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from jobs.cluster.runs import Refusal, unknown_run
+from jobs.cluster.runs import unknown_run
 from jobs.directory.run_state import STATUS, RunStatus
+from jobs.user_error import UserError
 
 APP = "repexp"
 TRAIN, HELPER = "train", "helper"
@@ -37,7 +38,7 @@ HELPER_DEADLINE_S = 90.0
 HELPER_POLL_S = 0.25
 FOLLOW_RETRY_S = 1.0
 MAX_LOST_CONNECTIONS = 5
-"""In a row, with nothing of the log read between them."""
+"""The number of lost connections in a row, with nothing of the log read between them, that ends the following."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 120.0
 RAYS_LINE = re.compile(r"\d{4}-\d\d-\d\d \S+\s+[A-Z]+ job_manager\.py:\d+ -- ")
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -54,25 +55,26 @@ class Job:
     state: str
     """PENDING, RUNNING, SUCCEEDED, STOPPED or FAILED."""
     storage: str
-    """Directory on the head in which the run's own lies; ~ is the head's."""
+    """The directory on the head that holds the run's directory; ~ is the head's home."""
     python: str = "python"
     working_dir: str = ""
-    """URI of the package that it was submitted with."""
+    """The URI of the package that it was submitted with."""
     started: float | None = None
     ended: float | None = None
     """Unix times."""
     message: str = ""
-    """One line."""
+    """What the cluster says about it, in one line."""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_live(self) -> bool:
+        """Whether it waits or runs."""
         return self.state in LIVE_STATES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a helper job printed, and its exit code (None: it could not be started)."""
+    """What a helper job printed, and its exit code, which is None where it could not be started."""
 
     lines: tuple[str, ...]
     exit_code: int | None
@@ -80,26 +82,27 @@ class Answer:
 
     @property
     def last_line(self) -> str:
+        """The last line that is not empty, or else the cluster's message."""
         return next((line for line in reversed(self.lines) if line.strip()), self.message)
 
 
 def address_of(option: str | None) -> str | None:
-    """The job server that a command is about; None: this machine's own runs. Raises Refusal for an address of another
-    kind."""
+    """Return the address of the job server, or None for this machine's own runs. Raises UserError for an address of
+    another kind."""
     address = option or os.environ.get(ADDRESS_VARIABLE) or ""
     if not address and os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://")):
         address = os.environ["RAY_ADDRESS"]
     if not address:
         return None
     if not address.startswith(("http://", "https://")):
-        raise Refusal(f"address {address} is not that of a job server: write it as http://HEAD:8265 (the port of the dashboard)")
+        raise UserError(f"address {address} is not that of a job server: write it as http://HEAD:8265 (the port of the dashboard)")
     return address.rstrip("/")
 
 
 def connect(address: str) -> Cluster:
-    """A cluster by its job server, asked once. Raises Refusal."""
+    """Return the cluster, after asking its job server once. Raises UserError."""
     before = os.environ.get(ADDRESS_VARIABLE)
-    os.environ[ADDRESS_VARIABLE] = address  # the client lets this variable override its own argument
+    os.environ[ADDRESS_VARIABLE] = address  # the client lets this variable override its argument
     try:
         with _refusing(address):
             return Cluster(_client(address), address)
@@ -111,13 +114,13 @@ def connect(address: str) -> Cluster:
 
 
 def _client(address: str) -> Any:
-    from ray.job_submission import JobSubmissionClient  # a second of imports, after everything that can be refused without it
+    from ray.job_submission import JobSubmissionClient  # takes a second to import, so only after all other checks
 
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)  # each sets itself to INFO on import
 
     class Client(JobSubmissionClient):
-        """With deadlines: Ray's own waits for ever on a head that does not answer."""
+        """A client with deadlines: Ray's own waits forever for a head that does not answer."""
 
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             return super()._do_request(method, endpoint, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S), **options)
@@ -127,24 +130,24 @@ def _client(address: str) -> Any:
 
 @contextmanager
 def _refusing(address: str) -> Iterator[None]:
-    """Whatever Ray and HTTP raise, as one line."""
+    """Turn whatever Ray and HTTP raise into one line."""
     from ray.exceptions import AuthenticationError
     from requests.exceptions import RequestException
 
     try:
         yield
     except AuthenticationError as error:
-        raise Refusal(_token_refusal(address, str(error))) from None
+        raise UserError(_token_refusal(address, str(error))) from None
     except (ConnectionError, RequestException, TimeoutError) as error:
         timed_out = "imed out" in str(error)
-        raise Refusal(
+        raise UserError(
             f"no cluster answers at {address}{' in time' if timed_out else ''}: is its head running, and is this the dashboard's port?"
         ) from None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if lines[0].startswith("Version check returned 404"):
-            raise Refusal(f"{address} is not the job server of a Ray cluster: is this the dashboard's port?") from None
-        raise Refusal(f"the cluster at {address} refused: {lines[-1] if 'Traceback' in lines[0] else lines[0]}") from None
+            raise UserError(f"{address} is not the job server of a Ray cluster: is this the dashboard's port?") from None
+        raise UserError(f"the cluster at {address} refused: {lines[-1] if 'Traceback' in lines[0] else lines[0]}") from None
 
 
 def _token_refusal(address: str, message: str) -> str:
@@ -156,65 +159,69 @@ def _token_refusal(address: str, message: str) -> str:
 
 
 class Cluster:
-    """The jobs of this project on one cluster. Every method raises Refusal when the cluster does not answer."""
+    """The jobs of this project on one cluster. Every method raises UserError where the cluster does not answer."""
 
     def __init__(
         self, client: Any, address: str, *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`client`: a JobSubmissionClient."""
+        """`client` is a JobSubmissionClient."""
         self._client = client
         self.address = address
         self._sleep = sleep
         self._clock = clock
 
     def jobs(self) -> list[Job]:
-        """Submissions of runs, oldest first; helper jobs and other people's jobs are not among them."""
+        """Return the submissions of runs, oldest first, without helper jobs and other people's jobs."""
         with self._asking():
             found = [job for details in self._client.list_jobs() if (job := job_of(details)) is not None]
         return sorted(found, key=lambda job: job.started or 0.0)
 
     def newest(self, run: str) -> Job:
-        """The newest job of a run. Raises Refusal with the nearest names."""
+        """Return the newest job of a run. Raises UserError, with the nearest names, where there is none."""
         jobs = self.jobs()
         mine = [job for job in jobs if job.run == run]
         if not mine:
-            raise Refusal(unknown_run(run, {job.run for job in jobs}, f"on the cluster at {self.address}"))
+            raise UserError(unknown_run(run, {job.run for job in jobs}, f"on the cluster at {self.address}"))
         return mine[-1]
 
     def live(self, run: str) -> Job:
-        """The job that a run goes on in. Raises Refusal when there is none."""
+        """Return the live job of a run. Raises UserError where there is none."""
         job = self.newest(run)
         if not job.is_live:
-            raise Refusal(f"run {run} is not going on: its last job {job.id} has ended ({job.state.lower()}); submit it again to resume it")
+            state = job.state.lower()
+            raise UserError(f"run {run} is not running: its last job {job.id} has ended ({state}); submit it again to resume it")
         return job
 
     def job(self, job_id: str) -> Job:
+        """Return a job as it is now. Raises UserError for one of somebody else."""
         with self._asking():
             found = job_of(self._client.get_job_info(job_id))
         if found is None:
-            raise Refusal(f"job {job_id} is not one of ours")
+            raise UserError(f"job {job_id} is not one of ours")
         return found
 
     def used_ids(self) -> set[str]:
-        """The ids of all submissions of the cluster, whosever they are."""
+        """Return the ids of all submissions of the cluster, also of other people's."""
         with self._asking():
             return {details.submission_id for details in self._client.list_jobs() if details.submission_id}
 
     def submit(self, *, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        """A second submission of the same id is refused by the cluster, so that of two at the same moment one wins."""
+        """Submit a job. The cluster refuses a second one of the same id, so that only one of two at the same moment
+        starts."""
         with self._asking():
             self._client.submit_job(
                 submission_id=job_id, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata, entrypoint_num_cpus=0
             )
 
     def stop(self, job: Job) -> None:
-        """Send SIGTERM to its driver, SIGKILL after RAY_JOB_STOP_WAIT_TIME_S. Returns at once."""
+        """Have Ray send SIGTERM to its driver, and SIGKILL after RAY_JOB_STOP_WAIT_TIME_S. Return at once."""
         with self._asking():
             self._client.stop_job(job.id)
 
     def read_status(self, job: Job) -> RunStatus | None:
-        """The run's status file; None while there is none. Needs no package: that of an ended job may be gone from the
-        cluster."""
+        """Return the run's status, or None while it has none.
+
+        This needs no package, because the cluster may have removed that of an ended job."""
         answer = self._run_helper(job.run, f"cat {shell_path(job.storage, job.run, STATUS)}")
         if answer.exit_code != 0:
             return None
@@ -222,7 +229,7 @@ class Cluster:
         try:
             record, _ = json.JSONDecoder().raw_decode(text[max(0, text.find("{")) :])
             return RunStatus.model_validate(record)
-        except ValueError:  # no JSON, or (a ValidationError) not such a record
+        except ValueError:  # no JSON, or a ValidationError
             return None
 
     def ask(self, job: Job, command: str, arguments: Sequence[str]) -> Answer:
@@ -231,13 +238,13 @@ class Cluster:
         return self._run_helper(job.run, entrypoint.rstrip(), working_dir=job.working_dir)
 
     def wait_ended(self, job: Job, *, every_s: float = 2.0) -> Job:
-        """The job once it is no longer live."""
+        """Wait until the job is no longer live, and return it."""
         while (now := self.job(job.id)).is_live:
             self._sleep(every_s)
         return now
 
     def follow(self, job_id: str) -> Iterator[str]:
-        """The job's output as it comes, to its end. A lost connection is taken up again where it was."""
+        """Yield the job's output as it comes, to its end. After a lost connection, continue where it broke off."""
         seen, lost = 0, 0
         while True:
             position = 0
@@ -254,11 +261,11 @@ class Cluster:
                 return
             lost += failed
             if lost > MAX_LOST_CONNECTIONS:
-                raise Refusal(f"the log of {job_id} cannot be followed any more: the connection to {self.address} was lost {lost} times")
+                raise UserError(f"the log of {job_id} cannot be followed any more: the connection to {self.address} was lost {lost} times")
             self._sleep(FOLLOW_RETRY_S)
 
     def _tail(self, job_id: str) -> Iterator[str]:
-        """Ray's asynchronous iterator over the whole log as a plain one."""
+        """Yield the texts of Ray's asynchronous iterator over the whole log."""
         loop = asyncio.new_event_loop()
         chunks = self._client.tail_job_logs(job_id)
         try:
@@ -286,7 +293,7 @@ class Cluster:
                 while not (details := self._client.get_job_info(job_id)).status.is_terminal():
                     if self._clock() > deadline:
                         state = str(details.status).lower()
-                        raise Refusal(
+                        raise UserError(
                             f"the cluster at {self.address} did not run a helper job within {HELPER_DEADLINE_S:g} s (it is {state})"
                         )
                     self._sleep(HELPER_POLL_S)
@@ -308,7 +315,7 @@ class Cluster:
 
 
 def job_of(details: Any) -> Job | None:
-    """A job of Ray's (JobDetails) as one of ours; None where it is not."""
+    """Return a job of Ray's (JobDetails) as one of this project, or None where it is another one."""
     metadata = details.metadata or {}
     if metadata.get("app") != APP or metadata.get("kind") != TRAIN or not details.submission_id:
         return None
@@ -327,7 +334,7 @@ def job_of(details: Any) -> Job | None:
 
 
 def one_line(message: str) -> str:
-    """Ray's message on a job: of one with the end of its log attached, what happened and the log's last line."""
+    """Return Ray's message about a job as one line: what happened and, where a log is attached, its last line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if not lines:
         return ""
@@ -336,13 +343,13 @@ def one_line(message: str) -> str:
 
 
 def shell_path(storage: str, run: str, file: str = "") -> str:
-    """A path in a run's directory as a word of a shell on the head, whose home ~ is."""
+    """Return a path in a run's directory as a word for a shell on the head; ~ is the head's home."""
     path = str(PurePosixPath(storage) / run / file) if file else str(PurePosixPath(storage) / run)
     return '"$HOME"/' + shlex.quote(path.removeprefix("~/")) if path.startswith("~/") else shlex.quote(path)
 
 
 def _own_lines(output: str, job_id: str) -> Iterator[str]:
-    """What the command itself printed. Ray's lines about the start are before it, or, of a fast command, after it."""
+    """Yield what the command itself printed. Ray's lines about the start come before it, or after a fast command."""
     for line in output.splitlines():
         if not line.startswith(f"Running entrypoint for job {job_id}:") and not RAYS_LINE.match(line):
             yield line

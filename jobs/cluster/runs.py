@@ -1,71 +1,51 @@
-"""The runs of this machine, as people name them; and how the commands that look after runs refuse.
+"""The runs of this machine, as people name them.
 
-directory = find_run("quickstart")          # a directory, or a name to be looked for in ./runs and ~/repexp-runs
+directory = find_run("quickstart")          # a directory, or a name in ./runs or ~/repexp-runs
 is_alive(directory)                         # by its lock, not by what its files say
-
-def main(arguments=None) -> int:
-    return answering(lambda: _main(parse_arguments(arguments)))
 """
 
 from __future__ import annotations
 
 import difflib
 import fcntl
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from jobs.config import ConfigError
 from jobs.directory.job_dir import LOCK
 from jobs.directory.run_state import STATUS
+from jobs.user_error import UserError
 
-EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 STORAGE = "~/repexp-runs"
-"""Where runs submitted to a cluster are kept on its head, unless `--storage` says otherwise."""
+"""Where the head of a cluster keeps submitted runs, unless `--storage` says otherwise."""
 LOCAL_RUNS = "runs"
 
 
-class Refusal(Exception):
-    """The command cannot be carried out; the message is one line that says why and what to do."""
-
-
-def answering(command: Callable[[], int]) -> int:
-    """The exit code of a command: a refusal is one line and 2, an interrupt 130."""
-    try:
-        return command()
-    except (Refusal, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-
-
 def local_runs() -> list[Path]:
-    """Directories of runs in ./runs and in the storage directory, by name."""
+    """Return the directories of runs in ./runs and in the storage directory, sorted by name."""
     places = (Path(LOCAL_RUNS), Path(STORAGE).expanduser())
     return sorted((file.parent for place in places for file in place.glob(f"*/{STATUS}")), key=lambda directory: directory.name)
 
 
 def find_run(run: str) -> Path:
-    """The directory that `run` names. Raises Refusal with the nearest names."""
+    """Return the directory that `run` names. Raises UserError, with the nearest names, where there is none."""
     places = [Path(run)] if "/" in run else [Path(LOCAL_RUNS) / run, Path(STORAGE).expanduser() / run, Path(run)]
     for directory in places:
         if (directory / STATUS).is_file() or (directory / LOCK).is_file():
             return directory
     known = {directory.name for directory in local_runs()}
-    raise Refusal(unknown_run(Path(run).name, known, f"in ./{LOCAL_RUNS} or {STORAGE}"))
+    raise UserError(unknown_run(Path(run).name, known, f"in ./{LOCAL_RUNS} or {STORAGE}"))
 
 
 def unknown_run(run: str, known: Iterable[str], where: str) -> str:
-    """One line: there is no such run, and which ones have names like it."""
+    """Return one line: there is no such run, and which runs have a similar name."""
     names = sorted(set(known))
     near = difflib.get_close_matches(run, names, n=3) or names[:5]
     return f"no run {run!r} {where} ({'there are: ' + ', '.join(near) if near else 'there is none at all'})"
 
 
 def is_alive(directory: Path) -> bool:
-    """Whether a process holds the run's lock. Asking takes the lock shared for microseconds where nobody holds it."""
+    """Return whether a process holds the run's lock. Asking takes a free lock, shared, for microseconds."""
     try:
         with open(directory / LOCK) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -77,7 +57,7 @@ def is_alive(directory: Path) -> bool:
 
 
 def owner(directory: Path) -> int | None:
-    """The process id in the run's lock file: of the process that holds it, or of the last that did."""
+    """Return the process id in the run's lock file: that of the process which holds the lock, or held it last."""
     try:
         return int((directory / LOCK).read_text())
     except (OSError, ValueError):
@@ -85,7 +65,7 @@ def owner(directory: Path) -> int | None:
 
 
 def age(then: float, now: float | None = None) -> str:
-    """How long ago a Unix time was: "12 s", "3 min", "2.5 h", "4 d"."""
+    """Return how long ago a Unix time was: "12 s", "3 min", "2.5 h", "4 d"."""
     seconds = max(0.0, (time.time() if now is None else now) - then)
     for limit, unit, form in ((90.0, 1.0, "{:.0f} s"), (5400.0, 60.0, "{:.0f} min"), (172800.0, 3600.0, "{:.1f} h")):
         if seconds < limit:

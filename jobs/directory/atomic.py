@@ -1,4 +1,4 @@
-"""Files that are whole under their name, or not there at all."""
+"""Files that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write to the path given; it takes the place of `path` where the block ends well, and is removed where it does
-    not.
+    """Give a path to write to. It replaces `path` where the block ends well, and is removed where the block raises.
 
     with replacing(directory / "config.json") as staging:
         staging.write_text("{}")

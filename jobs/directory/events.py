@@ -1,4 +1,4 @@
-"""What happened in a run, in the order in which it did: `RUN_DIR/events.jsonl`, one JSON object a line.
+"""What happened in a run, in its order: `RUN_DIR/events.jsonl`, one JSON object on each line.
 
     {"seq": 41, "time": 1760000000.1, "step": 7, "event": "batch", "group_ids": [3, 4, 6]}
 
@@ -6,11 +6,11 @@
     log.write(EventKind.BATCH, step=7, group_ids=[3, 4, 6])
     log.close()
 
-    recorded = batches(read_events(path))                    # {1: [0, 1, 2], ...}: what `jobs.offline.replay_events` trains on again
+    recorded = batches(read_events(path))                    # {1: [0, 1, 2], ...}: the groups of every step
 
-What exceeds the cap is forgotten, oldest first (`jobs.directory.rolling`). A run that goes on from a checkpoint says so
-by RESUMED; what it then does again supersedes what was written of the later steps. An event of a group or a worker
-carries the step of the last event that had one."""
+Events beyond the cap are forgotten, oldest first (`jobs.directory.rolling`). A run that continues from a checkpoint
+writes RESUMED; its events then supersede those of later steps before it. An event of a group or a worker carries the
+step of the last event that had one."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ from typing import Any, Self
 from jobs.directory.rolling import parts, roll
 
 MAX_BUFFERED_EVENTS = 1000
-"""Written at the latest when there are so many: what a killed process can lose."""
+"""Events are written when this many have gathered, at the latest: a killed process can lose no more."""
 MAX_KEPT_EVENTS = 10 * MAX_BUFFERED_EVENTS
-"""Kept, newest first, for a disk that is full and may not stay so: the memory the log can take. A gap in `seq` says
-that some were lost."""
+"""Events that are kept while the disk is full, the newest ones: a bound of memory. A gap in `seq` shows a loss."""
 
 
 class EventKind(StrEnum):
-    """Kinds, each with its fields."""
+    """The kinds of events, each with its fields."""
 
     _fields: frozenset[str]
 
@@ -46,57 +45,59 @@ class EventKind(StrEnum):
 
     # a group
     ADMITTED = "admitted", "group_id", "problem_id", "attempt", "version"
-    """A problem took a slot; `version` is the newest live one."""
+    """A problem took a slot; `version` is the newest live version."""
     DISPATCHED = "dispatched", "group_id", "worker", "tries", "resumed_tokens"
-    """Given to a worker, for the `tries`-th time, with so many tokens sampled before."""
+    """A worker got the group, for the `tries`-th time; `resumed_tokens` were sampled before."""
     COMPLETED = "completed", "group_id", "worker", "tokens", "aborted"
-    """A worker gave it back: tokens of all its responses, and how many of these are unfinished."""
+    """A worker returned the group: the tokens of all its responses, and the number of unfinished responses."""
     VERDICTS = "verdicts", "group_id", "counts"
-    """Verified: number of responses by verdict status."""
+    """The group was verified: the number of responses by verdict status."""
     INSERTED = "inserted", "group_id", "result"
-    """Offered to replay: an `InsertResult`."""
+    """Replay was offered the group: an `InsertResult`."""
     DROPPED = "dropped", "group_id", "reason"
-    """Its slot was given back without a gradient."""
+    """The group gave its slot back without a gradient."""
 
     # a step
     BATCH = "batch", "step", "group_ids"
-    """Drawn, to be trained on as this step; ids in the order of the batch's rows."""
+    """The groups of this step were drawn, with ids in the order of the batch's rows."""
     ABSORBED = "absorbed", "step", "groups"
-    """So many groups were scored and are now part of what exploration remembers."""
+    """This many groups were scored and are now part of the exploration memory."""
     TRAINED = "trained", "step", "version"
     """The gradient was applied and made this version."""
     PUBLISHED = "published", "version", "workers"
-    """So many workers hold this version."""
+    """This many workers hold this version."""
     CHECKPOINT = "checkpoint", "step"
     """A checkpoint of this step is complete."""
     RESUMED = "resumed", "step"
-    """The run goes on from the checkpoint of this step. Events of later steps before this one are superseded."""
+    """The run continues from the checkpoint of this step, and supersedes events of later steps before this one."""
 
     # the run's parts
     WORKER = "worker", "worker", "role", "state", "reason"
-    """A process came into a state (`jobs.run.fleet`)."""
+    """A process entered a state (`jobs.run.fleet`)."""
     FAULT = "fault", "role", "name", "kind", "error"
-    """Something failed: what, and the kind of failure (`jobs.processes.failures`)."""
+    """Something failed; `kind` is the kind of failure (`jobs.processes.failures`)."""
     DESIRED = "desired", "role", "count", "by"
-    """So many processes of a role are wanted from now on, and who wants it."""
+    """From now on `count` processes of a role are wanted; `by` says who wants them."""
 
     @property
     def fields(self) -> frozenset[str]:
+        """The names of its fields."""
         return self._fields
 
 
 EVENTS = "events.jsonl"
 
 FLUSHED = frozenset((EventKind.BATCH, EventKind.CHECKPOINT, EventKind.RESUMED, EventKind.FAULT))
-"""On disk, with all before them, when `write` returns. A batch is known before it is trained on."""
+"""Kinds that are on disk, with all events before them, when `write` returns: a batch is known before it is trained
+on."""
 
 HEAD = ("seq", "time", "step", "event")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One line. `seq` counts over all starts of a run; `time` is Unix time; `fields` are those of `kind` without the
-    step."""
+    """One line. `seq` counts over all starts of a run, `time` is Unix time, and `fields` are those of `kind` without
+    the step."""
 
     seq: int
     time: float
@@ -106,10 +107,10 @@ class Event:
 
 
 class EventLog:
-    """Appends to a run's event log. One process at a time; bounded memory."""
+    """Appends to a run's event log. One process at a time may do that; its memory is bounded."""
 
     def __init__(self, path: Path, *, resume_step: int = 0, max_bytes: int | None = None) -> None:
-        """Go on behind what earlier starts wrote, which is marked as superseded beyond `resume_step`."""
+        """Append to what earlier starts wrote, and mark it as superseded after `resume_step`."""
         self._path = path
         self._max_bytes = max_bytes
         self._seq, self._step = 0, resume_step
@@ -122,7 +123,8 @@ class EventLog:
             self.write(EventKind.RESUMED, step=resume_step)
 
     def write(self, event: EventKind, /, **fields: Any) -> None:
-        """Raises TypeError unless `fields` are those of the kind, and for a value that JSON cannot hold."""
+        """Write an event. Raises TypeError unless `fields` are those of its kind, and for a value that JSON cannot
+        hold."""
         if fields.keys() != event.fields:
             raise TypeError(f"event '{event}' has the fields {sorted(event.fields)}, not {sorted(fields)}")
         self._step = fields.pop("step", self._step)
@@ -133,7 +135,7 @@ class EventLog:
             self.flush()
 
     def flush(self) -> None:
-        """Raises OSError where the disk is full; nothing is then written, and the events stay for the next flush."""
+        """Write what is buffered. Raises OSError where the disk is full: the events then stay for the next flush."""
         if not self._buffered:
             return
         data, before = "".join(self._buffered).encode(), os.fstat(self._file).st_size
@@ -152,6 +154,7 @@ class EventLog:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def close(self) -> None:
+        """Write what is buffered, and end."""
         try:
             self.flush()
         finally:
@@ -159,10 +162,9 @@ class EventLog:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """The events in order, read as they are asked for. A last line that is half-written (its writer was killed) is left
-    out.
+    """Yield the events in order, without a last line that is half-written because its writer was killed.
 
-    Raises FileNotFoundError without a log and ValueError, with the number of the line, for one that is damaged.
+    Raises FileNotFoundError without a log, and ValueError with the number of a damaged line.
     """
     for part in parts(path) or [path]:
         with open(part, "rb") as file:
@@ -176,10 +178,10 @@ def read_events(path: Path) -> Iterator[Event]:
 
 
 def batches(events: Iterable[Event]) -> dict[int, list[int]]:
-    """Group ids by step, in the order in which they were trained on. Where a step was begun several times, the last
-    time counts.
+    """Return group ids by step, in the order in which they were trained on. Of a step that was begun several times, the
+    last time counts.
 
-    Raises ValueError for a batch without them.
+    Raises ValueError for a batch without group ids.
     """
     by_step: dict[int, list[int]] = {}
     for event in events:
@@ -199,7 +201,7 @@ def _event(record: dict[str, Any]) -> Event:
 
 
 def _end(path: Path) -> tuple[int, Event | None]:
-    """Where the last whole line of the file ends, and the last event of the log."""
+    """Return where the last whole line of the file ends, and the last event of the log."""
     if not parts(path):
         return 0, None
     last = deque(read_events(path), maxlen=1)

@@ -1,7 +1,7 @@
-"""The directory of one job: one process at a time, one configuration for good.
+"""The directory of one job: it serves one process at a time, and keeps one configuration.
 
-with JobDirectory(path, config, changeable=(...), option="--out") as directory:      # ConfigError when in use or of another configuration
-    directory.path
+with JobDirectory(path, config, changeable=(...), kind="the directory", option="--out DIR") as directory:
+    directory.path                           # UserError where it is in use, or has another configuration
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import IO, Any, Self
 
 from pydantic import BaseModel
 
-from jobs.config import ConfigError, changed_keys
+from jobs.config import changed_keys
 from jobs.directory.atomic import replacing
+from jobs.user_error import UserError
 
 LOCK, CONFIG = "run.lock", "config.json"
 
 
 class JobDirectory:
-    """Lock and identity of a job's directory; what lies in it is the business of subclasses."""
+    """The lock and the configuration of a job's directory. Subclasses know what lies in it."""
 
     def __init__(self, path: str, config: BaseModel, *, changeable: Sequence[str], kind: str, option: str) -> None:
-        """`kind` and `option` name the directory and how to choose another one in messages to people."""
+        """`kind` and `option` tell people in messages what the directory is and how to choose another one."""
         self._config = config
         self._changeable = changeable
         self._kind = kind
@@ -35,17 +36,17 @@ class JobDirectory:
         self._lock: IO[str] | None = None
 
     def has_begun(self) -> bool:
-        """Whether there is anything to lose: a directory in which nothing was done yet takes any configuration."""
+        """Return whether there is anything to lose: an unused directory takes any configuration."""
         return True
 
     def __enter__(self) -> Self:
         if self.path.is_dir() and any(self.path.iterdir()) and not any((self.path / name).exists() for name in (LOCK, CONFIG)):
-            raise ConfigError(f"{self._kind} {self.path} is not empty and holds no run: {self._elsewhere}")
+            raise UserError(f"{self._kind} {self.path} is not empty and holds no run: {self._elsewhere}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / LOCK, "a+")
         except OSError as error:
-            raise ConfigError(f"{self._kind} {self.path} cannot be used: {error.strerror}; {self._elsewhere}") from None
+            raise UserError(f"{self._kind} {self.path} cannot be used: {error.strerror}; {self._elsewhere}") from None
         try:
             self._acquire(self._lock)
             self._check_identity()
@@ -64,7 +65,7 @@ class JobDirectory:
         except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
-            raise ConfigError(f"{self._kind} {self.path} is in use by process {owner}: stop it, or {self._elsewhere}") from None
+            raise UserError(f"{self._kind} {self.path} is in use by process {owner}: stop it, or {self._elsewhere}") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -74,7 +75,7 @@ class JobDirectory:
         if file.exists() and self.has_begun():
             changed = changed_keys(read_json(file), self._config, self._changeable)
             if changed:
-                raise ConfigError(
+                raise UserError(
                     f"{self._kind} {self.path} belongs to a run with another configuration: {', '.join(changed[:3])}"
                     f"{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}; {self._elsewhere}, or delete it"
                 )
@@ -83,9 +84,9 @@ class JobDirectory:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises ConfigError for a file that is not JSON."""
+    """Return the record in `file`. Raises UserError where it is not JSON."""
     try:
         value: dict[str, Any] = json.loads(file.read_text())
     except ValueError:
-        raise ConfigError(f"{file} is damaged: delete it if the run is not needed") from None
+        raise UserError(f"{file} is damaged: delete it if the run is not needed") from None
     return value

@@ -1,7 +1,7 @@
-"""Logs of lines that take no more than their cap: `NAME.jsonl`, and `NAME.older.jsonl` with what came before.
+"""Logs of lines that stay below a cap: `NAME.jsonl`, and `NAME.older.jsonl` with the lines before.
 
-Where a file has grown to half of the cap it becomes the older one, in the place of that before, so between half of the
-cap and all of it is kept, in two renames' worth of work."""
+A file that has grown to half of the cap replaces the older one. So between half of the cap and all of it is kept, and
+rolling costs two renames."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 
 
 def older(path: Path) -> Path:
-    """Where what came before is kept."""
+    """Return the path of the older file."""
     return path.with_name(f"{path.stem}.older{path.suffix}")
 
 
 def parts(path: Path) -> list[Path]:
-    """The files there are, oldest first."""
+    """Return the files that exist, oldest first."""
     return [part for part in (older(path), path) if part.exists()]
 
 
 def roll(path: Path, max_bytes: int) -> bool:
-    """Begin a new file if this one has reached half of `max_bytes`; whether it did. Whoever has it open must open it
-    again."""
+    """Begin a new file if this one has reached half of `max_bytes`, and return whether that happened.
+
+    An open file must then be opened again."""
     if path.stat().st_size < max_bytes // 2:
         return False
     path.replace(older(path))

@@ -7,6 +7,9 @@ RUN_DIR/config.json  run.lock  checkpoints/  snapshots/  policy/  rollouts/  met
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.config import CHANGEABLE_ON_RESUME, RunConfig
@@ -18,41 +21,43 @@ POLICY_STEP = "repexp.json"
 
 
 class RunDirectory(JobDirectory):
-    """Paths of a run."""
+    """The paths of a run."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config.run_dir, config, changeable=CHANGEABLE_ON_RESUME, kind="run_dir", option="--set run_dir=...")
+        self.config = config
         storage = config.checkpoint.storage or str(self.path / "checkpoints")
         self.checkpoints = CheckpointManager(storage, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
 
     @property
     def snapshots(self) -> CheckpointManager:
-        """The learner's state between checkpoints, for a learner that is lost; of no use to a resumed run."""
+        """The learner's state between checkpoints, from which a lost learner restarts; a resumed run does not use
+        it."""
         return CheckpointManager(str(self.path / "snapshots"), keep=1)
 
     def forget_snapshots(self) -> None:
+        """Remove all snapshots."""
         self.snapshots.truncate(after_step=-1)
 
     @property
     def rollouts(self) -> Path:
+        """The rollout log."""
         return self.path / "rollouts"
 
     @property
     def evaluations(self) -> Path:
-        """The samples of evaluations, a file each."""
+        """The responses of evaluations, one file for each."""
         return self.path / "eval"
 
     @property
     def metrics(self) -> Path:
+        """The metrics, one line for each step."""
         return self.path / "metrics.jsonl"
 
     @property
     def events(self) -> Path:
+        """The event log."""
         return self.path / EVENTS
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
 
     @property
     def policy(self) -> Path:
@@ -61,15 +66,31 @@ class RunDirectory(JobDirectory):
 
     @property
     def policy_step(self) -> int | None:
-        """The step whose policy was exported, if any and if that can be read: else it is exported again."""
+        """The step whose policy was exported; None where there is none, or where it cannot be read."""
         try:
             return int(json.loads((self.policy / POLICY_STEP).read_text())["step"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    @contextmanager
+    def exporting_policy(self, step: int) -> Iterator[Path]:
+        """Give a directory to write the policy of `step` to, which then becomes `policy`: whole or not at all.
+
+        with run.exporting_policy(step) as staging:
+            learner.save_policy(str(staging))
+        """
+        staging = self.path / "policy.partial"
+        shutil.rmtree(staging, ignore_errors=True)
+        yield staging
+        (staging / POLICY_STEP).write_text(json.dumps({"step": step}))
+        shutil.rmtree(self.policy, ignore_errors=True)
+        staging.replace(self.policy)
+
     @property
     def run_id(self) -> str:
+        """The name of the run: that of its directory."""
         return self.path.name
 
     def has_begun(self) -> bool:
+        """Return whether there is a checkpoint or a trained step."""
         return self.checkpoints.latest() is not None or (self.metrics.exists() and self.metrics.stat().st_size > 0)

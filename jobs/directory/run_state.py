@@ -1,10 +1,10 @@
-"""What a run says of itself while it goes on, and what people ask of it: two small files in its directory.
+"""What a live run reports about itself, and what people ask of it: two small files in its directory.
 
-    RUN_DIR/status.json     written by the run about once a second and at every change of state; stays when the run has ended
-    RUN_DIR/desired.json    written by `jobs.scale` and `jobs.stop`, read by the run once a second; a resumed run goes on with it
+    RUN_DIR/status.json     the run writes it once a second and at every change of state; it outlives the run
+    RUN_DIR/desired.json    `jobs.scale` and `jobs.stop` write it, the run reads it every second; a resumed run keeps it
 
-Files, because they are there when Ray is not, outlive the run, and need no address. Whoever is outside the cluster has
-a job of a second read them (`jobs.cluster.remote`)."""
+Files work without Ray, outlive the run, and need no address. From outside the cluster, a helper job reads them
+(`jobs.cluster.remote`)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jobs.directory.atomic import replacing
 
 STATUS, DESIRED = "status.json", "desired.json"
 RunPhase = Literal["starting", "training", "stopping", "finished", "stopped", "failed"]
-"""The last three are ends: all steps done; stopped by a person; ended by an error."""
+"""The last three are ends: all steps are done; a person stopped the run; an error ended it."""
 
 _RECORD = ConfigDict(extra="ignore", frozen=True)
 
 
 class WorkerStatus(BaseModel):
-    """One process of a role that has several."""
+    """One process of a role that may have several."""
 
     model_config = _RECORD
 
@@ -32,13 +32,13 @@ class WorkerStatus(BaseModel):
     role: str
     """rollout or encoder."""
     state: str
-    """starting, stale, serving, draining or dead: see `jobs.run.fleet`."""
+    """starting, stale, serving, draining or dead (`jobs.run.fleet`)."""
     since: float
-    """Unix time at which it came into this state."""
+    """Unix time at which it entered this state."""
     version: int | None = None
-    """Policy version that a rollout worker holds."""
+    """The policy version that a rollout worker holds."""
     groups: int = 0
-    """Groups under way in it."""
+    """The number of groups that it has."""
     sampled_tokens: int = 0
     rss_mib: float | None = None
     detail: str = ""
@@ -46,7 +46,7 @@ class WorkerStatus(BaseModel):
 
 
 class Waiting(BaseModel):
-    """What a loop of the controller waits for."""
+    """One wait: what a loop of the controller waits for."""
 
     model_config = _RECORD
 
@@ -64,7 +64,7 @@ class RunStatus(BaseModel):
     run_id: str
     phase: RunPhase
     detail: str = ""
-    """Why it failed or stops."""
+    """Why it failed, or why it stops."""
     pid: int
     host: str
     started: float
@@ -76,26 +76,27 @@ class RunStatus(BaseModel):
     live_version: int = 0
     workers: tuple[WorkerStatus, ...] = ()
     desired: dict[str, int] = Field(default_factory=dict)
-    """By role: rollout, verifier, encoder."""
+    """The number of processes wanted by role: rollout, verifier, encoder."""
     queues: dict[str, int] = Field(default_factory=dict)
-    """Groups by where they are: requests, sampling, sampled, held; and free slots."""
+    """The number of groups by where they are (requests, sampling, sampled, held), and of free slots."""
     tokens: dict[str, int] = Field(default_factory=dict)
     """The token ledger: generated, trained, in_flight, wasted_CAUSE."""
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Of the newest step."""
+    """The metrics of the newest step."""
     last_checkpoint: int | None = None
     checkpoint_time: float | None = None
     waits: tuple[Waiting, ...] = ()
     faults: tuple[str, ...] = ()
-    """The last few, oldest first."""
+    """The last few faults, oldest first."""
 
     @property
     def has_ended(self) -> bool:
+        """Whether the phase is an end."""
         return self.phase in ("finished", "stopped", "failed")
 
 
 class Desired(BaseModel):
-    """What people ask of a run. None: what the configuration says."""
+    """What people ask of a run. None leaves a number as the configuration has it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -103,15 +104,16 @@ class Desired(BaseModel):
     verifier: int | None = Field(None, ge=1)
     encoder: int | None = Field(None, ge=1)
     stop: bool = False
-    """Write a checkpoint and end. Whoever starts the run again takes it back."""
+    """Whether the run is to write a checkpoint and end. The next start clears it."""
 
 
 def write_status(directory: Path, status: RunStatus) -> None:
+    """Replace the status file."""
     _write(directory / STATUS, status)
 
 
 def read_status(directory: Path) -> RunStatus | None:
-    """None where no run was ever started, or its file cannot be read."""
+    """Return the status, or None where no run was ever started or the file cannot be read."""
     values = _read(directory / STATUS)
     try:
         return None if values is None else RunStatus.model_validate(values)
@@ -120,11 +122,12 @@ def read_status(directory: Path) -> RunStatus | None:
 
 
 def write_desired(directory: Path, desired: Desired) -> None:
+    """Replace the file of what people ask for."""
     _write(directory / DESIRED, desired)
 
 
 def read_desired(directory: Path) -> Desired:
-    """What is asked for; nothing where there is no file. Raises ValueError for one that is damaged."""
+    """Return what people ask for: nothing, where there is no file. Raises ValueError for a damaged file."""
     values = _read(directory / DESIRED)
     try:
         return Desired() if values is None else Desired.model_validate(values)

@@ -1,11 +1,11 @@
-"""Train on saved rollouts, with no engine (`jobs.offline.trainer`).
+"""Train on saved rollouts, with no engine.
 
     trained = replay_from(config, Path("runs/a"))                  # into config.run_dir
 
-The groups are taken in the order in which they were saved, prompts_per_step to a batch. Those of a run, with its
-configuration, are its own batches: every loss is that of the run, and the policy too, bit for bit. Unlike
-`jobs.offline.replay_events` this needs no event log, takes batches of another size, rows of anybody, and can give
-rewards anew."""
+The groups are taken in the order in which they were saved, prompts_per_step for each batch. The rollouts of a run, with
+its configuration, are its own batches: every loss is that of the run, and the policy too, bit for bit. Another
+configuration (a learning rate, a bonus) shows what it changes on the very same batches. Rows from elsewhere and batches
+of another size work too, and a verifier can give the rewards again."""
 
 from __future__ import annotations
 
@@ -20,33 +20,58 @@ import pyarrow as pa
 from actors.replay import with_rewards
 from actors.verifier import VerifierPool, VerifierPoolError
 from buffers.records import Problem, Verdict
-from buffers.schema import concat_groups, from_record_batch, group_ids
-from jobs.config import ConfigError, RunConfig
+from buffers.schema import concat_groups, from_record_batch
+from jobs.config import RunConfig
 from jobs.offline.saved_rows import SavedRows, require_known_tokens, vocabulary_of
-from jobs.offline.trainer import OfflineRun, OfflineStep, OnStep, check_fits, no_report, report_to, require_other_directory, undecided
+from jobs.offline.trainer import OfflineRun, ReportStep, check_fits, no_report, report_to, require_other_directory
 from jobs.processes.verdict_counter import VerdictCounter, VerifierFailure
 from jobs.screens.console import RunConsole
-from learners.models import ModelError, resolve_model
+from jobs.user_error import EXIT_FAILED, UserError
+from learners.models import resolve_model
 from tasks.mixture import names_in
 from tasks.registry import make_task
 
 JudgeGroup = Callable[[Problem, pa.RecordBatch], Sequence[Verdict]]
-"""One verdict a response of a group."""
+"""Return one verdict for each response of a group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """Steps trained, groups left over because they fill no batch, and verdicts that came out otherwise than saved, of
-    so many given."""
+    """What was trained."""
 
     steps: int
     groups_left: int
+    """Groups left over because they fill no batch."""
+    recorded_steps: int = 0
+    """Steps whose advantages were recorded, as a run does."""
+    same_steps: int = 0
+    """Recorded steps in which every advantage is, bit for bit, the one recorded."""
     changed_verdicts: int = 0
+    """Of all `verdicts` that were given again, those that differ from the saved ones."""
     verdicts: int = 0
+    missing_steps: tuple[int, ...] = ()
+    """Steps of the run, before the last one saved, whose rollouts are gone."""
+
+    def lines(self, source: str) -> list[str]:
+        """Return what a person must know."""
+        lines = [f"{self.steps} steps trained on rollouts of {source}."]
+        if self.missing_steps:
+            lines.append(
+                f"{len(self.missing_steps)} earlier steps of the run are gone (the first is {self.missing_steps[0]}): these are others."
+            )
+        if self.recorded_steps:
+            lines.append(f"In {self.same_steps} of {self.recorded_steps} steps every advantage is the recorded one.")
+        if self.verdicts:
+            lines.append(f"{self.changed_verdicts} of {self.verdicts} verdicts differ from those saved.")
+        if self.groups_left:
+            lines.append(f"{self.groups_left} groups were left over: fewer than prompts_per_step.")
+        return lines
 
 
 def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int:
-    """`python -m jobs.train CONFIG --replay-from SOURCE`; returns the exit code. Raises ConfigError when refused."""
+    """Run `python -m jobs.train CONFIG --replay-from SOURCE` and return its exit code.
+
+    Raises one of `jobs.user_error.REFUSALS` where it is refused."""
     name = Path(config.run_dir).name
     with RunConsole(f"repexp {name}, rollouts of {source}", config.steps) as console, ExitStack() as opened:
         judge = None
@@ -55,50 +80,53 @@ def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int
                 _require_verifier(config)
                 pool = VerifierPool(config.task, config.verifier, final_answers=config.bonus.needs_answers)
                 judge = opened.enter_context(pool).verify_batch
-            trained = replay_from(config, Path(source), judge=judge, report=report_to(console))
+            trained = replay_from(config, Path(source), judge=judge, report=report_to(console), warn=console.warn)
         except (VerifierFailure, VerifierPoolError) as error:
             console.failed("", f"error: the run failed: {error}")
-            return 1
-        console.finish(name, [*summary_of(trained, source), f"final policy    {config.run_dir}/policy  (a Hugging Face directory)"])
+            return EXIT_FAILED
+        console.finish(name, [*trained.lines(source), f"final policy    {config.run_dir}/policy  (a Hugging Face directory)"])
     return 0
 
 
-def summary_of(trained: Trained, source: str) -> list[str]:
-    lines = [f"{trained.steps} steps trained on rollouts of {source}."]
-    if trained.verdicts:
-        lines.append(f"{trained.changed_verdicts} of {trained.verdicts} verdicts are other than those saved.")
-    if trained.groups_left:
-        lines.append(f"{trained.groups_left} groups were left over: fewer than prompts_per_step.")
-    return lines
+def replay_from(
+    config: RunConfig,
+    source: Path,
+    *,
+    judge: JudgeGroup | None = None,
+    report: ReportStep = no_report,
+    warn: Callable[[str], None] = print,
+) -> Trained:
+    """Train `config.steps` steps (fewer, if there are not enough groups) into `config.run_dir`. With `judge` the
+    rewards are given again.
 
-
-def replay_from(config: RunConfig, source: Path, *, judge: JudgeGroup | None = None, report: OnStep = no_report) -> Trained:
-    """Train `config.steps` steps (fewer, if there are not enough groups) into `config.run_dir`. With `judge` rewards
-    are given anew.
-
-    Raises ConfigError where the two are one directory or the rows cannot be used with this configuration,
+    Raises UserError where the two are one directory or the rows do not fit the configuration, ModelError for its model,
     VerifierFailure where too many responses could not be scored."""
-    require_other_directory("--replay-from", source, config)
+    require_other_directory(source, config)
     rescorer = Rescorer(config, judge) if judge is not None else None
-    groups = _checked(config, source, SavedRows(config, source, rescore=judge is not None).groups())
-    first = list(islice(groups, config.prompts_per_step))  # before anything is written: what is wrong is wrong from the start, as a rule
+    rows = SavedRows(config, source, rescore=judge is not None)
+    groups = _checked(config, source, rows.groups())
+    first = list(islice(groups, config.prompts_per_step))  # read before anything is written: most mistakes show here
     if len(first) < config.prompts_per_step:
-        raise ConfigError(f"--replay-from {source}: {len(first)} groups, but prompts_per_step = {config.prompts_per_step}")
-    with OfflineRun(config, report) as run:
-        step, batch = 0, first
-        while len(batch) == config.prompts_per_step and step < config.steps:
-            step += 1
-            scored = batch if rescorer is None else [rescorer.rescored(group) for group in batch]
-            ids = [int(group_ids(group)[0]) for group in scored]
-            run.train(OfflineStep(step=step, group_ids=ids, batch=undecided(concat_groups(scored))))
-            batch = list(islice(groups, config.prompts_per_step)) if step < config.steps else []
+        raise UserError(f"--replay-from {source}: {len(first)} groups, but prompts_per_step = {config.prompts_per_step}")
+    with OfflineRun(config, report, warn) as run:
+        batch = first
+        while len(batch) == config.prompts_per_step and run.learner.version < config.steps:
+            run.train(concat_groups(batch if rescorer is None else [rescorer.rescored(group) for group in batch]))
+            batch = list(islice(groups, config.prompts_per_step)) if run.learner.version < config.steps else []
         run.export()
-    verdicts = (rescorer.num_changed, rescorer.counter.num_verdicts) if rescorer is not None else (0, 0)
-    return Trained(steps=step, groups_left=len(batch), changed_verdicts=verdicts[0], verdicts=verdicts[1])
+        return Trained(
+            steps=run.learner.version,
+            groups_left=len(batch),
+            recorded_steps=run.recorded_steps,
+            same_steps=run.same_steps,
+            changed_verdicts=0 if rescorer is None else rescorer.num_changed,
+            verdicts=0 if rescorer is None else rescorer.counter.num_verdicts,
+            missing_steps=rows.missing_steps(),
+        )
 
 
 class Rescorer:
-    """Gives the responses of saved groups verdicts and rewards anew."""
+    """Gives the responses of saved groups new verdicts and rewards."""
 
     def __init__(self, config: RunConfig, judge: JudgeGroup) -> None:
         self._config = config
@@ -108,12 +136,12 @@ class Rescorer:
         self.num_changed = 0
 
     def rescored(self, group: pa.RecordBatch) -> pa.RecordBatch:
-        """Raises ConfigError where the group is of another task."""
+        """Return `group` with new rewards. Raises UserError where it is of another task."""
         (stored,) = from_record_batch(group)
         problem = stored.request.problem
         if problem.task not in self._known:
             parts = f" of {', '.join(self._known)}" if self._config.task.name == "mixture" else ""
-            raise ConfigError(
+            raise UserError(
                 f"--rescore: problem {problem.problem_id} is of task {problem.task}, but task.name = {self._config.task.name}{parts}"
             )
         verdicts = list(self._judge(problem, group))
@@ -124,20 +152,14 @@ class Rescorer:
 
 
 def _checked(config: RunConfig, source: Path, groups: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    try:
-        vocabulary = vocabulary_of(resolve_model(config.model))
-    except ModelError as error:
-        raise ConfigError(str(error)) from None
+    vocabulary = vocabulary_of(resolve_model(config.model))
     for group in groups:
         require_known_tokens(group, vocabulary, source)
-        check_fits(config, group, 1)
+        check_fits(config, group)
         yield group
 
 
 def _require_verifier(config: RunConfig) -> None:
-    try:
-        task = make_task(config.task)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    task = make_task(config.task)
     if not task.has_verifier:
-        raise ConfigError(f"--rescore: task {task.name} has no verifier")
+        raise UserError(f"--rescore: task {task.name} has no verifier")

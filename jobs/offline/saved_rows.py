@@ -1,20 +1,20 @@
-"""Groups of rollouts that were saved, by a run or by anybody else, as a run would hold them.
+"""Saved groups of rollouts, from a run or from elsewhere, as a run would hold them.
 
-    rows = SavedRows(config, Path("runs/a"))          # RUN_DIR, its rollouts/, a .jsonl or .parquet file, or a directory of such files
-    for group in rows.groups():                       # one batch of responses_per_prompt rows each, in the order of the files
+    rows = SavedRows(config, Path("runs/a"))    # a run, its rollouts/, a .jsonl or .parquet file, a directory of such
+    for group in rows.groups():                 # one batch of responses_per_prompt rows each, in the order of the files
 
-The rollout log of a run has everything. Plain rows have the columns below, one row a response, the responses of a group
-adjacent:
+The rollout log of a run has everything. Plain rows have the columns below: one row for each response, the responses of
+a group adjacent.
 
-| column                          | meaning                                                                                               |
-|---------------------------------|-------------------------------------------------------------------------------------------------------|
-| prompt_ids, response_ids        | token ids, as sampled                                                                                 |
-| logprobs (or behavior_logprobs) | the sampler's, one a response token                                                                   |
-| reward                          | a number, or null where the response could not be scored; not needed when it is given anew            |
-| group_id                        | any value; without it rows of one problem_id, or of one prompt, are a group, or several               |
-| version                         | policy version that sampled, one number or one a token; without it 0: the initial policy              |
-| response_text, question, answer | what a verifier needs to give rewards anew                                                            |
-| task, problem_id, feature       | as in the rollout log                                                                                 |
+| column                          | meaning                                                                            |
+|---------------------------------|------------------------------------------------------------------------------------|
+| prompt_ids, response_ids        | token ids, as sampled                                                              |
+| logprobs (or behavior_logprobs) | log-probs under the sampler, one for each response token                           |
+| reward                          | a number, or null for an unscored response; not needed when it is given again      |
+| group_id                        | any value; without it, rows of one problem_id or of one prompt are a group         |
+| version                         | the policy version that sampled: one number, or one for each token; without it 0   |
+| response_text, question, answer | what a verifier needs to give rewards again                                        |
+| task, problem_id, feature       | as in the rollout log                                                              |
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from pyarrow import fs
 from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from buffers.schema import split_groups, to_record_batch, with_features, with_verdicts
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.offline.trainer import read_step
+from jobs.user_error import UserError
 from tasks.base import TaskError
 from tasks.data.files import SUFFIXES, DataFile, Row
 
 LOGPROBS = ("logprobs", "behavior_logprobs")
 REQUIRED = ("prompt_ids", "response_ids")
 REWARDED, VERIFIED = ("reward",), ("response_text", "answer")
-"""Columns that plain rows need besides, when their rewards are taken as they are, or given anew."""
+"""Columns that plain rows need as well: where rewards are taken as they are, and where they are given again."""
 OPTIONAL = ("reward", "group_id", "problem_id", "task", "question", "answer", "response_text", "version", "feature")
 
 
@@ -48,24 +49,32 @@ class SavedRows:
     """Reads one file after the other, each once."""
 
     def __init__(self, config: RunConfig, source: Path, *, rescore: bool = False) -> None:
-        """`rescore`: rewards will be given anew, so that plain rows need what a verifier needs instead. Raises
-        ConfigError where there is nothing to read."""
+        """With `rescore`, rewards are given again, so that plain rows need what a verifier needs instead.
+
+        Raises UserError where there is nothing to read."""
         self._config = config
         self._source = source
         self._rewarded_by = VERIFIED if rescore else REWARDED
         self._log = _rollout_log(source)
         self._files = [] if self._log is not None else _files(source)
         if self._log is None and not self._files:
-            raise ConfigError(
+            raise UserError(
                 f"--replay-from {source}: neither the directory of a run with rollouts/ in it, nor a file or directory of "
                 f"{' or '.join(SUFFIXES)} files"
             )
 
     def groups(self) -> Iterator[pa.RecordBatch]:
-        """Raises ConfigError for rows that cannot be trained on, naming file and row."""
+        """Yield one batch for each group. Raises UserError, which names file and row, for rows that cannot be trained
+        on."""
         if self._log is not None:
             return self._logged(self._log)
         return self._plain()
+
+    def missing_steps(self) -> tuple[int, ...]:
+        """Return the steps of a run, before the last one saved, whose rollouts are gone: a log keeps no more than its
+        cap."""
+        saved = self._log.steps() if self._log is not None else []
+        return tuple(sorted(set(range(1, max(saved, default=0))) - set(saved)))
 
     def _logged(self, log: RolloutLog) -> Iterator[pa.RecordBatch]:
         for step in log.steps():
@@ -80,7 +89,7 @@ class SavedRows:
                 for group in _grouped(rows, self._config.responses_per_prompt):
                     yield self._group(next(ids), group)
             except TaskError as error:
-                raise ConfigError(f"--replay-from {self._source}: {str(error).removeprefix('task replay: ')}") from None
+                raise UserError(f"--replay-from {self._source}: {str(error).removeprefix('task replay: ')}") from None
 
     def _group(self, group_id: int, rows: Sequence[Row]) -> pa.RecordBatch:
         first = rows[0].values
@@ -120,22 +129,22 @@ class SavedRows:
 
 
 def vocabulary_of(model: str) -> int:
-    """The number of token ids that the model in this directory knows."""
+    """Return the number of token ids that the model in the directory `model` knows."""
     size: int = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     return size
 
 
 def require_known_tokens(batch: pa.RecordBatch, vocabulary: int, source: Path) -> None:
-    """Raises ConfigError for a token id that the model does not have: rows of another model, as a rule."""
+    """Raise UserError for a token id that the model does not have, which usually means rows of another model."""
     for name in REQUIRED:
         ids = batch.column(name).flatten().to_numpy()
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-            raise ConfigError(f"--replay-from {source}: token id {wrong} in '{name}', but the model has {vocabulary}: set model")
+            raise UserError(f"--replay-from {source}: token id {wrong} in '{name}', but the model has {vocabulary}: set model")
 
 
 def _rollout_log(source: Path) -> RolloutLog | None:
-    """That of a run directory, or of its rollouts/; None where there is no step in it."""
+    """Return the log of a run directory or of its rollouts/; None where it holds no step."""
     for directory in (source / "rollouts", source):
         log = RolloutLog(fs.LocalFileSystem(), str(directory))
         if directory.is_dir() and log.steps():
@@ -162,7 +171,7 @@ def _read(file: DataFile, *, rewarded_by: Sequence[str]) -> list[Row]:
 
 
 def _grouped(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
-    """Adjacent rows of one key, `size` at a time. Raises TaskError where that does not come out even."""
+    """Yield adjacent rows of one key, `size` at a time. Raises TaskError where some are left over."""
     for _, run in itertools.groupby(rows, key=_key):
         adjacent = list(run)
         if len(adjacent) % size:
@@ -184,7 +193,7 @@ def _integers(row: Row, name: str) -> tuple[int, ...]:
 
 
 def _versions(row: Row, num_tokens: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Starts and values of runs of one version."""
+    """Return starts and values of runs of one version."""
     given = row.values.get("version") or 0
     versions = given if isinstance(given, list) else [given] * num_tokens
     if len(versions) != num_tokens or not all(isinstance(version, int) and version >= 0 for version in versions):

@@ -1,5 +1,6 @@
-"""What figures have in common: curves with bands over k on a doubling axis. Readable in grey: lines differ in style and
-marker too."""
+"""What all figures share: curves with bands over k on a doubling axis.
+
+A figure can be read in grey: its lines differ in style and marker too."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ FONT: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    colour: str
+    """How a line looks."""
+
+    color: str
     line: Any
     marker: str
     width: float = 1.1
@@ -38,23 +41,25 @@ class Style:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
+    """A figure and the numbers that it draws."""
+
     png: bytes
     numbers: dict[str, Any]
 
 
 def draw_line(axes: Axes, curve: Curve, style: Style, label: str, listed: Sequence[int]) -> None:
-    """Markers at the listed k, where tables have the numbers."""
+    """Draw `curve`, with markers at the `listed` k, whose numbers the tables have."""
     marked = [place for place, k in enumerate(curve.ks) if k in listed or len(curve.ks) == 1]
     axes.plot(
         curve.ks,
         curve.value,
-        color=style.colour,
+        color=style.color,
         linestyle=style.line,
         linewidth=style.width,
         marker=style.marker,
         markevery=marked,
         markersize=6.5,
-        markerfacecolor="white" if style.marker in "^vD" else style.colour,
+        markerfacecolor="white" if style.marker in "^vD" else style.color,
         label=label,
         clip_on=False,
         zorder=2 + style.width,
@@ -62,13 +67,15 @@ def draw_line(axes: Axes, curve: Curve, style: Style, label: str, listed: Sequen
 
 
 def draw_band(axes: Axes, curve: Curve | None, style: Style) -> None:
+    """Fill the interval of `curve`, where it has one."""
     if curve is not None and curve.low is not None and curve.high is not None:
-        axes.fill_between(curve.ks, curve.low, curve.high, color=style.colour, alpha=0.16, linewidth=0)
+        axes.fill_between(curve.ks, curve.low, curve.high, color=style.color, alpha=0.16, linewidth=0)
         for end in (curve.low, curve.high):
-            axes.plot(curve.ks, end, color=style.colour, linestyle=style.line, linewidth=0.6, alpha=0.7)
+            axes.plot(curve.ks, end, color=style.color, linestyle=style.line, linewidth=0.6, alpha=0.7)
 
 
 def log2_k(axes: Axes, max_k: int) -> None:
+    """Make the horizontal axis one of k, doubling from 1 to `max_k`."""
     axes.set_xscale("log", base=2)
     axes.set_xlim(0.93, max_k * 1.08)
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=20))
@@ -80,16 +87,18 @@ def log2_k(axes: Axes, max_k: int) -> None:
 
 
 def whole(value: float, _: int | None) -> str:
+    """Format a tick."""
     return f"{value:g}"
 
 
 def room(curves: Iterable[Curve]) -> tuple[float, float]:
+    """Return the ends of a vertical axis that holds `curves` from 0 on."""
     highest = max(max(curve.high or curve.value) for curve in curves)
     return -0.02 * max(highest, 0.05), 1.06 * max(highest, 0.05)
 
 
 def log2_ratio(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Equal factors are equal distances, around 1. What is smaller than 1/16, 0 above all, stands on the lower edge."""
+    """Make the vertical axis one of ratios around 1. A ratio below 1/16, 0 above all, stands on its lower edge."""
     values = np.concatenate([np.concatenate([c.value, c.low or c.value, c.high or c.value]) for c in curves])
     smallest = max(LOWEST_RATIO, values.min())
     axes.set_yscale("log", base=2)
@@ -105,17 +114,29 @@ def _fraction(value: float, _: int | None) -> str:
     return f"{'≤ ' if value <= LOWEST_RATIO else ''}1/{1 / value:g}"
 
 
+def draw_ratios(axes: Axes, lines: Sequence[tuple[str, Curve, Style]], listed: Sequence[int], *, scale: Sequence[Curve]) -> None:
+    """Draw curves of ratios with their bands and a line at 1, on an axis that holds all of `scale`."""
+    log2_ratio(axes, scale)
+    axes.axhline(1.0, color="#222222", linewidth=1.2)
+    for label, curve, style in lines:
+        drawn = raised(curve, axes.get_ylim()[0])
+        draw_band(axes, drawn, style)
+        draw_line(axes, drawn, style, label, listed)
+
+
 def raised(curve: Curve, floor: float) -> Curve:
-    """`curve` with what a logarithmic axis cannot show put on its lower edge."""
+    """Return `curve` with values below `floor`, which a logarithmic axis cannot show, raised to it."""
     ends = {name: tuple(max(floor, v) for v in values) for name in ("value", "low", "high") if (values := getattr(curve, name))}
     return replace(curve, **ends)
 
 
 def numbers_of(curve: Curve) -> dict[str, Any]:
+    """Return the numbers of `curve` for the JSON beside a figure."""
     return {"ks": curve.ks, "value": curve.value, "low": curve.low, "high": curve.high}
 
 
 def png_of(figure: Figure) -> bytes:
+    """Return `figure` as a PNG, the same bytes every time."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()

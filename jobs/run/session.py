@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import signal
 from contextlib import suppress
 from typing import Any
 
 from actors.learner import Learner
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig, UserError
 from jobs.directory.events import EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
-from jobs.directory.run_dir import POLICY_STEP, RunDirectory
+from jobs.directory.run_dir import RunDirectory
+from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 from jobs.processes.build import launch, missing_cpus, namespace, ray_session
 from jobs.processes.description import TrainingComponents, num_actors
 from jobs.processes.environment import prepare_environment
@@ -41,11 +40,11 @@ EXIT_FAILED = 1
 
 
 def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous: bool) -> int:
-    """Run, and return the exit code. Raise ConfigError when the run is refused; nothing was then touched."""
+    """Run, and return the exit code. Raise UserError when the run is refused; nothing was then touched."""
     try:
         check_model(config.model)
     except ModelError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
     stream = _problem_stream(config)
     run_directory = RunDirectory(config)
     evaluation = _evaluation(config, stream.task, run_directory)
@@ -63,7 +62,7 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
             session = _Session(config, config_path, run, stream, console, synchronous=synchronous, evaluation=evaluation)
             try:
                 return asyncio.run(session.run(start_step))
-            except ConfigError:
+            except UserError:
                 raise
             except Exception as error:  # the seam to the person who started the run
                 session.control.enter("failed", reason(error))
@@ -76,18 +75,18 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
 
 
 def _problem_stream(config: RunConfig) -> ProblemStream:
-    """Return the task's training problems, with their data read. Raise ConfigError for a task that cannot be trained on."""
+    """Return the task's training problems, with their data read. Raise UserError for a task that cannot be trained on."""
     try:
         task = make_task(config.task)
         if not task.has_verifier:
-            raise ConfigError(f"task {task.name} has no verifier, and training needs rewards: set its verifier")
+            raise UserError(f"task {task.name} has no verifier, and training needs rewards: set its verifier")
         return ProblemStream(task, "train", config.seed, config.task.curriculum)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
 
 
 def _evaluation(config: RunConfig, task: Task, directory: RunDirectory) -> TrainingEvaluation | None:
-    """Return the evaluation of the policy, with its problems read; None without one. Raise ConfigError."""
+    """Return the evaluation of the policy, with its problems read; None without one. Raise UserError."""
     if not config.evaluation.every:
         return None
     settings = EvaluatorSettings(
@@ -108,30 +107,30 @@ def _failure(run: RunDirectory, error: Exception) -> str:
 
 
 def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
-    """Raise ConfigError for a `checkpoint.storage` that cannot be read or written, or that is another run's."""
+    """Raise UserError for a `checkpoint.storage` that cannot be read or written, or that is another run's."""
     if storage is None:
         return
     try:
         latest = run.checkpoints.latest()
         owner = run.run_id if latest is None else run.checkpoints.meta(latest).get("run_id", run.run_id)
     except CheckpointError as error:
-        raise ConfigError(f"checkpoint.storage = {storage!r}: {error}") from None
+        raise UserError(f"checkpoint.storage = {storage!r}: {error}") from None
     except OSError as error:
-        raise ConfigError(f"checkpoint.storage = {storage!r} cannot be read ({reason(error)}): choose another place") from None
+        raise UserError(f"checkpoint.storage = {storage!r} cannot be read ({reason(error)}): choose another place") from None
     if owner != run.run_id:
-        raise ConfigError(f"checkpoint.storage = {storage!r} holds the checkpoints of run '{owner}': give this run an address of its own")
+        raise UserError(f"checkpoint.storage = {storage!r} holds the checkpoints of run '{owner}': give this run an address of its own")
     try:
         run.checkpoints.require_writable()
     except CheckpointError as error:
-        raise ConfigError(f"checkpoint.storage = {storage!r}: {error}") from None
+        raise UserError(f"checkpoint.storage = {storage!r}: {error}") from None
 
 
 def _start_step(run: RunDirectory, resume: str) -> int:
     latest = run.checkpoints.latest()
     if resume == "latest" and latest is None:
-        raise ConfigError(f"--resume latest: {run.path} has no complete checkpoint; leave --resume out to start at step 0")
+        raise UserError(f"--resume latest: {run.path} has no complete checkpoint; leave --resume out to start at step 0")
     if resume == "never" and latest is not None:
-        raise ConfigError(f"--resume never: {run.path} has a checkpoint of step {latest}; choose another with --set run_dir=...")
+        raise UserError(f"--resume never: {run.path} has a checkpoint of step {latest}; choose another with --set run_dir=...")
     return latest or 0
 
 
@@ -207,12 +206,12 @@ class _Session:
                     self._events.close()
 
     def _open_events(self, start_step: int) -> EventLog:
-        """Open the event log. Raise ConfigError where an earlier start's cannot be read."""
+        """Open the event log. Raise UserError where an earlier start's cannot be read."""
         path = self._directory.events
         try:
             return EventLog(path, resume_step=start_step, max_bytes=self._config.logs.events_max_mib << 20)
         except ValueError as error:
-            raise ConfigError(f"{error}: move {path} away to go on without the events before") from None
+            raise UserError(f"{error}: move {path} away to go on without the events before") from None
 
     async def _train_prepared(self, run: Run, start_step: int) -> int:
         config, directory = self._config, self._directory
@@ -222,8 +221,10 @@ class _Session:
             await restore_checkpoint(run, start_step)
         else:
             await forget_log_after(run, 0)
+        info = RunInfo.of(directory.path, config, resume_step=start_step)
+        trackers = Trackers(load_trackers(config.trackers, config.tracker_options), info, warn=self._console.warn)
         self._writer = writer = MetricsWriter(
-            directory.metrics, directory.tensorboard, resume_step=start_step, max_bytes=config.logs.metrics_max_mib << 20
+            directory.metrics, trackers, resume_step=start_step, max_bytes=config.logs.metrics_max_mib << 20
         )
         self._console.status("sampling the first groups")
         try:
@@ -294,10 +295,5 @@ class _Session:
             loop.add_signal_handler(number, stop, number)
 
     async def _export(self, run: Run, step: int) -> None:
-        """The final policy under its own name, whole or not at all."""
-        staging = self._directory.path / "policy.partial"
-        shutil.rmtree(staging, ignore_errors=True)
-        await run.call(run.learner, Learner.save_policy, str(staging), waiting_for="the final policy to be written")
-        (staging / POLICY_STEP).write_text(json.dumps({"step": step}))
-        shutil.rmtree(self._directory.policy, ignore_errors=True)
-        staging.replace(self._directory.policy)
+        with self._directory.exporting_policy(step) as staging:
+            await run.call(run.learner, Learner.save_policy, str(staging), waiting_for="the final policy to be written")

@@ -1,13 +1,16 @@
 """One start of `jobs.evaluate`: lock the directory, sample and judge model after model, score under the base model,
 report.
 
-model 1: engines start ──> every problem's pool ──> engines end;  model 2: …;  then the scorer, alone;  then the report
+    model 1: engines start ──> responses to every problem ──> engines end
+    model 2: the same, and so on
+    then the scorer alone, then the report
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +19,7 @@ from rich.console import Console
 from actors.scorer import ResponseScorer
 from actors.verifier import VerifierPool
 from buffers.records import Problem
-from jobs.config import ConfigError
+from jobs.analysis.candidate_table import Candidates, candidates_by_problem
 from jobs.directory.job_dir import JobDirectory
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, EvaluateConfig
 from jobs.plan import evaluate_memory_gib
@@ -25,22 +28,29 @@ from jobs.processes.description import rollout_worker, scorer, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
 from jobs.reports.evaluate.report import write_report
-from jobs.reports.evaluate.summary import print_summary
-from jobs.sampling.candidates import PoolStore, with_columns
+from jobs.sampling.candidates import CandidateKey, CandidateStore, with_columns
 from jobs.sampling.evaluated_models import EvaluatedModel, PinnedModel, PinnedModels
-from jobs.sampling.evaluator import POOL_KEY, Evaluator, EvaluatorSettings
+from jobs.sampling.evaluator import MODEL_AND_PROBLEM, Evaluator, EvaluatorSettings
 from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, run_to_end
 from jobs.sampling.pipeline import FINISHERS
 from jobs.screens.console import say
-from tasks.base import Task, TaskError
+from jobs.user_error import UserError
+from tasks.base import Task
 from tasks.registry import make_task
 
 SAMPLES = "samples.parquet"
 BASE_COLUMN = "base_mean_logprob"
+REPORT_COLUMNS = (
+    *("model", "task", "problem_id", "question", "reference_answer", "index", "response_ids", "response_text", "finish_reason"),
+    *("mean_logprob", "verdict_status", "final_answer", BASE_COLUMN),
+)
 
 
 def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
-    """Returns the exit code. Raises ConfigError when the job is refused; nothing was then touched."""
+    """Run the job and return its exit code.
+
+    Raises one of `jobs.user_error.REFUSALS` where the job is refused; nothing is touched then.
+    """
     task = _task(config)
     problems = problems_of(task, config.split, config.problems)
     everything = [*models, *([base] if base else [])]
@@ -48,32 +58,44 @@ def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base:
     prepare_environment(*(str(model.run.path) if model.run else model.model for model in everything))
     console = Console()
     with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out DIR") as directory:
-        session = _Session(config, task, problems, directory.path, console)
+        session = EvaluateSession(config, task, problems, directory.path, console)
         work = session.run(models, base)
         return run_to_end(lambda: asyncio.run(work), console, directory.path, lambda: len(session.store.finished()))
 
 
 def _task(config: EvaluateConfig) -> Task:
-    try:
-        task = make_task(config.task)
-    except TaskError as error:
-        raise ConfigError(str(error)) from None
+    task = make_task(config.task)
     if not task.has_verifier:
-        raise ConfigError(f"task {task.name} has no verifier, and evaluation needs verdicts: set its verifier")
+        raise UserError(f"task {task.name} has no verifier, and evaluation needs verdicts: set its verifier")
     return task
 
 
-class _Session:
+def read_responses(store: CandidateStore, label: str, problem_ids: Collection[str] | None = None) -> Iterator[Candidates]:
+    """Yield the responses of the model `label`, one problem at a time: of all problems, or of those named.
+
+    With its store given, this is what a report reads (`jobs.reports.evaluate.report.ReadResponses`).
+    """
+
+    def is_wanted(key: CandidateKey) -> bool:
+        return key[0] == label and (problem_ids is None or key[1] in problem_ids)
+
+    for table in store.read_each(is_wanted, REPORT_COLUMNS):
+        yield from candidates_by_problem(table)
+
+
+class EvaluateSession:
+    """The work of one start."""
+
     def __init__(self, config: EvaluateConfig, task: Task, problems: Sequence[Problem], directory: Path, console: Console) -> None:
         self._config = config
         self._task = task
         self._problems = problems
         self._directory = directory
         self._console = console
-        self.store = PoolStore(directory, config.model_dump(mode="json"), file=SAMPLES, key=POOL_KEY)
+        self.store = CandidateStore(directory, config.model_dump(mode="json"), file=SAMPLES, key=MODEL_AND_PROBLEM)
 
     async def run(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> None:
-        """Do what is not done yet, then report on all of it."""
+        """Do what is not done yet, then report on everything."""
         pins = PinnedModels(self._directory)
         labels = await interruptibly(self._fill(models, base, pins))
         self.store.compact([(label, problem.problem_id) for label in labels for problem in self._problems])
@@ -81,7 +103,7 @@ class _Session:
         self._report(labels)
 
     async def _fill(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None, pins: PinnedModels) -> list[str]:
-        """Sample, judge and score what is not done yet; returns the models' labels."""
+        """Sample, judge and score what is not done yet, and return the labels of the models."""
         everything = [*models, *([base] if base else [])]
         pinned = []
         for model in everything:
@@ -89,9 +111,9 @@ class _Session:
             pinned.append(known if known is not None else await asyncio.to_thread(pins.pin, model))
         labels = [one.label for one in pinned[: len(models)]]
         waiting = self._waiting(labels)
-        is_scored = base is None or not (waiting or any(BASE_COLUMN not in pool.column_names for pool in self.store.parts()))
+        is_scored = base is None or not (waiting or any(BASE_COLUMN not in one.column_names for one in self.store.parts()))
         if waiting or not is_scored:
-            pinned = [await asyncio.to_thread(pins.pin, model) for model in everything]  # they must be there, and what they were
+            pinned = [await asyncio.to_thread(pins.pin, model) for model in everything]  # they must exist and be unchanged
             with ray_session(namespace(self._config.out), self._config.rollout.workers + 2):
                 if waiting:
                     await self._sample_all([one for one in pinned[: len(models)] if one.label in waiting], waiting)
@@ -100,7 +122,7 @@ class _Session:
         return labels
 
     def _waiting(self, labels: Sequence[str]) -> dict[str, list[Problem]]:
-        """By label, the problems that a model has no finished pool of; models without any are left out."""
+        """Return by label the problems that a model has no finished responses to. Finished models are left out."""
         finished = self.store.finished()
         missing = {label: [problem for problem in self._problems if (label, problem.problem_id) not in finished] for label in labels}
         return {label: problems for label, problems in missing.items() if problems}
@@ -116,7 +138,7 @@ class _Session:
             await close_all([verifier])
 
     async def _sample(self, model: PinnedModel, problems: Sequence[Problem], verifier: Handle[VerifierPool], bar: Bar) -> None:
-        """One model's engines, from their start to their end: the next one's need the memory."""
+        """Start one model's engines, use them, and end them: the next model's engines need the memory."""
         config = self._config
         self._say(f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
         workers = [
@@ -134,7 +156,7 @@ class _Session:
         )
         try:
             await all_ready(workers, [], timeout_s=config.rollout.start_timeout_s)
-            evaluator = Evaluator(self._task, workers, verifier, settings, label=model.label, keep=self.store.add, on_pool=bar.advance)
+            evaluator = Evaluator(self._task, workers, verifier, settings, label=model.label, keep=self.store.add, on_finished=bar.advance)
             await evaluator.run(problems)
         finally:
             await close_all(workers)
@@ -142,29 +164,29 @@ class _Session:
                 worker.kill()
 
     async def _score(self, base: PinnedModel) -> None:
-        """Give the pools that lack it how likely the base model finds their responses."""
+        """Add how likely the base model finds the responses, where that is missing."""
         config = self._config
         handle = launch(scorer(config.scorer, model=base.path))
         self._say(f"likelihood under {base.label}: loading")
         await all_ready([], [handle], timeout_s=config.rollout.start_timeout_s)
-        lacking = [BASE_COLUMN not in pool.column_names for pool in self.store.parts()]
-        with Bar(self._console, total=len(lacking), done=len(lacking) - sum(lacking), what="scored pool") as bar:
-            for pool in self.store.parts():
-                if BASE_COLUMN not in pool.column_names:
-                    scored = await self._scored(handle, pool)
+        lacking = [BASE_COLUMN not in responses.column_names for responses in self.store.parts()]
+        with Bar(self._console, total=len(lacking), done=len(lacking) - sum(lacking), what="scored problem") as bar:
+            for responses in self.store.parts():
+                if BASE_COLUMN not in responses.column_names:
+                    scored = await self._scored(handle, responses)
                     await asyncio.to_thread(self.store.add, scored)
                     bar.advance(None)
 
-    async def _scored(self, handle: Handle[ResponseScorer], pool: pa.Table) -> pa.Table:
-        batch = pool.select(["prompt_ids", "response_ids"]).combine_chunks().to_batches()[0]
-        waiting_for = f"the likelihood of the responses to {pool['problem_id'][0].as_py()}"
+    async def _scored(self, handle: Handle[ResponseScorer], responses: pa.Table) -> pa.Table:
+        batch = responses.select(["prompt_ids", "response_ids"]).combine_chunks().to_batches()[0]
+        waiting_for = f"the likelihood of the responses to {responses['problem_id'][0].as_py()}"
         values = await handle.call(ResponseScorer.mean_logprobs, batch, timeout_s=self._config.wait_timeout_s, waiting_for=waiting_for)
-        return with_columns(pool, {BASE_COLUMN: values})
+        return with_columns(responses, {BASE_COLUMN: values})
 
     def _report(self, labels: Sequence[str]) -> None:
         config = self._config
         report = write_report(
-            self.store,
+            partial(read_responses, self.store),
             labels,
             config.model_dump(mode="json"),
             self._directory,
@@ -173,7 +195,7 @@ class _Session:
             num_resamples=config.resamples,
             seed=config.seed,
         )
-        print_summary(report, self._console)
+        report.print(self._console)
         self._say(f"{self._directory}/report.html   {SAMPLES}   report.json")
 
     def _say(self, text: str) -> None:

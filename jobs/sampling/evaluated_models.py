@@ -1,12 +1,12 @@
-"""Which model a person means, and the same one again when a job goes on.
+"""Which model a name means, and how a job that is started again finds the same model.
 
-    model = find_model("quickstart@20")        # ConfigError with the mend; nothing is touched
+    model = find_model("quickstart@20")        # raises UserError, which says what to do; nothing is touched
     pins = PinnedModels(directory)
     pinned = pins.pin(model)                   # a local path that stays, whatever the run does meanwhile
     pinned.label, pinned.path
 
-A run that goes on writes newer checkpoints and removes older ones. So the policy is linked (or copied) into the job's
-directory once, and `models.json` says which one it is."""
+A live run writes new checkpoints and removes old ones. So the policy is linked (or copied) into the job's directory
+once, and `models.json` says which one it is."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.cluster.runs import LOCAL_RUNS, STORAGE, local_runs
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.directory.atomic import replacing
 from jobs.directory.job_dir import CONFIG, LOCK, read_json
 from jobs.directory.run_dir import RunDirectory
+from jobs.user_error import UserError, refusing
 from learners.checkpoint import CheckpointError
 from learners.config import LearnerConfig
 from learners.models import EMBEDDED, ModelError, check_model, resolve_model
@@ -38,35 +39,35 @@ _STEP = re.compile(r"(.+)@(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
-    """A model as a person named it. `run` and `step` are None for one that is not of a run."""
+    """A model as a person named it. `run` and `step` are None for a model that no run has trained."""
 
     name: str
     label: str
     model: str
-    """What `learners.models` makes a directory of; for a run, the model it began with."""
+    """What `learners.models` turns into a directory; for a run, its initial model."""
     run: RunDirectory | None = None
     settings: dict[str, Any] | None = None
     """The run's configuration as it was written."""
     learner: LearnerConfig | None = None
-    """The run's learner."""
+    """The configuration of the run's learner."""
     step: int | None = None
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         if self.run is None:
             return self.label
         return f"{self.label}: the {'exported policy' if self.run.policy_step == self.step else 'checkpoint'} in {self.run.path}"
 
 
 def find_models(names: Sequence[str]) -> list[EvaluatedModel]:
-    """As `find_model`, each with a label of its own."""
+    """Find all models, and give each a label of its own."""
     models = [find_model(name) for name in names]
     labels = [model.label for model in models]
     return [replace(model, label=model.name) if labels.count(model.label) > 1 else model for model in models]
 
 
 def find_model(name: str) -> EvaluatedModel:
-    """The embedded alias, a run, a model directory or a hub id. Raises ConfigError."""
+    """Find the embedded alias, a run, a model directory or a hub id. Raises UserError and ModelError."""
     if name not in EMBEDDED:
         match = _STEP.fullmatch(name)
         if (directory := _run_directory(name)) is not None:
@@ -74,13 +75,10 @@ def find_model(name: str) -> EvaluatedModel:
         if match and (directory := _run_directory(match[1])) is not None:
             return _of_run(name, directory, int(match[2]))
         if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith(f"{LOCAL_RUNS}/")):
-            raise ConfigError(_unknown(name))
+            raise UserError(_unknown(name))
         if (Path(name) / LOCK).is_file():
-            raise ConfigError(f"model '{name}' is the directory of a job that is not a training run")
-    try:
-        check_model(name)
-    except ModelError as error:
-        raise ConfigError(str(error)) from None
+            raise UserError(f"model '{name}' is the directory of a job that is not a training run")
+    check_model(name)
     return EvaluatedModel(name=name, label=Path(name).resolve().name if Path(name).is_dir() else name, model=name)
 
 
@@ -92,7 +90,7 @@ def _unknown(name: str) -> str:
 
 
 def _run_directory(name: str) -> Path | None:
-    """The directory of the training run of that name, if there is one."""
+    """Return the directory of the training run of that name, or None."""
     for directory in (Path(name), Path(LOCAL_RUNS) / name, Path(STORAGE).expanduser() / name):
         if (directory / LOCK).is_file() and (directory / CONFIG).is_file() and "run_dir" in read_json(directory / CONFIG):
             return directory
@@ -100,44 +98,45 @@ def _run_directory(name: str) -> Path | None:
 
 
 def _of_run(name: str, directory: Path, step: int | None) -> EvaluatedModel:
-    """The policy of `step`; without one the newest: exported at the end, or of the newest checkpoint."""
+    """Return the policy of `step`, or else the newest: the one exported at the end, or that of the newest
+    checkpoint."""
     settings = read_json(directory / CONFIG)
     try:
         config = RunConfig.model_validate(settings | {"run_dir": str(directory)})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ConfigError(f"run {directory} was written by another version: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UserError(f"run {directory} cannot be read by this version: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     run = RunDirectory(config)
     try:
         steps = run.checkpoints.steps()
     except CheckpointError as error:
-        raise ConfigError(f"run {directory}: {error}") from None
+        raise UserError(f"run {directory}: {error}") from None
     there = sorted({*steps, *([] if run.policy_step is None else [run.policy_step])})
     if not there:
-        raise ConfigError(f"run {directory} has neither a policy nor a checkpoint yet: wait for its first checkpoint")
+        raise UserError(f"run {directory} has neither a policy nor a checkpoint yet: wait for its first checkpoint")
     if step is not None and step not in there:
-        raise ConfigError(f"run {directory} has no policy of step {step}: there are those of {', '.join(map(str, there))}")
+        raise UserError(f"run {directory} has no policy of step {step}: there are those of {', '.join(map(str, there))}")
     chosen = there[-1] if step is None else step
     label = f"{run.run_id} step {chosen}"
     return EvaluatedModel(name=name, label=label, model=config.model, run=run, settings=settings, learner=config.learner, step=chosen)
 
 
-# ---- the same again ----
+# ---- pinned models ----
 
 
 @dataclass(frozen=True, kw_only=True)
 class PinnedModel:
-    """A model that stays what it is."""
+    """A model that does not change while the job exists."""
 
     label: str
     path: str
     step: int | None
     digest: str | None
-    """Of the names, sizes and times of a directory's files, where it is not ours."""
+    """Of the names, sizes and times of the files, for a directory that a person named; None for the job's own copy."""
 
 
 class PinnedModels:
-    """`OUT/models.json`, and `OUT/policies/` for what comes from runs."""
+    """The models of a job: `OUT/models.json`, and `OUT/policies/` for the policies of runs."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -146,11 +145,11 @@ class PinnedModels:
         self._pinned = {name: PinnedModel(**values) for name, values in saved.items()}
 
     def known(self, name: str) -> PinnedModel | None:
-        """What an earlier start of the job pinned under this name."""
+        """Return what an earlier start of the job pinned under this name, or None."""
         return self._pinned.get(name)
 
     def pin(self, model: EvaluatedModel) -> PinnedModel:
-        """Raises ConfigError for a model that cannot be had, or is another one than when the job began."""
+        """Pin `model`. Raises UserError for one that cannot be fetched, or that was changed since the job began."""
         pinned = self.known(model.name)
         if pinned is None:
             pinned = self._pin(model)
@@ -158,23 +157,21 @@ class PinnedModels:
             with replacing(self._file) as staging:
                 staging.write_text(json.dumps({name: asdict(one) for name, one in self._pinned.items()}, indent=1))
         elif not Path(pinned.path).is_dir() or (pinned.digest is not None and pinned.digest != _digest(Path(pinned.path))):
-            raise ConfigError(
+            raise UserError(
                 f"model '{model.name}' ({pinned.path}) is gone or was changed since this job began: give it back, or choose another --out"
             )
         return pinned
 
     def release(self) -> None:
-        """Give back the space of what was copied, once nothing is left to do with it."""
+        """Remove the copies once they are not needed any more."""
         shutil.rmtree(self._directory / POLICIES, ignore_errors=True)
 
     def _pin(self, model: EvaluatedModel) -> PinnedModel:
         if model.run is not None:
             path, digest = self._keep_policy(model), None
         else:
-            try:
+            with refusing(ModelError):
                 path = resolve_model(model.model)
-            except ModelError as error:
-                raise ConfigError(str(error)) from None
             digest = _digest(Path(path)) if Path(model.model).is_dir() else None
         return PinnedModel(label=model.label, path=str(Path(path).absolute()), step=model.step, digest=digest)
 
@@ -195,25 +192,23 @@ class PinnedModels:
             else:
                 run.checkpoints.restore(step, "learner/policy", keep)
         except (CheckpointError, ModelError, OSError, shutil.Error) as error:
-            raise ConfigError(f"the policy of step {step} of {run.path} cannot be had: {error}") from None
+            raise UserError(f"the policy of step {step} of {run.path} cannot be had: {error}") from None
         return str(target)
 
 
 def _merge(model: EvaluatedModel, adapter: Path, target: Path) -> None:
-    """A checkpoint of adapters has no policy, but what to make it of."""
+    """Merge a checkpoint of adapters, which holds no policy, into its base model."""
     from learners.lora import LoraError, write_merged
 
     assert model.learner is not None
     dtype = resolve_dtype(model.learner.dtype, on_gpu=model.learner.num_gpus > 0)
     shutil.rmtree(target, ignore_errors=True)
-    try:
+    with refusing(LoraError):
         write_merged(adapter, str(target), base=resolve_model(model.model), dtype=dtype)
-    except LoraError as error:
-        raise ConfigError(str(error)) from None
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Files of a policy are never written to again: a hard link holds them when the run removes its own."""
+    """Keep a file of a policy. Nothing writes to it again, so a hard link keeps it when the run removes its own."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,5 +1,4 @@
-"""Pools for evaluation: sampled, and judged whole (`jobs.sampling.pipeline`). The same for `jobs.evaluate` and for a
-training run."""
+"""Responses for evaluation: sampled, and all of them judged. `jobs.evaluate` and a training run share this code."""
 
 from __future__ import annotations
 
@@ -15,13 +14,13 @@ from actors.rollout import RolloutWorker
 from actors.verifier import VerifierPool
 from buffers.records import Problem
 from jobs.processes.handles import Handle
-from jobs.sampling.candidates import sampled_pool
-from jobs.sampling.pipeline import Judge, OnPool, PoolPipeline, PoolSampling
+from jobs.sampling.candidates import sampled_candidates
+from jobs.sampling.pipeline import CandidateSampling, Judge, OnFinished, SamplingPipeline
 from tasks.base import Task
 
 MODEL = "model"
-POOL_KEY = (MODEL, "problem_id")
-"""What tells one pool of samples from another."""
+MODEL_AND_PROBLEM = (MODEL, "problem_id")
+"""The columns that tell one model's responses to a problem from all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +35,10 @@ class EvaluatorSettings:
 
 
 class Evaluator:
-    """One model's samples.
+    """Samples and judges one model's responses.
 
-    evaluator = Evaluator(task, workers, verifier, settings, label="base", keep=store.add, on_pool=bar.advance)
-    await evaluator.run(problems)               # `keep` has then had every problem's pool, judged whole
+    evaluator = Evaluator(task, workers, verifier, settings, label="base", keep=store.add, on_finished=bar.advance)
+    await evaluator.run(problems)               # `keep` has then had the responses to every problem
     """
 
     def __init__(
@@ -52,27 +51,28 @@ class Evaluator:
         label: str,
         version: int = 0,
         keep: Callable[[pa.Table], None],
-        on_pool: OnPool,
+        on_finished: OnFinished,
     ) -> None:
-        """`label` names the model in the samples, `version` is the one that the workers hold (0: as they were
-        started)."""
+        """`label` names the model in the table; `version` is the one that the workers hold (0: the one they started
+        with)."""
         self._label = label
         self._version = version
         self._keep = keep
         self._judge = Judge(task, verifier, settings.verifier, timeout_s=settings.wait_timeout_s)
-        sampling = PoolSampling(num_responses=settings.samples, seed=settings.seed, prompt=task.prompt, timeout_s=settings.pool_timeout_s)
-        self._pipeline = PoolPipeline(workers, sampling, self._finish, on_pool)
+        sampling = CandidateSampling(
+            num_responses=settings.samples, seed=settings.seed, prompt=task.prompt, timeout_s=settings.pool_timeout_s
+        )
+        self._pipeline = SamplingPipeline(workers, sampling, self._finish, on_finished)
 
     async def run(self, problems: Sequence[Problem]) -> None:
-        """Raises the first exception of any loop."""
+        """Sample and judge the responses to all `problems`. Raises the first exception of any loop."""
         await self._pipeline.run(problems)
 
     async def _finish(self, problem: Problem, batch: pa.RecordBatch) -> None:
-        if others := set(pc.list_flatten(batch.column("version_values")).to_pylist()) - {self._version}:
-            raise RuntimeError(
-                f"the evaluation of version {self._version} was sampled in part under version {min(others)}: {problem.problem_id}"
-            )
-        pool = self._judge.answered(problem, sampled_pool(batch).drop_columns(["feature"]))
-        judged = await self._judge.judged(problem, pool, range(pool.num_rows))
+        version = self._version
+        if others := set(pc.list_flatten(batch.column("version_values")).to_pylist()) - {version}:
+            raise RuntimeError(f"the evaluation of version {version} was sampled in part under version {min(others)}: {problem.problem_id}")
+        responses = self._judge.answered(problem, sampled_candidates(batch).drop_columns(["feature"]))
+        judged = await self._judge.judged(problem, responses, range(responses.num_rows))
         labelled = judged.add_column(0, MODEL, pa.array([self._label] * judged.num_rows, pa.string()))
         await asyncio.to_thread(self._keep, labelled)

@@ -1,4 +1,4 @@
-"""One start of `jobs.explore`: lock the directory, start what is needed, fill the pools, report, end every process."""
+"""One start of `jobs.explore`: lock the directory, start what is needed, sample, report, end every process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from actors.encoder import HiddenStateEncoder
 from actors.rollout import PooledFeatures
 from actors.verifier import VerifierPool
 from buffers.records import Problem
-from jobs.config import ConfigError
 from jobs.directory.job_dir import JobDirectory
 from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS, ExploreConfig
 from jobs.plan import explore_memory_gib
@@ -23,57 +22,60 @@ from jobs.processes.build import Closes, all_ready, close_all, launch, namespace
 from jobs.processes.description import encoder, rollout_worker, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
-from jobs.reports.explore.report import console_lines, write_report
-from jobs.sampling.candidates import PoolStore, known_verdicts, problem_of, read_pools, split_pools
+from jobs.reports.explore.report import write_report
+from jobs.sampling.candidates import CandidateStore, known_verdicts, problem_of, read_candidates, split_by_problem
 from jobs.sampling.explorer import Explorer, Sources
-from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, require_model, run_to_end
+from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, run_to_end
 from jobs.sampling.pipeline import FINISHERS
 from jobs.sampling.reselect import needs_encoder, reselect
 from jobs.sampling.selected import write_selected
 from jobs.screens.console import say
+from jobs.user_error import UserError, refusing
 from learners.forward import check_supported
-from learners.models import ModelError, resolve_model
+from learners.models import ModelError, check_model, resolve_model
 from learners.supported import ModelUnsupported
-from tasks.base import Task, TaskError
+from tasks.base import Task
 from tasks.registry import make_task
 
 
 def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
-    """Returns the exit code. Raises ConfigError when the job is refused; nothing was then touched."""
+    """Run the job and return its exit code.
+
+    Raises one of `jobs.user_error.REFUSALS` where the job is refused; nothing is touched then.
+    """
     task, problems = _problems(config, from_pools)
-    old = read_pools(from_pools) if from_pools else None
+    old = read_candidates(from_pools) if from_pools else None
     if old is None or needs_encoder(config, old[1]):
-        require_model(config.model)
+        check_model(config.model)
     require_memory(explore_memory_gib(config, sampling=old is None))
     prepare_environment(config.model)
     console = Console()
     with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out DIR") as directory:
-        session = _Session(config, task, directory.path, console)
+        session = ExploreSession(config, task, directory.path, console)
         work = session.run(problems) if old is None else session.reselect(*old)
         return run_to_end(lambda: asyncio.run(work), console, directory.path, lambda: len(session.store.finished()))
 
 
 def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list[Problem]]:
-    """The task, and the problems to sample for. Raises ConfigError."""
-    try:
-        task = make_task(config.task)
-    except TaskError as error:
-        raise ConfigError(str(error)) from None
+    """Return the task and the problems to sample for. Raises UserError and TaskError."""
+    task = make_task(config.task)
     if config.verify != "none" and not task.has_verifier:
-        raise ConfigError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
+        raise UserError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
     return task, [] if from_pools else problems_of(task, config.split, config.problems)
 
 
-class _Session:
+class ExploreSession:
+    """The work of one start."""
+
     def __init__(self, config: ExploreConfig, task: Task, directory: Path, console: Console) -> None:
         self._config = config
         self._task = task
         self._directory = directory
         self._console = console
-        self.store = PoolStore(directory, config.model_dump(mode="json"))
+        self.store = CandidateStore(directory, config.model_dump(mode="json"))
 
     async def run(self, problems: Sequence[Problem]) -> None:
-        """Sample what is not finished yet, then report on all of it."""
+        """Sample what is not finished yet, then report on everything."""
         finished = self.store.finished()
         waiting = [problem for problem in problems if (problem.problem_id,) not in finished]
         if waiting:
@@ -82,10 +84,10 @@ class _Session:
         self._report(self.store.read(), self._config.model_dump(mode="json"))
 
     async def reselect(self, table: pa.Table, settings: dict[str, Any]) -> None:
-        """Order and judge pools sampled before."""
-        pools = list(split_pools(table))
-        await interruptibly(self._reselect(pools, settings))
-        self.store.compact([(problem_of(pool).problem_id,) for pool in pools])
+        """Order and judge candidates that were sampled before."""
+        tables = list(split_by_problem(table))
+        await interruptibly(self._reselect(tables, settings))
+        self.store.compact([(problem_of(candidates).problem_id,) for candidates in tables])
         ours = self._config.model_dump(mode="json")
         self._report(
             self.store.read(), ours | {key: settings[key] for key in ("model", "sampling", "split", "pool", "task") if key in settings}
@@ -94,12 +96,10 @@ class _Session:
     async def _sample(self, problems: Sequence[Problem], *, total: int) -> None:
         config = self._config
         self._say(f"model {config.model}: loading")
-        try:
+        with refusing(ModelError, ModelUnsupported):
             model = await asyncio.to_thread(resolve_model, config.model)
             if not config.from_engine:
                 await asyncio.to_thread(check_supported, model, longest=config.sampling.max_tokens, with_head=False)
-        except (ModelError, ModelUnsupported) as error:
-            raise ConfigError(str(error)) from None
         self._say("starting the engines (about 30 s on two cores)")
         use_encoder = not config.from_engine
         with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
@@ -127,12 +127,12 @@ class _Session:
                 closing: list[Handle[Closes]] = [*workers, *([sources.verifier] if sources.verifier else [])]
                 await close_all(closing)
 
-    async def _reselect(self, pools: Sequence[pa.Table], settings: dict[str, Any]) -> None:
+    async def _reselect(self, tables: Sequence[pa.Table], settings: dict[str, Any]) -> None:
         config = self._config
         use_encoder = needs_encoder(config, settings)
         finished = self.store.finished()
-        waiting = [pool for pool in pools if (problem_of(pool).problem_id,) not in finished]
-        to_verify = config.verify != "none" and any(len(known_verdicts(pool)) < pool.num_rows for pool in waiting)
+        waiting = [candidates for candidates in tables if (problem_of(candidates).problem_id,) not in finished]
+        to_verify = config.verify != "none" and any(len(known_verdicts(one)) < one.num_rows for one in waiting)
         session = ray_session(namespace(config.out), 1 + int(use_encoder)) if use_encoder or to_verify else nullcontext()
         with session:
             model = await asyncio.to_thread(resolve_model, config.model) if use_encoder else ""
@@ -141,10 +141,10 @@ class _Session:
             )
             try:
                 await all_ready([], [sources.encoder] if sources.encoder else [], timeout_s=config.rollout.start_timeout_s)
-                with Bar(self._console, total=len(pools), done=len(pools) - len(waiting)) as bar:
+                with Bar(self._console, total=len(tables), done=len(tables) - len(waiting)) as bar:
 
-                    def keep(pool: pa.Table) -> None:
-                        self.store.add(pool)
+                    def keep(candidates: pa.Table) -> None:
+                        self.store.add(candidates)
                         bar.advance(None)
 
                     explorer = Explorer(config, self._task, self.store, sources, bar.advance)
@@ -163,8 +163,7 @@ class _Session:
     def _report(self, table: pa.Table, settings: dict[str, Any]) -> None:
         report = write_report(table, settings, self._directory, seed=self._config.seed)
         num_selected = write_selected(table, self._config, self._directory / "selected.jsonl")
-        for line in console_lines(report):
-            self._say(line)
+        report.print(self._console)
         self._say(f"{self._directory}/report.html   pools.parquet   selected.jsonl ({num_selected} answers)   report.json")
 
     def _say(self, text: str) -> None:

@@ -1,5 +1,4 @@
-"""Pools for exploration: features, ranks in every order, and the verdicts that are asked for (`jobs.sampling.pipeline`
-samples them)."""
+"""Candidates for exploration: features, ranks in every order, and the verdicts that the configuration asks for."""
 
 from __future__ import annotations
 
@@ -15,15 +14,16 @@ from actors.verifier import VerifierPool
 from buffers.records import Problem
 from jobs.explore_config import ExploreConfig
 from jobs.processes.handles import Handle
-from jobs.sampling.candidates import PoolStore, sampled_pool
-from jobs.sampling.ordering import rank_pool
-from jobs.sampling.pipeline import Judge, OnPool, PoolPipeline, PoolSampling
+from jobs.sampling.candidates import CandidateStore, sampled_candidates
+from jobs.sampling.ordering import rank_candidates
+from jobs.sampling.pipeline import CandidateSampling, Judge, OnFinished, SamplingPipeline
 from tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Who does the work. `encoder` is None where the workers make the features, `verifier` where nothing is judged."""
+    """The processes that do the work. Without an `encoder` the workers make the features; without a `verifier` nothing
+    is judged."""
 
     workers: Sequence[Handle[RolloutWorker]]
     encoder: Handle[HiddenStateEncoder] | None
@@ -31,25 +31,29 @@ class Sources:
 
 
 class Explorer:
-    """explorer = Explorer(...); await explorer.run(problems)      # every problem's pool is then in the store"""
+    """Fills a store.
 
-    def __init__(self, config: ExploreConfig, task: Task, store: PoolStore, sources: Sources, on_pool: OnPool) -> None:
+    explorer = Explorer(config, task, store, sources, on_finished)
+    await explorer.run(problems)                # the candidates of every problem are then in the store
+    """
+
+    def __init__(self, config: ExploreConfig, task: Task, store: CandidateStore, sources: Sources, on_finished: OnFinished) -> None:
         self._config = config
         self._store = store
         self._encoder = sources.encoder
         self._judge = Judge(task, sources.verifier, config.verifier, timeout_s=config.wait_timeout_s)
         novel = config.novel_sampling
-        sampling = PoolSampling(
+        sampling = CandidateSampling(
             num_responses=config.pool,
             seed=config.seed,
             prompt=task.prompt,
             timeout_s=config.pool_timeout_s,
             novel=novel if novel.enabled else None,
         )
-        self._pipeline = PoolPipeline(sources.workers, sampling, self._keep, on_pool)
+        self._pipeline = SamplingPipeline(sources.workers, sampling, self._keep, on_finished)
 
     async def run(self, problems: Sequence[Problem]) -> None:
-        """Raises the first exception of any loop."""
+        """Sample and keep the candidates of all `problems`. Raises the first exception of any loop."""
         await self._pipeline.run(problems)
 
     async def _keep(self, problem: Problem, batch: pa.RecordBatch) -> None:
@@ -57,19 +61,22 @@ class Explorer:
             batch, _ = await self._encoder.call(
                 HiddenStateEncoder.encode, batch, timeout_s=self._config.wait_timeout_s, waiting_for=f"features of {problem.problem_id}"
             )
-        pool = await self.finish(problem, sampled_pool(batch))
-        await asyncio.to_thread(self._store.add, pool)
+        candidates = await self.finish(problem, sampled_candidates(batch))
+        await asyncio.to_thread(self._store.add, candidates)
 
-    async def finish(self, problem: Problem, pool: pa.Table) -> pa.Table:
-        """`pool` with final answers, its ranks in every order, and the verdicts that the config asks for (those it has
-        are kept)."""
-        ranked = await asyncio.to_thread(rank_pool, self._judge.answered(problem, pool), self._config)
+    async def finish(self, problem: Problem, candidates: pa.Table) -> pa.Table:
+        """Return `candidates` with final answers, ranks in every order, and the verdicts that the configuration asks
+        for.
+
+        Verdicts that they have are kept.
+        """
+        ranked = await asyncio.to_thread(rank_candidates, self._judge.answered(problem, candidates), self._config)
         return await self._judge.judged(problem, ranked, self._rows_to_verify(ranked))
 
-    def _rows_to_verify(self, pool: pa.Table) -> list[int]:
+    def _rows_to_verify(self, candidates: pa.Table) -> list[int]:
         if self._config.verify == "none":
             return []
         if self._config.verify == "all":
-            return list(range(pool.num_rows))
-        ranks = pool[f"rank_{self._config.primary_order}"].to_pylist()
+            return list(range(candidates.num_rows))
+        ranks = candidates[f"rank_{self._config.primary_order}"].to_pylist()
         return [row for row, rank in enumerate(ranks) if rank < self._config.select[-1]]

@@ -1,20 +1,20 @@
-"""From problems to finished pools: sampling on every worker, the rest beside it.
+"""From problems to finished candidates: one loop samples on each worker, two loops finish what was sampled.
 
-    problem ──> [sample] ──pool──> [finish]: features, answers, verdicts, … ──> a file
-                  one a worker        two at once
+    problem ──> [sample] ──candidates──> [finish]: features, answers, verdicts, … ──> a file
+                 one a worker               two at once
 
-| loop   | consumes      | produces       | waits for                  | unblocked by        |
-|--------|---------------|----------------|----------------------------|---------------------|
-| sample | problems      | sampled pools  | a whole pool; room behind  | the worker; finish  |
-| finish | sampled pools | what is kept   | a pool; encoder, verifier  | sample              |
+| loop   | consumes           | produces           | waits for                           | unblocked by        |
+|--------|--------------------|--------------------|-------------------------------------|---------------------|
+| sample | problems           | sampled candidates | all candidates of a problem; a slot | the worker; finish  |
+| finish | sampled candidates | what is kept       | candidates; encoder, verifier       | sample              |
 
-A worker samples one pool at a time, seeded by its problem, so that a pool is the same whenever and wherever it is
-sampled.
+A worker samples one problem at a time, seeded by the problem. The candidates of a problem are therefore the same
+whenever and wherever they are sampled.
 
-    pipeline = PoolPipeline(workers, sampling, finish, on_pool)
-    await pipeline.run(problems)                        # `finish` has then had every problem's pool
+    pipeline = SamplingPipeline(workers, sampling, finish, on_finished)
+    await pipeline.run(problems)                        # `finish` has then had the candidates of every problem
 
-`Judge` is what `finish` asks for answers and verdicts.
+`Judge` gives `finish` answers and verdicts.
 """
 
 from __future__ import annotations
@@ -38,38 +38,42 @@ from tasks.base import Task
 
 FINISHERS = 2
 
-OnPool = Callable[[GroupUsage], None]
+OnFinished = Callable[[GroupUsage], None]
+"""on_finished(usage), after the candidates of each problem."""
 Finish = Callable[[Problem, pa.RecordBatch], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolSampling:
-    """How the responses to one problem are sampled."""
+class CandidateSampling:
+    """How the candidates of a problem are sampled."""
 
     num_responses: int
     seed: int
     prompt: Callable[[Problem], list[dict[str, str]]]
     timeout_s: float
-    """A pool that is not sampled by then ends the job with a message that names it."""
+    """A problem that takes longer ends the job with a message that names it."""
     novel: NovelSamplingConfig | None = None
-    """How responses are steered towards novelty; None: they are not."""
+    """How the responses are steered towards novelty; None: they are not."""
 
     def seed_of(self, problem: Problem) -> int:
+        """Return the seed of a problem, which depends on nothing but the problem and the job's seed."""
         return zlib.crc32(f"{self.seed}/{problem.problem_id}".encode())
 
 
-class PoolPipeline:
-    """See the module."""
+class SamplingPipeline:
+    """Samples and finishes the candidates of many problems. See the module."""
 
-    def __init__(self, workers: Sequence[Handle[RolloutWorker]], sampling: PoolSampling, finish: Finish, on_pool: OnPool) -> None:
+    def __init__(
+        self, workers: Sequence[Handle[RolloutWorker]], sampling: CandidateSampling, finish: Finish, on_finished: OnFinished
+    ) -> None:
         self._workers = workers
         self._sampling = sampling
         self._finish = finish
-        self._on_pool = on_pool
+        self._on_finished = on_finished
         self._sampled: asyncio.Queue[tuple[Problem, pa.RecordBatch, GroupUsage]] = asyncio.Queue(maxsize=FINISHERS)
 
     async def run(self, problems: Sequence[Problem]) -> None:
-        """Raises the first exception of any loop."""
+        """Finish all `problems`. Raises the first exception of any loop."""
         numbered = iter(enumerate(problems))
         try:
             async with asyncio.TaskGroup() as group:
@@ -92,7 +96,7 @@ class PoolPipeline:
         sampling = self._sampling
         request = GroupRequest(group_id=number, problem=problem, num_responses=sampling.num_responses, admitted_version=0)
         prompt, seed = sampling.prompt(problem), sampling.seed_of(problem)
-        timeout_s, waiting_for = sampling.timeout_s, f"the pool of {problem.problem_id} on {worker.name}"
+        timeout_s, waiting_for = sampling.timeout_s, f"the candidates of {problem.problem_id} on {worker.name}"
         if sampling.novel is None:
             return await worker.call(RolloutWorker.sample_pool, request, prompt, seed, timeout_s=timeout_s, waiting_for=waiting_for)
         return await worker.call(
@@ -103,37 +107,42 @@ class PoolPipeline:
         while True:
             problem, batch, usage = await self._sampled.get()
             await self._finish(problem, batch)
-            self._on_pool(usage)
+            self._on_finished(usage)
             self._sampled.task_done()
 
 
 class Judge:
-    """Final answers by the task, verdicts by the verifier pool; ends the job where too many responses cannot be scored.
+    """Gives candidates their final answers, by the task, and their verdicts, by the verifier pool.
 
-    judge = Judge(task, verifier, config, timeout_s=900)
-    pool = judge.answered(problem, pool)
-    pool = await judge.judged(problem, pool, rows)
+    It ends the job where too many responses cannot be scored.
+
+        judge = Judge(task, verifier, config, timeout_s=900)
+        candidates = judge.answered(problem, candidates)
+        candidates = await judge.judged(problem, candidates, rows)
     """
 
     def __init__(self, task: Task, verifier: Handle[VerifierPool] | None, config: VerifierConfig, *, timeout_s: float) -> None:
-        """`verifier` None: nothing is judged."""
+        """Without a `verifier` nothing is judged."""
         self._task = task
         self._verifier = verifier
         self._timeout_s = timeout_s
         self._verdicts = VerdictCounter(max_error_rate=config.max_error_rate)
 
-    def answered(self, problem: Problem, pool: pa.Table) -> pa.Table:
-        """`pool` with the final answer that each response states."""
-        return with_columns(pool, {"final_answer": [self._task.final_answer(problem, text) for text in pool["response_text"].to_pylist()]})
+    def answered(self, problem: Problem, candidates: pa.Table) -> pa.Table:
+        """Return `candidates` with the final answer that each of them states."""
+        answers = [self._task.final_answer(problem, text) for text in candidates["response_text"].to_pylist()]
+        return with_columns(candidates, {"final_answer": answers})
 
-    async def judged(self, problem: Problem, pool: pa.Table, rows: Sequence[int]) -> pa.Table:
-        """`pool` with verdicts on `rows`; those it has are kept. Raises VerifierFailure where too many could not be
-        scored."""
-        known = known_verdicts(pool)
+    async def judged(self, problem: Problem, candidates: pa.Table, rows: Sequence[int]) -> pa.Table:
+        """Return `candidates` with verdicts on `rows`, and with the verdicts that they had.
+
+        Raises VerifierFailure where too many could not be scored.
+        """
+        known = known_verdicts(candidates)
         wanted = [row for row in rows if row not in known]
         if self._verifier is None or not wanted:
-            return with_verdicts(pool, known)
-        texts = pool["response_text"].to_pylist()
+            return with_verdicts(candidates, known)
+        texts = candidates["response_text"].to_pylist()
         verdicts: list[Verdict] = await self._verifier.call(
             VerifierPool.verify,
             problem,
@@ -142,4 +151,4 @@ class Judge:
             waiting_for=f"verdicts on {problem.problem_id}",
         )
         self._verdicts.add(verdicts)
-        return with_verdicts(pool, known | dict(zip(wanted, verdicts, strict=True)))
+        return with_verdicts(candidates, known | dict(zip(wanted, verdicts, strict=True)))

@@ -1,5 +1,6 @@
-"""Order and judge pools that were sampled before, with other settings: no engine, and no encoder unless the features
-must be others."""
+"""Order and judge candidates that were sampled before, with other settings.
+
+This takes no engine, and no encoder unless the new settings ask for other features."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from jobs.sampling.explorer import Explorer
 
 
 def needs_encoder(config: ExploreConfig, settings: dict[str, Any]) -> bool:
-    """Whether the features of pools sampled with `settings` are not those that `config` asks for."""
+    """Return whether candidates sampled with `settings` have other features than `config` asks for."""
     old_encoder = settings.get("encoder", {})
     old = (old_encoder.get("layer", -1), old_encoder.get("pooling", "mean"))
     if old != (config.encoder.layer, config.encoder.pooling):
@@ -29,30 +30,34 @@ def needs_encoder(config: ExploreConfig, settings: dict[str, Any]) -> bool:
 
 
 async def reselect(
-    pools: Sequence[pa.Table],
+    tables: Sequence[pa.Table],
     explorer: Explorer,
     encoder: Handle[HiddenStateEncoder] | None,
     config: ExploreConfig,
     done: Callable[[pa.Table], None],
 ) -> None:
-    """Give every pool new features where there is an encoder, new ranks, and the verdicts it lacks; `done` takes it."""
-    for number, pool in enumerate(pools):
-        problem = problem_of(pool)
+    """Give the candidates of every problem new ranks, the verdicts they lack and, where there is an encoder, new
+    features.
+
+    `tables` holds one table for each problem; `done` takes the result.
+    """
+    for number, candidates in enumerate(tables):
+        problem = problem_of(candidates)
         if encoder is not None:
             batch, _ = await encoder.call(
                 HiddenStateEncoder.encode,
-                rollout_batch(pool, number),
+                rollout_batch(candidates, number),
                 timeout_s=config.wait_timeout_s,
                 waiting_for=f"features of {problem.problem_id}",
             )
-            place = pool.column_names.index("feature")
-            pool = pool.set_column(place, "feature", pa.chunked_array([batch.column("feature")]))
-        await asyncio.to_thread(done, await explorer.finish(problem, pool))
+            place = candidates.column_names.index("feature")
+            candidates = candidates.set_column(place, "feature", pa.chunked_array([batch.column("feature")]))
+        await asyncio.to_thread(done, await explorer.finish(problem, candidates))
 
 
-def rollout_batch(pool: pa.Table, group_id: int) -> pa.RecordBatch:
-    """The candidates as one group of rollouts, which is what an encoder takes."""
-    rows = pool.select(["prompt_ids", "response_ids", "response_logprobs", "finish_reason", "response_text"]).to_pylist()
+def rollout_batch(candidates: pa.Table, group_id: int) -> pa.RecordBatch:
+    """Return `candidates` as one group of rollouts, which is what an encoder takes."""
+    rows = candidates.select(["prompt_ids", "response_ids", "response_logprobs", "finish_reason", "response_text"]).to_pylist()
     rollouts = [
         Rollout(
             prompt_ids=tuple(row["prompt_ids"]),
@@ -65,5 +70,5 @@ def rollout_batch(pool: pa.Table, group_id: int) -> pa.RecordBatch:
         )
         for row in rows
     ]
-    request = GroupRequest(group_id=group_id, problem=problem_of(pool), num_responses=len(rollouts), admitted_version=0)
+    request = GroupRequest(group_id=group_id, problem=problem_of(candidates), num_responses=len(rollouts), admitted_version=0)
     return to_record_batch("explore", request, rollouts, worker_id="pools")

@@ -1,4 +1,4 @@
-"""The evaluation of a training run, while it goes on: what is asked of the policy, and where the results go.
+"""The evaluation of a policy while it is trained: what is asked of it, and where the results are kept.
 
     evaluation = TrainingEvaluation(config.evaluation, task, settings, run_directory / "eval")
     if evaluation.is_due(step):
@@ -6,9 +6,9 @@
 
     RUN_DIR/eval/step_000020.parquet      every response, as in the samples.parquet of `jobs.evaluate`
 
-The workers must hold the weights of `step` and be given no others until it is over: every token is then of that
-version, which is checked. The problems and the seed are the same every time, so that what differs between two
-evaluations is the policy."""
+The workers must hold the weights of `step` and get no others until the evaluation ends: every token then comes from
+that version, which is checked. The problems and the seed are the same every time, so that only the policy differs
+between two evaluations."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from actors.rollout import RolloutWorker
 from actors.verifier import VerifierPool
-from jobs.analysis.candidate_table import candidate_pools
-from jobs.analysis.evaluation import evaluate_pools
+from jobs.analysis.candidate_table import candidates_by_problem
+from jobs.analysis.evaluation import evaluate_candidates
 from jobs.directory.atomic import replacing
 from jobs.evaluation_config import EvaluationConfig
 from jobs.processes.handles import Handle
@@ -32,10 +32,10 @@ from tasks.base import Task
 
 
 class TrainingEvaluation:
-    """See the module. Holds no policy and no worker."""
+    """Asks the policy its problems. It holds no policy and no worker."""
 
     def __init__(self, config: EvaluationConfig, task: Task, settings: EvaluatorSettings, directory: Path) -> None:
-        """Reads the problems. Raises ConfigError for a split that the task does not have, or that is empty."""
+        """Read the problems. Raises UserError for a split that the task does not have, or that is empty."""
         self._config = config
         self._task = task
         self._settings = settings
@@ -43,26 +43,28 @@ class TrainingEvaluation:
         self._problems = problems_of(task, config.split, config.problems)
 
     def is_due(self, step: int) -> bool:
+        """Return whether the policy of `step` is to be evaluated."""
         return self._config.every > 0 and step % self._config.every == 0
 
     async def run(self, step: int, workers: Sequence[Handle[RolloutWorker]], verifier: Handle[VerifierPool]) -> dict[str, float]:
-        """Evaluate the policy of `step`, which `workers` hold; returns the metrics (docs/metrics.md).
+        """Evaluate the policy of `step`, which `workers` hold, and return the metrics (docs/metrics.md).
 
         Raises what a worker or the verifier raises, and RuntimeError where a worker sampled under other weights;
-        nothing is then written."""
-        pools: dict[str, pa.Table] = {}
+        nothing is written then."""
+        tables: dict[str, pa.Table] = {}
 
-        def keep(pool: pa.Table) -> None:
-            pools[pool["problem_id"][0].as_py()] = pool
+        def keep(responses: pa.Table) -> None:
+            tables[responses["problem_id"][0].as_py()] = responses
 
         evaluator = Evaluator(
-            self._task, workers, verifier, self._settings, label=f"step {step}", version=step, keep=keep, on_pool=lambda usage: None
+            self._task, workers, verifier, self._settings, label=f"step {step}", version=step, keep=keep, on_finished=lambda usage: None
         )
         await evaluator.run(self._problems)
-        table = pa.concat_tables([pools[problem.problem_id] for problem in self._problems])
+        table = pa.concat_tables([tables[problem.problem_id] for problem in self._problems])
         await asyncio.to_thread(self._write, step, table)
-        report = await asyncio.to_thread(evaluate_pools, candidate_pools(table), ks=self._config.k, seed=self._settings.seed)
-        return report.metrics()
+        problems = candidates_by_problem(table)
+        statistics = await asyncio.to_thread(evaluate_candidates, problems, ks=self._config.k, seed=self._settings.seed)
+        return statistics.metrics()
 
     def _write(self, step: int, table: pa.Table) -> None:
         self._directory.mkdir(exist_ok=True)

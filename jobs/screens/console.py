@@ -1,4 +1,4 @@
-"""The live console of a run: one table row a step, the newest at the bottom, and the summary at the end."""
+"""The live console of a run: one table row for each step, the newest at the bottom, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ COLUMNS: tuple[Column, ...] = (
     ("learner waits", "time/wait_for_batch_s", ".1f"),
     ("rollout waits", "rollout/idle_s", ".1f"),
 )
-"""Heading, metric, format. Definitions: docs/metrics.md."""
+"""Heading, metric and format; docs/metrics.md defines the metrics."""
 
 
 class RunConsole:
-    """Shows steps as they come. Without a terminal it prints one line a step instead.
+    """Shows steps as they come. Without a terminal it prints one line for each step instead.
 
     with RunConsole(title, total_steps) as console:
         console.status("starting the engine")
@@ -64,6 +64,7 @@ class RunConsole:
             self._live.stop()
 
     def status(self, text: str) -> None:
+        """Show what the run is doing, until the next step."""
         self._status = text
         if self._live is None:
             self._console.print(text, highlight=False, soft_wrap=True)
@@ -71,6 +72,7 @@ class RunConsole:
             self._live.update(self._render())
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Show a step."""
         self._rows.append((step, metrics))
         if self._live is None:
             cells = "  ".join(f"{heading} {cell(metrics, name, form)}" for heading, name, form in COLUMNS)
@@ -80,11 +82,11 @@ class RunConsole:
             self._live.update(self._render())
 
     def warn(self, text: str) -> None:
-        """A line that stays to the end of the run, or until there are newer ones in its place."""
+        """Show a warning, which stays until newer remarks take its place."""
         self._say(f"warning: {text}", "yellow")
 
     def note(self, text: str) -> None:
-        """As `warn`, of what is well."""
+        """Show a remark as `warn` does, about something that is well."""
         self._say(text, "cyan")
 
     def _say(self, text: str, style: str) -> None:
@@ -95,7 +97,7 @@ class RunConsole:
             self._live.update(self._render())
 
     def finish(self, title: str, lines: Sequence[str]) -> None:
-        """End the live part and print the summary below it, no line of it cut."""
+        """End the live part and print the summary below it, without cutting a line."""
         if self._live is not None:
             self._live.update(self._render())
             self._live.stop()
@@ -104,7 +106,7 @@ class RunConsole:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def failed(self, details: str, message: str) -> None:
-        """End the live part, then the details, and last the one line that says what happened."""
+        """End the live part, print the details, and last the one line that says what happened."""
         if self._live is not None:
             self._live.stop()
         for text in (details, message):
@@ -112,8 +114,8 @@ class RunConsole:
                 print(text, file=sys.stderr)
 
     def _render(self) -> Group:
-        """Progress, the last steps in as many columns as fit, and what does not fit of the newest step in words
-        below."""
+        """Return the progress, the last steps in the columns that fit, and below them the rest of the newest step in
+        words."""
         done = self._rows[-1][0] if self._rows else 0
         shown, rest = split_columns(self._console.width)
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -133,7 +135,7 @@ class RunConsole:
 
 
 def split_columns(width: int) -> tuple[Sequence[Column], Sequence[Column]]:
-    """The columns that fit into `width` characters beside the step, in order, and the others."""
+    """Return the columns that fit into `width` characters beside the step, and the others."""
     used = len("step")
     for number, (heading, _, _) in enumerate(COLUMNS):
         used += 2 + _column_width(heading)
@@ -143,16 +145,16 @@ def split_columns(width: int) -> tuple[Sequence[Column], Sequence[Column]]:
 
 
 def _column_width(heading: str) -> int:
-    """A heading may break at spaces, figures may not break."""
+    """Return the width of a column: its heading may break at spaces, but its figures may not."""
     return max(5, *(len(word) for word in heading.split()))
 
 
 def cell(metrics: dict[str, float], name: str, form: str) -> str:
-    """A metric as text; a dash where this step has no such figure (no group had signal, say)."""
+    """Return a metric as text; a dash where the step has no such figure (for example, no group had signal)."""
     value = metrics.get(name)
     return "-" if value is None or math.isnan(value) else format(value, form)
 
 
 def say(console: Console, text: str) -> None:
-    """A line as it is, however wide the terminal."""
+    """Print a line as it is, however narrow the terminal."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Metrics that call for action, in words: what was found, and what to change."""
+"""Metrics that call for action, in words: what they mean, and what to change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MISMATCH = {
     Cause.TEMPERATURE: "the engine samples at about {temperature:.2f} times the learner's temperature (to first order: further off it is "
     "understated): set sampling.temperature to the "
     "engine's, and let it report log-probs of after the temperature",
-    Cause.RETOKENISATION: "some tokens are far off while others agree as well as ever: the ids trained on are not those sampled; hand "
+    Cause.RETOKENISATION: "some tokens are far off while others agree as well as ever: the ids trained on are not those sampled; pass "
     "on token ids, never text that is encoded again",
     Cause.DROPPED_TENSOR: "all tokens are far off: the engine holds another model; compare its tensors with the learner's (a tied head, a "
     "renamed or unloaded tensor)",
@@ -24,22 +24,22 @@ _MISMATCH = {
 
 
 def no_signal_warning(step: int, metrics: dict[str, float], config: RunConfig) -> str:
-    """What a bonus that orders nothing means, and what to change."""
-    mend = 'set bonus.ridge = "auto"' if config.bonus.ridge != "auto" else "check bonus.dim and the encoder"
+    """Return what a bonus that orders nothing means, and what to change."""
+    fix = 'set bonus.ridge = "auto"' if config.bonus.ridge != "auto" else "check bonus.dim and the encoder"
     return (
         f"step {step}: the exploration bonus carries no signal: its median spread within a group is {metrics['bonus/spread']:.1e} "
-        f"(below 1e-3) at ridge {metrics['bonus/ridge']:.3g}; {mend} (docs/algorithm.md)"
+        f"(below 1e-3) at ridge {metrics['bonus/ridge']:.3g}; {fix} (docs/algorithm.md)"
     )
 
 
 class MismatchAdvice:
-    """Says once what each cause that `learners.mismatch` raises an alarm about means."""
+    """Explains each alarm of `learners.mismatch` once."""
 
     def __init__(self) -> None:
         self._said: set[Cause] = set()
 
     def new(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Texts for the step's alarms that have not been given before; as a rule there are none."""
+        """Return texts for those of the step's alarms that were not explained before."""
         causes = [Cause(name.removeprefix(_ALARM)) for name in metrics if name.startswith(_ALARM)]
         texts = [_mismatch(step, cause, metrics) for cause in causes if cause not in self._said]
         self._said.update(causes)

@@ -14,7 +14,7 @@ from jobs.cluster.runs import age
 from jobs.directory.run_state import RunStatus
 
 SILENT_S = 30.0
-"""A live run that has written no status for so long is said to be silent."""
+"""A live run that has written no status for this long counts as silent."""
 PHASE_STYLES = {"training": "green", "finished": "green", "failed": "red", "starting": "cyan", "stopping": "yellow", "stopped": "yellow"}
 STATE_STYLES = {"serving": "green", "dead": "red", "draining": "yellow"}
 METRICS = (
@@ -26,22 +26,22 @@ METRICS = (
     ("tok/s", "rollout/tokens_per_s", ".0f"),
     ("step s", "time/step_s", ".1f"),
 )
-"""Heading, metric, format: see docs/metrics.md."""
+"""Heading, metric and format; docs/metrics.md defines the metrics."""
 
 
 def wide_console() -> Console:
-    """As wide as the terminal; wide enough for any table where there is none."""
+    """Return a console as wide as the terminal, or wide enough for any table where there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=200)
 
 
 def phase_of(status: RunStatus, *, is_alive: bool) -> str:
-    """As the run says itself, or "gone" when its process ended without a word."""
+    """Return the phase that the run reports, or "gone" where its process ended without a word."""
     return status.phase if is_alive or status.has_ended else "gone"
 
 
 def verdict(status: RunStatus, *, is_alive: bool, now: float) -> str:
-    """What a reader has to know before believing the figures; empty when they are of this moment."""
+    """Return what a reader must know before believing the figures; nothing where they are current."""
     silent = age(status.updated, now)
     if not is_alive and not status.has_ended:
         return f"the process is gone (its last word is {silent} old): the same command resumes it{_from_checkpoint(status)}"
@@ -53,13 +53,13 @@ def verdict(status: RunStatus, *, is_alive: bool, now: float) -> str:
 
 
 def screen(status: RunStatus, *, is_alive: bool, now: float, job: str = "") -> RenderableType:
-    """`job`: what the cluster says of the run's job, in one line."""
+    """Return the whole screen. `job` is what the cluster says about the run's job, in one line."""
     note = verdict(status, is_alive=is_alive, now=now)
     parts: list[RenderableType] = [_head(status, is_alive=is_alive)]
     parts += [Text(note, style="bold yellow")] if note else []
     parts += [Text(status.detail, style="red" if status.phase == "failed" else "")] if status.detail else []
     parts.append(_facts(status, now, job))
-    if status.workers and is_alive:  # of a run that is over, there are none, whatever its last word was
+    if status.workers and is_alive:  # a run that is over has none, whatever its last status says
         parts.append(_workers(status, now))
     if status.waits and is_alive:
         parts.append(_waits(status, now))
@@ -69,13 +69,13 @@ def screen(status: RunStatus, *, is_alive: bool, now: float, job: str = "") -> R
 
 
 def one_line(status: RunStatus, *, is_alive: bool) -> str:
-    """For a log: where the run is."""
+    """Return where the run is, as a line of a log."""
     where = f"{status.run_id}: {phase_of(status, is_alive=is_alive)}, step {status.step}/{status.steps}"
     return where + _figure(status, *METRICS[0])
 
 
 def count(number: int) -> str:
-    """1234567 as "1.2 M"."""
+    """Return 1234567 as "1.2 M"."""
     for limit, unit, sign in ((10**9, 10**9, " G"), (10**6, 10**6, " M"), (10**4, 10**3, " k")):
         if number >= limit:
             return f"{number / unit:.1f}{sign}"
@@ -126,7 +126,7 @@ def _facts(status: RunStatus, now: float, job: str) -> Table:
 
 
 def tokens_line(tokens: Mapping[str, int]) -> str:
-    """The token ledger: what was generated and what became of it, the waste by cause."""
+    """Return the token ledger: what was generated, what became of it, and the waste by cause."""
     wasted = {name.removeprefix("wasted_"): number for name, number in tokens.items() if name.startswith("wasted_") and number}
     others = [f"{name.replace('_', ' ')} {count(number)}" for name, number in tokens.items() if not name.startswith("wasted_")]
     generated = tokens.get("generated", 0)

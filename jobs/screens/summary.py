@@ -1,4 +1,4 @@
-"""What a finished run says of itself."""
+"""What a finished run reports about itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.directory.run_dir import RunDirectory
+from jobs.directory.trackers import TENSORBOARD
 
 WINDOW = 3
 COMPARED = (
@@ -18,7 +19,7 @@ COMPARED = (
 
 
 def window_means(history: Sequence[dict[str, float]], name: str) -> tuple[float, float] | None:
-    """Mean over the first and over the last `WINDOW` steps that have the metric; None where none has."""
+    """Return the means over the first and over the last `WINDOW` steps that have the metric; None where none has it."""
     values = [record[name] for record in history if name in record]
     if not values:
         return None
@@ -27,7 +28,7 @@ def window_means(history: Sequence[dict[str, float]], name: str) -> tuple[float,
 
 
 def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[str, float]], total_steps: int) -> list[str]:
-    """What improved, where things are, how to go on."""
+    """Return what improved, where things are, and how to continue."""
     done = int(history[-1]["step"]) if history else 0
     lines = [f"{done} of {total_steps} steps trained."]
     if len(history) >= 2 * WINDOW:
@@ -44,15 +45,15 @@ def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[st
         "",
         f"run directory   {where}",
         f"final policy    {policy}",
-        f"go on           {python} -m jobs.train {config_path} --set run_dir={where} --set steps={max(total_steps, done + 20)}",
+        f"train further   {python} -m jobs.train {config_path} --set run_dir={where} --set steps={max(total_steps, done + 20)}",
         f"its answers     {python} -m jobs.answers {where}",
-        f"curves          {python} -m tensorboard.main --logdir {where}/tensorboard",
+        *([f"curves          {python} -m tensorboard.main --logdir {where}/{TENSORBOARD}"] if "tensorboard" in run.config.trackers else []),
     ]
     return lines
 
 
 def tokens_line(record: dict[str, float]) -> str:
-    """Where the run's sampled tokens went; causes of waste only where there was some."""
+    """Return where the run's sampled tokens went, with the causes of waste that occurred."""
     tokens = {name.removeprefix("tokens/"): int(count) for name, count in record.items() if name.startswith("tokens/")}
     waste = {name.removeprefix("wasted_"): count for name, count in tokens.items() if name.startswith("wasted_")}
     causes = ", ".join(f"{count:,} {cause}" for cause, count in waste.items() if count)
@@ -63,5 +64,5 @@ def tokens_line(record: dict[str, float]) -> str:
 
 
 def _shown(path: Path) -> str:
-    """Relative to the current directory where that is shorter."""
+    """Return `path` relative to the current directory where it lies in it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

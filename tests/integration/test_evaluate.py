@@ -115,7 +115,7 @@ def test_sigterm_keeps_what_is_finished_and_ends_every_process(tmp_path: Path, m
         wait_until(lambda: parts_of(out) >= 2, timeout_s=90, what="two pools")
         job.signal(signal.SIGTERM)
         assert job.exit_code(timeout_s=60) == 143, job.output()
-        assert "pools finished in" in job.output() and "the same command goes on" in job.output()
+        assert "problems are finished in" in job.output() and "the same command continues" in job.output()
         job.assert_no_process_left()
 
 

@@ -83,7 +83,7 @@ def test_ctrl_c_keeps_what_is_finished_and_pools_can_be_ordered_again(tmp_path: 
         wait_until(lambda: len(list(out.glob("parts/*.parquet"))) >= 2, timeout_s=90, what="two pools")
         job.signal(signal.SIGINT)
         assert job.exit_code(timeout_s=60) == 130, job.output()
-        assert "the same command goes on" in job.output()
+        assert "the same command continues" in job.output()
         job.assert_no_process_left()
     finished = len(list(out.glob("parts/*.parquet")))
     order_again = tiny(tiny_model, again, "--from-pools", str(out), "--center", "pool", "--quality", "logprob")

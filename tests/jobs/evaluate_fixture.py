@@ -18,8 +18,8 @@ from buffers.records import GroupUsage
 from jobs.config import RunConfig
 from jobs.directory.run_dir import POLICY_STEP, RunDirectory
 from jobs.processes.handles import LocalHandle
-from jobs.sampling.candidates import PoolStore
-from jobs.sampling.evaluator import POOL_KEY, Evaluator, EvaluatorSettings
+from jobs.sampling.candidates import CandidateStore
+from jobs.sampling.evaluator import MODEL_AND_PROBLEM, Evaluator, EvaluatorSettings
 from tasks.config import TaskConfig
 from tasks.registry import make_task
 from tests.jobs.explore_fixture import CoinVerifier
@@ -44,12 +44,12 @@ class LocalEvaluate:
 
     def __init__(self, directory: Path, models: dict[str, str], *, num_problems: int = 3, num_workers: int = 1) -> None:
         directory.mkdir(exist_ok=True)
-        self.store = PoolStore(directory, {}, file="samples.parquet", key=POOL_KEY)
+        self.store = CandidateStore(directory, {}, file="samples.parquet", key=MODEL_AND_PROBLEM)
         self.task = make_task(TaskConfig())
         self.problems = list(itertools.islice(self.task.problems("test"), num_problems))
         self.verifier = CoinVerifier()
         self.usages: list[GroupUsage] = []
-        self.on_pool: Callable[[], None] = lambda: None
+        self.on_finished: Callable[[], None] = lambda: None
         self._models = models
         self._num_workers = num_workers
 
@@ -70,7 +70,7 @@ class LocalEvaluate:
                 async with asyncio.timeout(BOUND_S):
                     for worker in workers:
                         await worker.start()
-                    evaluator = Evaluator(self.task, handles, verifier, SETTINGS, label=label, keep=self.store.add, on_pool=self._note)
+                    evaluator = Evaluator(self.task, handles, verifier, SETTINGS, label=label, keep=self.store.add, on_finished=self._note)
                     await evaluator.run(waiting)
             finally:
                 for worker in workers:
@@ -78,7 +78,7 @@ class LocalEvaluate:
 
     def _note(self, usage: GroupUsage) -> None:
         self.usages.append(usage)
-        self.on_pool()
+        self.on_finished()
 
 
 def make_run(

@@ -16,7 +16,7 @@ from actors.rollout import PooledFeatures, RolloutWorker
 from buffers.records import GroupUsage, Problem, Verdict, VerdictStatus
 from jobs.explore_config import ExploreConfig
 from jobs.processes.handles import LocalHandle
-from jobs.sampling.candidates import PoolStore, problem_of, split_pools
+from jobs.sampling.candidates import CandidateStore, problem_of, split_by_problem
 from jobs.sampling.explorer import Explorer, Sources
 from jobs.sampling.reselect import reselect
 from tasks.registry import make_task
@@ -25,7 +25,7 @@ BOUND_S = 60.0
 
 
 def small_explore(model: str, directory: Path, **values: Any) -> ExploreConfig:
-    """Three pools of six short answers. Sections of `values` are merged into those below."""
+    """Three problems, six short answers to each. Sections of `values` are merged into those below."""
     base: dict[str, Any] = {
         "out": str(directory / "out"),
         "model": model,
@@ -63,12 +63,12 @@ class LocalExplore:
         self.problems = list(itertools.islice(self.task.problems(config.split), config.problems))
         directory = Path(config.out)
         directory.mkdir(parents=True, exist_ok=True)
-        self.store = PoolStore(directory, config.model_dump(mode="json"))
+        self.store = CandidateStore(directory, config.model_dump(mode="json"))
         self.verifier = CoinVerifier()
         self.workers = [self._worker(index) for index in range(config.rollout.workers)]
         self.encoder = None if config.from_engine else self.make_encoder()
         self.usages: list[GroupUsage] = []
-        self.on_pool: Callable[[], None] = lambda: None
+        self.on_finished: Callable[[], None] = lambda: None
 
     def _worker(self, index: int) -> RolloutWorker:
         config = self.config
@@ -112,13 +112,13 @@ class LocalExplore:
 
     def _note(self, usage: GroupUsage) -> None:
         self.usages.append(usage)
-        self.on_pool()
+        self.on_finished()
 
     def reselect(self, table: pa.Table, *, encode: bool = False) -> pa.Table:
-        """Order and judge the pools of `table` with this job's settings."""
-        pools = list(split_pools(table))
+        """Order and judge the candidates of `table` with this job's settings."""
+        tables = list(split_by_problem(table))
         sources = self.sources(self.make_encoder() if encode else None)
         explorer = Explorer(self.config, self.task, self.store, sources, self._note)
-        asyncio.run(reselect(pools, explorer, sources.encoder, self.config, self.store.add))
-        self.store.compact([(problem_of(pool).problem_id,) for pool in pools])
+        asyncio.run(reselect(tables, explorer, sources.encoder, self.config, self.store.add))
+        self.store.compact([(problem_of(candidates).problem_id,) for candidates in tables])
         return self.store.read()

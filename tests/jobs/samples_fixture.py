@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.analysis.candidate_table import CandidatePool, candidate_pools
+from jobs.analysis.candidate_table import Candidates, candidates_by_problem
 from jobs.analysis.outcomes import ProblemOutcomes, problem_outcomes
-from jobs.sampling.candidates import PoolStore
-from jobs.sampling.evaluator import POOL_KEY
-from tests.jobs.pools_fixture import COLUMNS
+from jobs.sampling.candidates import CandidateStore
+from jobs.sampling.evaluator import MODEL_AND_PROBLEM
+from tests.jobs.candidates_fixture import COLUMNS
 
 LETTERS = {"1": "correct", "0": "incorrect", "?": "no_answer", "m": "malformed", "t": "timeout", "e": "error"}
 """Of a response by its letter; "1" states the answer "right", any other letter a to z is an incorrect answer of that
@@ -21,8 +21,8 @@ name."""
 TYPES = COLUMNS | {"model": pa.string(), "final_answer": pa.string(), "base_mean_logprob": pa.float64()}
 
 
-def pool_table(model: str, problem_id: str, letters: str, **values: Any) -> pa.Table:
-    """One pool: a response a letter; `values` replace columns, as a list or one value for all."""
+def response_table(model: str, problem_id: str, letters: str, **values: Any) -> pa.Table:
+    """Responses to one problem: one for each letter. `values` replace columns, as a list or one value for all."""
     num = len(letters)
     columns: dict[str, Any] = {
         "model": model,
@@ -45,13 +45,17 @@ def _answer(letter: str) -> str | None:
     return "right" if letter == "1" else None if letter in "?mte" else letter
 
 
-def pools_of(*letters: str, **values: Any) -> list[CandidatePool]:
+def candidates_of(*letters: str, **values: Any) -> list[Candidates]:
     """Problems p0, p1, … of one model."""
-    return [pool for number, one in enumerate(letters) for pool in candidate_pools(pool_table("m", f"p{number}", one, **values))]
+    return [
+        candidates
+        for number, one in enumerate(letters)
+        for candidates in candidates_by_problem(response_table("m", f"p{number}", one, **values))
+    ]
 
 
 def outcomes_of(*letters: str, max_k: int | None = None, **values: Any) -> ProblemOutcomes:
-    return problem_outcomes(pools_of(*letters, **values), max_k=max_k or max(map(len, letters)))
+    return problem_outcomes(candidates_of(*letters, **values), max_k=max_k or max(map(len, letters)))
 
 
 def binomial_outcomes(rate_P: np.ndarray, num: int, rng: np.random.Generator) -> ProblemOutcomes:
@@ -59,14 +63,14 @@ def binomial_outcomes(rate_P: np.ndarray, num: int, rng: np.random.Generator) ->
     return outcomes_of(*("".join("1" if u < rate else "x" for u in rng.random(num)) for rate in rate_P))
 
 
-def store_of(directory: Path, models: Mapping[str, Sequence[str]], **values: Any) -> PoolStore:
+def store_of(directory: Path, models: Mapping[str, Sequence[str]], **values: Any) -> CandidateStore:
     """A compacted store with problems p0, p1, … of every model."""
     directory.mkdir(parents=True, exist_ok=True)
-    store = PoolStore(directory, {}, file="samples.parquet", key=POOL_KEY)
+    store = CandidateStore(directory, {}, file="samples.parquet", key=MODEL_AND_PROBLEM)
     order = []
     for model, letters in models.items():
         for number, one in enumerate(letters):
-            store.add(pool_table(model, f"p{number}", one, **values))
+            store.add(response_table(model, f"p{number}", one, **values))
             order.append((model, f"p{number}"))
     store.compact(order)
     return store

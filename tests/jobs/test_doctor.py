@@ -7,31 +7,32 @@ from pathlib import Path
 import pytest
 
 from jobs import doctor
-from jobs.doctor import GIB, Check
+from jobs.machine import checks, look
+from jobs.machine.checks import GIB, Check
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_VERSIONS = {"torch": "2.13.0", "ray": "2.60.0"}
 
 
 def status_of(check: Check) -> str:
-    assert bool(check.mend) == (check.status != "ok"), check
+    assert bool(check.fix) == (check.status != "ok"), check
     assert check.found
     return check.status
 
 
 @pytest.mark.parametrize(("version", "status"), [((3, 10, 9), "fail"), ((3, 11, 0), "ok"), ((3, 11, 7), "ok"), ((3, 12, 1), "warn")])
 def test_python_is_the_one_of_the_lock(version, status):
-    assert status_of(doctor.check_python(version)) == status
+    assert status_of(checks.check_python(version)) == status
 
 
 def test_another_platform_than_the_lock_is_pointed_out():
-    assert status_of(doctor.check_platform("Linux", "x86_64")) == "ok"
-    assert status_of(doctor.check_platform("Darwin", "arm64")) == "warn"
+    assert status_of(checks.check_platform("Linux", "x86_64")) == "ok"
+    assert status_of(checks.check_platform("Darwin", "arm64")) == "warn"
 
 
 @pytest.mark.parametrize(("cores", "status"), [(1, "warn"), (1.5, "warn"), (2, "ok"), (64, "ok")])
 def test_fewer_than_two_cores_are_pointed_out(cores, status):
-    assert status_of(doctor.check_cores(cores)) == status
+    assert status_of(checks.check_cores(cores)) == status
 
 
 @pytest.mark.parametrize(
@@ -39,48 +40,48 @@ def test_fewer_than_two_cores_are_pointed_out(cores, status):
     [(4 * GIB, 4 * GIB, "fail"), (16 * GIB, 8 * GIB, "warn"), (16 * GIB, 12 * GIB, "ok"), (None, None, "warn")],
 )
 def test_memory_against_the_need_of_the_quick_start(monkeypatch, total, available, status):
-    monkeypatch.setattr(doctor, "QUICKSTART_MEMORY_GIB", 11)
-    assert status_of(doctor.check_memory(total, available)) == status
+    monkeypatch.setattr(checks, "QUICKSTART_MEMORY_GIB", 11)
+    assert status_of(checks.check_memory(total, available)) == status
 
 
 def test_memory_of_a_container_is_its_limit_less_what_it_uses():
-    assert doctor.within_limit(64 * GIB, 32 * GIB, 8 * GIB, 3 * GIB) == (8 * GIB, 5 * GIB)
-    assert doctor.within_limit(64 * GIB, 2 * GIB, 8 * GIB, 3 * GIB) == (8 * GIB, 2 * GIB)
-    assert doctor.within_limit(64 * GIB, 32 * GIB, None, 3 * GIB) == (64 * GIB, 32 * GIB)
-    assert doctor.within_limit(None, None, 8 * GIB, None) == (None, None)
+    assert checks.within_limit(64 * GIB, 32 * GIB, 8 * GIB, 3 * GIB) == (8 * GIB, 5 * GIB)
+    assert checks.within_limit(64 * GIB, 2 * GIB, 8 * GIB, 3 * GIB) == (8 * GIB, 2 * GIB)
+    assert checks.within_limit(64 * GIB, 32 * GIB, None, 3 * GIB) == (64 * GIB, 32 * GIB)
+    assert checks.within_limit(None, None, 8 * GIB, None) == (None, None)
 
 
 def test_meminfo_is_read_in_bytes():
-    assert doctor.parse_meminfo("MemTotal:       1024 kB\nMemFree:  1 kB\nMemAvailable:    512 kB\n") == (2**20, 2**19)
-    assert doctor.parse_meminfo("") == (None, None)
+    assert checks.parse_meminfo("MemTotal:       1024 kB\nMemFree:  1 kB\nMemAvailable:    512 kB\n") == (2**20, 2**19)
+    assert checks.parse_meminfo("") == (None, None)
 
 
 @pytest.mark.parametrize(("size", "free", "status"), [(None, None, "warn"), (64 * 2**20, 64 * 2**20, "warn"), (8 * GIB, 4 * GIB, "ok")])
 def test_small_shared_memory_is_pointed_out(size, free, status):
-    assert status_of(doctor.check_shm(size, free)) == status
+    assert status_of(checks.check_shm(size, free)) == status
 
 
 @pytest.mark.parametrize(("free", "status"), [(GIB, "fail"), (5 * GIB, "warn"), (50 * GIB, "ok")])
 def test_disk_against_the_size_of_checkpoints(free, status):
-    assert status_of(doctor.check_disk("disk", "/", free, "free some")) == status
+    assert status_of(checks.check_disk("disk", "/", free, "free some")) == status
 
 
 def test_directory_that_cannot_be_written_fails():
-    assert status_of(doctor.check_writable("runs", None)) == "ok"
-    assert status_of(doctor.check_writable("runs", "Permission denied")) == "fail"
+    assert status_of(checks.check_writable("runs", None)) == "ok"
+    assert status_of(checks.check_writable("runs", "Permission denied")) == "fail"
 
 
 def test_host_that_forbids_the_sandbox_is_a_warning_with_its_reason():
-    assert status_of(doctor.check_sandbox(None)) == "ok"
-    check = doctor.check_sandbox("unshare: Operation not permitted")
-    assert (check.status, check.found) == ("warn", "unshare: Operation not permitted") and "docs/sandbox.md" in check.mend
+    assert status_of(checks.check_sandbox(None)) == "ok"
+    check = checks.check_sandbox("unshare: Operation not permitted")
+    assert (check.status, check.found) == ("warn", "unshare: Operation not permitted") and "docs/sandbox.md" in check.fix
 
 
 def test_write_error_leaves_no_file_behind(tmp_path):
-    assert doctor.write_error(tmp_path) is None
+    assert look.write_error(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
-    assert doctor.write_error(tmp_path / "absent") == os.strerror(2)
-    assert doctor.existing_ancestor(tmp_path / "a" / "b") == tmp_path
+    assert look.write_error(tmp_path / "absent") == os.strerror(2)
+    assert look.existing_ancestor(tmp_path / "a" / "b") == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -88,44 +89,44 @@ def test_write_error_leaves_no_file_behind(tmp_path):
     [(None, "2.13.0", "fail"), ("2.13.0+cpu", "2.13.0", "ok"), ("2.14.0", "2.13.0", "warn"), ("2.14.0", None, "ok")],
 )
 def test_package_against_the_lock_ignores_the_local_tag(installed, locked, status):
-    assert status_of(doctor.check_package("torch", installed, locked)) == status
+    assert status_of(checks.check_package("torch", installed, locked)) == status
 
 
 def test_packages_missing_weigh_more_than_packages_that_differ():
     locked = {"a": "1", "b": "2", "c": "3"}
-    assert status_of(doctor.check_lock({"a": "1", "b": "2", "c": "3", "mine": "9"}, locked)) == "ok"
-    assert "b 9" in doctor.check_lock({"a": "1", "b": "9", "c": "3"}, locked).found
-    assert status_of(doctor.check_lock({"a": "1", "b": "9", "c": "3"}, locked)) == "warn"
-    assert status_of(doctor.check_lock({"a": "1", "b": "9"}, locked)) == "fail"
-    assert status_of(doctor.check_lock({"a": "1"}, {})) == "warn"
+    assert status_of(checks.check_lock({"a": "1", "b": "2", "c": "3", "mine": "9"}, locked)) == "ok"
+    assert "b 9" in checks.check_lock({"a": "1", "b": "9", "c": "3"}, locked).found
+    assert status_of(checks.check_lock({"a": "1", "b": "9", "c": "3"}, locked)) == "warn"
+    assert status_of(checks.check_lock({"a": "1", "b": "9"}, locked)) == "fail"
+    assert status_of(checks.check_lock({"a": "1"}, {})) == "warn"
 
 
 def test_lock_is_read_with_its_comments():
-    assert doctor.parse_lock("# made by\ntorch==2.13.0\nray==2.60.0 ; sys_platform == 'linux'\n") == FAKE_VERSIONS
+    assert checks.parse_lock("# made by\ntorch==2.13.0\nray==2.60.0 ; sys_platform == 'linux'\n") == FAKE_VERSIONS
 
 
 def test_lock_of_the_repository_is_exact_and_without_what_breaks_transformers():
-    lines = [line for line in doctor.LOCK_FILE.read_text().splitlines() if not line.startswith("#")]
-    locked = doctor.parse_lock(doctor.LOCK_FILE.read_text())
+    lines = [line for line in look.LOCK_FILE.read_text().splitlines() if not line.startswith("#")]
+    locked = checks.parse_lock(look.LOCK_FILE.read_text())
     assert len(locked) == len(lines)
     assert locked["torch"] == "2.13.0"
-    assert not {*doctor.COMPANIONS, "triton", "llm", "llama-cpp-python"} & set(locked)
-    assert set(locked) >= doctor.OWN_ROW
+    assert not {*checks.COMPANIONS, "triton", "llm", "llama-cpp-python"} & set(locked)
+    assert set(locked) >= checks.OWN_ROW
 
 
 def test_torch_that_does_not_import_is_a_failure_with_its_own_words():
-    broken = doctor.check_torch_import(None, "OSError: libgomp.so.1: cannot open shared object file")
+    broken = checks.check_torch_import(None, "OSError: libgomp.so.1: cannot open shared object file")
     assert status_of(broken) == "fail"
     assert "libgomp" in broken.found
-    assert doctor.check_torch_import(None, None).found == "CPU build"
-    assert doctor.check_torch_import("13.0", None).found == "CUDA 13.0 build"
+    assert checks.check_torch_import(None, None).found == "CPU build"
+    assert checks.check_torch_import("13.0", None).found == "CUDA 13.0 build"
 
 
 @pytest.mark.parametrize(
     ("instructions", "has_gpu", "status"), [(["amx_bf16", "avx512_bf16"], False, "ok"), ([], False, "warn"), ([], True, "ok")]
 )
 def test_bfloat16_without_hardware_is_pointed_out(instructions, has_gpu, status):
-    assert status_of(doctor.check_bf16(instructions, has_gpu)) == status
+    assert status_of(checks.check_bf16(instructions, has_gpu)) == status
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_bfloat16_without_hardware_is_pointed_out(instructions, has_gpu, status)
     ],
 )
 def test_companions_of_another_build_than_torch_fail(torch, companions, status):
-    assert status_of(doctor.check_companions(torch, companions)) == status
+    assert status_of(checks.check_companions(torch, companions)) == status
 
 
 @pytest.mark.parametrize(
@@ -153,12 +154,12 @@ def test_companions_of_another_build_than_torch_fail(torch, companions, status):
     ],
 )
 def test_vllm_is_one_build_of_the_right_version_for_the_machine(cpu, gpu, has_gpu, status):
-    assert status_of(doctor.check_vllm(cpu, gpu, has_gpu)) == status
+    assert status_of(checks.check_vllm(cpu, gpu, has_gpu)) == status
 
 
 def test_vllm_import_names_the_platform_or_the_error():
-    assert doctor.check_vllm_import("cpu", None).found == "platform cpu"
-    assert status_of(doctor.check_vllm_import(None, "ImportError: no")) == "fail"
+    assert checks.check_vllm_import("cpu", None).found == "platform cpu"
+    assert status_of(checks.check_vllm_import(None, "ImportError: no")) == "fail"
 
 
 @pytest.mark.parametrize(
@@ -172,13 +173,13 @@ def test_vllm_import_names_the_platform_or_the_error():
     ],
 )
 def test_ray_authentication_must_be_said_for_a_cluster(environ, status):
-    assert status_of(doctor.check_ray_auth(environ)) == status
+    assert status_of(checks.check_ray_auth(environ)) == status
 
 
 def test_model_is_cached_or_can_be_made_or_is_missing():
-    assert status_of(doctor.check_model(True, "package missing", "/cache")) == "ok"
-    assert "first run" in doctor.check_model(False, None, "/cache").found
-    assert status_of(doctor.check_model(False, "package missing", "/cache")) == "fail"
+    assert status_of(checks.check_model(True, "package missing", "/cache")) == "ok"
+    assert "first run" in checks.check_model(False, None, "/cache").found
+    assert status_of(checks.check_model(False, "package missing", "/cache")) == "fail"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_model_is_cached_or_can_be_made_or_is_missing():
     [([], None, False, "ok"), (["H200"], None, False, "warn"), (["H200"], "13.0", False, "fail"), (["H200"], "13.0", True, "ok")],
 )
 def test_gpu_that_torch_cannot_use_is_pointed_out(names, cuda, sees_gpu, status):
-    assert status_of(doctor.check_gpu(names, cuda, sees_gpu)) == status
+    assert status_of(checks.check_gpu(names, cuda, sees_gpu)) == status
 
 
 def test_only_a_failure_makes_the_exit_status_one():

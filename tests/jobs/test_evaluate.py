@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from jobs import evaluate
-from jobs.config import ConfigError
 from jobs.directory.job_dir import CONFIG, LOCK
 from jobs.evaluate import main, parse_arguments, pass_at_k, resolve, values_of
 from jobs.evaluation_config import EvaluateConfig
+from jobs.user_error import UserError
 from tests.jobs.evaluate_fixture import make_run
 
 
@@ -68,7 +68,7 @@ def test_a_run_brings_its_task_sampling_and_engine(runs: Path) -> None:
 def test_data_is_the_path_of_the_task_that_a_run_brings(runs: Path, tiny_model: str) -> None:
     make_run(runs / "own", tiny_model, checkpoints=[10], settings={"task": {"name": "parquet", "parquet": {"path": "old"}}})
     assert resolved("--model", "own", "--data", "new").task.parquet.path == "new"
-    with pytest.raises(ConfigError, match=r"unknown key 'task\.arithmetic\.path'"):
+    with pytest.raises(UserError, match=r"unknown key 'task\.arithmetic\.path'"):
         resolved("--model", "a", "--data", "new")
 
 
@@ -83,7 +83,7 @@ def test_what_is_said_beats_what_a_run_brings(runs: Path, tmp_path: Path) -> Non
 def test_runs_that_agree_but_for_their_means_go_together_and_others_do_not(runs: Path) -> None:
     assert resolved("--model", "a", "--model", "b", "--model", "smollm2-135m").task.arithmetic.sum_max == 20
     with pytest.raises(
-        ConfigError, match=r"a step 10 and c step 10 differ in task.arithmetic.sum_max \(20 -> 50\): say which one is meant"
+        UserError, match=r"a step 10 and c step 10 differ in task.arithmetic.sum_max \(20 -> 50\): choose one by --set or flags"
     ):
         resolved("--model", "a", "--model", "c")
     assert resolved("--model", "a", "--model", "c", "--set", "task.arithmetic.sum_max=30").task.arithmetic.sum_max == 30

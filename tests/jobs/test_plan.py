@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from actors.engines import ENGINES
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
 from jobs.plan import BASE_PROCESS_GIB, DRIVER_GIB, RAY_GIB, available_memory_gib, make_plan, require_disk, require_memory
+from jobs.user_error import UserError
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_what_a_gpu_holds_the_host_does_not(giant, monkeypatch):
 def test_memory_is_required_only_where_it_is_known(giant):
     plan = plan_of(model=giant)
     require_memory(plan, plan.memory_gib)
-    with pytest.raises(ConfigError, match=rf"about {plan.memory_gib:.1f} GiB of memory and 3\.0 GiB are available"):
+    with pytest.raises(UserError, match=rf"about {plan.memory_gib:.1f} GiB of memory and 3\.0 GiB are available"):
         require_memory(plan, 3.0)
     unknown = plan_of(model="someone/unknown")
     assert unknown.memory_gib is None
@@ -161,12 +162,12 @@ def test_disk_is_required_only_for_what_lies_on_the_run_directory_s_file_system(
         require_disk(plan, run_dir, storage)
     free[0] = 71
     for storage in (None, str(tmp_path / "elsewhere"), f"file://{tmp_path}/x"):
-        with pytest.raises(ConfigError, match=r"about 72\.0 GiB .* 71\.0 GiB free"):
+        with pytest.raises(UserError, match=r"about 72\.0 GiB .* 71\.0 GiB free"):
             require_disk(plan, run_dir, storage)
     require_disk(plan, run_dir, "s3://bucket/run")
     require_disk(plan, run_dir, "/proc/another/file/system")
     free[0] = 29
-    with pytest.raises(ConfigError, match=r"about 30\.0 GiB .* 29\.0 GiB free"):
+    with pytest.raises(UserError, match=r"about 30\.0 GiB .* 29\.0 GiB free"):
         require_disk(plan, run_dir, "s3://bucket/run")
     (tmp_path / "new" / "run" / "snapshots").mkdir(parents=True)
     require_disk(plan, run_dir, "s3://bucket/run")

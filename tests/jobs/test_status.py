@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from jobs import status as command
-from jobs.cluster.runs import Refusal, age, find_run, is_alive
+from jobs.cluster.runs import age, find_run, is_alive
 from jobs.directory.run_state import STATUS, Waiting, WorkerStatus
 from jobs.screens.status_screen import count, one_line, screen, tokens_line, verdict
+from jobs.user_error import UserError
 from tests.jobs.runs_fixture import NOW, run_directory, running, status, ticking
 
 
@@ -131,7 +132,7 @@ def test_an_unknown_run_is_refused_with_the_nearest_names(tmp_path, capsys):
 
 
 def test_without_any_run_the_refusal_says_so():
-    with pytest.raises(Refusal, match="there is none at all"):
+    with pytest.raises(UserError, match="there is none at all"):
         find_run("mine")
 
 

@@ -10,8 +10,8 @@ import pytest
 from jobs import submit as command
 from jobs.cluster.package import is_excluded, select
 from jobs.cluster.remote import Cluster, Job
-from jobs.cluster.runs import Refusal
 from jobs.config import RunConfig
+from jobs.user_error import UserError
 from tests.jobs.runs_fixture import FakeClient, add_run
 
 ADDRESS = "http://head:8265"
@@ -102,7 +102,7 @@ def test_the_commands_printed_are_taken_by_the_commands_as_they_are(tree, client
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
 def test_a_run_that_is_going_on_is_not_started_twice(state):
-    with pytest.raises(Refusal, match=f"run mine is {state.lower()} already, as job mine-2: stop it first, or choose another name"):
+    with pytest.raises(UserError, match=f"run mine is {state.lower()} already, as job mine-2: stop it first, or choose another name"):
         prepared([job(1, "FAILED"), job(2, state)])
 
 
@@ -118,12 +118,12 @@ def test_a_run_of_another_name_goes_beside_it():
 
 
 def test_a_run_is_not_started_anew_in_another_place():
-    with pytest.raises(Refusal, match="run mine is kept in ~/repexp-runs, not in /mnt: leave --storage out"):
+    with pytest.raises(UserError, match="run mine is kept in ~/repexp-runs, not in /mnt: leave --storage out"):
         prepared([job(1, "STOPPED")], storage="/mnt")
 
 
 def test_a_storage_that_would_end_with_the_job_is_refused():
-    with pytest.raises(Refusal, match="whole path on the head"):
+    with pytest.raises(UserError, match="whole path on the head"):
         prepared(storage="runs")
 
 
@@ -203,6 +203,23 @@ def test_what_git_ignores_stays_here_and_new_files_go_along(tree):
     assert sorted(select(tree).sizes) == [".gitignore", "configs/mine.toml", "jobs/data/kept.py", "jobs/train.py"]
 
 
+def test_ray_s_own_packaging_would_send_what_git_hides_and_leave_out_what_is_committed(tree, tmp_path):
+    """Why `jobs.submit` makes the package itself: Ray reads the .gitignore files of the tree and asks git nothing."""
+    from ray._private.runtime_env.packaging import create_package
+
+    subprocess.run(["git", "init", "-q"], cwd=tree, check=True, timeout=30)
+    (tree / ".gitignore").write_text("*.bin\n")
+    (tree / ".git/info/exclude").write_text("token.txt\n")
+    (tree / "jobs/token.txt").write_text("secret")
+    (tree / "jobs/table.bin").write_text("committed in spite of .gitignore")
+    subprocess.run(["git", "add", "-f", "jobs/table.bin"], cwd=tree, check=True, timeout=30)
+    create_package(str(tree), tmp_path / "ray.zip", include_gitignore=True, excludes=[".git"])
+    rays, ours = set(zipfile.ZipFile(tmp_path / "ray.zip").namelist()), set(select(tree).sizes)
+    assert "jobs/token.txt" in rays - ours
+    assert "jobs/table.bin" in ours - rays
+    assert {"runs/a/status.json", ".venv/bin/python"} <= rays - ours
+
+
 @pytest.mark.parametrize(
     ("path", "pattern", "excluded"),
     [
@@ -225,7 +242,7 @@ def test_a_package_that_is_too_large_is_refused_with_what_is_largest(tree):
     (tree / "notes.txt").write_bytes(bytes(2 << 20))
     package = select(tree)
     package.check_size()
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(UserError) as refused:
         package.check_size(4 << 20)
     assert "is 5.0 MiB, 4.0 MiB at most can be sent: leave out with --exclude models (3.0 MiB), notes.txt (2.0 MiB)" in str(refused.value)
 

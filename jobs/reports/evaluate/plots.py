@@ -1,5 +1,4 @@
-"""The figures of an evaluation, each with the numbers it draws; None where there is nothing to draw
-(`jobs.reports.plots`)."""
+"""The figures of an evaluation, each with the numbers that it draws, or None where there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -14,17 +13,17 @@ from matplotlib.ticker import MaxNLocator
 
 from jobs.analysis.bootstrap import Curve
 from jobs.analysis.comparison import Comparison
-from jobs.analysis.evaluation import EvaluationReport
+from jobs.analysis.evaluation import ModelStatistics
 from jobs.analysis.outcomes import ProblemOutcomes
-from jobs.reports.plots import FONT, Drawing, Style, draw_band, draw_line, log2_k, log2_ratio, numbers_of, png_of, raised, room
+from jobs.reports.plots import FONT, Drawing, Style, draw_band, draw_line, draw_ratios, log2_k, numbers_of, png_of, room
 
 STYLES = (
-    Style(colour="#0b3c78", line="-", marker="o", width=2.2),
-    Style(colour="#d1495b", line=(0, (6, 2)), marker="s", width=2.2),
-    Style(colour="#1b7f5c", line="-.", marker="^", width=2.2),
-    Style(colour="#8a5a00", line=(0, (1.5, 1.5)), marker="D", width=2.2),
-    Style(colour="#7a3e9d", line=(0, (4, 1, 1, 1, 1, 1)), marker="v", width=2.2),
-    Style(colour="#222222", line=(0, (8, 2, 2, 2)), marker="x", width=2.2),
+    Style(color="#0b3c78", line="-", marker="o", width=2.2),
+    Style(color="#d1495b", line=(0, (6, 2)), marker="s", width=2.2),
+    Style(color="#1b7f5c", line="-.", marker="^", width=2.2),
+    Style(color="#8a5a00", line=(0, (1.5, 1.5)), marker="D", width=2.2),
+    Style(color="#7a3e9d", line=(0, (4, 1, 1, 1, 1, 1)), marker="v", width=2.2),
+    Style(color="#222222", line=(0, (8, 2, 2, 2)), marker="x", width=2.2),
 )
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 SOLVE_RATE_EDGES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -33,12 +32,12 @@ COLUMNS = 3
 
 
 def style_of(place: int) -> Style:
-    """Of a model, by its place among them."""
+    """Return the style of a model by its place among the models."""
     return STYLES[place % len(STYLES)]
 
 
-def pass_at_k_figure(models: Mapping[str, EvaluationReport]) -> Drawing | None:
-    """pass@k and maj@k of every model against k, with bands."""
+def pass_at_k_figure(models: Mapping[str, ModelStatistics]) -> Drawing | None:
+    """Draw pass@k and maj@k of every model against k, with bands."""
     panels = {
         "pass@k": {label: report.pass_at_k for label, report in models.items() if report.pass_at_k is not None},
         "maj@k": {label: report.majority_at_k for label, report in models.items() if report.majority_at_k is not None},
@@ -65,7 +64,7 @@ def pass_at_k_figure(models: Mapping[str, EvaluationReport]) -> Drawing | None:
 
 
 def solve_rates_figure(outcomes: Mapping[str, ProblemOutcomes]) -> Drawing | None:
-    """How many problems have which share of correct responses, a group of bars a class."""
+    """Draw how many problems have which share of correct responses: a group of bars for each class of shares."""
     counts = {label: solve_rate_counts(one) for label, one in outcomes.items() if one.scored_P.any()}
     if not counts:
         return None
@@ -77,7 +76,7 @@ def solve_rates_figure(outcomes: Mapping[str, ProblemOutcomes]) -> Drawing | Non
         for number, (label, count_C) in enumerate(counts.items()):
             x_C = np.arange(len(count_C)) - 0.4 + (number + 0.5) * width
             style, hatch = style_of(places[label]), HATCHES[places[label] % len(HATCHES)]
-            axes.bar(x_C, count_C, width * 0.92, color=f"{style.colour}b0", edgecolor=style.colour, hatch=hatch, label=label)
+            axes.bar(x_C, count_C, width * 0.92, color=f"{style.color}b0", edgecolor=style.color, hatch=hatch, label=label)
         axes.set_xticks(np.arange(len(SOLVE_RATE_NAMES)), SOLVE_RATE_NAMES)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.grid(True, axis="y", color="#dddddd", linewidth=0.7)
@@ -93,8 +92,8 @@ def solve_rates_figure(outcomes: Mapping[str, ProblemOutcomes]) -> Drawing | Non
 
 
 def solve_rate_counts(outcomes: ProblemOutcomes) -> np.ndarray:
-    """(8,): problems with no correct response, with a share in (0, 0.1], (0.1, 0.3] … (0.9, 1), and with all
-    correct."""
+    """Return (8,): the number of problems with no correct response, with a share in (0, 0.1], (0.1, 0.3] … (0.9, 1),
+    and with all correct."""
     n_S, c_S = outcomes.num_scored_P[outcomes.scored_P], outcomes.num_correct_P[outcomes.scored_P]
     some_S = (c_S > 0) & (c_S < n_S)
     inner = np.histogram(-(c_S / n_S)[some_S], bins=-np.array(SOLVE_RATE_EDGES[::-1]))[0][::-1]  # classes hold their upper end
@@ -102,7 +101,7 @@ def solve_rate_counts(outcomes: ProblemOutcomes) -> np.ndarray:
 
 
 def difference_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
-    """pass@k of one model less that of the other, a panel a pair."""
+    """Draw pass@k of one model less that of the other, one panel for each pair."""
     if not comparisons:
         return None
     with matplotlib.rc_context(FONT):
@@ -119,7 +118,8 @@ def difference_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
 
 
 def efficiency_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
-    """K over the samples needed for the other's pass@K, a panel a pair, a line a direction."""
+    """Draw K over the samples needed for the other's pass@K, one panel for each pair and one line for each
+    direction."""
     known = [comparison for comparison in comparisons if comparison.ks[-1] > 1 and _directions(comparison)]
     if not known:
         return None
@@ -129,12 +129,8 @@ def efficiency_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
         for axes, comparison in zip(panels, known, strict=True):
             curves = _directions(comparison)
             _k_axis(axes, list(curves.values()), "K")
-            log2_ratio(axes, list(curves.values()))
-            axes.axhline(1.0, color="#222222", linewidth=1.2)
-            for place, (label, curve) in enumerate(curves.items()):
-                drawn = raised(curve, axes.get_ylim()[0])
-                draw_band(axes, drawn, style_of(place))
-                draw_line(axes, drawn, style_of(place), label, comparison.ks)
+            lines = [(label, curve, style_of(place)) for place, (label, curve) in enumerate(curves.items())]
+            draw_ratios(axes, lines, comparison.ks, scale=list(curves.values()))
             axes.set_ylabel("K over the samples needed")
             axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.14), frameon=False, handlelength=3.2)
             numbers[_pair(comparison)] = {label: numbers_of(curve) for label, curve in curves.items()}

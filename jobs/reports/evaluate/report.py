@@ -1,35 +1,46 @@
-"""The report on the samples of one or more models: numbers, figures, a page to read.
+"""The report on the responses of one or more models.
 
-    report = write_report(store, ["base", "trained"], settings, Path("runs/evaluation"), max_k=256)
+    report = write_report(read, ["base", "trained"], settings, Path("runs/evaluation"), max_k=256)
+    report.print(console)
 
-writes report.json (every number that is shown), report.html (one file, opens anywhere), and for each figure a PNG and a
-JSON with what it draws: passk, solve_rates, difference, efficiency."""
+Its figures are passk, solve_rates, difference and efficiency. `read` yields the responses, one problem at a time, so
+that the responses of all problems never lie in memory together."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jobs.analysis.bootstrap import NUM_RESAMPLES
-from jobs.analysis.candidate_table import CandidatePool, candidate_pools
+from jobs.analysis.candidate_table import Candidates
 from jobs.analysis.comparison import Comparison, compare
-from jobs.analysis.evaluation import EvaluationReport, evaluate_outcomes
+from jobs.analysis.evaluation import ModelStatistics, evaluate_outcomes
 from jobs.analysis.outcomes import ProblemOutcomes, problem_outcomes
 from jobs.reports.evaluate.examples import EvaluationExample, choose_problems, example_of
-from jobs.reports.evaluate.html import render_html
 from jobs.reports.evaluate.plots import difference_figure, efficiency_figure, pass_at_k_figure, solve_rates_figure
-from jobs.reports.evaluate.summary import notes, summary_sentences
-from jobs.reports.explore.summary import flattened
-from jobs.reports.page import json_bytes, write_figure, write_file
-from jobs.sampling.candidates import PoolStore
+from jobs.reports.evaluate.summary import metric_table, notes, summary_sentences, verdict_shares
+from jobs.reports.report import Report, TextTable
+from jobs.reports.text import NAME_LIMIT, flattened, spread, visible_text
 
-STATISTICS_COLUMNS = (
-    *("model", "task", "problem_id", "question", "reference_answer", "index", "response_ids", "response_text", "finish_reason"),
-    *("mean_logprob", "verdict_status", "final_answer", "base_mean_logprob"),
-)
+CONSOLE_KS, CONSOLE_MAJORITY_KS = 6, 3
+SHOWN_PROBLEMS = 300
+CAPTIONS = {
+    "passk": "Means over problems; bands are 95 % intervals over problems. pass@k is the unbiased estimate from all samples, maj@k the "
+    "exact expectation over all choices of k of them, ties broken at random.",
+    "solve_rates": "Problems that are never solved or always solved leave training nothing to learn from.",
+    "difference": "Both models on the same problems, resampled together. Where the band leaves out 0, the models differ.",
+    "efficiency": "How many times fewer samples one model needs for what the other reaches with K: 2 is half as many. A line on the lower "
+    "edge means that it does not reach it with all its samples.",
+}
+
+
+class ReadResponses(Protocol):
+    """Reads the responses of the model `label`, one problem at a time; of all problems, or of those named."""
+
+    def __call__(self, label: str, problem_ids: Collection[str] | None = None) -> Iterable[Candidates]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +53,48 @@ class ProblemLine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateReport:
-    """All that a report shows. `models` are in the order they were named in; each is compared with those before it."""
+class EvaluateReport(Report):
+    """What the models achieve. They stand in the order they were named in; each is compared with those before it."""
 
-    summary: tuple[str, ...]
-    notes: tuple[str, ...]
-    models: Mapping[str, EvaluationReport]
+    template = "evaluate/page.html.jinja"
+    title = "Evaluation report"
+    captions = CAPTIONS
+
+    models: Mapping[str, ModelStatistics]
     comparisons: tuple[Comparison, ...]
     problems: tuple[ProblemLine, ...]
     examples: tuple[EvaluationExample, ...]
-    settings: Mapping[str, str]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def first(self) -> ModelStatistics:
+        """The first model's numbers: what all models have in common can be read from them."""
+        return next(iter(self.models.values()))
+
+    def page_values(self) -> dict[str, Any]:
+        """Return the table of all metrics, the verdicts, and the first problems, under names that fit a page."""
+        ks = self.first.ks
+        labels = [visible_text(label, NAME_LIMIT) for label in self.models]
+        lines = [(visible_text(line.problem_id, NAME_LIMIT), line) for line in self.problems[:SHOWN_PROBLEMS]]
+        return {
+            "metrics": metric_table(labels, list(self.models.values()), ks, [k for k in ks if k > 2]),
+            "verdicts": [(label, verdict_shares(one)) for label, one in zip(labels, self.models.values(), strict=True)],
+            "problems": TextTable(headings=("problem", *labels), rows=[(name, *_shares(line)) for name, line in lines]),
+            "shown_problems": SHOWN_PROBLEMS,
+            "first": self.first,
+        }
+
+    def table(self) -> TextTable:
+        """Return a column for each model, at a few values of k."""
+        majority_ks = [k for k in spread(self.first.ks, CONSOLE_MAJORITY_KS) if k > 2]
+        return metric_table(list(self.models), list(self.models.values()), spread(self.first.ks, CONSOLE_KS), majority_ks)
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return the verdicts of every model, then the summary and the notes."""
+        return (*(f"{label}: {verdict_shares(one)}" for label, one in self.models.items()), *self.summary, *self.notes)
 
 
 def write_report(
-    store: PoolStore,
+    read: ReadResponses,
     labels: Sequence[str],
     settings: Mapping[str, Any],
     directory: Path,
@@ -68,12 +104,20 @@ def write_report(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> EvaluateReport:
-    """Write the report on the compacted pools of `store` into `directory`, each file whole or not at all."""
-    outcomes = {label: problem_outcomes(_pools(store, label), max_k=max_k) for label in labels}
+    """Write the report on the models `labels` into `directory`.
+
+    `max_k` is the largest number of responses to a problem, `ks` are the k of the tables (empty: 1, 2, 4, … and
+    `max_k`), `num_resamples` and `seed` are those of the bootstrap. Raises ValueError as `problem_outcomes`."""
+    outcomes = {label: problem_outcomes(read(label), max_k=max_k) for label in labels}
+    models = {label: evaluate_outcomes(one, ks=ks, num_resamples=num_resamples, seed=seed) for label, one in outcomes.items()}
+    comparisons = tuple(_comparisons(outcomes, ks, num_resamples, seed))
     report = EvaluateReport(
-        **_statistics(outcomes, ks, num_resamples, seed),
+        summary=summary_sentences(models, comparisons),
+        notes=notes(models),
+        models=models,
+        comparisons=comparisons,
         problems=_problem_lines(list(outcomes.values())),
-        examples=tuple(_examples(store, outcomes)),
+        examples=_examples(read, outcomes),
         settings=flattened(settings),
     )
     figures = {
@@ -82,38 +126,20 @@ def write_report(
         "difference": difference_figure(report.comparisons),
         "efficiency": efficiency_figure(report.comparisons),
     }
-    for name, drawing in figures.items():
-        write_figure(directory / name, drawing)
-    record = report.to_json()
-    write_file(directory / "report.json", json_bytes(record))
-    drawn = {name: drawing for name, drawing in figures.items() if drawing is not None}
-    write_file(directory / "report.html", render_html(report, drawn).encode())
+    report.write(directory, figures)
     return report
 
 
-def _statistics(outcomes: Mapping[str, ProblemOutcomes], ks: Sequence[int], num_resamples: int, seed: int) -> dict[str, Any]:
-    models = {label: evaluate_outcomes(one, ks=ks, num_resamples=num_resamples, seed=seed) for label, one in outcomes.items()}
-    pairs = itertools.combinations(outcomes, 2)
-    compared = [
-        compare(later, outcomes[later], earlier, outcomes[earlier], ks=ks, num_resamples=num_resamples, seed=seed)
-        for earlier, later in pairs
-    ]
-    comparisons = tuple(comparison for comparison in compared if comparison is not None)
-    return {
-        "summary": summary_sentences(models, comparisons),
-        "notes": notes(models),
-        "models": models,
-        "comparisons": comparisons,
-    }
-
-
-def _pools(store: PoolStore, label: str) -> Iterator[CandidatePool]:
-    for table in store.read_pools(lambda key: key[0] == label, STATISTICS_COLUMNS):
-        yield from candidate_pools(table)
+def _comparisons(outcomes: Mapping[str, ProblemOutcomes], ks: Sequence[int], num_resamples: int, seed: int) -> Iterator[Comparison]:
+    """Yield the comparison of each model with those before it."""
+    for earlier, later in itertools.combinations(outcomes, 2):
+        found = compare(later, outcomes[later], earlier, outcomes[earlier], ks=ks, num_resamples=num_resamples, seed=seed)
+        if found is not None:
+            yield found
 
 
 def _problem_lines(outcomes: Sequence[ProblemOutcomes]) -> tuple[ProblemLine, ...]:
-    """Every model has the same problems, in the same order."""
+    """Return a line for each problem: every model has the same problems, in the same order."""
     return tuple(
         ProblemLine(
             problem_id=problem_id,
@@ -124,11 +150,11 @@ def _problem_lines(outcomes: Sequence[ProblemOutcomes]) -> tuple[ProblemLine, ..
     )
 
 
-def _examples(store: PoolStore, outcomes: Mapping[str, ProblemOutcomes]) -> Iterator[EvaluationExample]:
+def _shares(line: ProblemLine) -> Iterator[str]:
+    return (f"{correct} / {scored}" for correct, scored in zip(line.num_correct, line.num_scored, strict=True))
+
+
+def _examples(read: ReadResponses, outcomes: Mapping[str, ProblemOutcomes]) -> tuple[EvaluationExample, ...]:
     chosen = choose_problems(list(outcomes.values()))
-    pools: dict[tuple[str, str], CandidatePool] = {}
-    for table in store.read_pools(lambda key: key[1] in chosen, STATISTICS_COLUMNS):
-        (pool,) = candidate_pools(table)
-        pools[table["model"][0].as_py(), pool.problem_id] = pool
-    for problem_id in chosen:
-        yield example_of({label: pools[label, problem_id] for label in outcomes})
+    responses = {label: {one.problem_id: one for one in read(label, chosen)} for label in outcomes}
+    return tuple(example_of({label: responses[label][problem_id] for label in outcomes}) for problem_id in chosen)

@@ -1,8 +1,6 @@
-"""The three figures of a pool report, each with the numbers it draws. Readable in grey: lines differ in style and
-marker too.
+"""The three figures of an exploration report, each with the numbers that it draws.
 
-figure = pass_at_k_figure(statistics)            # None where there is nothing to draw
-png, numbers = figure.png, figure.numbers
+drawing = pass_at_k_figure(statistics)           # None where there is nothing to draw
 """
 
 from __future__ import annotations
@@ -19,34 +17,35 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from jobs.analysis.bootstrap import Curve
 from jobs.analysis.candidate_table import FEATURED, RANDOM, label_of
-from jobs.analysis.order_statistics import Outcomes, PoolStatistics, random_first_correct
+from jobs.analysis.order_statistics import ExploreStatistics, Outcomes, random_first_correct
 from jobs.analysis.pass_at_k import FloatArray
-from jobs.reports.plots import FONT, Drawing, Style, draw_band, draw_line, log2_k, log2_ratio, numbers_of, png_of, raised, room, whole
+from jobs.reports.plots import FONT, Drawing, Style, draw_band, draw_line, draw_ratios, log2_k, numbers_of, png_of, room, whole
 
 LARGEST_CIRCLE = 420.0
 
 STYLES: Mapping[str, Style] = {
-    "repexp": Style(colour="#0b3c78", line="-", marker="o", width=2.6),
-    "quality": Style(colour="#d1495b", line=(0, (6, 2)), marker="s", width=2.6),
-    RANDOM: Style(colour="#6b6b6b", line=(0, (1.5, 1.5)), marker="", width=2.6),
-    "likeliest": Style(colour="#1b7f5c", line="-", marker="^"),
-    "unlikeliest": Style(colour="#1b7f5c", line="--", marker="v"),
-    "longest": Style(colour="#8a5a00", line="-.", marker="D"),
-    "kmeans": Style(colour="#7a3e9d", line="-", marker="x"),
-    "determinantal": Style(colour="#7a3e9d", line="--", marker="+"),
-    "distinct_answers": Style(colour="#222222", line=":", marker="*"),
+    "repexp": Style(color="#0b3c78", line="-", marker="o", width=2.6),
+    "quality": Style(color="#d1495b", line=(0, (6, 2)), marker="s", width=2.6),
+    RANDOM: Style(color="#6b6b6b", line=(0, (1.5, 1.5)), marker="", width=2.6),
+    "likeliest": Style(color="#1b7f5c", line="-", marker="^"),
+    "unlikeliest": Style(color="#1b7f5c", line="--", marker="v"),
+    "longest": Style(color="#8a5a00", line="-.", marker="D"),
+    "kmeans": Style(color="#7a3e9d", line="-", marker="x"),
+    "determinantal": Style(color="#7a3e9d", line="--", marker="+"),
+    "distinct_answers": Style(color="#222222", line=":", marker="*"),
 }
-OTHER_STYLES = tuple(Style(colour="#555555", line=line, marker=marker) for line in ("-", "--", "-.") for marker in ("1", "2", "3", "4"))
+OTHER_STYLES = tuple(Style(color="#555555", line=line, marker=marker) for line in ("-", "--", "-.") for marker in ("1", "2", "3", "4"))
 
 
 def style_of(order: str) -> Style:
-    """That of a known order, else one of twelve by the name."""
+    """Return the style of a known order, or else one of twelve, chosen by the name."""
     return STYLES.get(order) or OTHER_STYLES[sum(order.encode()) % len(OTHER_STYLES)]
 
 
-def pass_at_k_figure(statistics: PoolStatistics) -> Drawing | None:
-    """pass@k against k of every order, with bands for novelty, quality and random choice. None where pools have one
-    candidate only."""
+def pass_at_k_figure(statistics: ExploreStatistics) -> Drawing | None:
+    """Draw pass@k against k for every order, with bands for novelty, quality and random choice.
+
+    Return None where every prompt has one candidate only."""
     curves = {name: order.pass_at_k for name, order in statistics.orders.items() if order.pass_at_k is not None}
     curves |= {RANDOM: statistics.random_pass_at_k} if statistics.random_pass_at_k is not None else {}
     if not curves or max(curve.ks[-1] for curve in curves.values()) < 2:
@@ -84,8 +83,9 @@ def pass_at_k_figure(statistics: PoolStatistics) -> Drawing | None:
 
 
 def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
-    """Verifications to the first correct answer, order against expected of random choice, a point a solvable prompt.
-    None without one."""
+    """Draw verifications to the first correct answer, of an order against what random choice is expected to need.
+
+    A point is a solvable prompt. Return None without one."""
     names = [name for name in FEATURED if name in outcomes.first_correct]
     if outcomes.num_correct_P is None or not names or not outcomes.solvable_P.any():
         return None
@@ -101,9 +101,10 @@ def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
         return Drawing(png=png_of(figure), numbers=numbers)
 
 
-def efficiency_figure(statistics: PoolStatistics) -> Drawing | None:
-    """Verifications random choice needs for the same pass@k, over k; a panel each for novelty and quality. None where
-    unknown."""
+def efficiency_figure(statistics: ExploreStatistics) -> Drawing | None:
+    """Draw the verifications that random choice needs for the same pass@k, over k, for novelty and for quality.
+
+    Return None where that is unknown."""
     found = {name: statistics.orders[name].efficiency_at_k for name in FEATURED if name in statistics.orders}
     curves = {name: curve for name, curve in found.items() if curve is not None}
     if not curves or max(curve.ks[-1] for curve in curves.values()) < 2:
@@ -113,11 +114,7 @@ def efficiency_figure(statistics: PoolStatistics) -> Drawing | None:
         panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
         for axes, (name, curve) in zip(panels, curves.items(), strict=True):
             log2_k(axes, max(curve.ks[-1] for curve in curves.values()))
-            log2_ratio(axes, list(curves.values()))
-            axes.axhline(1.0, color="#222222", linewidth=1.2)
-            drawn = raised(curve, axes.get_ylim()[0])
-            draw_band(axes, drawn, style_of(name))
-            draw_line(axes, drawn, style_of(name), label_of(name), statistics.ks)
+            draw_ratios(axes, [(label_of(name), curve, style_of(name))], statistics.ks, scale=list(curves.values()))
             axes.set_title(label_of(name), loc="left")
             axes.set_xlabel("k, candidates verified")
         panels[0].set_ylabel("verifications by random choice\nfor the same pass rate, over k")
@@ -125,16 +122,16 @@ def efficiency_figure(statistics: PoolStatistics) -> Drawing | None:
 
 
 def _scatter(axes: Axes, name: str, random_S: FloatArray, order_S: FloatArray, *, limit: int) -> dict[str, Any]:
-    """Equal points are one circle, its area growing with their number."""
+    """Draw equal points as one circle, whose area grows with their number."""
     points = Counter(zip(random_S.round(6).tolist(), order_S.tolist(), strict=True))
     saved, cost = int((order_S < random_S).sum()), int((order_S > random_S).sum())
     ends = (0.8, max(2.0, limit) * 1.25)
     axes.fill_between(ends, (ends[0], ends[0]), ends, color="#000000", alpha=0.045, linewidth=0)
     axes.plot(ends, ends, color="#222222", linewidth=1.0)
     x, y = zip(*points, strict=True)
-    colour, area = style_of(name).colour, min(34.0, LARGEST_CIRCLE / max(points.values()))
+    color, area = style_of(name).color, min(34.0, LARGEST_CIRCLE / max(points.values()))
     areas = [area * count for count in points.values()]
-    axes.scatter(x, y, s=areas, facecolors=f"{colour}40", edgecolors=colour, linewidths=1.3, zorder=3)
+    axes.scatter(x, y, s=areas, facecolors=f"{color}40", edgecolors=color, linewidths=1.3, zorder=3)
     axes.set_aspect("equal")
     for set_scale, set_limit, axis in ((axes.set_xscale, axes.set_xlim, axes.xaxis), (axes.set_yscale, axes.set_ylim, axes.yaxis)):
         set_scale("log", base=2)
@@ -148,6 +145,6 @@ def _scatter(axes: Axes, name: str, random_S: FloatArray, order_S: FloatArray, *
 
 
 def _mean_height(curve: Curve, listed: Sequence[int]) -> float:
-    """Over the listed k that the curve has."""
+    """Return the mean over the listed k that the curve has."""
     values = [value for k, value in zip(curve.ks, curve.value, strict=True) if k in listed]
     return float(np.mean(values)) if values else 0.0

@@ -1,142 +1,154 @@
-"""The report on a pools table: numbers, figures, a page to read, lines for the terminal.
+"""The report on a table of candidates.
 
     report = write_report(table, settings, Path("runs/explore"))
-    print(*console_lines(report), sep="\\n")
+    report.print(console)
 
-writes report.json (every number that is shown), report.html (one file, opens anywhere), and for each figure a PNG and a
-JSON with what it draws: passk, first_correct, efficiency. Nothing is shown that the table cannot tell: with verdicts on
-some candidates only, or on none, the report says so and shows the rest."""
+Its figures are passk, first_correct and efficiency. The report shows what the table can tell: with verdicts on some
+candidates only, or on none, it says so and shows the rest."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from jobs.analysis.bootstrap import Curve, Estimate
-from jobs.analysis.candidate_table import FEATURED, RANDOM, CandidatePool, candidate_pools
-from jobs.analysis.order_statistics import JudgedPool, Outcomes, PoolStatistics, judge, novelty_worse_than_random, pool_statistics
-from jobs.analysis.picks import Picks, picks_of_order
-from jobs.reports.explore.examples import ExploreExample, choose_examples
-from jobs.reports.explore.html import render_html
+from jobs.analysis.candidate_table import FEATURED, RANDOM, Candidates, candidates_by_problem, label_of
+from jobs.analysis.order_statistics import (
+    ExploreStatistics,
+    JudgedCandidates,
+    Outcomes,
+    explore_statistics,
+    judge,
+    novelty_worse_than_random,
+)
+from jobs.analysis.picks import FIRST_PICKS, Picks, picks_of_order
+from jobs.reports.explore.examples import EXAMPLES_OF_A_KIND, KINDS, ExploreExample, choose_examples
 from jobs.reports.explore.plots import efficiency_figure, first_correct_figure, pass_at_k_figure
-from jobs.reports.explore.summary import Overview, flattened, notes, overview, summary_sentences
-from jobs.reports.page import json_bytes, one_line, write_figure, write_file
+from jobs.reports.explore.summary import Overview, notes, overview, summary_sentences
+from jobs.reports.report import Report, TextTable
+from jobs.reports.text import at, flattened, interval, spread, value
 
 RANDOM_DRAW = "random_draw"
-WIDTH = 100
-CONSOLE_KS = 7
+CONSOLE_KS, CONSOLE_NAME = 5, 16
+CAPTIONS = {
+    "passk": "Share of prompts for which the first k candidates of an order hold a correct one. Bands are 95 % intervals over prompts. "
+    "Random choice is exact, not drawn. All orders end together: the whole pool is then verified.",
+    "first_correct": "A circle is a prompt that has a correct candidate, a larger one several that coincide. In the shaded half the order "
+    "needs fewer verifications than random choice is expected to need.",
+    "efficiency": "How many candidates random choice must verify to solve as many prompts as the first k of the order, divided by k. Above "
+    "1 the order saves verifications; 0 (nothing found yet) stands on the lower edge. The line ends where the order has solved every "
+    "solvable prompt; near that end a few hard prompts decide, and intervals are too short.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExploreReport:
-    """All that a report shows."""
+class ExploreReport(Report):
+    """What the orders of the candidates are worth."""
 
-    summary: tuple[str, ...]
+    template = "explore/page.html.jinja"
+    title = "Exploration report"
+    captions = CAPTIONS
+
     warning: str | None
-    notes: tuple[str, ...]
     overview: Overview
-    statistics: PoolStatistics | None
+    statistics: ExploreStatistics | None
     """None without verdicts."""
     picks: Mapping[str, Picks]
     """By order, random choice first."""
     examples: tuple[ExploreExample, ...]
-    settings: Mapping[str, str]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def page_values(self) -> dict[str, Any]:
+        """Return the tables of orders and what the page says of its examples."""
+        return {
+            "orders": None if self.statistics is None else order_table(self.statistics, self.statistics.ks, label_of),
+            "featured": FEATURED,
+            "label": label_of,
+            "kinds": KINDS,
+            "examples_of_a_kind": EXAMPLES_OF_A_KIND,
+            "first_picks": FIRST_PICKS,
+        }
+
+    def table(self) -> TextTable | None:
+        """Return one row for each order, under names that fit a terminal."""
+        if self.statistics is None:
+            return None
+        return order_table(self.statistics, spread(self.statistics.ks, CONSOLE_KS), lambda name: name[:CONSOLE_NAME], heading="{}")
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return the summary, the warning and the notes."""
+        return (*self.summary, *(() if self.warning is None else (f"WARNING: {self.warning}",)), *self.notes)
+
+
+def order_table(statistics: ExploreStatistics, ks: Sequence[int], name_of: Callable[[str], str], *, heading: str = "k = {}") -> TextTable:
+    """Return pass@k, verifications to the first correct answer and efficiency of every order, random choice first."""
+    rows: list[tuple[str, ...]] = []
+    if statistics.random_pass_at_k is not None:
+        cells = (value(at(statistics.random_pass_at_k, k)) for k in ks)
+        rows.append((name_of(RANDOM), *cells, value(statistics.random_first_correct, 1), "1"))
+    for name, order in statistics.orders.items():
+        cells = (value(at(order.pass_at_k, k)) for k in ks)
+        rows.append((name_of(name), *cells, value(order.first_correct, 1), interval(order.efficiency)))
+    headings = ("pass@k", *(heading.format(k) for k in ks), "to first correct", "efficiency (95 % interval)")
+    return TextTable(headings=headings, rows=rows)
 
 
 def write_report(table: pa.Table, settings: Mapping[str, Any], directory: Path, *, seed: int = 0) -> ExploreReport:
-    """Write the report on `table` into `directory`, each file whole or not at all; figures of an earlier report that no
-    longer apply go.
+    """Write the report on `table` into `directory`.
 
-    `settings` are shown; their `select`, if any, are the k of the tables. `seed` is of the bootstrap. Raises ValueError
-    where the table is empty or not one of pools (`candidate_pools`)."""
-    pools = candidate_pools(table)
-    if not pools:
+    The page shows `settings`; their `select`, if any, are the k of the tables. `seed` is that of the bootstrap. Raises
+    ValueError where the table is empty or lacks what `candidates_by_problem` needs."""
+    problems = candidates_by_problem(table)
+    if not problems:
         raise ValueError("the pools table is empty: there is nothing to report on")
-    outcomes, judged = _outcomes(pools)
-    report = _report(pools, outcomes, judged, settings, seed)
+    outcomes, judged = _outcomes(problems)
+    report = _report(problems, outcomes, judged, settings, seed)
     statistics = report.statistics
     figures = {
         "passk": pass_at_k_figure(statistics) if statistics and statistics.num_solvable else None,
         "first_correct": first_correct_figure(outcomes) if outcomes else None,
         "efficiency": efficiency_figure(statistics) if statistics else None,
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, drawing in figures.items():
-        write_figure(directory / name, drawing)
-    record = report.to_json()
-    drawn = {name: drawing for name, drawing in figures.items() if drawing is not None}
-    write_file(directory / "report.json", json_bytes(record))
-    write_file(directory / "report.html", render_html(record, drawn).encode())
+    report.write(directory, figures)
     return report
 
 
-def console_lines(report: ExploreReport) -> list[str]:
-    """The summary and a table of orders, plain text of at most 100 columns."""
-    lines: list[str] = []
-    for paragraph in (*report.summary, *([f"WARNING: {report.warning}"] if report.warning else []), *report.notes):
-        lines += textwrap.wrap(one_line(paragraph), WIDTH, subsequent_indent="  ")
-    return lines + (["", *_order_lines(report.statistics)] if report.statistics else [])
-
-
 def _report(
-    pools: Sequence[CandidatePool], outcomes: Outcomes | None, judged: Sequence[CandidatePool], settings: Mapping[str, Any], seed: int
+    problems: Sequence[Candidates], outcomes: Outcomes | None, judged: Sequence[Candidates], settings: Mapping[str, Any], seed: int
 ) -> ExploreReport:
     ks = settings.get("select")
-    statistics = pool_statistics(outcomes, ks=ks, seed=seed) if outcomes else None
-    view, flat = overview(pools), flattened(settings)
-    orders = tuple(pools[0].ranks)
+    statistics = explore_statistics(outcomes, ks=ks, seed=seed) if outcomes else None
+    view, flat = overview(problems), flattened(settings)
+    orders = tuple(problems[0].ranks)
     example_order = next((order for order in (*FEATURED, *orders) if order in orders), None)
-    shown = judged if view.coverage == "all" else pools
+    shown = judged if view.coverage == "all" else problems
     return ExploreReport(
         summary=summary_sentences(view, statistics, flat),
         warning=novelty_worse_than_random(outcomes, ks=ks, seed=seed) if outcomes else None,
         notes=notes(view, statistics, orders),
         overview=view,
         statistics=statistics,
-        picks={RANDOM: picks_of_order(pools, None)} | {order: picks_of_order(pools, order) for order in orders if order != RANDOM},
+        picks={RANDOM: picks_of_order(problems, None)} | {order: picks_of_order(problems, order) for order in orders if order != RANDOM},
         examples=choose_examples(shown, outcomes, example_order) if example_order else (),
         settings=flat,
     )
 
 
-def _outcomes(pools: Sequence[CandidatePool]) -> tuple[Outcomes | None, list[CandidatePool]]:
-    """Outcomes of the pools that have verdicts, and those pools. The drawn random order gives way to the exact one
-    where that is known."""
-    judged = [pool for pool in pools if pool.verified_N.any()]
+def _outcomes(problems: Sequence[Candidates]) -> tuple[Outcomes | None, list[Candidates]]:
+    """Return the problems that have verdicts and their outcomes.
+
+    Where all verdicts are known, random choice is exact and the random order that was drawn is left out.
+    """
+    judged = [candidates for candidates in problems if candidates.verified_N.any()]
     if not judged:
         return None, []
-    complete = all(pool.verified_N.all() for pool in judged)
-    return judge([_without_drawn_order(pool.judged(), complete) for pool in judged]), judged
+    complete = all(candidates.verified_N.all() for candidates in judged)
+    return judge([_without_drawn_order(candidates.judged(), complete) for candidates in judged]), judged
 
 
-def _without_drawn_order(pool: JudgedPool, complete: bool) -> JudgedPool:
-    named = {RANDOM_DRAW if order == RANDOM else order: rank_N for order, rank_N in pool.ranks.items()}
+def _without_drawn_order(candidates: JudgedCandidates, complete: bool) -> JudgedCandidates:
+    named = {RANDOM_DRAW if order == RANDOM else order: rank_N for order, rank_N in candidates.ranks.items()}
     kept = {order: rank_N for order, rank_N in named.items() if not (complete and order == RANDOM_DRAW)}
-    return JudgedPool(verified_N=pool.verified_N, correct_N=pool.correct_N, ranks=kept)
-
-
-def _order_lines(statistics: PoolStatistics) -> list[str]:
-    """A row an order: pass@k, mean verifications to the first correct answer, efficiency with its interval."""
-    chosen = sorted({round(place) for place in np.linspace(0, len(statistics.ks) - 1, CONSOLE_KS)})
-    ks = [statistics.ks[place] for place in chosen]
-    lines = [f"{'pass@k, k =':<17}" + "".join(f"{k:>6}" for k in ks) + f"{'to first':>10}  efficiency (95 %)"]
-    rows: list[tuple[str, Curve | None, Estimate | None, Estimate | None]] = []
-    rows += [(RANDOM, statistics.random_pass_at_k, statistics.random_first_correct, None)] if statistics.random_pass_at_k else []
-    rows += [(name, order.pass_at_k, order.first_correct, order.efficiency) for name, order in statistics.orders.items()]
-    for name, curve, first, efficiency in rows:
-        found = [curve.at(k) if curve else None for k in ks]
-        cells = "".join(f"{'-':>6}" if estimate is None else f"{estimate.value:>6.2f}" for estimate in found)
-        ratio = "" if efficiency is None else f"{efficiency.value:.2f}"
-        if efficiency is not None and efficiency.low is not None:
-            ratio += f" ({efficiency.low:.2f} to {efficiency.high:.2f})"
-        lines.append(f"{one_line(name)[:16]:<17}{cells}{'-' if first is None else f'{first.value:.1f}':>10}  {ratio}".rstrip())
-    return lines
+    return JudgedCandidates(verified_N=candidates.verified_N, correct_N=candidates.correct_N, ranks=kept)

@@ -1,24 +1,22 @@
-"""What a pool report says in sentences."""
+"""What an exploration report says in sentences."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from bonus.orders import ORDERS
+from bonus.config import ORDER_NAMES
 from buffers.records import VerdictStatus
 from jobs.analysis.bootstrap import Estimate
-from jobs.analysis.candidate_table import FEATURED, CandidatePool, label_of
-from jobs.analysis.order_statistics import PoolStatistics
+from jobs.analysis.candidate_table import FEATURED, Candidates, label_of
+from jobs.analysis.order_statistics import ExploreStatistics
 from jobs.analysis.picks import mean_of_known
-from jobs.reports.explore.examples import TEXT_LIMIT, visible_text
+from jobs.reports.text import NAME_LIMIT, count, interval_sentence, notes_on_intervals, visible_text
 
-ROUGH_BELOW = 20
-NAME_LIMIT = 80
 NOT_VERIFIED = "not verified"
 NAMED_SETTINGS = (
     "model",
@@ -37,7 +35,7 @@ Coverage = Literal["all", "some", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """The pools as they are, orders aside. Means are over candidates."""
+    """The candidates as they are, orders aside. Means are over candidates."""
 
     tasks: tuple[str, ...]
     num_prompts: int
@@ -48,34 +46,35 @@ class Overview:
     truncated_share: float
     mean_logprob: float | None
     verdicts: Mapping[str, int]
-    """Candidates by status, `not verified` among them."""
+    """The number of candidates by status, `not verified` among them."""
     prompts_without_verdicts: int
     coverage: Coverage
-    """Which candidates were verified, of the prompts that have any verdict."""
+    """Whether all or some candidates were verified of the prompts that have any verdict."""
 
 
-def overview(pools: Sequence[CandidatePool]) -> Overview:
-    statuses = Counter(status for pool in pools for status in pool.statuses)
-    sizes = [pool.size for pool in pools]
-    judged = [pool for pool in pools if pool.verified_N.any()]
+def overview(problems: Sequence[Candidates]) -> Overview:
+    """Return the overview of the candidates of all `problems`."""
+    statuses = Counter(status for candidates in problems for status in candidates.statuses)
+    sizes = [candidates.size for candidates in problems]
+    judged = [candidates for candidates in problems if candidates.verified_N.any()]
     return Overview(
-        tasks=tuple(dict.fromkeys(visible_text(pool.task, NAME_LIMIT) for pool in pools)),
-        num_prompts=len(pools),
+        tasks=tuple(dict.fromkeys(visible_text(candidates.task, NAME_LIMIT) for candidates in problems)),
+        num_prompts=len(problems),
         num_candidates=sum(sizes),
         smallest_pool=min(sizes),
         largest_pool=max(sizes),
-        mean_tokens=float(np.concatenate([pool.num_tokens_N for pool in pools]).mean()),
-        truncated_share=float(np.concatenate([pool.truncated_N for pool in pools]).mean()),
-        mean_logprob=mean_of_known(np.concatenate([pool.mean_logprob_N for pool in pools])),
+        mean_tokens=float(np.concatenate([candidates.num_tokens_N for candidates in problems]).mean()),
+        truncated_share=float(np.concatenate([candidates.truncated_N for candidates in problems]).mean()),
+        mean_logprob=mean_of_known(np.concatenate([candidates.mean_logprob_N for candidates in problems])),
         verdicts={status.value: statuses[status] for status in VerdictStatus} | {NOT_VERIFIED: statuses[None]},
-        prompts_without_verdicts=len(pools) - len(judged),
-        coverage="none" if not judged else "all" if all(pool.verified_N.all() for pool in judged) else "some",
+        prompts_without_verdicts=len(problems) - len(judged),
+        coverage="none" if not judged else "all" if all(candidates.verified_N.all() for candidates in judged) else "some",
     )
 
 
-def summary_sentences(view: Overview, statistics: PoolStatistics | None, settings: Mapping[str, str]) -> tuple[str, ...]:
-    """The result first, then what it was measured on."""
-    sentences = [_pools_sentence(view)]
+def summary_sentences(view: Overview, statistics: ExploreStatistics | None, settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the result first, then what it was measured on."""
+    sentences = [_candidates_sentence(view)]
     if statistics is not None:
         sentences += [_solvable_sentence(statistics)]
         sentences += [_efficiency_sentence(name, statistics) for name in FEATURED if name in statistics.orders and statistics.num_solvable]
@@ -83,48 +82,29 @@ def summary_sentences(view: Overview, statistics: PoolStatistics | None, setting
     return tuple(sentence for sentence in sentences if sentence)
 
 
-def notes(view: Overview, statistics: PoolStatistics | None, orders: Sequence[str]) -> tuple[str, ...]:
-    """What is missing, and what to be careful with."""
+def notes(view: Overview, statistics: ExploreStatistics | None, orders: Sequence[str]) -> tuple[str, ...]:
+    """Return what is missing, and what to be careful with."""
     found = []
-    absent = [order for order in ORDERS if order not in orders]
+    absent = [order for order in ORDER_NAMES if order not in orders]
     if absent:
         found.append(f"Not in this table: the order{'s' if len(absent) > 1 else ''} {', '.join(absent)}.")
     if view.coverage != "none" and view.prompts_without_verdicts:
-        found.append(f"{_count(view.prompts_without_verdicts, 'prompt')} without any verdict left out of every statistic of verdicts.")
-    if statistics is not None and statistics.num_prompts == 1:
-        found.append("One prompt leaves no intervals: they are over prompts.")
-    elif statistics is not None and statistics.num_prompts < ROUGH_BELOW:
-        found.append(f"Intervals over {statistics.num_prompts} prompts are rough, and somewhat too short.")
+        found.append(f"{count(view.prompts_without_verdicts, 'prompt')} without any verdict left out of every statistic of verdicts.")
+    if statistics is not None:
+        found += notes_on_intervals(statistics.num_prompts, "prompt")
     if statistics is not None and view.largest_pool == 1:
         found.append("Pools of one candidate have nothing to order.")
     return tuple(found)
 
 
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted keys and text."""
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        flat |= (
-            flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": visible_text(str(value), TEXT_LIMIT)}
-        )
-    return flat
-
-
-def interval_text(estimate: Estimate, digits: int = 2) -> str:
-    """`1.80 (95 % interval 1.20 to 2.40)`, or the number alone."""
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.{digits}f}"
-    return f"{estimate.value:.{digits}f} (95 % interval {estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
-
-
-def _pools_sentence(view: Overview) -> str:
+def _candidates_sentence(view: Overview) -> str:
     same = view.smallest_pool == view.largest_pool
     size = f"{view.largest_pool}" if same else f"{view.smallest_pool} to {view.largest_pool}"
     noun = "candidate" if same and view.largest_pool == 1 else "candidates"
-    return f"{_count(view.num_prompts, 'prompt')} of {', '.join(view.tasks)}, {size} {noun} each: {view.num_candidates} in all."
+    return f"{count(view.num_prompts, 'prompt')} of {', '.join(view.tasks)}, {size} {noun} each: {view.num_candidates} in all."
 
 
-def _solvable_sentence(statistics: PoolStatistics) -> str:
+def _solvable_sentence(statistics: ExploreStatistics) -> str:
     solvable, total = statistics.num_solvable, statistics.num_prompts
     if statistics.random_pass_at_k is None:
         return (
@@ -136,17 +116,17 @@ def _solvable_sentence(statistics: PoolStatistics) -> str:
     assert rate is not None  # every curve of a whole pool starts at 1
     rest = "" if solvable else ", so that no order can be better than another"
     found = f"{solvable} of {total} prompts have a correct candidate{rest}"
-    return f"{found}; pass@1, the share of correct candidates, is {interval_text(rate, 3)}."
+    return f"{found}; pass@1, the share of correct candidates, is {interval_sentence(rate, 3)}."
 
 
-def _efficiency_sentence(name: str, statistics: PoolStatistics) -> str:
+def _efficiency_sentence(name: str, statistics: ExploreStatistics) -> str:
     order, random = statistics.orders[name], statistics.random_first_correct
     if order.first_correct is None or order.efficiency is None or random is None:
         return ""
     return (
         f"{label_of(name)}: {order.first_correct.value:.1f} verifications to the first correct answer, mean of "
-        f"{_count(statistics.num_solvable, 'solvable prompt')}; random choice {random.value:.1f}. Efficiency "
-        f"{interval_text(order.efficiency)}: {_judgement(order.efficiency)}."
+        f"{count(statistics.num_solvable, 'solvable prompt')}; random choice {random.value:.1f}. Efficiency "
+        f"{interval_sentence(order.efficiency)}: {_judgement(order.efficiency)}."
     )
 
 
@@ -175,7 +155,3 @@ def _verdict_sentence(view: Overview) -> str:
 def _settings_sentence(settings: Mapping[str, str]) -> str:
     named = [f"{key} {value}" for key, value in settings.items() if any(f"{key}.".startswith(f"{name}.") for name in NAMED_SETTINGS)]
     return f"Settings: {', '.join(named)}." if named else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

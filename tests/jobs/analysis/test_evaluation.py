@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from jobs.analysis.bootstrap import NUM_RESAMPLES, mean_estimate, resample_counts
-from jobs.analysis.candidate_table import candidate_pools
-from jobs.analysis.evaluation import evaluate_outcomes, evaluate_pools
+from jobs.analysis.candidate_table import candidates_by_problem
+from jobs.analysis.evaluation import evaluate_candidates, evaluate_outcomes
 from jobs.analysis.outcomes import problem_outcomes
 from jobs.analysis.pass_at_k import pass_at_k
-from tests.jobs.samples_fixture import binomial_outcomes, outcomes_of, pool_table, pools_of
+from tests.jobs.samples_fixture import binomial_outcomes, candidates_of, outcomes_of, response_table
 
 
 def test_outcomes_of_a_problem_by_hand():
@@ -50,7 +50,7 @@ def test_shares_of_problems_all_right_and_all_wrong():
 
 def test_entropy_is_of_tokens_and_base_log_probs_are_of_responses():
     """Two responses, of 1 and 3 tokens."""
-    table = pool_table(
+    table = response_table(
         "m",
         "p0",
         "1x",
@@ -59,7 +59,7 @@ def test_entropy_is_of_tokens_and_base_log_probs_are_of_responses():
         base_mean_logprob=[-4.0, -3.0],
         finish_reason=["stop", "length"],
     )
-    report = evaluate_pools(candidate_pools(table))
+    report = evaluate_candidates(candidates_by_problem(table))
     assert report.entropy.value == pytest.approx((2.0 + 3 * 1.0) / 4)
     assert report.base_logprob.value == pytest.approx(-3.5)
     assert report.base_loglikelihood.value == pytest.approx((-4.0 - 9.0) / 2)
@@ -68,8 +68,8 @@ def test_entropy_is_of_tokens_and_base_log_probs_are_of_responses():
 
 
 def test_a_response_without_tokens_has_length_but_no_log_prob():
-    table = pool_table("m", "p0", "1?", response_ids=[[5, 6], []], mean_logprob=[-2.0, None], base_mean_logprob=[-1.0, None])
-    report = evaluate_pools(candidate_pools(table))
+    table = response_table("m", "p0", "1?", response_ids=[[5, 6], []], mean_logprob=[-2.0, None], base_mean_logprob=[-1.0, None])
+    report = evaluate_candidates(candidates_by_problem(table))
     assert (report.entropy.value, report.base_logprob.value, report.tokens.value) == (2.0, -1.0, 1.0)
 
 
@@ -79,17 +79,17 @@ def test_base_log_probs_are_absent_without_a_base_model():
 
 
 def test_pools_that_were_not_judged_whole_are_refused():
-    table = pool_table("m", "p0", "1x", verdict_status=["correct", None])
-    with pytest.raises(ValueError, match="p0 of task sums was not judged whole"):
-        evaluate_pools(candidate_pools(table))
-    with pytest.raises(ValueError, match="no pools"):
-        evaluate_pools([])
+    table = response_table("m", "p0", "1x", verdict_status=["correct", None])
+    with pytest.raises(ValueError, match="not all responses to problem p0 of task sums have a verdict"):
+        evaluate_candidates(candidates_by_problem(table))
+    with pytest.raises(ValueError, match="no problems"):
+        evaluate_candidates([])
 
 
 def test_pools_may_come_one_at_a_time():
-    pools = pools_of("1x", "xx", "11")
-    streamed = problem_outcomes(iter(pools), max_k=2)
-    np.testing.assert_array_equal(streamed.pass_PK, problem_outcomes(pools, max_k=2).pass_PK)
+    problems = candidates_of("1x", "xx", "11")
+    streamed = problem_outcomes(iter(problems), max_k=2)
+    np.testing.assert_array_equal(streamed.pass_PK, problem_outcomes(problems, max_k=2).pass_PK)
 
 
 def test_metrics_are_the_values_of_the_report():

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from jobs.analysis.bootstrap import mean_curve, resample_counts
 from jobs.analysis.order_statistics import (
-    JudgedPool,
+    JudgedCandidates,
     Outcomes,
     chance_of_as_bad,
     curve_ks,
+    explore_statistics,
     judge,
     listed_ks,
     novelty_worse_than_random,
     pass_at_k_of_order,
-    pool_statistics,
     random_first_correct,
     verifications_to_reach,
 )
@@ -25,38 +25,38 @@ from jobs.analysis.pass_at_k import pass_at_k_curves
 correct_pools = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=6)
 
 
-def pool(correct, order=None, *, verified=None, name="repexp") -> JudgedPool:
+def candidates(correct, order=None, *, verified=None, name="repexp") -> JudgedCandidates:
     """`order`: the candidates in the order in which they are verified; by default as they stand."""
     correct = np.array(correct, dtype=bool)
     ranks = np.empty(len(correct), dtype=int)
     ranks[list(range(len(correct))) if order is None else list(order)] = np.arange(len(correct))
     checked = np.ones(len(correct), dtype=bool) if verified is None else np.array(verified, dtype=bool)
-    return JudgedPool(verified_N=checked, correct_N=correct & checked, ranks={name: ranks})
+    return JudgedCandidates(verified_N=checked, correct_N=correct & checked, ranks={name: ranks})
 
 
 def two_prompts() -> Outcomes:
     """n = 4, c = 1, first correct at 1; n = 4, c = 2, first correct at 2."""
-    return judge([pool([1, 0, 0, 0]), pool([0, 1, 1, 0])])
+    return judge([candidates([1, 0, 0, 0]), candidates([0, 1, 1, 0])])
 
 
 def repexp(outcomes, **options):
-    return pool_statistics(outcomes, num_resamples=200, **options).orders["repexp"]
+    return explore_statistics(outcomes, num_resamples=200, **options).orders["repexp"]
 
 
 def random_orders(rng, num_prompts, num_candidates=16) -> Outcomes:
     """Pools whose order is random choice itself: there is nothing to find."""
-    pools = []
+    problems = []
     for _ in range(num_prompts):
         correct = rng.random(num_candidates) < rng.beta(0.5, 3.0)
-        pools.append(pool(correct, rng.permutation(num_candidates)))
-    return judge(pools)
+        problems.append(candidates(correct, rng.permutation(num_candidates)))
+    return judge(problems)
 
 
 # ---- random choice and orders, by hand
 
 
 def test_random_pass_at_k_is_the_mean_over_prompts_of_the_exact_one():
-    curve = pool_statistics(two_prompts(), num_resamples=50).random_pass_at_k
+    curve = explore_statistics(two_prompts(), num_resamples=50).random_pass_at_k
     assert curve.ks == (1, 2, 3, 4)
     assert curve.value == pytest.approx([(0.25 + 0.5) / 2, (0.5 + 5 / 6) / 2, (0.75 + 1.0) / 2, 1.0])
 
@@ -77,7 +77,7 @@ def test_random_choice_needs_n_plus_1_over_c_plus_1_verifications():
 
 
 def test_samples_to_first_correct_are_means_over_solvable_prompts():
-    statistics = pool_statistics(judge([pool([0, 0, 1, 0]), pool([1, 0, 0, 0]), pool([0, 0, 0, 0])]), num_resamples=50)
+    statistics = explore_statistics(judge([candidates([0, 0, 1, 0]), candidates([1, 0, 0, 0]), candidates([0, 0, 0, 0])]), num_resamples=50)
     assert (statistics.num_prompts, statistics.num_solvable) == (3, 2)
     assert statistics.orders["repexp"].first_correct.value == 2.0
     assert statistics.random_first_correct.value == 2.5
@@ -96,13 +96,13 @@ def test_efficiency_at_k_asks_when_random_choice_is_as_good():
 
 
 def test_efficiency_at_k_does_not_depend_on_unsolvable_prompts():
-    pools = [pool([1, 0, 0, 0]), pool([0, 1, 1, 0])]
-    with_unsolvable = repexp(judge([*pools, pool([0, 0, 0, 0])])).efficiency_at_k
-    assert with_unsolvable.value == pytest.approx(repexp(judge(pools)).efficiency_at_k.value)
+    problems = [candidates([1, 0, 0, 0]), candidates([0, 1, 1, 0])]
+    with_unsolvable = repexp(judge([*problems, candidates([0, 0, 0, 0])])).efficiency_at_k
+    assert with_unsolvable.value == pytest.approx(repexp(judge(problems)).efficiency_at_k.value)
 
 
 def test_efficiency_at_k_is_0_while_the_order_has_found_nothing():
-    curve = repexp(judge([pool([0, 0, 1, 0]), pool([0, 0, 1, 0])])).efficiency_at_k
+    curve = repexp(judge([candidates([0, 0, 1, 0]), candidates([0, 0, 1, 0])])).efficiency_at_k
     assert curve.ks == (1, 2, 3)
     assert curve.value == pytest.approx([0.0, 0.0, 4 / 3])
 
@@ -117,7 +117,7 @@ def test_verifications_to_reach_no_misses_end_at_the_first_zero():
 
 
 def test_a_pool_smaller_than_k_is_verified_whole():
-    statistics = pool_statistics(judge([pool([0, 1]), pool([0, 0, 0, 1])]), num_resamples=50)
+    statistics = explore_statistics(judge([candidates([0, 1]), candidates([0, 0, 0, 1])]), num_resamples=50)
     assert statistics.random_pass_at_k.value == pytest.approx([(0.5 + 0.25) / 2, (1 + 0.5) / 2, (1 + 0.75) / 2, 1.0])
     assert statistics.orders["repexp"].pass_at_k.value == (0.0, 0.5, 0.5, 1.0)
 
@@ -129,16 +129,16 @@ def test_a_pool_smaller_than_k_is_verified_whole():
 @settings(deadline=None, max_examples=30)
 def test_random_choice_is_the_mean_over_all_orders(correct):
     size, orders = len(correct), list(permutations(range(len(correct))))
-    firsts = np.array([judge([pool(correct, order)]).first_correct["repexp"][0] for order in orders])
-    statistics = pool_statistics(judge([pool(correct)]), num_resamples=10)
+    firsts = np.array([judge([candidates(correct, order)]).first_correct["repexp"][0] for order in orders])
+    statistics = explore_statistics(judge([candidates(correct)]), num_resamples=10)
     assert statistics.random_pass_at_k.value == pytest.approx(pass_at_k_of_order(firsts, range(1, size + 1)).mean(axis=0).tolist())
     assert random_first_correct(np.array([size]), np.array([sum(correct)]))[0] == pytest.approx(firsts.mean())
 
 
 @given(correct_pools)
 @settings(deadline=None, max_examples=50)
-def test_curves_never_fall_and_end_together_at_the_share_of_solvable_prompts(pools):
-    statistics = pool_statistics(judge([pool(correct) for correct in pools]), num_resamples=20)
+def test_curves_never_fall_and_end_together_at_the_share_of_solvable_prompts(problems):
+    statistics = explore_statistics(judge([candidates(correct) for correct in problems]), num_resamples=20)
     solvable = statistics.num_solvable / statistics.num_prompts
     for curve in (statistics.random_pass_at_k, statistics.orders["repexp"].pass_at_k):
         assert (np.diff(curve.value) >= -1e-12).all()
@@ -147,9 +147,11 @@ def test_curves_never_fall_and_end_together_at_the_share_of_solvable_prompts(poo
 
 @given(correct_pools, st.randoms())
 @settings(deadline=None, max_examples=50)
-def test_the_best_order_is_at_least_as_good_as_random_and_the_worst_no_better(pools, random):
+def test_the_best_order_is_at_least_as_good_as_random_and_the_worst_no_better(problems, random):
     def sorted_pools(best_first):
-        return judge([pool(correct, sorted(range(len(correct)), key=lambda i: correct[i], reverse=best_first)) for correct in pools])
+        return judge(
+            [candidates(correct, sorted(range(len(correct)), key=lambda i: correct[i], reverse=best_first)) for correct in problems]
+        )
 
     best, worst = repexp(sorted_pools(True)), repexp(sorted_pools(False))
     assert min(best.difference.value) >= -1e-12
@@ -161,9 +163,9 @@ def test_the_best_order_is_at_least_as_good_as_random_and_the_worst_no_better(po
 
 @given(correct_pools)
 @settings(deadline=None, max_examples=30)
-def test_the_order_of_prompts_changes_no_value(pools):
-    forward = pool_statistics(judge([pool(correct) for correct in pools]), num_resamples=5)
-    backward = pool_statistics(judge([pool(correct) for correct in reversed(pools)]), num_resamples=5)
+def test_the_order_of_prompts_changes_no_value(problems):
+    forward = explore_statistics(judge([candidates(correct) for correct in problems]), num_resamples=5)
+    backward = explore_statistics(judge([candidates(correct) for correct in reversed(problems)]), num_resamples=5)
     assert forward.random_pass_at_k.value == pytest.approx(backward.random_pass_at_k.value)
     assert forward.orders["repexp"].pass_at_k.value == pytest.approx(backward.orders["repexp"].pass_at_k.value)
 
@@ -193,7 +195,7 @@ def test_listed_ks_are_those_asked_for_that_a_pool_has():
 
 
 def test_one_prompt_has_values_without_intervals():
-    statistics = pool_statistics(judge([pool([0, 1, 0])]), num_resamples=50)
+    statistics = explore_statistics(judge([candidates([0, 1, 0])]), num_resamples=50)
     assert statistics.random_pass_at_k.low is None
     assert statistics.orders["repexp"].efficiency.value == 1.0
     assert statistics.orders["repexp"].efficiency.high is None
@@ -202,7 +204,7 @@ def test_one_prompt_has_values_without_intervals():
 
 def test_the_same_seed_gives_the_same_intervals_and_another_seed_others():
     outcomes = random_orders(np.random.default_rng(0), 30)
-    first, again, other = (pool_statistics(outcomes, num_resamples=100, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (explore_statistics(outcomes, num_resamples=100, seed=seed) for seed in (3, 3, 4))
     assert first == again
     assert first.orders["repexp"].efficiency.low != other.orders["repexp"].efficiency.low
 
@@ -210,8 +212,8 @@ def test_the_same_seed_gives_the_same_intervals_and_another_seed_others():
 def test_differences_are_paired_over_prompts():
     """Whether prompts are hard or easy, the order is one half better: the difference does not vary although both curves
     do."""
-    outcomes = judge([pool([1, 0]), pool([1, 0]), pool([0, 0])] * 4)
-    statistics = pool_statistics(outcomes, num_resamples=300)
+    outcomes = judge([candidates([1, 0]), candidates([1, 0]), candidates([0, 0])] * 4)
+    statistics = explore_statistics(outcomes, num_resamples=300)
     hard_and_easy = statistics.orders["repexp"].pass_at_k.at(1)
     assert hard_and_easy.high - hard_and_easy.low > 0.4
     paired = statistics.orders["repexp"].difference.at(1)
@@ -222,13 +224,13 @@ def test_intervals_of_the_efficiency_cover_1_where_the_order_is_random():
     rng = np.random.default_rng(5)
     covered = []
     for _ in range(200):
-        estimate = pool_statistics(random_orders(rng, 60), num_resamples=200, ks=(1, 4)).orders["repexp"].efficiency
+        estimate = explore_statistics(random_orders(rng, 60), num_resamples=200, ks=(1, 4)).orders["repexp"].efficiency
         covered.append(estimate.low <= 1.0 <= estimate.high)
     assert 0.88 <= np.mean(covered) <= 0.99
 
 
 def test_statistics_are_plain_numbers():
-    record = pool_statistics(two_prompts(), num_resamples=20).to_json()
+    record = explore_statistics(two_prompts(), num_resamples=20).to_json()
     assert json.loads(json.dumps(record, allow_nan=False))["orders"]["repexp"]["pass_at_k"]["value"] == [0.5, 1.0, 1.0, 1.0]
 
 
@@ -236,7 +238,7 @@ def test_statistics_are_plain_numbers():
 
 
 def worse_than_random(num_prompts=12):
-    return judge([pool([0, 0, 0, 0, 0, 0, 1, 1]) for _ in range(num_prompts)])
+    return judge([candidates([0, 0, 0, 0, 0, 0, 1, 1]) for _ in range(num_prompts)])
 
 
 def test_an_order_that_finds_less_than_random_choice_is_warned_about_with_the_figure():
@@ -246,9 +248,9 @@ def test_an_order_that_finds_less_than_random_choice_is_warned_about_with_the_fi
 
 
 def test_an_order_that_is_better_or_as_good_is_not_warned_about():
-    assert novelty_worse_than_random(judge([pool([1, 0, 0, 0]) for _ in range(12)])) is None
-    assert novelty_worse_than_random(judge([pool([1, 1]) for _ in range(12)])) is None
-    assert novelty_worse_than_random(judge([pool([0, 0]) for _ in range(12)])) is None
+    assert novelty_worse_than_random(judge([candidates([1, 0, 0, 0]) for _ in range(12)])) is None
+    assert novelty_worse_than_random(judge([candidates([1, 1]) for _ in range(12)])) is None
+    assert novelty_worse_than_random(judge([candidates([0, 0]) for _ in range(12)])) is None
 
 
 def test_one_prompt_is_not_enough_for_a_warning():
@@ -307,8 +309,8 @@ def test_chance_of_as_bad_is_the_share_of_all_orders_that_are_so_at_any_k():
 
 
 def test_with_some_candidates_unverified_random_choice_is_unknown():
-    outcomes = judge([pool([0, 1, 0, 1], verified=[1, 1, 0, 0]), pool([0, 0, 0, 0], verified=[1, 1, 1, 0])])
-    statistics = pool_statistics(outcomes, num_resamples=50)
+    outcomes = judge([candidates([0, 1, 0, 1], verified=[1, 1, 0, 0]), candidates([0, 0, 0, 0], verified=[1, 1, 1, 0])])
+    statistics = explore_statistics(outcomes, num_resamples=50)
     assert statistics.random_pass_at_k is None
     assert statistics.random_first_correct is None
     order = statistics.orders["repexp"]
@@ -318,23 +320,23 @@ def test_with_some_candidates_unverified_random_choice_is_unknown():
 
 def test_pass_at_k_of_an_order_is_known_as_far_as_its_first_candidates_were_verified():
     """The first pool is known at every k once solved, the second up to k = 3."""
-    curve = repexp(judge([pool([0, 1, 0, 1], verified=[1, 1, 0, 0]), pool([0, 0, 0, 0], verified=[1, 1, 1, 0])])).pass_at_k
+    curve = repexp(judge([candidates([0, 1, 0, 1], verified=[1, 1, 0, 0]), candidates([0, 0, 0, 0], verified=[1, 1, 1, 0])])).pass_at_k
     assert curve.ks == (1, 2, 3)
     assert curve.value == (0.0, 0.5, 0.5)
 
 
 def test_a_correct_candidate_behind_one_that_was_not_verified_does_not_count():
-    outcomes = judge([pool([0, 0, 1, 0], verified=[1, 0, 1, 1])])
+    outcomes = judge([candidates([0, 0, 1, 0], verified=[1, 0, 1, 1])])
     assert outcomes.known_depth["repexp"] == 1
     assert outcomes.first_correct["repexp"][0] == np.inf
 
 
 def test_an_order_whose_first_candidate_was_not_verified_has_no_curve():
-    assert repexp(judge([pool([1, 1], verified=[0, 1]), pool([1, 1])])).pass_at_k is None
+    assert repexp(judge([candidates([1, 1], verified=[0, 1]), candidates([1, 1])])).pass_at_k is None
 
 
-def test_statistics_refuse_no_pools_and_pools_that_differ_in_their_orders():
-    with pytest.raises(ValueError, match="at least one pool"):
+def test_statistics_refuse_no_problems_and_problems_that_differ_in_their_orders():
+    with pytest.raises(ValueError, match="at least one problem"):
         judge([])
     with pytest.raises(ValueError, match="same orders"):
-        judge([pool([1]), pool([1], name="quality")])
+        judge([candidates([1]), candidates([1], name="quality")])

@@ -7,8 +7,8 @@ from requests.exceptions import ConnectTimeout, ReadTimeout
 from jobs import follow as follow_command
 from jobs.cluster import remote
 from jobs.cluster.remote import Cluster, address_of, connect, one_line, shell_path
-from jobs.cluster.runs import Refusal
 from jobs.status import look_on
+from jobs.user_error import UserError
 from tests.jobs.runs_fixture import FakeClient, FakeState, add_run, status, ticking
 
 ADDRESS = "http://head:8265"
@@ -41,7 +41,7 @@ def test_the_address_given_wins_over_the_environment(monkeypatch, option, variab
 
 
 def test_an_address_that_is_not_of_a_job_server_is_refused_before_anything_waits_for_it():
-    with pytest.raises(Refusal, match=r"head:6379 is not that of a job server: write it as http://HEAD:8265"):
+    with pytest.raises(UserError, match=r"head:6379 is not that of a job server: write it as http://HEAD:8265"):
         address_of("head:6379")
 
 
@@ -65,7 +65,7 @@ def test_what_keeps_a_client_from_connecting_is_one_line(monkeypatch, error, wor
         raise error
 
     monkeypatch.setattr(remote, "_client", client)
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(UserError) as refused:
         connect(ADDRESS)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -74,7 +74,7 @@ def test_what_keeps_a_client_from_connecting_is_one_line(monkeypatch, error, wor
 def test_a_traceback_from_the_job_server_is_cut_to_its_last_line():
     client = FakeClient()
     add_run(client, "mine-1", "mine", "RUNNING")
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(UserError) as refused:
         cluster(client).submit(job_id="mine-1", entrypoint="true", runtime_env={}, metadata={"kind": "train"})
     assert str(refused.value).endswith(
         "refused: ValueError: Job with submission_id mine-1 already exists. Please use a different submission_id."
@@ -87,7 +87,7 @@ def test_a_run_is_its_newest_job_and_an_unknown_one_is_refused_with_the_nearest_
     add_run(client, "mine-2", "mine", "SUCCEEDED")
     add_run(client, "other-1", "other", "RUNNING")
     assert cluster(client).newest("mine").id == "mine-2"
-    with pytest.raises(Refusal, match=r"no run 'mien' on the cluster at http://head:8265 \(there are: mine\)"):
+    with pytest.raises(UserError, match=r"no run 'mien' on the cluster at http://head:8265 \(there are: mine\)"):
         cluster(client).newest("mien")
 
 
@@ -122,7 +122,7 @@ def test_a_helper_that_the_cluster_does_not_run_is_given_up_at_a_deadline():
     client = FakeClient(stays_pending=True)
     add_run(client, "mine-1", "mine", "RUNNING")
     times = iter(range(0, 10_000, 20))
-    with pytest.raises(Refusal, match=r"did not run a helper job within 90 s \(it is pending\)"):
+    with pytest.raises(UserError, match=r"did not run a helper job within 90 s \(it is pending\)"):
         cluster(client, clock=lambda: float(next(times))).read_status(cluster(client).newest("mine"))
     assert client.stopped == [client.helpers[0].submission_id]
 
@@ -159,7 +159,7 @@ def test_a_log_of_a_job_that_is_not_placed_yet_is_waited_for():
 def test_a_connection_that_stays_lost_ends_the_following():
     client = FakeClient(logs=[["step 1\n"], *[[OSError("no route")]] * 6])
     add_run(client, "mine-1", "mine", "RUNNING")
-    with pytest.raises(Refusal, match=r"cannot be followed any more: the connection .* was lost 6 times"):
+    with pytest.raises(UserError, match=r"cannot be followed any more: the connection .* was lost 6 times"):
         list(cluster(client).follow("mine-1"))
 
 

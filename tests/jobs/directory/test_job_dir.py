@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from jobs.config import ConfigError
 from jobs.directory.job_dir import CONFIG, LOCK, JobDirectory, read_json
+from jobs.user_error import UserError
 
 
 class Means(BaseModel):
@@ -39,7 +39,7 @@ def directory(path: Path, kind: type[JobDirectory] = JobDirectory, **settings: o
 
 def refusal(path: Path, **settings: object) -> str:
     """What a person reads."""
-    with pytest.raises(ConfigError) as caught, directory(path, **settings):
+    with pytest.raises(UserError) as caught, directory(path, **settings):
         pytest.fail("the directory was opened")
     line = str(caught.value)
     assert "\n" not in line

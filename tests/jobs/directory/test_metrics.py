@@ -3,11 +3,15 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from jobs.config import RunConfig
 from jobs.directory.metrics import MetricsWriter, read_metrics
+from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 
 
 def write(directory: Path, steps: range, *, resume_step: int = 0, offset: float = 0.0) -> MetricsWriter:
-    writer = MetricsWriter(directory / "metrics.jsonl", directory / "tensorboard", resume_step=resume_step)
+    info = RunInfo.of(directory, RunConfig(), resume_step=resume_step)
+    trackers = Trackers(load_trackers(["tensorboard"]), info, warn=print)
+    writer = MetricsWriter(directory / "metrics.jsonl", trackers, resume_step=resume_step)
     for step in steps:
         writer.write(step, {"reward/mean": step + offset})
     writer.close()
@@ -19,7 +23,7 @@ def rewards(directory: Path) -> list[tuple[float, float]]:
 
 
 def test_a_step_is_a_line_that_can_be_read_while_the_run_goes_on(tmp_path):
-    writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
     writer.write(1, {"reward/mean": 0.25})
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     writer.close()
@@ -66,7 +70,7 @@ def test_tensorboard_holds_every_point_once_over_a_resume(tmp_path):
 
 
 def test_records_that_exceed_the_cap_are_forgotten_oldest_first_and_a_resume_drops_from_what_is_left(tmp_path):
-    writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", max_bytes=6000)
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", max_bytes=6000)
     for step in range(1, 301):
         writer.write(step, {"reward/mean": float(step)})
     writer.close()

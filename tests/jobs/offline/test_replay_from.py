@@ -4,25 +4,33 @@ and row."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import fs, parquet
+from safetensors.torch import load_file
 
+from actors.learner import Learner
 from actors.verifier import VerifierPoolError
-from buffers.records import Problem, Verdict, VerdictStatus
+from buffers.records import GroupOutcome, Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
-from jobs.config import ConfigError, RunConfig
-from jobs.directory.events import EVENTS
+from jobs.config import RunConfig
+from jobs.directory.events import EVENTS, Event, EventKind, batches, read_events
 from jobs.directory.metrics import read_metrics
+from jobs.directory.run_dir import RunDirectory
+from jobs.directory.trackers import RunInfo
 from jobs.offline.replay_from import Trained, replay_from, replay_from_session
+from jobs.offline.trainer import undecided
 from jobs.processes.verdict_counter import VerifierFailure
 from jobs.train import main
+from jobs.user_error import REFUSALS, UserError
+from learners.checkpoint import CheckpointManager
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, CoinJudge, LocalRun, assert_same_state, small_config
-from tests.jobs.offline.test_replay_events import state_of
 
 STEPS = 3
 MakeConfig = Callable[..., RunConfig]
@@ -50,6 +58,30 @@ def directory_of(run: LocalRun) -> Path:
     return Path(run.config.run_dir)
 
 
+def rollout_log(directory: Path) -> RolloutLog:
+    return RolloutLog(fs.LocalFileSystem(), str(directory / "rollouts"))
+
+
+def state_of(config: RunConfig) -> dict[str, torch.Tensor]:
+    """As `LocalRun.state` names it."""
+    root = Path(config.run_dir) / "state" / f"step_{STEPS:06d}"
+    state = {f"policy/{name}": tensor for name, tensor in load_file(root / "learner" / "policy" / "model.safetensors").items()}
+    state |= {f"optimiser/{n}": tensor for n, tensor in load_file(root / "learner" / "optimiser.safetensors").items() if n != "rng"}
+    if config.bonus.enabled:
+        state |= {f"bonus/{name}": tensor for name, tensor in load_file(root / "bonus" / "bonus.safetensors").items()}
+    return state
+
+
+def batches_of(*starts: LocalRun) -> dict[int, list[int]]:
+    """The batches that a run noted while it trained on them, over all its starts."""
+    noted: list[Event] = []
+    for start in starts:
+        if noted:
+            noted.append(Event(seq=0, time=0.0, step=start.reports[0][0] - 1, kind=EventKind.RESUMED, fields={}))
+        noted += [Event(seq=0, time=0.0, step=fields.get("step", 0), kind=kind, fields=fields) for kind, fields in start.events]
+    return batches(noted)
+
+
 def losses(metrics: list[dict[str, float]]) -> list[float]:
     return [record["learner/loss"] for record in metrics]
 
@@ -64,13 +96,165 @@ def learnt(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def test_the_rollouts_of_a_run_give_its_losses_and_its_policy_again(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
-    assert replay_from(config("again"), directory_of(recorded)) == Trained(steps=STEPS, groups_left=0)
+    assert replay_from(config("again"), directory_of(recorded)) == Trained(
+        steps=STEPS, groups_left=0, recorded_steps=STEPS, same_steps=STEPS
+    )
     metrics = read_metrics(tmp_path / "again" / "metrics.jsonl")
     online = [report for _, report in recorded.reports]
     assert losses(metrics) == losses(online) and len(set(losses(metrics))) == STEPS
     for ours, theirs in zip(metrics, online, strict=True):
         assert learnt(ours) == learnt(theirs) and len(learnt(ours)) > 30
     assert_same_state(state_of(config("again")), recorded.state(tmp_path / "state"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bonus": {"memory": "run", "forgetting": 0.9}},
+        {"bonus": {"memory": "prompt"}, "learner": {"mini_batches": 2}},
+        {"bonus": {"memory": "none", "source": "policy"}},
+        {"bonus": {"enabled": False}},
+    ],
+    ids=str,
+)
+def test_the_batches_are_those_that_the_run_noted_in_their_order(config: MakeConfig, tmp_path: Path, settings: dict[str, Any]) -> None:
+    run = LocalRun(config("run", **settings))
+    run.train()
+    again = config("again", **settings)
+    trained = replay_from(again, tmp_path / "run")
+    assert trained == Trained(steps=STEPS, groups_left=0, recorded_steps=STEPS, same_steps=STEPS)
+    assert_same_state(state_of(again), run.state(tmp_path / "state"))
+    assert batches(read_events(tmp_path / "again" / EVENTS)) == batches_of(run) and len(batches_of(run)) == STEPS
+    ours, theirs = (rollout_log(tmp_path / name).read() for name in ("again", "run"))
+    assert ours.equals(theirs.filter(pa.compute.equal(theirs["outcome"], "trained")))
+
+
+def test_of_a_resumed_run_the_batches_are_those_that_count(config: MakeConfig, tmp_path: Path) -> None:
+    """The first start is killed in step 2; the second one begins at the checkpoint before it."""
+
+    class Killed(BaseException):
+        pass
+
+    def stop(step: int) -> None:
+        if step == 2:
+            raise Killed
+
+    values = {"checkpoint": {"every": 1, "keep": 5}}
+    first = LocalRun(config("run", **values))
+    first.on_report = stop
+    with pytest.raises(BaseException) as ended:
+        first.train()
+    assert "Killed" in repr(ended.value)
+    second = LocalRun(config("run", **values))
+    assert second.train() == STEPS and second.reports[0][0] == 2
+    assert replay_from(config("again", **values), tmp_path / "run").same_steps == STEPS
+    assert_same_state(state_of(config("again", **values)), second.state(tmp_path / "state"))
+    assert batches(read_events(tmp_path / "again" / EVENTS)) == batches_of(first, second)
+
+
+def test_a_replay_is_recorded_itself_and_exports_its_policy(
+    config: MakeConfig, recorded: LocalRun, tiny_model: str, tmp_path: Path
+) -> None:
+    reports: list[int] = []
+    replay_from(config("again"), directory_of(recorded), report=lambda step, metrics: reports.append(step))
+    assert reports == [1, 2, 3]
+    with RunDirectory(config("again")) as run:
+        assert run.policy_step == STEPS
+    exported = load_file(tmp_path / "again" / "policy" / "model.safetensors")
+    restored = Learner(tiny_model, config("again").learner, temperature=1.0, group_size=RESPONSES)
+    restored.load_part(CheckpointManager(str(tmp_path / "again" / "state"), keep=1), STEPS, "learner")
+    assert restored.version == STEPS
+    assert all(torch.equal(exported[name], tensor) for name, tensor in restored._model.named_parameters())
+    assert replay_from(config("third"), tmp_path / "again").same_steps == STEPS
+    assert_same_state(state_of(config("third")), state_of(config("again")))
+
+
+def test_another_configuration_trains_on_the_same_batches(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    plain = config("plain", bonus={"enabled": False}, learner={"lr": 1e-3})
+    trained = replay_from(plain, directory_of(recorded))
+    assert (trained.recorded_steps, trained.same_steps) == (STEPS, 0)
+    directories = (tmp_path / "plain", directory_of(recorded))
+    ours, theirs = (rollout_log(directory).read().select(["step", "group_id", "response_text"]) for directory in directories)
+    assert ours.equals(theirs)
+    assert rollout_log(tmp_path / "plain").read()["bonus"].to_pylist() == [0.0] * (STEPS * PROMPTS * RESPONSES)
+
+
+def test_steps_that_the_log_does_not_have_any_more_are_told(
+    config: MakeConfig, recorded: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(directory_of(recorded) / "rollouts", tmp_path / "copy"))
+    (copy / "step_000003.parquet").unlink()  # drawn, and killed before it was trained
+    assert replay_from(config("many", steps=50), copy) == Trained(steps=2, groups_left=0, recorded_steps=2, same_steps=2)
+    (copy / "step_000001.parquet").unlink()  # the oldest, removed at the log's cap
+    assert replay_from_session(config("less"), str(copy), rescore=False) == 0
+    assert "1 earlier steps of the run are gone (the first is 1)" in capsys.readouterr().out
+
+
+def test_rows_that_are_damaged_are_named_in_one_line(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(directory_of(recorded) / "rollouts", tmp_path / "copy"))
+    rows = copy / "step_000001.parquet"
+    whole = rows.read_bytes()
+    for damaged in (whole[:200], b"", whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2)):
+        rows.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"^--replay-from .*: the rows of step 1 cannot be read: ") as refused:
+            replay_from(config("again"), copy)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"responses_per_prompt": 2}, "responses_per_prompt = 2, but the recorded groups have 4"),
+        ({"bonus": {"dim": 16}}, r"bonus.dim = 16, but the recorded features have \[8\]"),
+        ({"model": "/no/such/model"}, "/no/such/model"),
+        ({"trackers": ["no_such_module:Mine"]}, "there is no module no_such_module"),
+    ],
+    ids=["responses", "dim", "model", "tracker"],
+)
+def test_a_configuration_that_the_rollouts_do_not_fit_is_refused(
+    config: MakeConfig, recorded: LocalRun, tmp_path: Path, values: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(REFUSALS, match=complaint):
+        replay_from(config("again", **values), directory_of(recorded))
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_bonus_without_recorded_features_is_refused(config: MakeConfig, tmp_path: Path) -> None:
+    LocalRun(config("plain", steps=1, bonus={"enabled": False})).train()
+    with pytest.raises(UserError, match=r"the recorded run has no features: --set bonus\.enabled=false"):
+        replay_from(config("again"), tmp_path / "plain")
+
+
+def test_what_was_decided_at_consumption_is_forgotten_and_nothing_else(recorded: LocalRun) -> None:
+    logged = rollout_log(directory_of(recorded)).batch(1, GroupOutcome.TRAINED)
+    drawn = undecided(logged)
+    decided = {name for name in logged.schema.names if drawn.column(name).null_count == drawn.num_rows} - {
+        "verdict_detail",
+        "verdict_answer",
+    }
+    assert decided >= {"bonus", "advantage", "step", "outcome"} and "feature" not in decided
+    kept = [name for name in logged.schema.names if name not in decided]
+    assert {"reward", "verdict_status", "behavior_logprobs"} <= set(kept)
+    assert drawn.select(kept).equals(logged.select(kept))
+
+
+def test_a_tracker_that_fails_does_not_end_the_training(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    warnings: list[str] = []
+    again = config("again", trackers=["tests.jobs.offline.test_replay_from:Unreachable", "tensorboard"])
+    assert replay_from(again, directory_of(recorded), warn=warnings.append).steps == STEPS
+    assert len(warnings) == 1 and "Unreachable failed and gets no more metrics (ConnectionError: no network)" in warnings[0]
+    assert len(read_metrics(tmp_path / "again" / "metrics.jsonl")) == STEPS and list((tmp_path / "again" / "tensorboard").iterdir())
+
+
+class Unreachable:
+    """A tracker of a user, whose server does not answer."""
+
+    def start(self, info: RunInfo) -> None: ...
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        raise ConnectionError("no network")
+
+    def close(self) -> None: ...
 
 
 def test_neither_an_event_log_nor_the_run_directory_around_them_is_needed(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
@@ -90,7 +274,8 @@ def test_batches_of_another_size_count_no_token_as_newer_than_their_own_policy(
     """Three groups a step: the last ones were sampled for the third step, and the second one has them."""
     source = directory_of(recorded) if form == "a run" else write_jsonl(tmp_path / "rows.jsonl", plain_rows(recorded))
     trained = replay_from(config("again", prompts_per_step=3, steps=9, bonus={"enabled": bonus}), source)
-    assert trained == Trained(steps=2, groups_left=0)
+    assert (trained.steps, trained.groups_left) == (2, 0)
+    assert trained.recorded_steps == (2 if form == "a run" else 0)
     rows = RolloutLog(fs.LocalFileSystem(), str(tmp_path / "again" / "rollouts")).read().to_pylist()
     assert len(rows) == 2 * 3 * RESPONSES
     for row in rows:
@@ -100,7 +285,7 @@ def test_batches_of_another_size_count_no_token_as_newer_than_their_own_policy(
 
 
 def test_groups_that_fill_no_batch_are_counted(config: MakeConfig, recorded: LocalRun) -> None:
-    assert replay_from(config("again", prompts_per_step=4, steps=9), directory_of(recorded)) == Trained(steps=1, groups_left=2)
+    assert replay_from(config("again", prompts_per_step=4, steps=9), directory_of(recorded)).groups_left == 2
 
 
 def test_another_loss_trains_on_the_same_rollouts(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
@@ -111,7 +296,7 @@ def test_another_loss_trains_on_the_same_rollouts(config: MakeConfig, recorded: 
 
 def test_rewards_given_anew_by_the_same_verifier_are_the_same(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
     trained = replay_from(config("again"), directory_of(recorded), judge=CoinJudge().verify_batch)
-    assert trained == Trained(steps=STEPS, groups_left=0, verdicts=STEPS * PROMPTS * RESPONSES)
+    assert (trained.changed_verdicts, trained.verdicts, trained.same_steps) == (0, STEPS * PROMPTS * RESPONSES, STEPS)
     assert_same_state(state_of(config("again")), recorded.state(tmp_path / "state"))
 
 
@@ -135,7 +320,7 @@ def test_a_mixture_s_own_rows_are_judged_by_its_parts(config: MakeConfig, tmp_pa
     judge = CoinJudge().verify_batch
     assert replay_from(config("again", task=mixture), directory_of(run), judge=judge).verdicts == STEPS * PROMPTS * RESPONSES
     other = {"name": "mixture", "mixture": {"parts": {"arithmetic": parts["arithmetic"], "easy": parts["hard"]}}}
-    with pytest.raises(ConfigError, match=r"is of task hard, but task\.name = mixture of arithmetic, easy"):
+    with pytest.raises(UserError, match=r"is of task hard, but task\.name = mixture of arithmetic, easy"):
         replay_from(config("other", task=other), directory_of(run), judge=judge)
 
 
@@ -175,7 +360,7 @@ def test_by_command_with_the_tasks_own_verifier(
     command = [str(tmp_path / "c.toml"), "--replay-from", str(directory_of(recorded)), "--rescore"]
     assert main([*command, *(part for setting in settings for part in ("--set", setting))]) == 0
     out = capsys.readouterr().out
-    assert "2 steps trained on rollouts" in out and f"of {2 * PROMPTS * RESPONSES} verdicts are other than those saved" in out
+    assert "2 steps trained on rollouts" in out and f"of {2 * PROMPTS * RESPONSES} verdicts differ from those saved" in out
     assert [record["reward/mean"] for record in read_metrics(tmp_path / "again" / "metrics.jsonl")] == [0.0, 0.0]
 
 
@@ -282,18 +467,18 @@ def test_rows_that_cannot_be_trained_on_are_named(
 ) -> None:
     rows = plain_rows(recorded)
     change(rows)
-    with pytest.raises(ConfigError, match=complaint) as caught:
+    with pytest.raises(UserError, match=complaint) as caught:
         replay_from(config("again"), write_jsonl(tmp_path / "rows.jsonl", rows))
     assert "\n" not in str(caught.value) and not (tmp_path / "again").exists()
 
 
 def test_what_is_no_place_of_rollouts_is_refused(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
     for source in (tmp_path / "nothing", tmp_path, write_jsonl(tmp_path / "rows.txt", [])):
-        with pytest.raises(ConfigError, match="neither the directory of a run"):
+        with pytest.raises(UserError, match="neither the directory of a run"):
             replay_from(config("again"), source)
-    with pytest.raises(ConfigError, match="is run_dir itself"):
+    with pytest.raises(UserError, match="is run_dir itself"):
         replay_from(config("again", run_dir=recorded.config.run_dir), directory_of(recorded))
-    with pytest.raises(ConfigError, match="responses_per_prompt = 2, but the recorded groups have 4"):
+    with pytest.raises(UserError, match="responses_per_prompt = 2, but the recorded groups have 4"):
         replay_from(config("again", responses_per_prompt=2), directory_of(recorded))
 
 
@@ -302,7 +487,7 @@ def test_layers_that_cannot_be_compiled_here_are_refused(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ConfigError, match=r"^learner\.compile = true needs a C\+\+ compiler"):
+    with pytest.raises(UserError, match=r"^learner\.compile = true needs a C\+\+ compiler"):
         replay_from(config("again", learner={"compile": True}), directory_of(recorded))
 
 
@@ -321,13 +506,13 @@ def test_trains_on_the_gpu_that_the_configuration_asks_for_or_says_that_there_is
         with pytest.raises(Made, match=f"^{expected}$"):
             replay_from(config(f"on {expected}", learner={"num_gpus": num_gpus}), directory_of(recorded))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"^learner\.num_gpus = 0\.5, but there is no GPU here: --set learner\.num_gpus=0 trains on"):
+    with pytest.raises(UserError, match=r"^learner\.num_gpus = 0\.5, but there is no GPU here: --set learner\.num_gpus=0 trains on"):
         replay_from(config("none", learner={"num_gpus": 0.5}), directory_of(recorded))
 
 
 def test_old_tokens_are_not_trained_on_uncorrected(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
     uncorrected = {"max_policy_lag": 0, "learner": {"loss": {"correction": "none"}}}
-    with pytest.raises(ConfigError, match=r'correction = "none", but step 2 trains version 1 on tokens of version 0'):
+    with pytest.raises(UserError, match=r'correction = "none", but step 2 trains version 1 on tokens of version 0'):
         replay_from(config("again", **uncorrected), directory_of(recorded))
     accepted = {"max_policy_lag": 0, "learner": {"loss": {"correction": "none", "accept_uncorrected": True}}}
     assert replay_from(config("other", **accepted), directory_of(recorded)).steps == STEPS
@@ -336,12 +521,12 @@ def test_old_tokens_are_not_trained_on_uncorrected(config: MakeConfig, recorded:
 def test_what_cannot_be_judged_again_is_refused(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
     judge = CoinJudge().verify_batch
     rows = write_jsonl(tmp_path / "rows.jsonl", plain_rows(recorded))
-    with pytest.raises(ConfigError, match=r"rows\.jsonl: no column 'response_text'"):
+    with pytest.raises(UserError, match=r"rows\.jsonl: no column 'response_text'"):
         replay_from(config("again"), rows, judge=judge)
-    with pytest.raises(ConfigError, match=r"is of task arithmetic, but task\.name = gsm8k"):
+    with pytest.raises(UserError, match=r"is of task arithmetic, but task\.name = gsm8k"):
         replay_from(config("other", task={"name": "gsm8k"}), directory_of(recorded), judge=judge)
     without_verifier = config("third", task={"name": "parquet", "parquet": {"path": "x.jsonl", "verifier": "none", "answer_column": None}})
-    with pytest.raises(ConfigError, match="--rescore: task parquet has no verifier"):
+    with pytest.raises(UserError, match="--rescore: task parquet has no verifier"):
         replay_from_session(without_verifier, str(rows), rescore=True)
 
 
@@ -349,8 +534,7 @@ def test_what_cannot_be_judged_again_is_refused(config: MakeConfig, recorded: Lo
     ("options", "complaint"),
     [
         (["--rescore"], "--rescore goes with --replay-from"),
-        (["--replay-from", "x", "--replay-events", "y"], "--replay-from goes with none of"),
-        (["--replay-from", "x", "--resume", "latest"], "--replay-from goes with none of"),
+        (["--replay-from", "x", "--resume", "latest"], "--replay-from goes with neither"),
         (["--replay-from", "x"], "--replay-from x: neither the directory of a run"),
     ],
 )

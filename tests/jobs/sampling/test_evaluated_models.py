@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import ConfigError
 from jobs.directory.job_dir import CONFIG, LOCK
 from jobs.sampling.evaluated_models import PINS, POLICIES, PinnedModels, find_model, find_models
+from jobs.user_error import REFUSALS, UserError
 from tests.jobs.evaluate_fixture import make_run
 
 
@@ -23,7 +23,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(name: str) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(REFUSALS) as caught:
         find_model(name)
     line = str(caught.value)
     assert "\n" not in line and name.partition("@")[0] in line
@@ -81,7 +81,7 @@ def test_the_directory_of_another_job_and_a_run_of_another_version_are_named(her
     run = make_run(here / "runs" / "old", tiny_model, checkpoints=[10])
     config = json.loads((run / CONFIG).read_text())
     (run / CONFIG).write_text(json.dumps(config | {"prompts": 8}))
-    assert "was written by another version: prompts" in refusal("runs/old")
+    assert "cannot be read by this version: prompts" in refusal("runs/old")
 
 
 # ---- the same again ----
@@ -122,7 +122,7 @@ def test_a_damaged_policy_is_refused_and_leaves_nothing(here: Path, tiny_model: 
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     out = here / "out"
     out.mkdir()
-    with pytest.raises(ConfigError, match=r"policy of step 10 of .* cannot be had: .*model.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"policy of step 10 of .* cannot be had: .*model.safetensors is damaged"):
         PinnedModels(out).pin(find_model("a"))
     assert not (out / POLICIES).exists() and not (out / PINS).exists()
 
@@ -135,5 +135,5 @@ def test_a_directory_that_changed_meanwhile_is_another_model(here: Path, tiny_mo
     assert Path(pinned.path) == here / "model"
     file = here / "model" / "model.safetensors"
     file.write_bytes(file.read_bytes() + b"x")
-    with pytest.raises(ConfigError, match="is gone or was changed since this job began"):
+    with pytest.raises(UserError, match="is gone or was changed since this job began"):
         PinnedModels(out).pin(find_model("model"))

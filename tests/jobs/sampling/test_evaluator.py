@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.config import ConfigError
 from jobs.evaluation_config import EvaluationConfig
 from jobs.processes.handles import LocalHandle
 from jobs.sampling.training_evaluation import TrainingEvaluation
+from jobs.user_error import UserError
 from learners.config import LearnerConfig
 from learners.policy_learner import PolicyLearner
 from learners.weights import WeightSnapshot
@@ -67,14 +67,14 @@ def test_an_interrupted_evaluation_ends_with_the_same_samples(
         if len(first.usages) == stop_after:
             raise Killed
 
-    first.on_pool = stop
+    first.on_finished = stop
     with pytest.raises(Killed):
         first.run()
     num_finished = len(first.store.finished())
     assert stop_after <= num_finished < 6
     second = LocalEvaluate(tmp_path, models, num_workers=2)
     assert second.run().equals(sampled)
-    assert len(second.usages) == 6 - num_finished, "a finished pool was sampled again"
+    assert len(second.usages) == 6 - num_finished, "a finished problem was sampled again"
 
 
 # ---- in training ----
@@ -169,7 +169,7 @@ def test_weights_that_change_meanwhile_are_found_out(tiny_model: str, tmp_path: 
 
 
 def test_a_split_that_the_task_does_not_have_is_refused_before_training_begins(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no split 'nowhere'"):
+    with pytest.raises(UserError, match="no split 'nowhere'"):
         training_evaluation(tmp_path, split="nowhere")
 
 

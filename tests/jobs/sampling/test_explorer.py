@@ -15,7 +15,7 @@ from buffers.records import Verdict, VerdictStatus
 from jobs.explore_config import ExploreConfig
 from jobs.processes.handles import Deadline
 from jobs.processes.verdict_counter import VerifierFailure
-from jobs.sampling.candidates import SAMPLED_COLUMNS, split_pools
+from jobs.sampling.candidates import SAMPLED_COLUMNS, split_by_problem
 from jobs.sampling.reselect import needs_encoder
 from learners.forward import load_causal_lm
 from tests.jobs.explore_fixture import LocalExplore, small_explore
@@ -38,17 +38,17 @@ def sampled(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> pa.Tab
     return LocalExplore(small_explore(tiny_model, tmp_path_factory.mktemp("sampled"))).run()
 
 
-def test_every_pool_is_whole_ordered_and_judged(sampled: pa.Table) -> None:
-    pools = list(split_pools(sampled))
-    assert [pool.num_rows for pool in pools] == [6, 6, 6]
+def test_all_candidates_of_every_problem_are_ordered_and_judged(sampled: pa.Table) -> None:
+    tables = list(split_by_problem(sampled))
+    assert [candidates.num_rows for candidates in tables] == [6, 6, 6]
     assert len(set(sampled["problem_id"].to_pylist())) == 3
-    for pool in pools:
-        assert pool["index"].to_pylist() == list(range(6))
+    for candidates in tables:
+        assert candidates["index"].to_pylist() == list(range(6))
         for name in ORDERS:
-            assert sorted(pool[f"rank_{name}"].to_pylist()) == list(range(6)), name
-        assert pool["verdict_status"].null_count == 0
-        assert all(len(row["response_logprobs"]) == len(row["response_ids"]) for row in pool.to_pylist())
-        by_rank = sorted(zip(pool["rank_repexp"].to_pylist(), pool["score_repexp"].to_pylist(), strict=True))
+            assert sorted(candidates[f"rank_{name}"].to_pylist()) == list(range(6)), name
+        assert candidates["verdict_status"].null_count == 0
+        assert all(len(row["response_logprobs"]) == len(row["response_ids"]) for row in candidates.to_pylist())
+        by_rank = sorted(zip(candidates["rank_repexp"].to_pylist(), candidates["score_repexp"].to_pylist(), strict=True))
         scores = [score for _, score in by_rank]
         assert scores == sorted(scores, reverse=True), "a later pick was more novel than an earlier one"
     assert {VerdictStatus(status) for status in sampled["verdict_status"].to_pylist()} == {VerdictStatus.CORRECT, VerdictStatus.INCORRECT}
@@ -78,7 +78,7 @@ def test_encoder_features_are_the_states_of_all_tokens(config: Any, tiny_model: 
         np.testing.assert_allclose(row["feature"], expected, rtol=0, atol=2e-5)
 
 
-def test_a_pool_depends_on_its_problem_and_the_seed_only(config: Any, sampled: pa.Table, tmp_path: Path) -> None:
+def test_candidates_depend_on_their_problem_and_the_seed_only(config: Any, sampled: pa.Table, tmp_path: Path) -> None:
     two_workers = LocalExplore(config(rollout={"workers": 2}, out=str(tmp_path / "two"))).run()
     assert two_workers.equals(sampled)
     fewer = LocalExplore(config(problems=1, out=str(tmp_path / "fewer"))).run()
@@ -98,7 +98,7 @@ def test_an_interrupted_job_goes_on_and_ends_with_the_same_table(config: Any, sa
         if len(first.usages) == stop_after:
             raise Killed
 
-    first.on_pool = stop
+    first.on_finished = stop
     with pytest.raises(Killed):
         first.run()
     finished = first.store.finished()
@@ -116,7 +116,7 @@ def test_a_finished_job_samples_nothing_more(config: Any) -> None:
     assert again.usages == []
 
 
-def test_half_written_files_are_not_taken_for_pools(config: Any, sampled: pa.Table) -> None:
+def test_half_written_files_are_not_taken_for_candidates(config: Any, sampled: pa.Table) -> None:
     explore = LocalExplore(config())
     parts = Path(explore.config.out) / "parts"
     parts.mkdir()
@@ -143,7 +143,7 @@ def test_without_a_verifier_nothing_is_judged(config: Any) -> None:
     assert explore.verifier.asked == []
 
 
-# ---- pools ordered again ----
+# ---- ordered again ----
 
 
 def test_ordering_again_with_the_same_settings_changes_nothing(config: Any, sampled: pa.Table, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_verifiers_that_cannot_score_end_the_job(config: Any) -> None:
         explore.run()
 
 
-def test_a_worker_that_never_returns_is_named_with_its_pool(config: Any) -> None:
+def test_a_worker_that_never_returns_is_named_with_its_problem(config: Any) -> None:
     import asyncio
 
     explore = LocalExplore(config(pool_timeout_s=0.3))
@@ -201,11 +201,13 @@ def test_a_worker_that_never_returns_is_named_with_its_pool(config: Any) -> None
         await asyncio.Event().wait()
 
     explore.workers[0].sample_pool = never  # type: ignore[method-assign,assignment]
-    with pytest.raises(Deadline, match=r"rollout-0.sample_pool took over 0\.3 s: waited for the pool of arithmetic/test/\S+ on rollout-0"):
+    with pytest.raises(
+        Deadline, match=r"rollout-0.sample_pool took over 0\.3 s: waited for the candidates of arithmetic/test/\S+ on rollout-0"
+    ):
         explore.run()
 
 
-def test_novel_sampling_fills_pools_too(config: Any) -> None:
+def test_novel_sampling_gives_whole_candidates_too(config: Any) -> None:
     table = LocalExplore(config(novel_sampling={"enabled": True, "chunk_tokens": 3, "candidates": 2, "dim": 4})).run()
     assert table.num_rows == 18
     assert all(1 <= len(row["response_ids"]) <= 8 and len(row["feature"]) == HIDDEN for row in table.to_pylist())

@@ -53,6 +53,11 @@ def test_summary_says_where_things_are_and_how_to_go_on(tmp_path, done, where, f
     assert f"--logdir {tmp_path}/tensorboard" in text
 
 
+def test_curves_are_named_where_there_are_any(tmp_path):
+    run = RunDirectory(RunConfig(run_dir=str(tmp_path), trackers=[]))
+    assert "tensorboard" not in "\n".join(summary_lines(run, "configs/mine.toml", history(0.5), 6))
+
+
 def test_paths_below_the_current_directory_are_shown_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
     assert f"run directory   {tmp_path.name}\n" in summary(tmp_path, history(0.5))

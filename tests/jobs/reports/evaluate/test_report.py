@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from rich.console import Console
 from jobs.analysis.evaluation import evaluate_outcomes
 from jobs.reports.evaluate.plots import SOLVE_RATE_NAMES, solve_rate_counts
 from jobs.reports.evaluate.report import EvaluateReport, write_report
-from jobs.reports.evaluate.summary import print_summary, spread
+from jobs.reports.text import spread
+from jobs.sampling.evaluate_session import read_responses
 from tests.jobs.samples_fixture import outcomes_of, realistic_models, store_of
 
 FIGURES = ("passk", "solve_rates", "difference", "efficiency")
@@ -41,14 +43,15 @@ class Text(HTMLParser):
 
 def write(directory: Path, models: dict[str, list[str]], **values: object) -> tuple[EvaluateReport, Text]:
     store = store_of(directory, models, **values)
-    max_k = max(len(letters) for pools in models.values() for letters in pools)
-    report = write_report(store, list(models), {"model": "tiny", "task": {"name": "sums"}}, directory, max_k=max_k, num_resamples=200)
+    max_k = max(len(letters) for problems in models.values() for letters in problems)
+    read = partial(read_responses, store)
+    report = write_report(read, list(models), {"model": "tiny", "task": {"name": "sums"}}, directory, max_k=max_k, num_resamples=200)
     return report, Text((directory / "report.html").read_text())
 
 
 def screen(report: EvaluateReport, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width)
-    print_summary(report, console)
+    report.print(console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -124,7 +127,7 @@ def test_each_model_is_compared_with_those_before_it(tmp_path: Path) -> None:
 def test_figures_of_an_earlier_report_that_no_longer_apply_are_removed(tmp_path: Path) -> None:
     write(tmp_path, {"a": ["1x", "xx"], "b": ["11", "1x"]})
     assert (tmp_path / "efficiency.png").is_file()
-    write_report(store_of(tmp_path, {"a": ["xx", "xx"]}), ["a"], {}, tmp_path, max_k=2)
+    write_report(partial(read_responses, store_of(tmp_path, {"a": ["xx", "xx"]})), ["a"], {}, tmp_path, max_k=2)
     assert not (tmp_path / "efficiency.png").exists()
 
 

@@ -1,14 +1,15 @@
 import pytest
 
-from jobs.analysis.candidate_table import candidate_pools
+from jobs.analysis.candidate_table import candidates_by_problem
 from jobs.analysis.order_statistics import judge
-from jobs.reports.explore.examples import choose_examples, first_picks, visible_text
-from tests.jobs.pools_fixture import as_table, row, small_table
+from jobs.reports.explore.examples import choose_examples, first_picks
+from jobs.reports.text import visible_text
+from tests.jobs.candidates_fixture import as_table, row, small_table
 
 
 def chosen(*verdicts):
-    pools = candidate_pools(small_table(*verdicts))
-    return [(example.kind, example.problem_id) for example in choose_examples(pools, judge([p.judged() for p in pools]), "repexp")]
+    problems = candidates_by_problem(small_table(*verdicts))
+    return [(example.kind, example.problem_id) for example in choose_examples(problems, judge([p.judged() for p in problems]), "repexp")]
 
 
 def test_prompts_where_novelty_helped_most_come_first_then_those_where_it_hurt_most():
@@ -34,15 +35,17 @@ def test_where_verdicts_do_not_tell_the_first_prompts_are_shown(verdicts):
 
 
 def test_examples_count_verifications():
-    pools = candidate_pools(small_table("0001"))
-    (example,) = choose_examples(pools, judge([pools[0].judged()]), "repexp")
+    problems = candidates_by_problem(small_table("0001"))
+    (example,) = choose_examples(problems, judge([problems[0].judged()]), "repexp")
     assert (example.first_correct, example.random_first_correct) == (4, 2.5)
 
 
 def test_a_pick_names_the_earlier_pick_it_is_most_like():
     features = [[2.0, 0.0], [0.0, 2.0], [1.9, 0.1], [-3.9, -2.1]]
-    pool = candidate_pools(as_table([row(0, i, {"repexp": i}, feature=f, score_repexp=4.0 - i) for i, f in enumerate(features)]))[0]
-    picks = first_picks(pool, "repexp")
+    candidates = candidates_by_problem(
+        as_table([row(0, i, {"repexp": i}, feature=f, score_repexp=4.0 - i) for i, f in enumerate(features)])
+    )[0]
+    picks = first_picks(candidates, "repexp")
     assert [pick.nearest_place for pick in picks] == [None, 1, 1, 2]
     assert [pick.score for pick in picks] == [4.0, 3.0, 2.0, 1.0]
     assert picks[0].similarity is None
@@ -50,9 +53,9 @@ def test_a_pick_names_the_earlier_pick_it_is_most_like():
 
 
 def test_the_first_five_picks_are_shown_in_their_order():
-    pool = candidate_pools(small_table("000000000"))[0]
-    assert [pick.index for pick in first_picks(pool, "quality")] == [8, 7, 6, 5, 4]
-    assert [pick.place for pick in first_picks(pool, "quality")] == [1, 2, 3, 4, 5]
+    candidates = candidates_by_problem(small_table("000000000"))[0]
+    assert [pick.index for pick in first_picks(candidates, "quality")] == [8, 7, 6, 5, 4]
+    assert [pick.place for pick in first_picks(candidates, "quality")] == [1, 2, 3, 4, 5]
 
 
 def test_long_text_is_cut_and_says_so():

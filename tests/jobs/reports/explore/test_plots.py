@@ -2,19 +2,19 @@ import numpy as np
 import pytest
 
 from bonus.orders import ORDERS
-from jobs.analysis.candidate_table import candidate_pools
-from jobs.analysis.order_statistics import judge, pool_statistics
+from jobs.analysis.candidate_table import candidates_by_problem
+from jobs.analysis.order_statistics import explore_statistics, judge
 from jobs.reports.explore.plots import STYLES, efficiency_figure, first_correct_figure, pass_at_k_figure, style_of
-from tests.jobs.pools_fixture import small_table
+from tests.jobs.candidates_fixture import small_table
 
 
 def judged(*verdicts, orders=("repexp", "quality")):
-    return judge([pool.judged() for pool in candidate_pools(small_table(*verdicts, orders=orders))])
+    return judge([candidates.judged() for candidates in candidates_by_problem(small_table(*verdicts, orders=orders))])
 
 
 def figures(*verdicts, **options):
     outcomes = judged(*verdicts, **options)
-    statistics = pool_statistics(outcomes, num_resamples=50)
+    statistics = explore_statistics(outcomes, num_resamples=50)
     return pass_at_k_figure(statistics), first_correct_figure(outcomes), efficiency_figure(statistics)
 
 

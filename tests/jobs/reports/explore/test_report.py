@@ -1,12 +1,14 @@
+import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
+from rich.console import Console
 
-from jobs.reports.explore.report import ExploreReport, console_lines, write_report
-from tests.jobs.pools_fixture import as_table, realistic_table, row, small_table
+from jobs.reports.explore.report import ExploreReport, write_report
+from tests.jobs.candidates_fixture import as_table, realistic_table, row, small_table
 
 FIGURES = ("passk", "first_correct", "efficiency")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -44,6 +46,12 @@ def write(tmp_path, table, settings=None) -> tuple[ExploreReport, Page, dict]:
     report = write_report(table, settings or {}, tmp_path)
     record = json.loads((tmp_path / "report.json").read_text())
     return report, Page((tmp_path / "report.html").read_text()), record
+
+
+def screen(report: ExploreReport, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    report.print(console)
+    return console.file.getvalue().splitlines()
 
 
 def files(tmp_path) -> set[str]:
@@ -114,7 +122,7 @@ def test_the_drawn_random_order_gives_way_to_the_exact_one(realistic):
     _, report = realistic
     assert "random" not in report.statistics.orders
     assert next(iter(report.picks)) == "random"
-    assert sum(line.startswith("random ") for line in console_lines(report)) == 1
+    assert sum(line.startswith("random ") for line in screen(report)) == 1
 
 
 def test_the_summary_names_the_result_and_what_it_was_measured_on(realistic):
@@ -125,11 +133,13 @@ def test_the_summary_names_the_result_and_what_it_was_measured_on(realistic):
     assert "tokens on average" in summary and "cut off" in summary and "no_answer" in summary
 
 
-def test_console_lines_fit_a_terminal(realistic):
-    lines = console_lines(realistic[1])
-    assert max(map(len, lines)) <= 100
-    assert "pass@k, k =" in "".join(lines)
-    assert any(line.startswith("distinct_answers ") for line in lines)
+def test_the_table_of_orders_fits_a_terminal(realistic):
+    """No cell is broken: every order is one line."""
+    lines = screen(realistic[1])
+    table = lines[: lines.index(realistic[1].summary[0]) - 1]
+    assert [line.split()[0] for line in table[-9:]] == ["random", *(name[:16] for name in realistic[1].statistics.orders)]
+    assert all(line.endswith(")") for line in table[-8:]) and max(map(len, table)) <= 80
+    assert any(line.split()[:5] == ["pass@k", "1", "2", "4", "8"] for line in table)
 
 
 def test_the_same_table_and_seed_give_the_same_files(realistic, tmp_path):
@@ -148,7 +158,7 @@ def test_a_report_without_a_solvable_prompt_says_that_no_order_can_be_better(tmp
     assert files(tmp_path) == files_of()
     assert "0 of 2 prompts have a correct candidate, so that no order can be better than another" in page.text
     assert record["statistics"]["orders"]["repexp"]["efficiency"] is None
-    assert any(line.startswith("repexp             0.00") for line in console_lines(report))
+    assert any(line.split()[:2] == ["repexp", "0.00"] for line in screen(report))
 
 
 def test_a_report_of_one_prompt_has_no_intervals(tmp_path):
@@ -159,7 +169,7 @@ def test_a_report_of_one_prompt_has_no_intervals(tmp_path):
     assert "95 % interval 0" not in " ".join(report.summary)
 
 
-def test_a_report_of_pools_of_one_candidate_has_nothing_to_order(tmp_path):
+def test_a_report_of_one_candidate_a_problem_has_nothing_to_order(tmp_path):
     report, page, _ = write(tmp_path, small_table("1", "0", "1"))
     assert files(tmp_path) == files_of("first_correct")
     assert "Pools of one candidate have nothing to order." in page.text
@@ -183,7 +193,7 @@ def test_a_report_without_verdicts_has_lengths_picks_and_examples_only(tmp_path)
     assert [example.kind for example in report.examples] == ["first", "first"]
     assert "not verified" in page.text
     assert set(record["picks"]) == {"random", "quality", "repexp"}
-    assert max(map(len, console_lines(report))) <= 100
+    assert screen(report)[0] == report.summary[0]
 
 
 def test_with_verdicts_on_the_first_candidates_only_random_choice_is_said_to_be_unknown(tmp_path):
@@ -195,7 +205,7 @@ def test_with_verdicts_on_the_first_candidates_only_random_choice_is_said_to_be_
     assert record["statistics"]["orders"]["quality"]["pass_at_k"] is None
     assert set(record["statistics"]["orders"]) == {"repexp", "quality", "random_draw"}
     assert "random (one draw)" in page.text
-    assert any(line.split() == ["repexp", "0.00", "0.50", "-", "-"] for line in console_lines(report))
+    assert any(line.split() == ["repexp", "0.00", "0.50", "–", "–", "–"] for line in screen(report))
 
 
 def test_prompts_without_any_verdict_are_left_out_and_counted(tmp_path):
@@ -236,7 +246,7 @@ def test_what_could_not_be_scored_counts_as_not_correct_and_is_said(tmp_path):
     assert "Timeouts and errors (2) could not be scored and count as not correct." in " ".join(report.summary)
 
 
-def test_pools_may_differ_in_size(tmp_path):
+def test_problems_may_differ_in_their_number_of_candidates(tmp_path):
     report, _, _ = write(tmp_path, small_table("01", "00010", "0"))
     assert "1 to 5 candidates each: 8 in all" in report.summary[0]
     assert files(tmp_path) == files_of(*FIGURES)
@@ -246,7 +256,7 @@ def test_an_order_worse_than_random_is_warned_about_first(tmp_path):
     report, page, _ = write(tmp_path, small_table(*["00000011"] * 12))
     assert "(repexp) finds correct answers less often than random choice" in report.warning
     assert page.text.index("Warning.") < page.text.index("12 prompts of sums")
-    assert any(line.startswith("WARNING: ") for line in console_lines(report))
+    assert any(line.startswith("WARNING: ") for line in screen(report))
 
 
 def test_an_empty_table_is_refused(tmp_path):
@@ -267,7 +277,7 @@ def test_text_of_models_and_data_sets_stays_text(tmp_path):
     assert "<script>alert(1)</script>" in page.text
     assert "{{ 7*7 }}" in page.text
     assert "\\u{202e}\\u{1b}[2J" in page.text
-    assert not {"\x1b", "\u202e"} & {*page.text, *"".join(console_lines(report))}
+    assert not {"\x1b", "\u202e"} & {*page.text, *"".join(screen(report))}
 
 
 def test_long_answers_are_cut(tmp_path):

@@ -1,4 +1,4 @@
-"""Tables of pools for tests: made by hand, or with the structure of real ones."""
+"""Tables of candidates for tests: made by hand, or with the structure of real ones."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def small_table(*verdicts: str, orders: Sequence[str] = ("repexp", "quality"), **values: Any) -> pa.Table:
-    """A pool a string, a candidate a letter of `STATUSES`; `repexp` takes them as they stand, every other order from
-    the end."""
+    """A problem for each string, a candidate for each letter of `STATUSES`. `repexp` takes them as they stand, every
+    other order from the end."""
     rows = []
     for problem, letters in enumerate(verdicts):
         for index, letter in enumerate(letters):
@@ -72,11 +72,11 @@ def realistic_table(num_prompts: int = 60, num_candidates: int = 64, *, seed: in
     rng = np.random.default_rng(seed)
     rows = []
     for problem in range(num_prompts):
-        rows += _realistic_pool(rng, problem, num_candidates, dim)
+        rows += _realistic_problem(rng, problem, num_candidates, dim)
     return as_table(rows)
 
 
-def _realistic_pool(rng: np.random.Generator, problem: int, num: int, dim: int) -> list[dict[str, Any]]:
+def _realistic_problem(rng: np.random.Generator, problem: int, num: int, dim: int) -> list[dict[str, Any]]:
     hardness = rng.beta(1.2, 1.6)
     incoherent = rng.random(num) < 0.15
     weights = rng.dirichlet(np.full(6, 0.7))

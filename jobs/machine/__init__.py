@@ -1,0 +1,1 @@
+"""What a machine has: checks of what was found, and the looking. Only the standard library is imported here."""

@@ -1,0 +1,46 @@
+"""How a command refuses: one line for the person who typed it, and exit code 2.
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        return answering(lambda: _main(parse_arguments(arguments)))
+
+Importing this module pulls in neither torch nor Ray."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from buffers.extensions import ExtensionError
+from learners.models import ModelError
+from tasks.base import TaskError
+
+EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class UserError(Exception):
+    """The command cannot be carried out. The message is one line that says why and what to do."""
+
+
+REFUSALS = (UserError, ExtensionError, ModelError, TaskError)
+"""What a command refuses with. Once a job has begun, it treats all of these but UserError as failures of the job."""
+
+
+def answering(command: Callable[[], int]) -> int:
+    """Return the exit code of `command`: 2 and one line where it is refused, 130 where it is interrupted."""
+    try:
+        return command()
+    except REFUSALS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+@contextmanager
+def refusing(*errors: type[Exception]) -> Iterator[None]:
+    """Turn `errors` of the block into UserErrors with the same message."""
+    try:
+        yield
+    except errors as error:
+        raise UserError(str(error)) from None
