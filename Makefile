@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 PACKAGES := actors bonus buffers jobs learners tasks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-unit chaos lint format reasoning-gym lock doctor clean
+.PHONY: help venv train test test-unit chaos lint format docs reasoning-gym lock doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ lint: venv  ## check format, lint, direction of imports, types
 format: venv  ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: venv  ## write docs/configuration.md from the code
+	$(BIN)/python -m jobs.config_keys docs/configuration.md
 
 doctor:  ## say what this machine has, what is missing and how to mend it (with or without .venv)
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m jobs.doctor $(ARGS)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from learners.precision import Dtype
 
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 WeightTransfer = Literal["object_store", "nccl", "ipc"]
 """How the learner's weights get into an engine: `actors.weight_transfer`."""

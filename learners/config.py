@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from learners.precision import Dtype
 
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 Normalise = Literal["std", "mean", "leave_one_out", "batch", "group_mean_batch_std"]
 Surrogate = Literal["clip", "gspo", "cispo", "reinforce"]
