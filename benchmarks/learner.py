@@ -1,24 +1,28 @@
-"""Tokens a second of a whole training step (forward, backward, optimiser) against a plain padded transformers loop.
+"""Tokens a second of a whole training step against a plain padded transformers loop.
 
     python -m benchmarks.learner                                          # the embedded model, all shapes, one thread
     python -m benchmarks.learner --shape ragged --repeats 5
     python -m benchmarks.learner --device cuda --model qwen-1.5b --groups 32 --tokens-per-micro-batch 32768
 
-Needs neither Ray nor vLLM. Shapes, of groups of 8 responses to one prompt:
+A step is forward, backward and optimizer. Neither Ray nor vLLM is needed. Shapes, of groups of 8 responses to one
+prompt:
 
     quickstart   8 groups, 37-token prompts, responses of 1 to 20 tokens
     uniform      2 groups, 40-token prompts, responses of 112 to 144 tokens
     ragged       2 groups, prompts of 30 to 200 tokens, responses of 20 to 200
 
-`benchmarks.padded_loop` is what it is compared with: same model, same dtype, same token budget a forward pass, same
+The learner is compared with `benchmarks.padded_loop`: the same model, dtype, token budget of a forward pass, and
 masters. First both compute the gradient of one batch from the same weights, which must agree. Then they take training
-steps in turns; a ratio is that of one pair, and the one printed the median over the pairs. Tokens are those of all
-responses, and of each group's prompt once, whatever is computed.
+steps in turns. A ratio is that of one pair of steps, and the printed one is the median over the pairs. Tokens are those
+of all responses, and of each group's prompt once, whatever a way computes.
 
-Prints one JSON object a shape: also the operations that the step requires (3 × those of a forward pass that computes
-what responses have in common once) over its seconds, on a CUDA device as a share of its dense peak (model-FLOPs
-utilisation); the share of a step's time in matrix products and attention (torch.profiler); and the peak of memory while
-a gradient is computed, beyond what is held before: activations, logits and the gradient itself."""
+The output is one JSON object a shape. It also has
+
+- the operations that the step requires (3 x those of a forward pass that computes what responses have in common once),
+  divided by its seconds; on a CUDA device as a share of its dense peak (model-FLOPs utilization);
+- the share of a step's time in matrix products and attention (torch.profiler);
+- the peak of memory while a gradient is computed, beyond what is held before: activations, logits and the gradient.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +61,9 @@ RANDOM_MODELS = {
     "qwen-1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
     "qwen-tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512},
 }
-"""Shapes of Qwen2.5 with random weights, the last one of no use but to try this file."""
+"""Shapes of Qwen2.5 with random weights. The last one serves only to try this file."""
 DENSE_PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "L4": 121.0, "L40S": 362.0}
-"""bfloat16 without sparsity, by a word of the device's name."""
+"""Peak of bfloat16 without sparsity, by a word of the device's name."""
 AGREEMENT = {"float32": 1e-4, "bfloat16": 0.1}
 """Largest relative difference of the two gradients (norm of the difference over norm)."""
 MATRIX_OPERATIONS = (
@@ -76,7 +80,7 @@ T = TypeVar("T")
 
 
 def random_model(name: str, directory: Path) -> str:
-    """Write a model of `RANDOM_MODELS` into `directory`; returns its path."""
+    """Write a model of `RANDOM_MODELS` into `directory` and return its path."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
@@ -86,7 +90,7 @@ def random_model(name: str, directory: Path) -> str:
 
 
 def make_batch(shape: Shape, *, vocabulary: int) -> pa.RecordBatch:
-    """A scored batch: half of each group's responses are right."""
+    """Return a scored batch in which half of each group's responses are right."""
     rng = np.random.default_rng(0)
     verdicts = [Verdict(status=VerdictStatus.CORRECT if k % 2 else VerdictStatus.INCORRECT, reward=float(k % 2)) for k in range(GROUP_SIZE)]
     groups = [make_group(number, shape, rng, token_ids=(10, vocabulary)) for number in range(shape.num_groups)]
@@ -94,7 +98,7 @@ def make_batch(shape: Shape, *, vocabulary: int) -> pa.RecordBatch:
 
 
 def gradient_of(learner: PolicyLearner, batch: pa.RecordBatch) -> tuple[dict[str, Tensor], tuple[float, ...]]:
-    """The gradient of a step that is not applied, and the advantages."""
+    """Return the gradient of a step that is not applied, and the advantages."""
     optimiser: Any = learner._optimiser
     found: dict[str, Tensor] = {}
 
@@ -129,7 +133,7 @@ def timed(step: Callable[[], Any], device: str) -> float:
 
 
 def matrix_share(step: Callable[[], Any], device: str) -> float:
-    """Share of a step's time inside matrix products and attention kernels."""
+    """Return the share of a step's time inside matrix products and attention kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device != "cpu" else [])
@@ -145,14 +149,14 @@ def matrix_share(step: Callable[[], Any], device: str) -> float:
 
 
 def with_peak_gib(compute: Callable[[], T], device: str) -> tuple[T, float]:
-    """What `compute` returns, and the memory that it takes at most beyond what is held before it."""
+    """Return what `compute` returns, and the most memory it takes beyond what is held before it."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         result = compute()
         return result, (torch.cuda.max_memory_allocated() - before) / 2**30
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, so that it is not taken for free of charge
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    ctypes.CDLL(None).malloc_trim(0)  # give back what was freed, so that taking it again counts
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _resident_kib("VmRSS")
     result = compute()
     return result, (_resident_kib("VmHWM") - before) / 2**20
@@ -164,7 +168,7 @@ def _resident_kib(key: str) -> int:
 
 
 def required_operations(learner: PolicyLearner, batch: pa.RecordBatch) -> float:
-    """Of a training step that computes what responses have in common once, and nothing twice."""
+    """Return the operations of a step that computes what responses have in common once, and nothing twice."""
     return 3 * learner._cost.of_pass(grow(read_groups(batch, GROUP_SIZE)))
 
 
@@ -195,7 +199,7 @@ def measure(model: str, shape: Shape, config: LearnerConfig, options: argparse.N
         raise SystemExit(f"{shape.name}: the gradients differ by {difference:.1e} (relative): not the same computation")
     del found, expected
     steps: dict[str, Callable[[], Any]] = {"ours": lambda: learner.step(batch), "padded": lambda: loop.step(batch, advantages)}
-    shares = {name: round(matrix_share(step, device), 3) for name, step in steps.items()}  # the first steps, in which moments are made
+    shares = {name: round(matrix_share(step, device), 3) for name, step in steps.items()}  # in the first steps moments are allocated
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(options.repeats):
         for name, step in steps.items():

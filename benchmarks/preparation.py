@@ -1,9 +1,9 @@
-"""What it takes to make micro-batches of a step's batch, beside the step itself: what could be done ahead of it.
+"""What it takes to make the micro-batches of a step's batch, which could be done ahead of the step.
 
-    python -m benchmarks.preparation                      # the embedded model; the quick start's shape, and one for a large GPU
-    python -m benchmarks.preparation --step               # and a step of the quick start's shape, in float32 on one thread
+    python -m benchmarks.preparation            # the embedded model; the quick start's shape, and one for a large GPU
+    python -m benchmarks.preparation --step     # and a step of the quick start's shape, in float32 on one thread
 
-Prints milliseconds, medians of some repetitions. Needs neither Ray nor vLLM.
+The output is milliseconds, medians of some repetitions. Neither Ray nor vLLM is needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHAPES = {
     "quick start": (QUICK_START, 2048),
     "large": ({"groups": 64, "group_size": 8, "prompt_tokens": 200, "response_tokens": 1000}, 16384),
 }
-"""Of batches, and tokens of a micro-batch."""
+"""Shapes of batches, and tokens of a micro-batch."""
 
 
 def milliseconds(function: Callable[[], Any], repetitions: int) -> float:
@@ -37,7 +37,7 @@ def milliseconds(function: Callable[[], Any], repetitions: int) -> float:
 
 
 def serialised(batch: pa.RecordBatch) -> pa.Buffer:
-    """As it lies in the object store."""
+    """Return the batch as it lies in the object store."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -45,7 +45,7 @@ def serialised(batch: pa.RecordBatch) -> pa.Buffer:
 
 
 def prepare(learner: Any, batch: pa.RecordBatch, group_size: int, repetitions: int) -> dict[str, float]:
-    """Milliseconds of each part, and MiB of what is moved to the device."""
+    """Return the milliseconds of each part, and the MiB that are moved to the device."""
     from learners.policy_learner import TokenLookup, read_groups
 
     buffer, groups = serialised(batch), read_groups(batch, group_size)
