@@ -36,7 +36,7 @@ GROUPS = "|".join(
 
 def metrics_written() -> set[str]:
     names = set()
-    for source in SOURCES:
+    for source in (*SOURCES, *ROOT.glob("jobs/run/*.py")):
         names |= set(re.findall(rf'"((?:{GROUPS})/[\w@]+)"', (ROOT / source).read_text()))
     names |= {f"bonus/{name.removeprefix('bonus_')}" for name in BonusDiagnostics.__dataclass_fields__}
     names |= TokenLedger().metrics().keys()
