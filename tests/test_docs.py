@@ -15,6 +15,7 @@ from buffers.tokens import TokenLedger
 from jobs.analysis.evaluation import evaluate_outcomes
 from jobs.config_file import all_keys
 from jobs.config_keys import COMMANDS
+from jobs.processes.failures import FailureKind
 from learners.advantages import NORMALISERS
 from learners.config import LearnerConfig
 from learners.loss.aggregation import AGGREGATIONS
@@ -39,6 +40,7 @@ def metrics_written() -> set[str]:
     for source in (*SOURCES, *ROOT.glob("jobs/run/*.py")):
         names |= set(re.findall(rf'"((?:{GROUPS})/[\w@]+)"', (ROOT / source).read_text()))
     names |= {f"bonus/{name.removeprefix('bonus_')}" for name in BonusDiagnostics.__dataclass_fields__}
+    names |= {f"faults/{kind}" for kind in FailureKind if kind is not FailureKind.BUG}
     names |= TokenLedger().metrics().keys()
     names |= {re.sub(r"@\d+$", "@k", name) for name in evaluate_outcomes(outcomes_of("1x", "11")).metrics()}
     columns = {name: np.arange(4.0) for name in MismatchTokens.__dataclass_fields__}
