@@ -1,15 +1,15 @@
 # The commands of this repository; `make help` lists them. docs/install.md has the details.
 
-# An index that has CPU wheels of torch; asked besides the indexes pip is configured with. Empty: ask only those.
+# An index that has CPU wheels of torch, which is asked besides the indexes of pip's configuration. Empty: ask only those.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# The interpreter .venv is made from.
+# The interpreter that .venv is made from.
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
-# Passed on by train, test, test-unit, chaos and doctor: make train ARGS="--set learner.lr=1e-5"
+# Arguments that train, test, test-unit, chaos and doctor pass on: make train ARGS="--set learner.lr=1e-5"
 ARGS ?=
 # Where `make lock` finds torch: uv's name for PyTorch's CPU index, or "--find-links DIR", "--index URL", ...
 LOCK_FLAGS ?= --torch-backend cpu
 
-# How tests that start neither Ray nor an engine run: in a process a core, four at most. SIDE_BY_SIDE= runs them in one, in order.
+# How tests that start neither Ray nor an engine run: one process per core, four at most. SIDE_BY_SIDE= runs them in one, in order.
 SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist worksteal
 
 UV_VERSION := 0.13.9
@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 PACKAGES := actors bonus buffers jobs learners tasks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-unit chaos lint format reasoning-gym lock doctor clean
+.PHONY: help venv train test test-unit chaos lint format docs reasoning-gym lock doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ venv: .venv/cpu.lock  ## make .venv from requirements/cpu.lock (instant when it 
 train: venv  ## train on the embedded model and tasks: configs/quickstart.toml (ARGS are passed on)
 	$(BIN)/python -m jobs.train configs/quickstart.toml $(ARGS)
 
-test: venv  ## run every test this machine can run, but those that take minutes each (ARGS are passed on)
+test: venv  ## run every test this machine can run, except those that take minutes each (ARGS are passed on)
 	$(BIN)/python -m pytest -m "not ray and not engine and not long" $(SIDE_BY_SIDE) $(ARGS) || [ $$? -eq 5 ]
 	$(BIN)/python -m pytest -m "(ray or engine) and not long" $(ARGS) || [ $$? -eq 5 ]
 
@@ -48,10 +48,13 @@ format: venv  ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-doctor:  ## say what this machine has, what is missing and how to mend it (with or without .venv)
+docs: venv  ## write docs/configuration.md from the code
+	$(BIN)/python -m jobs.config_keys docs/configuration.md
+
+doctor:  ## say what this machine has, what is missing and how to fix it (with or without .venv)
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m jobs.doctor $(ARGS)
 
-# The copy of the lock inside .venv says what was installed, and is written last: an interrupted build starts afresh.
+# The copy of the lock inside .venv says what was installed. It is written last, so an interrupted build starts from the beginning.
 .venv/cpu.lock: requirements/cpu.lock
 	@if cmp -s $< $@; then touch $@; else $(MAKE) --no-print-directory .venv-build; fi
 

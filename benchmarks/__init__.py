@@ -1,1 +1,1 @@
-"""Every number the README and docs claim, with its command: `python -m benchmarks.NAME`."""
+"""Every number that the README and the pages claim, with its command: `python -m benchmarks.NAME`."""

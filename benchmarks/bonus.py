@@ -1,12 +1,15 @@
-"""The bonus of a training step: ours, batched over groups, against the published one, a loop over groups and responses.
+"""The bonus of a training step: ours, batched over groups, against the published loop over groups and responses.
 
     python -m benchmarks.bonus                       # 128 groups of 8 responses, D = 32 and 512, one thread
     python -m benchmarks.bonus --device cuda
 
-The published way (arXiv:2510.11686) is written again here: a group's inverse covariance starts at I / lam and takes one
-rank-one update a response, then each response's x' Sigma^-1 x is read off it; float64, as theirs. Both get the same
-features and must give the same leverages. Timed in alternation, medians over the repeats. Prints one JSON object a
-case; `score_step_s` is all that the owner of the covariance does in a step: leverages, absorbing, gate and diagnostics.
+The published way (arXiv:2510.11686) is written again here. The inverse covariance of a group starts at I / lam and
+takes one rank-one update for each response. Then x' Sigma^-1 x is computed for each response, in float64 as published.
+Both ways get the same features and must give the same leverages. They take turns, and times are medians over the
+repeats.
+
+The output is one JSON object a case. `score_step_s` is all that the owner of the covariance does in a step: leverages,
+absorbing, gate and diagnostics.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ AGREEMENT = 1e-9
 
 
 def published_leverage(features_GKD: Tensor, ridge: float) -> Tensor:
-    """Group by group, response by response."""
+    """Return the leverages, computed group by group and response by response."""
     leverages = []
     for features_KD in features_GKD:
         centered_KD = features_KD - features_KD.mean(dim=0)
@@ -45,8 +48,8 @@ def published_leverage(features_GKD: Tensor, ridge: float) -> Tensor:
 
 
 def alternate(runs: dict[str, Callable[[], Any]], *, repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every repeat of every run, taken in turns after one round of warming up, so that a disturbance hits
-    all alike."""
+    """Return the seconds of every repeat of every run. The runs take turns after one round of warming up, so that a
+    disturbance meets them all."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -60,8 +63,8 @@ def alternate(runs: dict[str, Callable[[], Any]], *, repeats: int, device: str) 
 
 
 def summary(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Median of each run, and published / ours: of the medians, and of the fastest repeats, which a busy machine
-    disturbs least."""
+    """Return the median of each run, and the ratio published / ours of the medians and of the fastest repeats. A busy
+    machine disturbs the fastest repeats least."""
     medians = {f"{name}_s": float(f"{statistics.median(values):.4g}") for name, values in seconds.items()}
     ratio, ratio_of_best = (of(seconds["published"]) / of(seconds["ours"]) for of in (statistics.median, min))
     return {**medians, "ratio": round(ratio, 1), "ratio_of_best": round(ratio_of_best, 1)}

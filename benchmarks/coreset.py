@@ -1,13 +1,14 @@
-"""Choosing what to verify out of a pool: ours, a pivoted Cholesky, against the published loop of rank-one updates.
+"""Choosing what to verify among many candidates: our pivoted Cholesky against the published loop of rank-one updates.
 
     python -m benchmarks.coreset                     # 256 of 4096 candidates, D = 512, one thread
-    python -m benchmarks.coreset --dtype float64     # the published loop in our precision; its default is float32, which favours it
+    python -m benchmarks.coreset --dtype float64     # the published loop in our precision; float32 favors it
     python -m benchmarks.coreset --device cuda
 
-The published way (arXiv:2510.11686, Algorithm 1) is written again here: before every pick x' Lambda x of all
-candidates, as one product, after it a rank-one update of Lambda (D x D). Ours is float64 throughout. Both get the same
-features and must pick the same candidates in the same order. Timed in alternation, medians over the repeats. Prints one
-JSON object."""
+The published way (arXiv:2510.11686, Algorithm 1) is written again here. Before every pick it computes x' Lambda x of
+all candidates as one product, and after it a rank-one update of Lambda (D x D). Ours is float64 throughout. Both ways
+get the same features and must pick the same candidates in the same order. They take turns, and times are medians over
+the repeats. The output is one JSON object.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ RIDGE = 1.0
 
 
 def published_selection(features_ND: Tensor, k: int, ridge: float) -> tuple[Tensor, Tensor]:
-    """Indices and scores of k picks, in the precision of the features."""
+    """Return the indices and scores of k picks, in the precision of the features."""
     dim = features_ND.shape[1]
     lambda_DD = torch.eye(dim, dtype=features_ND.dtype, device=features_ND.device) / ridge
     is_picked_N = torch.zeros(len(features_ND), dtype=torch.bool, device=features_ND.device)

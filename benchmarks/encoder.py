@@ -1,17 +1,17 @@
-"""What the encoder adds to a forward pass, and what packing saves: seconds against bare passes of the same model over
-the same tokens.
+"""What the encoder adds to a forward pass, and what packing saves.
 
     python -m benchmarks.encoder                  # the embedded model on one thread
     python -m benchmarks.encoder --groups 512 --device cuda
 
-Three ways over the same groups of synthetic tokens, one after the other in every repeat, medians over the repeats:
+Three ways compute the same groups of synthetic tokens, one after the other in every repeat:
 
     encoder   HiddenStateEncoder.encode, `--concurrent` groups at a time as in training: Arrow in, features out
     packed    a bare forward pass over exactly the rows and masks that the encoder has just computed
-    repeated  a bare forward pass over a row a response, each with its prompt, sorted by length, under the same token budget
+    repeated  a bare forward pass over one row per response with its prompt, sorted by length, same token budget
 
-Prints one JSON object a shape. Tokens are those of all responses, and of each group's prompt once, whatever is
-computed."""
+The output is one JSON object a shape, with medians over the repeats. Tokens are those of all responses, and of each
+group's prompt once, whatever a way computes.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SHAPES = (
 
 
 async def encode_all(encoder: HiddenStateEncoder, groups: Sequence[pa.RecordBatch], concurrent: int) -> None:
-    """Every group by a call of its own, `concurrent` at a time: a lane takes the next one when its last is encoded."""
+    """Encode every group by a call of its own, `concurrent` at a time. A lane takes the next group when it is free."""
     remaining = iter(groups)
 
     async def lane() -> None:
@@ -56,7 +56,7 @@ async def encode_all(encoder: HiddenStateEncoder, groups: Sequence[pa.RecordBatc
 
 
 def repeated_prompts(groups: Sequence[pa.RecordBatch], *, max_tokens: int, device: str) -> Iterator[Inputs]:
-    """A row a response, padded on the right."""
+    """Return one row per response, padded on the right."""
     rows = [row["prompt_ids"] + row["response_ids"] for group in groups for row in group.select(["prompt_ids", "response_ids"]).to_pylist()]
     batch: list[list[int]] = []
     for row in [*sorted(rows, key=len), None]:
@@ -73,7 +73,7 @@ def repeated_prompts(groups: Sequence[pa.RecordBatch], *, max_tokens: int, devic
 
 @torch.inference_mode()
 def forward_all(decoder: Any, passes: Sequence[Inputs], device: str) -> float:
-    """Seconds of the passes alone."""
+    """Return the seconds of the passes alone."""
     started = time.monotonic()
     for inputs in passes:
         decoder(**inputs)
@@ -89,7 +89,7 @@ def measure(encoder: HiddenStateEncoder, shape: Shape, options: argparse.Namespa
     decoder = encoder._model.get_decoder()
     repeated = list(repeated_prompts(groups, max_tokens=config.tokens_per_batch, device=options.device))
     seconds: dict[str, list[float]] = {"encoder": [], "packed": [], "repeated": []}
-    for _ in range(1 + options.repeats):  # the first warms up
+    for _ in range(1 + options.repeats):  # the first repeat warms up
         packed: list[Inputs] = []
         watch = decoder.register_forward_pre_hook(lambda module, args, inputs, seen=packed: seen.append(inputs), with_kwargs=True)
         started = time.monotonic()

@@ -1,14 +1,15 @@
-"""Seconds per training step of 64 responses: this system against Hugging Face TRL's GRPOTrainer, in interleaved runs on
-one machine.
+"""Seconds of a training step of 64 responses: this system against Hugging Face TRL's GRPOTrainer.
 
     python3.11 -m venv /tmp/trl && /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0        # an environment of its own
     python -m benchmarks.end_to_end --trl /tmp/trl/bin/python --steps 8 --rounds 2
 
 Both train the embedded model on the same prompts of the quick start: 8 prompts x 8 responses of at most 20 tokens a
 step, temperature 1, the same learning rate, no KL term, the same precision, two CPU threads in all. Ours is the
-asynchronous quick start, with its encoder and the exploration bonus, which TRL does not have: the time from one step's
-end to the next. Steps before --warm-up do not count. Prints a line a run, then medians and their ratio as one JSON
-object."""
+asynchronous quick start with its encoder and the exploration bonus, which TRL does not have. Its time is from the end
+of one step to the end of the next. Steps before --warm-up do not count.
+
+The runs take turns on one machine. The output is a line for each run, then medians and their ratio as one JSON object.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +32,14 @@ CONFIG = "configs/quickstart.toml"
 
 
 def ours(run_dir: Path, steps: int, *, arguments: list[str], checkout: str | None = None) -> list[float]:
-    """Seconds of every step, by this tree or by the one at `checkout`."""
+    """Return the seconds of every step, by this tree or by the one at `checkout`."""
     command = [sys.executable, "-m", "jobs.train", CONFIG, "--set", f"run_dir={run_dir}", "--set", f"steps={steps}"]
     subprocess.run([*command, "--set", f"checkpoint.every={steps}", *arguments], check=True, stdout=subprocess.DEVNULL, cwd=checkout)
     return [record["time/step_s"] for record in read_metrics(run_dir / "metrics.jsonl")]
 
 
 def trl(python: str, directory: Path, config: RunConfig, steps: int, *, rows_per_pass: int, threads: int) -> list[float]:
-    """Seconds of every step of TRL's trainer."""
+    """Return the seconds of every step of TRL's trainer."""
     task = make_task(config.task)
     problems = itertools.islice(task.problems("train"), steps * config.prompts_per_step)
     settings = {

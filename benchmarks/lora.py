@@ -1,11 +1,12 @@
-"""What adapters save and cost beside full weights, and what it would save to publish only the weights that they change.
+"""What adapters save and cost beside full weights, and what publishing only the changed weights would save.
 
     python -m benchmarks.lora                  # the embedded model, float32, one thread: seconds, bytes
-    python -m benchmarks.lora --rounding       # in bfloat16: how much of a small step the rounding of merged weights takes back
-    python -m benchmarks.lora --engine         # and what a vLLM engine makes of weights of which only the changed ones are sent
+    python -m benchmarks.lora --rounding       # in bfloat16: how much of a small step rounding takes back
+    python -m benchmarks.lora --engine         # what a vLLM engine holds after it was sent only the changed weights
 
-Kinds take turns within a round, so that what else the machine does falls on all alike, and the first round does not
-count. Medians are printed: of seconds of CPU, of the engine of seconds. Needs no Ray, and vLLM only with --engine."""
+Kinds take turns within a round, so that a disturbance meets them all, and the first round does not count. Medians are
+printed: seconds of CPU, and for the engine seconds. Ray is not needed, and vLLM only with --engine.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def cpu_seconds(function: Callable[[], Any]) -> float:
 
 
 def changed(learner: Any) -> list[Any]:
-    """Of what is published, that which training can change."""
+    """Return the part of what is published that training can change."""
     from learners.sharding import Deferred
 
     named, _ = learner.named_weights()
@@ -45,7 +46,7 @@ def file_mib(directory: Path) -> float:
 
 
 def costs(model: str, rounds: int) -> None:
-    """A step, publication whole and in part, a checkpoint."""
+    """Print the costs of a step, of a publication whole and in part, and of a checkpoint."""
     from transformers import AutoConfig
 
     from learners.config import LearnerConfig
@@ -59,7 +60,7 @@ def costs(model: str, rounds: int) -> None:
     learners = {name: learner(values) for name, values in KINDS.items()}
     learners["peft's pass"] = learner(KINDS["all-linear"])
     for layer in learners["peft's pass"]._adapters._layers.values():  # type: ignore[union-attr]
-        del layer.forward  # ours, which stands before that of its class
+        del layer.forward  # ours, which hides that of its class
     batch, shapes = make_batch(AutoConfig.from_pretrained(model).vocab_size), causal_lm_shapes(model)
     rows = [{name: measured(one, batch, shapes) for name, one in learners.items()} for _ in range(1 + rounds)][1:]
     print(f"{'':22}" + "".join(f"{name:>12}" for name in learners))
@@ -68,7 +69,7 @@ def costs(model: str, rounds: int) -> None:
 
 
 def measured(learner: Any, batch: Any, shapes: Any) -> dict[str, float]:
-    """One round of one learner."""
+    """Return the costs of one round of one learner."""
     from learners.weight_check import check_snapshot
     from learners.weights import checksums, take_snapshot
 
@@ -90,8 +91,8 @@ def measured(learner: Any, batch: Any, shapes: Any) -> dict[str, float]:
 
 
 def rounding(model: str) -> None:
-    """Log-probs of 192 sampled tokens in float32: moved by adapters, and by merged weights that are rounded to
-    bfloat16."""
+    """Compare how far adapters move the log-probs of 192 sampled tokens, and how far merged weights do that are rounded
+    to bfloat16."""
     import torch
 
     from learners.config import LoraConfig
@@ -117,7 +118,7 @@ def rounding(model: str) -> None:
         with torch.no_grad():
             for layer in adapters._layers.values():
                 weight = layer.lora_B["default"].weight
-                weight.copy_(scale * torch.randn(weight.shape, generator=generator).sign())  # as after scale / lr steps of Adam, about
+                weight.copy_(scale * torch.randn(weight.shape, generator=generator).sign())  # about as after scale / lr steps of Adam
         moved = logprobs() - base
         kept, same, count = {}, 0, 0
         with torch.no_grad(), adapters.off():
@@ -138,8 +139,8 @@ def rounding(model: str) -> None:
 
 
 def engine(model: str, rounds: int) -> None:
-    """Seconds of a vLLM engine to load all weights and the changed ones, and whether it then holds what was
-    published."""
+    """Print the seconds in which a vLLM engine loads all weights and the changed ones, and whether it then holds what
+    was published."""
     from transformers import AutoConfig
 
     from actors.config import RolloutConfig, SamplingConfig

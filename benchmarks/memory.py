@@ -1,10 +1,11 @@
-"""Does any process of a run grow? Its memory over the steps, from the run's own log.
+"""Does any process of a run grow? The memory of each over the steps, from the run's own log.
 
-    python -m benchmarks.memory --steps 500               # trains a tiny random model with the reference engine, then reports
+    python -m benchmarks.memory --steps 500                # trains a tiny model with the reference engine, then reports
     python -m benchmarks.memory --report runs/quickstart   # reports on a run that exists
 
-Prints a line a process (resident MiB at the end of the warm-up and at the end of the run, the slope in MiB a step as
-the least-squares fit over the steps after the warm-up) and one JSON object. Exits with 1 where a slope reaches --limit.
+The output is a line for each process and one JSON object. A line has the resident MiB at the end of the warm-up and at
+the end of the run, and the slope in MiB a step: the least-squares fit over the steps after the warm-up. The exit code
+is 1 if a slope reaches --limit.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 from jobs.directory.metrics import read_metrics
 
 FEWEST_POINTS = 20
-"""Of a process that lived for fewer steps after the warm-up nothing is said."""
+"""A process that lived for fewer steps after the warm-up is left out."""
 SETTINGS = """
 prompts_per_step = 2
 responses_per_prompt = 4
@@ -34,12 +35,12 @@ encoder.dtype = "float32"
 bonus = { dim = 8, gate = "always" }
 learner.dtype = "float32"
 """
-"""Small steps, many of them, with a gradient in each."""
+"""Many small steps with a gradient in each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Growth:
-    """Of one process, over the steps after the warm-up."""
+    """The growth of one process over the steps after the warm-up."""
 
     process: str
     num_steps: int
@@ -49,7 +50,7 @@ class Growth:
 
 
 def growth(records: Sequence[dict[str, float]], *, warm_up: int) -> list[Growth]:
-    """The steepest first."""
+    """Return the growth of every process, the steepest first."""
     names = sorted({name for record in records for name in record if name.startswith("memory/")})
     found = []
     for name in names:
@@ -71,7 +72,7 @@ def growth(records: Sequence[dict[str, float]], *, warm_up: int) -> list[Growth]
 
 
 def train(directory: Path, *, steps: int, model: str | None, arguments: Sequence[str]) -> Path:
-    """Run it as a user would; returns its directory."""
+    """Train as a user would, and return the run's directory."""
     if model is None:
         from tests.tiny_model import make_tiny_model
 
@@ -86,7 +87,7 @@ def train(directory: Path, *, steps: int, model: str | None, arguments: Sequence
 
 
 def report(run_dir: Path, *, warm_up: int, limit: float) -> bool:
-    """Whether every slope is below `limit` MiB a step."""
+    """Print every slope, and return whether all are below `limit` MiB a step."""
     records = read_metrics(run_dir / "metrics.jsonl")
     found = growth(records, warm_up=warm_up)
     if not found:

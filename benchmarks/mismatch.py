@@ -1,13 +1,15 @@
-"""What the mismatch alarm says of faults that are known: an engine of plain transformers samples with one, the
-learner's rules look at it.
+"""What the mismatch alarm says about known faults.
 
     python -m benchmarks.mismatch                     # the embedded model; 5 to 10 minutes on two cores
     python -m benchmarks.mismatch --faults temperature,tensor
 
-Every fault is real: the engine samples from the tampered model or temperature and records its own log-probs;
-re-tokenised responses are decoded and encoded again. Weights are made stale by one or more gradient steps of the
-learner on responses of the same kind. The floor of earlier steps is that of an engine in order. Prints one line a
-fault: its name, tokens, mean |d|, the divergence in nats, the cause found."""
+An engine of plain transformers samples with one fault, and the learner's rules look at the result. Every fault is real:
+the engine samples from the changed model or temperature and records its own log-probs, and re-tokenized responses are
+decoded and encoded again. Weights become stale by one or more gradient steps of the learner on responses of the same
+kind. The floor of earlier steps is that of an engine without a fault.
+
+The output is one line for each fault: its name, tokens, mean |d|, the divergence in nats, and the cause found.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ Response = tuple[list[int], list[int], list[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """The learner's model, and what it is asked."""
+    """The learner's model and the prompts."""
 
     model: Any
     tokenizer: Any
@@ -45,7 +47,7 @@ class Bench:
 
     @torch.no_grad()
     def sample(self, model: Any, *, temperature: float = 1.0, seed: int = 0) -> list[Response]:
-        """By `model`, with its log-probs at that temperature."""
+        """Sample with `model`, and record its log-probs at that temperature."""
         generator = torch.Generator().manual_seed(seed)
         found: list[Response] = []
         for prompt in self.prompts:
@@ -66,7 +68,7 @@ class Bench:
 
     @torch.no_grad()
     def compare(self, model: Any, responses: Sequence[Response]) -> MismatchTokens:
-        """What the learner, holding `model`, sees of `responses`, which it takes for its own."""
+        """Return what a learner that holds `model` sees of `responses`, which it takes for its own."""
         logprobs, entropies = [], []
         for prompt, ids, _ in responses:
             logprobs_TV = logprobs_of(model, prompt, ids)
@@ -84,7 +86,7 @@ class Bench:
         )
 
     def moved(self, *, lr: float, steps: int) -> Any:
-        """The model after gradient steps on samples of its own, half of which are called good."""
+        """Return the model after gradient steps on samples of its own, half of which count as good."""
         model = copy.deepcopy(self.model)
         optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
         for step in range(steps):
@@ -100,7 +102,7 @@ class Bench:
         return model
 
     def encoded_again(self, responses: Sequence[Response]) -> list[Response]:
-        """Decoded and encoded again, the recorded log-probs cut or left as they are: the mistake, as it is made."""
+        """Return responses decoded and encoded again, with the recorded log-probs cut or left as they are."""
         again = []
         for prompt, ids, recorded in responses:
             new = self.tokenizer(self.tokenizer.decode(ids), add_special_tokens=False)["input_ids"]
@@ -110,13 +112,12 @@ class Bench:
 
 
 def logprobs_of(model: Any, prompt: list[int], ids: list[int]) -> Tensor:
-    """(T, V), of what follows each token but the last."""
+    """Return (T, V): the log-probs of what follows each token but the last."""
     return model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
 
 
 def merged(responses: Sequence[Response], share: float, vocabulary: int) -> list[Response]:
-    """In a share of the responses two tokens become another one, and the log-probs behind it are those of other
-    tokens."""
+    """Replace two tokens by one in a share of the responses, so that the log-probs behind it belong to other tokens."""
     rng = np.random.default_rng(0)
 
     def changed(prompt: list[int], ids: list[int], recorded: list[float]) -> Response:
@@ -129,7 +130,7 @@ def merged(responses: Sequence[Response], share: float, vocabulary: int) -> list
 
 
 def rounded(model: Any, bits: int) -> Any:
-    """The model with its matrices rounded to so many bits, a scale a row."""
+    """Return the model with its matrices rounded to `bits` bits, with one scale per row."""
     model = copy.deepcopy(model)
     for parameter in model.parameters():
         if parameter.ndim == 2:
@@ -146,7 +147,7 @@ def with_tensor(model: Any, name: str, change: Callable[[Tensor], Tensor]) -> An
 
 
 def faults(bench: Bench, wanted: set[str]) -> Iterator[tuple[str, MismatchTokens, bool]]:
-    """(name, tokens, whether there have been steps in order before), made as they are asked for."""
+    """Yield each fault: its name, its tokens, and whether steps without a fault came before."""
     model, layers = bench.model, bench.model.config.num_hidden_layers
     clean = bench.sample(model)
     yield "none (float32)", bench.compare(model, clean), False

@@ -1,10 +1,10 @@
-"""What one writes without thinking of speed: a policy-gradient step over padded rows, with transformers and torch
-alone.
+"""A policy-gradient step over padded rows with transformers and torch alone, written without thinking of speed.
 
-A row a response, each with its whole prompt, padded on the right to the longest row of the batch, as many rows a
-forward pass as the token budget has room for, logits of every position, AdamW on float32 masters with clipping. The
-loss is the learner's at its first optimiser step: truncated importance sampling, a token mean over the batch. The
-learner is measured against it."""
+A response is one row with its whole prompt, padded on the right to the longest row of the batch. A forward pass has as
+many rows as the token budget allows, and the logits of every position. AdamW runs on float32 masters with clipping. The
+loss is the learner's at its first optimizer step: truncated importance sampling, and a token mean over the batch. The
+learner is measured against this loop.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from learners.precision import resolve_dtype
 
 
 class PaddedLoop:
-    """loop.step(batch, advantages) is one training step on the rows of `batch`."""
+    """The loop. `step(batch, advantages)` is one training step on the rows of `batch`."""
 
     def __init__(self, model_path: str, config: LearnerConfig, *, temperature: float, device: str) -> None:
         from transformers import AutoModelForCausalLM
@@ -50,7 +50,7 @@ class PaddedLoop:
                     parameter.copy_(master)
 
     def gradient(self, batch: pa.RecordBatch, advantages: Sequence[float]) -> dict[str, Tensor]:
-        """Of the step that `step` would make, in float32."""
+        """Return the gradient of the step that `step` would make, in float32."""
         self.accumulate(batch, advantages)
         found = {name: master.grad for name, master in zip(self._names, self._masters, strict=True) if master.grad is not None}
         self._adamw.zero_grad()

@@ -2,10 +2,11 @@
 
     python -m benchmarks.publication                    # the embedded model on one thread
 
-A step of the quick start's shape (8 prompts of 37 tokens, 8 responses of at most 20) and the snapshot after it; the
-snapshot's parts; the same snapshot taken by a thread beside the step, which is all that overlapping the two could give;
-what Ray does with it; and a reader's check. All by turns in every repeat. Prints the medians as one JSON object, in
-seconds."""
+Measured are a step of the quick start's shape (8 prompts of 37 tokens, 8 responses of at most 20), the snapshot after
+it, and the snapshot's parts. The same snapshot is also taken by a thread beside the step, which shows all that
+overlapping the two could give. Then come Ray's part and a reader's check. All take turns in every repeat. The output is
+the medians as one JSON object, in seconds.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ NUM_GROUPS = 8
 
 
 def make_batch(seed: int) -> pa.RecordBatch:
-    """Every other response is right."""
+    """Return a batch in which every other response is right."""
     rng = np.random.default_rng(seed)
     kinds = [(VerdictStatus.INCORRECT, 0.0), (VerdictStatus.CORRECT, 1.0)]
     verdicts = [Verdict(status=status, reward=reward) for status, reward in kinds] * (GROUP_SIZE // 2)
@@ -47,7 +48,7 @@ def make_batch(seed: int) -> pa.RecordBatch:
 
 
 class Stopwatch:
-    """with watch("step"): ..."""
+    """Collects seconds by name: `with watch("step"): ...`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -81,7 +82,7 @@ def measure(learner: Learner, model: str, repeats: int) -> dict[str, Any]:
         with watch("check"):
             check_snapshot(read, shapes=shapes, dtype=read.index[0].dtype)
         del reference, read
-        with watch("snapshot_beside_step"):  # forward and backward passes only read; it is over long before the optimiser writes
+        with watch("snapshot_beside_step"):  # the passes only read, and it ends long before the optimizer writes
             copying = threading.Thread(target=learner.snapshot)
             copying.start()
             learner.step(make_batch(repeat))

@@ -1,10 +1,11 @@
 """The quick start on several seeds: does the reward rise, where does the time go, do engine and learner agree?
 
-    python -m benchmarks.quickstart --seeds 0,1,2 --out runs/bench          # trains, then reports (about 7 minutes a seed)
-    python -m benchmarks.quickstart --report runs/bench/seed0 ...            # reports on runs that exist
+    python -m benchmarks.quickstart --seeds 0,1,2 --out runs/bench    # trains, then reports (about 7 minutes a seed)
+    python -m benchmarks.quickstart --report runs/bench/seed0 ...      # reports on runs that exist
 
-Prints one JSON object a run: the reward of every step, first three against last three, seconds by kind as means over
-the steps after the third, and the mismatch of log-probs at lag 0."""
+The output is one JSON object a run: the reward of every step, the first three against the last three, seconds by kind
+as means over the steps after the third, and the mismatch of log-probs at lag 0.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ MISMATCH = ("mean", "p95", "max", "outside_band")
 
 
 def train(seed: int, run_dir: Path, arguments: list[str]) -> dict[str, float]:
-    """Run the quick start as a user would; returns its wall seconds and the peak memory of all its processes in GiB."""
+    """Run the quick start as a user would. Return its wall seconds and the peak memory of all its processes in GiB."""
     command = [sys.executable, "-m", "jobs.train", "configs/quickstart.toml", "--set", f"run_dir={run_dir}", "--set", f"seed={seed}"]
     started = time.monotonic()
     process = subprocess.Popen(command + arguments)
@@ -51,7 +52,7 @@ def train(seed: int, run_dir: Path, arguments: list[str]) -> dict[str, float]:
 
 
 def _watch_memory(pid: int, peak: list[float]) -> None:
-    """Proportional set size (shared pages counted once) of the process tree, twice a second."""
+    """Note the proportional set size (shared pages counted once) of the process tree, twice a second."""
     while psutil.pid_exists(pid):
         total = 0
         try:

@@ -3,8 +3,10 @@
     python -m benchmarks.ranks --ranks 1,2                         # the embedded model, on this machine's CPU, float32
     python -m benchmarks.ranks --ranks 2 --model DIR --dtype bfloat16
 
-Prints a line a rank and phase: seconds, memory resident afterwards and the peak in between, beyond what the process had
-before it loaded the model, and one JSON object. Needs neither Ray nor vLLM."""
+The output is a line for each rank and phase, and one JSON object. A line has the seconds, the memory resident
+afterwards and the peak in between, beyond what the process had before it loaded the model. Neither Ray nor vLLM is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """Of one rank; MiB beyond what the process had before the first phase."""
+    """A phase of one rank, in MiB beyond what the process had before the first phase."""
 
     ranks: int
     rank: int
@@ -47,7 +49,7 @@ def make_batch(
     prompt_tokens: int = PROMPT_TOKENS,
     response_tokens: int = RESPONSE_TOKENS,
 ) -> pa.RecordBatch:
-    """Groups of random tokens, half of the responses right."""
+    """Return groups of random tokens in which half of the responses are right."""
     from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
     from buffers.schema import concat_groups, to_record_batch, with_scores, with_verdicts
 
@@ -78,14 +80,14 @@ def make_batch(
 
 
 def memory_mib(field: str) -> float:
-    """VmRSS (resident) or VmHWM (its peak) of this process."""
+    """Return VmRSS (resident) or VmHWM (its peak) of this process, in MiB."""
     found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found.group(1)) / 1024
 
 
 def run_rank(rank: int, size: int, model: str, dtype: str, directory: str, connection: Connection) -> None:
-    """In a process of its own; sends its phases."""
+    """Run one rank in a process of its own, and send its phases."""
     from transformers import AutoConfig
 
     from learners.config import LearnerConfig
@@ -107,7 +109,7 @@ def run_rank(rank: int, size: int, model: str, dtype: str, directory: str, conne
 
     def measure(name: str, function: Callable[[], Any]) -> Any:
         ranks.gather(None)  # all begin together
-        Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         began = time.monotonic()
         result = function()
         seconds = time.monotonic() - began

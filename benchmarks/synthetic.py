@@ -15,7 +15,7 @@ TOKEN_IDS = (10, 40_000)
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Lengths are uniform between the two numbers."""
+    """The shape of a group. Lengths are uniform between the two numbers."""
 
     name: str
     num_groups: int
@@ -24,7 +24,7 @@ class Shape:
 
 
 def make_group(group_id: int, shape: Shape, rng: np.random.Generator, *, token_ids: tuple[int, int] = TOKEN_IDS) -> pa.RecordBatch:
-    """One sampled group of GROUP_SIZE responses."""
+    """Return one sampled group of GROUP_SIZE responses."""
     from buffers.schema import to_record_batch
 
     def ids(bounds: tuple[int, int]) -> tuple[int, ...]:
@@ -50,6 +50,6 @@ def make_group(group_id: int, shape: Shape, rng: np.random.Generator, *, token_i
 
 
 def num_tokens(batch: pa.RecordBatch) -> int:
-    """Tokens of all responses, and of each group's prompt once."""
+    """Return the number of tokens of all responses, and of each group's prompt once."""
     rows = batch.select(["index", "prompt_ids", "response_ids"]).to_pylist()
     return sum(len(row["response_ids"]) + (len(row["prompt_ids"]) if row["index"] == 0 else 0) for row in rows)

@@ -1,11 +1,11 @@
-"""The quick start's training in Hugging Face TRL, for `benchmarks.end_to_end`. Runs in an environment of TRL's own,
-without this project.
+"""The quick start's training in Hugging Face TRL, for `benchmarks.end_to_end`.
 
     TRL-PYTHON benchmarks/trl_grpo.py settings.json        # prints one JSON object
 
-settings.json: model, prompts ([{"prompt": messages, "answer": "7"}, ...]), steps, prompts_per_step, group_size,
-max_tokens, lr, dtype, threads, rows_per_pass. The reward is that of the quick start's task: the last integer of the
-reply is the answer."""
+This file runs in an environment of TRL's own, without this project. settings.json has model, prompts ([{"prompt":
+messages, "answer": "7"}, ...]), steps, prompts_per_step, group_size, max_tokens, lr, dtype, threads and rows_per_pass.
+The reward is that of the quick start's task: the last integer of the reply is the answer.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def last_integer_is_right(completions: list[list[dict[str, str]]], answer: list[
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """When each step ended."""
+    """Notes when each step ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []

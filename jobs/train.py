@@ -16,7 +16,7 @@ from jobs.user_error import UserError, answering
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train a policy with the exploration bonus.")
-    parser.add_argument("config", help="TOML file, for example configs/quickstart.toml")
+    parser.add_argument("config", nargs="?", help="TOML file, for example configs/quickstart.toml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable"
     )
@@ -29,7 +29,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards again")
     parser.add_argument("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--keys", nargs="?", const="", metavar="PREFIX", help="print the configuration keys, all or those under PREFIX, and start nothing"
+    )
+    options = parser.parse_args(arguments)
+    if options.keys is not None and vars(options) != vars(parser.parse_args(["--keys", options.keys])):
+        parser.error("--keys goes with no other argument")
+    if options.keys is None and options.config is None:
+        parser.error("the following arguments are required: config")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
+    if options.keys is not None:
+        return _keys(options.keys)
     config = load_config(options.config, options.overrides)
     if options.synchronous and config.max_policy_lag != 0:
         raise UserError(f"--synchronous needs max_policy_lag = 0, the configuration has {config.max_policy_lag}")
@@ -49,6 +59,15 @@ def _main(options: argparse.Namespace) -> int:
     if options.replay_from:
         return _replay_from(config, options.replay_from, rescore=options.rescore)
     return _train(config, options)
+
+
+def _keys(prefix: str) -> int:
+    from rich.console import Console
+
+    from jobs.config_keys import selected, show
+
+    show(selected(RunConfig, prefix), Console(highlight=False))
+    return 0
 
 
 def _dry_run(config: RunConfig) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -13,6 +15,9 @@ from bonus.config import BonusConfig
 from buffers.schema import with_features
 from buffers.tokens import TokenLedger
 from jobs.analysis.evaluation import evaluate_outcomes
+from jobs.config_file import all_keys
+from jobs.config_keys import COMMANDS
+from jobs.processes.failures import FailureKind
 from learners.advantages import NORMALISERS
 from learners.config import LearnerConfig
 from learners.loss.aggregation import AGGREGATIONS
@@ -35,9 +40,10 @@ GROUPS = "|".join(
 
 def metrics_written() -> set[str]:
     names = set()
-    for source in SOURCES:
+    for source in (*SOURCES, *ROOT.glob("jobs/run/*.py")):
         names |= set(re.findall(rf'"((?:{GROUPS})/[\w@]+)"', (ROOT / source).read_text()))
     names |= elliptical_metrics()
+    names |= {f"faults/{kind}" for kind in FailureKind if kind is not FailureKind.BUG}
     names |= TokenLedger().metrics().keys()
     names |= {re.sub(r"@\d+$", "@k", name) for name in evaluate_outcomes(outcomes_of("1x", "11")).metrics()}
     columns = {name: np.arange(4.0) for name in MismatchTokens.__dataclass_fields__}
@@ -71,11 +77,99 @@ def test_every_metric_written_is_documented_and_no_other():
     assert metrics_written() == metrics_documented()
 
 
-def test_every_file_a_page_links_to_exists():
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    links = [(page, link) for page in pages for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())]
-    assert links
-    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = sorted((ROOT / "benchmarks/results").glob("*.md"))
+FOLDERS = "actors|benchmarks|bonus|buffers|configs|docs|jobs|learners|requirements|tasks|tests"
+PACKAGES = "actors|benchmarks|bonus|buffers|jobs|learners|tasks"
+NOT_OURS = {"configs/mine.toml", "jobs.NAME"}
+"""What a page tells its reader to put in."""
+
+
+def shown_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def links_of(page: Path) -> list[str]:
+    return re.findall(r"\]\((?!http)([^)]+)\)", page.read_text())
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that a Markdown page has for its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    module, attributes = name, []
+    while importlib.util.find_spec(module.partition(".")[0]) and not _is_module(module):
+        module, _, attribute = module.rpartition(".")
+        attributes.insert(0, attribute)
+    found = importlib.import_module(module) if attributes else None
+    for attribute in attributes:
+        if attribute not in vars(found) and attribute not in getattr(found, "__annotations__", {}):
+            return False
+        found = vars(found).get(attribute)
+    return True
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def is_key(name: str) -> bool:
+    """Whether a dotted name is a key or a section of a configuration. (Some sections are called like packages.)"""
+    keys = {key for root in COMMANDS.values() for key in all_keys(root)}
+    return any(f"{key}.".startswith(f"{name}.") for key in keys)
+
+
+def test_every_link_of_a_page_leads_somewhere():
+    links = [(page, *link.partition("#")[::2]) for page in PAGES + RESULTS for link in links_of(page)]
+    assert len(links) > 50
+    assert [f"{shown_name(page)}: {link}" for page, link, _ in links if not (page.parent / link).exists()] == []
+    anchored = [(page, page.parent / link if link else page, anchor) for page, link, anchor in links if anchor]
+    assert [f"{shown_name(page)}: {target.name}#{anchor}" for page, target, anchor in anchored if anchor not in anchors_of(target)] == []
+
+
+def test_every_file_a_page_names_exists():
+    pattern = re.compile(rf"(?<![\w/.-])((?:{FOLDERS})/[\w/.-]*\.(?:py|toml|md|txt|in|lock|jinja))\b")
+    named = [(page, name) for page in PAGES + RESULTS for name in pattern.findall(without_examples(page))]
+    assert len(named) > 50
+    assert [f"{shown_name(page)}: {name}" for page, name in named if name not in NOT_OURS and not (ROOT / name).exists()] == []
+
+
+def test_every_module_a_page_names_exists():
+    pattern = re.compile(rf"`(?:python -m )?((?:{PACKAGES})(?:\.[A-Za-z_]\w*)+)")
+    named = {(page, name) for page in PAGES + RESULTS for name in pattern.findall(without_examples(page))}
+    assert len(named) > 20
+    assert [
+        f"{shown_name(page)}: {name}" for page, name in sorted(named) if name not in NOT_OURS and not is_key(name) and not resolves(name)
+    ] == []
+
+
+def without_examples(page: Path) -> str:
+    """The text of a page without the files that its reader is to write: blocks that begin with a path in a comment."""
+    return re.sub(r"^```\w+\n# \S+\.(?:py|toml)\n.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_readme_lists_every_page():
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in links_of(ROOT / "README.md")}
+    assert [shown_name(page) for page in PAGES[1:] if page not in linked] == []
+
+
+def test_the_results_are_listed_with_their_topics():
+    linked = {link for link in links_of(ROOT / "benchmarks/results/README.md")}
+    assert {page.name for page in RESULTS} - {"README.md"} <= linked
+
+
+def test_the_reading_path_gives_sizes_that_hold():
+    path = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert 15 <= len(path) <= 20
+    sizes = {name: (int(said), len((ROOT / name).read_text().splitlines())) for name, said in path}
+    assert {name: both for name, both in sizes.items() if abs(both[0] - both[1]) > 0.2 * both[1]} == {}, "(said, is)"
 
 
 def test_every_part_of_a_loss_is_in_the_table():

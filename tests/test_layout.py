@@ -34,8 +34,11 @@ def test_packages_of_pyproject_are_the_folders_with_an_init():
 
 
 def test_folders_with_python_files_are_packages():
-    """A folder without `__init__.py` loses to any installed package of its name."""
-    with_code = {path.parent.name for path in REPOSITORY.glob("*/*.py")}
+    """A folder without `__init__.py` loses to any installed package of its name. Folders that git does not track are
+    somebody's own (CONTRIBUTING.md)."""
+    listed = subprocess.run(["git", "ls-files", "*/*.py"], cwd=REPOSITORY, capture_output=True, text=True)
+    tracked = {name.partition("/")[0] for name in listed.stdout.splitlines()}
+    with_code = {path.parent.name for path in REPOSITORY.glob("*/*.py") if not tracked or path.parent.name in tracked}
     assert sorted(with_code - NOT_INSTALLED) == PACKAGES
     rooms = {path.parent.relative_to(REPOSITORY) for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")}
     assert sorted(".".join(room.parts) for room in rooms) == ROOMS

@@ -1,5 +1,5 @@
-"""What `python -m jobs.train` does with its input: every bad one is exit code 2 and one line that names the key and the
-mend."""
+"""What `python -m jobs.train` does with its input: a bad one is exit code 2 and one line that names the key and the
+correction."""
 
 import fcntl
 import json
@@ -12,17 +12,8 @@ from unittest.mock import patch
 import pytest
 
 from jobs import train
-from jobs.config import (
-    CHANGEABLE_ON_RESUME,
-    LABEL,
-    ConfigError,
-    RunConfig,
-    _labelled_section,
-    _section,
-    all_keys,
-    changed_keys,
-    load_config,
-)
+from jobs.config import CHANGEABLE_ON_RESUME, RunConfig, load_config
+from jobs.config_file import LABEL, ConfigError, all_keys, changed_keys, labelled_section_of, section_of
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
 
@@ -132,7 +123,7 @@ def test_no_number_of_any_section_may_be_infinite(root):
     for section in sections:
         assert section.model_config.get("allow_inf_nan") is False, section
         for field in section.model_fields.values():
-            found = _section(field.annotation) or _labelled_section(field.annotation)
+            found = section_of(field.annotation) or labelled_section_of(field.annotation)
             sections += [found] if found is not None and found not in sections else []
     assert len(sections) > 5
 
