@@ -49,7 +49,7 @@ format: venv  ## format the code and apply the safe fixes
 	$(BIN)/ruff format .
 
 docs: venv  ## write docs/configuration.md from the code
-	$(BIN)/python -m jobs.config_keys docs/configuration.md
+	$(BIN)/python -m jobs.screens.config_keys docs/configuration.md
 
 doctor:  ## say what this machine has, what is missing and how to fix it (with or without .venv)
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m jobs.doctor $(ARGS)

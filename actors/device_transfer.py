@@ -33,7 +33,15 @@ import torch
 from torch import Tensor
 
 from actors.config import WeightTransfer
-from actors.weight_transfer import DeviceWeights, Policy, Trainer, TransferUnavailable
+from actors.weight_transfer import (
+    STAGING_BYTES,
+    DeviceWeights,
+    ObjectStorePublisher,
+    Policy,
+    Trainer,
+    TransferUnavailable,
+    WeightPublisher,
+)
 from learners.sharding import full_tensors
 from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, TensorSpec, fingerprint
@@ -287,3 +295,47 @@ class DeviceReceiver:
         if self._connection is not None:
             self._connection.close()
         self._connection, self._key = None, b""
+
+
+def make_publisher(transfer: WeightTransfer, *, kept_versions: int = 1, kept_every: int = 0) -> WeightPublisher:
+    """Return the publisher that `rollout.weight_transfer` names.
+
+    `kept_versions` is how many versions may be on their way into engines at a time. For `kept_every` see
+    `DevicePublisher`.
+    """
+    if transfer == "object_store":
+        return ObjectStorePublisher()
+    import ray
+
+    host = ray.util.get_node_ip_address()
+    return DevicePublisher(
+        transfer,
+        lambda client, source: vllm_trainer(transfer, client, source, host=host),
+        host=host,
+        kept_versions=kept_versions,
+        kept_every=kept_every,
+    )
+
+
+def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: str) -> Trainer:
+    """Return vLLM's side for trainers: a group of this process and the worker behind `client`, an engine on one GPU."""
+    from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    info: Any
+    if transfer == "ipc":
+        info = IPCTrainerInitInfo(rank=0)
+    else:
+        info = NCCLTrainerInitInfo(
+            rank=0, master_address=host, master_port=_free_port(host), world_size=2, packed_buffer_size_bytes=STAGING_BYTES
+        )
+    trainer: Trainer = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+    return trainer
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

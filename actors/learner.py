@@ -12,7 +12,8 @@ from pyarrow import fs
 
 from actors.checkpointed import Checkpointed
 from actors.config import WeightTransfer
-from actors.weight_transfer import Weights, make_publisher
+from actors.device_transfer import make_publisher
+from actors.weight_transfer import Weights
 from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog
 from learners.checkpoint import CheckpointManager, FileEntry

@@ -17,15 +17,13 @@ both sides and a stand-in for NCCL."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from actors.config import WeightTransfer
 from learners.sharding import Deferred
 from learners.weight_check import check_snapshot, check_tensors
 from learners.weights import TensorSpec, WeightSnapshot
@@ -112,49 +110,3 @@ class Trainer(Protocol):
 
     def send_weights(self) -> None: ...
     def shutdown(self) -> None: ...
-
-
-def make_publisher(transfer: WeightTransfer, *, kept_versions: int = 1, kept_every: int = 0) -> WeightPublisher:
-    """Return the publisher that `rollout.weight_transfer` names.
-
-    `kept_versions` is how many versions may be on their way into engines at a time. For `kept_every` see
-    `actors.device_transfer.DevicePublisher`.
-    """
-    if transfer == "object_store":
-        return ObjectStorePublisher()
-    import ray
-
-    from actors.device_transfer import DevicePublisher
-
-    host = ray.util.get_node_ip_address()
-    return DevicePublisher(
-        transfer,
-        lambda client, source: vllm_trainer(transfer, client, source, host=host),
-        host=host,
-        kept_versions=kept_versions,
-        kept_every=kept_every,
-    )
-
-
-def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: str) -> Trainer:
-    """Return vLLM's side for trainers: a group of this process and the worker behind `client`, an engine on one GPU."""
-    from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
-    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-    info: Any
-    if transfer == "ipc":
-        info = IPCTrainerInitInfo(rank=0)
-    else:
-        info = NCCLTrainerInitInfo(
-            rank=0, master_address=host, master_port=_free_port(host), world_size=2, packed_buffer_size_bytes=STAGING_BYTES
-        )
-    trainer: Trainer = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
-    return trainer
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from buffers.rollout_log import RolloutLog
-from jobs.user_error import UserError, answering
+from jobs.configuration.user_error import UserError, answering
 
 COLUMNS = ("step", "reward", "bonus", "advantage", "question", "response_text", "reference_answer")
 

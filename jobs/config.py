@@ -3,7 +3,7 @@
     config = load_config("configs/quickstart.toml", overrides=["learner.lr=1e-5"])
 
 Every section is a strict model beside its owner, every field has a line of text, and each contradiction between two
-sections is refused here with both values. `jobs.config_file` reads the file, `jobs.config_keys` lists the keys.
+sections is refused here with both values. `jobs.configuration.files` reads the file, `jobs.screens.config_keys` lists the keys.
 Importing this module pulls in neither torch, Ray nor vLLM.
 """
 
@@ -19,7 +19,7 @@ from actors.engines import ENGINES, Repeats, facts_of, require_facts
 from bonus.config import BonusConfig
 from buffers.config import ReplayConfig
 from buffers.extensions import Known
-from jobs.config_file import ConfigError, changed_keys, load, merged, read_values, source_of, validated
+from jobs.configuration.files import changed_keys, load, merged, read_values, source_of, validated
 from jobs.evaluation_config import EvaluationConfig
 from learners.config import CheckpointConfig, LearnerConfig
 from tasks.config import PATH_KEYS, TaskConfig
@@ -28,7 +28,6 @@ from tasks.rewards import RewardConfig
 __all__ = [
     "CHANGEABLE_ON_RESUME",
     "AutoscaleConfig",
-    "ConfigError",
     "DynamicSamplingConfig",
     "LogsConfig",
     "RunConfig",
@@ -325,5 +324,5 @@ CHANGEABLE_ON_RESUME = (
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read the configuration of a run (`jobs.config_file.load`). Raises ConfigError."""
+    """Read the configuration of a run (`jobs.configuration.files.load`). Raises UserError."""
     return load(RunConfig, path, overrides)

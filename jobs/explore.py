@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from jobs.config import load
+from jobs.configuration.user_error import answering
 from jobs.explore_config import ExploreConfig
-from jobs.user_error import answering
 
 FLAGS: dict[str, tuple[str, str]] = {
     "model": ("model", "the model that answers: embedded alias, directory, or hub id"),

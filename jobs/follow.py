@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cluster.remote import ADDRESS_HELP, Cluster, address_of, connect
-from jobs.user_error import EXIT_FAILED, EXIT_INTERRUPTED, UserError, answering
+from jobs.configuration.user_error import EXIT_FAILED, EXIT_INTERRUPTED, UserError, answering
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from jobs.cluster.remote import ADDRESS_HELP, Job, address_of, connect
 from jobs.cluster.runs import LOCAL_RUNS, STORAGE, age, is_alive, local_runs
+from jobs.configuration.user_error import answering
 from jobs.directory.run_state import read_status
 from jobs.screens.status_screen import phase_of, wide_console
-from jobs.user_error import answering
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

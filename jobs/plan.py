@@ -12,9 +12,9 @@ from pathlib import Path
 from actors.config import EncoderConfig, RolloutConfig
 from actors.engines import facts_of
 from jobs.config import RunConfig
+from jobs.configuration.user_error import UserError
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
-from jobs.user_error import UserError
 from learners.config import LearnerConfig
 from learners.precision import Dtype, resolve_dtype
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from jobs.cluster.remote import ADDRESS_HELP, address_of, connect
 from jobs.cluster.runs import find_run, is_alive, owner
+from jobs.configuration.user_error import UserError, answering
 from jobs.directory.run_state import RunStatus, read_desired, read_status, write_desired
-from jobs.user_error import UserError, answering
 
 ROLES = ("rollout", "verifier", "encoder")
 

@@ -18,9 +18,9 @@ from rich.live import Live
 
 from jobs.cluster.remote import ADDRESS_HELP, Cluster, Job, address_of, connect
 from jobs.cluster.runs import age, find_run, is_alive
+from jobs.configuration.user_error import UserError, answering
 from jobs.directory.run_state import RunStatus, read_status
 from jobs.screens.status_screen import one_line, screen, wide_console
-from jobs.user_error import UserError, answering
 
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 5.0
 """Seconds between two looks with --watch; on a cluster each look is a small job."""

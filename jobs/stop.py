@@ -14,9 +14,9 @@ from pathlib import Path
 
 from jobs.cluster.remote import ADDRESS_HELP, ENDED_WELL, Cluster, address_of, connect
 from jobs.cluster.runs import find_run, is_alive
+from jobs.configuration.user_error import EXIT_FAILED, UserError, answering
 from jobs.directory.run_state import read_desired, read_status, write_desired
 from jobs.scale import require_live
-from jobs.user_error import EXIT_FAILED, UserError, answering
 
 POLL_S = 0.5
 

@@ -22,8 +22,8 @@ from jobs.cluster.package import Package, commit, mib, select
 from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Cluster, Job, address_of, connect, shell_path
 from jobs.cluster.runs import STORAGE
 from jobs.config import RunConfig, load_config
+from jobs.configuration.user_error import UserError, answering
 from jobs.follow import follow
-from jobs.user_error import UserError, answering
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 STOP_WAIT_S = (60, 600)

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from jobs.config import RunConfig, load_config
+from jobs.configuration.user_error import UserError, answering
 from jobs.plan import available_memory_gib, make_plan, require_disk, require_memory
-from jobs.user_error import UserError, answering
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -64,7 +64,7 @@ def _main(options: argparse.Namespace) -> int:
 def _keys(prefix: str) -> int:
     from rich.console import Console
 
-    from jobs.config_keys import selected, show
+    from jobs.screens.config_keys import selected, show
 
     show(selected(RunConfig, prefix), Console(highlight=False))
     return 0

@@ -15,9 +15,9 @@ from bonus.config import BonusConfig
 from buffers.schema import with_features
 from buffers.tokens import TokenLedger
 from jobs.analysis.evaluation import evaluate_outcomes
-from jobs.config_file import all_keys
-from jobs.config_keys import COMMANDS
+from jobs.configuration.files import all_keys
 from jobs.processes.failures import FailureKind
+from jobs.screens.config_keys import COMMANDS
 from learners.advantages import NORMALISERS
 from learners.config import LearnerConfig
 from learners.loss.aggregation import AGGREGATIONS

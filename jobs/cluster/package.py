@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from jobs.user_error import UserError
+from jobs.configuration.user_error import UserError
 
 MAX_BYTES = 500 << 20
 """Ray's own bound for a working directory, here applied before compression."""

@@ -27,8 +27,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from jobs.cluster.runs import unknown_run
+from jobs.configuration.user_error import UserError
 from jobs.directory.run_state import STATUS, RunStatus
-from jobs.user_error import UserError
 
 APP = "repexp"
 TRAIN, HELPER = "train", "helper"

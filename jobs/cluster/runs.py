@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from jobs.configuration.user_error import UserError
 from jobs.directory.job_dir import LOCK
 from jobs.directory.run_state import STATUS
-from jobs.user_error import UserError
 
 STORAGE = "~/repexp-runs"
 """Where the head of a cluster keeps submitted runs, unless `--storage` says otherwise."""

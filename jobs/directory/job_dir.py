@@ -17,8 +17,8 @@ from typing import IO, Any, Self
 from pydantic import BaseModel
 
 from jobs.config import changed_keys
+from jobs.configuration.user_error import UserError
 from jobs.directory.atomic import replacing
-from jobs.user_error import UserError
 
 LOCK, CONFIG = "run.lock", "config.json"
 

@@ -22,11 +22,11 @@ from actors.verifier import VerifierPool, VerifierPoolError
 from buffers.records import Problem, Verdict
 from buffers.schema import concat_groups, from_record_batch
 from jobs.config import RunConfig
+from jobs.configuration.user_error import EXIT_FAILED, UserError
 from jobs.offline.saved_rows import SavedRows, require_known_tokens, vocabulary_of
 from jobs.offline.trainer import OfflineRun, ReportStep, check_fits, no_report, report_to, require_other_directory
 from jobs.processes.verdict_counter import VerdictCounter, VerifierFailure
 from jobs.screens.console import RunConsole
-from jobs.user_error import EXIT_FAILED, UserError
 from learners.models import resolve_model
 from tasks.mixture import names_in
 from tasks.registry import make_task
@@ -71,7 +71,7 @@ class Trained:
 def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int:
     """Run `python -m jobs.train CONFIG --replay-from SOURCE` and return its exit code.
 
-    Raises one of `jobs.user_error.REFUSALS` where it is refused."""
+    Raises one of `jobs.configuration.user_error.REFUSALS` where it is refused."""
     name = Path(config.run_dir).name
     with RunConsole(f"repexp {name}, rollouts of {source}", config.steps) as console, ExitStack() as opened:
         judge = None

@@ -33,8 +33,8 @@ from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdic
 from buffers.rollout_log import RolloutLog
 from buffers.schema import split_groups, to_record_batch, with_features, with_verdicts
 from jobs.config import RunConfig
+from jobs.configuration.user_error import UserError
 from jobs.offline.trainer import read_step
-from jobs.user_error import UserError
 from tasks.base import TaskError
 from tasks.data.files import SUFFIXES, DataFile, Row
 

@@ -31,6 +31,7 @@ from buffers.records import GroupOutcome, StepReport, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from buffers.schema import ROLLOUT_SCHEMA, group_ids, list_column_arrays
 from jobs.config import RunConfig
+from jobs.configuration.user_error import UserError, refusing
 from jobs.directory.events import EVENTS, EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import RunDirectory
@@ -38,7 +39,6 @@ from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 from jobs.processes.policy_model import policy_model
 from jobs.screens.console import RunConsole
 from jobs.screens.hints import MismatchAdvice
-from jobs.user_error import UserError, refusing
 from learners.checkpoint import CheckpointManager, FileEntry
 from learners.layers import CompilerMissing, require_compiler
 

@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 from actors.learner import Learner
-from jobs.config import RunConfig, UserError
+from jobs.config import RunConfig
+from jobs.configuration.user_error import UserError
 from jobs.directory.events import EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import RunDirectory

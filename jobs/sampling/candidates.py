@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from buffers.records import Problem, Verdict, VerdictStatus
+from jobs.configuration.user_error import UserError
 from jobs.directory.atomic import replacing
-from jobs.user_error import UserError
 
 CANDIDATES_FILE, PARTS = "pools.parquet", "parts"
 VERSION_KEY, SETTINGS_KEY = b"repexp.pools", b"repexp.explore"

@@ -20,6 +20,7 @@ from actors.scorer import ResponseScorer
 from actors.verifier import VerifierPool
 from buffers.records import Problem
 from jobs.analysis.candidate_table import Candidates, candidates_by_problem
+from jobs.configuration.user_error import UserError
 from jobs.directory.job_dir import JobDirectory
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, EvaluateConfig
 from jobs.plan import evaluate_memory_gib
@@ -34,7 +35,6 @@ from jobs.sampling.evaluator import MODEL_AND_PROBLEM, Evaluator, EvaluatorSetti
 from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, run_to_end
 from jobs.sampling.pipeline import FINISHERS
 from jobs.screens.console import say
-from jobs.user_error import UserError
 from tasks.base import Task
 from tasks.registry import make_task
 
@@ -49,7 +49,7 @@ REPORT_COLUMNS = (
 def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
     """Run the job and return its exit code.
 
-    Raises one of `jobs.user_error.REFUSALS` where the job is refused; nothing is touched then.
+    Raises one of `jobs.configuration.user_error.REFUSALS` where the job is refused; nothing is touched then.
     """
     task = _task(config)
     problems = problems_of(task, config.split, config.problems)

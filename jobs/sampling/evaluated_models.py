@@ -24,10 +24,10 @@ from pydantic import ValidationError
 
 from jobs.cluster.runs import LOCAL_RUNS, STORAGE, local_runs
 from jobs.config import RunConfig
+from jobs.configuration.user_error import UserError, refusing
 from jobs.directory.atomic import replacing
 from jobs.directory.job_dir import CONFIG, LOCK, read_json
 from jobs.directory.run_dir import RunDirectory
-from jobs.user_error import UserError, refusing
 from learners.checkpoint import CheckpointError
 from learners.config import LearnerConfig
 from learners.models import EMBEDDED, ModelError, check_model, resolve_model

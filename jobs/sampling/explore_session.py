@@ -15,6 +15,7 @@ from actors.encoder import HiddenStateEncoder
 from actors.rollout import PooledFeatures
 from actors.verifier import VerifierPool
 from buffers.records import Problem
+from jobs.configuration.user_error import UserError, refusing
 from jobs.directory.job_dir import JobDirectory
 from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS, ExploreConfig
 from jobs.plan import explore_memory_gib
@@ -30,7 +31,6 @@ from jobs.sampling.pipeline import FINISHERS
 from jobs.sampling.reselect import needs_encoder, reselect
 from jobs.sampling.selected import write_selected
 from jobs.screens.console import say
-from jobs.user_error import UserError, refusing
 from learners.forward import check_supported
 from learners.models import ModelError, check_model, resolve_model
 from learners.supported import ModelUnsupported
@@ -41,7 +41,7 @@ from tasks.registry import make_task
 def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
     """Run the job and return its exit code.
 
-    Raises one of `jobs.user_error.REFUSALS` where the job is refused; nothing is touched then.
+    Raises one of `jobs.configuration.user_error.REFUSALS` where the job is refused; nothing is touched then.
     """
     task, problems = _problems(config, from_pools)
     old = read_candidates(from_pools) if from_pools else None

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from buffers.records import GroupUsage, Problem
+from jobs.configuration.user_error import EXIT_FAILED, UserError
 from jobs.plan import available_memory_gib
 from jobs.processes.failures import NAMED_FAILURES, details, reason
 from jobs.screens.console import say
-from jobs.user_error import EXIT_FAILED, UserError
 from tasks.base import Task
 from tasks.stream import is_endless
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.device_transfer import DevicePublisher, DeviceReceiver
+from actors.device_transfer import DevicePublisher, DeviceReceiver, make_publisher
 from actors.learner import Learner
-from actors.weight_transfer import DeviceWeights, TransferUnavailable, check_weights, make_publisher
+from actors.weight_transfer import DeviceWeights, TransferUnavailable, check_weights
 from learners.config import LearnerConfig
 from learners.forward import causal_lm_shapes
 from learners.weight_check import WeightsRefused

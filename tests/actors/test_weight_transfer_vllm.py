@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.device_transfer import DevicePublisher
+from actors.device_transfer import DevicePublisher, vllm_trainer
 from actors.engine import EngineError, EngineSetup, WeightMismatch
 from actors.vllm_engine import AsyncVllmEngine
 from actors.vllm_worker import EngineWorker
-from actors.weight_transfer import DeviceWeights, check_weights, vllm_trainer
+from actors.weight_transfer import DeviceWeights, check_weights
 from learners.forward import causal_lm_shapes, load_causal_lm
 from tests.actors.coroutines import WAIT_S, run
 

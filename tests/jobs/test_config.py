@@ -13,7 +13,8 @@ import pytest
 
 from jobs import train
 from jobs.config import CHANGEABLE_ON_RESUME, RunConfig, load_config
-from jobs.config_file import LABEL, ConfigError, all_keys, changed_keys, labelled_section_of, section_of
+from jobs.configuration.files import LABEL, all_keys, changed_keys, labelled_section_of, section_of
+from jobs.configuration.user_error import UserError
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
 
@@ -452,5 +453,5 @@ def test_refusal_is_one_line_from_the_command_line_too(tmp_path):
 
 
 def test_load_config_raises_its_own_error_only(tmp_path):
-    with pytest.raises(ConfigError):
+    with pytest.raises(UserError):
         load_config(str(tmp_path))

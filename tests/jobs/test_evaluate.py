@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from jobs import evaluate
+from jobs.configuration.user_error import UserError
 from jobs.directory.job_dir import CONFIG, LOCK
 from jobs.evaluate import main, parse_arguments, pass_at_k, resolve, values_of
 from jobs.evaluation_config import EvaluateConfig
-from jobs.user_error import UserError
 from tests.jobs.evaluate_fixture import make_run
 
 

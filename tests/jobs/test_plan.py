@@ -6,8 +6,8 @@ import pytest
 
 from actors.engines import ENGINES
 from jobs.config import RunConfig
+from jobs.configuration.user_error import UserError
 from jobs.plan import BASE_PROCESS_GIB, DRIVER_GIB, RAY_GIB, available_memory_gib, make_plan, require_disk, require_memory
-from jobs.user_error import UserError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from jobs import status as command
 from jobs.cluster.runs import age, find_run, is_alive
+from jobs.configuration.user_error import UserError
 from jobs.directory.run_state import STATUS, Waiting, WorkerStatus
 from jobs.screens.status_screen import count, one_line, screen, tokens_line, verdict
-from jobs.user_error import UserError
 from tests.jobs.runs_fixture import NOW, run_directory, running, status, ticking
 
 

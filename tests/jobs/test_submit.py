@@ -11,7 +11,7 @@ from jobs import submit as command
 from jobs.cluster.package import is_excluded, select
 from jobs.cluster.remote import Cluster, Job
 from jobs.config import RunConfig
-from jobs.user_error import UserError
+from jobs.configuration.user_error import UserError
 from tests.jobs.runs_fixture import FakeClient, add_run
 
 ADDRESS = "http://head:8265"

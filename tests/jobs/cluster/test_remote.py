@@ -7,8 +7,8 @@ from requests.exceptions import ConnectTimeout, ReadTimeout
 from jobs import follow as follow_command
 from jobs.cluster import remote
 from jobs.cluster.remote import Cluster, address_of, connect, one_line, shell_path
+from jobs.configuration.user_error import UserError
 from jobs.status import look_on
-from jobs.user_error import UserError
 from tests.jobs.runs_fixture import FakeClient, FakeState, add_run, status, ticking
 
 ADDRESS = "http://head:8265"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from jobs.configuration.user_error import UserError
 from jobs.directory.job_dir import CONFIG, LOCK, JobDirectory, read_json
-from jobs.user_error import UserError
 
 
 class Means(BaseModel):

@@ -20,6 +20,7 @@ from actors.verifier import VerifierPoolError
 from buffers.records import GroupOutcome, Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
+from jobs.configuration.user_error import REFUSALS, UserError
 from jobs.directory.events import EVENTS, Event, EventKind, batches, read_events
 from jobs.directory.metrics import read_metrics
 from jobs.directory.run_dir import RunDirectory
@@ -28,7 +29,6 @@ from jobs.offline.replay_from import Trained, replay_from, replay_from_session
 from jobs.offline.trainer import undecided
 from jobs.processes.verdict_counter import VerifierFailure
 from jobs.train import main
-from jobs.user_error import REFUSALS, UserError
 from learners.checkpoint import CheckpointManager
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, CoinJudge, LocalRun, assert_same_state, small_config
 

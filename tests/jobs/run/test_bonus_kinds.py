@@ -19,7 +19,8 @@ from bonus.config import BonusConfig
 from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from buffers.samplers import HeldGroup
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
+from jobs.configuration.user_error import UserError
 from jobs.offline.replay_from import replay_from
 from jobs.processes.description import TrainingComponents, num_actors
 from tests.buffers.schema_1 import as_schema_1
@@ -167,7 +168,7 @@ def test_saved_rollouts_without_final_answers_are_refused_for_a_bonus_that_needs
     config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     train(config("recorded", steps=2, bonus={"enabled": False}))
-    with pytest.raises(ConfigError, match=r'bonus\.kind = "tests\.bonus\.outside:AnswerCounts" needs final answers.*--rescore'):
+    with pytest.raises(UserError, match=r'bonus\.kind = "tests\.bonus\.outside:AnswerCounts" needs final answers.*--rescore'):
         replay_from(config("again", steps=2, **COUNTS), tmp_path / "recorded")
 
 
@@ -214,7 +215,7 @@ def test_a_run_that_was_begun_with_schema_1_is_resumed_and_its_old_steps_stay(co
     assert_same_state(straight.state(tmp_path / "a"), resumed.state(tmp_path / "b"))
     versions = [pq.read_schema(file).metadata[b"repexp.schema"] for file in sorted((tmp_path / "run" / "rollouts").iterdir())]
     assert versions == [b"1.2", b"1.2", b"2.0", b"2.0"]
-    with pytest.raises(ConfigError, match=r"step 1 cannot be read: .*rollout schema 1\.2 is older than this reader's 2\.0"):
+    with pytest.raises(UserError, match=r"step 1 cannot be read: .*rollout schema 1\.2 is older than this reader's 2\.0"):
         replay_from(config("again", steps=2), tmp_path / "run")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
+from jobs.configuration.user_error import UserError
 from jobs.offline.replay_from import replay_from
 from jobs.sampling.evaluated_models import PinnedModels, find_model
 from tests.jobs.components_fixture import LocalRun, assert_same_state, small_config
@@ -84,7 +85,7 @@ def test_its_rollouts_give_the_same_adapters_without_an_engine(config: MakeConfi
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
     exported = tmp_path / "again" / "policy"
     assert (exported / "model.safetensors").exists() and (exported / "adapter" / "adapter_config.json").exists()
-    with pytest.raises(ConfigError, match="there are: down_proj"):
+    with pytest.raises(UserError, match="there are: down_proj"):
         replay_from(config("wrong", learner={"lora": {"enabled": True, "targets": ["wq"]}}), tmp_path / "a")
 
 

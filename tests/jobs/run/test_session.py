@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from buffers.replay import ReplayTooSmall
-from jobs.config import ConfigError, RunConfig
+from jobs.config import RunConfig
+from jobs.configuration.user_error import UserError
 from jobs.directory.run_dir import RunDirectory
 from jobs.processes.failures import details
 from jobs.run.session import _Session, run_session
@@ -25,7 +26,7 @@ def start(config: RunConfig) -> int:
 def test_data_that_are_not_there_are_refused_before_anything_is_written(tmp_path: Path, tiny_model: str) -> None:
     task = {"name": "parquet", "parquet": {"path": str(tmp_path / "nothing.jsonl")}}
     config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "task": task})
-    with pytest.raises(ConfigError, match=r"task parquet: no file .*nothing\.jsonl"):
+    with pytest.raises(UserError, match=r"task parquet: no file .*nothing\.jsonl"):
         start(config)
     assert not (tmp_path / "run").exists()
 
@@ -34,7 +35,7 @@ def test_a_task_without_a_verifier_cannot_be_trained_on(tmp_path: Path, tiny_mod
     (tmp_path / "mine.jsonl").write_text(json.dumps({"prompt": "Write a poem."}) + "\n")
     task = {"name": "parquet", "parquet": {"path": str(tmp_path / "mine.jsonl"), "verifier": "none", "answer_column": None}}
     config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "task": task})
-    with pytest.raises(ConfigError, match="has no verifier, and training needs rewards"):
+    with pytest.raises(UserError, match="has no verifier, and training needs rewards"):
         start(config)
 
 
@@ -43,14 +44,14 @@ def test_storage_of_another_run_is_refused_and_its_own_is_not(tmp_path: Path, ti
     manager = CheckpointManager(str(storage), keep=1)
     manager.commit(3, manager.save(3, "learner", lambda directory: None), {"run_id": "theirs"})
     config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": str(storage)}})
-    with pytest.raises(ConfigError, match=r"holds the checkpoints of run 'theirs': give this run an address of its own"):
+    with pytest.raises(UserError, match=r"holds the checkpoints of run 'theirs': give this run an address of its own"):
         start(config)
     assert not (tmp_path / "ours").exists()
 
 
 def test_storage_that_is_no_address_is_refused(tmp_path: Path, tiny_model: str) -> None:
     config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": "nowhere://x"}})
-    with pytest.raises(ConfigError, match=r"checkpoint\.storage = 'nowhere://x'"):
+    with pytest.raises(UserError, match=r"checkpoint\.storage = 'nowhere://x'"):
         start(config)
 
 
@@ -63,7 +64,7 @@ def test_a_model_that_packed_rows_would_compute_wrongly_is_refused_before_ray_is
     settings["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     (model / "config.json").write_text(json.dumps(settings))
     config = RunConfig.model_validate({"model": str(model), "run_dir": str(tmp_path / "run")})
-    with pytest.raises(ConfigError, match=r'^LlamaForCausalLM takes its position embeddings \("dynamic"\) from the longest sequence'):
+    with pytest.raises(UserError, match=r'^LlamaForCausalLM takes its position embeddings \("dynamic"\) from the longest sequence'):
         start(config)
 
 
@@ -72,7 +73,7 @@ def test_storage_that_cannot_be_used_is_refused_before_anything_is_started(tmp_p
     (tmp_path / "a_file").write_text("")
     storage = str(tmp_path / place)
     config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "ours"), "checkpoint": {"storage": storage}})
-    with pytest.raises(ConfigError, match=r"^checkpoint\.storage = .* choose another place$") as refused:
+    with pytest.raises(UserError, match=r"^checkpoint\.storage = .* choose another place$") as refused:
         start(config)
     assert "\n" not in str(refused.value) and not (tmp_path / "ours").exists()
 
@@ -89,7 +90,7 @@ def test_an_event_log_that_cannot_be_read_is_named_with_the_mend(tmp_path: Path)
         console: Any = SimpleNamespace(warn=print)
         session = _Session(config, "x.toml", directory, None, console, synchronous=False, evaluation=None)  # type: ignore[arg-type]
         directory.events.write_text("half\nan event\n")
-        with pytest.raises(ConfigError, match=r"events\.jsonl, line 1 is no event: .*: move .*events\.jsonl away to go on") as refused:
+        with pytest.raises(UserError, match=r"events\.jsonl, line 1 is no event: .*: move .*events\.jsonl away to go on") as refused:
             session._open_events(3)
     assert "\n" not in str(refused.value)
 
@@ -113,5 +114,5 @@ def test_adapters_that_cannot_be_had_are_refused_before_ray_is_started(
     monkeypatch.setattr("jobs.run.session.ray_session", lambda *args: pytest.fail("Ray was started"))
     learner = {"lora": {"enabled": True, **lora}}
     config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "learner": learner})
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(UserError, match=named):
         start(config)

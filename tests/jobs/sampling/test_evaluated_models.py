@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.configuration.user_error import REFUSALS, UserError
 from jobs.directory.job_dir import CONFIG, LOCK
 from jobs.sampling.evaluated_models import PINS, POLICIES, PinnedModels, find_model, find_models
-from jobs.user_error import REFUSALS, UserError
 from tests.jobs.evaluate_fixture import make_run
 
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.configuration.user_error import UserError
 from jobs.evaluation_config import EvaluationConfig
 from jobs.processes.handles import LocalHandle
 from jobs.sampling.training_evaluation import TrainingEvaluation
-from jobs.user_error import UserError
 from learners.config import LearnerConfig
 from learners.policy_learner import PolicyLearner
 from learners.weights import WeightSnapshot

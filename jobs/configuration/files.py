@@ -2,7 +2,7 @@
 
     config = load(RunConfig, "configs/quickstart.toml", overrides=["learner.lr=1e-5"])
 
-Every problem is a ConfigError with one line that a person can act on. The module knows no key by name; the models are
+Every problem is a UserError with one line that a person can act on. The module knows no key by name; the models are
 in `jobs.config`, `jobs.explore_config` and `jobs.evaluation_config`. A field that is a model is a section of the file.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from jobs.user_error import UserError
+from jobs.configuration.user_error import UserError
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -28,33 +28,32 @@ LABEL = "LABEL"
 _PART = re.compile(r"^task\.mixture\.parts\.[^.]+\.")
 
 
-ConfigError = UserError
 """The configuration is refused. The message is one line that names the key and says how to correct it."""
 
 
 def load(kind: type[Config], path: str | None, overrides: Sequence[str] = ()) -> Config:
-    """Read `path` (TOML; None for an empty file), apply the overrides and validate as `kind`. Raises ConfigError."""
+    """Read `path` (TOML; None for an empty file), apply the overrides and validate as `kind`. Raises UserError."""
     return validated(kind, read_values(path, overrides), source=source_of(path))
 
 
 def read_values(path: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the values of the file, replaced by `key.sub=value` overrides where given. Raises ConfigError."""
+    """Return the values of the file, replaced by `key.sub=value` overrides where given. Raises UserError."""
     values = _read_toml(path) if path is not None else {}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
-            raise ConfigError(f"--set {override!r}: write it as key=value, for example --set seed=1")
+            raise UserError(f"--set {override!r}: write it as key=value, for example --set seed=1")
         _assign(values, key.strip(), _parse_value(text.strip()))
     return values
 
 
 def validated(kind: type[Config], values: dict[str, Any], *, source: str) -> Config:
-    """Return `values` as a configuration. `source` names their origin in messages. Raises ConfigError."""
+    """Return `values` as a configuration. `source` names their origin in messages. Raises UserError."""
     _refuse_unknown_keys(values, kind, kind, source=source)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_line(error)}") from None
+        raise UserError(f"{source}: {_first_line(error)}") from None
 
 
 def source_of(path: str | None) -> str:
@@ -135,7 +134,7 @@ def _refuse_unknown_keys(values: dict[str, Any], model: type[BaseModel], root: t
     for key, value in values.items():
         field = model.model_fields.get(key)
         if field is None:
-            raise ConfigError(f"{source}: unknown key '{prefix}{key}'{suggestion(prefix, key, model, root)}")
+            raise UserError(f"{source}: unknown key '{prefix}{key}'{suggestion(prefix, key, model, root)}")
         if not isinstance(value, dict):
             continue
         section, labelled = section_of(field.annotation), labelled_section_of(field.annotation)
@@ -151,11 +150,11 @@ def _read_toml(path: str) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.toml"))) or "none in ./configs"
-        raise ConfigError(f"config file {path} does not exist (there are: {known})")
+        raise UserError(f"config file {path} does not exist (there are: {known})")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+        raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
 def _parse_value(text: str) -> Any:
@@ -171,7 +170,7 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     for depth, parent in enumerate(parents):
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {dotted}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+            raise UserError(f"--set {dotted}: {'.'.join(parents[: depth + 1])} is a value, not a section")
     values[last] = value
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from buffers.extensions import ExtensionError
-from jobs.user_error import EXIT_INTERRUPTED, EXIT_REFUSED, UserError, answering, refusing
+from jobs.configuration.user_error import EXIT_INTERRUPTED, EXIT_REFUSED, UserError, answering, refusing
 from learners.models import ModelError
 from tasks.base import TaskError
 
@@ -45,5 +45,5 @@ def test_every_command_refuses_in_the_same_way(name):
 
 
 def test_refusing_imports_neither_torch_nor_ray():
-    code = "import jobs.user_error, sys; sys.exit(bool({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    code = "import jobs.configuration.user_error, sys; sys.exit(bool({'torch', 'ray', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

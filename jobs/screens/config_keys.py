@@ -1,7 +1,7 @@
 """Every key of a configuration with its type, its default and its text, for a terminal and for a page.
 
     python -m jobs.train --keys learner.loss              # in a terminal
-    python -m jobs.config_keys docs/configuration.md      # the page; `make docs` runs this
+    python -m jobs.screens.config_keys docs/configuration.md      # the page; `make docs` runs this
 
 Both walk the models, so they miss no key. A key's text is the docstring beside its field.
 """
@@ -28,7 +28,8 @@ from rich.text import Text
 
 from buffers.extensions import Known
 from jobs.config import RunConfig
-from jobs.config_file import LABEL, ConfigError, labelled_section_of, section_of, suggestion
+from jobs.configuration.files import LABEL, labelled_section_of, section_of, suggestion
+from jobs.configuration.user_error import UserError
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
 
@@ -85,13 +86,13 @@ def sections(root: type[BaseModel], met: _Met | None = None) -> list[Section]:
 
 
 def selected(root: type[BaseModel], prefix: str) -> list[Section]:
-    """Return what lies under `prefix`: a section, a key, or the beginning of a name. Raises ConfigError for neither."""
+    """Return what lies under `prefix`: a section, a key, or the beginning of a name. Raises UserError for neither."""
     repeated = list(_sections(root, root(), "", root.__doc__, None))
     for everything in (sections(root), repeated):
         for matches in (_is_under(prefix), _begins_with(prefix)):
             if found := list(_matching(everything, matches)):
                 return found
-    raise ConfigError(f"unknown key '{prefix}'{_nearest(root, prefix)}")
+    raise UserError(f"unknown key '{prefix}'{_nearest(root, prefix)}")
 
 
 def show(found: Sequence[Section], console: Console) -> None:
@@ -277,7 +278,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.config_keys", description="Write the page of all configuration keys.")
+    parser = argparse.ArgumentParser(prog="python -m jobs.screens.config_keys", description="Write the page of all configuration keys.")
     parser.add_argument("file", type=Path, help="the page, docs/configuration.md")
     parser.parse_args(arguments).file.write_text(page(), encoding="utf-8")
     return 0

@@ -13,8 +13,9 @@ from rich.console import Console
 from buffers.extensions import Known
 from jobs import train
 from jobs.config import RunConfig
-from jobs.config_file import ConfigError, all_keys
-from jobs.config_keys import COMMANDS, Section, _markdown, main, page, sections, selected, show
+from jobs.configuration.files import all_keys
+from jobs.configuration.user_error import UserError
+from jobs.screens.config_keys import COMMANDS, Section, _markdown, main, page, sections, selected, show
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOTS = list(COMMANDS.values())
@@ -138,7 +139,7 @@ def test_a_prefix_selects_a_section_or_a_key_or_the_beginning_of_a_name(prefix, 
     ],
 )
 def test_an_unknown_prefix_is_refused_with_the_nearest(prefix, named):
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(UserError) as refusal:
         selected(Root, prefix)
     assert named in str(refusal.value)
 

@@ -1,0 +1,1 @@
+"""How configurations are read, listed and refused. The configurations themselves lie beside their owners."""
