@@ -20,6 +20,7 @@ from jobs.analysis.pass_at_k import pass_at_k
 from jobs.config import changed_keys, merged, read_values, source_of, validated
 from jobs.configuration.user_error import UserError, answering
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
+from jobs.processes.methods import require_sampling_methods
 
 if TYPE_CHECKING:
     from jobs.sampling.evaluated_models import EvaluatedModel
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
+    require_sampling_methods(config.task, config.rollout)
     if options.dry_run:
         return _dry_run(config, models, base)
     from jobs.sampling.evaluate_session import run_evaluate  # imports Ray, so only now that the configuration is valid

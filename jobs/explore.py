@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from jobs.config import load
 from jobs.configuration.user_error import answering
 from jobs.explore_config import ExploreConfig
+from jobs.processes.methods import require_sampling_methods
 
 FLAGS: dict[str, tuple[str, str]] = {
     "model": ("model", "the model that answers: embedded alias, directory, or hub id"),
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     config = load(ExploreConfig, options.config, overrides_of(options))
+    require_sampling_methods(config.task, config.rollout, pool_states=config.from_engine)
     if options.dry_run:
         return _dry_run(config)
     from jobs.sampling.explore_session import run_explore  # imports Ray, so only now that the configuration is valid

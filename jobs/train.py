@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from jobs.config import RunConfig, load_config
 from jobs.configuration.user_error import UserError, answering
 from jobs.plan import available_memory_gib, make_plan, require_disk, require_memory
+from jobs.processes.methods import require_run_methods
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -54,6 +55,7 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError("--replay-from goes with neither --synchronous nor --resume: it begins at the first rollouts")
     if options.rescore and not options.replay_from:
         raise UserError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
+    require_run_methods(config)
     if options.dry_run:
         return _dry_run(config)
     if options.replay_from:

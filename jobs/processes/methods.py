@@ -1,0 +1,42 @@
+"""Imports every method that a configuration names, once and in the driver, before anything starts.
+
+What cannot be used is an ExtensionError: one line that names the key (`buffers.extensions`). Known methods are checked
+with the configuration; only methods of your own are imported here, so that a dry run does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from actors import engines
+from actors.config import RolloutConfig
+from buffers import samplers
+from buffers.extensions import is_path
+from jobs.config import RunConfig
+from jobs.directory import trackers
+from tasks import registry
+from tasks.config import TaskConfig
+
+
+def require_run_methods(config: RunConfig) -> None:
+    """Import all methods of a training run. Raises ExtensionError."""
+    learner = config.learner
+    if any(is_path(name) for name in (learner.loss.surrogate, learner.loss.correction, learner.advantage.estimator)):
+        from learners import methods as of_learner  # imports torch
+
+        of_learner.require_methods(learner)
+    if is_path(config.bonus.kind):
+        from bonus import methods as of_bonus  # imports torch
+
+        of_bonus.require_methods(config.bonus)
+    samplers.require_methods(config.replay)
+    trackers.require_methods(config.trackers, config.tracker_options)
+    pool_states = config.bonus.feature_source == "policy"
+    if is_path(config.rollout.engine):
+        engines.require_methods(config.rollout, deterministic=config.deterministic, pool_states=pool_states)
+    registry.require_methods(config.task)
+
+
+def require_sampling_methods(task: TaskConfig, rollout: RolloutConfig, *, pool_states: bool = False) -> None:
+    """Import the task and the engine of a job that samples candidates. Raises ExtensionError."""
+    if is_path(rollout.engine):
+        engines.require_methods(rollout, pool_states=pool_states)
+    registry.require_methods(task)
