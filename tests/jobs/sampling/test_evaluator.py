@@ -14,7 +14,7 @@ import pytest
 from jobs.evaluation_config import EvaluationConfig
 from jobs.processes.handles import LocalHandle
 from jobs.sampling.training_evaluation import TrainingEvaluation
-from jobs.user_error import UserError
+from jobs.user_error import REFUSALS
 from learners.config import LearnerConfig
 from learners.policy_learner import PolicyLearner
 from learners.weights import WeightSnapshot
@@ -169,7 +169,7 @@ def test_weights_that_change_meanwhile_are_found_out(tiny_model: str, tmp_path: 
 
 
 def test_a_split_that_the_task_does_not_have_is_refused_before_training_begins(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no split 'nowhere'"):
+    with pytest.raises(REFUSALS, match="no split 'nowhere'"):
         training_evaluation(tmp_path, split="nowhere")
 
 
