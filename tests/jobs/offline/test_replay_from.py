@@ -92,7 +92,7 @@ def learnt(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith(groups) and name != "learner/tokens_per_s"}
 
 
-# --- the rollouts of a run ---------------------------------------------------------------------------------------------
+# --- the rollouts of a run -------------------------------------------------------------------------------------------
 
 
 def test_the_rollouts_of_a_run_give_its_losses_and_its_policy_again(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_by_command_with_the_tasks_own_verifier(
     assert [record["reward/mean"] for record in read_metrics(tmp_path / "again" / "metrics.jsonl")] == [0.0, 0.0]
 
 
-# --- anybody's rows ----------------------------------------------------------------------------------------------------
+# --- anybody's rows --------------------------------------------------------------------------------------------------
 
 
 def plain_rows(recorded: LocalRun) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.configuration.user_error import UserError
+from jobs.configuration.user_error import REFUSALS
 from jobs.evaluation_config import EvaluationConfig
 from jobs.processes.handles import LocalHandle
 from jobs.sampling.training_evaluation import TrainingEvaluation
@@ -169,7 +169,7 @@ def test_weights_that_change_meanwhile_are_found_out(tiny_model: str, tmp_path: 
 
 
 def test_a_split_that_the_task_does_not_have_is_refused_before_training_begins(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no split 'nowhere'"):
+    with pytest.raises(REFUSALS, match="no split 'nowhere'"):
         training_evaluation(tmp_path, split="nowhere")
 
 
