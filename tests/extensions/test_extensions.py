@@ -58,8 +58,8 @@ def test_a_tiny_run_trains_with_each(tiny_model, tmp_path, seam):
         assert {row["task"] for row in rows} == {"letters"}
     if seam == "engine":
         assert {round(logprob, 4) for row in rows for logprob in row["behavior_logprobs"]} == {-4.6444}
-    if seam != "task":  # an untrained model hardly ever names the right letter
-        assert any(metrics["learner/grad_norm"] > 0 for _, metrics in run.reports)
+    if seam not in ("task", "bonus from answers"):  # an untrained model hardly ever states an answer
+        assert any(metrics.get("learner/grad_norm", 0) > 0 for _, metrics in run.reports)
 
 
 TOGETHER = f"""
