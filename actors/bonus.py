@@ -117,14 +117,7 @@ def _current_form(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def step_rows(
-    batch: pa.RecordBatch,
-    config: BonusConfig,
-    needs: Collection[Need],
-    *,
-    group_size: int,
-    version: int,
-    step: int,
-    seed: int,
+    batch: pa.RecordBatch, config: BonusConfig, needs: Collection[Need], *, group_size: int, version: int, step: int, seed: int
 ) -> StepRows:
     """Return a step's batch, about to be trained on by policy `version`, as a bonus with these `needs` sees it."""
 

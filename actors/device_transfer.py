@@ -33,15 +33,7 @@ import torch
 from torch import Tensor
 
 from actors.config import WeightTransfer
-from actors.weight_transfer import (
-    STAGING_BYTES,
-    DeviceWeights,
-    ObjectStorePublisher,
-    Policy,
-    Trainer,
-    TransferUnavailable,
-    WeightPublisher,
-)
+from actors.weight_transfer import STAGING_BYTES, DeviceWeights, ObjectStorePublisher, Policy, Trainer, TransferUnavailable, WeightPublisher
 from learners.sharding import full_tensors
 from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, TensorSpec, fingerprint
@@ -81,13 +73,7 @@ class DevicePublisher:
     """Keeps copies on the learner's GPU, which vLLM's engines send to the workers that ask."""
 
     def __init__(
-        self,
-        transfer: WeightTransfer,
-        make_trainer: Callable[[Any, Any], Trainer],
-        *,
-        host: str,
-        kept_versions: int,
-        kept_every: int = 0,
+        self, transfer: WeightTransfer, make_trainer: Callable[[Any, Any], Trainer], *, host: str, kept_versions: int, kept_every: int = 0
     ) -> None:
         """`make_trainer(client, source)` opens the way to the worker behind `client`. Workers reach this process at
         `host`.

@@ -65,17 +65,13 @@ class KnownEngine:
 
 
 ENGINES: dict[str, KnownEngine] = {
-    "vllm": KnownEngine(
-        path="actors.vllm_engine:VllmEngine",
-        facts=EngineFacts(repeats=Repeats.ALONE, pools_states=True),
-    ),
+    "vllm": KnownEngine(path="actors.vllm_engine:VllmEngine", facts=EngineFacts(repeats=Repeats.ALONE, pools_states=True)),
     "vllm-async": KnownEngine(
         path="actors.vllm_engine:AsyncVllmEngine",
         facts=EngineFacts(weight_transfers=frozenset({"object_store", "nccl", "ipc"}), pools_states=True),
     ),
     "transformers": KnownEngine(
-        path="actors.reference_engine:ReferenceEngine",
-        facts=EngineFacts(repeats=Repeats.ALWAYS, pools_states=True, memory_gib=0.0),
+        path="actors.reference_engine:ReferenceEngine", facts=EngineFacts(repeats=Repeats.ALWAYS, pools_states=True, memory_gib=0.0)
     ),
 }
 

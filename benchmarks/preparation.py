@@ -1,9 +1,9 @@
-"""What it takes to make micro-batches of a step's batch, beside the step itself: what could be done ahead of it.
+"""How long it takes to make the micro-batches of a step, beside the step itself.
 
-    python -m benchmarks.preparation                      # the embedded model; the quick start's shape, and one for a large GPU
-    python -m benchmarks.preparation --step               # and a step of the quick start's shape, in float32 on one thread
+    python -m benchmarks.preparation            # two shapes: that of the quick start, and one for a large GPU
+    python -m benchmarks.preparation --step     # also times a step of the quick start, in float32 on one thread
 
-Prints milliseconds, medians of some repetitions. Needs neither Ray nor vLLM.
+It prints milliseconds, medians of some repetitions, and needs neither Ray nor vLLM.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Does a change leave every result as it was? The same deterministic runs with two checkouts, compared bit for bit.
 
     git worktree add /tmp/before COMMIT
-    python -m benchmarks.unchanged --before /tmp/before          # this checkout against that one; about four minutes on two cores
+    python -m benchmarks.unchanged --before /tmp/before          # four minutes on two cores
 
-Each run trains the tiny model of the tests through `python -m jobs.train` with the reference engine. Compared are
-parameters, optimiser state, what the bonus remembers, metrics (but for times and memory) and the rollout log. One more
-run is begun with the old checkout and goes on, from its checkpoint, with the new one. Exits with 1 where anything
-differs."""
+Each run trains the tiny model of the tests through `python -m jobs.train` with the reference engine. The command
+compares parameters, optimiser state, the memory of the bonus, metrics (but for times and memory) and the rollout log.
+One more run begins with the old checkout and continues, from its checkpoint, with the new one. The exit code is 1 where
+anything differs.
+"""
 
 from __future__ import annotations
 

@@ -169,8 +169,5 @@ class SelectionConfig(BaseModel):
         return "repexp" if self.quality == "none" else "quality"
 
 
-ORDER_NAMES = (
-    *("repexp", "quality", "random", "likeliest", "unlikeliest", "longest"),
-    *("kmeans", "determinantal", "distinct_answers"),
-)
+ORDER_NAMES = (*("repexp", "quality", "random", "likeliest", "unlikeliest", "longest"), *("kmeans", "determinantal", "distinct_answers"))
 """The names of `bonus.orders.ORDERS`, for readers that do without torch."""

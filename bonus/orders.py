@@ -241,10 +241,7 @@ def _check_pool(pool: Pool, config: SelectionConfig) -> None:
     if pool.mean_logprob_N.shape != (num,) or pool.lengths_N.shape != (num,) or len(pool.answers) != num:
         shapes = f"{tuple(pool.mean_logprob_N.shape)}, {tuple(pool.lengths_N.shape)} and {len(pool.answers)}"
         raise ValueError(f"mean_logprob_N, lengths_N and answers must be of {num} candidates, got {shapes}")
-    for name, finite_N in {
-        "feature": pool.features_ND.isfinite().all(dim=1),
-        "mean log-prob": pool.mean_logprob_N.isfinite(),
-    }.items():
+    for name, finite_N in {"feature": pool.features_ND.isfinite().all(dim=1), "mean log-prob": pool.mean_logprob_N.isfinite()}.items():
         broken_X = (pool.valid_N & ~finite_N).nonzero()[:, 0]
         if len(broken_X):
             raise ValueError(f"the {name} of candidate {int(broken_X[0])} is not finite ({len(broken_X)} such candidates in this pool)")
@@ -261,22 +258,14 @@ ORDERS: Mapping[str, Order] = {
             pool.features_ND, pool.valid_N, pool.mean_logprob_N, ridge=config.ridge, exponent=config.quality_exponent
         ),
     ),
-    "random": Order(
-        description="a random permutation",
-        rank=lambda pool, config: random_order(len(pool.valid_N), config.seed),
-    ),
+    "random": Order(description="a random permutation", rank=lambda pool, config: random_order(len(pool.valid_N), config.seed)),
     "likeliest": Order(
-        description="highest mean log-prob first",
-        rank=lambda pool, config: likeliest_order(pool.mean_logprob_N, pool.valid_N),
+        description="highest mean log-prob first", rank=lambda pool, config: likeliest_order(pool.mean_logprob_N, pool.valid_N)
     ),
     "unlikeliest": Order(
-        description="lowest mean log-prob first",
-        rank=lambda pool, config: unlikeliest_order(pool.mean_logprob_N, pool.valid_N),
+        description="lowest mean log-prob first", rank=lambda pool, config: unlikeliest_order(pool.mean_logprob_N, pool.valid_N)
     ),
-    "longest": Order(
-        description="most tokens first",
-        rank=lambda pool, config: longest_order(pool.lengths_N, pool.valid_N),
-    ),
+    "longest": Order(description="most tokens first", rank=lambda pool, config: longest_order(pool.lengths_N, pool.valid_N)),
     "kmeans": Order(
         description="one of each k-means cluster of the hidden states first, large clusters before small ones",
         rank=lambda pool, config: kmeans_order(pool.features_ND, pool.valid_N, max_clusters=config.max_clusters, seed=config.seed),
@@ -286,8 +275,7 @@ ORDERS: Mapping[str, Order] = {
         rank=lambda pool, config: determinantal_order(pool.features_ND, pool.valid_N),
     ),
     "distinct_answers": Order(
-        description="one of each distinct answer first",
-        rank=lambda pool, config: distinct_answers_order(pool.answers),
+        description="one of each distinct answer first", rank=lambda pool, config: distinct_answers_order(pool.answers)
     ),
 }
 """Every order by name. `jobs` and reports list them in this order."""

@@ -59,10 +59,7 @@ def from_state_dict(saved: Mapping[str, Any]) -> BonusState:
     covariance_part, prompts_part = (
         {name.removeprefix(f"{part}."): value for name, value in saved.items() if name.startswith(f"{part}.")} for part in PARTS
     )
-    state = BonusState(
-        covariance=covariance.from_state_dict(covariance_part),
-        prompts=prompt_memory.from_state_dict(prompts_part),
-    )
+    state = BonusState(covariance=covariance.from_state_dict(covariance_part), prompts=prompt_memory.from_state_dict(prompts_part))
     _check_one_dim(state)
     return state
 

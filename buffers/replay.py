@@ -211,9 +211,7 @@ class ReplayBuffer:
 
     def state_dict(self) -> ReplayState:
         return ReplayState(
-            rows=self.held_rows(),
-            seen_ranges=[[start, stop] for start, stop in self._seen.ranges],
-            counters=asdict(self._counters),
+            rows=self.held_rows(), seen_ranges=[[start, stop] for start, stop in self._seen.ranges], counters=asdict(self._counters)
         )
 
     def load_state_dict(self, state: ReplayState) -> None:

@@ -19,15 +19,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from buffers.arrays import list_array, number_array, offsets_of, repeated, string_array, tuples_of
-from buffers.groups import (
-    concat_groups,
-    group_ids,
-    group_starts,
-    list_column_arrays,
-    oldest_version,
-    split_groups,
-    validate_groups,
-)
+from buffers.groups import concat_groups, group_ids, group_starts, list_column_arrays, oldest_version, split_groups, validate_groups
 from buffers.records import FinishReason, GroupOutcome, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 
 __all__ = [

@@ -21,14 +21,7 @@ SLAB_BYTES = 8 << 20
 
 
 def head_logprobs(
-    hidden_MH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    *,
-    state_N: Tensor,
-    target_N: Tensor,
-    temperature: float,
-    chunk: int,
+    hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, *, state_N: Tensor, target_N: Tensor, temperature: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Return the log-prob of token target_N[n] after position state_N[n], and the entropy there, under softmax(logits /
     temperature).

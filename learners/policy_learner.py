@@ -168,12 +168,7 @@ class PolicyLearner:
         return estimated_advantages(inputs, config), estimated_advantages(without, config) if config.beta else None
 
     def _optimiser_step(
-        self,
-        lookup: TokenLookup,
-        groups: Sequence[GroupTokens],
-        part: MiniBatch,
-        advantages_GK: Tensor,
-        statistics: StepStatistics,
+        self, lookup: TokenLookup, groups: Sequence[GroupTokens], part: MiniBatch, advantages_GK: Tensor, statistics: StepStatistics
     ) -> float | None:
         """Take one optimiser step on `part`, if it has a gradient, and return the gradient's norm.
 

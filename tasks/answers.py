@@ -84,10 +84,7 @@ _SPACED_OPERATOR = re.compile(r"[ ]*+([/√π^])[ ]*+")
 _WORD = re.compile(r"[^\W\d_]++")
 
 _BRACE = re.compile(r"\\boxed\s*+\{|\\[{}]|[{}]")
-_ANSWER_MARKS = (
-    re.compile(r"####(?![ \t]*+[0-9]++[.):][ \t]++[A-Za-z])"),
-    re.compile(r"answer[ \t*_]*+(?:is\b|[:=])", re.IGNORECASE),
-)
+_ANSWER_MARKS = (re.compile(r"####(?![ \t]*+[0-9]++[.):][ \t]++[A-Za-z])"), re.compile(r"answer[ \t*_]*+(?:is\b|[:=])", re.IGNORECASE))
 _BETWEEN_MARK_AND_ANSWER = " \t\r\n*_:"
 _LETTER = re.compile(r"[A-Za-z]")
 _WORD_AFTER_COMPUTATION = re.compile(r"(?<![A-Za-z])(?![xX](?![A-Za-z]))[A-Za-z]")  # an x alone says "times"

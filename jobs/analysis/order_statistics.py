@@ -22,17 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.analysis.bootstrap import (
-    CONFIDENCE,
-    NUM_RESAMPLES,
-    Curve,
-    Estimate,
-    curve,
-    estimate,
-    mean_curve,
-    mean_estimate,
-    resample_counts,
-)
+from jobs.analysis.bootstrap import CONFIDENCE, NUM_RESAMPLES, Curve, Estimate, curve, estimate, mean_curve, mean_estimate, resample_counts
 from jobs.analysis.pass_at_k import FloatArray, miss_at_k_curves
 
 MAX_FALSE_WARNINGS = 0.025

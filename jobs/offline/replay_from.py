@@ -89,12 +89,7 @@ def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int
 
 
 def replay_from(
-    config: RunConfig,
-    source: Path,
-    *,
-    judge: JudgeGroup | None = None,
-    report: ReportStep = no_report,
-    warn: Callable[[str], None] = print,
+    config: RunConfig, source: Path, *, judge: JudgeGroup | None = None, report: ReportStep = no_report, warn: Callable[[str], None] = print
 ) -> Trained:
     """Train `config.steps` steps (fewer, if there are not enough groups) into `config.run_dir`. With `judge` the
     rewards are given again.

@@ -198,11 +198,7 @@ def verifier_pool(
     task: TaskConfig, config: VerifierConfig, *, max_concurrency: int, final_answers: bool = False
 ) -> Component[VerifierPool]:
     return Component(
-        cls=VerifierPool,
-        name="verifier",
-        args=(task, config),
-        kwargs={"final_answers": final_answers},
-        max_concurrency=max_concurrency,
+        cls=VerifierPool, name="verifier", args=(task, config), kwargs={"final_answers": final_answers}, max_concurrency=max_concurrency
     )
 
 

@@ -116,11 +116,7 @@ class Run:
         )
 
     def _supervised(
-        self,
-        role: str,
-        create: Callable[[], Handle[C]],
-        restore: Callable[[Handle[C]], Awaitable[None]],
-        max_tries: int | None = None,
+        self, role: str, create: Callable[[], Handle[C]], restore: Callable[[Handle[C]], Awaitable[None]], max_tries: int | None = None
     ) -> Supervised[C]:
         budget = RestartBudget(role, self.config.supervision)
         return Supervised(role, create=create, restore=restore, budget=budget, on_failure=self.faults.process_lost, max_tries=max_tries)
@@ -174,11 +170,7 @@ class Run:
         where too many responses cannot be scored."""
         request, num_encoders = sampled.request, len(self.encoders)
         verifying = self.call(
-            self.verifier,
-            VerifierPool.verify_batch,
-            request.problem,
-            sampled.batch,
-            waiting_for=f"verdicts of group {request.group_id}",
+            self.verifier, VerifierPool.verify_batch, request.problem, sampled.batch, waiting_for=f"verdicts of group {request.group_id}"
         )
         batch, encode_s = sampled.batch, 0.0
         if num_encoders:
@@ -220,13 +212,7 @@ class Run:
         """Take a step's batch out of replay (a reference; its value is None while too few groups are held)."""
         lowest = min((request.group_id for request in self.books.admission.in_flight), default=0)
         batch, drawn = await self.call(
-            self.replay,
-            Replay.sample,
-            self.config.prompts_per_step,
-            version,
-            lowest,
-            returns=2,
-            waiting_for="a batch from replay",
+            self.replay, Replay.sample, self.config.prompts_per_step, version, lowest, returns=2, waiting_for="a batch from replay"
         )
         self.recovery.rows.drawn(drawn)
         self.books.drawn(drawn, step=self.step + 1)
@@ -266,12 +252,7 @@ class Run:
 
     @overload
     async def call(
-        self,
-        handle: Handle[C],
-        method: Callable[[C, *Ts], Coroutine[Any, Any, R]],
-        *args: *Ts,
-        waiting_for: str,
-        returns: int = 1,
+        self, handle: Handle[C], method: Callable[[C, *Ts], Coroutine[Any, Any, R]], *args: *Ts, waiting_for: str, returns: int = 1
     ) -> R: ...
     @overload
     async def call(self, handle: Handle[C], method: Callable[[C, *Ts], R], *args: *Ts, waiting_for: str, returns: int = 1) -> R: ...

@@ -59,14 +59,7 @@ class Control:
             write_desired(directory, self.desired)
         now = time.time()
         self._status = RunStatus(
-            run_id=run_id,
-            phase="starting",
-            pid=os.getpid(),
-            host=platform.node(),
-            started=now,
-            updated=now,
-            step=0,
-            steps=config.steps,
+            run_id=run_id, phase="starting", pid=os.getpid(), host=platform.node(), started=now, updated=now, step=0, steps=config.steps
         )
 
     def enter(self, phase: RunPhase, detail: str = "", *, step: int | None = None) -> None:

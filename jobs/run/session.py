@@ -76,7 +76,7 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
 
 
 def _problem_stream(config: RunConfig) -> ProblemStream:
-    """Return the task's training problems, with their data read. Raise UserError for a task that cannot be trained on."""
+    """Return the task's training problems, with their data read. Raise UserError where it cannot be trained on."""
     try:
         task = make_task(config.task)
         if not task.has_verifier:
@@ -188,14 +188,7 @@ class _Session:
             note=self._note,
             replaced=lambda name, error: self._console.warn(f"{name} is replaced: {reason(error)}"),
         )
-        run = Run(
-            self._config,
-            components=components,
-            launch=launch,
-            stream=self._stream,
-            directory=self._directory,
-            listener=listener,
-        )
+        run = Run(self._config, components=components, launch=launch, stream=self._stream, directory=self._directory, listener=listener)
         try:
             await run.ready()
             self._events = self._open_events(start_step)

@@ -85,12 +85,7 @@ class SynchronousTrainer:
         trained = await self._training.train(batch, drawn, statistics)
         statistics.updates = await self._load(trained.snapshot)
         run.books.live(trained.version, workers=len(self._workers))
-        metrics = {
-            **trained.metrics,
-            **statistics.metrics(),
-            **run.books.tokens.metrics(),
-            "time/generate_s": generate_s,
-        }
+        metrics = {**trained.metrics, **statistics.metrics(), **run.books.tokens.metrics(), "time/generate_s": generate_s}
         metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - generate_s - statistics.encode_s
         run.listener.stepped(run.step, metrics)
 

@@ -101,10 +101,5 @@ def _pessimistic(ratio_N: Tensor, clipped_ratio_N: Tensor, advantage_N: Tensor, 
     return SurrogateOutput(value_N=value_N, clipped_N=limited_N)
 
 
-SURROGATES: Mapping[str, Surrogate] = {
-    "clip": clip,
-    "gspo": gspo,
-    "cispo": cispo,
-    "reinforce": reinforce,
-}
+SURROGATES: Mapping[str, Surrogate] = {"clip": clip, "gspo": gspo, "cispo": cispo, "reinforce": reinforce}
 """The known surrogates by name. `learners.facts` says what each reads."""

@@ -102,7 +102,7 @@ def bonuses_of(batch: pa.RecordBatch) -> list[float]:
     return [bonus for bonus, feature in pairs if feature is not None]
 
 
-# --- what a bonus is ---------------------------------------------------------------------------------------------------
+# --- what a bonus is --------------------------------------------------------------------------------------------------
 
 
 def test_without_memory_a_bonus_is_the_leverage_in_its_own_group() -> None:
@@ -216,7 +216,7 @@ def test_a_slice_is_scored_as_its_rows() -> None:
     assert column(found, "bonus") == column(make_scorer().score(concat_groups([group]), 0)[0], "bonus")
 
 
-# --- what is written beside it -----------------------------------------------------------------------------------------
+# --- what is written beside it ----------------------------------------------------------------------------------------
 
 WRITTEN = ("bonus", "bonus_detail")
 DETAIL = ("leverage", "group_spread", "group_saturation_distance", "group_effective_rank", "group_length_correlation")
@@ -292,7 +292,7 @@ def test_the_warning_of_a_bonus_without_signal_is_given_once_also_across_a_resta
     assert "bonus/no_signal_warning" not in make_scorer().score(step_batch(0), 0)[1]
 
 
-# --- bonuses of one's own ----------------------------------------------------------------------------------------------
+# --- bonuses of one's own ---------------------------------------------------------------------------------------------
 
 OUTSIDE = "tests.bonus.outside"
 
@@ -386,7 +386,7 @@ def test_a_state_that_cannot_be_saved_is_found_in_the_first_step(monkeypatch: py
         make_scorer(kind=f"{OUTSIDE}:Told").score(step_batch(0), 0)
 
 
-# --- what is kept ------------------------------------------------------------------------------------------------------
+# --- what is kept -----------------------------------------------------------------------------------------------------
 
 
 def saved_state(scorer: BonusScorer, directory: Path) -> tuple[bytes, dict[str, Any]]:

@@ -100,7 +100,7 @@ class Passes:
         self._opened.set()
 
 
-# --- what features are -------------------------------------------------------------------------------------------------
+# --- what features are ------------------------------------------------------------------------------------------------
 
 
 def test_features_are_projected_means_of_the_responses_own_hidden_states(tiny_model: str) -> None:
@@ -195,7 +195,7 @@ def test_a_redrawn_projection_does_not_depend_on_the_rest_of_the_batch(tiny_mode
     np.testing.assert_allclose(features_of(encode(encoder, groups[2]))[0], together[8:], rtol=0.0, atol=1e-5)
 
 
-# --- what features do not depend on ------------------------------------------------------------------------------------
+# --- what features do not depend on -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 60, 2048])
@@ -243,7 +243,7 @@ def test_without_a_group_size_every_call_is_one_group_of_any_size(tiny_model: st
         np.testing.assert_allclose(features_of(batch)[0], expected_means(own_states(tiny_model, group)).numpy(), rtol=0.0, atol=1e-5)
 
 
-# --- how calls share forward passes ------------------------------------------------------------------------------------
+# --- how calls share forward passes -----------------------------------------------------------------------------------
 
 
 def test_concurrent_calls_share_forward_passes(tiny_model: str) -> None:
@@ -311,7 +311,7 @@ def test_the_seconds_of_calls_encoded_together_add_up_to_no_more_than_the_time_p
     run(main())
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------------------
+# --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
 def test_an_error_reaches_every_caller_of_its_pass_and_no_other(tiny_model: str) -> None:

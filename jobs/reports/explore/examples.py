@@ -16,11 +16,7 @@ from jobs.reports.text import QUESTION_LIMIT, TEXT_LIMIT, visible_text
 SHOWN_PICKS = 5
 EXAMPLES_OF_A_KIND = 3
 HELPED, HURT, FIRST = "helped", "hurt", "first"
-KINDS = {
-    HELPED: "Where it saved most verifications",
-    HURT: "Where it cost most verifications",
-    FIRST: "The first prompts of the table",
-}
+KINDS = {HELPED: "Where it saved most verifications", HURT: "Where it cost most verifications", FIRST: "The first prompts of the table"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from tests.learners.samples import ragged_batch
 
 pytestmark = pytest.mark.whole
 
-# --- scripted ranks ----------------------------------------------------------------------------------------------------
+# --- scripted ranks ---------------------------------------------------------------------------------------------------
 
 
 class ScriptedRank:
@@ -204,7 +204,7 @@ def test_memory_is_that_of_all_ranks_and_all_are_killed() -> None:
     run(scenario())
 
 
-# --- real processes ----------------------------------------------------------------------------------------------------
+# --- real processes ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
