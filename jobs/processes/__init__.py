@@ -1,1 +1,1 @@
-"""What a component is, whoever calls it: how it is built, called, supervised and replaced."""
+"""What a component is: how it is built, called, supervised and replaced."""

@@ -74,7 +74,6 @@ class EncoderPool:
             raise Deadline(f"encoders that are to leave took over {timeout_s:g} s to finish: {busy}") from None
 
     def _end_idle(self) -> None:
-        """End the encoders that are to leave and have nothing left to do."""
         for name in [name for name in self._leaving if self.groups_in(name) == 0]:
             self._busy.pop(name, None)
             self._leaving.pop(name).kill()

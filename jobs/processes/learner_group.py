@@ -100,7 +100,6 @@ class LearnerGroup(Handle[Learner]):
         return nodes[0]
 
     async def rss_bytes(self, *, timeout_s: float) -> int | None:
-        """Return the memory of all ranks together."""
         found = await asyncio.gather(*(rank.rss_bytes(timeout_s=timeout_s) for rank in self._ranks))
         return None if None in found else sum(rss for rss in found if rss is not None)
 

@@ -166,7 +166,6 @@ class Control:
                 await controller.rollouts.drain(name, "its node is about to go", within_s=within_s)
 
     def _now(self) -> dict[str, object]:
-        """Return what the controller knows, as fields of RunStatus."""
         controller = self._controller
         if controller is None:
             return {"desired": self._desired_counts(None)}

@@ -43,7 +43,7 @@ from jobs.run.components import Run, Sampled, Scored
 from jobs.run.evaluations import Evaluation, Evaluations
 from jobs.run.rollouts import Rollouts
 from jobs.run.step_metrics import memory_metrics, run_metrics
-from jobs.run.training_step import StepStatistics, TrainingStep
+from jobs.run.training_step import StepUsage, TrainingStep
 from jobs.run.watchdog import FIRST_WAIT_S
 from jobs.run.worker import GroupWork
 from learners.checkpoint import CheckpointError
@@ -75,7 +75,7 @@ class Controller:
         self._changes = Changes(run)  # of slots, held groups, the live version, the stop flag
         self._stopping = False
         self._stop_asked = asyncio.Event()
-        self._statistics = StepStatistics()
+        self._statistics = StepUsage()
         self._data_failures = 0
         self._checkpoint_budget = RestartBudget("checkpoint", run.config.supervision)
 
@@ -164,16 +164,14 @@ class Controller:
                 await self._changes.notify()
 
     async def _score(self, sampled: Sampled) -> None:
-        """Take a group from its responses into replay. Raise DataLost where its rows went with their node, CallGivenUp
-        where it costs too many encoders."""
+        """Take a group from its responses into replay. Raise DataLost or CallGivenUp."""
         with self._waiting("score", f"verdicts and features of group {sampled.request.group_id}"):
             scored = await self.run.verify_and_encode(sampled)
         self._statistics.add_scored(scored)
         await self._insert(scored)
 
     async def _insert(self, scored: Scored) -> None:
-        """Put a group into replay. While replay is full, wait until something has left it: a step's batch, or stale
-        groups alone."""
+        """Put a group into replay. While replay is full, wait until a batch, or stale groups alone, have left it."""
         group_id = scored.request.group_id
         removed = self.books.num_removed  # before replay is asked: what leaves meanwhile makes room, too
         while (result := await self.run.insert(scored, self.run.step)) is InsertResult.FULL:
@@ -213,7 +211,6 @@ class Controller:
             await first_of(self.evaluations.finished(), self._stop_asked.wait())
 
     async def _next_batch(self) -> tuple[Any, DrawnBatch | None]:
-        """Return the next step's batch, or None when a stop was asked for."""
         while True:
             await self._changes.until(lambda: self.books.next_batch_is_in or self._stopping)
             if self._stopping:
@@ -243,7 +240,7 @@ class Controller:
         }
         metrics["time/wait_for_batch_s"] = wait_s
         metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - wait_s - self._statistics.checkpoint_s
-        self._statistics = StepStatistics()
+        self._statistics = StepUsage()
         run.listener.stepped(run.step, metrics)
 
     async def _publish_loop(self) -> None:

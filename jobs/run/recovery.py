@@ -141,7 +141,6 @@ class Recovery:
         await wait_until_loaded(handle, timeout_s=self._run.config.rollout.start_timeout_s)
 
     async def _catch_up(self, handle: Handle[Any], method: Callable[[Any, str, int], int], *, since: int) -> None:
-        """Have `handle` go through the logged steps after `since`."""
         run = self._run
         if since >= run.step:
             return

@@ -116,7 +116,6 @@ class Rollouts:
                 worker.handle.kill()
 
     async def _next_plan(self) -> FleetPlan:
-        """Wait until there is something to do."""
         async with self._changed:
             while True:
                 plan = self.fleet.plan(time.monotonic())

@@ -55,12 +55,12 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
         if start_step >= config.steps and run.policy_step == start_step:
             print(
                 f"{run.path} has all {config.steps} steps already: nothing to do. Train further with "
-                f"--set steps={start_step + 20}, or start anew with --set run_dir=..."
+                f"--set steps={start_step + 20}, or start again with --set run_dir=..."
             )
             return 0
         prepare_environment(config.model)
         with RunConsole(f"repexp {run.run_id}", config.steps) as console:
-            session = _Session(config, config_path, run, stream, console, synchronous=synchronous, evaluation=evaluation)
+            session = TrainSession(config, config_path, run, stream, console, synchronous=synchronous, evaluation=evaluation)
             try:
                 return asyncio.run(session.run(start_step))
             except UserError:
@@ -101,7 +101,6 @@ def _evaluation(config: RunConfig, task: Task, directory: RunDirectory) -> Train
 
 
 def _failure(run: RunDirectory, error: Exception) -> str:
-    """Return in one line what failed, and what the run can resume from."""
     latest = run.checkpoints.latest()
     left = f"the same command resumes from step {latest}" if latest is not None else "there is no checkpoint yet"
     return f"error: the run failed: {reason(error)} ({left})"
@@ -136,12 +135,11 @@ def _start_step(run: RunDirectory, resume: str) -> int:
 
 
 def evaluation_line(step: int, metrics: dict[str, float]) -> str:
-    """Return in short what an evaluation found."""
     rates = sorted((int(name.rpartition("@")[2]), rate) for name, rate in metrics.items() if name.startswith("eval/pass@"))
     return f"evaluation of step {step}: " + ", ".join(f"pass@{k} {rate:.2f}" for k, rate in rates)
 
 
-class _Session:
+class TrainSession:
     def __init__(
         self,
         config: RunConfig,
@@ -205,7 +203,7 @@ class _Session:
         try:
             return EventLog(path, resume_step=start_step, max_bytes=self._config.logs.events_max_mib << 20)
         except ValueError as error:
-            raise UserError(f"{error}: move {path} away to go on without the events before") from None
+            raise UserError(f"{error}: move {path} away to continue without the events before") from None
 
     async def _train_prepared(self, run: Run, start_step: int) -> int:
         config, directory = self._config, self._directory
@@ -274,8 +272,7 @@ class _Session:
             self._console.warn(f"{self._directory.events} cannot be written: {error.strerror}")
 
     def _stop_on_signal(self, trainer: Controller | SynchronousTrainer) -> None:
-        """Installed after Ray, which sets handlers of its own. A second signal ends the run at once, without a
-        checkpoint."""
+        """Called after Ray, which sets handlers of its own. A second signal ends the run at once."""
         loop = asyncio.get_running_loop()
 
         def stop(number: int) -> None:

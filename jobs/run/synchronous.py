@@ -20,7 +20,7 @@ from jobs.run.checkpoints import save_checkpoint
 from jobs.run.components import Run, Sampled
 from jobs.run.control import Control
 from jobs.run.evaluations import Evaluation
-from jobs.run.training_step import StepStatistics, TrainingStep
+from jobs.run.training_step import StepUsage, TrainingStep
 
 KEEPS_ITS_PROCESSES = "jobs.scale: a run with --synchronous keeps the processes it was started with"
 
@@ -72,7 +72,7 @@ class SynchronousTrainer:
             await asyncio.gather(*closing, return_exceptions=True)
 
     async def _train(self) -> None:
-        run, statistics = self.run, StepStatistics()
+        run, statistics = self.run, StepUsage()
         generate_s = 0.0
         while requests := self._requests():  # again for groups that were filtered out
             began = time.monotonic()
@@ -113,8 +113,7 @@ class SynchronousTrainer:
 
         return await asyncio.gather(*(sample(place, request) for place, request in enumerate(requests)))
 
-    async def _score(self, group: Sampled, statistics: StepStatistics) -> None:
-        """Take a group from its responses into replay, unless it is filtered out."""
+    async def _score(self, group: Sampled, statistics: StepUsage) -> None:
         run, request = self.run, group.request
         run.books.returned(request, group.usage.worker_id, group.usage)
         scored = await run.verify_and_encode(group)
@@ -125,7 +124,6 @@ class SynchronousTrainer:
         run.books.inserted(request, result)
 
     async def _load(self, snapshot: Any) -> list[WeightUpdate]:
-        """Have every engine take the weights and prove that it holds them."""
         loads = (
             self.run.call(worker, RolloutWorker.update, snapshot, waiting_for=f"{worker.name} to load new weights")
             for worker in self._workers

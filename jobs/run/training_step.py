@@ -21,7 +21,7 @@ from jobs.run.watchdog import FIRST_WAIT_S
 
 
 @dataclass
-class StepStatistics:
+class StepUsage:
     """What happened since the last step was reported."""
 
     usages: list[GroupUsage] = field(default_factory=list)
@@ -85,7 +85,7 @@ class TrainingStep:
         self._log_budget = RestartBudget("rollout log", run.config.supervision)
         self._log_was_cut = False
 
-    async def train(self, batch: Any, drawn: DrawnBatch, statistics: StepStatistics) -> TrainedStep:
+    async def train(self, batch: Any, drawn: DrawnBatch, statistics: StepUsage) -> TrainedStep:
         """Train step `run.step + 1` on `batch` (a reference), which `run.draw` has taken out of replay."""
         run = self._run
         scored, bonus_metrics = await run.add_bonus(batch, run.step)
@@ -100,8 +100,7 @@ class TrainingStep:
         return TrainedStep(version=version, snapshot=snapshot, metrics={**report.metrics, **bonus_metrics}, logged=logged)
 
     async def _log(self, batch: Any, report: StepReport) -> Logged:
-        """Write the step down. A person may make room on a full disk while the run waits, for as long as the budget
-        allows."""
+        """Write the step down. While the disk is full, wait for as long as the budget allows."""
         run = self._run
         while True:
             try:

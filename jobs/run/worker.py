@@ -171,7 +171,6 @@ class Worker:
     # ---- groups ----
 
     async def _lane(self) -> None:
-        """Sample one group at a time, until the worker is to leave."""
         rollouts = self._rollouts
         while (work := await self._next_group()) is not None:
             try:
@@ -206,7 +205,6 @@ class Worker:
             leaving.cancel()
 
     def _take_back(self, work: GroupWork, usage: GroupUsage | None) -> None:
-        """The worker is done with the group."""
         del self.groups[work.request.group_id]
         self._rollouts.has_room.set()
         self._run.books.returned(work.request, self.name, usage)
@@ -228,8 +226,7 @@ class Worker:
             await self._load()
 
     async def _load(self) -> None:
-        """Load the newest weights, or wait before they are offered again. Raise PublicationFailed where it takes
-        none."""
+        """Load the newest weights, or wait before they are offered again."""
         rollouts = self._rollouts
         version, weights = rollouts.newest
         waiting_for = f"{self.name} to load version {version}"
@@ -255,8 +252,7 @@ class Worker:
     # ---- signs of life ----
 
     async def _watch_loop(self) -> None:
-        """Keep what is safe of the worker's groups. Raise Deadline where it says nothing, or samples nothing, for too
-        long."""
+        """Keep what is safe of the worker's groups. Raise Deadline where it is silent, or samples nothing, too long."""
         supervision, cursor, moved_at = self._supervision, 0, time.monotonic()
         while True:
             self._progress, beat = await self.handle.call(

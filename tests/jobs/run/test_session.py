@@ -15,7 +15,7 @@ from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.directory.run_dir import RunDirectory
 from jobs.processes.failures import details
-from jobs.run.session import _Session, run_session
+from jobs.run.session import TrainSession, run_session
 from learners.checkpoint import CheckpointManager
 
 
@@ -88,9 +88,9 @@ def test_an_event_log_that_cannot_be_read_is_named_with_the_mend(tmp_path: Path)
     config = RunConfig(run_dir=str(tmp_path / "run"))
     with RunDirectory(config) as directory:
         console: Any = SimpleNamespace(warn=print)
-        session = _Session(config, "x.toml", directory, None, console, synchronous=False, evaluation=None)  # type: ignore[arg-type]
+        session = TrainSession(config, "x.toml", directory, None, console, synchronous=False, evaluation=None)  # type: ignore[arg-type]
         directory.events.write_text("half\nan event\n")
-        with pytest.raises(UserError, match=r"events\.jsonl, line 1 is no event: .*: move .*events\.jsonl away to go on") as refused:
+        with pytest.raises(UserError, match=r"events\.jsonl, line 1 is no event: .*: move .*events\.jsonl away to continue") as refused:
             session._open_events(3)
     assert "\n" not in str(refused.value)
 
