@@ -75,7 +75,7 @@ class Controller:
         self._changes = Changes(run)  # of slots, held groups, the live version, the stop flag
         self._stopping = False
         self._stop_asked = asyncio.Event()
-        self._statistics = StepUsage()
+        self._usage = StepUsage()
         self._data_failures = 0
         self._checkpoint_budget = RestartBudget("checkpoint", run.config.supervision)
 
@@ -167,7 +167,7 @@ class Controller:
         """Take a group from its responses into replay. Raise DataLost or CallGivenUp."""
         with self._waiting("score", f"verdicts and features of group {sampled.request.group_id}"):
             scored = await self.run.verify_and_encode(sampled)
-        self._statistics.add_scored(scored)
+        self._usage.add_scored(scored)
         await self._insert(scored)
 
     async def _insert(self, scored: Scored) -> None:
@@ -222,7 +222,7 @@ class Controller:
 
     async def _train(self, batch: Any, drawn: DrawnBatch, wait_s: float) -> None:
         run = self.run
-        trained = await self._training.train(batch, drawn, self._statistics)
+        trained = await self._training.train(batch, drawn, self._usage)
         del batch
         version, snapshot, metrics, logged = trained.version, trained.snapshot, trained.metrics, trained.logged
         del trained
@@ -234,13 +234,13 @@ class Controller:
         await self._changes.notify()
         metrics = {
             **metrics,
-            **self._statistics.metrics(),
+            **self._usage.metrics(),
             **run_metrics(run, self.rollouts, drawn, logged),
             **await memory_metrics(run, self.rollouts),
         }
         metrics["time/wait_for_batch_s"] = wait_s
-        metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - wait_s - self._statistics.checkpoint_s
-        self._statistics = StepUsage()
+        metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - wait_s - self._usage.checkpoint_s
+        self._usage = StepUsage()
         run.listener.stepped(run.step, metrics)
 
     async def _publish_loop(self) -> None:
@@ -282,13 +282,13 @@ class Controller:
         self._checkpoint_budget.worked()
         run.listener.note(EventKind.CHECKPOINT, step=run.step)
         self.last_checkpoint = (run.step, time.time())
-        self._statistics.checkpoint_s += time.monotonic() - started
+        self._usage.checkpoint_s += time.monotonic() - started
 
     # ---- what the rollout workers tell (`jobs.run.rollouts.Observer`) ----
 
     def sampled(self, sampled: Sampled) -> None:
         self._data_failures = 0
-        self._statistics.usages.append(sampled.usage)
+        self._usage.usages.append(sampled.usage)
         self._sampled.put_nowait(sampled)
 
     def dropped(self, work: GroupWork, reason: DropReason, error: Exception | None) -> None:
@@ -303,7 +303,7 @@ class Controller:
         self._changes.notify_soon()
 
     def updated(self, update: WeightUpdate) -> None:
-        self._statistics.updates.append(update)
+        self._usage.updates.append(update)
 
     def _sample_again(self, group_id: int, error: DataLost) -> None:
         """The rows of a group that was sampled went with a node."""

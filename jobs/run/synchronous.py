@@ -72,21 +72,21 @@ class SynchronousTrainer:
             await asyncio.gather(*closing, return_exceptions=True)
 
     async def _train(self) -> None:
-        run, statistics = self.run, StepUsage()
+        run, usage = self.run, StepUsage()
         generate_s = 0.0
         while requests := self._requests():  # again for groups that were filtered out
             began = time.monotonic()
             sampled = await self._sample(requests)
             generate_s += time.monotonic() - began
-            statistics.usages += [group.usage for group in sampled]
+            usage.usages += [group.usage for group in sampled]
             for group in sampled:
-                await self._score(group, statistics)
+                await self._score(group, usage)
         batch, drawn = await run.draw(run.step)
-        trained = await self._training.train(batch, drawn, statistics)
-        statistics.updates = await self._load(trained.snapshot)
+        trained = await self._training.train(batch, drawn, usage)
+        usage.updates = await self._load(trained.snapshot)
         run.books.live(trained.version, workers=len(self._workers))
-        metrics = {**trained.metrics, **statistics.metrics(), **run.books.tokens.metrics(), "time/generate_s": generate_s}
-        metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - generate_s - statistics.encode_s
+        metrics = {**trained.metrics, **usage.metrics(), **run.books.tokens.metrics(), "time/generate_s": generate_s}
+        metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - generate_s - usage.encode_s
         run.listener.stepped(run.step, metrics)
 
     def _requests(self) -> list[GroupRequest]:
@@ -113,11 +113,11 @@ class SynchronousTrainer:
 
         return await asyncio.gather(*(sample(place, request) for place, request in enumerate(requests)))
 
-    async def _score(self, group: Sampled, statistics: StepUsage) -> None:
+    async def _score(self, group: Sampled, usage: StepUsage) -> None:
         run, request = self.run, group.request
         run.books.returned(request, group.usage.worker_id, group.usage)
         scored = await run.verify_and_encode(group)
-        statistics.add_scored(scored)
+        usage.add_scored(scored)
         result = await run.insert(scored, run.step)
         if result not in (InsertResult.ACCEPTED, InsertResult.FILTERED):
             raise RuntimeError(f"replay refused group {request.group_id} of a synchronous step: {result}")

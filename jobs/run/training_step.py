@@ -77,7 +77,7 @@ class TrainedStep:
 class TrainingStep:
     """Does the steps of a run, one after the other.
 
-    trained = await TrainingStep(run).train(batch, drawn, statistics)
+    trained = await TrainingStep(run).train(batch, drawn, usage)
     """
 
     def __init__(self, run: Run) -> None:
@@ -85,7 +85,7 @@ class TrainingStep:
         self._log_budget = RestartBudget("rollout log", run.config.supervision)
         self._log_was_cut = False
 
-    async def train(self, batch: Any, drawn: DrawnBatch, statistics: StepUsage) -> TrainedStep:
+    async def train(self, batch: Any, drawn: DrawnBatch, usage: StepUsage) -> TrainedStep:
         """Train step `run.step + 1` on `batch` (a reference), which `run.draw` has taken out of replay."""
         run = self._run
         scored, bonus_metrics = await run.add_bonus(batch, run.step)
@@ -95,7 +95,7 @@ class TrainingStep:
         del batch, scored
         asked = time.monotonic()
         snapshot, version = await run.weights()
-        statistics.published(asked)
+        usage.published(asked)
         run.books.trained(drawn.group_ids, step=run.step, version=version)
         return TrainedStep(version=version, snapshot=snapshot, metrics={**report.metrics, **bonus_metrics}, logged=logged)
 
