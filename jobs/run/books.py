@@ -80,6 +80,7 @@ class GroupBooks:
         """Groups in replay."""
         self.num_removed = 0
         """How often something left replay."""
+        self._left_early: set[int] = set()  # groups that a draw took out before replay's answer to their insert was here
         self._prompts_per_step = config.prompts_per_step
         self._stream = stream
         self._note = note
@@ -156,7 +157,10 @@ class GroupBooks:
         elif result is InsertResult.FILTERED:
             self._filtered(group_id)
         else:
-            self.held.add(group_id)
+            if group_id in self._left_early:
+                self._left_early.discard(group_id)
+            else:
+                self.held.add(group_id)
             if self.order is not None:
                 self.order.settled(group_id)
 
@@ -199,6 +203,10 @@ class GroupBooks:
 
     # ---- a step ----
 
+    def has_left_replay(self, group_id: int) -> bool:
+        """Return whether a draw took the group out before `inserted` was told of it."""
+        return group_id in self._left_early
+
     @property
     def next_batch_is_in(self) -> bool:
         """Whether replay holds what the next step trains on."""
@@ -208,8 +216,10 @@ class GroupBooks:
 
     def drawn(self, drawn: DrawnBatch, *, step: int) -> None:
         """Stale groups have left replay, and the batch of `step` if there was one."""
-        self.held.difference_update(drawn.group_ids, drawn.stale_ids)
-        self.num_removed += bool(drawn.group_ids or drawn.stale_ids)
+        left = {*drawn.group_ids, *drawn.stale_ids}
+        self._left_early |= left - self.held
+        self.held -= left
+        self.num_removed += bool(left)
         for group_id in drawn.stale_ids:
             self.dropped(group_id, DropReason.STALE)
         if drawn.group_ids:

@@ -195,7 +195,8 @@ class Run:
             self._is_filterable(scored.request),
             waiting_for=f"replay to take group {group_id}",
         )
-        if result in (InsertResult.ACCEPTED, InsertResult.DUPLICATE):
+        is_in = result in (InsertResult.ACCEPTED, InsertResult.DUPLICATE)
+        if is_in and not self.books.has_left_replay(group_id):
             self.recovery.rows.held[group_id] = scored
         return result
 

@@ -1,6 +1,4 @@
 import pickle
-import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +6,10 @@ from pydantic import ValidationError
 
 from bonus.base import Need
 from bonus.config import KINDS, BonusConfig
-from bonus.contract import score_checked, state_to_files
 from bonus.elliptical_bonus import EllipticalBonus
 from bonus.methods import BONUSES, bonus_of, require_methods
 from buffers.extensions import ExtensionError
 from tests.bonus.outside import Told
-from tests.bonus.test_contract import make_step
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = "tests.bonus.outside"
@@ -89,19 +85,3 @@ def test_a_kind_is_known_or_a_path_and_a_known_one_takes_no_options() -> None:
         BonusConfig(kind="eliptical")
     with pytest.raises(ValidationError, match=r'bonus\.options are for a class of your own, and bonus\.kind = "elliptical"'):
         BonusConfig(options={"scale": 1})
-
-
-def test_the_bonus_of_the_page_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(# mypackage/answers\.py\n.*?)```", (ROOT / "docs/algorithm.md").read_text(), re.DOTALL)
-    (tmp_path / "mypackage").mkdir()
-    (tmp_path / "mypackage" / "answers.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    config = BonusConfig(kind="mypackage.answers:RareAnswers")
-    bonus = bonus_of(config)
-    step = replace(make_step(), answers_GK=[["5", "5", "7"], ["5", None, "6"]])
-    scores, state = score_checked(bonus, step, bonus.init_state(), kind=config.kind)
-    again, _ = score_checked(bonus, step, state, kind=config.kind)
-    root = 2**-0.5
-    assert scores.bonus_GK.flatten().tolist() == pytest.approx([root, root, 1, 1, 1, 1])
-    assert again.bonus_GK.flatten().tolist() == pytest.approx([0.5, 0.5, root, root, root, root])
-    assert state_to_files(bonus, state, kind=config.kind)[1]["counts"]["sums/a"] == {"5": 2, "7": 1}

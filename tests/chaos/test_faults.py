@@ -143,7 +143,6 @@ IN_RESUMING = [
     *points("replay", "load_part", How.BEFORE, How.AFTER, How.TOLD, nths=(1,)),
     *points("replay", "forget_log_after", How.BEFORE, How.AFTER, nths=(1,)),
     *points("replay", "held_rows", How.BEFORE, How.AFTER, How.TOLD, nths=(1,)),
-    *points("replay", "held_ids", How.BEFORE, How.TOLD, nths=(1,)),
     *points("learner", "publish", How.BEFORE, How.TOLD, nths=(1,)),
 ]
 

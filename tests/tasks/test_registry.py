@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from jobs.config import RunConfig, all_keys
+from jobs.config import RunConfig
+from jobs.configuration.files import all_keys
 from tasks.arithmetic import ArithmeticConfig, ArithmeticWeights, QuestionKind
 from tasks.base import Problem
 from tasks.config import MIXTURE, PATH_KEYS, PartConfig, TaskConfig, TaskSections

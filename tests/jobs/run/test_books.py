@@ -162,6 +162,31 @@ def test_saved_and_restored_books_are_the_same(seed):
     assert restored.books.admission.ledger.admitted == schedule.books.admission.ledger.admitted
 
 
+@pytest.mark.parametrize("fate", ["trained", "stale"])
+def test_a_group_that_is_drawn_before_the_answer_to_its_insert_is_here_is_not_held_for_ever(fate):
+    """Replay has accepted it, and a draw overtakes the answer. It would be counted for a batch that never comes."""
+    told = Told()
+    requests = [told.books.admit() for _ in range(PROMPTS)]
+    for request in requests:
+        told.books.submitted(request)
+        told.books.dispatched(request, "rollout-0", tries=1, resumed_tokens=0)
+        told.books.returned(request, "rollout-0", usage_of("rollout-0", 1, request.group_id + 1))
+        told.books.judged(request, [CORRECT] * RESPONSES)
+    *early, late = requests
+    for request in early:
+        told.books.inserted(request, InsertResult.ACCEPTED)
+    batch = tuple(request.group_id for request in requests)
+    drawn = (batch, ()) if fate == "trained" else ((), batch)
+    told.books.drawn(DrawnBatch(group_ids=drawn[0], stale_ids=drawn[1], held_groups=0, held_bytes=0), step=1)
+    assert told.books.has_left_replay(late.group_id)
+    told.books.inserted(late, InsertResult.ACCEPTED)
+    assert not told.books.held and not told.books.has_left_replay(late.group_id)
+    if fate == "trained":
+        told.books.trained(batch, step=1, version=1)
+        told.books.live(1, workers=1)
+    told.books.check_valid()
+
+
 def test_a_problem_that_fails_too_often_is_given_up_by_name():
     told = Told(max_attempts=1)
     request = told.books.admit()

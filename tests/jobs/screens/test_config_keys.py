@@ -17,7 +17,7 @@ from jobs.configuration.files import all_keys
 from jobs.configuration.user_error import UserError
 from jobs.screens.config_keys import COMMANDS, Section, _markdown, main, page, sections, selected, show
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 ROOTS = list(COMMANDS.values())
 
 
