@@ -9,8 +9,7 @@ r"""AIME: competition problems whose answers are integers from 0 to 999.
 | dev | 30 | AIME I and II of 2024 |
 | test | 30 | AIME I and II of 2025 |
 
-"aime/2024/000012" is row 12 of the file of 2024. Each call of `problems` reads one file.
-"""
+"aime/2024/000012" is row 12 of the file of 2024. Each call of `problems` reads one file."""
 
 from __future__ import annotations
 
@@ -59,10 +58,8 @@ class Aime(MathTask):
         }
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of their file.
-
-        Raises TaskError for another split, and for missing or unexpected data.
-        """
+        """Return the problems of `split` in the order of their file. Raises TaskError for another split, and for
+        missing or unexpected data."""
         if split not in YEARS:
             raise TaskError(
                 f"task {self.name}: no split '{split}', only {', '.join(YEARS)}: AIME is for evaluation; train on math or dapo-math"

@@ -174,8 +174,6 @@ def _digest(text: str, num_bytes: int) -> bytes:
 
 
 # ---- questions: each maker draws from `tasks.data.draws` only ----
-
-
 class QuestionKind(StrEnum):
     """The kinds of question. Each has a weight of the same name."""
 

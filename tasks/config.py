@@ -1,8 +1,7 @@
 """Which tasks there are, and how a configuration chooses among them.
 
 Each section of `[task]` is defined beside its task. Every job imports this module, so the modules of the tasks import
-nothing heavy at their top.
-"""
+nothing heavy at their top."""
 
 from __future__ import annotations
 

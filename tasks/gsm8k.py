@@ -13,8 +13,7 @@
 
 The sizes of dev and test are those of RepExp's authors (arXiv:2510.11686), who do not publish which rows they use;
 `tasks.data.splits` records ours. A problem has one id in every split: "gsm8k/test/000123" is row 123 of the published
-test file. The stated-number rule of `tasks.answers` reads an answer. Each call of `problems` reads one file.
-"""
+test file. The stated-number rule of `tasks.answers` reads an answer. Each call of `problems` reads one file."""
 
 from __future__ import annotations
 
@@ -53,10 +52,8 @@ class Gsm8k(Task):
         self._source = DataSource(task=self.name, key="task.gsm8k", folder="gsm8k", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of the published file.
-
-        Raises TaskError for another split, and for missing or unexpected data.
-        """
+        """Return the problems of `split` in the order of the published file. Raises TaskError for another split, and
+        for missing or unexpected data."""
         if split not in _FILE_OF_SPLIT:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_FILE_OF_SPLIT)}")
         stem = _FILE_OF_SPLIT[split]

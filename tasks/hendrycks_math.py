@@ -13,8 +13,7 @@ r"""MATH: competition problems with answers of every form (Hendrycks et al. 2021
 
 These are the splits of RepExp's authors (arXiv:2510.11686). A problem has one id in every split and from every file:
 "math/test/000123" is row 123 of the test file of DigitalLearningGmbH/MATH-lighteval. `tasks.data.splits` records which
-rows are MATH-500. Each call of `problems` reads one file.
-"""
+rows are MATH-500. Each call of `problems` reads one file."""
 
 from __future__ import annotations
 
@@ -57,10 +56,8 @@ class HendrycksMath(MathTask):
         self._source = DataSource(task=self.name, key="task.math", folder="math", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of the published file.
-
-        Raises TaskError for another split, and for missing or unexpected data.
-        """
+        """Return the problems of `split` in the order of the published file. Raises TaskError for another split, and
+        for missing or unexpected data."""
         if split not in _SPLITS:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_SPLITS)}")
         if split == "dev":

@@ -7,8 +7,7 @@
 The part that the problem at an index comes from depends on (seed, split, index) and the weights alone. Each part is
 read in its own order: the n problems drawn from a part are its first n. A problem of a part is called by its label:
 `Problem.task` is the label, and the id starts with it. Under the name of its own task, a part has the problems that the
-task has alone.
-"""
+task has alone."""
 
 from __future__ import annotations
 
@@ -60,10 +59,8 @@ class Mixture(Task):
         self._seed = seed
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split`, none of them twice: a part is drawn from until its problems end.
-
-        The iterator is endless if a part is. Raises TaskError if a part does.
-        """
+        """Return the problems of `split`, none of them twice: a part is drawn from until its problems end. The iterator
+        is endless if a part is. Raises TaskError if a part does."""
         remaining: dict[str, Iterator[Problem]] = {}
         for label, part in self.parts.items():
             with naming_part(label):
@@ -71,10 +68,8 @@ class Mixture(Task):
         return self._drawn(split, remaining)
 
     def label_at(self, split: str, index: int, labels: Sequence[str] | None = None) -> str:
-        """Return the label of the part that problem `index` of `split` is drawn from.
-
-        `labels` restricts the choice to some of the parts, in the order of `parts`.
-        """
+        """Return the label of the part that problem `index` of `split` is drawn from. `labels` restricts the choice to
+        some of the parts, in the order of `parts`."""
         labels = labels or tuple(self.parts)
         bounds = list(accumulate(self.parts[label].weight for label in labels))
         drawn = Random(f"{self._seed}/{split}/{index}").random() * bounds[-1]

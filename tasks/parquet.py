@@ -6,8 +6,7 @@
 
 A prompt is a string or a list of chat messages. `Problem.question` of such a list is a transcript for people; the
 messages themselves are in `Problem.meta`, which the rollout log does not keep. Each call of `problems` reads and checks
-every row of the files.
-"""
+every row of the files."""
 
 from __future__ import annotations
 
@@ -70,10 +69,8 @@ class ParquetTask(Task):
         self.deadline_s: float = 5.0 if config.verifier == "math" else 2.0
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of the files and their rows.
-
-        Raises TaskError for an unknown split and for unusable data.
-        """
+        """Return the problems of `split` in the order of the files and their rows. Raises TaskError for an unknown
+        split and for unusable data."""
         if self._config.split_column is None and split not in ("train", "test"):
             raise TaskError(
                 f"task {self.name}: no split '{split}': without task.parquet.split_column there are train and test, and both are all rows"
@@ -111,10 +108,8 @@ class ParquetTask(Task):
         return final_text(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Give reward 1.0 if the final answer is the row's, else 0.0; NO_ANSWER if there is none.
-
-        Raises TaskError with verifier "none".
-        """
+        """Give reward 1.0 if the final answer is the row's, else 0.0; NO_ANSWER if there is none. Raises TaskError with
+        verifier "none"."""
         match self._config.verifier:
             case "number":
                 return judge(self.final_answer(problem, response), final_number(problem.answer))

@@ -21,8 +21,7 @@ options) and the version of the library.
 Some generators depend on the order of sets, hence on string hashes, which differ between processes: in version 0.1.25,
 6 of 105 (isomorphic_strings, knight_swap, list_functions, polynomial_multiplication, ransom_note, word_ladder). So a
 second process makes the first problems too, and they must be equal. Whatever fails inside the library, the work of a
-hundred authors, becomes a TaskError with its reason.
-"""
+hundred authors, becomes a TaskError with its reason."""
 
 from __future__ import annotations
 
@@ -86,11 +85,9 @@ class ReasoningGym(Task):
         self._seed = seed
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split`, which are all made before the first is returned.
-
-        Raises TaskError for another split; if the library, the generator or an option does not exist; and if problems
-        differ between processes, are too few, or have no answer that `scoring` can use.
-        """
+        """Return the problems of `split`, which are all made before the first is returned. Raises TaskError for another
+        split; if the library, the generator or an option does not exist; and if problems differ between processes, are
+        too few, or have no answer that `scoring` can use."""
         require_split(self.name, split)
         dataset = self._config.dataset
         if dataset is None:
@@ -169,10 +166,8 @@ def _verbatim(text: str) -> str | None:
 
 
 def _puzzle(reference: str) -> Puzzle:
-    """Return the puzzle that `reference` solves.
-
-    Raises ExpressionError if it is not an expression of positive integers whose value is one too.
-    """
+    """Return the puzzle that `reference` solves. Raises ExpressionError if it is not an expression of positive integers
+    whose value is one too."""
     expression = parse(reference)
     whole = [int(number) for number in (*expression.numbers, expression.value or 0) if number == int(number) > 0]
     if len(whole) <= len(expression.numbers) or len(whole) < 3:
@@ -197,8 +192,6 @@ _IS_READABLE: Mapping[str, Callable[[str], bool]] = {
 
 
 # ---- the library ----
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A question of the library and its reference answer."""
@@ -220,10 +213,8 @@ class Generator:
     """
 
     def __init__(self, name: str, options: Mapping[str, Any], *, seed: int, size: int) -> None:
-        """Make the generator of problems 0 … size − 1.
-
-        Raises TaskError if the library, the generator or an option does not exist, or if it refuses the options.
-        """
+        """Make the generator of problems 0 … size − 1. Raises TaskError if the library, the generator or an option does
+        not exist, or if it refuses the options."""
         self.name = name
         self.size = size
         self._options = dict(options)
@@ -231,10 +222,8 @@ class Generator:
         self._dataset = self._make()
 
     def entry(self, index: int) -> Entry:
-        """Return problem `index`.
-
-        Raises TaskError if it has no reference answer, so that only the library's own code could score it.
-        """
+        """Return problem `index`. Raises TaskError if it has no reference answer, so that only the library's own code
+        could score it."""
         try:
             entry = self._dataset[index]
         except Exception as error:

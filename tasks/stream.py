@@ -8,8 +8,7 @@
 
 Without a curriculum, the order is a function of (seed, cursor), so the state is one cursor, and one more for each part
 of a mixture. With a curriculum, the state also has the measured rates and the number of candidates passed over
-(`tasks.curriculum`).
-"""
+(`tasks.curriculum`)."""
 
 from __future__ import annotations
 
@@ -42,19 +41,14 @@ def is_endless(task: Task) -> bool:
 
 
 class ProblemStream(Iterator[Problem]):
-    """The problems of one split, without end. The object is not thread-safe.
-
-    An `IndexedTask` is read in the order of indices, and `seed` has no effect. Any other task must be finite and is
-    read into memory once; each epoch then meets every problem once, in an order shuffled by (seed, epoch). The same
-    holds for each part of a `Mixture`. With a curriculum, an epoch meets only some of the problems.
-    """
+    """The problems of one split, without end. The object is not thread-safe. An `IndexedTask` is read in the order of
+    indices, and `seed` has no effect. Any other task must be finite and is read into memory once; each epoch then meets
+    every problem once, in an order shuffled by (seed, epoch). The same holds for each part of a `Mixture`. With a
+    curriculum, an epoch meets only some of the problems."""
 
     def __init__(self, task: Task, split: str, seed: int, curriculum: CurriculumConfig | None = None) -> None:
-        """Read the problems.
-
-        Raises TaskError for an empty split, for over a million problems of a task that is not an `IndexedTask`, and if
-        the task's `problems` does.
-        """
+        """Read the problems. Raises TaskError for an empty split, for over a million problems of a task that is not an
+        `IndexedTask`, and if the task's `problems` does."""
         self.task = task
         self._source: _Mixed | _Plain = _Mixed(task, split, seed) if isinstance(task, Mixture) else _plain(task, split, str(seed))
         self._identity: dict[str, str | int] = {"task": task.name, "split": split, "seed": seed, **self._source.identity}

@@ -5,8 +5,7 @@
 
 If `path` is set, only that directory or file is used. Otherwise the folder comes first, then the hub at a pinned
 revision: its local cache, and the network only if the cache lacks the file. If a file is found nowhere, one TaskError
-says which file to put where.
-"""
+says which file to put where."""
 
 from __future__ import annotations
 
@@ -58,10 +57,8 @@ class DataSetConfig(SourceConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSource:
-    """The files of one data set.
-
-    `key` is the place of `config` in the whole configuration, and `folder` that of the files in REPEXP_DATA.
-    """
+    """The files of one data set. `key` is the place of `config` in the whole configuration, and `folder` that of the
+    files in REPEXP_DATA."""
 
     task: str
     key: str
@@ -69,10 +66,8 @@ class DataSource:
     config: SourceConfig
 
     def file(self, name: str, *globs: str) -> DataFile:
-        """Return the file `name`, else the first match of `globs`, which are other names and the hub's layout.
-
-        Raises TaskError if there is none; the message says where it was looked for and where to put it.
-        """
+        """Return the file `name`, else the first match of `globs`, which are other names and the hub's layout. Raises
+        TaskError if there is none; the message says where it was looked for and where to put it."""
         wanted = (name, *globs)
         if self.config.path is not None:
             given = Path(self.config.path).expanduser()

@@ -4,8 +4,7 @@ GSM8K_DEV: 512 rows of GSM8K's test file, by index. They are the first 512 of 0.
 SHA-256("gsm8k/test/INDEX"), which is the seed. RepExp's authors use as many rows but do not publish which.
 
 MATH_500: the rows of MATH's test file (order of DigitalLearningGmbH/MATH-lighteval) that make up MATH-500 (Lightman et
-al. 2023, arXiv:2305.20050). Each is listed with the digest of its question, so that it is found in any file.
-"""
+al. 2023, arXiv:2305.20050). Each is listed with the digest of its question, so that it is found in any file."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ as it must:
 SPELLING  The nodes are the same.
 VALUE     Both have exact values, which decide.
 FILTER    One is too large or too deep for sympy and is refused.
-SYMBOLIC  Math-Verify and sympy decide.
-"""
+SYMBOLIC  Math-Verify and sympy decide."""
 
 from __future__ import annotations
 
@@ -55,10 +54,8 @@ class Finding:
 
 
 def readings(text: str, *, is_answer: bool = False) -> list[Node]:
-    """Return what `text` may mean, most likely first. Raises Unreadable if it has no meaning.
-
-    "1,234" is a number or a list. "(C) 12", if it is an answer, is an option or what the option stands for.
-    """
+    """Return what `text` may mean, most likely first. Raises Unreadable if it has no meaning. "1,234" is a number or a
+    list. "(C) 12", if it is an answer, is an option or what the option stands for."""
     grouped = without_grouping(text)
     found = [parse(grouped)]
     if grouped != text:
@@ -78,10 +75,8 @@ def compare(golds: Sequence[Node], answers: Sequence[Node]) -> Finding:
 
 
 def canonical(node: Node) -> str:
-    """Return a canonical spelling: without names and units, with lists sorted and exact values written out.
-
-    Equal values have the same spelling as far as that is known without sympy.
-    """
+    """Return a canonical spelling: without names and units, with lists sorted and exact values written out. Equal
+    values have the same spelling as far as that is known without sympy."""
     node = stated(node)[1]
     if node.head in COLLECTIONS:
         return ", ".join(sorted(map(canonical, items_of(node))))
@@ -134,7 +129,6 @@ class _Comparison:
         return len(golds) == len(answers) and all(self.same(gold, answer) for gold, answer in zip(golds, answers, strict=True))
 
     # ---- structures
-
     def _collection(self, gold: Node, answer: Node) -> bool:
         """Compare without order. Each item counts as often as it is listed, and once in a set."""
         answer = stated(answer)[1]
@@ -223,15 +217,12 @@ class _Comparison:
         return gold.text.split() == [flipped.get(sign) for sign in reversed(signs)] and self._all(gold.parts, answer.parts[::-1])
 
     # ---- values
-
     def _word(self, gold: Node, answer: Node) -> bool:
         return bool(key(gold)) and key(gold) == key(answer)
 
     def _quantity(self, gold: Node, answer: Node) -> bool:
-        """Compare values with units, which may be missing but must not differ.
-
-        "50%" is 50 and, unless the right answer is a percentage, 1/2.
-        """
+        """Compare values with units, which may be missing but must not differ. "50%" is 50 and, unless the right answer
+        is a percentage, 1/2."""
         gold, unit = without_unit(gold)
         answer, other_unit = without_unit(answer)
         if conflicting_units(unit, other_unit):

@@ -4,8 +4,7 @@ r"""Exact values of expressions in rational numbers, square roots, π and i, wit
 
 A value is a sum of terms c·π^k·√n with rational c and squarefree n (√-1 is i). Such terms are independent over the
 rationals, so two expressions that both have a value here are equal exactly if their terms are. Expressions that do not
-fit, or whose numbers grow beyond MAX_BITS, have no value here, and nothing is said about them.
-"""
+fit, or whose numbers grow beyond MAX_BITS, have no value here, and nothing is said about them."""
 
 from __future__ import annotations
 
@@ -96,8 +95,6 @@ def _bounded(terms: Mapping[tuple[int, int], Fraction]) -> Exact:
 
 
 # ---- arithmetic
-
-
 def _add(first: Exact, second: Exact) -> Exact:
     return _bounded({key: first.get(key, Fraction(0)) + second.get(key, Fraction(0)) for key in first.keys() | second.keys()})
 
@@ -201,8 +198,6 @@ def _perfect_root(number: int, index: int) -> int:
 
 
 # ---- nodes
-
-
 def _sum(node: Node) -> Exact:
     found: Exact = {}
     for part in node.parts:

@@ -1,8 +1,7 @@
 r"""The expressions in a mathematical answer: sums, products, powers, roots, functions, matrices, values in brackets.
 
 `Expressions` is the part of the parser that knows nothing of the other structures, which `tasks.mathematics.syntax`
-adds. It only asks for the `items` between two brackets.
-"""
+adds. It only asks for the `items` between two brackets."""
 
 from __future__ import annotations
 
@@ -80,7 +79,6 @@ class Expressions(ABC):
         """Parse what stands between two brackets: one answer, or a list of them."""
 
     # ---- expressions
-
     def _sum(self) -> Node:
         terms = [self._term()]
         while self._next in ("+", "-", "\\pm", "\\mp"):
@@ -233,10 +231,8 @@ class Expressions(ABC):
         return Node("root", (self._argument(), index))
 
     def _function(self) -> Node:
-        r"""Parse a function: power and base, then the argument in brackets or up to the next sign or function.
-
-        \sin^2 5x \cos x is the product of \sin^2(5x) and \cos(x).
-        """
+        r"""Parse a function: power and base, then the argument in brackets or up to the next sign or function. \sin^2
+        5x \cos x is the product of \sin^2(5x) and \cos(x)."""
         name = self._take().text
         power = base = None
         for _ in range(2):

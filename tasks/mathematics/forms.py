@@ -42,14 +42,10 @@ def items_of(node: Node) -> tuple[Node, ...]:
 
 
 # ---- names
-
-
 def stated(node: Node) -> tuple[Node | None, Node]:
-    r"""Return the name and the value of "x = 5", "x \in S", "x^2 + y^2 = 4 + 21 = 25" and "x \approx 5".
-
-    The last of several equal sides is the value; what follows a later \approx is dropped. Any other node, such as the
-    equation "x + y - 3 = 0", has no name and is its own value.
-    """
+    r"""Return the name and the value of "x = 5", "x \in S", "x^2 + y^2 = 4 + 21 = 25" and "x \approx 5". The last of
+    several equal sides is the value; what follows a later \approx is dropped. Any other node, such as the equation "x +
+    y - 3 = 0", has no name and is its own value."""
     if node.head != "relation":
         return None, node
     signs = node.text.split()
@@ -88,8 +84,6 @@ def _is_name(node: Node) -> bool:
 
 
 # ---- units
-
-
 def without_unit(node: Node) -> tuple[Node, str]:
     """Return the value and its unit. "%" and "°" are units too."""
     match node.head:
@@ -118,14 +112,10 @@ def _known(unit: str) -> str:
 
 
 # ---- regions of the real line
-
-
 def region(node: Node) -> tuple[Node, ...] | None:
-    r"""Return the intervals of a union, of \mathbb{R} without some points, or of inequalities in one name.
-
-    The result is None if the node is not a region. Open intervals have the head "point", as "(2, 5)" has. Inequalities
-    in a list are alternatives, unless they overlap: then both hold.
-    """
+    r"""Return the intervals of a union, of \mathbb{R} without some points, or of inequalities in one name. The result
+    is None if the node is not a region. Open intervals have the head "point", as "(2, 5)" has. Inequalities in a list
+    are alternatives, unless they overlap: then both hold."""
     match node.head:
         case "interval" | "point" if len(node.parts) == 2:
             return (node,)
@@ -229,13 +219,9 @@ def _real(node: Node) -> float | None:
 
 
 # ---- words
-
-
 def key(node: Node) -> str:
-    """Return words as they are compared: without case, blanks, brackets and articles, and with numbers in digits.
-
-    The result is "" if the node is not words.
-    """
+    """Return words as they are compared: without case, blanks, brackets and articles, and with numbers in digits. The
+    result is "" if the node is not words."""
     match node.head:
         case "word" | "symbol" | "number" | "based":
             return _key(node.text)

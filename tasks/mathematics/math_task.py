@@ -11,10 +11,8 @@ LAYOUTS = (("prompt", "answer"), ("problem", "answer"), ("question", "answer"))
 
 
 class MathTask(Task):
-    """A question with a mathematical answer of any form. Subclasses say where the problems come from.
-
-    Every job imports this module for the configuration of the tasks, so it imports the verifier only when it verifies.
-    """
+    """A question with a mathematical answer of any form. Subclasses say where the problems come from. Every job imports
+    this module for the configuration of the tasks, so it imports the verifier only when it verifies."""
 
     def __init__(self, instruction: str) -> None:
         self._instruction = instruction

@@ -8,8 +8,7 @@ may still run forever, so it belongs in a process that is killed at a deadline (
 The parser is Math-Verify's. It reads LaTeX that is written from our nodes; no text of a model is evaluated or
 sympified. If both sides can be computed to 50 digits at fixed points, these numbers decide, because Math-Verify's own
 comparison takes 10^-30 for 10^-40, rounds decimals to six places, and misses some identities. Otherwise its comparison
-decides.
-"""
+decides."""
 
 from __future__ import annotations
 
@@ -48,10 +47,8 @@ class Unparsable(ValueError):
 
 
 def refusal(node: Node) -> str | None:
-    """Return why `node` is kept from sympy, or None if it may pass.
-
-    It is not an expression, or something in it is too large.
-    """
+    """Return why `node` is kept from sympy, or None if it may pass. It is not an expression, or something in it is too
+    large."""
     found = list(walk(node))
     if len(found) > MAX_NODES:
         return f"an expression of {len(found)} parts, more than {MAX_NODES}"
@@ -59,10 +56,8 @@ def refusal(node: Node) -> str | None:
 
 
 def same_value(first: Node, second: Node) -> bool:
-    """Return whether both are equal wherever both have real values.
-
-    Neither may have a `refusal`. The call may run for long. Raises Unparsable.
-    """
+    """Return whether both are equal wherever both have real values. Neither may have a `refusal`. The call may run for
+    long. Raises Unparsable."""
     found, other = _parsed(first, second)
     decided = _agree(found, other, ratio=False)
     if decided is not None:
@@ -73,10 +68,8 @@ def same_value(first: Node, second: Node) -> bool:
 
 
 def proportional(first: Node, second: Node) -> bool:
-    """Return whether one is a multiple of the other by a number that is not 0.
-
-    Two equations say the same if the differences of their sides are proportional.
-    """
+    """Return whether one is a multiple of the other by a number that is not 0. Two equations say the same if the
+    differences of their sides are proportional."""
     return _agree(*_parsed(first, second), ratio=True) is True
 
 
@@ -121,8 +114,6 @@ def _refusal_of_count(node: Node) -> str | None:
 
 
 # ---- sympy
-
-
 def _parsed(first: Node, second: Node) -> tuple[Any, Any]:
     """Parse both. Their symbols are real unless i occurs in one of them."""
     is_real = not any(part == Node("symbol", text="i") for node in (first, second) for part in walk(node))
@@ -143,10 +134,8 @@ def _parse(text: str, *, is_real: bool) -> Any:
 
 
 def _plain(node: Node) -> Node:
-    """Return `node` with its decimals, mixed numbers, percentages and degrees as fractions: nothing is rounded.
-
-    The parser takes "I" for the imaginary unit and "i" for a variable; here it is the other way round.
-    """
+    """Return `node` with its decimals, mixed numbers, percentages and degrees as fractions: nothing is rounded. The
+    parser takes "I" for the imaginary unit and "i" for a variable; here it is the other way round."""
     if node.head == "symbol":
         return Node("symbol", text={"i": "I", "I": "\\Upsilon"}.get(node.text, node.text))
     if node.head in ("number", "repeating", "mixed"):
@@ -166,10 +155,8 @@ def _fraction(value: Fraction) -> Node:
 
 def _agree(first: Any, second: Any, *, ratio: bool) -> bool | None:
     """Return whether the values, or with `ratio` their quotients, agree at all points; None if too few points can tell.
-
-    A point is skipped if one of them has no value there, or a value that is not real although i does not occur. So
-    ln x² and 2 ln x are equal.
-    """
+    A point is skipped if one of them has no value there, or a value that is not real although i does not occur. So ln
+    x² and 2 ln x are equal."""
     from mpmath import mp
 
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)

@@ -3,8 +3,7 @@ r"""The structure of a mathematical answer: lists, sets, intervals, points, matr
     latex(parse(r"$x \in [0,\tfrac12)$"))  ->  r"x \in [0, \frac{1}{2})"
 
 The structure decides how two answers are compared (`tasks.mathematics.equality`). A text outside the grammar is
-`Unreadable`. So a computer algebra system only receives LaTeX that is written from nodes, never the original text.
-"""
+`Unreadable`. So a computer algebra system only receives LaTeX that is written from nodes, never the original text."""
 
 from __future__ import annotations
 

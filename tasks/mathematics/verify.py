@@ -11,8 +11,7 @@ A response states (`stated_answer`) the first of these that exists:
 5. the last number (`tasks.answers.final_number`).
 
 `math_verdict` may run for long or forever: call it where it can be killed (`actors.verifier`), never in a thread. Its
-first symbolic comparison in a process takes two seconds, which `warm_up` takes beforehand.
-"""
+first symbolic comparison in a process takes two seconds, which `warm_up` takes beforehand."""
 
 from __future__ import annotations
 
@@ -44,12 +43,9 @@ _SENTENCE_END = re.compile(r"(?<=[\w)}\]$])[.!?](?=\s+[A-Z]|\s*$)")
 
 
 def math_verdict(response: str, gold: str) -> Verdict:
-    """Judge a response: CORRECT has reward 1.0, and any other status 0.0.
-
-    The status is NO_ANSWER if the response states nothing, and MALFORMED if its answer cannot be read. `detail` names
-    the rung of the ladder that decided, or says why an answer is malformed. If the right answer is not in the grammar,
-    the spellings are compared.
-    """
+    """Judge a response: CORRECT has reward 1.0, and any other status 0.0. The status is NO_ANSWER if the response
+    states nothing, and MALFORMED if its answer cannot be read. `detail` names the rung of the ladder that decided, or
+    says why an answer is malformed. If the right answer is not in the grammar, the spellings are compared."""
     text = stated_answer(response)
     if text is None:
         if _BOX_START.search(response):
@@ -121,8 +117,6 @@ def _squashed(text: str) -> str:
 
 
 # ---- where the answer stands
-
-
 def _last_boxes(text: str) -> list[str]:
     """Return the contents of the last closed boxes that are not blank and follow one another directly."""
     opened: list[tuple[int, int] | None] = []  # starts of command and content, for each open brace of a box
@@ -145,10 +139,8 @@ def _last_boxes(text: str) -> list[str]:
 
 
 def _marked(text: str) -> str | None:
-    """Return what follows the last mark on its line.
-
-    It is the first mathematics, if only words come before it, and otherwise the line up to the end of its sentence.
-    """
+    """Return what follows the last mark on its line. It is the first mathematics, if only words come before it, and
+    otherwise the line up to the end of its sentence."""
     for mark in _MARKS:
         matches = list(mark.finditer(text))
         if not matches:

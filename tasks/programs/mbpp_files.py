@@ -13,8 +13,7 @@ publishes asserts.
 If the reference is not the only right answer, EvalPlus' evaluator says what else is (version 0.3.1), and so do
 `_COMPARED` and `_ALTERNATIVES`. Arguments that make two references run (almost) forever are left out: five of Mbpp/255,
 whose answers take up to a gigabyte, and sixteen of Mbpp/599, about 10^8, up to which its reference counts for half a
-minute in all. With them these two references fail; without them, all 378 pass.
-"""
+minute in all. With them these two references fail; without them, all 378 pass."""
 
 from __future__ import annotations
 
@@ -69,8 +68,6 @@ def _extra(row: Row) -> dict[str, Any]:
 
 
 # ---- MBPP ----
-
-
 def _our_row(row: Row) -> MbppRow:
     return _mbpp_row(row.values["prompt"], row.values["answer"], _extra(row))
 
@@ -105,8 +102,6 @@ def _lines(code: str) -> str:
 
 
 # ---- MBPP+ ----
-
-
 def _release_row(row: Row) -> MbppRow:
     """Read a row of EvalPlus' release. Its prompt is a docstring: the question, then an assert."""
     extra = _extra(row)
@@ -172,8 +167,6 @@ _ALTERNATIVES = {
 
 
 # ---- the types of the arguments in EvalPlus' release ----
-
-
 def _as_is(value: Any) -> Any:
     return value
 

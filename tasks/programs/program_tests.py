@@ -11,8 +11,7 @@ answer just the calls that are asked, by a table; only tests that are not shown 
 
 A program may use `limit_s` seconds of processor time beyond what the reference took. By the field's convention it is
 wrong if it uses more, uses more memory than its limit, or prints more than twice what the reference prints. The verdict
-is `error`, and the program is not judged, only if the sandbox or the reference fails.
-"""
+is `error`, and the program is not judged, only if the sandbox or the reference fails."""
 
 from __future__ import annotations
 
@@ -47,14 +46,11 @@ _SHOWN.maxstring = _SHOWN.maxother = _MAX_SHOWN_CHARS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProgramTests:
-    """Tests of one problem: expressions to evaluate in a program's namespace, and what they must give.
-
-    The results of `expected`, evaluated in the reference's namespace, are right; if it is empty, those of `calls` are.
-    The results of the programs in `alternatives` are right as well. `setup` runs after every program, in its namespace.
-
-    Values are compared by ==. Floats, and lists and tuples of floats, are equal within `atol` or 1e-6, whichever is
-    larger. With an `atol`, so are numbers anywhere in lists and tuples.
-    """
+    """Tests of one problem: expressions to evaluate in a program's namespace, and what they must give. The results of
+    `expected`, evaluated in the reference's namespace, are right; if it is empty, those of `calls` are. The results of
+    the programs in `alternatives` are right as well. `setup` runs after every program, in its namespace. Values are
+    compared by ==. Floats, and lists and tuples of floats, are equal within `atol` or 1e-6, whichever is larger. With
+    an `atol`, so are numbers anywhere in lists and tuples."""
 
     reference: str
     calls: tuple[str, ...]
@@ -149,8 +145,6 @@ def _shorten(text: str) -> str:
 
 
 # ---- running ----
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Results:
     """What a reference gives, as lines of the driver, and the resources that it used."""
@@ -184,8 +178,6 @@ def _driver() -> str:
 
 
 # ---- comparing ----
-
-
 def _agree(found: Any, expected: Any, atol: float) -> bool:
     if found == expected:
         return True

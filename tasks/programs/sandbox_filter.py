@@ -4,8 +4,7 @@ Namespaces and missing capabilities already refuse most of what is listed here. 
 parts of the kernel that contest programs never need and that have most holes: new user namespaces, mounts, tracing,
 io_uring, bpf, keys (which no namespace separates), and sockets of other families than AF_UNIX (the network namespace
 does not cover vsock). It also refuses memory that no limit counts. Everything else is let through: the rest of the
-kernel is as exposed as it is to the caller.
-"""
+kernel is as exposed as it is to the caller."""
 
 from __future__ import annotations
 

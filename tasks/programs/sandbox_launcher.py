@@ -13,8 +13,7 @@ ends with the keeper.
 
 A fork of a running interpreter is several times cheaper than a fresh one. The program can read all of its own memory,
 so nothing here knows more than the program's text. It can write anything to its output, so nothing in the report comes
-from there.
-"""
+from there."""
 
 from __future__ import annotations
 
@@ -89,8 +88,6 @@ def _go_first_when_memory_is_short() -> None:
 
 
 # ---- the keeper ----
-
-
 def _keep(limits: dict[str, Any], descriptors: list[int], house: House | None, trouble: str) -> NoReturn:
     """Run one program and report its end as a JSON object. It ends early if the caller closes the report's socket."""
     report = socket.socket(fileno=descriptors[REPORT])
@@ -147,8 +144,6 @@ def _kill_group(leader: int) -> None:
 
 
 # ---- init ----
-
-
 def _init(program: str, limits: dict[str, Any], descriptors: list[int], report: int, *, isolated: bool) -> NoReturn:
     """Start the program, wait for its end and report it."""
     try:
@@ -206,8 +201,6 @@ def _reap(pid: int) -> dict[str, Any]:
 
 
 # ---- the program ----
-
-
 def _confine(limits: dict[str, Any], kept: int, *, isolated: bool) -> None:
     """Give up everything that a program may not have. Only `kept` and the three standard descriptors stay open."""
     os.closerange(3, kept)

@@ -13,8 +13,7 @@ processes separately. The limit on processes does not bind root, and outside a n
 the user runs. So a room belongs to user 1000 of the house. Outside, that is "nobody" if the caller is root, and
 otherwise the caller. This needs Linux 5.14, the first that counts processes in this way.
 
-Everything here raises OSError with the name of the failed call.
-"""
+Everything here raises OSError with the name of the failed call."""
 
 from __future__ import annotations
 
@@ -48,10 +47,8 @@ libc.syscall.restype = ctypes.c_long
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoomLayout:
-    """What a program may read: directories and files (name, real path), and links (name, target).
-
-    The `hidden` directories exist but look empty.
-    """
+    """What a program may read: directories and files (name, real path), and links (name, target). The `hidden`
+    directories exist but look empty."""
 
     readable: tuple[tuple[str, str], ...]
     links: tuple[tuple[str, str], ...]
@@ -122,10 +119,8 @@ def _unshare(*kinds: str) -> None:
 
 
 def _unshare_with_nobody() -> None:
-    """Enter new user and mount namespaces that have root and nobody.
-
-    Mapping another user than oneself needs rights outside the namespace, so a child that stays outside does it.
-    """
+    """Enter new user and mount namespaces that have root and nobody. Mapping another user than oneself needs rights
+    outside the namespace, so a child that stays outside does it."""
     pid = os.getpid()
     waiting, go = os.pipe()
     mapper = os.fork()

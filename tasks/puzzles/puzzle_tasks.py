@@ -5,8 +5,7 @@
         verdict = task.verify(problem, generate(task.prompt(problem)))
 
 Drawn problem i of a split depends on (seed, split, i) and the configuration only. It has a solution, which is its
-`answer`.
-"""
+`answer`."""
 
 from __future__ import annotations
 
@@ -60,10 +59,8 @@ class Game(Protocol):
     must_use_all: bool
 
     def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[DrawnPuzzle | None]:
-        """Yield endless attempts at one problem, drawn with `rng.random` only.
-
-        An attempt is None if its numbers make no puzzle, or none that is wanted.
-        """
+        """Yield endless attempts at one problem, drawn with `rng.random` only. An attempt is None if its numbers make
+        no puzzle, or none that is wanted."""
         ...
 
     def published_prompt(self, puzzle: Puzzle) -> str:
@@ -72,10 +69,8 @@ class Game(Protocol):
 
 
 def puzzle_task(game: Game, config: PuzzleConfig, seed: int) -> Task:
-    """Make the task: it reads the puzzles of `config.path`, or draws them if that is unset.
-
-    Raises TaskError if the configuration has no drawn puzzle for one of the splits.
-    """
+    """Make the task: it reads the puzzles of `config.path`, or draws them if that is unset. Raises TaskError if the
+    configuration has no drawn puzzle for one of the splits."""
     return _DrawnPuzzles(game, config, seed) if config.path is None else _FiledPuzzles(game, config, config.path)
 
 

@@ -17,8 +17,7 @@ that cannot be read. List marks ("- ", "2. ") and math delimiters do not belong 
 
 Of an equation ("(1 + 2) * 8 = 24", "24 = ...") the first side that is an expression of two numbers or more is the
 answer. A side that is a mere number counts only if no other side has digits. Delimiters, bold marks and a full stop
-around the answer are dropped.
-"""
+around the answer are dropped."""
 
 from __future__ import annotations
 
@@ -63,10 +62,8 @@ def stated_expression(text: str) -> str | None:
 
 
 def final_expression(text: str) -> str | None:
-    """Return the stated answer in canonical form, or None if there is none.
-
-    The form is `Expression.text` of an expression, else `tasks.answers.canonical_text`.
-    """
+    """Return the stated answer in canonical form, or None if there is none. The form is `Expression.text` of an
+    expression, else `tasks.answers.canonical_text`."""
     stated = stated_expression(text)
     if stated is None:
         return None
