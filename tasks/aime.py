@@ -11,8 +11,6 @@ r"""AIME: competition problems whose answers are integers from 0 to 999.
 
 "aime/2024/000012" is row 12 of the file of 2024. Each call of `problems` reads one file."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import replace

@@ -28,8 +28,6 @@ The word rule (`last_word`). The last run of letters is the answer, in any case:
 The text rule (`final_text`). The answer is the last closed \boxed{...} that is not blank, else the last line, up to
 case and spacing."""
 
-from __future__ import annotations
-
 import re
 from collections import deque
 from collections.abc import Iterator

@@ -10,8 +10,6 @@ A task of your own subclasses `Task`, which leaves `name`, `problems` and `verif
 Every verifier process makes the task, so making it must be cheap and must read no file. `problems` reads the files and
 reports what is wrong with them as a TaskError before it returns the first problem."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable

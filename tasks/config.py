@@ -3,8 +3,6 @@
 Each section of `[task]` is defined beside its task. Every job imports this module, so the modules of the tasks import
 nothing heavy at their top."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, Self

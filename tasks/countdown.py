@@ -3,8 +3,6 @@
 A puzzle is drawn by combining numbers at random, two at a time, into positive integers until one is left, the target.
 So it has a solution that uses every number. If the target is among the numbers, the puzzle is drawn again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from random import Random

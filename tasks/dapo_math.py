@@ -15,8 +15,6 @@ before any row is chosen, however their LaTeX is spelled (`tasks.data.decontamin
 123 of the file. `selected_rows` records what is trained on: it computes the rows from the length of the file, the rows
 that were taken out, and the seed."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from hashlib import sha256
 

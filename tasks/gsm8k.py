@@ -15,8 +15,6 @@ The sizes of dev and test are those of RepExp's authors (arXiv:2510.11686), who 
 `tasks.data.splits` records ours. A problem has one id in every split: "gsm8k/test/000123" is row 123 of the published
 test file. The stated-number rule of `tasks.answers` reads an answer. Each call of `problems` reads one file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from tasks.answers import final_number, reference_number

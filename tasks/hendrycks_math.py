@@ -15,8 +15,6 @@ These are the splits of RepExp's authors (arXiv:2510.11686). A problem has one i
 "math/test/000123" is row 123 of the test file of DigitalLearningGmbH/MATH-lighteval. `tasks.data.splits` records which
 rows are MATH-500. Each call of `problems` reads one file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from tasks.base import Problem, TaskError

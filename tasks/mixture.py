@@ -9,8 +9,6 @@ read in its own order: the n problems drawn from a part are its first n. A probl
 `Problem.task` is the label, and the id starts with it. Under the name of its own task, a part has the problems that the
 task has alone."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

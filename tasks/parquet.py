@@ -8,8 +8,6 @@ A prompt is a string or a list of chat messages. `Problem.question` of such a li
 messages themselves are in `Problem.meta`, which the rollout log does not keep. Each call of `problems` reads and checks
 every row of the files."""
 
-from __future__ import annotations
-
 import glob
 import json
 from collections.abc import Iterable, Iterator

@@ -5,8 +5,6 @@
 
 A known task is an entry of `TASKS`. Any other name is the import path of a class of your own (`tasks.base.Task`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from hashlib import blake2b
 

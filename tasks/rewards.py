@@ -7,8 +7,6 @@ the soft overlong punishment of DAPO (arXiv:2503.14476, equation 13): it is 0 up
 to its full size at T_max. All terms are off by default, so a reward is 1 or 0. A response that could not be scored has
 no reward and no terms."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pydantic import Field

@@ -10,8 +10,6 @@ Without a curriculum, the order is a function of (seed, cursor), so the state is
 of a mixture. With a curriculum, the state also has the measured rates and the number of candidates passed over
 (`tasks.curriculum`)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from random import Random

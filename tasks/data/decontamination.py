@@ -7,8 +7,6 @@ Questions are compared by their letters and digits alone, without case, layout c
 set loses little by that. A training question that continues after a whole test question ("... Please give m + n.") is
 that test question as well."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import defaultdict

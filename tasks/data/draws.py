@@ -2,8 +2,6 @@
 
 `Random.random` is the one method whose sequence Python promises to keep, so nothing else is drawn from."""
 
-from __future__ import annotations
-
 from random import Random
 
 __all__ = ["below", "between"]

@@ -6,8 +6,6 @@
 
 Row i stands in place i, as published, unless the file has a column "index" that gives the indices."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any

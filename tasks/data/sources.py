@@ -7,8 +7,6 @@ If `path` is set, only that directory or file is used. Otherwise the folder come
 revision: its local cache, and the network only if the cache lacks the file. If a file is found nowhere, one TaskError
 says which file to put where."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ SHA-256("gsm8k/test/INDEX"), which is the seed. RepExp's authors use as many row
 MATH_500: the rows of MATH's test file (order of DigitalLearningGmbH/MATH-lighteval) that make up MATH-500 (Lightman et
 al. 2023, arXiv:2305.20050). Each is listed with the digest of its question, so that it is found in any file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from hashlib import blake2b
 

@@ -12,8 +12,6 @@ VALUE     Both have exact values, which decide.
 FILTER    One is too large or too deep for sympy and is refused.
 SYMBOLIC  Math-Verify and sympy decide."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress

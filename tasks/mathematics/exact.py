@@ -6,8 +6,6 @@ A value is a sum of terms c·π^k·√n with rational c and squarefree n (√-1 
 rationals, so two expressions that both have a value here are equal exactly if their terms are. Expressions that do not
 fit, or whose numbers grow beyond MAX_BITS, have no value here, and nothing is said about them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import comb, factorial, isqrt

@@ -3,8 +3,6 @@ r"""The expressions in a mathematical answer: sums, products, powers, roots, fun
 `Expressions` is the part of the parser that knows nothing of the other structures, which `tasks.mathematics.syntax`
 adds. It only asks for the `items` between two brackets."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NoReturn

@@ -5,8 +5,6 @@ without_unit(parse(r"5\text{ cm}"))   ->  (5, "cm")
 region(parse(r"2 \le x < 5"))         ->  the interval [2, 5)
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """What all tasks of published mathematics share: the prompt, and verdicts by `tasks.mathematics.verify`."""
 
-from __future__ import annotations
-
 from tasks.base import Message, Problem, Task, Verdict, with_instruction
 
 __all__ = ["LAYOUTS", "MathTask"]

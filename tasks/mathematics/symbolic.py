@@ -10,8 +10,6 @@ sympified. If both sides can be computed to 50 digits at fixed points, these num
 comparison takes 10^-30 for 10^-40, rounds decimals to six places, and misses some identities. Otherwise its comparison
 decides."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from fractions import Fraction

@@ -5,8 +5,6 @@ r"""The structure of a mathematical answer: lists, sets, intervals, points, matr
 The structure decides how two answers are compared (`tasks.mathematics.equality`). A text outside the grammar is
 `Unreadable`. So a computer algebra system only receives LaTeX that is written from nodes, never the original text."""
 
-from __future__ import annotations
-
 from tasks.mathematics.expressions import STARTS_FACTOR, Expressions, Mixed, Unreadable
 from tasks.mathematics.nodes import COLLECTIONS, Node, latex, number, walk
 from tasks.mathematics.tokens import Token, TokenKind, tokens

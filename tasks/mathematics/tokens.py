@@ -4,8 +4,6 @@ r"""The tokens of a mathematical answer, as people and models write it: LaTeX, U
 
 Reading them takes linear time and never raises. `tasks.mathematics.syntax` says what they mean together."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterator

@@ -13,8 +13,6 @@ A response states (`stated_answer`) the first of these that exists:
 `math_verdict` may run for long or forever: call it where it can be killed (`actors.verifier`), never in a thread. Its
 first symbolic comparison in a process takes two seconds, which `warm_up` takes beforehand."""
 
-from __future__ import annotations
-
 import re
 
 from tasks.answers import final_number

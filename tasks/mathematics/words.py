@@ -1,7 +1,5 @@
 r"""The vocabulary of mathematical answers: characters, synonymous commands, names, units, numbers in words."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 __all__ = [

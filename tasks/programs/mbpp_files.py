@@ -15,8 +15,6 @@ If the reference is not the only right answer, EvalPlus' evaluator says what els
 whose answers take up to a gigabyte, and sixteen of Mbpp/599, about 10^8, up to which its reference counts for half a
 minute in all. With them these two references fail; without them, all 378 pass."""
 
-from __future__ import annotations
-
 import ast
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

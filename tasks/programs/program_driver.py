@@ -11,8 +11,6 @@ The driver receives no expected result, so a program has none to find. A line th
 any other, right or wrong. `decode` is for the other side: it makes plain values, never objects of a class that the data
 name. This file uses the standard library only."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

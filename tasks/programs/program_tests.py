@@ -13,8 +13,6 @@ A program may use `limit_s` seconds of processor time beyond what the reference 
 wrong if it uses more, uses more memory than its limit, or prints more than twice what the reference prints. The verdict
 is `error`, and the program is not judged, only if the sandbox or the reference fails."""
 
-from __future__ import annotations
-
 import json
 import math
 import reprlib

@@ -17,8 +17,6 @@ The first `run` of a process starts its launcher (`tasks.programs.sandbox_launch
 process. `run` may be called from any number of threads. The output of a program is data, and no more of it than the
 limit is ever held."""
 
-from __future__ import annotations
-
 import atexit
 import fcntl
 import json

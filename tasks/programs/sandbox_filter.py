@@ -6,8 +6,6 @@ io_uring, bpf, keys (which no namespace separates), and sockets of other familie
 does not cover vsock). It also refuses memory that no limit counts. Everything else is let through: the rest of the
 kernel is as exposed as it is to the caller."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

@@ -15,8 +15,6 @@ A fork of a running interpreter is several times cheaper than a fresh one. The p
 so nothing here knows more than the program's text. It can write anything to its output, so nothing in the report comes
 from there."""
 
-from __future__ import annotations
-
 import atexit
 import builtins
 import contextlib

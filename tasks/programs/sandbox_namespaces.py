@@ -15,8 +15,6 @@ otherwise the caller. This needs Linux 5.14, the first that counts processes in 
 
 Everything here raises OSError with the name of the failed call."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sysconfig

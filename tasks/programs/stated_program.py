@@ -6,8 +6,6 @@ It is the last ``` block marked as Python, else the last block without a mark, e
 Python from the first def, class, import or decorator on. Reasoning up to </think> is not part of a response. Nothing is
 compiled here; the sandbox does that."""
 
-from __future__ import annotations
-
 import re
 
 __all__ = ["stated_program"]

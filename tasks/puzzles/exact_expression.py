@@ -19,8 +19,6 @@ expressions here: they are refused, not guessed.
 | `( )` | `[ ]`, `{ }`, （ ）, with `\left` and `\right` or without                                           |
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ solution or the target.
 In a directory, split S is the file S.parquet or S.jsonl. If the directory has a single file of another name, or the
 path is a file, `Puzzle.split` divides it into train, dev and test, and "all" is the whole file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

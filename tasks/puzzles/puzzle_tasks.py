@@ -7,8 +7,6 @@
 Drawn problem i of a split depends on (seed, split, i) and the configuration only. It has a solution, which is its
 `answer`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b

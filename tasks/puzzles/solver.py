@@ -9,8 +9,6 @@ values. So 2 to 6 numbers take milliseconds to tenths of a second, solvable or n
 
 A sign before a term adds nothing for a positive target: it can be moved outwards by swapping sums for differences."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction

@@ -19,8 +19,6 @@ Of an equation ("(1 + 2) * 8 = 24", "24 = ...") the first side that is an expres
 answer. A side that is a mere number counts only if no other side has digits. Delimiters, bold marks and a full stop
 around the answer are dropped."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
