@@ -50,10 +50,7 @@ class Aime(MathTask):
     def __init__(self, config: AimeConfig) -> None:
         super().__init__(config.instruction)
         sources = {2024: config, 2025: SourceConfig(path=config.path, hub=config.hub_2025, revision=config.revision_2025)}
-        self._sources = {
-            year: DataSource(task=self.name, key="task.aime", folder="aime", config=source_config)
-            for year, source_config in sources.items()
-        }
+        self._sources = {year: DataSource(task=self.name, key="task.aime", folder="aime", config=each) for year, each in sources.items()}
 
     def problems(self, split: str) -> Iterator[Problem]:
         """Return the problems of `split` in the order of their file. Raises TaskError for another split, and for

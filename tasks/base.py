@@ -65,7 +65,6 @@ class Task(Protocol):
     def problems(self, split: str) -> Iterator[Problem]:
         """Return the problems of `split` ("train", "test", ...) in a fixed order. The iterator may be endless; ids
         never repeat. Raises TaskError for a split that the task does not have, and for missing or unusable data."""
-        ...
 
     def prompt(self, problem: Problem) -> list[Message]:
         """Return the chat messages that pose `problem`: by default one message with the question."""
@@ -81,7 +80,6 @@ class Task(Protocol):
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Judge `response` by the question and the answer of `problem`; its `meta` may be missing. The verdict is
         deterministic. No string may make the method raise; only a task without a verifier raises TaskError."""
-        ...
 
 
 @runtime_checkable

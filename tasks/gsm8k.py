@@ -55,7 +55,9 @@ class Gsm8k(Task):
         if split not in _FILE_OF_SPLIT:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_FILE_OF_SPLIT)}")
         stem = _FILE_OF_SPLIT[split]
-        problems = self._read(stem)
+        file = self._source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"main/{stem}-*.parquet")
+        rows = published_rows(file, layouts=_LAYOUTS, num_rows=NUM_ROWS[stem], title="GSM8K")
+        problems = [self._problem(f"{self.name}/{stem}/{row.index:06d}", row) for row in rows]
         if split in ("dev", "test"):
             from tasks.data.splits import GSM8K_DEV
 
@@ -72,12 +74,6 @@ class Gsm8k(Task):
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 for the right number in any spelling, else 0.0; NO_ANSWER if none is stated."""
         return judge(final_number(response), final_number(problem.answer))
-
-    def _read(self, stem: str) -> list[Problem]:
-        """Return all problems of a published file in the order of their indices."""
-        file = self._source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"main/{stem}-*.parquet")
-        rows = published_rows(file, layouts=_LAYOUTS, num_rows=NUM_ROWS[stem], title="GSM8K")
-        return [self._problem(f"{self.name}/{stem}/{row.index:06d}", row) for row in rows]
 
     def _problem(self, problem_id: str, row: PublishedRow) -> Problem:
         """Make a problem of a row, whose answer is a bare number or, on the hub, a solution that ends in "#### 72"."""

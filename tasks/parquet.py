@@ -96,31 +96,25 @@ class ParquetTask(Task):
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return the stated number, the stated mathematics, or the last box or line, as `verifier` says."""
-        match self._config.verifier:
-            case "number":
-                return final_number(response)
-            case "math":
-                from tasks.mathematics.verify import final_math
+        if self._config.verifier == "math":
+            from tasks.mathematics.verify import final_math
 
-                return final_math(response)
-        return final_text(response)
+            return final_math(response)
+        return final_number(response) if self._config.verifier == "number" else final_text(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 if the final answer is the row's, else 0.0; NO_ANSWER if there is none. Raises TaskError with
         verifier "none"."""
-        match self._config.verifier:
-            case "number":
-                return judge(self.final_answer(problem, response), final_number(problem.answer))
-            case "math":
-                from tasks.mathematics.verify import math_verdict
+        if not self.has_verifier:
+            raise TaskError(
+                f"task {self.name} has no verifier: set task.parquet.verifier to number, math or exact, and name the answer_column"
+            )
+        if self._config.verifier == "math":
+            from tasks.mathematics.verify import math_verdict
 
-                return math_verdict(response, problem.answer)
-            case "exact":
-                return judge(self.final_answer(problem, response), canonical_text(problem.answer))
-            case "none":
-                raise TaskError(
-                    f"task {self.name} has no verifier: set task.parquet.verifier to number, math or exact, and name the answer_column"
-                )
+            return math_verdict(response, problem.answer)
+        canonical = final_number if self._config.verifier == "number" else canonical_text
+        return judge(self.final_answer(problem, response), canonical(problem.answer))
 
     def warm_up(self) -> None:
         if self._config.verifier == "math":

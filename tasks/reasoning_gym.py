@@ -105,27 +105,14 @@ class ReasoningGym(Task):
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return, in canonical form, what `scoring` takes for the answer."""
-        match self._config.scoring:
-            case "number":
-                return final_number(response)
-            case "exact":
-                return final_text(response)
-            case "text":
-                return _verbatim(last_tagged(response) or last_boxed(response) or response)
-            case "expression":
-                return final_expression(response)
+        return _STATED[self._config.scoring](response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 if the answer is right by `scoring`, else 0.0; NO_ANSWER if there is none."""
-        match self._config.scoring:
-            case "number":
-                return judge(self.final_answer(problem, response), final_number(problem.answer))
-            case "exact":
-                return judge(self.final_answer(problem, response), canonical_text(problem.answer))
-            case "text":
-                return judge(self.final_answer(problem, response), _verbatim(problem.answer))
-            case "expression":
-                return _puzzle(problem.answer).judge(response)
+        if self._config.scoring == "expression":
+            return _puzzle(problem.answer).judge(response)
+        canonical = {"number": final_number, "exact": canonical_text, "text": _verbatim}[self._config.scoring]
+        return judge(self.final_answer(problem, response), canonical(problem.answer))
 
     def _drawn(self, split: str, generator: Generator, wanted: int) -> list[Problem]:
         """Return the generator's first `wanted` different questions that belong to `split`."""
@@ -183,6 +170,12 @@ def _is_solution(reference: str) -> bool:
     return True
 
 
+_STATED: Mapping[str, Callable[[str], str | None]] = {
+    "number": final_number,
+    "exact": final_text,
+    "text": lambda response: _verbatim(last_tagged(response) or last_boxed(response) or response),
+    "expression": final_expression,
+}
 _IS_READABLE: Mapping[str, Callable[[str], bool]] = {
     "number": lambda answer: reference_number(answer) is not None,
     "exact": lambda answer: canonical_text(answer) != "",
@@ -209,8 +202,7 @@ class Generator:
 
     generator = Generator("chain_sum", {"max_terms": 3}, seed=7, size=1000)
     generator.require_reproducible()
-    entry = generator.entry(0)
-    """
+    entry = generator.entry(0)"""
 
     def __init__(self, name: str, options: Mapping[str, Any], *, seed: int, size: int) -> None:
         """Make the generator of problems 0 … size − 1. Raises TaskError if the library, the generator or an option does
@@ -270,12 +262,9 @@ class Generator:
         import subprocess
 
         request = json.dumps({"name": self.name, "options": self._options, "seed": self._seed, "size": self.size})
-        path = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
-        environment = {
-            **os.environ,
-            "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0",
-            "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        }
+        path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+        other_seed = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"
+        environment = {**os.environ, "PYTHONHASHSEED": other_seed, "PYTHONPATH": path}
         code = f"from {__name__} import print_digests; print_digests()"
         command = [sys.executable, "-c", code]
         try:

@@ -188,14 +188,10 @@ class _ShuffledEpochs:
     def at(self, cursor: int) -> Problem:
         epoch, position = divmod(cursor, len(self._problems))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffled(epoch)
+            rng = Random(f"{self._seed}/{epoch}")
+            keys = [rng.random() for _ in self._problems]  # they stay the same in every Python version; `shuffle` may change
+            self._epoch, self._order = epoch, sorted(range(len(keys)), key=keys.__getitem__)
         return self._problems[self._order[position]]
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        """Sort by keys of `random()`, which stays the same in every Python version; `shuffle` may change."""
-        rng = Random(f"{self._seed}/{epoch}")
-        keys = [rng.random() for _ in self._problems]
-        return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def _read_all(task: Task, split: str) -> list[Problem]:

@@ -202,7 +202,7 @@ class _Comparison:
                 return any(self.same(side, other) for side in sides)
         if answer.head != "relation" or not (set(gold.text.split()) == set(answer.text.split()) == {"="}):
             return self._region(gold, answer) or self._inequality(gold, answer)
-        return self._proportional(_difference(gold), _difference(answer))
+        return not self._cheap and self._symbolic(proportional, _difference(gold), _difference(answer))
 
     def _inequality(self, gold: Node, answer: Node) -> bool:
         """Compare the sides and the signs between them, from left to right or from right to left."""
@@ -248,9 +248,6 @@ class _Comparison:
         if bool(variables(gold)) != bool(variables(answer)) or self._cheap:
             return False
         return self._symbolic(same_value, gold, answer)
-
-    def _proportional(self, gold: Node, answer: Node) -> bool:
-        return not self._cheap and self._symbolic(proportional, gold, answer)
 
     def _symbolic(self, rule: Callable[[Node, Node], bool], gold: Node, answer: Node) -> bool:
         self.rung = max(self.rung, Rung.FILTER)

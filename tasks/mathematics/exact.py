@@ -8,6 +8,7 @@ fit, or whose numbers grow beyond MAX_BITS, have no value here, and nothing is s
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import reduce
 from math import comb, factorial, isqrt
 
 from tasks.mathematics.nodes import Node
@@ -62,10 +63,9 @@ def _digits(value: Fraction) -> str:
 
 
 def _value(node: Node) -> Exact:
-    rule = _RULES.get(node.head)
-    if rule is None:
+    if node.head not in _RULES:
         raise _NoValue
-    return rule(node)
+    return _RULES[node.head](node)
 
 
 def _rational(value: Fraction | int) -> Exact:
@@ -130,9 +130,7 @@ def _invert(value: Exact) -> Exact:
 
 
 def _power(base: Exact, exponent: Fraction) -> Exact:
-    if exponent.denominator == 2:
-        return _power(_root(_as_rational(base), 2), Fraction(exponent.numerator))
-    if exponent.denominator > 2:
+    if exponent.denominator > 1:
         return _power(_root(_as_rational(base), exponent.denominator), Fraction(exponent.numerator))
     count = abs(exponent.numerator)
     if len(base) > 1 and count > _MAX_POWER_OF_SUM:
@@ -196,20 +194,6 @@ def _perfect_root(number: int, index: int) -> int:
 
 
 # ---- nodes
-def _sum(node: Node) -> Exact:
-    found: Exact = {}
-    for part in node.parts:
-        found = _add(found, _value(part))
-    return found
-
-
-def _product(node: Node) -> Exact:
-    found = _rational(1)
-    for part in node.parts:
-        found = _multiply(found, _value(part))
-    return found
-
-
 def _mixed(node: Node) -> Exact:
     whole, numerator, denominator = (_as_rational(_value(part)) for part in node.parts)
     return _rational(whole + numerator / denominator)
@@ -244,10 +228,6 @@ def _root_node(node: Node) -> Exact:
     return _power(radicand, Fraction(1, index))
 
 
-def _absolute(node: Node) -> Exact:
-    return _rational(abs(_as_rational(_value(node.parts[0]))))
-
-
 def _factorial(node: Node) -> Exact:
     count = _as_integer(_value(node.parts[0]), MAX_FACTORIAL)
     if count < 0:
@@ -267,13 +247,13 @@ _RULES: Mapping[str, Callable[[Node], Exact]] = {
     "repeating": _repeating,
     "mixed": _mixed,
     "symbol": _symbol,
-    "sum": _sum,
-    "product": _product,
+    "sum": lambda node: reduce(_add, map(_value, node.parts), _rational(0)),
+    "product": lambda node: reduce(_multiply, map(_value, node.parts), _rational(1)),
     "negative": lambda node: _scale(_value(node.parts[0]), -1),
     "quotient": lambda node: _multiply(_value(node.parts[0]), _invert(_value(node.parts[1]))),
     "power": lambda node: _power(_value(node.parts[0]), _as_rational(_value(node.parts[1]))),
     "root": _root_node,
-    "absolute": _absolute,
+    "absolute": lambda node: _rational(abs(_as_rational(_value(node.parts[0])))),
     "factorial": _factorial,
     "binomial": _binomial,
 }

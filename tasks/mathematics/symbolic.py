@@ -12,7 +12,6 @@ decides."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -138,7 +137,10 @@ def _plain(node: Node) -> Node:
         return Node("symbol", text={"i": "I", "I": "\\Upsilon"}.get(node.text, node.text))
     if node.head in ("number", "repeating", "mixed"):
         value = rational_value(node)
-        return node if value is None else _fraction(value)
+        if value is None:
+            return node
+        numerator, denominator = number(value.numerator), number(value.denominator)
+        return numerator if value.denominator == 1 else Node("quotient", (numerator, denominator))
     parts = tuple(_plain(part) for part in node.parts)
     if node.head == "percent":
         return Node("quotient", (parts[0], number(100)))
@@ -147,18 +149,15 @@ def _plain(node: Node) -> Node:
     return Node(node.head, parts, node.text)
 
 
-def _fraction(value: Fraction) -> Node:
-    return number(value.numerator) if value.denominator == 1 else Node("quotient", (number(value.numerator), number(value.denominator)))
-
-
 def _agree(first: Any, second: Any, *, ratio: bool) -> bool | None:
     """Return whether the values, or with `ratio` their quotients, agree at all points; None if too few points can tell.
     A point is skipped if one of them has no value there, or a value that is not real although i does not occur. So ln
     x² and 2 ln x are equal."""
     from mpmath import mp
+    from sympy import I
 
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
-    is_complex = first.has(_i()) or second.has(_i())
+    is_complex = first.has(I) or second.has(I)
     quotient: Any = None
     num_compared = 0
     with mp.workdps(_DIGITS):
@@ -175,12 +174,6 @@ def _agree(first: Any, second: Any, *, ratio: bool) -> bool | None:
                 return False
             num_compared += 1
     return True if num_compared >= (_NUM_ENOUGH if symbols else 1) else None
-
-
-def _i() -> Any:
-    from sympy import I
-
-    return I
 
 
 def _points(symbols: Sequence[Any]) -> list[Mapping[Any, Any]]:

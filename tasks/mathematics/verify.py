@@ -50,7 +50,7 @@ def math_verdict(response: str, gold: str) -> Verdict:
             return Verdict(status=VerdictStatus.MALFORMED, reward=0.0, detail="a box that is not closed, or is empty")
         return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
     if _squashed(text) == _squashed(gold):
-        return Verdict(status=VerdictStatus.CORRECT, reward=1.0, answer=_recorded(text), detail="spelling")
+        return Verdict(status=VerdictStatus.CORRECT, reward=1.0, answer=_canonical_or_squashed(text)[:_MAX_ANSWER_CHARS], detail="spelling")
     try:
         answers = [reading for text in dict.fromkeys((text, last_box(response) or text)) for reading in readings(text, is_answer=True)]
         finding = compare(_gold_readings(gold), answers)
@@ -104,10 +104,6 @@ def _canonical_or_squashed(text: str) -> str:
         return canonical(readings(text)[0])
     except Unreadable:
         return _squashed(text)
-
-
-def _recorded(text: str) -> str:
-    return _canonical_or_squashed(text)[:_MAX_ANSWER_CHARS]
 
 
 def _squashed(text: str) -> str:

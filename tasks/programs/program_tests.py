@@ -29,6 +29,7 @@ from tasks.programs.sandbox import Isolation, Limits, Outcome, ProgramStatus, Sa
 
 __all__ = ["ProgramTests", "deadline_s", "judge_program", "read_tests", "write_tests"]
 
+_DRIVER = Path(program_driver.__file__).read_text(encoding="utf-8")
 _REFERENCE_CPU_S = 20
 _WALL_OF_CPU = 5  # on a busy machine a program gets a share of a processor only
 _LIMITS = Limits(memory_bytes=1 << 30, output_bytes=64 << 20, cpu_s=_REFERENCE_CPU_S, wall_s=_WALL_OF_CPU * _REFERENCE_CPU_S)
@@ -167,12 +168,7 @@ def _results(reference: str, tests: ProgramTests, isolation: Isolation) -> _Resu
 
 def _evaluate(program: str, setup: str, calls: Sequence[str], limits: Limits, isolation: Isolation) -> Outcome:
     request = json.dumps({"program": f"{program}\n{setup}", "calls": list(calls)})
-    return sandbox.run(_driver(), limits, stdin=request, isolation=isolation)
-
-
-@lru_cache(maxsize=1)
-def _driver() -> str:
-    return Path(program_driver.__file__).read_text(encoding="utf-8")
+    return sandbox.run(_DRIVER, limits, stdin=request, isolation=isolation)
 
 
 # ---- comparing ----

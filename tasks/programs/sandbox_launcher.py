@@ -57,7 +57,8 @@ def main(descriptor: int, *, isolated: bool) -> None:
     for name in _PRELOADED.split():
         importlib.import_module(name)
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as `site`, which is not loaded, would do
-    _go_first_when_memory_is_short()
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # some hosts forbid this
+        file.write("1000")  # when memory is short, the kernel ends this process and those it starts before any other
     house, trouble = None, ""
     if isolated:
         try:
@@ -77,12 +78,6 @@ def main(descriptor: int, *, isolated: bool) -> None:
                 _keep(json.loads(request), descriptors, house, trouble)
             for each in descriptors:
                 os.close(each)
-
-
-def _go_first_when_memory_is_short() -> None:
-    """Make the kernel end this process and those it starts before any other when memory is short."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # some hosts forbid this
-        file.write("1000")
 
 
 # ---- the keeper ----
@@ -116,7 +111,8 @@ def _run_init(program: str, limits: dict[str, Any], descriptors: list[int], repo
         os.close(each)
     died = _wait(pid, report, limits["wall_s"])
     if not isolated:
-        _kill_group(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)  # returns when the last process of the namespace is gone
     seconds = time.monotonic() - started
@@ -134,11 +130,6 @@ def _wait(pid: int, report: socket.socket, timeout_s: float) -> bool:
     poll.register(pidfd, select.POLLIN)
     poll.register(report, select.POLLIN)
     return any(ready == pidfd for ready, _ in poll.poll(timeout_s * 1000))
-
-
-def _kill_group(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
 
 
 # ---- init ----
@@ -218,9 +209,7 @@ def _limit(limits: dict[str, Any]) -> None:
         resource.RLIMIT_FSIZE: limits["tmp_bytes"],
         resource.RLIMIT_NPROC: limits["processes"] + 2,  # the keeper and init count too
         resource.RLIMIT_NOFILE: limits["open_files"],
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
+        **dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE), 0),
         resource.RLIMIT_CPU: limits["cpu_s"],
     }
     for name, value in limited.items():

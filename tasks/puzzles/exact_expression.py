@@ -115,15 +115,9 @@ def combined(left: Term, sign: str, right: Term) -> Term:
 
 
 def _result(left: Number, sign: str, right: Number) -> Number | None:
-    match sign:
-        case "+":
-            return left + right
-        case "-":
-            return left - right
-        case "*":
-            return left * right
-        case _:
-            return Fraction(left) / right if right else None
+    if sign == "/":
+        return Fraction(left) / right if right else None
+    return left + right if sign == "+" else left - right if sign == "-" else left * right
 
 
 def _negative(term: Term) -> Term:
@@ -197,8 +191,10 @@ class _Reader:
             self._take_number(token)
         elif self._is_term_due:
             self._open(token)
-        elif token == ")":
-            self._close()
+        elif token == ")":  # it closes an open bracket, because `_plain` checks the nesting
+            self._finish_terms(_SUM)
+            self._signs.pop()
+            self._depth -= 1
         elif token == "(":
             raise ExpressionError("no sign between two terms")
         else:
@@ -235,12 +231,6 @@ class _Reader:
         if self._depth > MAX_DEPTH:
             raise ExpressionError(f"nested more than {MAX_DEPTH} deep")
         self._signs.append("(" if token == "(" else "negative")
-
-    def _close(self) -> None:
-        """Close a bracket, which is open because `_plain` checks the nesting."""
-        self._finish_terms(_SUM)
-        self._signs.pop()
-        self._depth -= 1
 
     def _finish_terms(self, precedence: int) -> None:
         """Apply the signs that bind at least as tightly as `precedence`, back to the last open bracket."""

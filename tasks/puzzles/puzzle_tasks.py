@@ -59,11 +59,9 @@ class Game(Protocol):
     def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[DrawnPuzzle | None]:
         """Yield endless attempts at one problem, drawn with `rng.random` only. An attempt is None if its numbers make
         no puzzle, or none that is wanted."""
-        ...
 
     def published_prompt(self, puzzle: Puzzle) -> str:
         """Return the prompt in the words of the papers."""
-        ...
 
 
 def puzzle_task(game: Game, config: PuzzleConfig, seed: int) -> Task:
