@@ -53,8 +53,7 @@ class Aime(MathTask):
         self._sources = {year: DataSource(task=self.name, key="task.aime", folder="aime", config=each) for year, each in sources.items()}
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of their file. Raises TaskError for another split, and for
-        missing or unexpected data."""
+        """Return the problems of `split` in the order of the published file (`Task.problems` says what it raises)."""
         if split not in YEARS:
             raise TaskError(
                 f"task {self.name}: no split '{split}', only {', '.join(YEARS)}: AIME is for evaluation; train on math or dapo-math"

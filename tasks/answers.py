@@ -117,8 +117,7 @@ def final_number(text: str) -> str | None:
 
 
 def reference_number(text: str) -> str | None:
-    """Return `final_number` of a right answer, or None if that is a guess. A text without a box or mark must have a
-    single number."""
+    """Return `final_number` of a right answer. Without a box or mark the text must have a single number, else None."""
     if last_boxed(text) is None:
         plain = _without_latex(text)
         numbers = {canonical_value(match["value"]) for match in _values(_ANY_VALUE, plain)}
@@ -242,8 +241,7 @@ def _spelling(value: Fraction) -> str:
 
 
 def _without_latex(text: str) -> str:
-    r"""Return `text` with "\frac{1}{2}" as "1/2" and "1{,}234" as "1,234". Other commands and braces become blanks, or
-    the signs that they mean."""
+    r"""Return `text` with "\frac{1}{2}" as "1/2", "1{,}234" as "1,234", and other commands as signs or blanks."""
     text = _LATEX_THOUSANDS.sub(lambda match: "," if match.group() == "{,}" else "", text)
     text = _LATEX_FRACTION.sub(_plain_fraction, text)
     return _LATEX.sub(lambda match: _LATEX_MEANING.get(match[1] or "", " "), text)

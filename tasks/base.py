@@ -71,9 +71,8 @@ class Task(Protocol):
         return [{"role": "user", "content": problem.question}]
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """Return the answer that `response` states, or None. Equal answers have one spelling. Whether the answer is
-        right plays no part; `problem` only says which form of answer it asks for. Never raises. The default is the
-        answer that `verify` reports."""
+        """Return the answer that `response` states, right or wrong, or None. Equal answers have one spelling. `problem`
+        only says which form of answer it asks for. Never raises. The default is the answer that `verify` reports."""
         return self.verify(problem, response).answer
 
     @abstractmethod

@@ -123,7 +123,6 @@ def _named(label: str, part: PartConfig) -> PartConfig:
 
 
 def _sections_of(name: str | None) -> set[str]:
-    """Return the sections that a task is made with."""
     if name is None:
         return set()
     return set(TASKS[name].keys) - {"seed"} if name in TASKS else {"options"}

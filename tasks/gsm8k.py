@@ -50,8 +50,7 @@ class Gsm8k(Task):
         self._source = DataSource(task=self.name, key="task.gsm8k", folder="gsm8k", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of the published file. Raises TaskError for another split, and
-        for missing or unexpected data."""
+        """Return the problems of `split` in the order of the published file (`Task.problems` says what it raises)."""
         if split not in _FILE_OF_SPLIT:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_FILE_OF_SPLIT)}")
         stem = _FILE_OF_SPLIT[split]

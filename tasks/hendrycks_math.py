@@ -54,8 +54,7 @@ class HendrycksMath(MathTask):
         self._source = DataSource(task=self.name, key="task.math", folder="math", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of the published file. Raises TaskError for another split, and
-        for missing or unexpected data."""
+        """Return the problems of `split` in the order of the published file (`Task.problems` says what it raises)."""
         if split not in _SPLITS:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_SPLITS)}")
         if split == "dev":

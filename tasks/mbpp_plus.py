@@ -116,9 +116,8 @@ class MbppPlus(Task):
         return stated_program(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Give reward 1.0 if the stated program passes every test, else 0.0. The status is NO_ANSWER if there is no
-        program, MALFORMED if it does not compile, and ERROR (without a reward) if the sandbox or the reference program
-        fails."""
+        """Give reward 1.0 if the stated program passes every test, else 0.0. The status is NO_ANSWER without a program,
+        MALFORMED if it does not compile, and ERROR (no reward) if the sandbox or the reference fails."""
         from tasks.programs.program_tests import judge_program, read_tests
         from tasks.programs.sandbox import Isolation
         from tasks.programs.stated_program import stated_program

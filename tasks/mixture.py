@@ -66,8 +66,7 @@ class Mixture(Task):
         return self._drawn(split, remaining)
 
     def label_at(self, split: str, index: int, labels: Sequence[str] | None = None) -> str:
-        """Return the label of the part that problem `index` of `split` is drawn from. `labels` restricts the choice to
-        some of the parts, in the order of `parts`."""
+        """Return the label of the part, among `labels` if given, that problem `index` of `split` is drawn from."""
         labels = labels or tuple(self.parts)
         bounds = list(accumulate(self.parts[label].weight for label in labels))
         drawn = Random(f"{self._seed}/{split}/{index}").random() * bounds[-1]
@@ -80,7 +79,6 @@ class Mixture(Task):
         return replace(problem, task=label, problem_id=f"{label}/{problem.problem_id.removeprefix(f'{problem.task}/')}")
 
     def warm_up(self) -> None:
-        """Warm up the parts that need it."""
         for part in self.parts.values():
             if isinstance(part.task, NeedsWarmUp):
                 part.task.warm_up()
@@ -89,11 +87,9 @@ class Mixture(Task):
         return self._task(problem).prompt(problem)
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """Read the answer as the problem's part does."""
         return self._task(problem).final_answer(problem, response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Judge as the problem's part does."""
         return self._task(problem).verify(problem, response)
 
     def _task(self, problem: Problem) -> Task:

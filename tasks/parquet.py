@@ -67,8 +67,7 @@ class ParquetTask(Task):
         self.deadline_s: float = 5.0 if config.verifier == "math" else 2.0
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of the files and their rows. Raises TaskError for an unknown
-        split and for unusable data."""
+        """Return the problems of `split` in row order. Raises TaskError for an unknown split and for unusable data."""
         if self._config.split_column is None and split not in ("train", "test"):
             raise TaskError(
                 f"task {self.name}: no split '{split}': without task.parquet.split_column there are train and test, and both are all rows"
@@ -103,8 +102,7 @@ class ParquetTask(Task):
         return final_number(response) if self._config.verifier == "number" else final_text(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Give reward 1.0 if the final answer is the row's, else 0.0; NO_ANSWER if there is none. Raises TaskError with
-        verifier "none"."""
+        """Give reward 1.0 for the right answer, else 0.0; NO_ANSWER for none. Raises TaskError with verifier "none"."""
         if not self.has_verifier:
             raise TaskError(
                 f"task {self.name} has no verifier: set task.parquet.verifier to number, math or exact, and name the answer_column"
@@ -215,7 +213,6 @@ def _text(row: Row, column: str) -> str:
 
 
 def _name(row: Row, column: str) -> str:
-    """Return the id or the split that `column` names."""
     return _text(row, column).strip()
 
 

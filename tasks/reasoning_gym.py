@@ -205,8 +205,7 @@ class Generator:
     entry = generator.entry(0)"""
 
     def __init__(self, name: str, options: Mapping[str, Any], *, seed: int, size: int) -> None:
-        """Make the generator of problems 0 … size − 1. Raises TaskError if the library, the generator or an option does
-        not exist, or if it refuses the options."""
+        """Make the generator of problems 0 … size − 1. Raises TaskError for what the library lacks or refuses."""
         self.name = name
         self.size = size
         self._options = dict(options)
@@ -214,8 +213,7 @@ class Generator:
         self._dataset = self._make()
 
     def entry(self, index: int) -> Entry:
-        """Return problem `index`. Raises TaskError if it has no reference answer, so that only the library's own code
-        could score it."""
+        """Return problem `index`. Raises TaskError if it has no reference answer to score by."""
         try:
             entry = self._dataset[index]
         except Exception as error:

@@ -55,8 +55,7 @@ class DataSetConfig(SourceConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSource:
-    """The files of one data set. `key` is the place of `config` in the whole configuration, and `folder` that of the
-    files in REPEXP_DATA."""
+    """The files of a data set. `key` is the place of `config` in the configuration, `folder` is in REPEXP_DATA."""
 
     task: str
     key: str

@@ -219,8 +219,7 @@ class _Comparison:
         return bool(key(gold)) and key(gold) == key(answer)
 
     def _quantity(self, gold: Node, answer: Node) -> bool:
-        """Compare values with units, which may be missing but must not differ. "50%" is 50 and, unless the right answer
-        is a percentage, 1/2."""
+        """Compare values with units, which may be missing but not differ. "50%" is 50 or, if the gold has no %, 1/2."""
         gold, unit = without_unit(gold)
         answer, other_unit = without_unit(answer)
         if conflicting_units(unit, other_unit):

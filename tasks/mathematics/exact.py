@@ -219,11 +219,10 @@ def _symbol(node: Node) -> Exact:
 
 
 def _root_node(node: Node) -> Exact:
-    """Return a root. An odd root of a negative number is the real one."""
     radicand, index = _value(node.parts[0]), _as_integer(_value(node.parts[1]), 100)
     if index < 2:
         raise _NoValue
-    if index % 2 and _as_rational(radicand) < 0:
+    if index % 2 and _as_rational(radicand) < 0:  # the real root
         return _scale(_root(-_as_rational(radicand), index), -1)
     return _power(radicand, Fraction(1, index))
 

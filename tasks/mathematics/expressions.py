@@ -222,8 +222,7 @@ class Expressions(ABC):
         return Node("root", (self._argument(), index))
 
     def _function(self) -> Node:
-        r"""Parse a function: power and base, then the argument in brackets or up to the next sign or function. \sin^2
-        5x \cos x is the product of \sin^2(5x) and \cos(x)."""
+        r"""Parse a function and its argument: \sin^2 5x \cos x is the product of \sin^2(5x) and \cos(x)."""
         name = self._take().text
         power = base = None
         for _ in range(2):

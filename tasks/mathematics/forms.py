@@ -218,8 +218,7 @@ def _real(node: Node) -> float | None:
 
 # ---- words
 def key(node: Node) -> str:
-    """Return words as they are compared: without case, blanks, brackets and articles, and with numbers in digits. The
-    result is "" if the node is not words."""
+    """Return words without case, blanks, brackets and articles, with numbers in digits; "" if the node is not words."""
     match node.head:
         case "word" | "symbol" | "number" | "based":
             return _key(node.text)

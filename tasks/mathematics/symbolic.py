@@ -44,8 +44,7 @@ class Unparsable(ValueError):
 
 
 def refusal(node: Node) -> str | None:
-    """Return why `node` is kept from sympy, or None if it may pass. It is not an expression, or something in it is too
-    large."""
+    """Return why `node` is kept from sympy (it is no expression, or something in it is too large), or None."""
     found = list(walk(node))
     if len(found) > MAX_NODES:
         return f"an expression of {len(found)} parts, more than {MAX_NODES}"

@@ -39,9 +39,8 @@ class Written:
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """Return `value` in terms of JSON. Numbers, strings, None and lists stand for themselves. Anything else is an
-    object with one key, which says what it is. Raises TypeError if `value` is not plain: a generator, a match, or an
-    object of the program's own class."""
+    """Return `value` in terms of JSON. Numbers, strings, None and lists stand for themselves, and anything else is an
+    object whose one key names it. Raises TypeError for a generator, a match, or an object of a class of the program."""
     kind = type(value)
     if kind in _ATOMS:
         return {"int": hex(value)} if kind is int and value.bit_length() > _LONG_INT_BITS else value
@@ -80,8 +79,7 @@ def _is_short(item: Any) -> bool:
 
 
 def decode(data: Any) -> Any:
-    """Invert `encode`. Values of subclasses come back as plain ones, and sets as frozen sets. Raises ValueError for
-    data that `encode` never makes."""
+    """Invert `encode`, with plain values for subclasses and frozen sets. Raises ValueError for data it never makes."""
     if isinstance(data, list):
         return [decode(item) for item in data]
     if not isinstance(data, dict):

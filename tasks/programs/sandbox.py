@@ -90,9 +90,8 @@ class Limits:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """How a program ended. `exit_code` is None if it did not exit, and `signal` is None if no signal ended it. Its
-    output is cut at the limit and decoded as UTF-8 with replacement. `cpu_s` and `peak_bytes` (resident memory with the
-    interpreter's) count its first process and the children that this waited for. They are 0 if the program was killed
-    at a deadline."""
+    output is cut at the limit and decoded as UTF-8 with replacement. `cpu_s` and `peak_bytes` (resident, with the
+    interpreter) count its first process and the children this waited for. A program killed at a deadline has 0."""
 
     status: ProgramStatus
     exit_code: int | None
@@ -126,8 +125,7 @@ def _try(program: str, limits: Limits, stdin: str, isolation: Isolation) -> tupl
 
 @cache
 def why_unavailable(isolation: Isolation = Isolation.NAMESPACES) -> str | None:
-    """Return, in one line, why this machine cannot run programs with `isolation`, or None if a trial succeeds. The
-    first call runs the trial and takes a moment."""
+    """Return why this machine cannot isolate programs so, in one line, or None. The first call runs a trial."""
     machine, kernel = platform.machine(), tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
     if sys.platform != "linux" or machine not in MACHINES:
         return f"the sandbox needs Linux on {' or '.join(MACHINES)}, and this is {sys.platform} on {machine}"

@@ -71,8 +71,7 @@ class ExpressionError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """A part of an expression: its spelling, how tightly its outermost sign binds, and its value. The value is None if
-    the term divides by zero."""
+    """A part of an expression: its spelling, how tightly its outer sign binds, its value (None: it divides by zero)."""
 
     text: str
     precedence: int

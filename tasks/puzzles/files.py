@@ -38,8 +38,7 @@ class FiledPuzzle:
 
 
 def read_puzzles(task: str, path: str, split: str, *, must_use_all: bool, held_out_share: float) -> Iterator[FiledPuzzle]:
-    """Return the puzzles of `split` in the order of the rows. Raises TaskError for an unknown split and for unusable
-    data."""
+    """Return the puzzles of `split` in row order. Raises TaskError for an unknown split and for unusable data."""
     file, is_split = _find(task, Path(path).expanduser(), split)
     present = file.columns()
     layout = next((layout for layout in _LAYOUTS if set(layout) <= set(present)), None)

@@ -22,9 +22,8 @@ _MAX_LISTED = 4
 
 
 def solve(numbers: Sequence[int], target: int, *, must_use_all: bool) -> Term | None:
-    """Return a solution of as few numbers as possible, or None if there is none. A solution uses each number at most
-    once; with `must_use_all` it uses each exactly once. Raises ValueError for more than MAX_SOLVABLE numbers, and
-    unless numbers and target are positive."""
+    """Return a solution of as few numbers as possible, or None. It uses each number at most once, or exactly once with
+    `must_use_all`. Raises ValueError for over MAX_SOLVABLE numbers, and unless numbers and target are positive."""
     if not 0 < len(numbers) <= MAX_SOLVABLE or min(*numbers, target) < 1:
         raise ValueError(f"the solver takes 1 to {MAX_SOLVABLE} positive numbers and a positive target, not {list(numbers)} and {target}")
     search = _Search(numbers)

@@ -60,8 +60,7 @@ def stated_expression(text: str) -> str | None:
 
 
 def final_expression(text: str) -> str | None:
-    """Return the stated answer in canonical form, or None if there is none. The form is `Expression.text` of an
-    expression, else `tasks.answers.canonical_text`."""
+    """Return the stated answer as `Expression.text`, else as `tasks.answers.canonical_text`; None without one."""
     stated = stated_expression(text)
     if stated is None:
         return None
