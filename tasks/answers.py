@@ -6,9 +6,8 @@ The number rule (`last_number`). The last number of the response is its answer.
   "$7$", "**7**", "7.", "x=7", "\boxed{7}".
 * A minus sign (ASCII or Unicode) counts if it touches the number or its dollar sign and follows neither a letter, a
   digit nor a closing bracket: "10-3" ends in 3, "is -3" in -3, "-$3" in -3, "10 - 3" in 3.
-* Numbers are compared by value, as strings of digits. So a number of a million digits costs nothing and exceeds no
-  limit on conversion. "007", "7.0" and "+7" are 7, and "-0" is 0. "7.5" and "1.2.3" are last numbers that equal no
-  integer.
+* Numbers are compared by value, as strings of digits. So a million digits cost nothing and exceed no limit on
+  conversion. "007", "7.0" and "+7" are 7, and "-0" is 0. "7.5" and "1.2.3" are last numbers that equal no integer.
 * Fractions are not evaluated: the last number of "14/2" is 2.
 
 The stated-number rule (`final_number`), for responses that reason first. The answer stands in the first of these that

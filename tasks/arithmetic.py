@@ -5,9 +5,8 @@
         verdict = task.verify(problem, generate(task.prompt(problem)))
     task.problem("train", 1_000_000)   # any problem of a stream, at the cost of one
 
-Both splits are endless. Problem i of a split depends on (seed, split, i) and the configuration only. A hash of its text
-decides whether a question is held out for "test", so the splits share no question, whatever their seeds
-(`ArithmeticConfig.held_out_share`)."""
+Both splits are endless. Problem i of a split depends on (seed, split, i) and the configuration only. A hash of the text
+says which questions only "test" has, so the splits share no question (`ArithmeticConfig.held_out_share`)."""
 
 from __future__ import annotations
 
@@ -146,7 +145,8 @@ class Arithmetic(Task):
         """Return the first question of the random stream (seed, split, index) that belongs to `split`."""
         rng = Random(f"{self._seed}/{split}/{index}")
         for _ in range(_MAX_DRAWS):
-            kind = self._kinds[self._draw_kind(rng)]
+            drawn = bisect(self._cumulative_weights, rng.random() * self._cumulative_weights[-1])
+            kind = self._kinds[min(drawn, len(self._kinds) - 1)]  # rounding can reach the upper end
             question = MAKERS[kind](rng, self._config)
             if self._config.held_out_share == 0 or self._is_held_out(question) is (split == "test"):
                 return kind, question
@@ -154,10 +154,6 @@ class Arithmetic(Task):
             f"no question for split '{split}' in {_MAX_DRAWS} draws with held_out_share {self._config.held_out_share}: "
             "too few distinct questions; raise the difficulty, or set held_out_share to 0"
         )
-
-    def _draw_kind(self, rng: Random) -> int:
-        drawn = bisect(self._cumulative_weights, rng.random() * self._cumulative_weights[-1])
-        return min(drawn, len(self._kinds) - 1)  # rounding can reach the upper end
 
     def _is_held_out(self, question: Question) -> bool:
         """Decide by the text alone, so that every run holds out the same questions."""

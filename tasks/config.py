@@ -1,7 +1,6 @@
 """Which tasks there are, and how a configuration chooses among them.
 
-Each section of `[task]` is defined beside its task. Every job imports this module, so the modules of the tasks import
-nothing heavy at their top."""
+Each section is defined beside its task. Every job imports these modules, so they import nothing heavy at the top."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping

@@ -16,8 +16,7 @@ what is known without them: 1/2 for a kind, and the rate of the kind for a probl
     p_kind = (c + k / 2) / (n + k),    p = (c' + k p_kind) / (n' + k),    weight = floor + (1 - floor) 4 p (1 - p)
 
 Here c of n responses are correct in the kind, and c' of n' in the problem. 4p(1 - p) is the variance of a binary
-reward, in units of its largest value, and the learning signal of a group grows with it. A kind without observations has
-weight 1.
+reward, in units of its maximum, and the learning signal of a group grows with it. A kind never observed has weight 1.
 
 Whether a candidate is accepted is a function of (seed, position, state), and the state is exact in JSON."""
 

@@ -12,8 +12,7 @@ r"""DAPO-Math: competition problems with integer answers (Yu et al. 2025, arXiv:
 
 The published set contains about a thousand questions of MATH's test set, and some of AMC and AIME. They are taken out
 before any row is chosen, however their LaTeX is spelled (`tasks.data.decontamination`). "dapo-math/train/000123" is row
-123 of the file. `selected_rows` records what is trained on: it computes the rows from the length of the file, the rows
-that were taken out, and the seed."""
+123 of the file. `selected_rows` computes those trained on from the file's length, the rows taken out, and the seed."""
 
 from collections.abc import Collection, Iterator
 from hashlib import sha256

@@ -62,12 +62,10 @@ class HendrycksMath(MathTask):
         from tasks.data.splits import MATH_500
 
         stem = "train" if split == "train" else "test"
-        rows = self._rows(self._file(stem), stem)
+        file = self._source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"data/{stem}-*.parquet")
+        rows = self._rows(file, stem)
         dev = frozenset(MATH_500.values()) if split == "test" else frozenset()
         return iter([self._problem(f"{self.name}/{stem}/{row.index:06d}", row) for row in rows if row.index not in dev])
-
-    def _file(self, stem: str) -> DataFile:
-        return self._source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"data/{stem}-*.parquet")
 
     def _rows(self, file: DataFile, stem: str) -> list[PublishedRow]:
         return published_rows(file, layouts=_ALL_LAYOUTS, num_rows=NUM_ROWS[stem], title="MATH", unusable=WITHOUT_ANSWER[stem])

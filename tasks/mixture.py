@@ -6,8 +6,7 @@
 
 The part that the problem at an index comes from depends on (seed, split, index) and the weights alone. Each part is
 read in its own order: the n problems drawn from a part are its first n. A problem of a part is called by its label:
-`Problem.task` is the label, and the id starts with it. Under the name of its own task, a part has the problems that the
-task has alone."""
+`Problem.task` is the label, and the id starts with it. A part named as its task has the same problems as that."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

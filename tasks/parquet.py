@@ -77,7 +77,7 @@ class ParquetTask(Task):
         _refuse_repeated_ids(problems, rows)
         if self._config.split_column is None:
             return iter(problems)
-        splits = [_name(row, self._config.split_column) for row in rows]
+        splits = [_text(row, self._config.split_column).strip() for row in rows]
         if split not in splits:
             known = ", ".join(dict.fromkeys(splits))
             raise TaskError(f"task {self.name}: no split '{split}' in column '{self._config.split_column}', only {known}")
@@ -164,7 +164,7 @@ class ParquetTask(Task):
 
     def _name_of(self, row: Row, number: int, question: str) -> str:
         if self._config.id_column is not None:
-            return _name(row, self._config.id_column)
+            return _text(row, self._config.id_column).strip()
         digest = blake2b(question.encode(errors="surrogatepass"), digest_size=4)
         return f"{number:06d}-{digest.hexdigest()}"
 
@@ -210,10 +210,6 @@ def _text(row: Row, column: str) -> str:
     if not text.strip():
         raise row.error(f"column '{column}' is blank")
     return text
-
-
-def _name(row: Row, column: str) -> str:
-    return _text(row, column).strip()
 
 
 def _refuse_repeated_ids(problems: Iterable[Problem], rows: Iterable[Row]) -> None:

@@ -4,8 +4,7 @@
     for problem in task.problems("train"):
         verdict = task.verify(problem, generate(task.prompt(problem)))
 
-The library only makes the problems: some of its scorers run the answer as code. This module scores by the reference
-answer instead:
+The library only makes the problems: some of its scorers run the answer as code. Here the reference answer decides:
 
 | scoring    | the answer                               | is right if it                                   |
 | ---------- | ---------------------------------------- | ------------------------------------------------ |

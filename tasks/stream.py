@@ -7,8 +7,7 @@
     stream.load_state_dict(state)        # into a stream of the same task, split and seed: the same problems follow
 
 Without a curriculum, the order is a function of (seed, cursor), so the state is one cursor, and one more for each part
-of a mixture. With a curriculum, the state also has the measured rates and the number of candidates passed over
-(`tasks.curriculum`)."""
+of a mixture. A curriculum adds the measured rates and the number of candidates passed over (`tasks.curriculum`)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice

@@ -176,17 +176,13 @@ def _merged(intervals: list[Node]) -> tuple[Node, ...]:
         return tuple(intervals)
     merged: list[tuple[float, float, Node]] = []
     for start, end, interval in sorted(known, key=lambda one: one[:2]):
-        if not merged or start > merged[-1][1] or (start == merged[-1][1] and _leave_out(merged[-1][2], interval)):
+        is_hole = bool(merged) and _brackets(merged[-1][2])[1] + _brackets(interval)[0] == ")("  # if they meet
+        if not merged or start > merged[-1][1] or (start == merged[-1][1] and is_hole):
             merged.append((start, end, interval))
         elif end > merged[-1][1]:
             first, _, one = merged[-1]
             merged[-1] = (first, end, _interval(one.parts[0], interval.parts[1], _brackets(one)[0] + _brackets(interval)[1]))
     return tuple(interval for _, _, interval in merged)
-
-
-def _leave_out(left: Node, right: Node) -> bool:
-    """Return whether the point at which two intervals meet is in neither."""
-    return _brackets(left)[1] == ")" and _brackets(right)[0] == "("
 
 
 def _end(node: Node) -> float | None:

@@ -7,8 +7,7 @@ may still run forever, so it belongs in a process that is killed at a deadline (
 
 The parser is Math-Verify's. It reads LaTeX that is written from our nodes; no text of a model is evaluated or
 sympified. If both sides can be computed to 50 digits at fixed points, these numbers decide, because Math-Verify's own
-comparison takes 10^-30 for 10^-40, rounds decimals to six places, and misses some identities. Otherwise its comparison
-decides."""
+comparison takes 10^-30 for 10^-40, rounds decimals to six places, and misses some identities. Otherwise it decides."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -181,13 +180,11 @@ def _points(symbols: Sequence[Any]) -> list[Mapping[Any, Any]]:
 
     if not symbols:
         return [{}]
-    return [
-        {
-            symbol: Rational((-1) ** (point * (place + 1) // 2) * (17 * place + 7 * point + 5), 11 + 3 * point)
-            for place, symbol in enumerate(symbols)
-        }
-        for point in range(_NUM_POINTS)
-    ]
+
+    def at(point: int, place: int) -> Any:
+        return Rational((-1) ** (point * (place + 1) // 2) * (17 * place + 7 * point + 5), 11 + 3 * point)
+
+    return [{symbol: at(point, place) for place, symbol in enumerate(symbols)} for point in range(_NUM_POINTS)]
 
 
 def _value(expression: Any, point: Mapping[Any, Any], *, is_complex: bool) -> Any:

@@ -6,9 +6,8 @@
 MBPP+ is read from EvalPlus' release or from evalplus/mbppplus on the hub, and MBPP from our own layout or from
 google-research-datasets/mbpp.
 
-MBPP+ publishes arguments and a reference program: a test expects what the reference gives. EvalPlus' release stores the
-arguments as JSON, so its table of their real types is applied (`_ARGUMENTS`); the hub stores them as Python. MBPP
-publishes asserts.
+MBPP+ publishes arguments and a reference program: a test expects what that gives. EvalPlus' release has the arguments
+as JSON, so its table of their types is applied (`_ARGUMENTS`); the hub has them as Python. MBPP publishes asserts.
 
 If the reference is not the only right answer, EvalPlus' evaluator says what else is (version 0.3.1), and so do
 `_COMPARED` and `_ALTERNATIVES`. Arguments that make two references run (almost) forever are left out: five of Mbpp/255,

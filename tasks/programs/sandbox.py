@@ -14,8 +14,7 @@ made is gone. With Isolation.RLIMITS, for hosts that forbid namespaces, there ar
 that is NOT safe against a malicious program.
 
 The first `run` of a process starts its launcher (`tasks.programs.sandbox_launcher`), which lives as long as the
-process. `run` may be called from any number of threads. The output of a program is data, and no more of it than the
-limit is ever held."""
+process. Any number of threads may call `run`. A program's output is data, of which no more than the limit is held."""
 
 import atexit
 import fcntl

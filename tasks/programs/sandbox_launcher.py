@@ -8,12 +8,10 @@
           └─ program    without privileges, under limits, behind a filter of system calls
 
 The launcher runs no foreign code, so each fork of it is a clean start. The keeper ends the namespaces at the deadline
-or when the caller goes away. When init ends, the kernel ends every process of the namespace, however it hides; init
-ends with the keeper.
+or when the caller goes. The kernel ends every process of the namespace with init, and init ends with the keeper.
 
 A fork of a running interpreter is several times cheaper than a fresh one. The program can read all of its own memory,
-so nothing here knows more than the program's text. It can write anything to its output, so nothing in the report comes
-from there."""
+so nothing here knows more than the program's text. It can write anything as output, so the report has none of it."""
 
 import atexit
 import builtins

@@ -5,8 +5,7 @@
     drop_capabilities()                         # in the process that becomes the program
 
 The house is a user and a mount namespace that all programs share. Its root holds the interpreter's library directory
-and the system's, without the packages installed there, five devices and an empty /tmp. There is no /proc, no /sys, no
-command, and nothing of any home.
+and the system's, without installed packages, five devices and an empty /tmp. It has no /proc, /sys, command or home.
 
 A room is a further namespace of every kind for one program, with a /tmp of its own. Each user namespace counts its
 processes separately. The limit on processes does not bind root, and outside a namespace it would count everything that

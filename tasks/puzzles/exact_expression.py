@@ -119,11 +119,6 @@ def _result(left: Number, sign: str, right: Number) -> Number | None:
     return left + right if sign == "+" else left - right if sign == "-" else left * right
 
 
-def _negative(term: Term) -> Term:
-    value = None if term.value is None else -term.value
-    return Term(text=f"-{term.bracketed_below(_SIGNED)}", precedence=_SIGNED, value=value)
-
-
 def _tokens(text: str) -> Iterator[Term | str]:
     """Yield numbers as terms, signs in their spelling here, and "frac" for a fraction."""
     position = 0
@@ -238,6 +233,7 @@ class _Reader:
             right = self._terms.pop()
             if sign == "negative":
                 self._depth -= 1
-                self._terms.append(_negative(right))
+                value = None if right.value is None else -right.value
+                self._terms.append(Term(text=f"-{right.bracketed_below(_SIGNED)}", precedence=_SIGNED, value=value))
             else:
                 self._terms.append(combined(self._terms.pop(), sign, right))

@@ -4,8 +4,7 @@
     for problem in task.problems("train"):
         verdict = task.verify(problem, generate(task.prompt(problem)))
 
-Drawn problem i of a split depends on (seed, split, i) and the configuration only. It has a solution, which is its
-`answer`."""
+Drawn problem i of a split depends on (seed, split, i) and the configuration only. Its `answer` is a solution."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
