@@ -42,8 +42,8 @@ def items_of(node: Node) -> tuple[Node, ...]:
 # ---- names
 def stated(node: Node) -> tuple[Node | None, Node]:
     r"""Return the name and the value of "x = 5", "x \in S", "x^2 + y^2 = 4 + 21 = 25" and "x \approx 5". The last of
-    several equal sides is the value; what follows a later \approx is dropped. Any other node, such as the equation "x +
-    y - 3 = 0", has no name and is its own value."""
+    several equal sides is the value; what follows a later \approx is dropped. Any other node, such as the equation
+    "x + y - 3 = 0", has no name and is its own value."""
     if node.head != "relation":
         return None, node
     signs = node.text.split()

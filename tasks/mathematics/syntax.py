@@ -22,7 +22,7 @@ _EQUALS_WORDS = frozenset(("is", "equals", "equal to", "is equal to", "equal"))
 _LABEL_ENDS = (" is", " are", " equals", " of")
 _LOOSE_AT_THE_START = ("=", ":", ".", ",", ";", "\\approx", "\\Rightarrow")
 _VALUES = (TokenKind.WORD, TokenKind.NUMBER, TokenKind.LETTER, TokenKind.BASED, TokenKind.BEGIN)
-_AFTER_VALUE, _AFTER_WORDS = STARTS_FACTOR | {"("}, STARTS_FACTOR | {"(", "+", "-", "{", "\\$"}  # mathematics, which makes the item words
+_AFTER_VALUE, _AFTER_WORDS = STARTS_FACTOR | {"("}, STARTS_FACTOR | {"(", "+", "-", "{", "\\$"}  # then the item is words
 _FILLERS = frozenset(("approximately", "about", "exactly", "roughly", "only", "just", "the"))
 
 
