@@ -9,10 +9,7 @@ r"""AIME: competition problems whose answers are integers from 0 to 999.
 | dev | 30 | AIME I and II of 2024 |
 | test | 30 | AIME I and II of 2025 |
 
-"aime/2024/000012" is row 12 of the file of 2024. Each call of `problems` reads one file.
-"""
-
-from __future__ import annotations
+"aime/2024/000012" is row 12 of the file of 2024. Each call of `problems` reads one file."""
 
 import re
 from collections.abc import Iterator
@@ -53,16 +50,10 @@ class Aime(MathTask):
     def __init__(self, config: AimeConfig) -> None:
         super().__init__(config.instruction)
         sources = {2024: config, 2025: SourceConfig(path=config.path, hub=config.hub_2025, revision=config.revision_2025)}
-        self._sources = {
-            year: DataSource(task=self.name, key="task.aime", folder="aime", config=source_config)
-            for year, source_config in sources.items()
-        }
+        self._sources = {year: DataSource(task=self.name, key="task.aime", folder="aime", config=each) for year, each in sources.items()}
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of their file.
-
-        Raises TaskError for another split, and for missing or unexpected data.
-        """
+        """Return the problems of `split` in the order of the published file (`Task.problems` says what it raises)."""
         if split not in YEARS:
             raise TaskError(
                 f"task {self.name}: no split '{split}', only {', '.join(YEARS)}: AIME is for evaluation; train on math or dapo-math"

@@ -6,9 +6,8 @@ The number rule (`last_number`). The last number of the response is its answer.
   "$7$", "**7**", "7.", "x=7", "\boxed{7}".
 * A minus sign (ASCII or Unicode) counts if it touches the number or its dollar sign and follows neither a letter, a
   digit nor a closing bracket: "10-3" ends in 3, "is -3" in -3, "-$3" in -3, "10 - 3" in 3.
-* Numbers are compared by value, as strings of digits. So a number of a million digits costs nothing and exceeds no
-  limit on conversion. "007", "7.0" and "+7" are 7, and "-0" is 0. "7.5" and "1.2.3" are last numbers that equal no
-  integer.
+* Numbers are compared by value, as strings of digits. So a million digits cost nothing and exceed no limit on
+  conversion. "007", "7.0" and "+7" are 7, and "-0" is 0. "7.5" and "1.2.3" are last numbers that equal no integer.
 * Fractions are not evaluated: the last number of "14/2" is 2.
 
 The stated-number rule (`final_number`), for responses that reason first. The answer stands in the first of these that
@@ -26,10 +25,7 @@ follows the mark: "the answer is 5 + 10 = 15 dollars" states 15. What follows a 
 The word rule (`last_word`). The last run of letters is the answer, in any case: "The answer is 'Tac'." states tac.
 
 The text rule (`final_text`). The answer is the last closed \boxed{...} that is not blank, else the last line, up to
-case and spacing.
-"""
-
-from __future__ import annotations
+case and spacing."""
 
 import re
 from collections import deque
@@ -120,10 +116,7 @@ def final_number(text: str) -> str | None:
 
 
 def reference_number(text: str) -> str | None:
-    """Return `final_number` of a right answer, or None if that is a guess.
-
-    A text without a box or mark must have a single number.
-    """
+    """Return `final_number` of a right answer. Without a box or mark the text must have a single number, else None."""
     if last_boxed(text) is None:
         plain = _without_latex(text)
         numbers = {canonical_value(match["value"]) for match in _values(_ANY_VALUE, plain)}
@@ -156,11 +149,8 @@ def last_boxed(text: str) -> str | None:
 
 
 def canonical_number(token: str) -> str:
-    """Return the one spelling of a number.
-
-    It has no plus sign, dollar sign, commas, leading zeros or trailing zeros of a fraction, and an ASCII minus if the
-    number is negative.
-    """
+    """Return the one spelling of a number. It has no plus sign, dollar sign, commas, leading zeros or trailing zeros of
+    a fraction, and an ASCII minus if the number is negative."""
     sign = "-" if token[:1] and token[0] in _MINUS else ""
     whole, dot, fraction = token.lstrip("+$" + _MINUS).replace(",", "").partition(".")
     digits = (whole.lstrip("0") or "0") + (dot + fraction).rstrip("0").rstrip(".")
@@ -168,10 +158,8 @@ def canonical_number(token: str) -> str:
 
 
 def canonical_value(token: str) -> str:
-    """Return the one spelling of a number or fraction: a decimal if it is one, else "p/q" in lowest terms.
-
-    A text without a value here ("1/0", "1/2/3", "2^10") stays as it is, without spaces around its signs.
-    """
+    """Return the one spelling of a number or fraction: a decimal if it is one, else "p/q" in lowest terms. A text
+    without a value here ("1/0", "1/2/3", "2^10") stays as it is, without spaces around its signs."""
     if not any(operator in token for operator in "/√π^"):
         return canonical_number(token)
     token = _SPACED_OPERATOR.sub(r"\1", token)
@@ -252,10 +240,7 @@ def _spelling(value: Fraction) -> str:
 
 
 def _without_latex(text: str) -> str:
-    r"""Return `text` with "\frac{1}{2}" as "1/2" and "1{,}234" as "1,234".
-
-    Other commands and braces become blanks, or the signs that they mean.
-    """
+    r"""Return `text` with "\frac{1}{2}" as "1/2", "1{,}234" as "1,234", and other commands as signs or blanks."""
     text = _LATEX_THOUSANDS.sub(lambda match: "," if match.group() == "{,}" else "", text)
     text = _LATEX_FRACTION.sub(_plain_fraction, text)
     return _LATEX.sub(lambda match: _LATEX_MEANING.get(match[1] or "", " "), text)

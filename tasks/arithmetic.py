@@ -5,9 +5,8 @@
         verdict = task.verify(problem, generate(task.prompt(problem)))
     task.problem("train", 1_000_000)   # any problem of a stream, at the cost of one
 
-Both splits are endless. Problem i of a split depends on (seed, split, i) and the configuration only. A hash of its text
-decides whether a question is held out for "test", so the splits share no question, whatever their seeds
-(`ArithmeticConfig.held_out_share`)."""
+Both splits are endless. Problem i of a split depends on (seed, split, i) and the configuration only. A hash of the text
+says which questions only "test" has, so the splits share no question (`ArithmeticConfig.held_out_share`)."""
 
 from __future__ import annotations
 
@@ -146,7 +145,8 @@ class Arithmetic(Task):
         """Return the first question of the random stream (seed, split, index) that belongs to `split`."""
         rng = Random(f"{self._seed}/{split}/{index}")
         for _ in range(_MAX_DRAWS):
-            kind = self._kinds[self._draw_kind(rng)]
+            drawn = bisect(self._cumulative_weights, rng.random() * self._cumulative_weights[-1])
+            kind = self._kinds[min(drawn, len(self._kinds) - 1)]  # rounding can reach the upper end
             question = MAKERS[kind](rng, self._config)
             if self._config.held_out_share == 0 or self._is_held_out(question) is (split == "test"):
                 return kind, question
@@ -154,10 +154,6 @@ class Arithmetic(Task):
             f"no question for split '{split}' in {_MAX_DRAWS} draws with held_out_share {self._config.held_out_share}: "
             "too few distinct questions; raise the difficulty, or set held_out_share to 0"
         )
-
-    def _draw_kind(self, rng: Random) -> int:
-        drawn = bisect(self._cumulative_weights, rng.random() * self._cumulative_weights[-1])
-        return min(drawn, len(self._kinds) - 1)  # rounding can reach the upper end
 
     def _is_held_out(self, question: Question) -> bool:
         """Decide by the text alone, so that every run holds out the same questions."""
@@ -174,8 +170,6 @@ def _digest(text: str, num_bytes: int) -> bytes:
 
 
 # ---- questions: each maker draws from `tasks.data.draws` only ----
-
-
 class QuestionKind(StrEnum):
     """The kinds of question. Each has a weight of the same name."""
 
@@ -264,25 +258,28 @@ def _letters_by_count(longest: int, largest_count: int) -> tuple[tuple[int, tupl
 
 # ---- words to spell: common English words of three to eight letters ----
 # They are lower case and ASCII, none is a palindrome, and none occurs twice.
-
 _TEXT = """
-and ant arm art bag bar bat bed bee big box boy bus cap car cat cow cup cut day dog ear eat egg end fan far few fish fit fly fox fun
-get hat hen hit hot ice ink jam jar job key kid leg lid lip log man map mat men mix net new nut oak old one owl pan pen pet pig pin
-pot rat red row run sea set sit sky son sun tea ten tie tin top toy tub two van wet win yes zoo
-baby back ball band bank bear bell bird blue boat body bone book bowl cake call card city coat cold cook corn crab desk dish door
-down drum duck face farm fast fire five flag foot fork four frog game gate gift girl goat gold good hair hand hill home hook horn
-jump king kite lake lamp land leaf left line lion long look love milk mind moon moss name nest nine open park path pink pool rain
-ring road rock roof room root rose salt sand seed shoe shop sing snow soap sock song star stem tail tall tree wall wind wolf wood
-angel apple bacon beach berry black bread brick bring broom brown chair chess class cliff clock cloud daddy dress earth floor fruit
-funny glass grape grass green happy heart honey horse house juice knife lemon light llama mango money mouse music night ocean
-onion paint paper peach penny phone plant puppy queen river robin salad seven sheep sleep smile snake spoon stone sugar sweet
-table tiger toast tooth train water wheel white woods world zebra
-banana basket bottle bridge butter button carrot cheese circle coffee cookie dinner doctor dollar father finger flower forest
-garden hammer island jacket ladder letter lizard market mirror monkey mother needle orange pepper pillow planet potato puddle
-rabbit rocket school silver spider spring square street summer sunset ticket tomato turtle violin wallet window winter yellow
-balloon blanket brother cabbage chicken cricket curtain feather giraffe hamster kitchen lettuce morning mustard pancake picture
-popcorn rainbow sausage scissors sunrise teacher unicorn village weather whistle
-airplane blossom computer dinosaur elephant football hospital mountain necklace notebook painting sandwich sunshine umbrella
+and ant arm art bag bar bat bed bee big box boy bus cap car cat cow cup cut day dog ear eat egg end fan far few
+fish
+fit fly fox fun get hat hen hit hot ice ink jam jar job key kid leg lid lip log man map mat men mix net new nut oak old one owl pan pen pet
+pig pin pot rat red row run sea set sit sky son sun tea ten tie tin top toy tub two van wet win yes zoo
+baby back ball band bank bear bell bird blue boat body bone book bowl cake call card city coat cold cook corn crab desk dish door down drum
+duck face farm fast fire five flag foot fork four frog game gate gift girl goat gold good hair hand hill home hook horn jump king kite lake
+lamp land leaf left line lion long look love milk mind moon moss name nest nine open park path pink pool rain ring road rock roof room root
+rose salt sand seed shoe shop sing snow soap sock song star stem tail tall tree wall wind wolf wood
+angel apple bacon beach berry black bread brick bring broom brown chair chess class cliff clock cloud daddy dress earth floor fruit funny
+glass grape grass green happy heart honey horse house juice knife lemon light llama mango money mouse music night ocean onion paint paper
+peach penny phone plant puppy queen river robin salad seven sheep sleep smile snake spoon stone sugar sweet table tiger toast tooth train
+water wheel white woods world zebra
+banana basket bottle bridge butter button carrot cheese circle coffee cookie dinner doctor dollar father finger flower forest garden hammer
+island jacket ladder letter lizard market mirror monkey mother needle orange pepper pillow planet potato puddle rabbit rocket school silver
+spider spring square street summer sunset ticket tomato turtle violin wallet window winter yellow
+balloon blanket brother cabbage chicken cricket curtain feather giraffe hamster kitchen lettuce morning mustard pancake picture popcorn
+rainbow sausage
+scissors
+sunrise teacher unicorn village weather whistle
+airplane
+blossom
+computer dinosaur elephant football hospital mountain necklace notebook painting sandwich sunshine umbrella
 """
-
 WORDS: tuple[str, ...] = tuple(_TEXT.split())

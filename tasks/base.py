@@ -8,10 +8,7 @@
 
 A task of your own subclasses `Task`, which leaves `name`, `problems` and `verify` to write; docs/tasks.md shows one.
 Every verifier process makes the task, so making it must be cheap and must read no file. `problems` reads the files and
-reports what is wrong with them as a TaskError before it returns the first problem.
-"""
-
-from __future__ import annotations
+reports what is wrong with them as a TaskError before it returns the first problem."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -66,33 +63,22 @@ class Task(Protocol):
 
     @abstractmethod
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` ("train", "test", ...) in a fixed order.
-
-        The iterator may be endless; ids never repeat. Raises TaskError for a split that the task does not have, and for
-        missing or unusable data.
-        """
-        ...
+        """Return the problems of `split` ("train", "test", ...) in a fixed order. The iterator may be endless; ids
+        never repeat. Raises TaskError for a split that the task does not have, and for missing or unusable data."""
 
     def prompt(self, problem: Problem) -> list[Message]:
         """Return the chat messages that pose `problem`: by default one message with the question."""
         return [{"role": "user", "content": problem.question}]
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """Return the answer that `response` states, or None. Equal answers have one spelling.
-
-        Whether the answer is right plays no part; `problem` only says which form of answer it asks for. Never raises.
-        The default is the answer that `verify` reports.
-        """
+        """Return the answer that `response` states, right or wrong, or None. Equal answers have one spelling. `problem`
+        only says which form of answer it asks for. Never raises. The default is the answer that `verify` reports."""
         return self.verify(problem, response).answer
 
     @abstractmethod
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Judge `response` by the question and the answer of `problem`; its `meta` may be missing.
-
-        The verdict is deterministic. No string may make the method raise; only a task without a verifier raises
-        TaskError.
-        """
-        ...
+        """Judge `response` by the question and the answer of `problem`; its `meta` may be missing. The verdict is
+        deterministic. No string may make the method raise; only a task without a verifier raises TaskError."""
 
 
 @runtime_checkable
@@ -103,10 +89,8 @@ class NeedsWarmUp(Protocol):
 
 
 def judge(found: str | None, expected: str | None) -> Verdict:
-    """Return the verdict on `found`, the canonical form of a stated answer.
-
-    The reward is 1.0 if `found` equals `expected`, else 0.0. The status is NO_ANSWER if `found` is None.
-    """
+    """Return the verdict on `found`, the canonical form of a stated answer. The reward is 1.0 if `found` equals
+    `expected`, else 0.0. The status is NO_ANSWER if `found` is None."""
     if found is None:
         return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
     is_correct = found == expected

@@ -1,10 +1,6 @@
 """Which tasks there are, and how a configuration chooses among them.
 
-Each section of `[task]` is defined beside its task. Every job imports this module, so the modules of the tasks import
-nothing heavy at their top.
-"""
-
-from __future__ import annotations
+Each section is defined beside its task. Every job imports these modules, so they import nothing heavy at the top."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -126,7 +122,6 @@ def _named(label: str, part: PartConfig) -> PartConfig:
 
 
 def _sections_of(name: str | None) -> set[str]:
-    """Return the sections that a task is made with."""
     if name is None:
         return set()
     return set(TASKS[name].keys) - {"seed"} if name in TASKS else {"options"}

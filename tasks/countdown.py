@@ -1,10 +1,7 @@
 """Countdown: reach the target with some of the numbers, each used at most once (with `use_all`, all of them).
 
 A puzzle is drawn by combining numbers at random, two at a time, into positive integers until one is left, the target.
-So it has a solution that uses every number. If the target is among the numbers, the puzzle is drawn again.
-"""
-
-from __future__ import annotations
+So it has a solution that uses every number. If the target is among the numbers, the puzzle is drawn again."""
 
 from collections.abc import Callable, Iterator
 from itertools import repeat

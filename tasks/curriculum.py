@@ -16,11 +16,9 @@ what is known without them: 1/2 for a kind, and the rate of the kind for a probl
     p_kind = (c + k / 2) / (n + k),    p = (c' + k p_kind) / (n' + k),    weight = floor + (1 - floor) 4 p (1 - p)
 
 Here c of n responses are correct in the kind, and c' of n' in the problem. 4p(1 - p) is the variance of a binary
-reward, in units of its largest value, and the learning signal of a group grows with it. A kind without observations has
-weight 1.
+reward, in units of its maximum, and the learning signal of a group grows with it. A kind never observed has weight 1.
 
-Whether a candidate is accepted is a function of (seed, position, state), and the state is exact in JSON.
-"""
+Whether a candidate is accepted is a function of (seed, position, state), and the state is exact in JSON."""
 
 from __future__ import annotations
 
@@ -105,10 +103,8 @@ class Curriculum:
         return sampling_weight(expected_rate(own, kind, prior_responses=self._config.prior_responses), floor=self._config.floor)
 
     def observe(self, problem: Problem, *, num_correct: int, num_scored: int, recurs: bool) -> None:
-        """Record the verdicts of a group: `num_correct` of `num_scored` scored responses were correct.
-
-        `recurs` says whether the problem will be met again. Raises ValueError unless 0 <= num_correct <= num_scored.
-        """
+        """Record the verdicts of a group: `num_correct` of `num_scored` scored responses were correct. `recurs` says
+        whether the problem will be met again. Raises ValueError unless 0 <= num_correct <= num_scored."""
         if not 0 <= num_correct <= num_scored:
             raise ValueError(f"{num_correct} correct of {num_scored} scored responses to '{problem.problem_id}'")
         if num_scored == 0:

@@ -12,11 +12,7 @@ r"""DAPO-Math: competition problems with integer answers (Yu et al. 2025, arXiv:
 
 The published set contains about a thousand questions of MATH's test set, and some of AMC and AIME. They are taken out
 before any row is chosen, however their LaTeX is spelled (`tasks.data.decontamination`). "dapo-math/train/000123" is row
-123 of the file. `selected_rows` records what is trained on: it computes the rows from the length of the file, the rows
-that were taken out, and the seed.
-"""
-
-from __future__ import annotations
+123 of the file. `selected_rows` computes those trained on from the file's length, the rows taken out, and the seed."""
 
 from collections.abc import Collection, Iterator
 from hashlib import sha256
@@ -48,10 +44,8 @@ class AmcConfig(SourceConfig):
 
 class DapoMathConfig(DataSetConfig):
     """DAPO-Math-17k in its deduplicated English form: train.parquet (columns prompt and solution, or prompt and
-    answer).
-
-    Questions of the test sets of MATH and AMC and of AIME 2024 and 2025 are taken out, so the files of `task.math`,
-    `task.aime` and `amc` must be available."""
+    answer). Questions of the test sets of MATH and AMC and of AIME 2024 and 2025 are taken out, so the files of
+    `task.math`, `task.aime` and `amc` must be available."""
 
     hub: str | None = "open-r1/DAPO-Math-17k-Processed"
     """A data set of the Hugging Face hub with the same file."""
@@ -79,11 +73,8 @@ class DapoMath(MathTask):
         self._source = DataSource(task=self.name, key="task.dapo_math", folder="dapo_math", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split`.
-
-        Raises TaskError for another split, for missing or unexpected data, and if a test set whose questions are to be
-        taken out is missing.
-        """
+        """Return the problems of `split`. Raises TaskError for another split, for missing or unexpected data, and if a
+        test set whose questions are to be taken out is missing."""
         if split not in _SPLITS:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_SPLITS)}")
         if split != "train":
@@ -116,11 +107,8 @@ class DapoMath(MathTask):
 
 
 def selected_rows(num_rows: int, taken_out: Collection[int], *, seed: int, num_wanted: int) -> list[int]:
-    """Return the indices of the rows to train on, in ascending order.
-
-    They are the first `num_wanted` of 0 … num_rows − 1, in the order of SHA-256("dapo-math/SEED/INDEX"), that are not
-    taken out.
-    """
+    """Return the indices of the rows to train on, in ascending order. They are the first `num_wanted` of 0 … num_rows −
+    1, in the order of SHA-256("dapo-math/SEED/INDEX"), that are not taken out."""
     left = sorted(set(range(num_rows)) - set(taken_out), key=lambda index: sha256(f"dapo-math/{seed}/{index}".encode()).digest())
     return sorted(left[:num_wanted])
 

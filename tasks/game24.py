@@ -1,10 +1,7 @@
 """The Game of 24: reach 24 with four numbers, each used exactly once. Intermediate values may be fractions.
 
 Four numbers are drawn until the exact solver finds a solution, as it does for 1362 of the 1820 sets of four numbers
-from 1 to 13.
-"""
-
-from __future__ import annotations
+from 1 to 13."""
 
 from collections.abc import Callable, Iterator
 from itertools import repeat

@@ -13,10 +13,7 @@
 
 The sizes of dev and test are those of RepExp's authors (arXiv:2510.11686), who do not publish which rows they use;
 `tasks.data.splits` records ours. A problem has one id in every split: "gsm8k/test/000123" is row 123 of the published
-test file. The stated-number rule of `tasks.answers` reads an answer. Each call of `problems` reads one file.
-"""
-
-from __future__ import annotations
+test file. The stated-number rule of `tasks.answers` reads an answer. Each call of `problems` reads one file."""
 
 from collections.abc import Iterator
 
@@ -53,14 +50,13 @@ class Gsm8k(Task):
         self._source = DataSource(task=self.name, key="task.gsm8k", folder="gsm8k", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of the published file.
-
-        Raises TaskError for another split, and for missing or unexpected data.
-        """
+        """Return the problems of `split` in the order of the published file (`Task.problems` says what it raises)."""
         if split not in _FILE_OF_SPLIT:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_FILE_OF_SPLIT)}")
         stem = _FILE_OF_SPLIT[split]
-        problems = self._read(stem)
+        file = self._source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"main/{stem}-*.parquet")
+        rows = published_rows(file, layouts=_LAYOUTS, num_rows=NUM_ROWS[stem], title="GSM8K")
+        problems = [self._problem(f"{self.name}/{stem}/{row.index:06d}", row) for row in rows]
         if split in ("dev", "test"):
             from tasks.data.splits import GSM8K_DEV
 
@@ -77,12 +73,6 @@ class Gsm8k(Task):
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 for the right number in any spelling, else 0.0; NO_ANSWER if none is stated."""
         return judge(final_number(response), final_number(problem.answer))
-
-    def _read(self, stem: str) -> list[Problem]:
-        """Return all problems of a published file in the order of their indices."""
-        file = self._source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"main/{stem}-*.parquet")
-        rows = published_rows(file, layouts=_LAYOUTS, num_rows=NUM_ROWS[stem], title="GSM8K")
-        return [self._problem(f"{self.name}/{stem}/{row.index:06d}", row) for row in rows]
 
     def _problem(self, problem_id: str, row: PublishedRow) -> Problem:
         """Make a problem of a row, whose answer is a bare number or, on the hub, a solution that ends in "#### 72"."""

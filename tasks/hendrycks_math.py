@@ -13,10 +13,7 @@ r"""MATH: competition problems with answers of every form (Hendrycks et al. 2021
 
 These are the splits of RepExp's authors (arXiv:2510.11686). A problem has one id in every split and from every file:
 "math/test/000123" is row 123 of the test file of DigitalLearningGmbH/MATH-lighteval. `tasks.data.splits` records which
-rows are MATH-500. Each call of `problems` reads one file.
-"""
-
-from __future__ import annotations
+rows are MATH-500. Each call of `problems` reads one file."""
 
 from collections.abc import Iterator
 
@@ -57,10 +54,7 @@ class HendrycksMath(MathTask):
         self._source = DataSource(task=self.name, key="task.math", folder="math", config=config)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of the published file.
-
-        Raises TaskError for another split, and for missing or unexpected data.
-        """
+        """Return the problems of `split` in the order of the published file (`Task.problems` says what it raises)."""
         if split not in _SPLITS:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_SPLITS)}")
         if split == "dev":
@@ -68,12 +62,10 @@ class HendrycksMath(MathTask):
         from tasks.data.splits import MATH_500
 
         stem = "train" if split == "train" else "test"
-        rows = self._rows(self._file(stem), stem)
+        file = self._source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"data/{stem}-*.parquet")
+        rows = self._rows(file, stem)
         dev = frozenset(MATH_500.values()) if split == "test" else frozenset()
         return iter([self._problem(f"{self.name}/{stem}/{row.index:06d}", row) for row in rows if row.index not in dev])
-
-    def _file(self, stem: str) -> DataFile:
-        return self._source.file(f"{stem}.parquet", f"{stem}-*.parquet", f"data/{stem}-*.parquet")
 
     def _rows(self, file: DataFile, stem: str) -> list[PublishedRow]:
         return published_rows(file, layouts=_ALL_LAYOUTS, num_rows=NUM_ROWS[stem], title="MATH", unusable=WITHOUT_ANSWER[stem])

@@ -17,8 +17,7 @@ Programs run in `tasks.programs.sandbox`, with the standard library only. `tasks
 can and cannot do to their verdict. A program that exceeds its time is wrong. A verdict is a timeout or an error only if
 the verification itself fails.
 
-Every job imports this module for the configuration of the tasks, so it imports the sandbox only when it needs it.
-"""
+Every job imports this module for the configuration of the tasks, so it imports the sandbox only when it needs it."""
 
 from __future__ import annotations
 
@@ -91,11 +90,8 @@ class MbppPlus(Task):
         self._why_unavailable()
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of the published file.
-
-        Raises TaskError for another split, for missing or unexpected data, and if this machine cannot isolate programs
-        as configured.
-        """
+        """Return the problems of `split` in the order of the published file. Raises TaskError for another split, for
+        missing or unexpected data, and if this machine cannot isolate programs as configured."""
         if split not in _FILE_OF_SPLIT:
             raise TaskError(f"task {self.name}: no split '{split}', only {', '.join(_FILE_OF_SPLIT)}")
         reason = self._why_unavailable()
@@ -120,11 +116,8 @@ class MbppPlus(Task):
         return stated_program(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Give reward 1.0 if the stated program passes every test, else 0.0.
-
-        The status is NO_ANSWER if there is no program, MALFORMED if it does not compile, and ERROR (without a reward)
-        if the sandbox or the reference program fails.
-        """
+        """Give reward 1.0 if the stated program passes every test, else 0.0. The status is NO_ANSWER without a program,
+        MALFORMED if it does not compile, and ERROR (no reward) if the sandbox or the reference fails."""
         from tasks.programs.program_tests import judge_program, read_tests
         from tasks.programs.sandbox import Isolation
         from tasks.programs.stated_program import stated_program

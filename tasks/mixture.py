@@ -6,11 +6,7 @@
 
 The part that the problem at an index comes from depends on (seed, split, index) and the weights alone. Each part is
 read in its own order: the n problems drawn from a part are its first n. A problem of a part is called by its label:
-`Problem.task` is the label, and the id starts with it. Under the name of its own task, a part has the problems that the
-task has alone.
-"""
-
-from __future__ import annotations
+`Problem.task` is the label, and the id starts with it. A part named as its task has the same problems as that."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,10 +56,8 @@ class Mixture(Task):
         self._seed = seed
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split`, none of them twice: a part is drawn from until its problems end.
-
-        The iterator is endless if a part is. Raises TaskError if a part does.
-        """
+        """Return the problems of `split`, none of them twice: a part is drawn from until its problems end. The iterator
+        is endless if a part is. Raises TaskError if a part does."""
         remaining: dict[str, Iterator[Problem]] = {}
         for label, part in self.parts.items():
             with naming_part(label):
@@ -71,10 +65,7 @@ class Mixture(Task):
         return self._drawn(split, remaining)
 
     def label_at(self, split: str, index: int, labels: Sequence[str] | None = None) -> str:
-        """Return the label of the part that problem `index` of `split` is drawn from.
-
-        `labels` restricts the choice to some of the parts, in the order of `parts`.
-        """
+        """Return the label of the part, among `labels` if given, that problem `index` of `split` is drawn from."""
         labels = labels or tuple(self.parts)
         bounds = list(accumulate(self.parts[label].weight for label in labels))
         drawn = Random(f"{self._seed}/{split}/{index}").random() * bounds[-1]
@@ -87,7 +78,6 @@ class Mixture(Task):
         return replace(problem, task=label, problem_id=f"{label}/{problem.problem_id.removeprefix(f'{problem.task}/')}")
 
     def warm_up(self) -> None:
-        """Warm up the parts that need it."""
         for part in self.parts.values():
             if isinstance(part.task, NeedsWarmUp):
                 part.task.warm_up()
@@ -96,11 +86,9 @@ class Mixture(Task):
         return self._task(problem).prompt(problem)
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        """Read the answer as the problem's part does."""
         return self._task(problem).final_answer(problem, response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Judge as the problem's part does."""
         return self._task(problem).verify(problem, response)
 
     def _task(self, problem: Problem) -> Task:

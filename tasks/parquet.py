@@ -6,10 +6,7 @@
 
 A prompt is a string or a list of chat messages. `Problem.question` of such a list is a transcript for people; the
 messages themselves are in `Problem.meta`, which the rollout log does not keep. Each call of `problems` reads and checks
-every row of the files.
-"""
-
-from __future__ import annotations
+every row of the files."""
 
 import glob
 import json
@@ -70,10 +67,7 @@ class ParquetTask(Task):
         self.deadline_s: float = 5.0 if config.verifier == "math" else 2.0
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split` in the order of the files and their rows.
-
-        Raises TaskError for an unknown split and for unusable data.
-        """
+        """Return the problems of `split` in row order. Raises TaskError for an unknown split and for unusable data."""
         if self._config.split_column is None and split not in ("train", "test"):
             raise TaskError(
                 f"task {self.name}: no split '{split}': without task.parquet.split_column there are train and test, and both are all rows"
@@ -83,7 +77,7 @@ class ParquetTask(Task):
         _refuse_repeated_ids(problems, rows)
         if self._config.split_column is None:
             return iter(problems)
-        splits = [_name(row, self._config.split_column) for row in rows]
+        splits = [_text(row, self._config.split_column).strip() for row in rows]
         if split not in splits:
             known = ", ".join(dict.fromkeys(splits))
             raise TaskError(f"task {self.name}: no split '{split}' in column '{self._config.split_column}', only {known}")
@@ -101,33 +95,24 @@ class ParquetTask(Task):
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return the stated number, the stated mathematics, or the last box or line, as `verifier` says."""
-        match self._config.verifier:
-            case "number":
-                return final_number(response)
-            case "math":
-                from tasks.mathematics.verify import final_math
+        if self._config.verifier == "math":
+            from tasks.mathematics.verify import final_math
 
-                return final_math(response)
-        return final_text(response)
+            return final_math(response)
+        return final_number(response) if self._config.verifier == "number" else final_text(response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        """Give reward 1.0 if the final answer is the row's, else 0.0; NO_ANSWER if there is none.
+        """Give reward 1.0 for the right answer, else 0.0; NO_ANSWER for none. Raises TaskError with verifier "none"."""
+        if not self.has_verifier:
+            raise TaskError(
+                f"task {self.name} has no verifier: set task.parquet.verifier to number, math or exact, and name the answer_column"
+            )
+        if self._config.verifier == "math":
+            from tasks.mathematics.verify import math_verdict
 
-        Raises TaskError with verifier "none".
-        """
-        match self._config.verifier:
-            case "number":
-                return judge(self.final_answer(problem, response), final_number(problem.answer))
-            case "math":
-                from tasks.mathematics.verify import math_verdict
-
-                return math_verdict(response, problem.answer)
-            case "exact":
-                return judge(self.final_answer(problem, response), canonical_text(problem.answer))
-            case "none":
-                raise TaskError(
-                    f"task {self.name} has no verifier: set task.parquet.verifier to number, math or exact, and name the answer_column"
-                )
+            return math_verdict(response, problem.answer)
+        canonical = final_number if self._config.verifier == "number" else canonical_text
+        return judge(self.final_answer(problem, response), canonical(problem.answer))
 
     def warm_up(self) -> None:
         if self._config.verifier == "math":
@@ -179,7 +164,7 @@ class ParquetTask(Task):
 
     def _name_of(self, row: Row, number: int, question: str) -> str:
         if self._config.id_column is not None:
-            return _name(row, self._config.id_column)
+            return _text(row, self._config.id_column).strip()
         digest = blake2b(question.encode(errors="surrogatepass"), digest_size=4)
         return f"{number:06d}-{digest.hexdigest()}"
 
@@ -225,11 +210,6 @@ def _text(row: Row, column: str) -> str:
     if not text.strip():
         raise row.error(f"column '{column}' is blank")
     return text
-
-
-def _name(row: Row, column: str) -> str:
-    """Return the id or the split that `column` names."""
-    return _text(row, column).strip()
 
 
 def _refuse_repeated_ids(problems: Iterable[Problem], rows: Iterable[Row]) -> None:

@@ -4,8 +4,7 @@
     for problem in task.problems("train"):
         verdict = task.verify(problem, generate(task.prompt(problem)))
 
-The library only makes the problems: some of its scorers run the answer as code. This module scores by the reference
-answer instead:
+The library only makes the problems: some of its scorers run the answer as code. Here the reference answer decides:
 
 | scoring    | the answer                               | is right if it                                   |
 | ---------- | ---------------------------------------- | ------------------------------------------------ |
@@ -21,8 +20,7 @@ options) and the version of the library.
 Some generators depend on the order of sets, hence on string hashes, which differ between processes: in version 0.1.25,
 6 of 105 (isomorphic_strings, knight_swap, list_functions, polynomial_multiplication, ransom_note, word_ladder). So a
 second process makes the first problems too, and they must be equal. Whatever fails inside the library, the work of a
-hundred authors, becomes a TaskError with its reason.
-"""
+hundred authors, becomes a TaskError with its reason."""
 
 from __future__ import annotations
 
@@ -86,11 +84,9 @@ class ReasoningGym(Task):
         self._seed = seed
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the problems of `split`, which are all made before the first is returned.
-
-        Raises TaskError for another split; if the library, the generator or an option does not exist; and if problems
-        differ between processes, are too few, or have no answer that `scoring` can use.
-        """
+        """Return the problems of `split`, which are all made before the first is returned. Raises TaskError for another
+        split; if the library, the generator or an option does not exist; and if problems differ between processes, are
+        too few, or have no answer that `scoring` can use."""
         require_split(self.name, split)
         dataset = self._config.dataset
         if dataset is None:
@@ -108,27 +104,14 @@ class ReasoningGym(Task):
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return, in canonical form, what `scoring` takes for the answer."""
-        match self._config.scoring:
-            case "number":
-                return final_number(response)
-            case "exact":
-                return final_text(response)
-            case "text":
-                return _verbatim(last_tagged(response) or last_boxed(response) or response)
-            case "expression":
-                return final_expression(response)
+        return _STATED[self._config.scoring](response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 if the answer is right by `scoring`, else 0.0; NO_ANSWER if there is none."""
-        match self._config.scoring:
-            case "number":
-                return judge(self.final_answer(problem, response), final_number(problem.answer))
-            case "exact":
-                return judge(self.final_answer(problem, response), canonical_text(problem.answer))
-            case "text":
-                return judge(self.final_answer(problem, response), _verbatim(problem.answer))
-            case "expression":
-                return _puzzle(problem.answer).judge(response)
+        if self._config.scoring == "expression":
+            return _puzzle(problem.answer).judge(response)
+        canonical = {"number": final_number, "exact": canonical_text, "text": _verbatim}[self._config.scoring]
+        return judge(self.final_answer(problem, response), canonical(problem.answer))
 
     def _drawn(self, split: str, generator: Generator, wanted: int) -> list[Problem]:
         """Return the generator's first `wanted` different questions that belong to `split`."""
@@ -169,10 +152,8 @@ def _verbatim(text: str) -> str | None:
 
 
 def _puzzle(reference: str) -> Puzzle:
-    """Return the puzzle that `reference` solves.
-
-    Raises ExpressionError if it is not an expression of positive integers whose value is one too.
-    """
+    """Return the puzzle that `reference` solves. Raises ExpressionError if it is not an expression of positive integers
+    whose value is one too."""
     expression = parse(reference)
     whole = [int(number) for number in (*expression.numbers, expression.value or 0) if number == int(number) > 0]
     if len(whole) <= len(expression.numbers) or len(whole) < 3:
@@ -188,6 +169,12 @@ def _is_solution(reference: str) -> bool:
     return True
 
 
+_STATED: Mapping[str, Callable[[str], str | None]] = {
+    "number": final_number,
+    "exact": final_text,
+    "text": lambda response: _verbatim(last_tagged(response) or last_boxed(response) or response),
+    "expression": final_expression,
+}
 _IS_READABLE: Mapping[str, Callable[[str], bool]] = {
     "number": lambda answer: reference_number(answer) is not None,
     "exact": lambda answer: canonical_text(answer) != "",
@@ -197,8 +184,6 @@ _IS_READABLE: Mapping[str, Callable[[str], bool]] = {
 
 
 # ---- the library ----
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A question of the library and its reference answer."""
@@ -216,14 +201,10 @@ class Generator:
 
     generator = Generator("chain_sum", {"max_terms": 3}, seed=7, size=1000)
     generator.require_reproducible()
-    entry = generator.entry(0)
-    """
+    entry = generator.entry(0)"""
 
     def __init__(self, name: str, options: Mapping[str, Any], *, seed: int, size: int) -> None:
-        """Make the generator of problems 0 … size − 1.
-
-        Raises TaskError if the library, the generator or an option does not exist, or if it refuses the options.
-        """
+        """Make the generator of problems 0 … size − 1. Raises TaskError for what the library lacks or refuses."""
         self.name = name
         self.size = size
         self._options = dict(options)
@@ -231,10 +212,7 @@ class Generator:
         self._dataset = self._make()
 
     def entry(self, index: int) -> Entry:
-        """Return problem `index`.
-
-        Raises TaskError if it has no reference answer, so that only the library's own code could score it.
-        """
+        """Return problem `index`. Raises TaskError if it has no reference answer to score by."""
         try:
             entry = self._dataset[index]
         except Exception as error:
@@ -281,12 +259,9 @@ class Generator:
         import subprocess
 
         request = json.dumps({"name": self.name, "options": self._options, "seed": self._seed, "size": self.size})
-        path = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
-        environment = {
-            **os.environ,
-            "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0",
-            "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        }
+        path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+        other_seed = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"
+        environment = {**os.environ, "PYTHONHASHSEED": other_seed, "PYTHONPATH": path}
         code = f"from {__name__} import print_digests; print_digests()"
         command = [sys.executable, "-c", code]
         try:

@@ -3,10 +3,7 @@
     require_methods(config)      # once, before anything starts: a wrong import path is one line
     task = make_task(config)
 
-A known task is an entry of `TASKS`. Any other name is the import path of a class of your own (`tasks.base.Task`).
-"""
-
-from __future__ import annotations
+A known task is an entry of `TASKS`. Any other name is the import path of a class of your own (`tasks.base.Task`)."""
 
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -20,10 +17,7 @@ __all__ = ["TASKS", "make_task", "require_methods"]
 
 
 def make_task(config: TaskConfig) -> Task:
-    """Make the task that `config` names, without reading its data.
-
-    Raises ExtensionError if a class of your own cannot be imported or made, or lacks a member of `Task`.
-    """
+    """Make the task that `config` names; read no data. Raises ExtensionError for a class that makes no `Task`."""
     if config.name != MIXTURE:
         return _make(config, "task", config.seed)
     parts: dict[str, Part] = {}
@@ -60,10 +54,7 @@ def _make(config: TaskConfig | PartConfig, key: str, seed: int) -> Task:
 
 
 def _seed(config: TaskConfig, label: str, part: PartConfig) -> int:
-    """Return the seed of a part.
-
-    A part under the name of its task has the problems that the task has alone. Any other part has a seed of its own.
-    """
+    """Return the seed of a part: that of the task alone if the part has its name, else one of its own."""
     if part.name == label:
         return config.seed
     return int.from_bytes(blake2b(f"{config.seed}/{label}".encode(), digest_size=6).digest(), "big")

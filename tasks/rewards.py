@@ -4,11 +4,7 @@
 
 T is the number of tokens of the response, T_max the largest allowed number, and B = `overlong_tokens`. The last term is
 the soft overlong punishment of DAPO (arXiv:2503.14476, equation 13): it is 0 up to T_max − B tokens and grows linearly
-to its full size at T_max. All terms are off by default, so a reward is 1 or 0. A response that could not be scored has
-no reward and no terms.
-"""
-
-from __future__ import annotations
+to its full size at T_max. All terms are off by default, so a reward is 1 or 0. An unscored response has no terms."""
 
 from dataclasses import dataclass
 

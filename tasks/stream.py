@@ -7,11 +7,7 @@
     stream.load_state_dict(state)        # into a stream of the same task, split and seed: the same problems follow
 
 Without a curriculum, the order is a function of (seed, cursor), so the state is one cursor, and one more for each part
-of a mixture. With a curriculum, the state also has the measured rates and the number of candidates passed over
-(`tasks.curriculum`).
-"""
-
-from __future__ import annotations
+of a mixture. A curriculum adds the measured rates and the number of candidates passed over (`tasks.curriculum`)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -42,19 +38,14 @@ def is_endless(task: Task) -> bool:
 
 
 class ProblemStream(Iterator[Problem]):
-    """The problems of one split, without end. The object is not thread-safe.
-
-    An `IndexedTask` is read in the order of indices, and `seed` has no effect. Any other task must be finite and is
-    read into memory once; each epoch then meets every problem once, in an order shuffled by (seed, epoch). The same
-    holds for each part of a `Mixture`. With a curriculum, an epoch meets only some of the problems.
-    """
+    """The problems of one split, without end. The object is not thread-safe. An `IndexedTask` is read in the order of
+    indices, and `seed` has no effect. Any other task must be finite and is read into memory once; each epoch then meets
+    every problem once, in an order shuffled by (seed, epoch). The same holds for each part of a `Mixture`. With a
+    curriculum, an epoch meets only some of the problems."""
 
     def __init__(self, task: Task, split: str, seed: int, curriculum: CurriculumConfig | None = None) -> None:
-        """Read the problems.
-
-        Raises TaskError for an empty split, for over a million problems of a task that is not an `IndexedTask`, and if
-        the task's `problems` does.
-        """
+        """Read the problems. Raises TaskError for an empty split, for over a million problems of a task that is not an
+        `IndexedTask`, and if the task's `problems` does."""
         self.task = task
         self._source: _Mixed | _Plain = _Mixed(task, split, seed) if isinstance(task, Mixture) else _plain(task, split, str(seed))
         self._identity: dict[str, str | int] = {"task": task.name, "split": split, "seed": seed, **self._source.identity}
@@ -196,14 +187,10 @@ class _ShuffledEpochs:
     def at(self, cursor: int) -> Problem:
         epoch, position = divmod(cursor, len(self._problems))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffled(epoch)
+            rng = Random(f"{self._seed}/{epoch}")
+            keys = [rng.random() for _ in self._problems]  # they stay the same in every Python version; `shuffle` may change
+            self._epoch, self._order = epoch, sorted(range(len(keys)), key=keys.__getitem__)
         return self._problems[self._order[position]]
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        """Sort by keys of `random()`, which stays the same in every Python version; `shuffle` may change."""
-        rng = Random(f"{self._seed}/{epoch}")
-        keys = [rng.random() for _ in self._problems]
-        return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def _read_all(task: Task, split: str) -> list[Problem]:

@@ -5,10 +5,7 @@ r"""Find the questions of a training set that are questions of a test set, howev
 Questions are compared by their letters and digits alone, without case, layout commands and the markup of mathematics:
 "$x^{2}$", "\(x^2\)" and "x²" are the same. Questions that differ only in their signs count as the same too; a training
 set loses little by that. A training question that continues after a whole test question ("... Please give m + n.") is
-that test question as well.
-"""
-
-from __future__ import annotations
+that test question as well."""
 
 import re
 import unicodedata

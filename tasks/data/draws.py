@@ -1,9 +1,6 @@
 """Random integers that stay the same in every Python version.
 
-`Random.random` is the one method whose sequence Python promises to keep, so nothing else is drawn from.
-"""
-
-from __future__ import annotations
+`Random.random` is the one method whose sequence Python promises to keep, so nothing else is drawn from."""
 
 from random import Random
 

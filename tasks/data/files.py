@@ -5,8 +5,7 @@
         if row.values["prompt"] is None:
             raise row.error("column 'prompt' is null")
 
-Rows count from 0; the blank lines of a JSON Lines file do not count.
-"""
+Rows count from 0; the blank lines of a JSON Lines file do not count."""
 
 from __future__ import annotations
 
@@ -45,10 +44,8 @@ class DataFile:
         return count
 
     def rows(self, columns: Sequence[str]) -> list[Row]:
-        """Return all rows with their values of `columns`. A key that a JSON row lacks has the value None.
-
-        Raises TaskError for a file without rows, and for a column that the file does not have.
-        """
+        """Return all rows with their values of `columns`. A key that a JSON row lacks has the value None. Raises
+        TaskError for a file without rows, and for a column that the file does not have."""
         if self._is_json:
             rows = self._json_rows()
             self._require(columns, _keys(rows))

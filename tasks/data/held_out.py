@@ -1,7 +1,5 @@
 """Splits by a hash of the question. They share no question, whatever the seeds that questions are drawn with."""
 
-from __future__ import annotations
-
 from hashlib import blake2b
 
 from tasks.base import TaskError

@@ -4,10 +4,7 @@
     for row in published_rows(file, layouts=layouts, num_rows=1319, title="GSM8K"):
         print(row.index, row.question, row.answer)
 
-Row i stands in place i, as published, unless the file has a column "index" that gives the indices.
-"""
-
-from __future__ import annotations
+Row i stands in place i, as published, unless the file has a column "index" that gives the indices."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -32,11 +29,9 @@ class PublishedRow:
 def published_rows(
     file: DataFile, *, layouts: Sequence[tuple[str, str]], num_rows: int, title: str, unusable: Collection[int] = ()
 ) -> list[PublishedRow]:
-    """Return all rows in the order of their indices, except the `unusable` ones, which the file may lack.
-
-    Each of `layouts` is a pair of columns: question and answer. Raises TaskError if the file has none of the layouts,
-    another number of rows, a blank question, or the same index twice.
-    """
+    """Return all rows in the order of their indices, except the `unusable` ones, which the file may lack. Each of
+    `layouts` is a pair of columns: question and answer. Raises TaskError if the file has none of the layouts, another
+    number of rows, a blank question, or the same index twice."""
     present = file.columns()
     layout = next((layout for layout in layouts if set(layout) <= set(present)), None)
     if layout is None:

@@ -3,12 +3,8 @@
     source = DataSource(task="gsm8k", key="task.gsm8k", folder="gsm8k", config=config.gsm8k)
     file = source.file("train.parquet", "train-*.parquet", "main/train-*.parquet")   # a tasks.data.files.DataFile
 
-If `path` is set, only that directory or file is used. Otherwise the folder comes first, then the hub at a pinned
-revision: its local cache, and the network only if the cache lacks the file. If a file is found nowhere, one TaskError
-says which file to put where.
-"""
-
-from __future__ import annotations
+If `path` is set, only that directory or file is used. Else the folder comes first, then the hub at a pinned revision:
+its local cache, and the network only if the cache lacks the file. Otherwise one TaskError says what to put where."""
 
 import os
 import re
@@ -58,10 +54,7 @@ class DataSetConfig(SourceConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSource:
-    """The files of one data set.
-
-    `key` is the place of `config` in the whole configuration, and `folder` that of the files in REPEXP_DATA.
-    """
+    """The files of a data set. `key` is the place of `config` in the configuration, `folder` is in REPEXP_DATA."""
 
     task: str
     key: str
@@ -69,10 +62,8 @@ class DataSource:
     config: SourceConfig
 
     def file(self, name: str, *globs: str) -> DataFile:
-        """Return the file `name`, else the first match of `globs`, which are other names and the hub's layout.
-
-        Raises TaskError if there is none; the message says where it was looked for and where to put it.
-        """
+        """Return the file `name`, else the first match of `globs`, which are other names and the hub's layout. Raises
+        TaskError if there is none; the message says where it was looked for and where to put it."""
         wanted = (name, *globs)
         if self.config.path is not None:
             given = Path(self.config.path).expanduser()
@@ -82,13 +73,10 @@ class DataSource:
                     f"task {self.task}: no file {name} in {given}: put it there, or set {self.key}.path to the directory that has it"
                 )
             return DataFile(task=self.task, path=found)
-        folder = self._folder()
+        data = os.environ.get(DATA_VARIABLE)
+        folder = Path(data).expanduser() / self.folder if data else None
         found = (_first_match(folder, wanted) if folder else None) or self._from_hub(name, wanted)
         return DataFile(task=self.task, path=found)
-
-    def _folder(self) -> Path | None:
-        data = os.environ.get(DATA_VARIABLE)
-        return Path(data).expanduser() / self.folder if data else None
 
     def _from_hub(self, name: str, wanted: Sequence[str]) -> Path:
         hub, revision = self.config.hub, self.config.revision

@@ -10,10 +10,7 @@ as it must:
 SPELLING  The nodes are the same.
 VALUE     Both have exact values, which decide.
 FILTER    One is too large or too deep for sympy and is refused.
-SYMBOLIC  Math-Verify and sympy decide.
-"""
-
-from __future__ import annotations
+SYMBOLIC  Math-Verify and sympy decide."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -55,10 +52,8 @@ class Finding:
 
 
 def readings(text: str, *, is_answer: bool = False) -> list[Node]:
-    """Return what `text` may mean, most likely first. Raises Unreadable if it has no meaning.
-
-    "1,234" is a number or a list. "(C) 12", if it is an answer, is an option or what the option stands for.
-    """
+    """Return what `text` may mean, most likely first. Raises Unreadable if it has no meaning. "1,234" is a number or a
+    list. "(C) 12", if it is an answer, is an option or what the option stands for."""
     grouped = without_grouping(text)
     found = [parse(grouped)]
     if grouped != text:
@@ -78,10 +73,8 @@ def compare(golds: Sequence[Node], answers: Sequence[Node]) -> Finding:
 
 
 def canonical(node: Node) -> str:
-    """Return a canonical spelling: without names and units, with lists sorted and exact values written out.
-
-    Equal values have the same spelling as far as that is known without sympy.
-    """
+    """Return a canonical spelling: without names and units, with lists sorted and exact values written out. Equal
+    values have the same spelling as far as that is known without sympy."""
     node = stated(node)[1]
     if node.head in COLLECTIONS:
         return ", ".join(sorted(map(canonical, items_of(node))))
@@ -134,7 +127,6 @@ class _Comparison:
         return len(golds) == len(answers) and all(self.same(gold, answer) for gold, answer in zip(golds, answers, strict=True))
 
     # ---- structures
-
     def _collection(self, gold: Node, answer: Node) -> bool:
         """Compare without order. Each item counts as often as it is listed, and once in a set."""
         answer = stated(answer)[1]
@@ -210,7 +202,7 @@ class _Comparison:
                 return any(self.same(side, other) for side in sides)
         if answer.head != "relation" or not (set(gold.text.split()) == set(answer.text.split()) == {"="}):
             return self._region(gold, answer) or self._inequality(gold, answer)
-        return self._proportional(_difference(gold), _difference(answer))
+        return not self._cheap and self._symbolic(proportional, _difference(gold), _difference(answer))
 
     def _inequality(self, gold: Node, answer: Node) -> bool:
         """Compare the sides and the signs between them, from left to right or from right to left."""
@@ -223,15 +215,11 @@ class _Comparison:
         return gold.text.split() == [flipped.get(sign) for sign in reversed(signs)] and self._all(gold.parts, answer.parts[::-1])
 
     # ---- values
-
     def _word(self, gold: Node, answer: Node) -> bool:
         return bool(key(gold)) and key(gold) == key(answer)
 
     def _quantity(self, gold: Node, answer: Node) -> bool:
-        """Compare values with units, which may be missing but must not differ.
-
-        "50%" is 50 and, unless the right answer is a percentage, 1/2.
-        """
+        """Compare values with units, which may be missing but not differ. "50%" is 50 or, if the gold has no %, 1/2."""
         gold, unit = without_unit(gold)
         answer, other_unit = without_unit(answer)
         if conflicting_units(unit, other_unit):
@@ -259,9 +247,6 @@ class _Comparison:
         if bool(variables(gold)) != bool(variables(answer)) or self._cheap:
             return False
         return self._symbolic(same_value, gold, answer)
-
-    def _proportional(self, gold: Node, answer: Node) -> bool:
-        return not self._cheap and self._symbolic(proportional, gold, answer)
 
     def _symbolic(self, rule: Callable[[Node, Node], bool], gold: Node, answer: Node) -> bool:
         self.rung = max(self.rung, Rung.FILTER)

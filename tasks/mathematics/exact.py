@@ -4,13 +4,11 @@ r"""Exact values of expressions in rational numbers, square roots, π and i, wit
 
 A value is a sum of terms c·π^k·√n with rational c and squarefree n (√-1 is i). Such terms are independent over the
 rationals, so two expressions that both have a value here are equal exactly if their terms are. Expressions that do not
-fit, or whose numbers grow beyond MAX_BITS, have no value here, and nothing is said about them.
-"""
-
-from __future__ import annotations
+fit, or whose numbers grow beyond MAX_BITS, have no value here, and nothing is said about them."""
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import reduce
 from math import comb, factorial, isqrt
 
 from tasks.mathematics.nodes import Node
@@ -65,10 +63,9 @@ def _digits(value: Fraction) -> str:
 
 
 def _value(node: Node) -> Exact:
-    rule = _RULES.get(node.head)
-    if rule is None:
+    if node.head not in _RULES:
         raise _NoValue
-    return rule(node)
+    return _RULES[node.head](node)
 
 
 def _rational(value: Fraction | int) -> Exact:
@@ -96,8 +93,6 @@ def _bounded(terms: Mapping[tuple[int, int], Fraction]) -> Exact:
 
 
 # ---- arithmetic
-
-
 def _add(first: Exact, second: Exact) -> Exact:
     return _bounded({key: first.get(key, Fraction(0)) + second.get(key, Fraction(0)) for key in first.keys() | second.keys()})
 
@@ -135,9 +130,7 @@ def _invert(value: Exact) -> Exact:
 
 
 def _power(base: Exact, exponent: Fraction) -> Exact:
-    if exponent.denominator == 2:
-        return _power(_root(_as_rational(base), 2), Fraction(exponent.numerator))
-    if exponent.denominator > 2:
+    if exponent.denominator > 1:
         return _power(_root(_as_rational(base), exponent.denominator), Fraction(exponent.numerator))
     count = abs(exponent.numerator)
     if len(base) > 1 and count > _MAX_POWER_OF_SUM:
@@ -201,22 +194,6 @@ def _perfect_root(number: int, index: int) -> int:
 
 
 # ---- nodes
-
-
-def _sum(node: Node) -> Exact:
-    found: Exact = {}
-    for part in node.parts:
-        found = _add(found, _value(part))
-    return found
-
-
-def _product(node: Node) -> Exact:
-    found = _rational(1)
-    for part in node.parts:
-        found = _multiply(found, _value(part))
-    return found
-
-
 def _mixed(node: Node) -> Exact:
     whole, numerator, denominator = (_as_rational(_value(part)) for part in node.parts)
     return _rational(whole + numerator / denominator)
@@ -242,17 +219,12 @@ def _symbol(node: Node) -> Exact:
 
 
 def _root_node(node: Node) -> Exact:
-    """Return a root. An odd root of a negative number is the real one."""
     radicand, index = _value(node.parts[0]), _as_integer(_value(node.parts[1]), 100)
     if index < 2:
         raise _NoValue
-    if index % 2 and _as_rational(radicand) < 0:
+    if index % 2 and _as_rational(radicand) < 0:  # the real root
         return _scale(_root(-_as_rational(radicand), index), -1)
     return _power(radicand, Fraction(1, index))
-
-
-def _absolute(node: Node) -> Exact:
-    return _rational(abs(_as_rational(_value(node.parts[0]))))
 
 
 def _factorial(node: Node) -> Exact:
@@ -274,13 +246,13 @@ _RULES: Mapping[str, Callable[[Node], Exact]] = {
     "repeating": _repeating,
     "mixed": _mixed,
     "symbol": _symbol,
-    "sum": _sum,
-    "product": _product,
+    "sum": lambda node: reduce(_add, map(_value, node.parts), _rational(0)),
+    "product": lambda node: reduce(_multiply, map(_value, node.parts), _rational(1)),
     "negative": lambda node: _scale(_value(node.parts[0]), -1),
     "quotient": lambda node: _multiply(_value(node.parts[0]), _invert(_value(node.parts[1]))),
     "power": lambda node: _power(_value(node.parts[0]), _as_rational(_value(node.parts[1]))),
     "root": _root_node,
-    "absolute": _absolute,
+    "absolute": lambda node: _rational(abs(_as_rational(_value(node.parts[0])))),
     "factorial": _factorial,
     "binomial": _binomial,
 }

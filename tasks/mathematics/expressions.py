@@ -1,10 +1,6 @@
 r"""The expressions in a mathematical answer: sums, products, powers, roots, functions, matrices, values in brackets.
 
-`Expressions` is the part of the parser that knows nothing of the other structures, which `tasks.mathematics.syntax`
-adds. It only asks for the `items` between two brackets.
-"""
-
-from __future__ import annotations
+`Expressions` only asks for the `items` between two brackets, which `tasks.mathematics.syntax` reads."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -23,6 +19,7 @@ MAX_DIGITS = 1000  # in one number
 _SYMBOLS = GREEK | words(r"\pi \infty \varnothing \ldots \angle \triangle")
 STARTS_FACTOR = FUNCTIONS | _SYMBOLS | words(r"\frac \binom \sqrt \overline \lfloor \lceil \langle \mathbb \{")
 _CLOSING = {"(": (")", "]"), "[": ("]", ")", "["), "]": ("[", "]", ")"), "\\{": ("\\}",), "\\langle": ("\\rangle",)}
+_POSTFIXES = {"!": "factorial", "%": "percent", "°": "degrees"}
 _MATRICES = words("pmatrix bmatrix matrix smallmatrix Bmatrix array")
 
 
@@ -80,7 +77,6 @@ class Expressions(ABC):
         """Parse what stands between two brackets: one answer, or a list of them."""
 
     # ---- expressions
-
     def _sum(self) -> Node:
         terms = [self._term()]
         while self._next in ("+", "-", "\\pm", "\\mp"):
@@ -91,12 +87,9 @@ class Expressions(ABC):
         match self._accept("+", "-", "\\pm", "\\mp"):
             case "-":
                 return Node("negative", (self._nested(self._term),))
-            case "\\pm":
-                return Node("pm", (self._product(),))
-            case "\\mp":
-                return Node("mp", (self._product(),))
-            case _:
-                return self._product()
+            case "\\pm" | "\\mp" as sign:
+                return Node(sign[1:], (self._product(),))
+        return self._product()
 
     def _product(self) -> Node:
         factors = [self._factor()]
@@ -134,12 +127,8 @@ class Expressions(ABC):
         for _ in range(MAX_POSTFIXES + 1):
             if self._accept("^"):
                 found = Node("power", (found, self._exponent()))
-            elif self._accept("!"):
-                found = Node("factorial", (found,))
-            elif self._accept("%"):
-                found = Node("percent", (found,))
-            elif self._accept("°"):
-                found = Node("degrees", (found,))
+            elif (sign := self._accept(*_POSTFIXES)) is not None:
+                found = Node(_POSTFIXES[sign], (found,))
             elif self._next == "_" and found.head == "symbol":
                 self._take()
                 found = Node("subscripted", (found, self._argument()))
@@ -233,10 +222,7 @@ class Expressions(ABC):
         return Node("root", (self._argument(), index))
 
     def _function(self) -> Node:
-        r"""Parse a function: power and base, then the argument in brackets or up to the next sign or function.
-
-        \sin^2 5x \cos x is the product of \sin^2(5x) and \cos(x).
-        """
+        r"""Parse a function and its argument: \sin^2 5x \cos x is the product of \sin^2(5x) and \cos(x)."""
         name = self._take().text
         power = base = None
         for _ in range(2):

@@ -5,8 +5,6 @@ without_unit(parse(r"5\text{ cm}"))   ->  (5, "cm")
 region(parse(r"2 \le x < 5"))         ->  the interval [2, 5)
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable
@@ -42,14 +40,10 @@ def items_of(node: Node) -> tuple[Node, ...]:
 
 
 # ---- names
-
-
 def stated(node: Node) -> tuple[Node | None, Node]:
-    r"""Return the name and the value of "x = 5", "x \in S", "x^2 + y^2 = 4 + 21 = 25" and "x \approx 5".
-
-    The last of several equal sides is the value; what follows a later \approx is dropped. Any other node, such as the
-    equation "x + y - 3 = 0", has no name and is its own value.
-    """
+    r"""Return the name and the value of "x = 5", "x \in S", "x^2 + y^2 = 4 + 21 = 25" and "x \approx 5". The last of
+    several equal sides is the value; what follows a later \approx is dropped. Any other node, such as the equation
+    "x + y - 3 = 0", has no name and is its own value."""
     if node.head != "relation":
         return None, node
     signs = node.text.split()
@@ -88,8 +82,6 @@ def _is_name(node: Node) -> bool:
 
 
 # ---- units
-
-
 def without_unit(node: Node) -> tuple[Node, str]:
     """Return the value and its unit. "%" and "°" are units too."""
     match node.head:
@@ -118,14 +110,10 @@ def _known(unit: str) -> str:
 
 
 # ---- regions of the real line
-
-
 def region(node: Node) -> tuple[Node, ...] | None:
-    r"""Return the intervals of a union, of \mathbb{R} without some points, or of inequalities in one name.
-
-    The result is None if the node is not a region. Open intervals have the head "point", as "(2, 5)" has. Inequalities
-    in a list are alternatives, unless they overlap: then both hold.
-    """
+    r"""Return the intervals of a union, of \mathbb{R} without some points, or of inequalities in one name. The result
+    is None if the node is not a region. Open intervals have the head "point", as "(2, 5)" has. Inequalities in a list
+    are alternatives, unless they overlap: then both hold."""
     match node.head:
         case "interval" | "point" if len(node.parts) == 2:
             return (node,)
@@ -188,17 +176,13 @@ def _merged(intervals: list[Node]) -> tuple[Node, ...]:
         return tuple(intervals)
     merged: list[tuple[float, float, Node]] = []
     for start, end, interval in sorted(known, key=lambda one: one[:2]):
-        if not merged or start > merged[-1][1] or (start == merged[-1][1] and _leave_out(merged[-1][2], interval)):
+        is_hole = bool(merged) and _brackets(merged[-1][2])[1] + _brackets(interval)[0] == ")("  # if they meet
+        if not merged or start > merged[-1][1] or (start == merged[-1][1] and is_hole):
             merged.append((start, end, interval))
         elif end > merged[-1][1]:
             first, _, one = merged[-1]
             merged[-1] = (first, end, _interval(one.parts[0], interval.parts[1], _brackets(one)[0] + _brackets(interval)[1]))
     return tuple(interval for _, _, interval in merged)
-
-
-def _leave_out(left: Node, right: Node) -> bool:
-    """Return whether the point at which two intervals meet is in neither."""
-    return _brackets(left)[1] == ")" and _brackets(right)[0] == "("
 
 
 def _end(node: Node) -> float | None:
@@ -229,13 +213,8 @@ def _real(node: Node) -> float | None:
 
 
 # ---- words
-
-
 def key(node: Node) -> str:
-    """Return words as they are compared: without case, blanks, brackets and articles, and with numbers in digits.
-
-    The result is "" if the node is not words.
-    """
+    """Return words without case, blanks, brackets and articles, with numbers in digits; "" if the node is not words."""
     match node.head:
         case "word" | "symbol" | "number" | "based":
             return _key(node.text)

@@ -1,7 +1,5 @@
 """What all tasks of published mathematics share: the prompt, and verdicts by `tasks.mathematics.verify`."""
 
-from __future__ import annotations
-
 from tasks.base import Message, Problem, Task, Verdict, with_instruction
 
 __all__ = ["LAYOUTS", "MathTask"]
@@ -11,10 +9,8 @@ LAYOUTS = (("prompt", "answer"), ("problem", "answer"), ("question", "answer"))
 
 
 class MathTask(Task):
-    """A question with a mathematical answer of any form. Subclasses say where the problems come from.
-
-    Every job imports this module for the configuration of the tasks, so it imports the verifier only when it verifies.
-    """
+    """A question with a mathematical answer of any form. Subclasses say where the problems come from. Every job imports
+    this module for the configuration of the tasks, so it imports the verifier only when it verifies."""
 
     def __init__(self, instruction: str) -> None:
         self._instruction = instruction

@@ -3,8 +3,7 @@ r"""The nodes of a mathematical answer, and writing them as LaTeX.
     node = Node("quotient", (Node("number", text="1"), Node("number", text="2")))
     latex(node)  ->  r"\frac{1}{2}"
 
-Equal nodes are answers of equal spelling. `tasks.mathematics.equality` says which other answers are equal.
-"""
+Equal nodes are answers of equal spelling. `tasks.mathematics.equality` says which other answers are equal."""
 
 from __future__ import annotations
 

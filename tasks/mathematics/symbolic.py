@@ -7,15 +7,10 @@ may still run forever, so it belongs in a process that is killed at a deadline (
 
 The parser is Math-Verify's. It reads LaTeX that is written from our nodes; no text of a model is evaluated or
 sympified. If both sides can be computed to 50 digits at fixed points, these numbers decide, because Math-Verify's own
-comparison takes 10^-30 for 10^-40, rounds decimals to six places, and misses some identities. Otherwise its comparison
-decides.
-"""
-
-from __future__ import annotations
+comparison takes 10^-30 for 10^-40, rounds decimals to six places, and misses some identities. Otherwise it decides."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -48,10 +43,7 @@ class Unparsable(ValueError):
 
 
 def refusal(node: Node) -> str | None:
-    """Return why `node` is kept from sympy, or None if it may pass.
-
-    It is not an expression, or something in it is too large.
-    """
+    """Return why `node` is kept from sympy (it is no expression, or something in it is too large), or None."""
     found = list(walk(node))
     if len(found) > MAX_NODES:
         return f"an expression of {len(found)} parts, more than {MAX_NODES}"
@@ -59,10 +51,8 @@ def refusal(node: Node) -> str | None:
 
 
 def same_value(first: Node, second: Node) -> bool:
-    """Return whether both are equal wherever both have real values.
-
-    Neither may have a `refusal`. The call may run for long. Raises Unparsable.
-    """
+    """Return whether both are equal wherever both have real values. Neither may have a `refusal`. The call may run for
+    long. Raises Unparsable."""
     found, other = _parsed(first, second)
     decided = _agree(found, other, ratio=False)
     if decided is not None:
@@ -73,10 +63,8 @@ def same_value(first: Node, second: Node) -> bool:
 
 
 def proportional(first: Node, second: Node) -> bool:
-    """Return whether one is a multiple of the other by a number that is not 0.
-
-    Two equations say the same if the differences of their sides are proportional.
-    """
+    """Return whether one is a multiple of the other by a number that is not 0. Two equations say the same if the
+    differences of their sides are proportional."""
     return _agree(*_parsed(first, second), ratio=True) is True
 
 
@@ -121,8 +109,6 @@ def _refusal_of_count(node: Node) -> str | None:
 
 
 # ---- sympy
-
-
 def _parsed(first: Node, second: Node) -> tuple[Any, Any]:
     """Parse both. Their symbols are real unless i occurs in one of them."""
     is_real = not any(part == Node("symbol", text="i") for node in (first, second) for part in walk(node))
@@ -143,15 +129,16 @@ def _parse(text: str, *, is_real: bool) -> Any:
 
 
 def _plain(node: Node) -> Node:
-    """Return `node` with its decimals, mixed numbers, percentages and degrees as fractions: nothing is rounded.
-
-    The parser takes "I" for the imaginary unit and "i" for a variable; here it is the other way round.
-    """
+    """Return `node` with its decimals, mixed numbers, percentages and degrees as fractions: nothing is rounded. The
+    parser takes "I" for the imaginary unit and "i" for a variable; here it is the other way round."""
     if node.head == "symbol":
         return Node("symbol", text={"i": "I", "I": "\\Upsilon"}.get(node.text, node.text))
     if node.head in ("number", "repeating", "mixed"):
         value = rational_value(node)
-        return node if value is None else _fraction(value)
+        if value is None:
+            return node
+        numerator, denominator = number(value.numerator), number(value.denominator)
+        return numerator if value.denominator == 1 else Node("quotient", (numerator, denominator))
     parts = tuple(_plain(part) for part in node.parts)
     if node.head == "percent":
         return Node("quotient", (parts[0], number(100)))
@@ -160,20 +147,15 @@ def _plain(node: Node) -> Node:
     return Node(node.head, parts, node.text)
 
 
-def _fraction(value: Fraction) -> Node:
-    return number(value.numerator) if value.denominator == 1 else Node("quotient", (number(value.numerator), number(value.denominator)))
-
-
 def _agree(first: Any, second: Any, *, ratio: bool) -> bool | None:
     """Return whether the values, or with `ratio` their quotients, agree at all points; None if too few points can tell.
-
-    A point is skipped if one of them has no value there, or a value that is not real although i does not occur. So
-    ln x² and 2 ln x are equal.
-    """
+    A point is skipped if one of them has no value there, or a value that is not real although i does not occur. So ln
+    x² and 2 ln x are equal."""
     from mpmath import mp
+    from sympy import I
 
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
-    is_complex = first.has(_i()) or second.has(_i())
+    is_complex = first.has(I) or second.has(I)
     quotient: Any = None
     num_compared = 0
     with mp.workdps(_DIGITS):
@@ -192,25 +174,17 @@ def _agree(first: Any, second: Any, *, ratio: bool) -> bool | None:
     return True if num_compared >= (_NUM_ENOUGH if symbols else 1) else None
 
 
-def _i() -> Any:
-    from sympy import I
-
-    return I
-
-
 def _points(symbols: Sequence[Any]) -> list[Mapping[Any, Any]]:
     """Return fixed fractions of both signs. No two symbols have the same value at a point."""
     from sympy import Rational
 
     if not symbols:
         return [{}]
-    return [
-        {
-            symbol: Rational((-1) ** (point * (place + 1) // 2) * (17 * place + 7 * point + 5), 11 + 3 * point)
-            for place, symbol in enumerate(symbols)
-        }
-        for point in range(_NUM_POINTS)
-    ]
+
+    def at(point: int, place: int) -> Any:
+        return Rational((-1) ** (point * (place + 1) // 2) * (17 * place + 7 * point + 5), 11 + 3 * point)
+
+    return [{symbol: at(point, place) for place, symbol in enumerate(symbols)} for point in range(_NUM_POINTS)]
 
 
 def _value(expression: Any, point: Mapping[Any, Any], *, is_complex: bool) -> Any:

@@ -3,10 +3,7 @@ r"""The structure of a mathematical answer: lists, sets, intervals, points, matr
     latex(parse(r"$x \in [0,\tfrac12)$"))  ->  r"x \in [0, \frac{1}{2})"
 
 The structure decides how two answers are compared (`tasks.mathematics.equality`). A text outside the grammar is
-`Unreadable`. So a computer algebra system only receives LaTeX that is written from nodes, never the original text.
-"""
-
-from __future__ import annotations
+`Unreadable`. So a computer algebra system only receives LaTeX that is written from nodes, never the original text."""
 
 from tasks.mathematics.expressions import STARTS_FACTOR, Expressions, Mixed, Unreadable
 from tasks.mathematics.nodes import COLLECTIONS, Node, latex, number, walk
@@ -23,6 +20,9 @@ _CLOSERS = (")", "]", "\\}", "\\rangle", "}")
 _OPENERS = ("(", "[", "\\{", "\\langle", "{")
 _EQUALS_WORDS = frozenset(("is", "equals", "equal to", "is equal to", "equal"))
 _LABEL_ENDS = (" is", " are", " equals", " of")
+_LOOSE_AT_THE_START = ("=", ":", ".", ",", ";", "\\approx", "\\Rightarrow")
+_VALUES = (TokenKind.WORD, TokenKind.NUMBER, TokenKind.LETTER, TokenKind.BASED, TokenKind.BEGIN)
+_AFTER_VALUE, _AFTER_WORDS = STARTS_FACTOR | {"("}, STARTS_FACTOR | {"(", "+", "-", "{", "\\$"}  # then the item is words
 _FILLERS = frozenset(("approximately", "about", "exactly", "roughly", "only", "just", "the"))
 
 
@@ -50,9 +50,7 @@ def _meant(found: list[Token]) -> list[Token]:
     start, end = 0, len(kept)
     while end > start and kept[end - 1].kind is not TokenKind.WORD and kept[end - 1].text in (".", ",", ";", ":", "="):
         end -= 1
-    while (
-        start < end and kept[start].kind is not TokenKind.WORD and kept[start].text in ("=", ":", ".", ",", ";", "\\approx", "\\Rightarrow")
-    ):
+    while start < end and kept[start].kind is not TokenKind.WORD and kept[start].text in _LOOSE_AT_THE_START:
         start += 1
     return kept[start:end]
 
@@ -143,10 +141,7 @@ class _Parser(Expressions):
         unit = "$" if currency else self._unit()
         if currency:
             self._unit()  # as in "$5 per day"; "$5 million" is not understood
-        if self._kind in (TokenKind.WORD, TokenKind.NUMBER, TokenKind.LETTER, TokenKind.BASED, TokenKind.BEGIN) or self._next in (
-            "(",
-            *STARTS_FACTOR,
-        ):
+        if self._kind in _VALUES or self._next in _AFTER_VALUE:
             raise Mixed
         return Node("quantity", (value,), unit) if unit else value
 
@@ -160,14 +155,7 @@ class _Parser(Expressions):
             return self._quantity()
         if self._accept("_"):
             return Node("based", text=f"{text}_{latex(self._argument())}")
-        if self._kind not in (None, TokenKind.SIGN, TokenKind.COMMAND, TokenKind.END) or self._next in (
-            "(",
-            "+",
-            "-",
-            "{",
-            *STARTS_FACTOR,
-            "\\$",
-        ):
+        if self._kind not in (None, TokenKind.SIGN, TokenKind.COMMAND, TokenKind.END) or self._next in _AFTER_WORDS:
             raise Mixed
         known = NUMBER_WORDS.get(text.casefold().strip(" ."))
         return Node("word", text=text) if known is None else number(known)

@@ -2,10 +2,7 @@ r"""The tokens of a mathematical answer, as people and models write it: LaTeX, U
 
     [token.text for token in tokens(r"$\dfrac12\,\text{ cm}$")]  ->  ["\\frac", "12", "cm"]
 
-Reading them takes linear time and never raises. `tasks.mathematics.syntax` says what they mean together.
-"""
-
-from __future__ import annotations
+Reading them takes linear time and never raises. `tasks.mathematics.syntax` says what they mean together."""
 
 import re
 import unicodedata
@@ -156,10 +153,8 @@ def _named(text: str, spaced: bool) -> Token:
 
 
 def _argument(text: str, position: int) -> tuple[str, int]:
-    """Return the content of the braces at `position`, and where they end.
-
-    Without braces the argument is a single character; if they never close, it is all the rest.
-    """
+    """Return the content of the braces at `position`, and where they end. Without braces the argument is a single
+    character; if they never close, it is all the rest."""
     start = position
     while start < len(text) and text[start].isspace():
         start += 1
@@ -219,10 +214,8 @@ def _of_run(run: str, spaced: bool, before: str, after: str) -> Iterator[Token]:
 
 
 def _is_word(run: str, spaced: bool, before: str, after: str) -> bool:
-    """Return whether letters are a word: three or more, a short word, or a unit behind a number.
-
-    "2xyz" and "abc+1" have letters side by side instead.
-    """
+    """Return whether letters are a word: three or more, a short word, or a unit behind a number. "2xyz" and "abc+1"
+    have letters side by side instead."""
     if len(run) == 1:
         return run in _ONE_LETTER_UNITS and spaced and before in ("", " ") and not after.strip(" .,;")
     if run in SHORT_WORDS:

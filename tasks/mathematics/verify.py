@@ -11,10 +11,7 @@ A response states (`stated_answer`) the first of these that exists:
 5. the last number (`tasks.answers.final_number`).
 
 `math_verdict` may run for long or forever: call it where it can be killed (`actors.verifier`), never in a thread. Its
-first symbolic comparison in a process takes two seconds, which `warm_up` takes beforehand.
-"""
-
-from __future__ import annotations
+first symbolic comparison in a process takes two seconds, which `warm_up` takes beforehand."""
 
 import re
 
@@ -44,19 +41,16 @@ _SENTENCE_END = re.compile(r"(?<=[\w)}\]$])[.!?](?=\s+[A-Z]|\s*$)")
 
 
 def math_verdict(response: str, gold: str) -> Verdict:
-    """Judge a response: CORRECT has reward 1.0, and any other status 0.0.
-
-    The status is NO_ANSWER if the response states nothing, and MALFORMED if its answer cannot be read. `detail` names
-    the rung of the ladder that decided, or says why an answer is malformed. If the right answer is not in the grammar,
-    the spellings are compared.
-    """
+    """Judge a response: CORRECT has reward 1.0, and any other status 0.0. The status is NO_ANSWER if the response
+    states nothing, and MALFORMED if its answer cannot be read. `detail` names the rung of the ladder that decided, or
+    says why an answer is malformed. If the right answer is not in the grammar, the spellings are compared."""
     text = stated_answer(response)
     if text is None:
         if _BOX_START.search(response):
             return Verdict(status=VerdictStatus.MALFORMED, reward=0.0, detail="a box that is not closed, or is empty")
         return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
     if _squashed(text) == _squashed(gold):
-        return Verdict(status=VerdictStatus.CORRECT, reward=1.0, answer=_recorded(text), detail="spelling")
+        return Verdict(status=VerdictStatus.CORRECT, reward=1.0, answer=_canonical_or_squashed(text)[:_MAX_ANSWER_CHARS], detail="spelling")
     try:
         answers = [reading for text in dict.fromkeys((text, last_box(response) or text)) for reading in readings(text, is_answer=True)]
         finding = compare(_gold_readings(gold), answers)
@@ -112,17 +106,11 @@ def _canonical_or_squashed(text: str) -> str:
         return _squashed(text)
 
 
-def _recorded(text: str) -> str:
-    return _canonical_or_squashed(text)[:_MAX_ANSWER_CHARS]
-
-
 def _squashed(text: str) -> str:
     return re.sub(r"\s+|(?<!\\)\$", "", text).rstrip(".")
 
 
 # ---- where the answer stands
-
-
 def _last_boxes(text: str) -> list[str]:
     """Return the contents of the last closed boxes that are not blank and follow one another directly."""
     opened: list[tuple[int, int] | None] = []  # starts of command and content, for each open brace of a box
@@ -145,10 +133,8 @@ def _last_boxes(text: str) -> list[str]:
 
 
 def _marked(text: str) -> str | None:
-    """Return what follows the last mark on its line.
-
-    It is the first mathematics, if only words come before it, and otherwise the line up to the end of its sentence.
-    """
+    """Return what follows the last mark on its line. It is the first mathematics, if only words come before it, and
+    otherwise the line up to the end of its sentence."""
     for mark in _MARKS:
         matches = list(mark.finditer(text))
         if not matches:

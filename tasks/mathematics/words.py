@@ -1,7 +1,5 @@
 r"""The vocabulary of mathematical answers: characters, synonymous commands, names, units, numbers in words."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 __all__ = [
@@ -26,8 +24,9 @@ def words(text: str) -> frozenset[str]:
 
 
 def _by_spelling(text: str) -> dict[str, str]:
-    """Map each spelling to its meaning. The first word of a line is the meaning of the others."""
-    return {spelling: meaning for meaning, *spellings in map(str.split, text.strip().splitlines()) for spelling in spellings}
+    """Map each spelling to its meaning, which comes first. Entries end with "; " or their line."""
+    entries = (entry.split() for entry in text.strip().replace("; ", "\n").splitlines())
+    return {spelling: meaning for meaning, *spellings in entries for spelling in spellings}
 
 
 _NUMBERS = """
@@ -50,44 +49,15 @@ UNICODE: Mapping[str, str] = {
 }
 
 ALIASES: Mapping[str, str] = _by_spelling(r"""
-\frac         dfrac tfrac cfrac nicefrac sfrac
-\binom        dbinom tbinom
-*             times cdot ast star bullet
-/             div slash
-\le           leq leqslant leqq
-\ge           geq geqslant geqq
-\ne           neq
-<             lt
->             gt
-|             lvert rvert vert mid
-(             lparen
-)             rparen
-[             lbrack
-]             rbrack
-\{            lbrace
-\}            rbrace
-,             land lor wedge vee
-:             colon
-'             prime
-%             percent
-\$            euro pounds textdollar
-i             imath
-\ldots        dots cdots dotsc dotsb
-\infty        infin infinity inf
-\varnothing   emptyset
-\setminus     backslash
-\cup          bigcup
-\approx       thickapprox simeq
-\Rightarrow   implies to
-\phi          varphi
-\epsilon      varepsilon
-\theta        vartheta
+\frac dfrac tfrac cfrac nicefrac sfrac; \binom dbinom tbinom; * times cdot ast star bullet; / div slash
+\le leq leqslant leqq; \ge geq geqslant geqq; \ne neq; < lt; > gt; \approx thickapprox simeq; \Rightarrow implies to
+| lvert rvert vert mid; ( lparen; ) rparen; [ lbrack; ] rbrack; \{ lbrace; \} rbrace; , land lor wedge vee; : colon; ' prime
+% percent; \$ euro pounds textdollar; i imath; \ldots dots cdots dotsc dotsb; \infty infin infinity inf; \varnothing emptyset
+\setminus backslash; \cup bigcup; \phi varphi; \epsilon varepsilon; \theta vartheta
 """)
 """What commands, here without their backslash, are read as."""
 
-FUNCTIONS = words(r"""
-\sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan \sinh \cosh \tanh \log \ln \exp \gcd \lcm \max \min
-""")
+FUNCTIONS = words(r"\sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan \sinh \cosh \tanh \log \ln \exp \gcd \lcm \max \min")
 GREEK = words(r"""
 \theta \alpha \beta \gamma \delta \epsilon \lambda \mu \nu \xi \rho \sigma \tau \phi \psi \omega \eta \zeta \kappa \ell
 \Delta \Gamma \Theta \Lambda \Sigma \Phi \Psi \Omega
@@ -98,38 +68,15 @@ infinity inf
 """)
 """Names that are mathematics even without a backslash."""
 
-_UNITS = """
-cm cm centimeter centimeters centimetre centimetres
-mm mm millimeter millimeters
-m m meter meters metre metres
-km km kilometer kilometers
-in in inch inches
-ft ft foot feet
-yd yd yard yards
-mi mi mile miles
-s s sec second seconds
-min min minute minutes mins
-h h hr hrs hour hours
-day day days
-week week weeks
-month month months
-year year years yr yrs
-g g gram grams
-kg kg kilogram kilograms
-lb lb lbs pound pounds
-oz oz ounce ounces
-l l L liter liters litre litres
-ml ml mL milliliter milliliters
-dollar $ dollar dollars usd USD
-cent cent cents
-mph mph
-km/h kph km/h
-am am AM a.m. a.m
-pm pm PM p.m. p.m
-degree degree degrees °
-radian rad radian radians
-"""
-UNITS: Mapping[str, str] = _by_spelling(_UNITS)
+UNITS: Mapping[str, str] = _by_spelling("""
+cm cm centimeter centimeters centimetre centimetres; mm mm millimeter millimeters; m m meter meters metre metres
+km km kilometer kilometers; in in inch inches; ft ft foot feet; yd yd yard yards; mi mi mile miles
+s s sec second seconds; min min minute minutes mins; h h hr hrs hour hours; am am AM a.m. a.m; pm pm PM p.m. p.m
+day day days; week week weeks; month month months; year year years yr yrs
+g g gram grams; kg kg kilogram kilograms; lb lb lbs pound pounds; oz oz ounce ounces
+l l L liter liters litre litres; ml ml mL milliliter milliliters; dollar $ dollar dollars usd USD; cent cent cents
+mph mph; km/h kph km/h; degree degree degrees °; radian rad radian radians
+""")
 """The known units by spelling. Two different ones conflict."""
 
 UNIT_WORDS = words("cm mm km dm kg mg lb lbs oz ft mi yd in hr hrs min sec ml mL pm am PM AM sq cc mph kph rpm deg rad usd USD")

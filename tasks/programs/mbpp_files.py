@@ -6,17 +6,13 @@
 MBPP+ is read from EvalPlus' release or from evalplus/mbppplus on the hub, and MBPP from our own layout or from
 google-research-datasets/mbpp.
 
-MBPP+ publishes arguments and a reference program: a test expects what the reference gives. EvalPlus' release stores the
-arguments as JSON, so its table of their real types is applied (`_ARGUMENTS`); the hub stores them as Python. MBPP
-publishes asserts.
+MBPP+ publishes arguments and a reference program: a test expects what that gives. EvalPlus' release has the arguments
+as JSON, so its table of their types is applied (`_ARGUMENTS`); the hub has them as Python. MBPP publishes asserts.
 
 If the reference is not the only right answer, EvalPlus' evaluator says what else is (version 0.3.1), and so do
 `_COMPARED` and `_ALTERNATIVES`. Arguments that make two references run (almost) forever are left out: five of Mbpp/255,
 whose answers take up to a gigabyte, and sixteen of Mbpp/599, about 10^8, up to which its reference counts for half a
-minute in all. With them these two references fail; without them, all 378 pass.
-"""
-
-from __future__ import annotations
+minute in all. With them these two references fail; without them, all 378 pass."""
 
 import ast
 import json
@@ -44,7 +40,8 @@ def mbpp_rows(file: DataFile) -> list[MbppRow]:
     """Read the rows. Raises TaskError for another layout, and for a row that cannot be read."""
     if "extra" in file.columns():
         return [_read(row, _our_row) for row in file.rows(["prompt", "answer", "extra"])]
-    return [_read(row, _hub_mbpp_row) for row in file.rows(["task_id", "text", "code", "test_list", "test_setup_code"])]
+    rows = file.rows(["task_id", "text", "code", "test_list", "test_setup_code"])
+    return [_read(row, lambda row: _mbpp_row(row.values["text"], row.values["code"], row.values)) for row in rows]
 
 
 def plus_rows(file: DataFile) -> list[MbppRow]:
@@ -69,14 +66,8 @@ def _extra(row: Row) -> dict[str, Any]:
 
 
 # ---- MBPP ----
-
-
 def _our_row(row: Row) -> MbppRow:
     return _mbpp_row(row.values["prompt"], row.values["answer"], _extra(row))
-
-
-def _hub_mbpp_row(row: Row) -> MbppRow:
-    return _mbpp_row(row.values["text"], row.values["code"], row.values)
 
 
 def _mbpp_row(text: str, code: str, more: Mapping[str, Any]) -> MbppRow:
@@ -105,8 +96,6 @@ def _lines(code: str) -> str:
 
 
 # ---- MBPP+ ----
-
-
 def _release_row(row: Row) -> MbppRow:
     """Read a row of EvalPlus' release. Its prompt is a docstring: the question, then an assert."""
     extra = _extra(row)
@@ -172,8 +161,6 @@ _ALTERNATIVES = {
 
 
 # ---- the types of the arguments in EvalPlus' release ----
-
-
 def _as_is(value: Any) -> Any:
     return value
 
@@ -182,33 +169,21 @@ def _tuples(value: Any) -> list[Any]:
     return [tuple(item) for item in value]
 
 
-def _tuple_of_tuples(value: Any) -> tuple[Any, ...]:
-    return tuple(tuple(item) if isinstance(item, list) else item for item in value)
-
-
 def _deep_tuple(value: Any) -> Any:
     return tuple(_deep_tuple(item) for item in value) if isinstance(value, list) else value
-
-
-def _sets(value: Any) -> list[Any]:
-    return [set(item) if item else {} for item in value]  # as in EvalPlus, an empty set is an empty dict
-
-
-def _values_to_tuples(value: Any) -> dict[Any, Any]:
-    return {key: tuple(item) for key, item in value.items()}
 
 
 _Convert = Callable[[Any], Any]
 _ARGUMENTS: Mapping[tuple[_Convert, ...], tuple[int, ...]] = {  # a converter for each argument; the last one also converts all that follow
     (tuple,): (2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630, 726, 740, 744, 809),
+    (lambda value: tuple(tuple(item) if isinstance(item, list) else item for item in value),): (259, 278, 401, 445),
     (_tuples,): (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780),
-    (_tuple_of_tuples,): (259, 278, 401, 445),
     (_deep_tuple,): (580, 615, 791),
     (tuple, _as_is): (250, 307, 405, 446, 617, 720, 763, 808),
     (_as_is, tuple): (106, 750),
     (_tuples, _as_is): (75, 413, 444, 753),
-    (_sets,): (115,),
-    (_values_to_tuples, _as_is): (722,),
+    (lambda value: [set(item) if item else {} for item in value],): (115,),  # as in EvalPlus, an empty set is an empty dict
+    (lambda value: {key: tuple(item) for key, item in value.items()}, _as_is): (722,),
     (float, complex): (124,),
     (complex,): (252,),
 }

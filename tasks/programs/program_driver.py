@@ -9,10 +9,7 @@ It prints one JSON line a call, in order, and nothing after the first failure:
 
 The driver receives no expected result, so a program has none to find. A line that the program forges is an answer like
 any other, right or wrong. `decode` is for the other side: it makes plain values, never objects of a class that the data
-name. This file uses the standard library only.
-"""
-
-from __future__ import annotations
+name. This file uses the standard library only."""
 
 import json
 import math
@@ -42,11 +39,8 @@ class Written:
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """Return `value` in terms of JSON.
-
-    Numbers, strings, None and lists stand for themselves. Anything else is an object with one key, which says what it
-    is. Raises TypeError if `value` is not plain: a generator, a match, or an object of the program's own class.
-    """
+    """Return `value` in terms of JSON. Numbers, strings, None and lists stand for themselves, and anything else is an
+    object whose one key names it. Raises TypeError for a generator, a match, or an object of a class of the program."""
     kind = type(value)
     if kind in _ATOMS:
         return {"int": hex(value)} if kind is int and value.bit_length() > _LONG_INT_BITS else value
@@ -85,10 +79,7 @@ def _is_short(item: Any) -> bool:
 
 
 def decode(data: Any) -> Any:
-    """Invert `encode`. Values of subclasses come back as plain ones, and sets as frozen sets.
-
-    Raises ValueError for data that `encode` never makes.
-    """
+    """Invert `encode`, with plain values for subclasses and frozen sets. Raises ValueError for data it never makes."""
     if isinstance(data, list):
         return [decode(item) for item in data]
     if not isinstance(data, dict):

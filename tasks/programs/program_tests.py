@@ -11,10 +11,7 @@ answer just the calls that are asked, by a table; only tests that are not shown 
 
 A program may use `limit_s` seconds of processor time beyond what the reference took. By the field's convention it is
 wrong if it uses more, uses more memory than its limit, or prints more than twice what the reference prints. The verdict
-is `error`, and the program is not judged, only if the sandbox or the reference fails.
-"""
-
-from __future__ import annotations
+is `error`, and the program is not judged, only if the sandbox or the reference fails."""
 
 import json
 import math
@@ -32,6 +29,7 @@ from tasks.programs.sandbox import Isolation, Limits, Outcome, ProgramStatus, Sa
 
 __all__ = ["ProgramTests", "deadline_s", "judge_program", "read_tests", "write_tests"]
 
+_DRIVER = Path(program_driver.__file__).read_text(encoding="utf-8")
 _REFERENCE_CPU_S = 20
 _WALL_OF_CPU = 5  # on a busy machine a program gets a share of a processor only
 _LIMITS = Limits(memory_bytes=1 << 30, output_bytes=64 << 20, cpu_s=_REFERENCE_CPU_S, wall_s=_WALL_OF_CPU * _REFERENCE_CPU_S)
@@ -47,14 +45,11 @@ _SHOWN.maxstring = _SHOWN.maxother = _MAX_SHOWN_CHARS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProgramTests:
-    """Tests of one problem: expressions to evaluate in a program's namespace, and what they must give.
-
-    The results of `expected`, evaluated in the reference's namespace, are right; if it is empty, those of `calls` are.
-    The results of the programs in `alternatives` are right as well. `setup` runs after every program, in its namespace.
-
-    Values are compared by ==. Floats, and lists and tuples of floats, are equal within `atol` or 1e-6, whichever is
-    larger. With an `atol`, so are numbers anywhere in lists and tuples.
-    """
+    """Tests of one problem: expressions to evaluate in a program's namespace, and what they must give. The results of
+    `expected`, evaluated in the reference's namespace, are right; if it is empty, those of `calls` are. The results of
+    the programs in `alternatives` are right as well. `setup` runs after every program, in its namespace. Values are
+    compared by ==. Floats, and lists and tuples of floats, are equal within `atol` or 1e-6, whichever is larger. With
+    an `atol`, so are numbers anywhere in lists and tuples."""
 
     reference: str
     calls: tuple[str, ...]
@@ -149,8 +144,6 @@ def _shorten(text: str) -> str:
 
 
 # ---- running ----
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Results:
     """What a reference gives, as lines of the driver, and the resources that it used."""
@@ -175,17 +168,10 @@ def _results(reference: str, tests: ProgramTests, isolation: Isolation) -> _Resu
 
 def _evaluate(program: str, setup: str, calls: Sequence[str], limits: Limits, isolation: Isolation) -> Outcome:
     request = json.dumps({"program": f"{program}\n{setup}", "calls": list(calls)})
-    return sandbox.run(_driver(), limits, stdin=request, isolation=isolation)
-
-
-@lru_cache(maxsize=1)
-def _driver() -> str:
-    return Path(program_driver.__file__).read_text(encoding="utf-8")
+    return sandbox.run(_DRIVER, limits, stdin=request, isolation=isolation)
 
 
 # ---- comparing ----
-
-
 def _agree(found: Any, expected: Any, atol: float) -> bool:
     if found == expected:
         return True

@@ -14,11 +14,7 @@ made is gone. With Isolation.RLIMITS, for hosts that forbid namespaces, there ar
 that is NOT safe against a malicious program.
 
 The first `run` of a process starts its launcher (`tasks.programs.sandbox_launcher`), which lives as long as the
-process. `run` may be called from any number of threads. The output of a program is data, and no more of it than the
-limit is ever held.
-"""
-
-from __future__ import annotations
+process. Any number of threads may call `run`. A program's output is data, of which no more than the limit is held."""
 
 import atexit
 import fcntl
@@ -92,12 +88,9 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How a program ended. `exit_code` is None if it did not exit, and `signal` is None if no signal ended it.
-
-    Its output is cut at the limit and decoded as UTF-8 with replacement. `cpu_s` and `peak_bytes` (resident memory with
-    the interpreter's) count its first process and the children that this waited for. They are 0 if the program was
-    killed at a deadline.
-    """
+    """How a program ended. `exit_code` is None if it did not exit, and `signal` is None if no signal ended it. Its
+    output is cut at the limit and decoded as UTF-8 with replacement. `cpu_s` and `peak_bytes` (resident, with the
+    interpreter) count its first process and the children this waited for. A program killed at a deadline has 0."""
 
     status: ProgramStatus
     exit_code: int | None
@@ -110,11 +103,8 @@ class Outcome:
 
 
 def run(program: str, limits: Limits, *, stdin: str = "", isolation: Isolation = Isolation.NAMESPACES) -> Outcome:
-    """Run `program` as __main__ of an interpreter of its own, without installed packages, in an empty /tmp.
-
-    Returns shortly after limits.wall_s at the latest. Raises SandboxError if the sandbox could not be made, or broke
-    twice.
-    """
+    """Run `program` as __main__ of an interpreter of its own, without installed packages, in an empty /tmp. Returns
+    shortly after limits.wall_s at the latest. Raises SandboxError if the sandbox could not be made, or broke twice."""
     for _ in range(_TRIES):
         told, said = _try(program, limits, stdin, isolation)
         if told is not None:
@@ -134,10 +124,7 @@ def _try(program: str, limits: Limits, stdin: str, isolation: Isolation) -> tupl
 
 @cache
 def why_unavailable(isolation: Isolation = Isolation.NAMESPACES) -> str | None:
-    """Return, in one line, why this machine cannot run programs with `isolation`, or None if a trial succeeds.
-
-    The first call runs the trial and takes a moment.
-    """
+    """Return why this machine cannot isolate programs so, in one line, or None. The first call runs a trial."""
     machine, kernel = platform.machine(), tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
     if sys.platform != "linux" or machine not in MACHINES:
         return f"the sandbox needs Linux on {' or '.join(MACHINES)}, and this is {sys.platform} on {machine}"
@@ -170,8 +157,6 @@ print(len(children))
 
 
 # ---- the output of a program and its end ----
-
-
 def _watch(report: socket.socket, streams: Sequence[int], limits: Limits) -> tuple[dict[str, Any] | None, list[bytes]]:
     """Return the keeper's report and the output up to it. The keeper ends the program if a stream exceeds the limit."""
     said: dict[int, bytearray] = {stream: bytearray() for stream in streams}
@@ -242,8 +227,6 @@ def _outcome(told: dict[str, Any], said: list[bytes], limits: Limits) -> Outcome
 
 
 # ---- the launcher ----
-
-
 class _Launcher:
     """The launcher of this process. It ends when the last copy of `socket` is closed, hence with this process."""
 

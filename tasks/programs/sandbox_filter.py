@@ -4,10 +4,7 @@ Namespaces and missing capabilities already refuse most of what is listed here. 
 parts of the kernel that contest programs never need and that have most holes: new user namespaces, mounts, tracing,
 io_uring, bpf, keys (which no namespace separates), and sockets of other families than AF_UNIX (the network namespace
 does not cover vsock). It also refuses memory that no limit counts. Everything else is let through: the rest of the
-kernel is as exposed as it is to the caller.
-"""
-
-from __future__ import annotations
+kernel is as exposed as it is to the caller."""
 
 import ctypes
 import errno
@@ -69,7 +66,6 @@ def filter_system_calls() -> None:
 
 def _program(machine: str) -> bytes:
     assert sys.byteorder == "little"
-    refused = sorted(_REFUSED[machine] | _REFUSED_EVERYWHERE)
     steps = [
         _step(_LOAD, _ARCHITECTURE_AT),
         _step(_IF_EQUAL, _ARCHITECTURE[machine], then=1),
@@ -77,10 +73,7 @@ def _program(machine: str) -> bytes:
         _step(_LOAD, _NUMBER_AT),
         *_refuse_if(_IF_AT_LEAST, _X32, errno.ENOSYS),
         *_refuse_if(_IF_EQUAL, _CLONE3, errno.ENOSYS),  # a filter cannot see its flags in memory; glibc then calls clone
-    ]
-    for number in refused:
-        steps += _refuse_if(_IF_EQUAL, number, errno.EPERM)
-    steps += [
+        *(step for number in sorted(_REFUSED[machine] | _REFUSED_EVERYWHERE) for step in _refuse_if(_IF_EQUAL, number, errno.EPERM)),
         _step(_IF_EQUAL, _CLONE[machine], otherwise=4),
         _step(_LOAD, _FIRST_ARGUMENT_AT),
         *_refuse_if(_IF_ANY_BIT, _CLONE_NEW_ANYTHING, errno.EPERM),

@@ -8,15 +8,10 @@
           └─ program    without privileges, under limits, behind a filter of system calls
 
 The launcher runs no foreign code, so each fork of it is a clean start. The keeper ends the namespaces at the deadline
-or when the caller goes away. When init ends, the kernel ends every process of the namespace, however it hides; init
-ends with the keeper.
+or when the caller goes. The kernel ends every process of the namespace with init, and init ends with the keeper.
 
 A fork of a running interpreter is several times cheaper than a fresh one. The program can read all of its own memory,
-so nothing here knows more than the program's text. It can write anything to its output, so nothing in the report comes
-from there.
-"""
-
-from __future__ import annotations
+so nothing here knows more than the program's text. It can write anything as output, so the report has none of it."""
 
 import atexit
 import builtins
@@ -60,7 +55,8 @@ def main(descriptor: int, *, isolated: bool) -> None:
     for name in _PRELOADED.split():
         importlib.import_module(name)
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as `site`, which is not loaded, would do
-    _go_first_when_memory_is_short()
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # some hosts forbid this
+        file.write("1000")  # when memory is short, the kernel ends this process and those it starts before any other
     house, trouble = None, ""
     if isolated:
         try:
@@ -82,15 +78,7 @@ def main(descriptor: int, *, isolated: bool) -> None:
                 os.close(each)
 
 
-def _go_first_when_memory_is_short() -> None:
-    """Make the kernel end this process and those it starts before any other when memory is short."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # some hosts forbid this
-        file.write("1000")
-
-
 # ---- the keeper ----
-
-
 def _keep(limits: dict[str, Any], descriptors: list[int], house: House | None, trouble: str) -> NoReturn:
     """Run one program and report its end as a JSON object. It ends early if the caller closes the report's socket."""
     report = socket.socket(fileno=descriptors[REPORT])
@@ -121,7 +109,8 @@ def _run_init(program: str, limits: dict[str, Any], descriptors: list[int], repo
         os.close(each)
     died = _wait(pid, report, limits["wall_s"])
     if not isolated:
-        _kill_group(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)  # returns when the last process of the namespace is gone
     seconds = time.monotonic() - started
@@ -141,14 +130,7 @@ def _wait(pid: int, report: socket.socket, timeout_s: float) -> bool:
     return any(ready == pidfd for ready, _ in poll.poll(timeout_s * 1000))
 
 
-def _kill_group(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
-
-
 # ---- init ----
-
-
 def _init(program: str, limits: dict[str, Any], descriptors: list[int], report: int, *, isolated: bool) -> NoReturn:
     """Start the program, wait for its end and report it."""
     try:
@@ -206,8 +188,6 @@ def _reap(pid: int) -> dict[str, Any]:
 
 
 # ---- the program ----
-
-
 def _confine(limits: dict[str, Any], kept: int, *, isolated: bool) -> None:
     """Give up everything that a program may not have. Only `kept` and the three standard descriptors stay open."""
     os.closerange(3, kept)
@@ -227,9 +207,7 @@ def _limit(limits: dict[str, Any]) -> None:
         resource.RLIMIT_FSIZE: limits["tmp_bytes"],
         resource.RLIMIT_NPROC: limits["processes"] + 2,  # the keeper and init count too
         resource.RLIMIT_NOFILE: limits["open_files"],
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
+        **dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE), 0),
         resource.RLIMIT_CPU: limits["cpu_s"],
     }
     for name, value in limited.items():

@@ -5,18 +5,14 @@
     drop_capabilities()                         # in the process that becomes the program
 
 The house is a user and a mount namespace that all programs share. Its root holds the interpreter's library directory
-and the system's, without the packages installed there, five devices and an empty /tmp. There is no /proc, no /sys, no
-command, and nothing of any home.
+and the system's, without installed packages, five devices and an empty /tmp. It has no /proc, /sys, command or home.
 
 A room is a further namespace of every kind for one program, with a /tmp of its own. Each user namespace counts its
 processes separately. The limit on processes does not bind root, and outside a namespace it would count everything that
 the user runs. So a room belongs to user 1000 of the house. Outside, that is "nobody" if the caller is root, and
 otherwise the caller. This needs Linux 5.14, the first that counts processes in this way.
 
-Everything here raises OSError with the name of the failed call.
-"""
-
-from __future__ import annotations
+Everything here raises OSError with the name of the failed call."""
 
 import ctypes
 import os
@@ -48,10 +44,8 @@ libc.syscall.restype = ctypes.c_long
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoomLayout:
-    """What a program may read: directories and files (name, real path), and links (name, target).
-
-    The `hidden` directories exist but look empty.
-    """
+    """What a program may read: directories and files (name, real path), and links (name, target). The `hidden`
+    directories exist but look empty."""
 
     readable: tuple[tuple[str, str], ...]
     links: tuple[tuple[str, str], ...]
@@ -122,10 +116,8 @@ def _unshare(*kinds: str) -> None:
 
 
 def _unshare_with_nobody() -> None:
-    """Enter new user and mount namespaces that have root and nobody.
-
-    Mapping another user than oneself needs rights outside the namespace, so a child that stays outside does it.
-    """
+    """Enter new user and mount namespaces that have root and nobody. Mapping another user than oneself needs rights
+    outside the namespace, so a child that stays outside does it."""
     pid = os.getpid()
     waiting, go = os.pipe()
     mapper = os.fork()

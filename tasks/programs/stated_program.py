@@ -4,10 +4,7 @@
 
 It is the last ``` block marked as Python, else the last block without a mark, else the lines of the text that look like
 Python from the first def, class, import or decorator on. Reasoning up to </think> is not part of a response. Nothing is
-compiled here; the sandbox does that.
-"""
-
-from __future__ import annotations
+compiled here; the sandbox does that."""
 
 import re
 

@@ -19,8 +19,6 @@ expressions here: they are refused, not guessed.
 | `( )` | `[ ]`, `{ }`, （ ）, with `\left` and `\right` or without                                           |
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,10 +71,7 @@ class ExpressionError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """A part of an expression: its spelling, how tightly its outermost sign binds, and its value.
-
-    The value is None if the term divides by zero.
-    """
+    """A part of an expression: its spelling, how tightly its outer sign binds, its value (None: it divides by zero)."""
 
     text: str
     precedence: int
@@ -119,20 +114,9 @@ def combined(left: Term, sign: str, right: Term) -> Term:
 
 
 def _result(left: Number, sign: str, right: Number) -> Number | None:
-    match sign:
-        case "+":
-            return left + right
-        case "-":
-            return left - right
-        case "*":
-            return left * right
-        case _:
-            return Fraction(left) / right if right else None
-
-
-def _negative(term: Term) -> Term:
-    value = None if term.value is None else -term.value
-    return Term(text=f"-{term.bracketed_below(_SIGNED)}", precedence=_SIGNED, value=value)
+    if sign == "/":
+        return Fraction(left) / right if right else None
+    return left + right if sign == "+" else left - right if sign == "-" else left * right
 
 
 def _tokens(text: str) -> Iterator[Term | str]:
@@ -201,8 +185,10 @@ class _Reader:
             self._take_number(token)
         elif self._is_term_due:
             self._open(token)
-        elif token == ")":
-            self._close()
+        elif token == ")":  # it closes an open bracket, because `_plain` checks the nesting
+            self._finish_terms(_SUM)
+            self._signs.pop()
+            self._depth -= 1
         elif token == "(":
             raise ExpressionError("no sign between two terms")
         else:
@@ -240,12 +226,6 @@ class _Reader:
             raise ExpressionError(f"nested more than {MAX_DEPTH} deep")
         self._signs.append("(" if token == "(" else "negative")
 
-    def _close(self) -> None:
-        """Close a bracket, which is open because `_plain` checks the nesting."""
-        self._finish_terms(_SUM)
-        self._signs.pop()
-        self._depth -= 1
-
     def _finish_terms(self, precedence: int) -> None:
         """Apply the signs that bind at least as tightly as `precedence`, back to the last open bracket."""
         while self._signs and self._signs[-1] != "(" and _PRECEDENCE[self._signs[-1]] >= precedence:
@@ -253,6 +233,7 @@ class _Reader:
             right = self._terms.pop()
             if sign == "negative":
                 self._depth -= 1
-                self._terms.append(_negative(right))
+                value = None if right.value is None else -right.value
+                self._terms.append(Term(text=f"-{right.bracketed_below(_SIGNED)}", precedence=_SIGNED, value=value))
             else:
                 self._terms.append(combined(self._terms.pop(), sign, right))

@@ -7,10 +7,7 @@ The columns are `nums` (or `numbers`) and `target`, or `extra`, a JSON object of
 solution or the target.
 
 In a directory, split S is the file S.parquet or S.jsonl. If the directory has a single file of another name, or the
-path is a file, `Puzzle.split` divides it into train, dev and test, and "all" is the whole file.
-"""
-
-from __future__ import annotations
+path is a file, `Puzzle.split` divides it into train, dev and test, and "all" is the whole file."""
 
 import json
 from collections.abc import Iterator
@@ -41,10 +38,7 @@ class FiledPuzzle:
 
 
 def read_puzzles(task: str, path: str, split: str, *, must_use_all: bool, held_out_share: float) -> Iterator[FiledPuzzle]:
-    """Return the puzzles of `split` in the order of the rows.
-
-    Raises TaskError for an unknown split and for unusable data.
-    """
+    """Return the puzzles of `split` in row order. Raises TaskError for an unknown split and for unusable data."""
     file, is_split = _find(task, Path(path).expanduser(), split)
     present = file.columns()
     layout = next((layout for layout in _LAYOUTS if set(layout) <= set(present)), None)

@@ -5,8 +5,7 @@
     Puzzle.of(puzzle.question) == puzzle
 
 The question alone is enough to judge an answer, so any verifier process and any reader of a log can do it.
-`tasks.puzzles.stated_expression` says how an answer is read.
-"""
+`tasks.puzzles.stated_expression` says how an answer is read."""
 
 from __future__ import annotations
 
@@ -58,10 +57,8 @@ class Puzzle:
         return split_of(f"{','.join(map(str, sorted(self.numbers)))}={self.target}", held_out_share)
 
     def judge(self, response: str) -> Verdict:
-        """Give reward 1.0 for an expression of the right value and numbers, else 0.0; `detail` says what is wrong.
-
-        The status is MALFORMED for an answer that is not an expression, and NO_ANSWER if there is no answer.
-        """
+        """Give reward 1.0 for an expression of the right value and numbers, else 0.0; `detail` says what is wrong. The
+        status is MALFORMED for an answer that is not an expression, and NO_ANSWER if there is no answer."""
         stated = stated_expression(response)
         if stated is None:
             return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)

@@ -4,11 +4,7 @@
     for problem in task.problems("train"):
         verdict = task.verify(problem, generate(task.prompt(problem)))
 
-Drawn problem i of a split depends on (seed, split, i) and the configuration only. It has a solution, which is its
-`answer`.
-"""
-
-from __future__ import annotations
+Drawn problem i of a split depends on (seed, split, i) and the configuration only. Its `answer` is a solution."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,22 +56,14 @@ class Game(Protocol):
     must_use_all: bool
 
     def draws(self, rng: Random, is_wanted: Callable[[Puzzle], bool]) -> Iterator[DrawnPuzzle | None]:
-        """Yield endless attempts at one problem, drawn with `rng.random` only.
-
-        An attempt is None if its numbers make no puzzle, or none that is wanted.
-        """
-        ...
+        """Yield endless attempts, drawn with `rng.random` only. None is one that makes no puzzle that is wanted."""
 
     def published_prompt(self, puzzle: Puzzle) -> str:
         """Return the prompt in the words of the papers."""
-        ...
 
 
 def puzzle_task(game: Game, config: PuzzleConfig, seed: int) -> Task:
-    """Make the task: it reads the puzzles of `config.path`, or draws them if that is unset.
-
-    Raises TaskError if the configuration has no drawn puzzle for one of the splits.
-    """
+    """Read the puzzles of `config.path` or draw them. Raises TaskError if a split has no drawn puzzle."""
     return _DrawnPuzzles(game, config, seed) if config.path is None else _FiledPuzzles(game, config, config.path)
 
 

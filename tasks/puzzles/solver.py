@@ -7,10 +7,7 @@ The solver lists all values of up to four of the numbers (at most 1170 of four, 
 numbers it searches the last step backwards: for every value of the smaller part, the other part must have one of six
 values. So 2 to 6 numbers take milliseconds to tenths of a second, solvable or not.
 
-A sign before a term adds nothing for a positive target: it can be moved outwards by swapping sums for differences.
-"""
-
-from __future__ import annotations
+A sign before a term adds nothing for a positive target: it can be moved outwards by swapping sums for differences."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,11 +22,8 @@ _MAX_LISTED = 4
 
 
 def solve(numbers: Sequence[int], target: int, *, must_use_all: bool) -> Term | None:
-    """Return a solution of as few numbers as possible, or None if there is none.
-
-    A solution uses each number at most once; with `must_use_all` it uses each exactly once. Raises
-    ValueError for more than MAX_SOLVABLE numbers, and unless numbers and target are positive.
-    """
+    """Return a solution of as few numbers as possible, or None. It uses each number at most once, or exactly once with
+    `must_use_all`. Raises ValueError for over MAX_SOLVABLE numbers, and unless numbers and target are positive."""
     if not 0 < len(numbers) <= MAX_SOLVABLE or min(*numbers, target) < 1:
         raise ValueError(f"the solver takes 1 to {MAX_SOLVABLE} positive numbers and a positive target, not {list(numbers)} and {target}")
     search = _Search(numbers)

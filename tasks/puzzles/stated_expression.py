@@ -7,8 +7,7 @@ r"""The arithmetic expression that a response states. Reading it takes linear ti
 The stated-expression rule. The answer is the first of these that exists:
 1. the content of the last closed <answer>...</answer> that is not blank;
 2. the content of the last closed \boxed{...} that is not blank;
-3. the first run behind the last "####", "answer is" or "answer:" that has one on its line, or else on the next
-   line if its own is blank;
+3. the first run behind the last "####", "answer is" or "answer:" that has one on its line (on the next, if blank);
 4. the last run of the response.
 
 A run consists of numbers, signs, brackets and "=" on one line. Runs of two numbers or more come before single numbers,
@@ -17,14 +16,10 @@ that cannot be read. List marks ("- ", "2. ") and math delimiters do not belong 
 
 Of an equation ("(1 + 2) * 8 = 24", "24 = ...") the first side that is an expression of two numbers or more is the
 answer. A side that is a mere number counts only if no other side has digits. Delimiters, bold marks and a full stop
-around the answer are dropped.
-"""
-
-from __future__ import annotations
+around the answer are dropped."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from tasks.answers import canonical_text, last_boxed
 from tasks.puzzles.exact_expression import MAX_CHARS, TOKEN, Expression, ExpressionError, parse
@@ -63,10 +58,7 @@ def stated_expression(text: str) -> str | None:
 
 
 def final_expression(text: str) -> str | None:
-    """Return the stated answer in canonical form, or None if there is none.
-
-    The form is `Expression.text` of an expression, else `tasks.answers.canonical_text`.
-    """
+    """Return the stated answer as `Expression.text`, else as `tasks.answers.canonical_text`; None without one."""
     stated = stated_expression(text)
     if stated is None:
         return None
@@ -120,32 +112,23 @@ def _marked_run(text: str) -> str | None:
     """Return the run behind the last mark that has one. Each search ends at the next mark, so it is linear."""
     for segment in reversed(_MARK.split(text)[1:]):
         runs = list(_runs(segment.lstrip(_BETWEEN_MARK_AND_ANSWER).partition("\n")[0]))
-        for run in runs:
-            if run.num_numbers > 1:
-                return run.text
         if runs:
-            return runs[0].text
+            return next((run for run, num_numbers in runs if num_numbers > 1), runs[0][0])
     return None
 
 
 def _last_run(text: str) -> str | None:
     number: str | None = None
     for line in reversed(text.splitlines()):
-        for run in reversed(list(_runs(line))):
-            if run.num_numbers > 1:
-                return run.text
-            number = number or run.text
+        for run, num_numbers in reversed(list(_runs(line))):
+            if num_numbers > 1:
+                return run
+            number = number or run
     return number
 
 
-@dataclass(kw_only=True, slots=True)
-class _Run:
-    text: str
-    num_numbers: int
-
-
-def _runs(line: str) -> Iterator[_Run]:
-    """Yield the runs of one line that have a number, from left to right."""
+def _runs(line: str) -> Iterator[tuple[str, int]]:
+    """Yield the runs of one line that have a number, from left to right, with how many they have."""
     if not _DIGIT.search(line):
         return
     start: int | None = None  # start of the open run
@@ -161,7 +144,7 @@ def _runs(line: str) -> Iterator[_Run]:
         continues = part.start() == end if kind == "word" or (belongs and ends_in_word) else belongs
         if start is not None and not continues:
             if num_numbers:
-                yield _Run(text=line[start:end], num_numbers=num_numbers)
+                yield line[start:end], num_numbers
             start, num_numbers, ends_in_word = None, 0, False
         if start is None and belongs:
             start = word_start if word_end == part.start() else part.start()
@@ -172,4 +155,4 @@ def _runs(line: str) -> Iterator[_Run]:
             end, ends_in_word = part.end(), kind == "word"
             num_numbers += kind == "number"
     if start is not None and num_numbers:
-        yield _Run(text=line[start:end], num_numbers=num_numbers)
+        yield line[start:end], num_numbers
