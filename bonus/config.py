@@ -20,11 +20,9 @@ KINDS: Mapping[str, frozenset[Need]] = {"elliptical": frozenset({Need.FEATURES})
 
 
 class BonusConfig(BaseModel):
-    """Which bonus each response gets besides its reward, and what it is made of.
-
-    `dim`, `source` and `redraw_projection` hold for every bonus that needs features. `options` belong to a class of
-    your own, and all other keys to the elliptical bonus.
-    """
+    """Which bonus each response gets besides its reward, and what it is made of. `dim`, `source` and
+    `redraw_projection` hold for every bonus that needs features. `options` belong to a class of your own, and all other
+    keys to the elliptical bonus."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -89,10 +87,8 @@ class BonusConfig(BaseModel):
 
     @cached_property
     def needs(self) -> frozenset[Need]:
-        """What must be computed for the bonus; nothing where it is off.
-
-        A class of your own is imported to say so, once. Raises ExtensionError where that fails.
-        """
+        """What must be computed for the bonus; nothing where it is off. A class of your own is imported to say so,
+        once. Raises ExtensionError where that fails."""
         if not self.enabled:
             return frozenset()
         return KINDS[self.kind] if self.kind in KINDS else frozenset(load_bonus(self.kind, self.options).needs)

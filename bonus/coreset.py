@@ -2,8 +2,7 @@
 
     indices_k, scores_k = select(features_ND, k, ridge=1.0)
 
-Legend: N candidates, D projected size, k picks, T picks of one fold, M candidates of one panel.
-"""
+Legend: N candidates, D projected size, k picks, T picks of one fold, M candidates of one panel."""
 
 import math
 
@@ -24,20 +23,15 @@ between 128 and 512."""
 
 def select(features_ND: Tensor, k: int, *, ridge: float, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Pick min(k, N) candidates one after the other, each the one that the earlier picks explain least (`_greedy`).
-
     Every step picks the candidate with the largest x' Lambda x, with Lambda = (lam*I + P + sum of x x' over the
     picks)^-1. `prior` is P (D x D); None stands for 0. Returns (indices_k int64, scores_k float64) on the features'
     device. A score is x' Lambda x at the time of the pick, and scores never rise. Ties go to the lowest index, so
     identical candidates come in index order. Candidates that are 0 come after all others. Features are taken as they
-    are: center them first if that is meant.
-
-    This deviates from the paper in two ways: it computes in float64, and it makes no D x D update per pick. After every
-    D picks these are folded into P, and one D x D Cholesky starts afresh, which ends the rounding of the downdates. The
-    cost is O(N k D), most of it in matrix products.
-
-    Raises ValueError for k < 0, ridge <= 0, features that are not N x D, a prior that does not fit, and a candidate
-    that is not finite, which it names.
-    """
+    are: center them first if that is meant. This deviates from the paper in two ways: it computes in float64, and it
+    makes no D x D update per pick. After every D picks these are folded into P, and one D x D Cholesky starts afresh,
+    which ends the rounding of the downdates. The cost is O(N k D), most of it in matrix products. Raises ValueError for
+    k < 0, ridge <= 0, features that are not N x D, a prior that does not fit, and a candidate that is not finite, which
+    it names."""
     features_ND = _checked(features_ND, k, ridge, prior)
     num_picks = min(k, len(features_ND))
     fold_size = features_ND.shape[1]
@@ -77,19 +71,15 @@ def _with_picks(prior: Tensor | None, picked_kD: Tensor) -> Tensor | None:
 
 
 def _greedy(rows_ND: Tensor, taken: list[int], num_picks: int) -> tuple[list[int], list[float]]:
-    """Factor the candidates' kernel W W' + I by pivoted Cholesky, in float64, without forming the kernel.
-
-    The rows w of W are whitened, so Lambda_0 = I and a score starts at ||w||^2. By Sherman-Morrison, picking p of score
-    s is
+    """Factor the candidates' kernel W W' + I by pivoted Cholesky, in float64, without forming the kernel. The rows w of
+    W are whitened, so Lambda_0 = I and a score starts at ||w||^2. By Sherman-Morrison, picking p of score s is
 
         u = Lambda w_p / sqrt(1 + s),    Lambda <- Lambda - u u',    score_i <- score_i - (w_i' u)^2,
 
     with Lambda = I - U'U kept as its directions U (T x D). The numbers w_i' u are the columns of the Cholesky factor.
-
     Scores only fall, so an old score is an upper bound. Hence only a panel of the best M candidates follows every pick,
     as long as its best beats the old score of every candidate outside. Then one product brings the whole pool up to
-    date. The picks are the same.
-    """
+    date. The picks are the same."""
     first_score_N = _energy(rows_ND)
     slack_N = SAME_SCORE * first_score_N
     score_N = first_score_N.index_fill(0, _index(taken, rows_ND), -math.inf)
@@ -120,10 +110,8 @@ def _greedy(rows_ND: Tensor, taken: list[int], num_picks: int) -> tuple[list[int
 
 
 def _panel(score_N: Tensor, slack_N: Tensor) -> tuple[Tensor, float]:
-    """Return the candidates of the highest scores, in index order, and the most that one outside can score.
-
-    The latter is -inf where no candidate is outside.
-    """
+    """Return the candidates of the highest scores, in index order, and the most that one outside can score. The latter
+    is -inf where no candidate is outside."""
     if len(score_N) <= PANEL:
         return torch.arange(len(score_N), device=score_N.device), -math.inf
     panel_M = score_N.topk(PANEL, sorted=False).indices.sort().values

@@ -1,7 +1,5 @@
-"""The running covariance behind memory="run" as a value: `(state, centered features) -> state`.
-
-Legend: G groups, K responses, D projected size.
-"""
+"""The running covariance behind memory="run" as a value: `(state, centered features) -> state`. Legend: G groups, K
+responses, D projected size."""
 
 import math
 from collections.abc import Mapping
@@ -18,14 +16,10 @@ RIDGE_FLOOR = 1e-12
 class CovarianceState:
     """What earlier steps left behind, kept as sums: shards can be added, and a checkpoint is exact."""
 
-    second_moment_DD: Tensor
-    """P, float64: the forgotten sum of x x' over centered features. Only memory="run" absorbs into it."""
-    steps: int
-    """Number of steps absorbed."""
-    groups: int
-    """Number of groups absorbed; forgetting does not lower it."""
-    energy_sum: float
-    """Forgotten sum of ||x||^2 over the rows counted in `energy_rows`."""
+    second_moment_DD: Tensor  # P, float64: the forgotten sum of x x' over centered features. Only memory="run" absorbs into it.
+    steps: int  # number of steps absorbed
+    groups: int  # number of groups absorbed; forgetting does not lower it
+    energy_sum: float  # forgotten sum of ||x||^2 over the rows counted in `energy_rows`
     energy_rows: float
     """Forgotten count of valid rows in groups with at least two of them. A response alone in its group has no variation
     to measure."""
@@ -38,21 +32,17 @@ def init_state(dim: int, *, device: torch.device | str = "cpu") -> CovarianceSta
 
 
 def update(state: CovarianceState, centered_GKD: Tensor, valid_GK: Tensor, *, forgetting: float) -> CovarianceState:
-    """Absorb one step: P <- gamma*P + sum_g X_g' X_g, and its energy as `absorb_energy` does.
-
-    The paper's training resets P per batch and names that as its limit; remembering is ours, and gamma keeps the bonus
-    from dying out as 1/t. The centered rows of empty responses are 0 and add nothing.
-    """
+    """Absorb one step: P <- gamma*P + sum_g X_g' X_g, and its energy as `absorb_energy` does. The paper's training
+    resets P per batch and names that as its limit; remembering is ours, and gamma keeps the bonus from dying out as
+    1/t. The centered rows of empty responses are 0 and add nothing."""
     absorbed = absorb_energy(state, centered_GKD, valid_GK, forgetting=forgetting)
     rows_ND = centered_GKD.flatten(0, 1)
     return replace(absorbed, second_moment_DD=forgetting * state.second_moment_DD + rows_ND.mT @ rows_ND)
 
 
 def absorb_energy(state: CovarianceState, centered_GKD: Tensor, valid_GK: Tensor, *, forgetting: float) -> CovarianceState:
-    """Advance everything but P: energy_sum <- gamma*energy_sum + sum ||x||^2, and energy_rows likewise.
-
-    Raises ValueError for a forgetting outside (0, 1] and for features of another D.
-    """
+    """Advance everything but P: energy_sum <- gamma*energy_sum + sum ||x||^2, and energy_rows likewise. Raises
+    ValueError for a forgetting outside (0, 1] and for features of another D."""
     if not 0 < forgetting <= 1:
         raise ValueError(f"forgetting={forgetting} must lie in (0, 1]")
     if centered_GKD.shape[-1] != state.second_moment_DD.shape[0]:
@@ -69,19 +59,15 @@ def absorb_energy(state: CovarianceState, centered_GKD: Tensor, valid_GK: Tensor
 
 def auto_ridge(state: CovarianceState) -> float:
     """Return lam = energy_sum / energy_rows, the running mean energy ||x||^2 of centered features (>= `RIDGE_FLOOR`).
-
     This choice is ours. Near the energy the leverages of a group spread most: 0.11 on SmolLM2 with groups of 8, against
     1e-4 at the authors' 0.01. The step to be scored is absorbed first, so the first step uses its own energy and no
-    step is a special case.
-    """
+    step is a special case."""
     return max(state.energy_sum / state.energy_rows, RIDGE_FLOOR) if state.energy_rows else RIDGE_FLOOR
 
 
 def merge(a: CovarianceState, b: CovarianceState) -> CovarianceState:
-    """Add two shards. Raises ValueError for states of different D.
-
-    With gamma = 1 the sum equals absorbing both histories one after the other; with gamma < 1 each has forgotten alone.
-    """
+    """Add two shards. Raises ValueError for states of different D. With gamma = 1 the sum equals absorbing both
+    histories one after the other; with gamma < 1 each has forgotten alone."""
     if a.second_moment_DD.shape != b.second_moment_DD.shape:
         raise ValueError(f"cannot merge states of D={a.second_moment_DD.shape[0]} and D={b.second_moment_DD.shape[0]}")
     return CovarianceState(
@@ -105,10 +91,8 @@ def state_dict(state: CovarianceState) -> dict[str, Tensor | int | float]:
 
 
 def from_state_dict(saved: Mapping[str, Tensor | int | float]) -> CovarianceState:
-    """Rebuild a state from `state_dict`.
-
-    Raises ValueError for missing or unknown keys and for a state that is not valid, TypeError where P is not a tensor.
-    """
+    """Rebuild a state from `state_dict`. Raises ValueError for missing or unknown keys and for a state that is not
+    valid, TypeError where P is not a tensor."""
     names = {field.name for field in fields(CovarianceState)}
     if saved.keys() != names:
         raise ValueError(f"missing {sorted(names - saved.keys())}, unknown {sorted(saved.keys() - names)}")

@@ -1,7 +1,5 @@
 """The elliptical bonus as a `bonus.base.Bonus`: `bonus.scoring.score_step`, its state and its numbers for the log.
-
-Legend: G groups of the step, K responses per group.
-"""
+Legend: G groups of the step, K responses per group."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +22,7 @@ class EllipticalState:
     """What earlier steps left behind."""
 
     remembered: BonusState
-    warned: bool
-    """Whether the run was told that the bonus carries no signal. It is told once."""
+    warned: bool  # Whether the run was told that the bonus carries no signal. It is told once.
 
 
 class EllipticalBonus:

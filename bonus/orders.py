@@ -4,8 +4,7 @@
 
 Every order is complete and deterministic. Ties go to the lowest index. Candidates without a feature (empty responses,
 `valid_N` False) come last, in index order. Legend: N candidates of one prompt, V those with a feature, D projected
-size.
-"""
+size."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -31,16 +30,11 @@ det(K)."""
 class Pool:
     """The candidates of one prompt. Where `valid_N` is False the feature and the log-prob are not read."""
 
-    features_ND: Tensor
-    """Hidden states pooled over each candidate's tokens, projected."""
-    valid_N: Tensor
-    """bool: False for an empty response."""
-    mean_logprob_N: Tensor
-    """Mean log-prob of the candidate's tokens under the sampler, in nats."""
-    lengths_N: Tensor
-    """Lengths in tokens."""
-    answers: Sequence[str | None]
-    """The final answer that each response states, None where it states none."""
+    features_ND: Tensor  # hidden states pooled over each candidate's tokens, projected
+    valid_N: Tensor  # bool: False for an empty response
+    mean_logprob_N: Tensor  # mean log-prob of the candidate's tokens under the sampler, in nats
+    lengths_N: Tensor  # lengths in tokens
+    answers: Sequence[str | None]  # the final answer that each response states, None where it states none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +46,8 @@ class Order:
 
 
 def order_pool(name: str, pool: Pool, config: SelectionConfig) -> Tensor:
-    """Return the candidates in the order `name` of `ORDERS`.
-
-    Raises ValueError for an unknown name and for a pool whose parts do not fit together or are not finite.
-    """
+    """Return the candidates in the order `name` of `ORDERS`. Raises ValueError for an unknown name and for a pool whose
+    parts do not fit together or are not finite."""
     if name not in ORDERS:
         raise ValueError(f"unknown order {name!r}; there are: {', '.join(ORDERS)}")
     _check_pool(pool, config)
@@ -63,11 +55,8 @@ def order_pool(name: str, pool: Pool, config: SelectionConfig) -> Tensor:
 
 
 def scored_order(name: str, pool: Pool, config: SelectionConfig) -> tuple[Tensor, Tensor]:
-    """Return (order_N, score_N) of the order repexp or quality.
-
-    score_N[t] is x' Lambda x of the t-th pick at the time of the pick; NaN for an empty candidate. Raises ValueError as
-    `order_pool`, and for an order without scores.
-    """
+    """Return (order_N, score_N) of the order repexp or quality. score_N[t] is x' Lambda x of the t-th pick at the time
+    of the pick; NaN for an empty candidate. Raises ValueError as `order_pool`, and for an order without scores."""
     if name not in ("repexp", "quality"):
         raise ValueError(f"the order {name!r} has no scores; repexp and quality have")
     _check_pool(pool, config)
@@ -83,39 +72,31 @@ def scored_order(name: str, pool: Pool, config: SelectionConfig) -> tuple[Tensor
 
 
 def repexp_order(features_ND: Tensor, valid_N: Tensor, *, ridge: Ridge, center: Literal["none", "pool"]) -> Tensor:
-    """Return the order of the paper's Algorithm 1, continued to the last candidate.
-
-    Centering over the pool and ridge "auto" (`resolve_ridge`) are ours.
-    """
+    """Return the order of the paper's Algorithm 1, continued to the last candidate. Centering over the pool and ridge
+    "auto" (`resolve_ridge`) are ours."""
     return _greedy(repexp_features(features_ND, valid_N, center=center), valid_N, ridge)[0]
 
 
 def quality_order(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tensor, *, ridge: Ridge, exponent: float) -> Tensor:
-    """Return the order of the greedy selection over `quality_features`: novelty weighted with likelihood (ours).
-
-    The paper's selection picks a small model's incoherent answers first. On 60 two-digit sums (SmolLM2-135M, pools of
-    64, 1.1 % right) its first 8 hold a right answer in 0.00 of the problems that have one. Random ones do in 0.25, the
-    likeliest 8 in 0.65, and this order in 0.65 (a = 1, lam = 1).
-    """
+    """Return the order of the greedy selection over `quality_features`: novelty weighted with likelihood (ours). The
+    paper's selection picks a small model's incoherent answers first. On 60 two-digit sums (SmolLM2-135M, pools of 64,
+    1.1 % right) its first 8 hold a right answer in 0.00 of the problems that have one. Random ones do in 0.25, the
+    likeliest 8 in 0.65, and this order in 0.65 (a = 1, lam = 1)."""
     return _greedy(quality_features(features_ND, valid_N, mean_logprob_N, exponent=exponent), valid_N, ridge)[0]
 
 
 def determinantal_order(features_ND: Tensor, valid_N: Tensor) -> Tensor:
-    """Return the greedy most likely order of a determinantal point process with kernel K = X X'.
-
-    X holds the centered features at unit length. Each pick maximises det(K_S) over the picks S so far. det(K_S + r I)
-    with a small r stands in for it, and still orders candidates once K has no rank left. This is the elliptical
-    selection with ridge r: by Sherman-Morrison a pick multiplies det(I + K_S / r) by 1 + x' Lambda x.
-    """
+    """Return the greedy most likely order of a determinantal point process with kernel K = X X'. X holds the centered
+    features at unit length. Each pick maximises det(K_S) over the picks S so far. det(K_S + r I) with a small r stands
+    in for it, and still orders candidates once K has no rank left. This is the elliptical selection with ridge r: by
+    Sherman-Morrison a pick multiplies det(I + K_S / r) by 1 + x' Lambda x."""
     return _greedy(_unit_length(_centered(features_ND[valid_N])), valid_N, DETERMINANTAL_RIDGE)[0]
 
 
 def kmeans_order(features_ND: Tensor, valid_N: Tensor, *, max_clusters: int, seed: int) -> Tensor:
     """Return the candidate nearest the center of each k-means cluster, from the largest cluster to the smallest, then
-    the rest.
-
-    scikit-learn makes min(max_clusters, distinct features) clusters. Raises ImportError where it is not installed.
-    """
+    the rest. scikit-learn makes min(max_clusters, distinct features) clusters. Raises ImportError where it is not
+    installed."""
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # takes a second to import, and only this order needs it
 
     features_VD = features_ND[valid_N].double()
@@ -158,9 +139,7 @@ def longest_order(lengths_N: Tensor, valid_N: Tensor) -> Tensor:
 
 def distinct_answers_order(answers: Sequence[str | None]) -> Tensor:
     """Return the first candidate of every distinct answer, then every second one, and so on, each in index order.
-
-    Candidates without an answer come last.
-    """
+    Candidates without an answer come last."""
     seen: defaultdict[str, int] = defaultdict(int)
     places: list[tuple[float, int]] = []
     for index, answer in enumerate(answers):

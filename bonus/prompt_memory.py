@@ -5,8 +5,7 @@
 
 A prompt is known by its key: the data set's name and the problem's id, never a bare row index. Only whole prompts are
 forgotten. `forgetting` does not apply: a prompt's responses do not age while other prompts are visited. Legend: G
-groups, K responses, D projected size, P prompts.
-"""
+groups, K responses, D projected size, P prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +21,8 @@ from bonus.elliptical import center
 class PromptStats:
     """Statistics of all responses to one prompt so far, float64. Visits and shards may be added in any order."""
 
-    count: int
-    """n >= 1, without empty responses."""
-    mean_D: Tensor
-    """mu."""
+    count: int  # n >= 1, without empty responses
+    mean_D: Tensor  # mu
     scatter_DD: Tensor
     """Sum of (h - mu)(h - mu)' = S - n mu mu', with S the raw second moment. It is kept centered because the difference
     would cancel."""
@@ -36,8 +33,7 @@ class PromptMemory:
     """The prompts of a run; `absorb` bounds their size."""
 
     dim: int
-    stats: Mapping[str, PromptStats] = field(default_factory=dict)
-    """By key; the least recently used prompt is first."""
+    stats: Mapping[str, PromptStats] = field(default_factory=dict)  # by key; the least recently used prompt is first
     num_evicted: int = 0
     """Prompts forgotten over the run to make room. A prompt that comes back starts from nothing, and may be counted
     again."""
@@ -49,12 +45,10 @@ def init_memory(dim: int) -> PromptMemory:
 
 
 def absorb(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, valid_GK: Tensor, *, max_bytes: int) -> PromptMemory:
-    """Return `memory` with the step's responses added to their prompts: raw features, without empty responses.
-
-    Several groups may share a key; their order does not matter. Then the least recently used prompts are evicted until
-    the rest takes at most `max_bytes` (`nbytes`), but never this step's. Raises ValueError for features that do not fit
-    or are not finite.
-    """
+    """Return `memory` with the step's responses added to their prompts: raw features, without empty responses. Several
+    groups may share a key; their order does not matter. Then the least recently used prompts are evicted until the rest
+    takes at most `max_bytes` (`nbytes`), but never this step's. Raises ValueError for features that do not fit or are
+    not finite."""
     _check_step(memory, keys_G, features_GKD)
     stats = dict(memory.stats)
     for key, visit in zip(keys_G, _visits(features_GKD, valid_GK), strict=True):
@@ -114,8 +108,7 @@ def around_prompts(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Te
 
     This is the authors' persistent branch, bonus_i = (h_i - mu)' (lam*I + S - n mu mu')^-1 (h_i - mu), where mu, S and
     n include this visit. Ours is that a key never belongs to two data sets, and that the memory is exact. Everything is
-    0 for a prompt without any response.
-    """
+    0 for a prompt without any response."""
     _check_step(memory, keys_G, features_GKD)
     nothing_D = features_GKD.new_zeros(memory.dim, dtype=torch.float64)
     nothing = PromptStats(count=0, mean_D=nothing_D, scatter_DD=torch.outer(nothing_D, nothing_D))
@@ -127,10 +120,8 @@ def around_prompts(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Te
 
 
 def merge(a: PromptMemory, b: PromptMemory) -> PromptMemory:
-    """Add two shards. Raises ValueError for memories of different D.
-
-    The sum equals absorbing both histories, with b's prompts the more recently used. The next `absorb` bounds it.
-    """
+    """Add two shards. Raises ValueError for memories of different D. The sum equals absorbing both histories, with b's
+    prompts the more recently used. The next `absorb` bounds it."""
     if a.dim != b.dim:
         raise ValueError(f"cannot merge memories of D={a.dim} and D={b.dim}")
     stats = {key: known for key, known in a.stats.items() if key not in b.stats}
@@ -139,10 +130,8 @@ def merge(a: PromptMemory, b: PromptMemory) -> PromptMemory:
 
 
 def nbytes(memory: PromptMemory) -> int:
-    """Return the bytes of all statistics and keys: 8 (D^2 + D + 1) and the key for each prompt.
-
-    What Python's objects take besides is not counted.
-    """
+    """Return the bytes of all statistics and keys: 8 (D^2 + D + 1) and the key for each prompt. What Python's objects
+    take besides is not counted."""
     return _num_bytes(memory.stats, memory.dim)
 
 
@@ -173,11 +162,8 @@ def _stack(tensors: list[Tensor], *, like: Tensor) -> Tensor:
 
 
 def from_state_dict(saved: Mapping[str, Tensor | int | list[str]]) -> PromptMemory:
-    """Rebuild a memory from `state_dict`.
-
-    Raises ValueError for missing or unknown keys, for parts that do not fit and for a memory that is not valid,
-    TypeError for a part of the wrong type.
-    """
+    """Rebuild a memory from `state_dict`. Raises ValueError for missing or unknown keys, for parts that do not fit and
+    for a memory that is not valid, TypeError for a part of the wrong type."""
     if saved.keys() != state_dict(init_memory(1)).keys():
         names = state_dict(init_memory(1)).keys()
         raise ValueError(f"missing {sorted(names - saved.keys())}, unknown {sorted(saved.keys() - names)}")
@@ -200,11 +186,8 @@ def from_state_dict(saved: Mapping[str, Tensor | int | list[str]]) -> PromptMemo
 
 
 def check_valid(memory: PromptMemory) -> None:
-    """Raise ValueError, naming the prompt, unless each prompt's statistics are valid.
-
-    Valid statistics count a response, and have a finite mean and a finite symmetric scatter in float64, of the memory's
-    D.
-    """
+    """Raise ValueError, naming the prompt, unless each prompt's statistics are valid. Valid statistics count a
+    response, and have a finite mean and a finite symmetric scatter in float64, of the memory's D."""
     if memory.num_evicted < 0:
         raise ValueError(f"num_evicted={memory.num_evicted} must not be negative")
     for key, stats in memory.stats.items():

@@ -5,8 +5,7 @@
         scored, state = score_step(features_GKD, correct_GK, valid_GK, state, config, keys_G=keys_G, lags_GK=lags_GK)
         ... beta * scored.bonus_GK ...; log scored.ridge, scored.diagnostics and scored.groups
 
-Legend: G groups of the step, K responses per group, D projected size.
-"""
+Legend: G groups of the step, K responses per group, D projected size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +28,7 @@ class StepBonus:
     """The bonuses of one step, float64, before beta, and what they were made of."""
 
     bonus_GK: Tensor
-    leverage_GK: Tensor
-    """The leverage, before estimator, normalisation, gate and staleness discount; 0 for an empty response."""
+    leverage_GK: Tensor  # the leverage, before estimator, normalisation, gate and staleness discount; 0 for an empty response
     ridge: float
     diagnostics: BonusDiagnostics
     groups: GroupDiagnostics
@@ -61,11 +59,9 @@ def score_step(
         bonus = staleness_discount^lag * gate(normalise(estimator(leverage)))
 
     and 0 for an empty response. `lags_GK` counts the versions between a response's oldest token and the policy that is
-    trained. `state` is not modified. Features and state share a device.
-
-    Raises ValueError for wrong shapes, for a feature that is not finite, for memory="prompt" without `keys_G` and for a
-    staleness_discount below 1 without `lags_GK`.
-    """
+    trained. `state` is not modified. Features and state share a device. Raises ValueError for wrong shapes, for a
+    feature that is not finite, for memory="prompt" without `keys_G` and for a staleness_discount below 1 without
+    `lags_GK`."""
     _check_step(features_GKD, correct_GK, lengths_GK, keys_G, lags_GK, config)
     centered_GKD = center(features_GKD, valid_GK)
     absorb_step = update if config.memory == "run" else absorb_energy

@@ -7,11 +7,8 @@
 
 At most `(max_policy_lag + 1) * prompts_per_step` groups are in flight, or trained but not yet live. With
 `max_policy_lag` 0 that is one step's worth: nothing is sampled for the next step before the weights of this one are
-live. That is the synchronous trainer.
-
-This is a pure state machine without clock, asyncio or threads. "In flight" means between the prompt and the gradient,
-replay included.
-"""
+live. That is the synchronous trainer. This is a pure state machine without clock, asyncio or threads. "In flight" means
+between the prompt and the gradient, replay included."""
 
 from __future__ import annotations
 
@@ -103,10 +100,8 @@ class Admission:
         )
 
     def admit(self, next_problem: Callable[[], Problem]) -> GroupRequest:
-        """Take a slot for the problem that has waited longest, or else for `next_problem()`.
-
-        Raises RuntimeError without a free slot.
-        """
+        """Take a slot for the problem that has waited longest, or else for `next_problem()`. Raises RuntimeError
+        without a free slot."""
         if self.free_slots < 1:
             raise RuntimeError(f"all {self._capacity} slots are taken: wait until free_slots > 0")
         waiting = self._waiting[0] if self._waiting else None
@@ -131,10 +126,8 @@ class Admission:
         return (problem.task, problem.problem_id) in self._given_up
 
     def drop(self, group_id: int, reason: str) -> Quarantined | None:
-        """Give the slot back. The problem waits for another try, or is quarantined after `max_attempts` tries.
-
-        A problem that is quarantined for the first time is returned.
-        """
+        """Give the slot back. The problem waits for another try, or is quarantined after `max_attempts` tries. A
+        problem that is quarantined for the first time is returned."""
         self._require_in_flight([group_id])
         request = self._in_flight.pop(group_id)
         self._dropped[reason] += 1
@@ -156,10 +149,8 @@ class Admission:
         self._filtered += 1
 
     def trained(self, group_ids: Iterable[int], *, version: int) -> None:
-        """Record that the gradient of `version` used these groups. Their slots stay held until it is published.
-
-        Raises ValueError for a group that is not in flight, and for a version that is live already.
-        """
+        """Record that the gradient of `version` used these groups. Their slots stay held until it is published. Raises
+        ValueError for a group that is not in flight, and for a version that is live already."""
         ids = [int(group_id) for group_id in group_ids]
         self._require_in_flight(ids)
         if version <= self._live_version:
@@ -214,15 +205,12 @@ class Admission:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, held: Collection[int], keep_lost: bool = False) -> None:
-        """Continue from a checkpoint whose replay holds the groups `held`.
-
-        Groups in flight that are held stay in flight. The others are gone: they are dropped as "restored", and their
-        problems wait at the front, in id order, with the attempt they had. With `keep_lost` they stay in flight
-        instead, to be sampled again as they were admitted. Trained groups are released: the restored engines load the
-        checkpoint's weights, so the newest version trained is live.
-
-        Raises ValueError if `held` names a group that was not in flight, or more groups than there are slots.
-        """
+        """Continue from a checkpoint whose replay holds the groups `held`. Groups in flight that are held stay in
+        flight. The others are gone: they are dropped as "restored", and their problems wait at the front, in id order,
+        with the attempt they had. With `keep_lost` they stay in flight instead, to be sampled again as they were
+        admitted. Trained groups are released: the restored engines load the checkpoint's weights, so the newest version
+        trained is live. Raises ValueError if `held` names a group that was not in flight, or more groups than there are
+        slots."""
         requests = {request.group_id: request for request in map(request_from_json, state["in_flight"])}
         kept = set(held)
         if kept - requests.keys():

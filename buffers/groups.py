@@ -1,10 +1,7 @@
-"""Arrow rollout batches read by group: boundaries, ids, versions, whole-group checks. All work is on numpy views.
-
-Shape suffixes: N rows, G groups, V values of a list column, R version runs.
-
-A sliced Arrow list column shares its parent's values, and its offsets start where the slice does. So only
-`list_column_arrays` touches offsets; everything else goes through it.
-"""
+"""Arrow rollout batches read by group: boundaries, ids, versions, whole-group checks. All work is on numpy views. Shape
+suffixes: N rows, G groups, V values of a list column, R version runs. A sliced Arrow list column shares its parent's
+values, and its offsets start where the slice does. So only `list_column_arrays` touches offsets; everything else goes
+through it."""
 
 from __future__ import annotations
 
@@ -17,12 +14,10 @@ from numpy.typing import NDArray
 
 
 def list_column_arrays(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """Return the values of a list column, shape [V], and its offsets, shape [N + 1].
-
-    Row i is `values[offsets[i]:offsets[i + 1]]`. For a slice, values are the slice's own and offsets start at 0. The
-    values are a zero-copy, read-only view, and so are the offsets unless a slice's must be shifted. A null `feature`
-    has length 0. Raises `pa.ArrowInvalid` if a value inside a list is null.
-    """
+    """Return the values of a list column, shape [V], and its offsets, shape [N + 1]. Row i is
+    `values[offsets[i]:offsets[i + 1]]`. For a slice, values are the slice's own and offsets start at 0. The values are
+    a zero-copy, read-only view, and so are the offsets unless a slice's must be shifted. A null `feature` has length 0.
+    Raises `pa.ArrowInvalid` if a value inside a list is null."""
     column = batch.column(name)
     offsets = column.offsets.to_numpy(zero_copy_only=True)
     first, last = int(offsets[0]), int(offsets[-1])
@@ -45,10 +40,8 @@ def group_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
 
 
 def oldest_version(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """Return the oldest policy version that sampled a token of each group, shape [G].
-
-    A group of empty responses has no token, and counts as old as its admission.
-    """
+    """Return the oldest policy version that sampled a token of each group, shape [G]. A group of empty responses has no
+    token, and counts as old as its admission."""
     versions_R, offsets = list_column_arrays(batch, "version_values")
     has_tokens_N = np.diff(list_column_arrays(batch, "response_ids")[1]) > 0
     starts = group_starts(batch)
@@ -74,9 +67,8 @@ def concat_groups(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def validate_groups(batch: pa.RecordBatch, group_size: int) -> None:
-    """Raise ValueError, naming group and row, unless the batch is whole groups of well-formed rollouts.
-
-    A whole group is `group_size` adjacent rows with index 0..K-1, and no id occurs twice. A well-formed rollout has
+    """Raise ValueError, naming group and row, unless the batch is whole groups of well-formed rollouts. A whole group
+    is `group_size` adjacent rows with index 0..K-1, and no id occurs twice. A well-formed rollout has
 
     - as many behavior log-probs as response tokens, all of them finite;
     - version runs that start at 0, strictly increase and begin on a token that exists (an empty response may have no

@@ -10,11 +10,8 @@ from buffers.records import GroupRequest, Problem
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ledger:
-    """Numbers of groups since the run began.
-
-    Every group admitted is in flight, trained, released or dropped. Every group dropped is readmitted, waiting,
-    quarantined or filtered.
-    """
+    """Numbers of groups since the run began. Every group admitted is in flight, trained, released or dropped. Every
+    group dropped is readmitted, waiting, quarantined or filtered."""
 
     admitted: int
     in_flight: int

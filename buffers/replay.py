@@ -1,5 +1,4 @@
 """Replay: whole verified groups, held until they are trained on or too old. One actor owns it; it has no lock or clock.
-
 A policy version is the number of the weights. For every token of every group handed out,
 
     version of the weights being trained - version that sampled the token  <=  max_policy_lag
@@ -46,10 +45,8 @@ class InsertResult(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayCounters:
-    """Numbers of groups since the run began, or since this buffer took over from one that was lost.
-
-    The groups held now are inserted - sampled - evicted.
-    """
+    """Numbers of groups since the run began, or since this buffer took over from one that was lost. The groups held now
+    are inserted - sampled - evicted."""
 
     taken_over: int = 0  # count as seen, but were in the lost buffer
     passed: int = 0  # count as seen, but never came: they were dropped or filtered before
@@ -125,10 +122,8 @@ class ReplayBuffer:
         return sorted(self._held)
 
     def insert(self, batch: pa.RecordBatch, *, version: int) -> InsertResult:
-        """Offer one whole group at the learner's `version`.
-
-        Raises ValueError if the batch is not one well-formed group, or is larger than `max_bytes` alone.
-        """
+        """Offer one whole group at the learner's `version`. Raises ValueError if the batch is not one well-formed
+        group, or is larger than `max_bytes` alone."""
         check_schema(batch.schema)
         validate_groups(batch, self._group_size)
         if batch.num_rows != self._group_size:
@@ -149,9 +144,7 @@ class ReplayBuffer:
 
     def sample(self, num_groups: int, *, version: int) -> pa.RecordBatch | None:
         """Take out `num_groups` groups within the lag bound, sorted by id. Return None, unchanged, if there are fewer.
-
-        Raises ExtensionError, and changes nothing, if the sampler does not choose that many of these groups.
-        """
+        Raises ExtensionError, and changes nothing, if the sampler does not choose that many of these groups."""
         if num_groups < 1:
             raise ValueError(f"num_groups = {num_groups} must be at least 1")
         valid = [self._held[group_id].about for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
@@ -169,19 +162,15 @@ class ReplayBuffer:
         return [self._held.pop(group_id).batch for group_id in stale]
 
     def forget_below(self, group_id: int) -> None:
-        """Count every id below `group_id` as seen: no group below it will come any more.
-
-        Otherwise groups that never came would stay gaps among the ids seen for ever.
-        """
+        """Count every id below `group_id` as seen: no group below it will come any more. Otherwise groups that never
+        came would stay gaps among the ids seen for ever."""
         before = len(self._seen)
         self._seen.add_below(group_id)
         self._counters = replace(self._counters, passed=self._counters.passed + len(self._seen) - before)
 
     def take_over(self, seen_below: int, not_seen: Iterable[int]) -> None:
-        """Take the place of a buffer that was lost, and refuse the groups that it saw as duplicates.
-
-        It saw the ids below `seen_below` but those in `not_seen`. Raises ValueError if this buffer has seen a group.
-        """
+        """Take the place of a buffer that was lost, and refuse the groups that it saw as duplicates. It saw the ids
+        below `seen_below` but those in `not_seen`. Raises ValueError if this buffer has seen a group."""
         if self._seen.ranges:
             raise ValueError(f"a buffer that has seen {len(self._seen)} groups of its own cannot take over from another")
         expected = sorted({group_id for group_id in not_seen if 0 <= group_id < seen_below})
@@ -215,10 +204,8 @@ class ReplayBuffer:
         )
 
     def load_state_dict(self, state: ReplayState) -> None:
-        """Replace everything held.
-
-        Raises ValueError if the rows do not fit this buffer's settings, ReplayTooSmall if there is no room for them.
-        """
+        """Replace everything held. Raises ValueError if the rows do not fit this buffer's settings, ReplayTooSmall if
+        there is no room for them."""
         rows = conform_checkpoint(state["rows"])
         held = {}
         for first in range(0, rows.num_rows, self._group_size):  # a chunk of a table read from a file may split a group

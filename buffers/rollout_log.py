@@ -1,7 +1,5 @@
-"""The rollout log: every consumed group as plain Parquet rows, one file a step.
-
-DuckDB and pandas read it, and so does training without an engine.
-"""
+"""The rollout log: every consumed group as plain Parquet rows, one file a step. DuckDB and pandas read it, and so does
+training without an engine."""
 
 from __future__ import annotations
 
@@ -48,12 +46,10 @@ class RolloutLog:
         self._sizes: dict[int, int] | None = None  # bytes by step, from the first question on
 
     def append(self, step: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """Write the rows of one step, replacing what an earlier attempt at the same step wrote.
-
-        The rows appear under the final name by a rename, so neither a reader nor a crash of this process ever meets
-        half a file. Raises RolloutLogError where the write fails: what an earlier attempt wrote stays, and the space of
-        this one is freed.
-        """
+        """Write the rows of one step, replacing what an earlier attempt at the same step wrote. The rows appear under
+        the final name by a rename, so neither a reader nor a crash of this process ever meets half a file. Raises
+        RolloutLogError where the write fails: what an earlier attempt wrote stays, and the space of this one is
+        freed."""
         for batch in batches:
             check_schema(batch.schema)
         table = pa.Table.from_batches(batches, schema=ROLLOUT_SCHEMA)
@@ -108,10 +104,8 @@ class RolloutLog:
         return size
 
     def read(self, steps: Iterable[int] | None = None) -> pa.Table:
-        """Return the rows of `steps` (by default all), in step order.
-
-        Raises FileNotFoundError for a step that was not logged, ValueError for a file of another major schema version.
-        """
+        """Return the rows of `steps` (by default all), in step order. Raises FileNotFoundError for a step that was not
+        logged, ValueError for a file of another major schema version."""
         tables = [self._read_step(step) for step in (self.steps() if steps is None else steps)]
         return pa.concat_tables(tables) if tables else ROLLOUT_SCHEMA.empty_table()
 
@@ -119,11 +113,9 @@ class RolloutLog:
         return bool(self._filesystem.get_file_info(self._path(step)).type == fs.FileType.File)
 
     def batch(self, step: int, outcome: GroupOutcome) -> pa.RecordBatch:
-        """Return the rows of `step` with this outcome, in the order of the log, as one batch.
-
-        For TRAINED it is the batch that the step was trained on, with its bonuses and rewards, in the same order.
-        Raises FileNotFoundError for a step that was not logged, ValueError for a file of another major schema version.
-        """
+        """Return the rows of `step` with this outcome, in the order of the log, as one batch. For TRAINED it is the
+        batch that the step was trained on, with its bonuses and rewards, in the same order. Raises FileNotFoundError
+        for a step that was not logged, ValueError for a file of another major schema version."""
         rows = self._read_step(step)
         none = pa.RecordBatch.from_pylist([], schema=ROLLOUT_SCHEMA)
         return pa.concat_batches([none, *rows.filter(pc.equal(rows["outcome"], outcome.value)).to_batches()])

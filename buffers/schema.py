@@ -1,12 +1,10 @@
-"""The one table of rollouts: on the wire, in replay, in checkpoints and in the rollout log.
-
-A row is a rollout; a group is K adjacent rows. Rows are built once a group is sampled, and only gain columns:
+"""The one table of rollouts: on the wire, in replay, in checkpoints and in the rollout log. A row is a rollout; a group
+is K adjacent rows. Rows are built once a group is sampled, and only gain columns:
 
     sampled ──to_record_batch──> verified ──with_verdicts──> encoded ──with_features──> consumed
     ──with_scores, with_bonus_detail, with_outcome──> log
 
-Shape suffixes: N rows, K rows of one group, D feature dimensions.
-"""
+Shape suffixes: N rows, K rows of one group, D feature dimensions."""
 
 from __future__ import annotations
 
@@ -115,9 +113,7 @@ class StoredGroup:
 
 def check_schema(schema: pa.Schema) -> None:
     """Raise ValueError unless rows of `schema` can be read here: the same major version, and every column of its type.
-
-    The message is one line that names the version found and the version read here.
-    """
+    The message is one line that names the version found and the version read here."""
     found = _version_of(schema)
     if _major(found) < _major(SCHEMA_VERSION):
         raise ValueError(
@@ -152,10 +148,8 @@ def conform(table: pa.Table) -> pa.Table:
 
 def conform_checkpoint(table: pa.Table) -> pa.Table:
     """Return the rows of a checkpoint with exactly the columns of ROLLOUT_SCHEMA, converted if they are of schema 1.
-
     These rows are not scored yet, so nothing is lost with the columns that schema 2 no longer has. Raises ValueError
-    for another schema, and for rows of schema 1 that are scored.
-    """
+    for another schema, and for rows of schema 1 that are scored."""
     if _major(_version_of(table.schema)) != 1:
         check_schema(table.schema)
         return conform(table)
@@ -166,11 +160,9 @@ def conform_checkpoint(table: pa.Table) -> pa.Table:
 
 
 def to_record_batch(run_id: str, request: GroupRequest, rollouts: Sequence[Rollout], *, worker_id: str) -> pa.RecordBatch:
-    """Return the rows of one sampled group, in the order given. Later columns are null.
-
-    Log-probs are kept as float32. Raises ValueError unless there are `request.num_responses` rollouts, and
-    OverflowError for a token id that is no int32.
-    """
+    """Return the rows of one sampled group, in the order given. Later columns are null. Log-probs are kept as float32.
+    Raises ValueError unless there are `request.num_responses` rollouts, and OverflowError for a token id that is no
+    int32."""
     if len(rollouts) != request.num_responses:
         raise ValueError(f"group {request.group_id}: {len(rollouts)} rollouts but num_responses = {request.num_responses}")
     num, problem = len(rollouts), request.problem
@@ -220,9 +212,7 @@ def with_shaped_rewards(
     batch: pa.RecordBatch, *, reward: Sequence[float | None], format_term: Sequence[float | None], length_term: Sequence[float | None]
 ) -> pa.RecordBatch:
     """Return the batch, which has its verdicts, with shaped rewards, and the terms added to the task's own.
-
-    `tasks.rewards` defines the terms.
-    """
+    `tasks.rewards` defines the terms."""
     return _with_columns(
         batch,
         reward=pa.array(reward, pa.float64()),
@@ -233,9 +223,8 @@ def with_shaped_rewards(
 
 def with_features(batch: pa.RecordBatch, features_KD: NDArray[np.float32], valid_K: ArrayLike) -> pa.RecordBatch:
     """Return the batch with one feature a row; null where `valid_K` is false (an empty response has no hidden state).
-
-    Raises ValueError for a wrong shape, and for a valid feature that is not finite: one NaN would spoil the covariance.
-    """
+    Raises ValueError for a wrong shape, and for a valid feature that is not finite: one NaN would spoil the
+    covariance."""
     valid = np.asarray(valid_K, bool)
     if features_KD.ndim != 2 or valid.shape != (batch.num_rows,) or len(features_KD) != batch.num_rows:
         raise ValueError(f"features {features_KD.shape} and valid {valid.shape} do not fit {batch.num_rows} rows")
