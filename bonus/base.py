@@ -20,8 +20,7 @@ from buffers.extensions import ExtensionError, load
 if TYPE_CHECKING:
     from torch import Tensor
 
-State = Any
-"""What a bonus carries from step to step. The owner passes it on and saves it, and never looks inside."""
+State = Any  # what a bonus carries from step to step; the owner passes it on and saves it, and never looks inside
 
 
 class Need(StrEnum):
@@ -70,13 +69,10 @@ class Bonus(Protocol):
 
     def init_state(self) -> State:
         """Return the state before the first step."""
-        ...
 
     def score(self, step: StepRows, state: State) -> tuple[Scores, State]:
-        """Score a step and absorb it. Return its scores and the state for the next step. Called once a step, in the
-        order of the steps. After a crash the steps since the last checkpoint are scored again, so equal arguments must
-        give equal results."""
-        ...
+        """Score a step and absorb it. Return its scores and the next state. Steps come once, in their order; after a crash
+        those since the last checkpoint come again, so equal arguments must give equal results."""
 
 
 @runtime_checkable
@@ -85,11 +81,9 @@ class SavesState(Protocol):
 
     def state_dict(self, state: State) -> Mapping[str, Any]:
         """Return `state` as names to tensors and to values that JSON can hold."""
-        ...
 
     def from_state_dict(self, saved: Mapping[str, Any]) -> State:
         """Return the state that `state_dict` saved. The next scores are the same, bit for bit."""
-        ...
 
 
 def load_bonus(path: str, options: Mapping[str, Any]) -> Bonus:

@@ -20,9 +20,10 @@ KINDS: Mapping[str, frozenset[Need]] = {"elliptical": frozenset({Need.FEATURES})
 
 
 class BonusConfig(BaseModel):
-    """Which bonus each response gets besides its reward, and what it is made of. `dim`, `source` and
-    `redraw_projection` hold for every bonus that needs features. `options` belong to a class of your own, and all other
-    keys to the elliptical bonus."""
+    """Which bonus each response gets besides its reward, and what it is made of.
+
+    `dim`, `source` and `redraw_projection` hold for every bonus that needs features. `options` belong to a class of
+    your own, and all other keys to the elliptical bonus."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -111,14 +112,12 @@ class BonusConfig(BaseModel):
 
     @model_validator(mode="after")
     def _memory_needs_one_space(self) -> Self:
-        if self.memory == "none":
-            return self
-        if self.redraw_projection:
+        if self.memory != "none" and self.redraw_projection:
             raise ValueError(
                 f"redraw_projection=True contradicts memory={self.memory!r}: a covariance kept over steps needs one projection; "
                 "set redraw_projection=False or memory='none'"
             )
-        if self.source == "policy":
+        if self.memory != "none" and self.source == "policy":
             raise ValueError(
                 f"source='policy' contradicts memory={self.memory!r}: a policy's hidden states move with every update, so those of "
                 "different steps cannot be compared; set source='encoder' or memory='none'"

@@ -45,8 +45,7 @@ def state_dict(state: BonusState) -> dict[str, Any]:
 
 
 def from_state_dict(saved: Mapping[str, Any]) -> BonusState:
-    """Rebuild a state from `state_dict`. Raises ValueError for missing or unknown keys and for a state that is not
-    valid, TypeError for a part of the wrong type."""
+    """Invert `state_dict`. Raises ValueError for other keys or an invalid state, TypeError for another type."""
     unknown = sorted(name for name in saved if name.partition(".")[0] not in PARTS)
     if unknown:
         raise ValueError(f"unknown {unknown}")
