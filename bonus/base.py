@@ -71,7 +71,7 @@ class Bonus(Protocol):
         """Return the state before the first step."""
 
     def score(self, step: StepRows, state: State) -> tuple[Scores, State]:
-        """Score a step and absorb it. Return its scores and the next state. Steps come once, in their order; after a crash
+        """Score a step and absorb it. Return its scores and the next state. Steps come once, in order; after a crash
         those since the last checkpoint come again, so equal arguments must give equal results."""
 
 

@@ -43,7 +43,8 @@ def _as_rows(name: str, values_GK: Any, step: StepRows, kind: str) -> Tensor:
 
 
 def state_to_files(bonus: Bonus, state: State, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return `state` as tensors for safetensors (copies) and a dict for JSON. Raises ExtensionError if neither fits."""
+    """Return `state` as tensors for safetensors (copies) and a flat dict for JSON. Raises ExtensionError for a state
+    that would not come back as it is."""
     saved = bonus.state_dict(state) if isinstance(bonus, SavesState) else state
     if not isinstance(saved, Mapping) or not all(isinstance(name, str) for name in saved):
         raise _fault(kind, f"its state is a {type(saved).__name__}, not a mapping of names to tensors and JSON values; {_REMEDY}")

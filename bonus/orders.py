@@ -88,7 +88,7 @@ def determinantal_order(features_ND: Tensor, valid_N: Tensor) -> Tensor:
 
 def kmeans_order(features_ND: Tensor, valid_N: Tensor, *, max_clusters: int, seed: int) -> Tensor:
     """Return the candidate nearest the center of each k-means cluster, the largest cluster first, then the rest.
-    scikit-learn, or ImportError where it is missing, makes min(max_clusters, distinct features) clusters."""
+    scikit-learn makes min(max_clusters, distinct features) clusters. Raises ImportError where it is not installed."""
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # takes a second to import, and only this order needs it
 
     features_VD = features_ND[valid_N].double()

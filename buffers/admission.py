@@ -10,8 +10,6 @@ At most `(max_policy_lag + 1) * prompts_per_step` groups are in flight, or train
 live. That is the synchronous trainer. This is a pure state machine without clock, asyncio or threads. "In flight" means
 between the prompt and the gradient, replay included."""
 
-from __future__ import annotations
-
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -19,11 +17,8 @@ from typing import Any
 from buffers.ledger import Ledger, Quarantined, WaitingProblem, problem_from_json, problem_to_json, request_from_json, request_to_json
 from buffers.records import GroupRequest, Problem
 
-FILTERED = "filtered"
-"""The reason under which `Admission.filter` counts the groups it takes out."""
-
-RESTORED = "restored"
-"""The reason under which a restore counts groups that were in flight at the checkpoint but are not in replay."""
+FILTERED = "filtered"  # the reason under which `Admission.filter` counts the groups it takes out
+RESTORED = "restored"  # the reason under which a restore counts groups that were in flight at the checkpoint but are not in replay
 
 
 class Admission:
@@ -36,8 +31,7 @@ class Admission:
 
     admission.drop(group_id, "stale")  # whenever a group will not be trained on; its problem comes back first
     admission.trained(batch_group_ids, version=5)  # the gradient that makes version 5 used these groups
-    admission.published(5)  # every engine serves version 5: their slots are free
-    """
+    admission.published(5)  # every engine serves version 5: their slots are free"""
 
     def __init__(self, *, prompts_per_step: int, group_size: int, max_policy_lag: int, max_attempts: int = 5) -> None:
         if min(prompts_per_step, group_size, max_attempts) < 1 or max_policy_lag < 0:
@@ -100,8 +94,7 @@ class Admission:
         )
 
     def admit(self, next_problem: Callable[[], Problem]) -> GroupRequest:
-        """Take a slot for the problem that has waited longest, or else for `next_problem()`. Raises RuntimeError
-        without a free slot."""
+        """Take a slot for the longest waiting problem, or `next_problem()`. Raises RuntimeError without a free slot."""
         if self.free_slots < 1:
             raise RuntimeError(f"all {self._capacity} slots are taken: wait until free_slots > 0")
         waiting = self._waiting[0] if self._waiting else None
@@ -240,10 +233,8 @@ class Admission:
     def _require_in_flight(self, ids: list[int]) -> None:
         if len(set(ids)) != len(ids):
             raise ValueError(f"a group occurs twice among {ids}")
-        for group_id in ids:
-            if group_id in self._in_flight:
-                continue
+        for group_id in [group_id for group_id in ids if group_id not in self._in_flight]:
             if not 0 <= group_id < self._next_id:
                 raise ValueError(f"group {group_id} was never admitted")
-            trained = group_id in self._trained
-            raise ValueError(f"group {group_id} is not in flight: it was {'trained on' if trained else 'released or dropped'} already")
+            fate = "trained on" if group_id in self._trained else "released or dropped"
+            raise ValueError(f"group {group_id} is not in flight: it was {fate} already")

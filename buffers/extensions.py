@@ -8,8 +8,6 @@ This is the one rule for every extension point (`CONTRIBUTING.md` lists them). A
 is written, with `Known`; `load` imports it, in the process that uses it. The module lies in the lowest folder because
 all others use it."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import inspect
@@ -28,10 +26,7 @@ class ExtensionError(ValueError):
 class Known:
     """A validator for a key that takes a known name or an import path.
 
-        Surrogate = Annotated[str, AfterValidator(Known("clip", "gspo"))]
-
-    `names` are the known ones.
-    """
+    Surrogate = Annotated[str, AfterValidator(Known("clip", "gspo"))]"""
 
     def __init__(self, *names: str) -> None:
         self.names = names

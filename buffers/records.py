@@ -102,11 +102,9 @@ class Rollout:
     generate_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if len(self.response_ids) != len(self.behavior_logprobs):
-            raise ValueError(
-                f"{len(self.response_ids)} response tokens but {len(self.behavior_logprobs)} behavior log-probs: "
-                "a length mismatch is never padded"
-            )
+        tokens, log_probs = len(self.response_ids), len(self.behavior_logprobs)
+        if tokens != log_probs:
+            raise ValueError(f"{tokens} response tokens but {log_probs} behavior log-probs: a length mismatch is never padded")
         if len(self.version_starts) != len(self.version_values):
             raise ValueError("version_starts and version_values must have one entry a run each")
         if self.response_ids and (not self.version_starts or self.version_starts[0] != 0):
@@ -130,8 +128,7 @@ class GroupUsage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heartbeat:
-    """The progress of a rollout worker: the version it holds, tokens reported by group, and all tokens it ever
-    sampled."""
+    """A rollout worker's progress: the version it holds, tokens reported by group, and all tokens it ever sampled."""
 
     worker_id: str
     version: int

@@ -1,8 +1,6 @@
 """The rollout log: every consumed group as plain Parquet rows, one file a step. DuckDB and pandas read it, and so does
 training without an engine."""
 
-from __future__ import annotations
-
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
@@ -37,8 +35,7 @@ class RolloutLog:
     log.prune(max_bytes, keep_after=checkpoint_step)  # the oldest steps go while the log is too large
 
     Only reading a file checks its schema version. So a run that began under an older version is resumed beside its old
-    files, and a reader of one of them gets an error that says so.
-    """
+    files, and a reader of one of them gets an error that says so."""
 
     def __init__(self, filesystem: fs.FileSystem, directory: str) -> None:
         self._filesystem = filesystem
@@ -48,8 +45,7 @@ class RolloutLog:
     def append(self, step: int, batches: Sequence[pa.RecordBatch]) -> None:
         """Write the rows of one step, replacing what an earlier attempt at the same step wrote. The rows appear under
         the final name by a rename, so neither a reader nor a crash of this process ever meets half a file. Raises
-        RolloutLogError where the write fails: what an earlier attempt wrote stays, and the space of this one is
-        freed."""
+        RolloutLogError where the write fails: an earlier attempt's rows stay, and the space of this one is freed."""
         for batch in batches:
             check_schema(batch.schema)
         table = pa.Table.from_batches(batches, schema=ROLLOUT_SCHEMA)
@@ -85,14 +81,13 @@ class RolloutLog:
     def prune(self, max_bytes: int, *, keep_after: int) -> int:
         """Remove the oldest steps, none after `keep_after`, while the log exceeds `max_bytes`. Return how many."""
         sizes = self._all_sizes()
-        removed = 0
+        before = len(sizes)
         for step in sorted(sizes):
             if step > keep_after or self.nbytes <= max_bytes:
                 break
             self._filesystem.delete_file(self._path(step))
             del sizes[step]
-            removed += 1
-        return removed
+        return before - len(sizes)
 
     def _all_sizes(self) -> dict[int, int]:
         if self._sizes is None:
@@ -100,8 +95,7 @@ class RolloutLog:
         return self._sizes
 
     def _size(self, step: int) -> int:
-        size: int = self._filesystem.get_file_info(self._path(step)).size
-        return size
+        return int(self._filesystem.get_file_info(self._path(step)).size)
 
     def read(self, steps: Iterable[int] | None = None) -> pa.Table:
         """Return the rows of `steps` (by default all), in step order. Raises FileNotFoundError for a step that was not

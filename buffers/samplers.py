@@ -4,8 +4,6 @@
 
 A class with this method is a sampler; `replay.sampler = "mypackage.module:MySampler"` trains with it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +32,6 @@ class Sampler(Protocol):
     def choose(self, held: Sequence[HeldGroup], num_groups: int) -> Sequence[int]:
         """Return the ids of `num_groups` different groups of `held`, which has at least that many, lowest id first. The
         step trains on them in the order of their ids."""
-        ...
 
 
 class Oldest:

@@ -8,8 +8,6 @@ This is a pure state machine. The messages that it is told may be late, repeated
 cumulative, so an old one changes nothing. A group belongs to one worker at a time, so what another says of it changes
 nothing. A worker that has ended is not listened to."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -84,8 +82,6 @@ class TokenLedger:
         self._trained = 0
         self._wasted = dict.fromkeys(TokenWaste, 0)
 
-    # ---- messages about workers ----
-
     def started(self, worker_id: str, group_id: int, *, resumed_tokens: int | None = None) -> None:
         """Give the group to `worker_id`, which continues from `resumed_tokens` (by default from all that is kept). The
         worker that had it before has it no longer. Tokens kept beyond `resumed_tokens` are lost. Raises ValueError if
@@ -141,8 +137,6 @@ class TokenLedger:
         self._generated_by_ended += account.sampled
         self._wasted[TokenWaste.LOST] += account.unkept
 
-    # ---- fates of groups ----
-
     def trained(self, group_id: int) -> None:
         """Record that a gradient used the group. Raises ValueError if it is being sampled or is not alive."""
         group = self._groups.get(group_id)
@@ -161,8 +155,6 @@ class TokenLedger:
             del self._groups[group_id]
         else:
             group.cause = cause
-
-    # ---- numbers ----
 
     @property
     def generated(self) -> int:
@@ -194,8 +186,6 @@ class TokenLedger:
             assert owns == (group.worker_id is not None), f"{group.worker_id} does not know that it samples group {group_id}"
             assert owns or group.cause is None, f"group {group_id} was dropped and no worker samples it"
 
-    # ---- checkpoints ----
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that outlives the workers, in values that JSON can hold."""
         return {
@@ -219,18 +209,14 @@ class TokenLedger:
         self._generated_by_ended = state["generated"]
         self._trained = state["trained"]
         self._wasted = {cause: state["wasted"][cause.value] for cause in TokenWaste}
-        self._wasted[TokenWaste.LOST] += state["unkept"] + sum(
-            tokens for group_id, tokens in groups.items() if group_id not in self._groups
-        )
+        lost = sum(tokens for group_id, tokens in groups.items() if group_id not in self._groups)
+        self._wasted[TokenWaste.LOST] += state["unkept"] + lost
         self.check_sums()
-
-    # ---- parts ----
 
     def _account(self, worker_id: str) -> _Account:
         return self._workers.setdefault(worker_id, _Account())
 
     def _release(self, group_id: int, group: _Group) -> None:
-        """Take the group from the worker that has it, if one does."""
         if group.worker_id is None:
             return
         account = self._workers[group.worker_id]
@@ -244,7 +230,6 @@ class TokenLedger:
             del self._groups[group_id]
 
     def _lose_unkept(self, account: _Account) -> None:
-        """Count the worker's tokens that were not kept as lost, if it has no group left to hand them out with."""
-        if not account.groups:
+        if not account.groups:  # it has no group left to hand them out with
             self._wasted[TokenWaste.LOST] += account.unkept
             account.settled = account.sampled
