@@ -6,8 +6,7 @@
 
 A class with these two methods and the attribute `needs` is a bonus; `bonus.kind = "mypackage.module:MyBonus"` trains
 with it. Importing this module does not load torch. Legend: G groups of the step, K responses per group, T tokens of the
-longest response, D projected size.
-"""
+longest response, D projected size."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ from buffers.extensions import ExtensionError, load
 if TYPE_CHECKING:
     from torch import Tensor
 
-State = Any
-"""What a bonus carries from step to step. The owner passes it on and saves it, and never looks inside."""
+State = Any  # what a bonus carries from step to step; the owner passes it on and saves it, and never looks inside
 
 
 class Need(StrEnum):
@@ -37,36 +35,25 @@ class Need(StrEnum):
 class StepRows:
     """One step's responses, verified and about to be trained on. What a bonus does not need is None."""
 
-    step: int
-    """Number of the training step, from 1."""
-    seed: int
-    """The run's seed. A generator seeded with `seed` and `step` draws the same numbers after a resume."""
-    keys_G: Sequence[str]
-    """The problem of each group as "task/problem_id", the same whenever the problem comes again."""
-    rewards_GK: Tensor
-    """float64; NaN where the verifier could not score."""
-    correct_GK: Tensor
-    """bool."""
-    valid_GK: Tensor
-    """bool; False for an empty response, which has no tokens and no feature. Its bonus should be 0."""
-    lengths_GK: Tensor
-    """int64, in tokens."""
-    lags_GK: Tensor
-    """int64: policy versions between the response's oldest token and the policy that is trained; 0 for an empty one."""
-    features_GKD: Tensor | None = None
-    """float64; 0 for an empty response."""
+    step: int  # number of the training step, from 1
+    seed: int  # The run's seed. A generator seeded with `seed` and `step` draws the same numbers after a resume.
+    keys_G: Sequence[str]  # the problem of each group as "task/problem_id", the same whenever the problem comes again
+    rewards_GK: Tensor  # float64; NaN where the verifier could not score
+    correct_GK: Tensor  # bool
+    valid_GK: Tensor  # bool; False for an empty response, which has no tokens and no feature. Its bonus should be 0.
+    lengths_GK: Tensor  # int64, in tokens
+    lags_GK: Tensor  # int64: policy versions between the response's oldest token and the policy that is trained; 0 for an empty one
+    features_GKD: Tensor | None = None  # float64; 0 for an empty response
     answers_GK: Sequence[Sequence[str | None]] | None = None
     """Equal answers are equal strings, and never cut short; None where a response states no answer."""
-    logprobs_GKT: Tensor | None = None
-    """float64; 0 after a response's last token, so that a sum over T is the response's log-prob."""
+    logprobs_GKT: Tensor | None = None  # float64; 0 after a response's last token, so that a sum over T is the response's log-prob
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
     """What a bonus says of a step."""
 
-    bonus_GK: Tensor
-    """Finite numbers, before beta."""
+    bonus_GK: Tensor  # finite numbers, before beta
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Finite numbers about the step. Each is logged as "bonus/NAME"; leave out what the step does not define."""
     detail: Mapping[str, Tensor] = field(default_factory=dict)
@@ -74,27 +61,18 @@ class Scores:
 
 
 class Bonus(Protocol):
-    """A number per response that rewards exploration.
+    """A number per response that rewards exploration. The state is a value: `score` returns a new one and leaves the
+    old one as it was. A mapping of names to tensors and to values that JSON can hold is saved and restored as it is
+    (`{}` if nothing is carried). A bonus with another state also has the methods of `SavesState`."""
 
-    The state is a value: `score` returns a new one and leaves the old one as it was. A mapping of names to tensors and
-    to values that JSON can hold is saved and restored as it is (`{}` if nothing is carried). A bonus with another state
-    also has the methods of `SavesState`.
-    """
-
-    needs: frozenset[Need]
-    """What must be computed for it. Encoders are started only for a bonus that needs FEATURES."""
+    needs: frozenset[Need]  # What must be computed for it. Encoders are started only for a bonus that needs FEATURES.
 
     def init_state(self) -> State:
         """Return the state before the first step."""
-        ...
 
     def score(self, step: StepRows, state: State) -> tuple[Scores, State]:
-        """Score a step and absorb it. Return its scores and the state for the next step.
-
-        Called once a step, in the order of the steps. After a crash the steps since the last checkpoint are scored
-        again, so equal arguments must give equal results.
-        """
-        ...
+        """Score a step and absorb it. Return its scores and the next state. Steps come once, in order; after a crash
+        those since the last checkpoint come again, so equal arguments must give equal results."""
 
 
 @runtime_checkable
@@ -103,11 +81,9 @@ class SavesState(Protocol):
 
     def state_dict(self, state: State) -> Mapping[str, Any]:
         """Return `state` as names to tensors and to values that JSON can hold."""
-        ...
 
     def from_state_dict(self, saved: Mapping[str, Any]) -> State:
         """Return the state that `state_dict` saved. The next scores are the same, bit for bit."""
-        ...
 
 
 def load_bonus(path: str, options: Mapping[str, Any]) -> Bonus:

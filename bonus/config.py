@@ -23,8 +23,7 @@ class BonusConfig(BaseModel):
     """Which bonus each response gets besides its reward, and what it is made of.
 
     `dim`, `source` and `redraw_projection` hold for every bonus that needs features. `options` belong to a class of
-    your own, and all other keys to the elliptical bonus.
-    """
+    your own, and all other keys to the elliptical bonus."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -89,10 +88,8 @@ class BonusConfig(BaseModel):
 
     @cached_property
     def needs(self) -> frozenset[Need]:
-        """What must be computed for the bonus; nothing where it is off.
-
-        A class of your own is imported to say so, once. Raises ExtensionError where that fails.
-        """
+        """What must be computed for the bonus; nothing where it is off. A class of your own is imported to say so,
+        once. Raises ExtensionError where that fails."""
         if not self.enabled:
             return frozenset()
         return KINDS[self.kind] if self.kind in KINDS else frozenset(load_bonus(self.kind, self.options).needs)
@@ -115,14 +112,12 @@ class BonusConfig(BaseModel):
 
     @model_validator(mode="after")
     def _memory_needs_one_space(self) -> Self:
-        if self.memory == "none":
-            return self
-        if self.redraw_projection:
+        if self.memory != "none" and self.redraw_projection:
             raise ValueError(
                 f"redraw_projection=True contradicts memory={self.memory!r}: a covariance kept over steps needs one projection; "
                 "set redraw_projection=False or memory='none'"
             )
-        if self.source == "policy":
+        if self.memory != "none" and self.source == "policy":
             raise ValueError(
                 f"source='policy' contradicts memory={self.memory!r}: a policy's hidden states move with every update, so those of "
                 "different steps cannot be compared; set source='encoder' or memory='none'"

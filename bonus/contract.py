@@ -1,7 +1,5 @@
-"""What the owner of a bonus asks of it: scores that fit the step, and a state that files can hold.
-
-Each fault is an ExtensionError, one line that names the bonus. Legend: G groups of the step, K responses per group.
-"""
+"""What the owner of a bonus asks of it: scores that fit the step, and a state that files can hold. Each fault is an
+ExtensionError, one line that names the bonus. Legend: G groups of the step, K responses per group."""
 
 import json
 import math
@@ -17,11 +15,8 @@ from buffers.extensions import ExtensionError
 
 
 def score_checked(bonus: Bonus, step: StepRows, state: State, *, kind: str) -> tuple[Scores, State]:
-    """Return `bonus.score(step, state)`, its tensors in float64 on the CPU. `kind` names the bonus in messages.
-
-    Raises ExtensionError for an answer that is not (Scores, state), a tensor that is not G x K, and a bonus or a metric
-    that is not finite.
-    """
+    """Return `bonus.score(step, state)`, its tensors in float64 on the CPU. Raises ExtensionError, naming `kind`, for
+    an answer that is not (Scores, state), a tensor that is not G x K, and a bonus or a metric that is not finite."""
     answer = bonus.score(step, state)
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Scores)):
         raise _fault(kind, f"score must return (Scores, state), not {type(answer).__name__}")
@@ -48,10 +43,8 @@ def _as_rows(name: str, values_GK: Any, step: StepRows, kind: str) -> Tensor:
 
 
 def state_to_files(bonus: Bonus, state: State, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return `state` as tensors for safetensors (copies) and a flat dict for JSON.
-
-    Raises ExtensionError for a state that would not come back as it is.
-    """
+    """Return `state` as tensors for safetensors (copies) and a flat dict for JSON. Raises ExtensionError for a state
+    that would not come back as it is."""
     saved = bonus.state_dict(state) if isinstance(bonus, SavesState) else state
     if not isinstance(saved, Mapping) or not all(isinstance(name, str) for name in saved):
         raise _fault(kind, f"its state is a {type(saved).__name__}, not a mapping of names to tensors and JSON values; {_REMEDY}")

@@ -2,8 +2,7 @@
 
     indices_k, scores_k = select(features_ND, k, ridge=1.0)
 
-Legend: N candidates, D projected size, k picks, T picks of one fold, M candidates of one panel.
-"""
+Legend: N candidates, D projected size, k picks, T picks of one fold, M candidates of one panel."""
 
 import math
 
@@ -13,39 +12,30 @@ from torch import Tensor
 from bonus.elliptical import whiten
 
 SAME_SCORE = 1e-12
-"""Scores that differ by less than this fraction of a candidate's own first score are a tie. Rounding moves a score by
-some 1e-14 of it over hundreds of picks, and two copies of one response must not be told apart by where BLAS put
-them."""
+"""Scores that differ by less than this fraction of a candidate's own first score are a tie. Over hundreds of picks
+rounding moves a score by some 1e-14 of it, and where BLAS puts two copies of one response must not matter."""
 
 PANEL = 256
-"""Candidates that compete among themselves between two looks at the whole pool. The cost differs by less than half
-between 128 and 512."""
+"""Candidates that compete between two looks at the whole pool. From 128 to 512 the cost differs by less than half."""
 
 
 def select(features_ND: Tensor, k: int, *, ridge: float, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Pick min(k, N) candidates one after the other, each the one that the earlier picks explain least (`_greedy`).
-
     Every step picks the candidate with the largest x' Lambda x, with Lambda = (lam*I + P + sum of x x' over the
     picks)^-1. `prior` is P (D x D); None stands for 0. Returns (indices_k int64, scores_k float64) on the features'
     device. A score is x' Lambda x at the time of the pick, and scores never rise. Ties go to the lowest index, so
     identical candidates come in index order. Candidates that are 0 come after all others. Features are taken as they
-    are: center them first if that is meant.
-
-    This deviates from the paper in two ways: it computes in float64, and it makes no D x D update per pick. After every
-    D picks these are folded into P, and one D x D Cholesky starts afresh, which ends the rounding of the downdates. The
-    cost is O(N k D), most of it in matrix products.
-
-    Raises ValueError for k < 0, ridge <= 0, features that are not N x D, a prior that does not fit, and a candidate
-    that is not finite, which it names.
-    """
+    are: center them first if that is meant. This deviates from the paper in two ways: it computes in float64, and it
+    makes no D x D update per pick. After every D picks these are folded into P, and one D x D Cholesky starts afresh,
+    which ends the rounding of the downdates. The cost is O(N k D), most of it in matrix products. Raises ValueError for
+    k < 0, ridge <= 0, features that are not N x D, a prior that does not fit, and, by name, a candidate not finite."""
     features_ND = _checked(features_ND, k, ridge, prior)
     num_picks = min(k, len(features_ND))
-    fold_size = features_ND.shape[1]
     picks: list[int] = []
     scores: list[float] = []
     while len(picks) < num_picks:
         rows_ND = whiten(features_ND, ridge=ridge, prior=_with_picks(prior, features_ND[picks]))
-        more_picks, more_scores = _greedy(rows_ND, picks, min(fold_size, num_picks - len(picks)))
+        more_picks, more_scores = _greedy(rows_ND, picks, min(features_ND.shape[1], num_picks - len(picks)))
         picks += more_picks
         scores += more_scores
     indices_k = torch.tensor(picks, dtype=torch.int64, device=features_ND.device)
@@ -69,7 +59,6 @@ def _checked(features_ND: Tensor, k: int, ridge: float, prior: Tensor | None) ->
 
 
 def _with_picks(prior: Tensor | None, picked_kD: Tensor) -> Tensor | None:
-    """Return P + sum of x x' over the picks; None where there is neither."""
     if not len(picked_kD):
         return prior
     moment_DD = picked_kD.mT @ picked_kD
@@ -77,22 +66,18 @@ def _with_picks(prior: Tensor | None, picked_kD: Tensor) -> Tensor | None:
 
 
 def _greedy(rows_ND: Tensor, taken: list[int], num_picks: int) -> tuple[list[int], list[float]]:
-    """Factor the candidates' kernel W W' + I by pivoted Cholesky, in float64, without forming the kernel.
-
-    The rows w of W are whitened, so Lambda_0 = I and a score starts at ||w||^2. By Sherman-Morrison, picking p of score
-    s is
+    """Factor the candidates' kernel W W' + I by pivoted Cholesky, in float64, without forming the kernel. The rows w of
+    W are whitened, so Lambda_0 = I and a score starts at ||w||^2. By Sherman-Morrison, picking p of score s is
 
         u = Lambda w_p / sqrt(1 + s),    Lambda <- Lambda - u u',    score_i <- score_i - (w_i' u)^2,
 
     with Lambda = I - U'U kept as its directions U (T x D). The numbers w_i' u are the columns of the Cholesky factor.
-
     Scores only fall, so an old score is an upper bound. Hence only a panel of the best M candidates follows every pick,
-    as long as its best beats the old score of every candidate outside. Then one product brings the whole pool up to
-    date. The picks are the same.
-    """
+    while its best beats every old score outside. Then one product updates the whole pool. The picks are the same."""
     first_score_N = _energy(rows_ND)
     slack_N = SAME_SCORE * first_score_N
-    score_N = first_score_N.index_fill(0, _index(taken, rows_ND), -math.inf)
+    score_N = first_score_N.clone()
+    score_N[taken] = -math.inf
     directions_TD = rows_ND.new_empty(num_picks, rows_ND.shape[1])
     picks: list[int] = []
     scores: list[float] = []
@@ -102,7 +87,8 @@ def _greedy(rows_ND: Tensor, taken: list[int], num_picks: int) -> tuple[list[int
         panel_rows_MD, panel_score_M, panel_slack_M = rows_ND[panel_M], score_N[panel_M], slack_N[panel_M]
         pick, score = _first_of_the_best(score_N, slack_N)
         while True:
-            direction_D = _direction(rows_ND[pick], score, directions_TD[: len(picks)])
+            row_D, earlier_TD = rows_ND[pick], directions_TD[: len(picks)]
+            direction_D = (row_D - earlier_TD.mT @ (earlier_TD @ row_D)) / math.sqrt(1.0 + score)
             directions_TD[len(picks)] = direction_D
             picks.append(pick)
             scores.append(score)
@@ -115,15 +101,12 @@ def _greedy(rows_ND: Tensor, taken: list[int], num_picks: int) -> tuple[list[int
             place, score = _first_of_the_best(panel_score_M, panel_slack_M)
             pick = int(panel_M[place])
         score_N -= (rows_ND @ directions_TD[start : len(picks)].mT).square().sum(dim=1)
-        score_N.index_fill_(0, _index(picks[start:], rows_ND), -math.inf)
+        score_N[picks[start:]] = -math.inf
     return picks, scores
 
 
 def _panel(score_N: Tensor, slack_N: Tensor) -> tuple[Tensor, float]:
-    """Return the candidates of the highest scores, in index order, and the most that one outside can score.
-
-    The latter is -inf where no candidate is outside.
-    """
+    """Return the best candidates, in index order, and the most that one outside can score (-inf where none is)."""
     if len(score_N) <= PANEL:
         return torch.arange(len(score_N), device=score_N.device), -math.inf
     panel_M = score_N.topk(PANEL, sorted=False).indices.sort().values
@@ -136,16 +119,6 @@ def _first_of_the_best(score_N: Tensor, slack_N: Tensor) -> tuple[int, float]:
     return index, max(float(score_N[index]), 0.0)
 
 
-def _direction(row_D: Tensor, score: float, directions_TD: Tensor) -> Tensor:
-    """Return u = Lambda w / sqrt(1 + s) with Lambda = I - U'U."""
-    return (row_D - directions_TD.mT @ (directions_TD @ row_D)) / math.sqrt(1.0 + score)
-
-
 def _energy(rows_ND: Tensor) -> Tensor:
-    """Return ||x||^2 of each row, without a second N x D tensor."""
-    norm_N: Tensor = torch.linalg.vector_norm(rows_ND, dim=1)
+    norm_N: Tensor = torch.linalg.vector_norm(rows_ND, dim=1)  # without a second N x D tensor
     return norm_N.square()
-
-
-def _index(indices: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(indices, dtype=torch.int64, device=like.device)

@@ -1,39 +1,30 @@
-"""The elliptical bonus of a batch of groups, as pure functions in float64.
-
-Legend: G groups, K responses per group, D projected size. `valid_GK` is False where a response is empty and so has no
-feature. Source of the equations: arXiv:2510.11686.
-"""
+"""The elliptical bonus of a batch of groups, as pure functions in float64 (equations of arXiv:2510.11686). Legend: G
+groups, K responses per group, D projected size. `valid_GK` is False where an empty response has no feature."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from bonus.config import BonusNormalise, Estimator, Gate
+from bonus.config import BonusNormalise, Gate
 
 RELATIVE_ZERO_STD = 1e-9
-"""A group's std of at most this fraction of its largest bonus is rounding. In a group of two both leverages are equal
-up to 1e-17."""
+"""A group's std up to this fraction of its largest bonus is rounding: two responses' leverages differ by 1e-17."""
 
 
 def leverage(features_GKD: Tensor, *, ridge: float, prior: Tensor | None = None, valid_GK: Tensor | None = None) -> Tensor:
-    """Center each group and return its leverage_GK (`center`, `centered_leverage`).
-
-    `prior` is the second moment P: D x D where all groups share it, G x D x D where each has its own, None for 0.
-    Raises ValueError for a feature that is not finite, naming where.
-    """
+    """Center each group and return its leverage_GK (`center`, `centered_leverage`). `prior` is P: D x D if all groups
+    share it, G x D x D if each has its own, None for 0. Raises ValueError, naming where, for a feature not finite."""
     if valid_GK is None:
         valid_GK = torch.ones(features_GKD.shape[:2], dtype=torch.bool, device=features_GKD.device)
     return centered_leverage(center(features_GKD, valid_GK), ridge=ridge, prior=prior)
 
 
 def center(features_GKD: Tensor, valid_GK: Tensor) -> Tensor:
-    """Subtract from each feature its group's mean over valid responses: x_i = h_i - mean_j h_j, in float64.
-
-    An empty response takes the group mean, so its row is 0 and its feature is not read. This is ours: the paper does
-    not say. Features are first taken relative to the group's first valid one, which leaves x unchanged and makes
-    identical features exactly 0. Raises ValueError for wrong shapes and for a valid feature that is not finite.
-    """
+    """Subtract from each feature its group's mean over valid responses: x_i = h_i - mean_j h_j, in float64. An empty
+    response takes the group mean, so its row is 0 and its feature is not read. This is ours: the paper does not say.
+    Features are first taken relative to the group's first valid one, which leaves x unchanged and makes identical
+    features exactly 0. Raises ValueError for wrong shapes and for a valid feature that is not finite."""
     check_features(features_GKD, valid_GK)
     features_GKD = features_GKD.double()
     first_G11 = valid_GK.int().argmax(dim=1)[:, None, None]
@@ -46,12 +37,10 @@ def center(features_GKD: Tensor, valid_GK: Tensor) -> Tensor:
 
 def centered_leverage(centered_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
     """Return leverage_i = x_i' (lam*I + P + X'X)^-1 x_i for each row x_i of each centered group X (arXiv:2510.11686).
-
     It lies in [0, 1 - 1/K]: a row centered by its group never has more. The authors carry the D x D inverse through one
     rank-one update a response. This takes the cheaper of two forms: the dual (K < D), or the primal (K >= D, or a P of
     each group's own). Relative error against an SVD, D=32, K=8: primal 2e-15 throughout; dual 7e-13 at trace(X'X) / lam
-    = 1e5 (the authors' setting), 5e-11 at 1e7, 8e-9 at 1e9.
-    """
+    = 1e5 (the authors' setting), 5e-11 at 1e7, 8e-9 at 1e9."""
     if not ridge > 0:
         raise ValueError(f"ridge={ridge} must be > 0")
     G, K, D = centered_GKD.shape
@@ -69,10 +58,7 @@ def primal_leverage(centered_GKD: Tensor, *, ridge: float, prior: Tensor | None 
 
 
 def dual_leverage(centered_GKD: Tensor, *, ridge: float, prior: Tensor | None = None) -> Tensor:
-    """Return leverage = diag((I + B)^-1 B) with B = X (lam*I + P)^-1 X': one K x K Cholesky per group, batched.
-
-    A shared P is factored once.
-    """
+    """Return leverage = diag((I + B)^-1 B), B = X (lam*I + P)^-1 X': one K x K Cholesky a group, one D x D for P."""
     if prior is None:
         gram_GKK = centered_GKD @ centered_GKD.mT / ridge
     else:
@@ -99,26 +85,15 @@ def ridged(prior: Tensor | None, ridge: float, *, like: Tensor) -> Tensor:
 
 
 def leave_one_out(leverage: Tensor) -> Tensor:
-    """Return x_i' (Sigma - x_i x_i')^-1 x_i = leverage_i / (1 - leverage_i): response i against the others alone.
-
-    The identity is Sherman-Morrison's. Give it float64: at a leverage of 0.9997 float32 is wrong by 22 %. Raises
-    ValueError for a leverage outside [0, 1).
-    """
+    """Return x_i' (Sigma - x_i x_i')^-1 x_i = leverage_i / (1 - leverage_i): response i against the others alone. The
+    identity is Sherman-Morrison's. At leverage 0.9997 float32 is wrong by 22 %. Raises ValueError outside [0, 1)."""
     if not ((leverage >= 0) & (leverage < 1)).all():
         raise ValueError(f"leverages must lie in [0, 1), got {leverage.min().item()} to {leverage.max().item()}")
     return leverage / (1.0 - leverage)
 
 
-def estimate(leverage_GK: Tensor, estimator: Estimator) -> Tensor:
-    """Return the raw bonus: the leverage itself or its leave-one-out form."""
-    return leverage_GK if estimator == "leverage" else leave_one_out(leverage_GK)
-
-
 def group_mean_and_std(values_GK: Tensor, valid_GK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation (ddof=1) over each group's valid values, both G x 1.
-
-    Each is 0 where too few values define it.
-    """
+    """Return mean and std (ddof=1) over each group's valid values, G x 1 each, 0 where too few values define it."""
     count_G1 = valid_GK.sum(dim=1, keepdim=True)
     mean_G1 = torch.where(valid_GK, values_GK, 0.0).sum(dim=1, keepdim=True) / count_G1.clamp(min=1)
     deviation_GK = torch.where(valid_GK, values_GK - mean_G1, 0.0)
@@ -127,11 +102,9 @@ def group_mean_and_std(values_GK: Tensor, valid_GK: Tensor) -> tuple[Tensor, Ten
 
 
 def normalise_bonus(bonus_GK: Tensor, valid_GK: Tensor, normalise: BonusNormalise) -> Tensor:
-    """Return, over each group's valid responses, b ("none"), b / std ("std") or (b - mean) / std ("zscore").
-
-    An empty response keeps 0. Where std is zero up to rounding (`RELATIVE_ZERO_STD`), "std" leaves the group as it is
-    and "zscore" makes it 0. The paper's runs use "none".
-    """
+    """Return, over each group's valid responses, b ("none"), b / std ("std") or (b - mean) / std ("zscore"). An empty
+    response keeps 0. Where std is zero up to rounding (`RELATIVE_ZERO_STD`), "std" leaves the group as it is and
+    "zscore" makes it 0. The paper's runs use "none"."""
     bonus_GK = torch.where(valid_GK, bonus_GK, 0.0)
     if normalise == "none":
         return bonus_GK
@@ -144,11 +117,8 @@ def normalise_bonus(bonus_GK: Tensor, valid_GK: Tensor, normalise: BonusNormalis
 
 
 def gate_mask(correct_GK: Tensor, gate: Gate) -> Tensor:
-    """Return which responses keep their bonus, G x K bool.
-
-    One choice replaces the four overlapping switches of the authors' code. All K responses count, and an empty one is a
-    wrong answer. The paper's runs use "group_has_correct".
-    """
+    """Return which responses keep their bonus, G x K bool. One choice replaces the four overlapping switches of the
+    authors' code. An empty response counts as a wrong answer. The paper's runs use "group_has_correct"."""
     some_G1 = correct_GK.any(dim=1, keepdim=True)
     all_G1 = correct_GK.all(dim=1, keepdim=True)
     masks: dict[Gate, Tensor] = {

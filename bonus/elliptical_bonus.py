@@ -1,7 +1,5 @@
 """The elliptical bonus as a `bonus.base.Bonus`: `bonus.scoring.score_step`, its state and its numbers for the log.
-
-Legend: G groups of the step, K responses per group.
-"""
+Legend: G groups of the step, K responses per group."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from torch import Tensor
 from bonus import state as memory
 from bonus.base import Scores, StepRows
 from bonus.config import KINDS, BonusConfig
-from bonus.prompt_memory import PromptMemory, nbytes
+from bonus.prompt_memory import nbytes
 from bonus.scoring import StepBonus, carries_no_signal, score_step
 from bonus.state import BonusState
 
@@ -24,8 +22,7 @@ class EllipticalState:
     """What earlier steps left behind."""
 
     remembered: BonusState
-    warned: bool
-    """Whether the run was told that the bonus carries no signal. It is told once."""
+    warned: bool  # Whether the run was told that the bonus carries no signal. It is told once.
 
 
 class EllipticalBonus:
@@ -53,7 +50,9 @@ class EllipticalBonus:
         )
         metrics = _metrics_of(scored)
         if self._config.memory == "prompt":
-            metrics |= _metrics_of_prompts(remembered.prompts)
+            prompts = remembered.prompts
+            metrics |= {"remembered_prompts": float(len(prompts.stats)), "remembered_mib": nbytes(prompts) / 2**20}
+            metrics["evicted_prompts"] = float(prompts.num_evicted)
         has_no_signal = carries_no_signal(scored.diagnostics)
         if has_no_signal and not state.warned:
             metrics[WARNING] = 1.0
@@ -76,16 +75,7 @@ def _metrics_of(scored: StepBonus) -> dict[str, float]:
     return {"ridge": scored.ridge, **{name: float(value) for name, value in named.items() if value is not None}}
 
 
-def _metrics_of_prompts(prompts: PromptMemory) -> dict[str, float]:
-    return {
-        "remembered_prompts": float(len(prompts.stats)),
-        "remembered_mib": nbytes(prompts) / 2**20,
-        "evicted_prompts": float(prompts.num_evicted),
-    }
-
-
 def _detail_of(scored: StepBonus) -> dict[str, Tensor]:
-    """Return the leverage of each response, and the numbers of its group, G x K."""
     groups, shape_GK = scored.groups, scored.leverage_GK.shape
     of_group = {
         "group_spread": groups.spread_G,

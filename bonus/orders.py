@@ -3,9 +3,7 @@
     order_N = order_pool("repexp", pool, config)      # int64, a permutation of the candidates: verify order_N[:k]
 
 Every order is complete and deterministic. Ties go to the lowest index. Candidates without a feature (empty responses,
-`valid_N` False) come last, in index order. Legend: N candidates of one prompt, V those with a feature, D projected
-size.
-"""
+`valid_N` False) come last, in index order. Legend: N candidates, V those with a feature, D projected size."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -23,27 +21,21 @@ from bonus.elliptical import center
 Ridge = float | Literal["auto"]
 
 DETERMINANTAL_RIDGE = 1e-4
-"""Small against the energy 1 of unit-length features, so that a pick adds to log det(I + K / ridge) what it adds to log
-det(K)."""
+"""Small against the energy 1 of unit-length features: a pick adds the same to log det(I + K / ridge) and log det(K)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pool:
     """The candidates of one prompt. Where `valid_N` is False the feature and the log-prob are not read."""
 
-    features_ND: Tensor
-    """Hidden states pooled over each candidate's tokens, projected."""
-    valid_N: Tensor
-    """bool: False for an empty response."""
-    mean_logprob_N: Tensor
-    """Mean log-prob of the candidate's tokens under the sampler, in nats."""
-    lengths_N: Tensor
-    """Lengths in tokens."""
-    answers: Sequence[str | None]
-    """The final answer that each response states, None where it states none."""
+    features_ND: Tensor  # hidden states pooled over each candidate's tokens, projected
+    valid_N: Tensor  # bool: False for an empty response
+    mean_logprob_N: Tensor  # mean log-prob of the candidate's tokens under the sampler, in nats
+    lengths_N: Tensor  # lengths in tokens
+    answers: Sequence[str | None]  # the final answer that each response states, None where it states none
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Order:
     """One way to order a pool. `rank` may leave empty candidates where they fall."""
 
@@ -52,70 +44,51 @@ class Order:
 
 
 def order_pool(name: str, pool: Pool, config: SelectionConfig) -> Tensor:
-    """Return the candidates in the order `name` of `ORDERS`.
-
-    Raises ValueError for an unknown name and for a pool whose parts do not fit together or are not finite.
-    """
+    """Return the order `name` of `ORDERS`. Raises ValueError for another name, or a pool not finite or not fitting."""
     if name not in ORDERS:
         raise ValueError(f"unknown order {name!r}; there are: {', '.join(ORDERS)}")
     _check_pool(pool, config)
-    return _empty_last(ORDERS[name].rank(pool, config), pool.valid_N)
+    order_N = ORDERS[name].rank(pool, config).to(pool.valid_N.device)
+    return torch.cat([order_N[pool.valid_N[order_N]], (~pool.valid_N).nonzero()[:, 0]])
 
 
 def scored_order(name: str, pool: Pool, config: SelectionConfig) -> tuple[Tensor, Tensor]:
-    """Return (order_N, score_N) of the order repexp or quality.
-
-    score_N[t] is x' Lambda x of the t-th pick at the time of the pick; NaN for an empty candidate. Raises ValueError as
-    `order_pool`, and for an order without scores.
-    """
+    """Return (order_N, score_N) of the order repexp or quality. score_N[t] is x' Lambda x of the t-th pick at the time
+    of the pick; NaN for an empty candidate. Raises ValueError as `order_pool`, and for an order without scores."""
     if name not in ("repexp", "quality"):
         raise ValueError(f"the order {name!r} has no scores; repexp and quality have")
     _check_pool(pool, config)
-    features_VD = (
-        repexp_features(pool.features_ND, pool.valid_N, center=config.center)
-        if name == "repexp"
-        else quality_features(pool.features_ND, pool.valid_N, pool.mean_logprob_N, exponent=config.quality_exponent)
-    )
+    if name == "repexp":
+        features_VD = repexp_features(pool.features_ND, pool.valid_N, center=config.center)
+    else:
+        features_VD = quality_features(pool.features_ND, pool.valid_N, pool.mean_logprob_N, exponent=config.quality_exponent)
     return _greedy(features_VD, pool.valid_N, config.ridge)
 
 
-# -- novelty
-
-
 def repexp_order(features_ND: Tensor, valid_N: Tensor, *, ridge: Ridge, center: Literal["none", "pool"]) -> Tensor:
-    """Return the order of the paper's Algorithm 1, continued to the last candidate.
-
-    Centering over the pool and ridge "auto" (`resolve_ridge`) are ours.
-    """
+    """Return the order of the paper's Algorithm 1, to the last candidate. Pool centering and ridge "auto" are ours."""
     return _greedy(repexp_features(features_ND, valid_N, center=center), valid_N, ridge)[0]
 
 
 def quality_order(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tensor, *, ridge: Ridge, exponent: float) -> Tensor:
-    """Return the order of the greedy selection over `quality_features`: novelty weighted with likelihood (ours).
-
-    The paper's selection picks a small model's incoherent answers first. On 60 two-digit sums (SmolLM2-135M, pools of
-    64, 1.1 % right) its first 8 hold a right answer in 0.00 of the problems that have one. Random ones do in 0.25, the
-    likeliest 8 in 0.65, and this order in 0.65 (a = 1, lam = 1).
-    """
+    """Return the order of the greedy selection over `quality_features`: novelty weighted with likelihood (ours). The
+    paper's selection picks a small model's incoherent answers first. On 60 two-digit sums (SmolLM2-135M, pools of 64,
+    1.1 % right) its first 8 hold a right answer in 0.00 of the problems that have one. Random ones do in 0.25, the
+    likeliest 8 in 0.65, and this order in 0.65 (a = 1, lam = 1)."""
     return _greedy(quality_features(features_ND, valid_N, mean_logprob_N, exponent=exponent), valid_N, ridge)[0]
 
 
 def determinantal_order(features_ND: Tensor, valid_N: Tensor) -> Tensor:
-    """Return the greedy most likely order of a determinantal point process with kernel K = X X'.
-
-    X holds the centered features at unit length. Each pick maximises det(K_S) over the picks S so far. det(K_S + r I)
-    with a small r stands in for it, and still orders candidates once K has no rank left. This is the elliptical
-    selection with ridge r: by Sherman-Morrison a pick multiplies det(I + K_S / r) by 1 + x' Lambda x.
-    """
+    """Return the greedy most likely order of a determinantal point process with kernel K = X X'. X holds the centered
+    features at unit length. Each pick maximises det(K_S) over the picks S so far. det(K_S + r I) with a small r stands
+    in for it, and still orders candidates once K has no rank left. This is the elliptical selection with ridge r: by
+    Sherman-Morrison a pick multiplies det(I + K_S / r) by 1 + x' Lambda x."""
     return _greedy(_unit_length(_centered(features_ND[valid_N])), valid_N, DETERMINANTAL_RIDGE)[0]
 
 
 def kmeans_order(features_ND: Tensor, valid_N: Tensor, *, max_clusters: int, seed: int) -> Tensor:
-    """Return the candidate nearest the center of each k-means cluster, from the largest cluster to the smallest, then
-    the rest.
-
-    scikit-learn makes min(max_clusters, distinct features) clusters. Raises ImportError where it is not installed.
-    """
+    """Return the candidate nearest the center of each k-means cluster, the largest cluster first, then the rest.
+    scikit-learn makes min(max_clusters, distinct features) clusters. Raises ImportError where it is not installed."""
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # takes a second to import, and only this order needs it
 
     features_VD = features_ND[valid_N].double()
@@ -133,16 +106,11 @@ def kmeans_order(features_ND: Tensor, valid_N: Tensor, *, max_clusters: int, see
     return _among_all(torch.cat([first_C, is_rest_V.nonzero()[:, 0]]), valid_N)
 
 
-# -- without features
-
-
 def random_order(num_candidates: int, seed: int) -> Tensor:
-    """Return a permutation, drawn by a generator of its own on the CPU."""
-    return torch.randperm(num_candidates, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(num_candidates, generator=torch.Generator().manual_seed(seed))  # drawn on the CPU
 
 
 def likeliest_order(mean_logprob_N: Tensor, valid_N: Tensor) -> Tensor:
-    """Return the candidates by mean log-prob, the highest first."""
     return _among_all(mean_logprob_N[valid_N].argsort(descending=True, stable=True), valid_N)
 
 
@@ -157,10 +125,7 @@ def longest_order(lengths_N: Tensor, valid_N: Tensor) -> Tensor:
 
 
 def distinct_answers_order(answers: Sequence[str | None]) -> Tensor:
-    """Return the first candidate of every distinct answer, then every second one, and so on, each in index order.
-
-    Candidates without an answer come last.
-    """
+    """Return the first candidate of each distinct answer, then each second one, ..., then those without an answer."""
     seen: defaultdict[str, int] = defaultdict(int)
     places: list[tuple[float, int]] = []
     for index, answer in enumerate(answers):
@@ -168,9 +133,6 @@ def distinct_answers_order(answers: Sequence[str | None]) -> Tensor:
         if answer is not None:
             seen[answer] += 1
     return torch.tensor([index for _, index in sorted(places)], dtype=torch.int64)
-
-
-# -- features of the greedy orders
 
 
 def repexp_features(features_ND: Tensor, valid_N: Tensor, *, center: Literal["none", "pool"]) -> Tensor:
@@ -183,9 +145,8 @@ def quality_features(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tenso
     """Return features_VD = exp(a (l - l_max)) u, float64.
 
     u is the centered feature at unit length, l the mean log-prob, l_max the pool's highest. This is ours. The selection
-    over them is the greedy maximum of a determinantal kernel q K q (Kulesza and Taskar 2012) with quality q = exp(a (l
-    - l_max)): an answer e times less likely a token counts as e^a times less new.
-    """
+    over them is the greedy maximum of a determinantal kernel q K q (Kulesza and Taskar 2012), q = exp(a (l - l_max)):
+    an answer e times less likely a token counts as e^a times less new."""
     unit_VD = _unit_length(_centered(features_ND[valid_N]))
     if not len(unit_VD):
         return unit_VD
@@ -207,29 +168,19 @@ def _centered(features_VD: Tensor) -> Tensor:
 
 
 def _unit_length(features_VD: Tensor) -> Tensor:
-    """Return each row at length 1; a row of zeros stays."""
     norm_V1 = torch.linalg.vector_norm(features_VD, dim=1, keepdim=True)
-    return features_VD / torch.where(norm_V1 > 0, norm_V1, 1.0)
-
-
-# -- from those with a feature to all
+    return features_VD / torch.where(norm_V1 > 0, norm_V1, 1.0)  # a row of zeros stays
 
 
 def _greedy(features_VD: Tensor, valid_N: Tensor, ridge: Ridge) -> tuple[Tensor, Tensor]:
     """Return order and scores of all N candidates: the whole selection, then the empty ones with NaN."""
     order_V, score_V = select(features_VD, len(features_VD), ridge=resolve_ridge(ridge, features_VD))
-    no_score_E = score_V.new_full((len(valid_N) - len(order_V),), torch.nan)
-    return _among_all(order_V, valid_N), torch.cat([score_V, no_score_E])
+    return _among_all(order_V, valid_N), torch.cat([score_V, score_V.new_full((len(valid_N) - len(order_V),), torch.nan)])
 
 
 def _among_all(order_V: Tensor, valid_N: Tensor) -> Tensor:
     """Return an order of the candidates with a feature as an order of all; the empty ones follow."""
     return torch.cat([valid_N.nonzero()[:, 0][order_V], (~valid_N).nonzero()[:, 0]])
-
-
-def _empty_last(order_N: Tensor, valid_N: Tensor) -> Tensor:
-    order_N = order_N.to(valid_N.device)
-    return torch.cat([order_N[valid_N[order_N]], (~valid_N).nonzero()[:, 0]])
 
 
 def _check_pool(pool: Pool, config: SelectionConfig) -> None:
@@ -249,33 +200,27 @@ def _check_pool(pool: Pool, config: SelectionConfig) -> None:
 
 ORDERS: Mapping[str, Order] = {
     "repexp": Order(
-        description="most novel first: greedy elliptical selection over hidden states (the paper's)",
-        rank=lambda pool, config: repexp_order(pool.features_ND, pool.valid_N, ridge=config.ridge, center=config.center),
+        "most novel first: greedy elliptical selection over hidden states (the paper's)",
+        lambda pool, config: repexp_order(pool.features_ND, pool.valid_N, ridge=config.ridge, center=config.center),
     ),
     "quality": Order(
-        description="most novel first, novelty weighed with likelihood (ours)",
-        rank=lambda pool, config: quality_order(
+        "most novel first, novelty weighed with likelihood (ours)",
+        lambda pool, config: quality_order(
             pool.features_ND, pool.valid_N, pool.mean_logprob_N, ridge=config.ridge, exponent=config.quality_exponent
         ),
     ),
-    "random": Order(description="a random permutation", rank=lambda pool, config: random_order(len(pool.valid_N), config.seed)),
-    "likeliest": Order(
-        description="highest mean log-prob first", rank=lambda pool, config: likeliest_order(pool.mean_logprob_N, pool.valid_N)
-    ),
-    "unlikeliest": Order(
-        description="lowest mean log-prob first", rank=lambda pool, config: unlikeliest_order(pool.mean_logprob_N, pool.valid_N)
-    ),
-    "longest": Order(description="most tokens first", rank=lambda pool, config: longest_order(pool.lengths_N, pool.valid_N)),
+    "random": Order("a random permutation", lambda pool, config: random_order(len(pool.valid_N), config.seed)),
+    "likeliest": Order("highest mean log-prob first", lambda pool, _: likeliest_order(pool.mean_logprob_N, pool.valid_N)),
+    "unlikeliest": Order("lowest mean log-prob first", lambda pool, _: unlikeliest_order(pool.mean_logprob_N, pool.valid_N)),
+    "longest": Order("most tokens first", lambda pool, _: longest_order(pool.lengths_N, pool.valid_N)),
     "kmeans": Order(
-        description="one of each k-means cluster of the hidden states first, large clusters before small ones",
-        rank=lambda pool, config: kmeans_order(pool.features_ND, pool.valid_N, max_clusters=config.max_clusters, seed=config.seed),
+        "one of each k-means cluster of the hidden states first, large clusters before small ones",
+        lambda pool, config: kmeans_order(pool.features_ND, pool.valid_N, max_clusters=config.max_clusters, seed=config.seed),
     ),
     "determinantal": Order(
-        description="greedy most likely set of a determinantal point process over directions of hidden states",
-        rank=lambda pool, config: determinantal_order(pool.features_ND, pool.valid_N),
+        "greedy most likely set of a determinantal point process over directions of hidden states",
+        lambda pool, _: determinantal_order(pool.features_ND, pool.valid_N),
     ),
-    "distinct_answers": Order(
-        description="one of each distinct answer first", rank=lambda pool, config: distinct_answers_order(pool.answers)
-    ),
+    "distinct_answers": Order("one of each distinct answer first", lambda pool, _: distinct_answers_order(pool.answers)),
 }
 """Every order by name. `jobs` and reports list them in this order."""

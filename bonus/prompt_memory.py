@@ -5,11 +5,10 @@
 
 A prompt is known by its key: the data set's name and the problem's id, never a bare row index. Only whole prompts are
 forgotten. `forgetting` does not apply: a prompt's responses do not age while other prompts are visited. Legend: G
-groups, K responses, D projected size, P prompts.
-"""
+groups, K responses, D projected size, P prompts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,13 +21,10 @@ from bonus.elliptical import center
 class PromptStats:
     """Statistics of all responses to one prompt so far, float64. Visits and shards may be added in any order."""
 
-    count: int
-    """n >= 1, without empty responses."""
-    mean_D: Tensor
-    """mu."""
+    count: int  # n >= 1, without empty responses
+    mean_D: Tensor  # mu
     scatter_DD: Tensor
-    """Sum of (h - mu)(h - mu)' = S - n mu mu', with S the raw second moment. It is kept centered because the difference
-    would cancel."""
+    """Sum of (h - mu)(h - mu)' = S - n mu mu', S the raw second moment: kept centered, as the difference cancels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,11 +32,9 @@ class PromptMemory:
     """The prompts of a run; `absorb` bounds their size."""
 
     dim: int
-    stats: Mapping[str, PromptStats] = field(default_factory=dict)
-    """By key; the least recently used prompt is first."""
+    stats: Mapping[str, PromptStats] = field(default_factory=dict)  # by key; the least recently used prompt is first
     num_evicted: int = 0
-    """Prompts forgotten over the run to make room. A prompt that comes back starts from nothing, and may be counted
-    again."""
+    """Prompts forgotten over the run to make room. One that comes back starts from nothing, and may count again."""
 
 
 def init_memory(dim: int) -> PromptMemory:
@@ -49,12 +43,9 @@ def init_memory(dim: int) -> PromptMemory:
 
 
 def absorb(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, valid_GK: Tensor, *, max_bytes: int) -> PromptMemory:
-    """Return `memory` with the step's responses added to their prompts: raw features, without empty responses.
-
-    Several groups may share a key; their order does not matter. Then the least recently used prompts are evicted until
-    the rest takes at most `max_bytes` (`nbytes`), but never this step's. Raises ValueError for features that do not fit
-    or are not finite.
-    """
+    """Return `memory` with the step's responses added to their prompts: raw features, without empty responses. Several
+    groups may share a key; their order does not matter. Then the least recently used prompts, but never this step's,
+    are evicted down to `max_bytes` (`nbytes`). Raises ValueError for features that do not fit or are not finite."""
     _check_step(memory, keys_G, features_GKD)
     stats = dict(memory.stats)
     for key, visit in zip(keys_G, _visits(features_GKD, valid_GK), strict=True):
@@ -63,11 +54,17 @@ def absorb(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, va
             stats[key] = merge_stats(known, visit)
         elif (only := known or visit) is not None:
             stats[key] = only
-    return _bounded(stats, memory, keep=frozenset(keys_G), max_bytes=max_bytes)
+    size, num_evicted = nbytes(replace(memory, stats=stats)), memory.num_evicted
+    for key in list(stats):
+        if size <= max_bytes or key in keys_G:  # this step's prompts are the most recently used: nothing to evict follows them
+            break
+        size -= _entry_bytes(key, memory.dim)
+        del stats[key]
+        num_evicted += 1
+    return replace(memory, stats=stats, num_evicted=num_evicted)
 
 
 def _visits(features_GKD: Tensor, valid_GK: Tensor) -> list[PromptStats | None]:
-    """Return the statistics of each group alone; None where it has no response."""
     centered_GKD = center(features_GKD, valid_GK)
     scatter_GDD = centered_GKD.mT @ centered_GKD
     first_G11 = valid_GK.int().argmax(dim=1)[:, None, None]
@@ -81,8 +78,7 @@ def _visits(features_GKD: Tensor, valid_GK: Tensor) -> list[PromptStats | None]:
 def merge_stats(a: PromptStats, b: PromptStats) -> PromptStats:
     """Return the statistics of both sets of responses (Chan, Golub, LeVeque 1979). With delta = mu_b - mu_a,
 
-    n = n_a + n_b,    mu = mu_a + delta n_b / n,    scatter = scatter_a + scatter_b + delta delta' n_a n_b / n.
-    """
+    n = n_a + n_b,    mu = mu_a + delta n_b / n,    scatter = scatter_a + scatter_b + delta delta' n_a n_b / n."""
     count = a.count + b.count
     delta_D = b.mean_D - a.mean_D
     return PromptStats(
@@ -90,18 +86,6 @@ def merge_stats(a: PromptStats, b: PromptStats) -> PromptStats:
         mean_D=a.mean_D + delta_D * (b.count / count),
         scatter_DD=a.scatter_DD + b.scatter_DD + torch.outer(delta_D, delta_D) * (a.count * b.count / count),
     )
-
-
-def _bounded(stats: dict[str, PromptStats], memory: PromptMemory, *, keep: frozenset[str], max_bytes: int) -> PromptMemory:
-    size = _num_bytes(stats, memory.dim)
-    evicted = 0
-    for key in list(stats):
-        if size <= max_bytes or key in keep:  # this step's prompts are the most recently used: nothing to evict follows them
-            break
-        size -= _entry_bytes(key, memory.dim)
-        del stats[key]
-        evicted += 1
-    return PromptMemory(dim=memory.dim, stats=stats, num_evicted=memory.num_evicted + evicted)
 
 
 def around_prompts(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Tensor, valid_GK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,9 +97,8 @@ def around_prompts(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Te
         seen_G         n, int64: the leverage is at most 1 - 1/n
 
     This is the authors' persistent branch, bonus_i = (h_i - mu)' (lam*I + S - n mu mu')^-1 (h_i - mu), where mu, S and
-    n include this visit. Ours is that a key never belongs to two data sets, and that the memory is exact. Everything is
-    0 for a prompt without any response.
-    """
+    n include this visit. Ours is that a key never belongs to two data sets, and that the memory is exact. A prompt
+    without any response gets 0 everywhere."""
     _check_step(memory, keys_G, features_GKD)
     nothing_D = features_GKD.new_zeros(memory.dim, dtype=torch.float64)
     nothing = PromptStats(count=0, mean_D=nothing_D, scatter_DD=torch.outer(nothing_D, nothing_D))
@@ -127,10 +110,8 @@ def around_prompts(memory: PromptMemory, keys_G: Sequence[str], features_GKD: Te
 
 
 def merge(a: PromptMemory, b: PromptMemory) -> PromptMemory:
-    """Add two shards. Raises ValueError for memories of different D.
-
-    The sum equals absorbing both histories, with b's prompts the more recently used. The next `absorb` bounds it.
-    """
+    """Add two shards. Raises ValueError for memories of different D. The sum equals absorbing both histories, with b's
+    prompts the more recently used. The next `absorb` bounds it."""
     if a.dim != b.dim:
         raise ValueError(f"cannot merge memories of D={a.dim} and D={b.dim}")
     stats = {key: known for key, known in a.stats.items() if key not in b.stats}
@@ -139,15 +120,8 @@ def merge(a: PromptMemory, b: PromptMemory) -> PromptMemory:
 
 
 def nbytes(memory: PromptMemory) -> int:
-    """Return the bytes of all statistics and keys: 8 (D^2 + D + 1) and the key for each prompt.
-
-    What Python's objects take besides is not counted.
-    """
-    return _num_bytes(memory.stats, memory.dim)
-
-
-def _num_bytes(stats: Mapping[str, PromptStats], dim: int) -> int:
-    return sum(_entry_bytes(key, dim) for key in stats)
+    """Return 8 (D^2 + D + 1) and the bytes of the key for each prompt, without what Python's objects take besides."""
+    return sum(_entry_bytes(key, memory.dim) for key in memory.stats)
 
 
 def _entry_bytes(key: str, dim: int) -> int:
@@ -173,11 +147,8 @@ def _stack(tensors: list[Tensor], *, like: Tensor) -> Tensor:
 
 
 def from_state_dict(saved: Mapping[str, Tensor | int | list[str]]) -> PromptMemory:
-    """Rebuild a memory from `state_dict`.
-
-    Raises ValueError for missing or unknown keys, for parts that do not fit and for a memory that is not valid,
-    TypeError for a part of the wrong type.
-    """
+    """Invert `state_dict`. Raises ValueError for other keys, parts that do not fit and a memory that is not valid,
+    TypeError for a part of the wrong type."""
     if saved.keys() != state_dict(init_memory(1)).keys():
         names = state_dict(init_memory(1)).keys()
         raise ValueError(f"missing {sorted(names - saved.keys())}, unknown {sorted(saved.keys() - names)}")
@@ -200,11 +171,8 @@ def from_state_dict(saved: Mapping[str, Tensor | int | list[str]]) -> PromptMemo
 
 
 def check_valid(memory: PromptMemory) -> None:
-    """Raise ValueError, naming the prompt, unless each prompt's statistics are valid.
-
-    Valid statistics count a response, and have a finite mean and a finite symmetric scatter in float64, of the memory's
-    D.
-    """
+    """Raise ValueError, naming the prompt, unless each counts a response and has a finite mean and a finite symmetric
+    scatter in float64, of the memory's D."""
     if memory.num_evicted < 0:
         raise ValueError(f"num_evicted={memory.num_evicted} must not be negative")
     for key, stats in memory.stats.items():

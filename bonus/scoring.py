@@ -5,8 +5,7 @@
         scored, state = score_step(features_GKD, correct_GK, valid_GK, state, config, keys_G=keys_G, lags_GK=lags_GK)
         ... beta * scored.bonus_GK ...; log scored.ridge, scored.diagnostics and scored.groups
 
-Legend: G groups of the step, K responses per group, D projected size.
-"""
+Legend: G groups of the step, K responses per group, D projected size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from bonus.config import BonusConfig
 from bonus.covariance import absorb_energy, auto_ridge, update
 from bonus.diagnostics import BonusDiagnostics, GroupDiagnostics, ScoredGroups, carries_no_signal, diagnose, diagnose_groups
-from bonus.elliptical import center, centered_leverage, estimate, gate_mask, normalise_bonus
+from bonus.elliptical import center, centered_leverage, gate_mask, leave_one_out, normalise_bonus
 from bonus.prompt_memory import absorb, around_prompts
 from bonus.state import BonusState
 
@@ -29,8 +28,7 @@ class StepBonus:
     """The bonuses of one step, float64, before beta, and what they were made of."""
 
     bonus_GK: Tensor
-    leverage_GK: Tensor
-    """The leverage, before estimator, normalisation, gate and staleness discount; 0 for an empty response."""
+    leverage_GK: Tensor  # the leverage, before estimator, normalisation, gate and staleness discount; 0 for an empty response
     ridge: float
     diagnostics: BonusDiagnostics
     groups: GroupDiagnostics
@@ -61,25 +59,33 @@ def score_step(
         bonus = staleness_discount^lag * gate(normalise(estimator(leverage)))
 
     and 0 for an empty response. `lags_GK` counts the versions between a response's oldest token and the policy that is
-    trained. `state` is not modified. Features and state share a device.
+    trained. `state` is not modified. Features and state share a device. Raises ValueError for wrong shapes, a feature
+    not finite, memory="prompt" without `keys_G`, and a staleness_discount below 1 without `lags_GK`."""
+    shape_GK = features_GKD.shape[:2]
+    if features_GKD.shape[-1] != config.dim:
+        raise ValueError(f"features have D={features_GKD.shape[-1]}, the config says dim={config.dim}")
+    if correct_GK.shape != shape_GK or correct_GK.dtype != torch.bool:
+        raise ValueError(f"correct_GK must be bool {tuple(shape_GK)}, got {correct_GK.dtype} {tuple(correct_GK.shape)}")
+    if lengths_GK is not None and lengths_GK.shape != shape_GK:
+        raise ValueError(f"lengths_GK must be {tuple(shape_GK)}, got {tuple(lengths_GK.shape)}")
+    if config.memory == "prompt" and keys_G is None:
+        raise ValueError("memory='prompt' needs keys_G: which prompt each group answers")
+    if config.staleness_discount < 1 and lags_GK is None:
+        raise ValueError(f"staleness_discount={config.staleness_discount} needs lags_GK: how old each response is")
+    if lags_GK is not None and (lags_GK.shape != shape_GK or lags_GK.is_floating_point() or bool((lags_GK < 0).any())):
+        raise ValueError(f"lags_GK must be whole numbers >= 0 of shape {tuple(shape_GK)}, got {lags_GK.dtype} {tuple(lags_GK.shape)}")
 
-    Raises ValueError for wrong shapes, for a feature that is not finite, for memory="prompt" without `keys_G` and for a
-    staleness_discount below 1 without `lags_GK`.
-    """
-    _check_step(features_GKD, correct_GK, lengths_GK, keys_G, lags_GK, config)
     centered_GKD = center(features_GKD, valid_GK)
     absorb_step = update if config.memory == "run" else absorb_energy
     covariance = absorb_step(state.covariance, centered_GKD, valid_GK, forgetting=config.forgetting)
     ridge = auto_ridge(covariance) if config.ridge == "auto" else config.ridge
-    prompts = state.prompts
-    seen_G = valid_GK.sum(dim=1)
+    prompts, seen_G = state.prompts, valid_GK.sum(dim=1)
     prior = state.covariance.second_moment_DD if config.memory == "run" else None
     if config.memory == "prompt" and keys_G is not None:
         prompts = absorb(prompts, keys_G, features_GKD, valid_GK, max_bytes=config.prompt_memory_mib * 2**20)
         centered_GKD, prior, seen_G = around_prompts(prompts, keys_G, features_GKD, valid_GK)
-
     leverage_GK = centered_leverage(centered_GKD, ridge=ridge, prior=prior)
-    raw_bonus_GK = estimate(leverage_GK, config.estimator)
+    raw_bonus_GK = leverage_GK if config.estimator == "leverage" else leave_one_out(leverage_GK)
     kept_GK = gate_mask(correct_GK, config.gate)
     bonus_GK = torch.where(kept_GK, normalise_bonus(raw_bonus_GK, valid_GK, config.normalise), 0.0)
     if lags_GK is not None:
@@ -99,26 +105,3 @@ def score_step(
     groups = diagnose_groups(scored)
     step = StepBonus(bonus_GK=bonus_GK, leverage_GK=leverage_GK, ridge=ridge, diagnostics=diagnose(scored, groups), groups=groups)
     return step, BonusState(covariance=covariance, prompts=prompts)
-
-
-def _check_step(
-    features_GKD: Tensor,
-    correct_GK: Tensor,
-    lengths_GK: Tensor | None,
-    keys_G: Sequence[str] | None,
-    lags_GK: Tensor | None,
-    config: BonusConfig,
-) -> None:
-    shape_GK = features_GKD.shape[:2]
-    if features_GKD.shape[-1] != config.dim:
-        raise ValueError(f"features have D={features_GKD.shape[-1]}, the config says dim={config.dim}")
-    if correct_GK.shape != shape_GK or correct_GK.dtype != torch.bool:
-        raise ValueError(f"correct_GK must be bool {tuple(shape_GK)}, got {correct_GK.dtype} {tuple(correct_GK.shape)}")
-    if lengths_GK is not None and lengths_GK.shape != shape_GK:
-        raise ValueError(f"lengths_GK must be {tuple(shape_GK)}, got {tuple(lengths_GK.shape)}")
-    if config.memory == "prompt" and keys_G is None:
-        raise ValueError("memory='prompt' needs keys_G: which prompt each group answers")
-    if config.staleness_discount < 1 and lags_GK is None:
-        raise ValueError(f"staleness_discount={config.staleness_discount} needs lags_GK: how old each response is")
-    if lags_GK is not None and (lags_GK.shape != shape_GK or lags_GK.is_floating_point() or bool((lags_GK < 0).any())):
-        raise ValueError(f"lags_GK must be whole numbers >= 0 of shape {tuple(shape_GK)}, got {lags_GK.dtype} {tuple(lags_GK.shape)}")

@@ -5,8 +5,7 @@
     saved = state_dict(state)                                  # tensors, and values that JSON can hold
     state = from_state_dict(saved)                             # the next bonuses are the same, bit for bit
 
-Scoring returns a new state and leaves the old one as it was. Legend: D projected size, P prompts.
-"""
+Scoring returns a new state and leaves the old one as it was. Legend: D projected size, P prompts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,10 +24,8 @@ PARTS = ("covariance", "prompts")
 class BonusState:
     """What earlier steps left behind. A memory that the configuration does not name stays as it is."""
 
-    covariance: CovarianceState
-    """P of memory="run", and the energy behind ridge="auto", which advances under every memory."""
-    prompts: PromptMemory
-    """The prompts of memory="prompt"."""
+    covariance: CovarianceState  # P of memory="run", and the energy behind ridge="auto", which advances under every memory
+    prompts: PromptMemory  # the prompts of memory="prompt"
 
 
 def init_state(dim: int, *, device: torch.device | str = "cpu") -> BonusState:
@@ -48,11 +45,7 @@ def state_dict(state: BonusState) -> dict[str, Any]:
 
 
 def from_state_dict(saved: Mapping[str, Any]) -> BonusState:
-    """Rebuild a state from `state_dict`.
-
-    Raises ValueError for missing or unknown keys and for a state that is not valid, TypeError for a part of the wrong
-    type.
-    """
+    """Invert `state_dict`. Raises ValueError for other keys or an invalid state, TypeError for another type."""
     unknown = sorted(name for name in saved if name.partition(".")[0] not in PARTS)
     if unknown:
         raise ValueError(f"unknown {unknown}")

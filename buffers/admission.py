@@ -7,13 +7,8 @@
 
 At most `(max_policy_lag + 1) * prompts_per_step` groups are in flight, or trained but not yet live. With
 `max_policy_lag` 0 that is one step's worth: nothing is sampled for the next step before the weights of this one are
-live. That is the synchronous trainer.
-
-This is a pure state machine without clock, asyncio or threads. "In flight" means between the prompt and the gradient,
-replay included.
-"""
-
-from __future__ import annotations
+live. That is the synchronous trainer. This is a pure state machine without clock, asyncio or threads. "In flight" means
+between the prompt and the gradient, replay included."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
@@ -22,11 +17,8 @@ from typing import Any
 from buffers.ledger import Ledger, Quarantined, WaitingProblem, problem_from_json, problem_to_json, request_from_json, request_to_json
 from buffers.records import GroupRequest, Problem
 
-FILTERED = "filtered"
-"""The reason under which `Admission.filter` counts the groups it takes out."""
-
-RESTORED = "restored"
-"""The reason under which a restore counts groups that were in flight at the checkpoint but are not in replay."""
+FILTERED = "filtered"  # the reason under which `Admission.filter` counts the groups it takes out
+RESTORED = "restored"  # the reason under which a restore counts groups that were in flight at the checkpoint but are not in replay
 
 
 class Admission:
@@ -39,8 +31,7 @@ class Admission:
 
     admission.drop(group_id, "stale")  # whenever a group will not be trained on; its problem comes back first
     admission.trained(batch_group_ids, version=5)  # the gradient that makes version 5 used these groups
-    admission.published(5)  # every engine serves version 5: their slots are free
-    """
+    admission.published(5)  # every engine serves version 5: their slots are free"""
 
     def __init__(self, *, prompts_per_step: int, group_size: int, max_policy_lag: int, max_attempts: int = 5) -> None:
         if min(prompts_per_step, group_size, max_attempts) < 1 or max_policy_lag < 0:
@@ -103,10 +94,7 @@ class Admission:
         )
 
     def admit(self, next_problem: Callable[[], Problem]) -> GroupRequest:
-        """Take a slot for the problem that has waited longest, or else for `next_problem()`.
-
-        Raises RuntimeError without a free slot.
-        """
+        """Take a slot for the longest waiting problem, or `next_problem()`. Raises RuntimeError without a free slot."""
         if self.free_slots < 1:
             raise RuntimeError(f"all {self._capacity} slots are taken: wait until free_slots > 0")
         waiting = self._waiting[0] if self._waiting else None
@@ -131,10 +119,8 @@ class Admission:
         return (problem.task, problem.problem_id) in self._given_up
 
     def drop(self, group_id: int, reason: str) -> Quarantined | None:
-        """Give the slot back. The problem waits for another try, or is quarantined after `max_attempts` tries.
-
-        A problem that is quarantined for the first time is returned.
-        """
+        """Give the slot back. The problem waits for another try, or is quarantined after `max_attempts` tries. A
+        problem that is quarantined for the first time is returned."""
         self._require_in_flight([group_id])
         request = self._in_flight.pop(group_id)
         self._dropped[reason] += 1
@@ -156,10 +142,8 @@ class Admission:
         self._filtered += 1
 
     def trained(self, group_ids: Iterable[int], *, version: int) -> None:
-        """Record that the gradient of `version` used these groups. Their slots stay held until it is published.
-
-        Raises ValueError for a group that is not in flight, and for a version that is live already.
-        """
+        """Record that the gradient of `version` used these groups. Their slots stay held until it is published. Raises
+        ValueError for a group that is not in flight, and for a version that is live already."""
         ids = [int(group_id) for group_id in group_ids]
         self._require_in_flight(ids)
         if version <= self._live_version:
@@ -214,15 +198,12 @@ class Admission:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, held: Collection[int], keep_lost: bool = False) -> None:
-        """Continue from a checkpoint whose replay holds the groups `held`.
-
-        Groups in flight that are held stay in flight. The others are gone: they are dropped as "restored", and their
-        problems wait at the front, in id order, with the attempt they had. With `keep_lost` they stay in flight
-        instead, to be sampled again as they were admitted. Trained groups are released: the restored engines load the
-        checkpoint's weights, so the newest version trained is live.
-
-        Raises ValueError if `held` names a group that was not in flight, or more groups than there are slots.
-        """
+        """Continue from a checkpoint whose replay holds the groups `held`. Groups in flight that are held stay in
+        flight. The others are gone: they are dropped as "restored", and their problems wait at the front, in id order,
+        with the attempt they had. With `keep_lost` they stay in flight instead, to be sampled again as they were
+        admitted. Trained groups are released: the restored engines load the checkpoint's weights, so the newest version
+        trained is live. Raises ValueError if `held` names a group that was not in flight, or more groups than there are
+        slots."""
         requests = {request.group_id: request for request in map(request_from_json, state["in_flight"])}
         kept = set(held)
         if kept - requests.keys():
@@ -252,10 +233,8 @@ class Admission:
     def _require_in_flight(self, ids: list[int]) -> None:
         if len(set(ids)) != len(ids):
             raise ValueError(f"a group occurs twice among {ids}")
-        for group_id in ids:
-            if group_id in self._in_flight:
-                continue
+        for group_id in [group_id for group_id in ids if group_id not in self._in_flight]:
             if not 0 <= group_id < self._next_id:
                 raise ValueError(f"group {group_id} was never admitted")
-            trained = group_id in self._trained
-            raise ValueError(f"group {group_id} is not in flight: it was {'trained on' if trained else 'released or dropped'} already")
+            fate = "trained on" if group_id in self._trained else "released or dropped"
+            raise ValueError(f"group {group_id} is not in flight: it was {fate} already")

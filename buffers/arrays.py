@@ -1,7 +1,5 @@
 """Conversion of Python and numpy values to Arrow arrays and back, mostly without a Python object per token."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
 from typing import Any

@@ -1,15 +1,12 @@
 """Settings of the replay buffer and the rollout log. Importing this module loads neither Arrow nor torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
 from buffers.extensions import Known, is_path
 
-SAMPLERS_IN_ORDER = frozenset({"oldest"})
-"""The samplers that take groups in the fixed order of their ids."""
+SAMPLERS_IN_ORDER = frozenset({"oldest"})  # the samplers that take groups in the fixed order of their ids
 
 
 class ReplayConfig(BaseModel):

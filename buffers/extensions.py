@@ -6,10 +6,7 @@
 
 This is the one rule for every extension point (`CONTRIBUTING.md` lists them). A configuration only checks how the name
 is written, with `Known`; `load` imports it, in the process that uses it. The module lies in the lowest folder because
-all others use it.
-"""
-
-from __future__ import annotations
+all others use it."""
 
 import difflib
 import importlib
@@ -29,10 +26,7 @@ class ExtensionError(ValueError):
 class Known:
     """A validator for a key that takes a known name or an import path.
 
-        Surrogate = Annotated[str, AfterValidator(Known("clip", "gspo"))]
-
-    `names` are the known ones.
-    """
+    Surrogate = Annotated[str, AfterValidator(Known("clip", "gspo"))]"""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -62,12 +56,10 @@ def load(
     methods: Sequence[str] = (),
     arguments: Sequence[str] | None = None,
 ) -> Any:
-    """Import what `path` names and return it, ready for use.
-
-    A class is called with `options`; a function, or any other object, takes none. The result must have all `methods`,
-    and where `arguments` are given it must be callable with that many. `key` is the configuration key, for messages,
-    and `options_key` that of the options where it is not `KEY_options`. Raises ExtensionError.
-    """
+    """Import what `path` names and return it, ready for use. A class is called with `options`; a function, or any other
+    object, takes none. The result must have all `methods`, and where `arguments` are given it must be callable with
+    that many. `key` is the configuration key, for messages, and `options_key` that of the options where it is not
+    `KEY_options`. Raises ExtensionError."""
     options_key = options_key or f"{key}_options"
     found = _attribute(path, key)
     if inspect.isclass(found):

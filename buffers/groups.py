@@ -1,12 +1,6 @@
-"""Arrow rollout batches read by group: boundaries, ids, versions, whole-group checks. All work is on numpy views.
-
-Shape suffixes: N rows, G groups, V values of a list column, R version runs.
-
-A sliced Arrow list column shares its parent's values, and its offsets start where the slice does. So only
-`list_column_arrays` touches offsets; everything else goes through it.
-"""
-
-from __future__ import annotations
+"""Arrow rollout batches read by group: boundaries, ids, versions, whole-group checks. All work is on numpy views. Shape
+suffixes: N rows, G groups, V values of a list column, R version runs. A sliced Arrow list column shares its parent's
+values, and its offsets start where the slice does. So only `list_column_arrays` touches offsets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +11,10 @@ from numpy.typing import NDArray
 
 
 def list_column_arrays(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """Return the values of a list column, shape [V], and its offsets, shape [N + 1].
-
-    Row i is `values[offsets[i]:offsets[i + 1]]`. For a slice, values are the slice's own and offsets start at 0. The
-    values are a zero-copy, read-only view, and so are the offsets unless a slice's must be shifted. A null `feature`
-    has length 0. Raises `pa.ArrowInvalid` if a value inside a list is null.
-    """
+    """Return the values of a list column, shape [V], and its offsets, shape [N + 1]. Row i is
+    `values[offsets[i]:offsets[i + 1]]`. For a slice, values are the slice's own and offsets start at 0. The values are
+    a zero-copy, read-only view, and so are the offsets unless a slice's must be shifted. A null `feature` has length 0.
+    Raises `pa.ArrowInvalid` if a value inside a list is null."""
     column = batch.column(name)
     offsets = column.offsets.to_numpy(zero_copy_only=True)
     first, last = int(offsets[0]), int(offsets[-1])
@@ -39,16 +31,13 @@ def group_starts(batch: pa.RecordBatch) -> NDArray[np.int64]:
 
 def group_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
     """Return one id a group in row order, shape [G]."""
-    ids_N = batch.column("group_id").to_numpy(zero_copy_only=True)
-    ids_G: NDArray[np.int64] = ids_N[group_starts(batch)[:-1]]
+    ids_G: NDArray[np.int64] = batch.column("group_id").to_numpy(zero_copy_only=True)[group_starts(batch)[:-1]]
     return ids_G
 
 
 def oldest_version(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """Return the oldest policy version that sampled a token of each group, shape [G].
-
-    A group of empty responses has no token, and counts as old as its admission.
-    """
+    """Return the oldest policy version that sampled a token of each group, shape [G]. A group of empty responses has no
+    token, and counts as old as its admission."""
     versions_R, offsets = list_column_arrays(batch, "version_values")
     has_tokens_N = np.diff(list_column_arrays(batch, "response_ids")[1]) > 0
     starts = group_starts(batch)
@@ -74,20 +63,17 @@ def concat_groups(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def validate_groups(batch: pa.RecordBatch, group_size: int) -> None:
-    """Raise ValueError, naming group and row, unless the batch is whole groups of well-formed rollouts.
-
-    A whole group is `group_size` adjacent rows with index 0..K-1, and no id occurs twice. A well-formed rollout has
+    """Raise ValueError, naming group and row, unless the batch is whole groups of well-formed rollouts. A whole group
+    is `group_size` adjacent rows with index 0..K-1, and no id occurs twice. A well-formed rollout has
 
     - as many behavior log-probs as response tokens, all of them finite;
     - version runs that start at 0, strictly increase and begin on a token that exists (an empty response may have no
       run, or one at 0);
-    - no null in a column that sampling decides.
-    """
+    - no null in a column that sampling decides."""
     _check_whole(batch, group_size)
     for field in batch.schema:
         if not field.nullable:
-            null_N = batch.column(field.name).is_null().to_numpy(zero_copy_only=False)
-            _refuse_rows(batch, null_N, f"{field.name} is null")
+            _refuse_rows(batch, batch.column(field.name).is_null().to_numpy(zero_copy_only=False), f"{field.name} is null")
     if batch.num_rows:
         _check_log_probs(batch)
         _check_version_runs(batch)
@@ -102,19 +88,16 @@ def _check_whole(batch: pa.RecordBatch, group_size: int) -> None:
     if len(set(ids)) != len(ids):
         raise ValueError(f"a group id occurs twice among {ids}")
     index_N = batch.column("index").to_numpy(zero_copy_only=True)
-    expected_N = np.tile(np.arange(group_size), len(ids))
-    _refuse_rows(batch, index_N != expected_N, "the rows of a group must have index 0, 1, ..., K-1 in order")
+    _refuse_rows(batch, index_N != np.tile(np.arange(group_size), len(ids)), "the rows of a group must have index 0, 1, ..., K-1 in order")
 
 
 def _check_log_probs(batch: pa.RecordBatch) -> None:
     _, token_offsets = list_column_arrays(batch, "response_ids")
     log_probs_V, offsets = list_column_arrays(batch, "behavior_logprobs")
-    different_N = np.diff(token_offsets) != np.diff(offsets)
-    _refuse_rows(batch, different_N, "response_ids and behavior_logprobs differ in length; a mismatch is never padded")
-    bad_V = np.flatnonzero(~np.isfinite(log_probs_V))
-    bad_N = np.zeros(batch.num_rows, bool)
-    bad_N[np.searchsorted(offsets, bad_V, side="right") - 1] = True
-    _refuse_rows(batch, bad_N, "a behavior log-prob is not finite")
+    message = "response_ids and behavior_logprobs differ in length; a mismatch is never padded"
+    _refuse_rows(batch, np.diff(token_offsets) != np.diff(offsets), message)
+    bad_X = np.searchsorted(offsets, np.flatnonzero(~np.isfinite(log_probs_V)), side="right") - 1
+    _refuse_rows(batch, np.bincount(bad_X, minlength=batch.num_rows) > 0, "a behavior log-prob is not finite")
 
 
 def _check_version_runs(batch: pa.RecordBatch) -> None:
@@ -127,14 +110,11 @@ def _check_version_runs(batch: pa.RecordBatch) -> None:
     is_first_R = np.concatenate([[True], row_R[1:] != row_R[:-1]])[: len(row_R)]
     gap_R = np.diff(starts_R, prepend=0)
     bad_R = np.where(is_first_R, starts_R != 0, gap_R <= 0) | (starts_R >= np.maximum(tokens_N, 1)[row_R]) | (versions_R < 0)
-    bad_N = np.zeros(batch.num_rows, bool)
-    bad_N[row_R[bad_R]] = True
+    bad_N = np.bincount(row_R[bad_R], minlength=batch.num_rows) > 0
     _refuse_rows(batch, bad_N, "version runs must start at 0, strictly increase, stay within the tokens and name versions >= 0")
 
 
 def _refuse_rows(batch: pa.RecordBatch, bad_N: NDArray[np.bool_], message: str) -> None:
-    if not bad_N.any():
-        return
-    row = int(np.argmax(bad_N))
-    group_id, index = batch.column("group_id")[row].as_py(), batch.column("index")[row].as_py()
-    raise ValueError(f"group {group_id}, row {row} (index {index}): {message}")
+    if bad_N.any():
+        row = int(np.argmax(bad_N))
+        raise ValueError(f"group {batch.column('group_id')[row]}, row {row} (index {batch.column('index')[row]}): {message}")

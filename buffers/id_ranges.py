@@ -1,7 +1,4 @@
-"""A set of integers that mostly arrive in order, kept as ranges. A long run costs one pair per gap, not one entry per
-id."""
-
-from __future__ import annotations
+"""A set of integers that mostly arrive in order, kept as ranges: a long run costs a pair a gap, not an entry an id."""
 
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -12,8 +9,7 @@ class IdRanges:
 
     seen = IdRanges()
     if group_id not in seen:
-        seen.add(group_id)
-    """
+        seen.add(group_id)"""
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         pairs = [(int(start), int(stop)) for start, stop in ranges]
@@ -37,18 +33,12 @@ class IdRanges:
         if value in self:
             return
         at = bisect_right(self._starts, value)
-        touches_left = at > 0 and self._stops[at - 1] == value
-        touches_right = at < len(self._starts) and self._starts[at] == value + 1
-        if touches_left and touches_right:
-            self._stops[at - 1] = self._stops.pop(at)
-            self._starts.pop(at)
-        elif touches_left:
-            self._stops[at - 1] = value + 1
-        elif touches_right:
-            self._starts[at] = value
-        else:
-            self._starts.insert(at, value)
-            self._stops.insert(at, value + 1)
+        joins_left = at > 0 and self._stops[at - 1] == value
+        joins_right = at < len(self._starts) and self._starts[at] == value + 1
+        start = self._starts[at - 1] if joins_left else value
+        stop = self._stops[at] if joins_right else value + 1
+        joined = slice(at - joins_left, at + joins_right)
+        self._starts[joined], self._stops[joined] = [start], [stop]
 
     def add_below(self, stop: int) -> None:
         """Add every id from 0 to `stop` - 1."""

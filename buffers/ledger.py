@@ -1,8 +1,6 @@
 """The accounts of admission, and their JSON form."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from buffers.records import GroupRequest, Problem
@@ -10,11 +8,8 @@ from buffers.records import GroupRequest, Problem
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ledger:
-    """Numbers of groups since the run began.
-
-    Every group admitted is in flight, trained, released or dropped. Every group dropped is readmitted, waiting,
-    quarantined or filtered.
-    """
+    """Numbers of groups since the run began. Every group admitted is in flight, trained, released or dropped. Every
+    group dropped is readmitted, waiting, quarantined or filtered."""
 
     admitted: int
     in_flight: int
@@ -29,8 +24,7 @@ class Ledger:
 
     @property
     def outstanding(self) -> int:
-        """The number of slots taken."""
-        return self.in_flight + self.trained
+        return self.in_flight + self.trained  # the slots taken
 
     def check_sums(self) -> None:
         """Raise AssertionError unless the states add up to `admitted`, and the ends and the reasons to `dropped`."""
@@ -60,13 +54,7 @@ class Quarantined:
 
 
 def problem_to_json(problem: Problem) -> dict[str, Any]:
-    return {
-        "task": problem.task,
-        "problem_id": problem.problem_id,
-        "question": problem.question,
-        "answer": problem.answer,
-        "meta": dict(problem.meta),
-    }
+    return {**{field.name: getattr(problem, field.name) for field in fields(problem)}, "meta": dict(problem.meta)}
 
 
 def problem_from_json(value: dict[str, Any]) -> Problem:
@@ -74,14 +62,8 @@ def problem_from_json(value: dict[str, Any]) -> Problem:
 
 
 def request_to_json(request: GroupRequest) -> dict[str, Any]:
-    return {
-        "group_id": request.group_id,
-        "problem": problem_to_json(request.problem),
-        "num_responses": request.num_responses,
-        "admitted_version": request.admitted_version,
-        "attempt": request.attempt,
-        "place": request.place,
-    }
+    values = {field.name: getattr(request, field.name) for field in fields(request)}
+    return {**values, "problem": problem_to_json(request.problem)}
 
 
 def request_from_json(value: dict[str, Any]) -> GroupRequest:

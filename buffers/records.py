@@ -1,7 +1,5 @@
-"""The vocabulary: frozen, keyword-only records that cross the boundaries between components.
-
-Only the standard library is imported here, so tasks, actors and jobs can share these records without Arrow.
-"""
+"""The vocabulary: frozen, keyword-only records that cross the boundaries between components. Only the standard library
+is imported here, so tasks, actors and jobs can share these records without Arrow."""
 
 from __future__ import annotations
 
@@ -75,12 +73,10 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupRequest:
-    """One admitted group: sample `num_responses` responses to `problem`.
-
-    `group_id` counts admissions and never repeats within a run. `attempt` counts how often this problem was admitted
-    again after its group was dropped. `admitted_version` is the newest live policy version when the slot was taken.
-    `place` counts the groups that were admitted under that version before.
-    """
+    """One admitted group: sample `num_responses` responses to `problem`. `group_id` counts admissions and never repeats
+    within a run. `attempt` counts how often this problem was admitted again after its group was dropped.
+    `admitted_version` is the newest live policy version when the slot was taken. `place` counts the groups that were
+    admitted under that version before."""
 
     group_id: int
     problem: Problem
@@ -92,12 +88,9 @@ class GroupRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """One sampled response, token for token as sampled (never re-tokenised).
-
-    `version_starts[i]` is the index of the first response token that was sampled under policy version
-    `version_values[i]` (run-length form: starts strictly increase from 0). `response_ids` and `behavior_logprobs` have
-    the same length T; T = 0 is allowed.
-    """
+    """One sampled response, token for token as sampled (never re-tokenised). `version_starts[i]` is the index of the
+    first response token that was sampled under policy version `version_values[i]` (run-length form: starts strictly
+    increase from 0). `response_ids` and `behavior_logprobs` have the same length T; T = 0 is allowed."""
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
@@ -109,11 +102,9 @@ class Rollout:
     generate_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if len(self.response_ids) != len(self.behavior_logprobs):
-            raise ValueError(
-                f"{len(self.response_ids)} response tokens but {len(self.behavior_logprobs)} behavior log-probs: "
-                "a length mismatch is never padded"
-            )
+        tokens, log_probs = len(self.response_ids), len(self.behavior_logprobs)
+        if tokens != log_probs:
+            raise ValueError(f"{tokens} response tokens but {log_probs} behavior log-probs: a length mismatch is never padded")
         if len(self.version_starts) != len(self.version_values):
             raise ValueError("version_starts and version_values must have one entry a run each")
         if self.response_ids and (not self.version_starts or self.version_starts[0] != 0):
@@ -122,11 +113,9 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupUsage:
-    """Token counts of one generated group, and the seconds since the worker got the request.
-
-    `resumed_tokens` of the `response_tokens` were sampled before, by another worker. `num_aborted` responses are
-    unfinished. `sampled_tokens` counts every token that the worker has sampled up to here, for any group.
-    """
+    """Token counts of one generated group, and the seconds since the worker got the request. `resumed_tokens` of the
+    `response_tokens` were sampled before, by another worker. `num_aborted` responses are unfinished. `sampled_tokens`
+    counts every token that the worker has sampled up to here, for any group."""
 
     worker_id: str
     prompt_tokens: int
@@ -139,8 +128,7 @@ class GroupUsage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heartbeat:
-    """The progress of a rollout worker: the version it holds, tokens reported by group, and all tokens it ever
-    sampled."""
+    """A rollout worker's progress: the version it holds, tokens reported by group, and all tokens it ever sampled."""
 
     worker_id: str
     version: int
@@ -151,11 +139,9 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightUpdate:
-    """One load of weights into an engine.
-
-    The weights were checked for `check_s` seconds while the engine sampled, and loaded for `load_s` seconds in which it
-    sampled nothing. The engine had no work for `idle_s` seconds since the last load. `nbytes` is the weights' size.
-    """
+    """One load of weights into an engine. The weights were checked for `check_s` seconds while the engine sampled, and
+    loaded for `load_s` seconds in which it sampled nothing. The engine had no work for `idle_s` seconds since the last
+    load. `nbytes` is the weights' size."""
 
     worker_id: str
     version: int

@@ -1,11 +1,7 @@
 """Replay: whole verified groups, held until they are trained on or too old. One actor owns it; it has no lock or clock.
-
 A policy version is the number of the weights. For every token of every group handed out,
 
-    version of the weights being trained - version that sampled the token  <=  max_policy_lag
-"""
-
-from __future__ import annotations
+    version of the weights being trained - version that sampled the token  <=  max_policy_lag"""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -16,18 +12,10 @@ from typing import TypedDict
 import pyarrow as pa
 
 from buffers.config import ReplayConfig
+from buffers.groups import concat_groups, group_ids, list_column_arrays, oldest_version, validate_groups
 from buffers.id_ranges import IdRanges
 from buffers.samplers import HeldGroup, choose_checked, sampler_of
-from buffers.schema import (
-    ROLLOUT_SCHEMA,
-    check_schema,
-    concat_groups,
-    conform_checkpoint,
-    group_ids,
-    list_column_arrays,
-    oldest_version,
-    validate_groups,
-)
+from buffers.schema import ROLLOUT_SCHEMA, check_schema, conform_checkpoint
 
 
 class ReplayTooSmall(ValueError):
@@ -46,10 +34,7 @@ class InsertResult(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayCounters:
-    """Numbers of groups since the run began, or since this buffer took over from one that was lost.
-
-    The groups held now are inserted - sampled - evicted.
-    """
+    """Numbers of groups since the run began or a lost buffer was replaced: inserted - sampled - evicted are held."""
 
     taken_over: int = 0  # count as seen, but were in the lost buffer
     passed: int = 0  # count as seen, but never came: they were dropped or filtered before
@@ -94,8 +79,7 @@ class ReplayBuffer:
         train(batch)
 
     Which of the groups held a batch takes is the sampler's choice: by default the lowest ids, so that the same inserts
-    and samples give the same batches in any order of arrival among the groups held.
-    """
+    and samples give the same batches in any order of arrival among the groups held."""
 
     def __init__(self, *, group_size: int, max_policy_lag: int, config: ReplayConfig) -> None:
         self._group_size = group_size
@@ -125,42 +109,37 @@ class ReplayBuffer:
         return sorted(self._held)
 
     def insert(self, batch: pa.RecordBatch, *, version: int) -> InsertResult:
-        """Offer one whole group at the learner's `version`.
-
-        Raises ValueError if the batch is not one well-formed group, or is larger than `max_bytes` alone.
-        """
+        """Offer one whole group at the learner's `version`. Raises ValueError if the batch is not one well-formed
+        group, or is larger than `max_bytes` alone."""
         check_schema(batch.schema)
         validate_groups(batch, self._group_size)
         if batch.num_rows != self._group_size:
             raise ValueError(f"insert takes one group of {self._group_size} rows, not {batch.num_rows} rows: use split_groups")
         group_id = int(group_ids(batch)[0])
         if group_id in self._seen:
-            return self._count(InsertResult.DUPLICATE)
+            return self._count(InsertResult.DUPLICATE, "duplicates")
         held = _hold(batch)
         if held.nbytes > self._max_bytes:
             raise ValueError(f"group {group_id} takes {held.nbytes} bytes, more than max_bytes = {self._max_bytes} for all groups")
         if self._is_stale(held, version):
-            return self._count(InsertResult.STALE)
+            return self._count(InsertResult.STALE, "refused_stale")
         if self.nbytes + held.nbytes > self._max_bytes:
-            return self._count(InsertResult.FULL)
+            return self._count(InsertResult.FULL, "refused_full")
         self._held[group_id] = held
         self._seen.add(group_id)
-        return self._count(InsertResult.ACCEPTED)
+        return self._count(InsertResult.ACCEPTED, "inserted")
 
     def sample(self, num_groups: int, *, version: int) -> pa.RecordBatch | None:
         """Take out `num_groups` groups within the lag bound, sorted by id. Return None, unchanged, if there are fewer.
-
-        Raises ExtensionError, and changes nothing, if the sampler does not choose that many of these groups.
-        """
+        Raises ExtensionError, and changes nothing, if the sampler does not choose that many of these groups."""
         if num_groups < 1:
             raise ValueError(f"num_groups = {num_groups} must be at least 1")
         valid = [self._held[group_id].about for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
         if len(valid) < num_groups:
             return None
         ids = choose_checked(self._sampler, valid, num_groups, name=self._sampler_name)
-        chosen = [self._held.pop(group_id).batch for group_id in ids]
         self._counters = replace(self._counters, sampled=self._counters.sampled + num_groups)
-        return concat_groups(chosen)
+        return concat_groups([self._held.pop(group_id).batch for group_id in ids])
 
     def evict(self, *, version: int) -> list[pa.RecordBatch]:
         """Take out and return the groups that are too old to be trained on at `version`, lowest id first."""
@@ -169,19 +148,14 @@ class ReplayBuffer:
         return [self._held.pop(group_id).batch for group_id in stale]
 
     def forget_below(self, group_id: int) -> None:
-        """Count every id below `group_id` as seen: no group below it will come any more.
-
-        Otherwise groups that never came would stay gaps among the ids seen for ever.
-        """
+        """Count every id below `group_id` as seen. Groups that never came would otherwise stay gaps for ever."""
         before = len(self._seen)
         self._seen.add_below(group_id)
         self._counters = replace(self._counters, passed=self._counters.passed + len(self._seen) - before)
 
     def take_over(self, seen_below: int, not_seen: Iterable[int]) -> None:
-        """Take the place of a buffer that was lost, and refuse the groups that it saw as duplicates.
-
-        It saw the ids below `seen_below` but those in `not_seen`. Raises ValueError if this buffer has seen a group.
-        """
+        """Take the place of a buffer that was lost, and refuse the groups that it saw as duplicates. It saw the ids
+        below `seen_below` but those in `not_seen`. Raises ValueError if this buffer has seen a group."""
         if self._seen.ranges:
             raise ValueError(f"a buffer that has seen {len(self._seen)} groups of its own cannot take over from another")
         expected = sorted({group_id for group_id in not_seen if 0 <= group_id < seen_below})
@@ -210,15 +184,10 @@ class ReplayBuffer:
         return pa.Table.from_batches([self._held[group_id].batch for group_id in self.held_ids], schema=ROLLOUT_SCHEMA)
 
     def state_dict(self) -> ReplayState:
-        return ReplayState(
-            rows=self.held_rows(), seen_ranges=[[start, stop] for start, stop in self._seen.ranges], counters=asdict(self._counters)
-        )
+        return ReplayState(rows=self.held_rows(), seen_ranges=[list(each) for each in self._seen.ranges], counters=asdict(self._counters))
 
     def load_state_dict(self, state: ReplayState) -> None:
-        """Replace everything held.
-
-        Raises ValueError if the rows do not fit this buffer's settings, ReplayTooSmall if there is no room for them.
-        """
+        """Replace everything held. Raises ValueError for rows of other settings, ReplayTooSmall without room."""
         rows = conform_checkpoint(state["rows"])
         held = {}
         for first in range(0, rows.num_rows, self._group_size):  # a chunk of a table read from a file may split a group
@@ -236,13 +205,7 @@ class ReplayBuffer:
     def _is_stale(self, held: _Held, version: int) -> bool:
         return held.about.oldest_version < version - self._max_policy_lag
 
-    def _count(self, result: InsertResult) -> InsertResult:
-        name = {
-            InsertResult.ACCEPTED: "inserted",
-            InsertResult.DUPLICATE: "duplicates",
-            InsertResult.STALE: "refused_stale",
-            InsertResult.FULL: "refused_full",
-        }[result]
+    def _count(self, result: InsertResult, name: str) -> InsertResult:
         self._counters = replace(self._counters, **{name: getattr(self._counters, name) + 1})
         return result
 

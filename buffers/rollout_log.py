@@ -1,9 +1,5 @@
-"""The rollout log: every consumed group as plain Parquet rows, one file a step.
-
-DuckDB and pandas read it, and so does training without an engine.
-"""
-
-from __future__ import annotations
+"""The rollout log: every consumed group as plain Parquet rows, one file a step. DuckDB and pandas read it, and so does
+training without an engine."""
 
 import posixpath
 import re
@@ -39,8 +35,7 @@ class RolloutLog:
     log.prune(max_bytes, keep_after=checkpoint_step)  # the oldest steps go while the log is too large
 
     Only reading a file checks its schema version. So a run that began under an older version is resumed beside its old
-    files, and a reader of one of them gets an error that says so.
-    """
+    files, and a reader of one of them gets an error that says so."""
 
     def __init__(self, filesystem: fs.FileSystem, directory: str) -> None:
         self._filesystem = filesystem
@@ -48,12 +43,9 @@ class RolloutLog:
         self._sizes: dict[int, int] | None = None  # bytes by step, from the first question on
 
     def append(self, step: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """Write the rows of one step, replacing what an earlier attempt at the same step wrote.
-
-        The rows appear under the final name by a rename, so neither a reader nor a crash of this process ever meets
-        half a file. Raises RolloutLogError where the write fails: what an earlier attempt wrote stays, and the space of
-        this one is freed.
-        """
+        """Write the rows of one step, replacing what an earlier attempt at the same step wrote. The rows appear under
+        the final name by a rename, so neither a reader nor a crash of this process ever meets half a file. Raises
+        RolloutLogError where the write fails: an earlier attempt's rows stay, and the space of this one is freed."""
         for batch in batches:
             check_schema(batch.schema)
         table = pa.Table.from_batches(batches, schema=ROLLOUT_SCHEMA)
@@ -89,14 +81,13 @@ class RolloutLog:
     def prune(self, max_bytes: int, *, keep_after: int) -> int:
         """Remove the oldest steps, none after `keep_after`, while the log exceeds `max_bytes`. Return how many."""
         sizes = self._all_sizes()
-        removed = 0
+        before = len(sizes)
         for step in sorted(sizes):
             if step > keep_after or self.nbytes <= max_bytes:
                 break
             self._filesystem.delete_file(self._path(step))
             del sizes[step]
-            removed += 1
-        return removed
+        return before - len(sizes)
 
     def _all_sizes(self) -> dict[int, int]:
         if self._sizes is None:
@@ -104,14 +95,11 @@ class RolloutLog:
         return self._sizes
 
     def _size(self, step: int) -> int:
-        size: int = self._filesystem.get_file_info(self._path(step)).size
-        return size
+        return int(self._filesystem.get_file_info(self._path(step)).size)
 
     def read(self, steps: Iterable[int] | None = None) -> pa.Table:
-        """Return the rows of `steps` (by default all), in step order.
-
-        Raises FileNotFoundError for a step that was not logged, ValueError for a file of another major schema version.
-        """
+        """Return the rows of `steps` (by default all), in step order. Raises FileNotFoundError for a step that was not
+        logged, ValueError for a file of another major schema version."""
         tables = [self._read_step(step) for step in (self.steps() if steps is None else steps)]
         return pa.concat_tables(tables) if tables else ROLLOUT_SCHEMA.empty_table()
 
@@ -119,11 +107,9 @@ class RolloutLog:
         return bool(self._filesystem.get_file_info(self._path(step)).type == fs.FileType.File)
 
     def batch(self, step: int, outcome: GroupOutcome) -> pa.RecordBatch:
-        """Return the rows of `step` with this outcome, in the order of the log, as one batch.
-
-        For TRAINED it is the batch that the step was trained on, with its bonuses and rewards, in the same order.
-        Raises FileNotFoundError for a step that was not logged, ValueError for a file of another major schema version.
-        """
+        """Return the rows of `step` with this outcome, in the order of the log, as one batch. For TRAINED it is the
+        batch that the step was trained on, with its bonuses and rewards, in the same order. Raises FileNotFoundError
+        for a step that was not logged, ValueError for a file of another major schema version."""
         rows = self._read_step(step)
         none = pa.RecordBatch.from_pylist([], schema=ROLLOUT_SCHEMA)
         return pa.concat_batches([none, *rows.filter(pc.equal(rows["outcome"], outcome.value)).to_batches()])

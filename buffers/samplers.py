@@ -2,10 +2,7 @@
 
     ids = sampler.choose(held, num_groups)
 
-A class with this method is a sampler; `replay.sampler = "mypackage.module:MySampler"` trains with it.
-"""
-
-from __future__ import annotations
+A class with this method is a sampler; `replay.sampler = "mypackage.module:MySampler"` trains with it."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,30 +17,21 @@ from buffers.extensions import ExtensionError, load
 class HeldGroup:
     """What a sampler is told of a group that may be trained on now."""
 
-    group_id: int
-    """Counts admissions: a lower id was admitted earlier."""
+    group_id: int  # counts admissions: a lower id was admitted earlier
     task: str
     problem_id: str
-    oldest_version: int
-    """Policy version that sampled the oldest token. Groups that have become too old are not offered."""
-    num_tokens: int
-    """Tokens of all responses."""
-    rewards: tuple[float | None, ...]
-    """One a response; None where the verifier could not score."""
+    oldest_version: int  # Policy version that sampled the oldest token. Groups that have become too old are not offered.
+    num_tokens: int  # tokens of all responses
+    rewards: tuple[float | None, ...]  # one a response; None where the verifier could not score
 
 
 class Sampler(Protocol):
     """Chooses among the groups held. A sampler has no state: nothing of it is saved, and a resumed run makes a new one.
-
-    A group that is passed over stays in replay until it is chosen or too old. Then its problem is admitted again.
-    """
+    A group that is passed over stays in replay until it is chosen or too old. Then its problem is admitted again."""
 
     def choose(self, held: Sequence[HeldGroup], num_groups: int) -> Sequence[int]:
-        """Return the ids of `num_groups` different groups of `held`, which has at least that many, lowest id first.
-
-        The step trains on them in the order of their ids.
-        """
-        ...
+        """Return the ids of `num_groups` different groups of `held`, which has at least that many, lowest id first. The
+        step trains on them in the order of their ids."""
 
 
 class Oldest:
@@ -71,10 +59,8 @@ def require_methods(config: ReplayConfig) -> None:
 
 
 def choose_checked(sampler: Sampler, held: Sequence[HeldGroup], num_groups: int, *, name: str) -> list[int]:
-    """Return what `sampler` chooses, lowest id first. `name` is the sampler's in the configuration.
-
-    Raises ExtensionError for another number of groups, a group named twice, and one that is not in `held`.
-    """
+    """Return what `sampler` chooses, lowest id first. `name` is the sampler's in the configuration. Raises
+    ExtensionError for another number of groups, a group named twice, and one that is not in `held`."""
     answer: Any = sampler.choose(held, num_groups)
     try:
         ids = sorted(int(group_id) for group_id in answer)

@@ -1,14 +1,10 @@
-"""The one table of rollouts: on the wire, in replay, in checkpoints and in the rollout log.
-
-A row is a rollout; a group is K adjacent rows. Rows are built once a group is sampled, and only gain columns:
+"""The one table of rollouts: on the wire, in replay, in checkpoints and in the rollout log. A row is a rollout; a group
+is K adjacent rows. Rows are built once a group is sampled, and only gain columns:
 
     sampled ──to_record_batch──> verified ──with_verdicts──> encoded ──with_features──> consumed
     ──with_scores, with_bonus_detail, with_outcome──> log
 
-Shape suffixes: N rows, K rows of one group, D feature dimensions.
-"""
-
-from __future__ import annotations
+Shape suffixes: N rows, K rows of one group, D feature dimensions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,29 +18,9 @@ from buffers.arrays import list_array, number_array, offsets_of, repeated, strin
 from buffers.groups import concat_groups, group_ids, group_starts, list_column_arrays, oldest_version, split_groups, validate_groups
 from buffers.records import FinishReason, GroupOutcome, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 
-__all__ = [
-    "ROLLOUT_SCHEMA",
-    "SCHEMA_VERSION",
-    "StoredGroup",
-    "check_schema",
-    "concat_groups",
-    "conform",
-    "conform_checkpoint",
-    "from_record_batch",
-    "group_ids",
-    "group_starts",
-    "list_column_arrays",
-    "oldest_version",
-    "split_groups",
-    "to_record_batch",
-    "validate_groups",
-    "with_bonus_detail",
-    "with_features",
-    "with_outcome",
-    "with_scores",
-    "with_shaped_rewards",
-    "with_verdicts",
-]
+__all__ = ["concat_groups", "group_ids", "group_starts", "list_column_arrays", "oldest_version", "split_groups", "validate_groups"]
+__all__ += ["ROLLOUT_SCHEMA", "SCHEMA_VERSION", "StoredGroup", "check_schema", "conform", "conform_checkpoint", "from_record_batch"]
+__all__ += ["to_record_batch", "with_bonus_detail", "with_features", "with_outcome", "with_scores", "with_shaped_rewards", "with_verdicts"]
 
 SCHEMA_VERSION = "2.0"
 """major.minor. A minor version adds nullable columns. A major one changes what is there, and readers refuse another."""
@@ -91,6 +67,8 @@ _COLUMNS: dict[str, pa.DataType] = {
     "outcome": pa.string(),
 }
 
+_LISTS = ("prompt_ids", "response_ids", "behavior_logprobs", "version_starts", "version_values")  # one entry a token, or a run
+
 _DECIDED_LATER = frozenset(list(_COLUMNS)[list(_COLUMNS).index("verdict_status") :])
 
 _DETAIL_OF_SCHEMA_1 = ("leverage", "group_spread", "group_saturation_distance", "group_effective_rank", "group_length_correlation")
@@ -115,15 +93,11 @@ class StoredGroup:
 
 def check_schema(schema: pa.Schema) -> None:
     """Raise ValueError unless rows of `schema` can be read here: the same major version, and every column of its type.
-
-    The message is one line that names the version found and the version read here.
-    """
+    The message is one line that names the version found and the version read here."""
     found = _version_of(schema)
     if _major(found) < _major(SCHEMA_VERSION):
-        raise ValueError(
-            f"rollout schema {found} is older than this reader's {SCHEMA_VERSION}: read these rows with the version of the code that "
-            "wrote them, or with any Parquet reader"
-        )
+        remedy = "read these rows with the version of the code that wrote them, or with any Parquet reader"
+        raise ValueError(f"rollout schema {found} is older than this reader's {SCHEMA_VERSION}: {remedy}")
     if _major(found) > _major(SCHEMA_VERSION):
         raise ValueError(f"rollout schema {found} is newer than this reader's {SCHEMA_VERSION}: update the code")
     for name, kind in _COLUMNS.items():
@@ -152,10 +126,8 @@ def conform(table: pa.Table) -> pa.Table:
 
 def conform_checkpoint(table: pa.Table) -> pa.Table:
     """Return the rows of a checkpoint with exactly the columns of ROLLOUT_SCHEMA, converted if they are of schema 1.
-
     These rows are not scored yet, so nothing is lost with the columns that schema 2 no longer has. Raises ValueError
-    for another schema, and for rows of schema 1 that are scored.
-    """
+    for another schema, and for rows of schema 1 that are scored."""
     if _major(_version_of(table.schema)) != 1:
         check_schema(table.schema)
         return conform(table)
@@ -166,33 +138,21 @@ def conform_checkpoint(table: pa.Table) -> pa.Table:
 
 
 def to_record_batch(run_id: str, request: GroupRequest, rollouts: Sequence[Rollout], *, worker_id: str) -> pa.RecordBatch:
-    """Return the rows of one sampled group, in the order given. Later columns are null.
-
-    Log-probs are kept as float32. Raises ValueError unless there are `request.num_responses` rollouts, and
-    OverflowError for a token id that is no int32.
-    """
+    """Return the rows of one sampled group, in the order given. Later columns are null. Log-probs are kept as float32.
+    Raises ValueError unless there are `request.num_responses` rollouts, OverflowError for an id that is no int32."""
     if len(rollouts) != request.num_responses:
         raise ValueError(f"group {request.group_id}: {len(rollouts)} rollouts but num_responses = {request.num_responses}")
     num, problem = len(rollouts), request.problem
+    same: dict[str, Any] = {"run_id": run_id, "worker_id": worker_id, "group_id": request.group_id, "attempt": request.attempt}
+    same |= {"admitted_version": request.admitted_version, "task": problem.task, "problem_id": problem.problem_id}
+    same |= {"question": problem.question, "reference_answer": problem.answer}
     columns: dict[str, Any] = {
-        "run_id": repeated(run_id, num, pa.string()),
-        "group_id": repeated(request.group_id, num, pa.int64()),
+        **{name: repeated(value, num, _COLUMNS[name]) for name, value in same.items()},
+        **{name: list_array([getattr(r, name) for r in rollouts], _COLUMNS[name].value_type.to_pandas_dtype()) for name in _LISTS},
         "index": pa.array(np.arange(num, dtype=np.int32)),
-        "task": repeated(problem.task, num, pa.string()),
-        "problem_id": repeated(problem.problem_id, num, pa.string()),
-        "question": repeated(problem.question, num, pa.string()),
-        "reference_answer": repeated(problem.answer, num, pa.string()),
-        "admitted_version": repeated(request.admitted_version, num, pa.int64()),
-        "attempt": repeated(request.attempt, num, pa.int32()),
-        "prompt_ids": list_array([r.prompt_ids for r in rollouts], np.int32),
-        "response_ids": list_array([r.response_ids for r in rollouts], np.int32),
-        "behavior_logprobs": list_array([r.behavior_logprobs for r in rollouts], np.float32),
-        "version_starts": list_array([r.version_starts for r in rollouts], np.int32),
-        "version_values": list_array([r.version_values for r in rollouts], np.int64),
         "finish_reason": string_array(r.finish_reason.value for r in rollouts),
         "response_text": string_array(r.response_text for r in rollouts),
         "generate_s": pa.array([r.generate_s for r in rollouts], pa.float64()),
-        "worker_id": repeated(worker_id, num, pa.string()),
     }
     arrays = [columns[name] if name in columns else pa.nulls(num, kind) for name, kind in _COLUMNS.items()]
     return pa.RecordBatch.from_arrays(arrays, schema=ROLLOUT_SCHEMA)
@@ -220,22 +180,14 @@ def with_shaped_rewards(
     batch: pa.RecordBatch, *, reward: Sequence[float | None], format_term: Sequence[float | None], length_term: Sequence[float | None]
 ) -> pa.RecordBatch:
     """Return the batch, which has its verdicts, with shaped rewards, and the terms added to the task's own.
-
-    `tasks.rewards` defines the terms.
-    """
-    return _with_columns(
-        batch,
-        reward=pa.array(reward, pa.float64()),
-        reward_format=pa.array(format_term, pa.float64()),
-        reward_length=pa.array(length_term, pa.float64()),
-    )
+    `tasks.rewards` defines the terms."""
+    columns = {"reward": reward, "reward_format": format_term, "reward_length": length_term}
+    return _with_columns(batch, **{name: pa.array(values, pa.float64()) for name, values in columns.items()})
 
 
 def with_features(batch: pa.RecordBatch, features_KD: NDArray[np.float32], valid_K: ArrayLike) -> pa.RecordBatch:
     """Return the batch with one feature a row; null where `valid_K` is false (an empty response has no hidden state).
-
-    Raises ValueError for a wrong shape, and for a valid feature that is not finite: one NaN would spoil the covariance.
-    """
+    Raises ValueError for a wrong shape, and for a valid feature not finite: one NaN would spoil the covariance."""
     valid = np.asarray(valid_K, bool)
     if features_KD.ndim != 2 or valid.shape != (batch.num_rows,) or len(features_KD) != batch.num_rows:
         raise ValueError(f"features {features_KD.shape} and valid {valid.shape} do not fit {batch.num_rows} rows")
@@ -286,37 +238,18 @@ def _with_columns(batch: pa.RecordBatch, **columns: pa.Array) -> pa.RecordBatch:
 def _stored_group(group: pa.RecordBatch) -> StoredGroup:
     first = group.slice(0, 1).to_pylist()[0]
     problem = Problem(task=first["task"], problem_id=first["problem_id"], question=first["question"], answer=first["reference_answer"])
-    request = GroupRequest(
-        group_id=first["group_id"],
-        problem=problem,
-        num_responses=group.num_rows,
-        admitted_version=first["admitted_version"],
-        attempt=first["attempt"],
-    )
-    return StoredGroup(
-        run_id=first["run_id"], worker_id=first["worker_id"], request=request, rollouts=_rollouts(group), verdicts=_verdicts(group)
-    )
+    counts = {name: first[name] for name in ("group_id", "admitted_version", "attempt")}
+    request = GroupRequest(problem=problem, num_responses=group.num_rows, **counts)
+    about = {"run_id": first["run_id"], "worker_id": first["worker_id"], "request": request}
+    return StoredGroup(**about, rollouts=_rollouts(group), verdicts=_verdicts(group))
 
 
 def _rollouts(group: pa.RecordBatch) -> tuple[Rollout, ...]:
-    lists = zip(
-        *(tuples_of(group, name) for name in ("prompt_ids", "response_ids", "behavior_logprobs", "version_starts", "version_values")),
-        strict=True,
-    )
-    scalars = group.select(["finish_reason", "response_text", "generate_s"]).to_pylist()
-    return tuple(
-        Rollout(
-            prompt_ids=prompt,
-            response_ids=response,
-            behavior_logprobs=log_probs,
-            version_starts=starts,
-            version_values=versions,
-            finish_reason=FinishReason(row["finish_reason"]),
-            response_text=row["response_text"],
-            generate_s=row["generate_s"],
-        )
-        for (prompt, response, log_probs, starts, versions), row in zip(lists, scalars, strict=True)
-    )
+    rows = group.select(["finish_reason", "response_text", "generate_s"]).to_pylist()
+    for name in _LISTS:
+        for row, values in zip(rows, tuples_of(group, name), strict=True):
+            row[name] = values
+    return tuple(Rollout(**{**row, "finish_reason": FinishReason(row["finish_reason"])}) for row in rows)
 
 
 def _verdicts(group: pa.RecordBatch) -> tuple[Verdict | None, ...]:

@@ -6,10 +6,7 @@
 
 This is a pure state machine. The messages that it is told may be late, repeated or out of order. A worker's reports are
 cumulative, so an old one changes nothing. A group belongs to one worker at a time, so what another says of it changes
-nothing. A worker that has ended is not listened to.
-"""
-
-from __future__ import annotations
+nothing. A worker that has ended is not listened to."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -70,17 +67,12 @@ class TokenLedger:
 
     where the first sum goes over all workers of the run, and g is alive from `started` until `trained` or `dropped`. A
     worker without groups has nothing in flight: its tokens that were not kept are lost at once, as they are at its end.
-    Tokens that a worker sampled after its last report are not known.
-
-    S_w is the largest of its reports, or A_w where results overtook them. If the worker's total is reported before, or
-    with, every message that tokens are kept, each number is exact, token for token. Otherwise `generated` and
-    `in_flight` are short by what the next report brings, and the identity still holds. (Exactness has one more
-    condition: no old report of a group may be on its way from a worker that is given that group again with fewer tokens
-    kept.)
-
-    A `worker_id` names one process and is not used again after `worker_ended`. A method that raises has changed
-    nothing.
-    """
+    Tokens that a worker sampled after its last report are not known. S_w is the largest of its reports, or A_w where
+    results overtook them. If the worker's total is reported before, or with, every message that tokens are kept, each
+    number is exact, token for token. Otherwise `generated` and `in_flight` are short by what the next report brings,
+    and the identity still holds. (Exactness has one more condition: no old report of a group may be on its way from a
+    worker that is given that group again with fewer tokens kept.) A `worker_id` names one process and is not used again
+    after `worker_ended`. A method that raises has changed nothing."""
 
     def __init__(self) -> None:
         self._groups: dict[int, _Group] = {}
@@ -90,14 +82,10 @@ class TokenLedger:
         self._trained = 0
         self._wasted = dict.fromkeys(TokenWaste, 0)
 
-    # ---- messages about workers ----
-
     def started(self, worker_id: str, group_id: int, *, resumed_tokens: int | None = None) -> None:
-        """Give the group to `worker_id`, which continues from `resumed_tokens` (by default from all that is kept).
-
-        The worker that had it before has it no longer. Tokens kept beyond `resumed_tokens` are lost. Raises ValueError
-        if fewer than `resumed_tokens` are kept, if the group was dropped, and for a worker that has ended.
-        """
+        """Give the group to `worker_id`, which continues from `resumed_tokens` (by default from all that is kept). The
+        worker that had it before has it no longer. Tokens kept beyond `resumed_tokens` are lost. Raises ValueError if
+        fewer than `resumed_tokens` are kept, if the group was dropped, and for a worker that has ended."""
         if worker_id in self._ended:
             raise ValueError(f"{worker_id} has ended: it cannot be given group {group_id}")
         group = self._groups.get(group_id) or _Group()
@@ -132,10 +120,8 @@ class TokenLedger:
             self._wasted[group.cause] += grown
 
     def finished(self, worker_id: str, group_id: int, tokens: int | None = None) -> None:
-        """Record that the worker has let go of the group, which has `tokens` tokens (None: those that are kept).
-
-        Call it for a group that ended, was handed over or was dropped.
-        """
+        """Record that the worker has let go of the group, which has `tokens` tokens (None: those that are kept). Call
+        it for a group that ended, was handed over or was dropped."""
         if tokens is not None:
             self.kept(worker_id, group_id, tokens)
         group = self._groups.get(group_id)
@@ -151,8 +137,6 @@ class TokenLedger:
         self._generated_by_ended += account.sampled
         self._wasted[TokenWaste.LOST] += account.unkept
 
-    # ---- fates of groups ----
-
     def trained(self, group_id: int) -> None:
         """Record that a gradient used the group. Raises ValueError if it is being sampled or is not alive."""
         group = self._groups.get(group_id)
@@ -162,9 +146,7 @@ class TokenLedger:
 
     def dropped(self, group_id: int, cause: TokenWaste) -> None:
         """Record that the group will not be trained on. If it is still sampled, tokens kept of it later are waste too.
-
-        A group that was never started, or that was dropped before, has no tokens to waste.
-        """
+        A group that was never started, or that was dropped before, has no tokens to waste."""
         group = self._groups.get(group_id)
         if group is None or group.cause is not None:
             return
@@ -173,8 +155,6 @@ class TokenLedger:
             del self._groups[group_id]
         else:
             group.cause = cause
-
-    # ---- numbers ----
 
     @property
     def generated(self) -> int:
@@ -206,8 +186,6 @@ class TokenLedger:
             assert owns == (group.worker_id is not None), f"{group.worker_id} does not know that it samples group {group_id}"
             assert owns or group.cause is None, f"group {group_id} was dropped and no worker samples it"
 
-    # ---- checkpoints ----
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that outlives the workers, in values that JSON can hold."""
         return {
@@ -219,11 +197,9 @@ class TokenLedger:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, held: Collection[int]) -> None:
-        """Continue from a checkpoint whose replay holds the groups `held`, with new workers.
-
-        Tokens that were in flight and are in no group of `held` are lost. Tokens sampled after the checkpoint are not
-        known. Raises ValueError if `held` names a group that was not alive.
-        """
+        """Continue from a checkpoint whose replay holds the groups `held`, with new workers. Tokens that were in flight
+        and are in no group of `held` are lost. Tokens sampled after the checkpoint are not known. Raises ValueError if
+        `held` names a group that was not alive."""
         groups = {int(group_id): int(tokens) for group_id, tokens in state["groups"]}
         unknown = sorted(set(held) - groups.keys())
         if unknown:
@@ -233,18 +209,14 @@ class TokenLedger:
         self._generated_by_ended = state["generated"]
         self._trained = state["trained"]
         self._wasted = {cause: state["wasted"][cause.value] for cause in TokenWaste}
-        self._wasted[TokenWaste.LOST] += state["unkept"] + sum(
-            tokens for group_id, tokens in groups.items() if group_id not in self._groups
-        )
+        lost = sum(tokens for group_id, tokens in groups.items() if group_id not in self._groups)
+        self._wasted[TokenWaste.LOST] += state["unkept"] + lost
         self.check_sums()
-
-    # ---- parts ----
 
     def _account(self, worker_id: str) -> _Account:
         return self._workers.setdefault(worker_id, _Account())
 
     def _release(self, group_id: int, group: _Group) -> None:
-        """Take the group from the worker that has it, if one does."""
         if group.worker_id is None:
             return
         account = self._workers[group.worker_id]
@@ -258,7 +230,6 @@ class TokenLedger:
             del self._groups[group_id]
 
     def _lose_unkept(self, account: _Account) -> None:
-        """Count the worker's tokens that were not kept as lost, if it has no group left to hand them out with."""
-        if not account.groups:
+        if not account.groups:  # it has no group left to hand them out with
             self._wasted[TokenWaste.LOST] += account.unkept
             account.settled = account.sampled
