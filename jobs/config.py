@@ -4,8 +4,7 @@
 
 Every section is a strict model beside its owner, every field has a line of text, and each contradiction between two
 sections is refused here with both values. `jobs.configuration.files` reads the file, `jobs.screens.config_keys` lists
-the keys. Importing this module loads neither torch, Ray nor vLLM.
-"""
+the keys. Importing this module loads neither torch, Ray nor vLLM."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 It works in an incomplete environment: it imports only the standard library, and tries rich, torch and vLLM where it
 needs them.
 
-Exit status: 0 when nothing failed (warnings are allowed), 1 when a check failed, 2 for a wrong command line.
-"""
+Exit status: 0 when nothing failed (warnings are allowed), 1 when a check failed, 2 for a wrong command line."""
 
 from __future__ import annotations
 

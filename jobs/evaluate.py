@@ -6,8 +6,7 @@ the sample efficiency. `jobs.evaluation_config` has every key.
 
     python -m jobs.evaluate --model runs/quickstart --model smollm2-135m --samples 256 --problems 100
 
-Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues.
-"""
+Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ The job samples candidate answers to every problem, orders them by novelty (and 
 the verifier, and reports how many verifications each order needs. `--verify selected` is the production use: only the
 chosen few are verified.
 
-Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues.
-"""
+Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """`python -m jobs.list [--address http://HEAD:8265]`: the runs of a cluster, or of this machine.
 
-Exit codes: 0, 2 refused (one line says why).
-"""
+Exit codes: 0, 2 refused (one line says why)."""
 
 from __future__ import annotations
 

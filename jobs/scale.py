@@ -55,8 +55,7 @@ def _main(options: argparse.Namespace) -> int:
 def scale(directory: Path, wanted: Mapping[str, int]) -> str:
     """Ask for other numbers of workers in the roles named, and return in words what was asked.
 
-    Raises UserError for a run that is not live, or has no encoders to scale.
-    """
+    Raises UserError for a run that is not live, or has no encoders to scale."""
     status = require_live(directory, read_status(directory), "change what it starts with by --set rollout.workers=N")
     if "encoder" in wanted and status.desired.get("encoder") == 0:
         raise UserError(f"{directory} has no encoders: its bonus is off, or takes the policy's own features")

@@ -7,8 +7,7 @@ same resamples.
 Percentile intervals of few prompts are somewhat short: for ratios they hold the truth in about 91 % of cases at 20
 prompts, and in 96 % at 200.
 
-Legend: P prompts, K values of k, B resamples.
-"""
+Legend: P prompts, K values of k, B resamples."""
 
 from __future__ import annotations
 

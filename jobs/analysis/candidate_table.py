@@ -3,8 +3,7 @@
     for candidates in candidates_by_problem(table):
         candidates.ranks["repexp"], candidates.texts, candidates.features_ND
 
-Legend: N candidates of one prompt, D feature size.
-"""
+Legend: N candidates of one prompt, D feature size."""
 
 from __future__ import annotations
 

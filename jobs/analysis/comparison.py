@@ -100,8 +100,7 @@ def _common(outcomes: ProblemOutcomes, others: ProblemOutcomes) -> tuple[IntArra
 def samples_to_reach(pass_K: FloatArray, target_T: FloatArray) -> FloatArray:
     """Return (T,): the smallest k ≥ 1 at which a pass@k curve (k = 1 … K, never falling) reaches each target, or inf.
 
-    The curve counts as linear between two whole k.
-    """
+    The curve counts as linear between two whole k."""
     first_T = np.searchsorted(pass_K, target_T - SAME)
     inside_T = np.minimum(first_T, len(pass_K) - 1)
     before_T, at_T = pass_K[np.maximum(inside_T - 1, 0)], pass_K[inside_T]

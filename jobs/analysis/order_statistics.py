@@ -171,8 +171,7 @@ def random_first_correct(num_candidates_P: IntArray, num_correct_P: IntArray) ->
 def verifications_to_reach(miss_0M: FloatArray, target: FloatArray) -> FloatArray:
     """Return the verifications, linear between whole numbers, after which a miss rate has fallen to `target`, or inf.
 
-    `miss_0M` is the miss rate after 0, 1, 2 … verifications: 1 at first, then strictly falling until 0 or its end.
-    """
+    `miss_0M` is the miss rate after 0, 1, 2 … verifications: 1 at first, then strictly falling until 0 or its end."""
     num = 1 + (int(np.argmax(miss_0M <= 0)) if (miss_0M <= 0).any() else len(miss_0M) - 1)
     return np.interp(target, miss_0M[:num][::-1], np.arange(num, dtype=np.float64)[::-1], left=np.inf)
 

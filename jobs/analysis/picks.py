@@ -1,8 +1,7 @@
 """What an order picks first, as far as it is known without a verifier: lengths, likelihood, different answers, and how
 similar the picks are.
 
-Random choice is exact here too. Legend: N candidates of one prompt, D feature size, M picks.
-"""
+Random choice is exact here too. Legend: N candidates of one prompt, D feature size, M picks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The runs of this machine, as people name them.
 
 directory = find_run("quickstart")          # a directory, or a name in ./runs or ~/repexp-runs
-is_alive(directory)                         # by its lock, not by what its files say
-"""
+is_alive(directory)                         # by its lock, not by what its files say"""
 
 from __future__ import annotations
 

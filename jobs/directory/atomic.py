@@ -13,8 +13,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to. It replaces `path` where the block ends well, and is removed where the block raises.
 
     with replacing(directory / "config.json") as staging:
-        staging.write_text("{}")
-    """
+        staging.write_text("{}")"""
     staging = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         yield staging

@@ -164,8 +164,7 @@ class EventLog:
 def read_events(path: Path) -> Iterator[Event]:
     """Yield the events in order, without a last line that is half-written because its writer was killed.
 
-    Raises FileNotFoundError without a log, and ValueError with the number of a damaged line.
-    """
+    Raises FileNotFoundError without a log, and ValueError with the number of a damaged line."""
     for part in parts(path) or [path]:
         with open(part, "rb") as file:
             for number, line in enumerate(file, start=1):
@@ -181,8 +180,7 @@ def batches(events: Iterable[Event]) -> dict[int, list[int]]:
     """Return group ids by step, in the order in which they were trained on. Of a step that was begun several times, the
     last time counts.
 
-    Raises ValueError for a batch without group ids.
-    """
+    Raises ValueError for a batch without group ids."""
     by_step: dict[int, list[int]] = {}
     for event in events:
         if event.kind is EventKind.RESUMED:

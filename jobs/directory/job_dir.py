@@ -1,8 +1,7 @@
 """The directory of one job: it serves one process at a time, and keeps one configuration.
 
 with JobDirectory(path, config, changeable=(...), kind="the directory", option="--out DIR") as directory:
-    directory.path                           # UserError where it is in use, or has another configuration
-"""
+    directory.path                           # UserError where it is in use, or has another configuration"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The one place that writes metrics: `metrics.jsonl` (a line for each step), `eval.jsonl` (a line for each evaluation)
 and the trackers of the run.
 
-Names are defined in docs/metrics.md.
-"""
+Names are defined in docs/metrics.md."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A training run's directory (`jobs.directory.job_dir`), and what lies in it.
 
 RUN_DIR/config.json  run.lock  checkpoints/  snapshots/  policy/  rollouts/  metrics.jsonl  tensorboard/  events.jsonl
-        status.json  desired.json  eval.jsonl  eval/
-"""
+        status.json  desired.json  eval.jsonl  eval/"""
 
 from __future__ import annotations
 
@@ -77,8 +76,7 @@ class RunDirectory(JobDirectory):
         """Give a directory to write the policy of `step` to, which then becomes `policy`: whole or not at all.
 
         with run.exporting_policy(step) as staging:
-            learner.save_policy(str(staging))
-        """
+            learner.save_policy(str(staging))"""
         staging = self.path / "policy.partial"
         shutil.rmtree(staging, ignore_errors=True)
         yield staging

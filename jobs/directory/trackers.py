@@ -50,8 +50,7 @@ class RunInfo:
 class Tracker(Protocol):
     """One place that metrics go to.
 
-    A class is made with its options before anything starts, so its constructor must be cheap and start nothing.
-    """
+    A class is made with its options before anything starts, so its constructor must be cheap and start nothing."""
 
     def start(self, info: RunInfo) -> None:
         """Begin a run, or go back to `info.resume_step` of a run that was interrupted."""

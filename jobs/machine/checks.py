@@ -1,8 +1,6 @@
 """Checks of a machine: each is a pure function of what was found, so that a test needs no such machine.
 
-check = check_memory(total_bytes, available_bytes)
-check.status, check.found, check.fix
-"""
+check = check_memory(total_bytes, available_bytes) check.status, check.found, check.fix"""
 
 from __future__ import annotations
 

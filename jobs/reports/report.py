@@ -6,8 +6,7 @@
 
 A report of another kind subclasses `Report`, and puts a template `*.html.jinja` beside it that extends
 `base.html.jinja`. Text of models and data sets is hostile: the templates escape everything, nothing is marked safe, and
-a content security policy allows inline styles and embedded images alone.
-"""
+a content security policy allows inline styles and embedded images alone."""
 
 from __future__ import annotations
 
@@ -75,8 +74,7 @@ class Report:
     def write(self, directory: Path, figures: Mapping[str, Drawing | None]) -> None:
         """Write every file of the report into `directory`, each whole or not at all.
 
-        A figure that is None does not apply; files of an earlier report are then removed.
-        """
+        A figure that is None does not apply; files of an earlier report are then removed."""
         directory.mkdir(parents=True, exist_ok=True)
         for name, drawing in figures.items():
             _write_figure(directory / name, drawing)

@@ -34,8 +34,7 @@ class Explorer:
     """Fills a store.
 
     explorer = Explorer(config, task, store, sources, on_finished)
-    await explorer.run(problems)                # the candidates of every problem are then in the store
-    """
+    await explorer.run(problems)                # the candidates of every problem are then in the store"""
 
     def __init__(self, config: ExploreConfig, task: Task, store: CandidateStore, sources: Sources, on_finished: OnFinished) -> None:
         self._config = config
@@ -68,8 +67,7 @@ class Explorer:
         """Return `candidates` with final answers, ranks in every order, and the verdicts that the configuration asks
         for.
 
-        Verdicts that they have are kept.
-        """
+        Verdicts that they have are kept."""
         ranked = await asyncio.to_thread(rank_candidates, self._judge.answered(problem, candidates), self._config)
         return await self._judge.judged(problem, ranked, self._rows_to_verify(ranked))
 

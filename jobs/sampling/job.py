@@ -1,7 +1,6 @@
 """What all jobs share that sample for a list of problems: the problems, the progress, and how a job ends.
 
-return run_to_end(lambda: asyncio.run(interruptibly(session.run())), console, directory, num_done)
-"""
+return run_to_end(lambda: asyncio.run(interruptibly(session.run())), console, directory, num_done)"""
 
 from __future__ import annotations
 
@@ -44,8 +43,7 @@ def problems_of(task: Task, split: str, num: int) -> list[Problem]:
     """Return the first `num` problems of a split, or all of them for 0.
 
     Raises UserError for a split without problems and for all problems of an endless split; TaskError where the task
-    cannot read them.
-    """
+    cannot read them."""
     if num == 0 and is_endless(task):
         raise UserError(f"problems = 0 asks for the whole split '{split}', but task {task.name} has no end: give --problems N")
     problems = list(itertools.islice(task.problems(split), num or None))
@@ -88,8 +86,7 @@ def run_to_end(work: Callable[[], None], console: Console, directory: Path, num_
 async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
     """Return what `work` returns.
 
-    The first SIGINT or SIGTERM gives up what is in flight and raises Stopped; a second one ends the process.
-    """
+    The first SIGINT or SIGTERM gives up what is in flight and raises Stopped; a second one ends the process."""
     task = asyncio.ensure_future(work)
     got: list[int] = []
     loop = asyncio.get_running_loop()
@@ -117,8 +114,7 @@ class Bar:
     """Progress with the remaining time: a bar on a terminal, elsewhere a line for each problem.
 
     with Bar(console, total=60, done=12) as bar:
-        bar.advance(usage)
-    """
+        bar.advance(usage)"""
 
     def __init__(self, console: Console, *, total: int, done: int, what: str = "problem") -> None:
         self._console, self._total, self._done = console, total, done

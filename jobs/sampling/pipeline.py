@@ -14,8 +14,7 @@ whenever and wherever they are sampled.
     pipeline = SamplingPipeline(workers, sampling, finish, on_finished)
     await pipeline.run(problems)                        # `finish` has then had the candidates of every problem
 
-`Judge` gives `finish` answers and verdicts.
-"""
+`Judge` gives `finish` answers and verdicts."""
 
 from __future__ import annotations
 
@@ -118,8 +117,7 @@ class Judge:
 
         judge = Judge(task, verifier, config, timeout_s=900)
         candidates = judge.answered(problem, candidates)
-        candidates = await judge.judged(problem, candidates, rows)
-    """
+        candidates = await judge.judged(problem, candidates, rows)"""
 
     def __init__(self, task: Task, verifier: Handle[VerifierPool] | None, config: VerifierConfig, *, timeout_s: float) -> None:
         """Without a `verifier` nothing is judged."""
@@ -136,8 +134,7 @@ class Judge:
     async def judged(self, problem: Problem, candidates: pa.Table, rows: Sequence[int]) -> pa.Table:
         """Return `candidates` with verdicts on `rows`, and with the verdicts that they had.
 
-        Raises VerifierFailure where too many could not be scored.
-        """
+        Raises VerifierFailure where too many could not be scored."""
         known = known_verdicts(candidates)
         wanted = [row for row in rows if row not in known]
         if self._verifier is None or not wanted:

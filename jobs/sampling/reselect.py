@@ -39,8 +39,7 @@ async def reselect(
     """Give the candidates of every problem new ranks, the verdicts they lack and, where there is an encoder, new
     features.
 
-    `tables` holds one table for each problem; `done` takes the result.
-    """
+    `tables` holds one table for each problem; `done` takes the result."""
     for number, candidates in enumerate(tables):
         problem = problem_of(candidates)
         if encoder is not None:

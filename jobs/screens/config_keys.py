@@ -3,8 +3,7 @@
     python -m jobs.train --keys learner.loss              # in a terminal
     python -m jobs.screens.config_keys docs/configuration.md      # the page; `make docs` runs this
 
-Both walk the models, so they miss no key. A key's text is the docstring beside its field.
-"""
+Both walk the models, so they miss no key. A key's text is the docstring beside its field."""
 
 from __future__ import annotations
 
@@ -67,8 +66,7 @@ class Section:
     """One table of the file with its keys. `name` is its dotted name, empty for the keys above all tables.
 
     A section whose model was met before lists no keys: `same_as` names the other section, and `changed` has the
-    defaults that differ from that one's.
-    """
+    defaults that differ from that one's."""
 
     name: str
     text: str
@@ -80,8 +78,7 @@ class Section:
 def sections(root: type[BaseModel], met: _Met | None = None) -> list[Section]:
     """Return the sections of a configuration in the order of its fields.
 
-    `met` has the sections of other configurations, to which those of the same models refer; it is added to.
-    """
+    `met` has the sections of other configurations, to which those of the same models refer; it is added to."""
     return list(_sections(root, root(), "", root.__doc__, {} if met is None else met))
 
 

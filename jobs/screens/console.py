@@ -41,8 +41,7 @@ class RunConsole:
 
     with RunConsole(title, total_steps) as console:
         console.status("starting the engine")
-        console.step(1, metrics)
-    """
+        console.step(1, metrics)"""
 
     def __init__(self, title: str, total_steps: int, console: Console | None = None) -> None:
         self._console = console or Console()

@@ -1,7 +1,6 @@
 """The three figures of an exploration report, each with the numbers that it draws.
 
-drawing = pass_at_k_figure(statistics)           # None where there is nothing to draw
-"""
+drawing = pass_at_k_figure(statistics)           # None where there is nothing to draw"""
 
 from __future__ import annotations
 

@@ -139,8 +139,7 @@ def _report(
 def _outcomes(problems: Sequence[Candidates]) -> tuple[Outcomes | None, list[Candidates]]:
     """Return the problems that have verdicts and their outcomes.
 
-    Where all verdicts are known, random choice is exact and the random order that was drawn is left out.
-    """
+    Where all verdicts are known, random choice is exact and the random order that was drawn is left out."""
     judged = [candidates for candidates in problems if candidates.verified_N.any()]
     if not judged:
         return None, []
