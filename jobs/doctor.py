@@ -1,9 +1,6 @@
-"""`python -m jobs.doctor [--json] [--deep] [--runs DIR]`: what this machine has, what is missing, and how to fix it.
-
-It works in an incomplete environment: it imports only the standard library, and tries rich, torch and vLLM where it
-needs them.
-
-Exit status: 0 when nothing failed (warnings are allowed), 1 when a check failed, 2 for a wrong command line."""
+"""`python -m jobs.doctor [--json] [--deep] [--runs DIR]`: what this machine has, what is missing, and how to fix it. It
+works in an incomplete environment: it imports only the standard library, and tries rich, torch and vLLM where it needs
+them. Exit status: 0 when nothing failed (warnings are allowed), 1 when a check failed, 2 for a wrong command line."""
 
 from __future__ import annotations
 

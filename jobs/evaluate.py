@@ -1,5 +1,4 @@
 """`python -m jobs.evaluate --model M [--model …] [CONFIG.toml]`: pass@k of one or more models, and how they compare.
-
 The job samples n responses to every problem, judges them all, and reports pass@k and majority votes with intervals, how
 varied the answers are, and how likely a base model finds them. Of several models it also reports the differences and
 the sample efficiency. `jobs.evaluation_config` has every key.
@@ -84,10 +83,9 @@ def resolve(
     values: dict[str, Any], *, source: str, data: str | None = None
 ) -> tuple[EvaluateConfig, list[EvaluatedModel], EvaluatedModel | None]:
     """Return the configuration and the models it names. What it does not say of task, sampling, rollout and verifier, a
-    run among the models says.
-
-    `data` is the path of the task, whichever task that is. Raises UserError and ModelError for values that do not fit
-    together, a model that does not exist, and runs that differ where the configuration leaves them the choice."""
+    run among the models says. `data` is the path of the task, whichever task that is. Raises UserError and ModelError
+    for values that do not fit together, a model that does not exist, and runs that differ where the configuration
+    leaves them the choice."""
     from jobs.sampling.evaluated_models import find_model, find_models
 
     models = find_models(validated(EvaluateConfig, values, source=source).models)

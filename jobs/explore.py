@@ -1,10 +1,8 @@
-"""`python -m jobs.explore [CONFIG.toml] [--model M --task T ...]`: exploration at inference time.
-
-The job samples candidate answers to every problem, orders them by novelty (and by what novelty is compared with), asks
-the verifier, and reports how many verifications each order needs. `--verify selected` is the production use: only the
-chosen few are verified.
-
-Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues."""
+"""`python -m jobs.explore [CONFIG.toml] [--model M --task T ...]`: exploration at inference time. The job samples
+candidate answers to every problem, orders them by novelty (and by what novelty is compared with), asks the verifier,
+and reports how many verifications each order needs. `--verify selected` is the production use: only the chosen few are
+verified. Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then
+continues."""
 
 from __future__ import annotations
 

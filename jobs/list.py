@@ -1,6 +1,5 @@
-"""`python -m jobs.list [--address http://HEAD:8265]`: the runs of a cluster, or of this machine.
-
-Exit codes: 0, 2 refused (one line says why)."""
+"""`python -m jobs.list [--address http://HEAD:8265]`: the runs of a cluster, or of this machine. Exit codes: 0, 2
+refused (one line says why)."""
 
 from __future__ import annotations
 

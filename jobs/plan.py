@@ -94,9 +94,8 @@ def make_plan(config: RunConfig) -> RunPlan:
 
 
 def _remark(config: RunConfig) -> str | None:
-    """Return a warning where two responses do not fit behind one long prompt.
-
-    The prompt is then computed again for each response, which costs more than the responses."""
+    """Return a warning where two responses do not fit behind one long prompt. The prompt is then computed again for
+    each response, which costs more than the responses."""
     prompt, response, budget = config.sampling.max_prompt_tokens, config.sampling.max_response_tokens, config.learner.tokens_per_micro_batch
     if prompt < response or prompt + 2 * response <= budget:
         return None
@@ -108,7 +107,6 @@ def _remark(config: RunConfig) -> str | None:
 
 def _memory_gib(config: RunConfig) -> float | None:
     """Return the memory of weights, float32 masters, gradients, AdamW moments, a reference, KV cache and processes.
-
     Return None for a model that is not here yet."""
     parameters = _num_parameters(config.model)
     if parameters is None:
@@ -124,10 +122,8 @@ def _memory_gib(config: RunConfig) -> float | None:
 
 
 def _learner_gib(parameters: int, config: LearnerConfig) -> float:
-    """Return the host memory of all ranks: the state, of which each holds a part, and what each computes with.
-
-    On GPUs the host holds only the weights that each rank loads. Adapters and their state are small beside the frozen
-    model."""
+    """Return the host memory of all ranks: the state, of which each holds a part, and what each computes with. On GPUs
+    the host holds only the weights that each rank loads. Adapters and their state are small beside the frozen model."""
     weight_bytes = bytes_of(config.dtype, config.num_gpus)
     if config.num_gpus:
         return config.ranks * (parameters * weight_bytes / 2**30 + BASE_PROCESS_GIB)
@@ -239,9 +235,8 @@ def _num_parameters(model: str) -> int | None:
 
 
 def available_memory_gib() -> float:
-    """Return the memory that is available without swapping, in GiB.
-
-    On a cluster (RAY_ADDRESS) it is infinite, because the processes need not run here."""
+    """Return the memory that is available without swapping, in GiB. On a cluster (RAY_ADDRESS) it is infinite, because
+    the processes need not run here."""
     if os.environ.get("RAY_ADDRESS"):
         return math.inf
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
@@ -260,9 +255,8 @@ def require_memory(plan: RunPlan, available_gib: float) -> None:
 
 
 def require_disk(plan: RunPlan, run_dir: str, storage: str | None = None) -> None:
-    """Raise UserError where the file system of `run_dir` has too little room for what a new run writes there.
-
-    With `storage` on another file system, that is everything except the checkpoints."""
+    """Raise UserError where the file system of `run_dir` has too little room for what a new run writes there. With
+    `storage` on another file system, that is everything except the checkpoints."""
     if plan.disk_gib is None or plan.checkpoint_gib is None:
         return
     place = _nearest(Path(run_dir))

@@ -1,7 +1,5 @@
-"""`python -m jobs.status RUN [--address http://HEAD:8265]`: the state of a run on one screen.
-
-RUN is a run directory or a name; with an address, a name on that cluster. Exit codes: 0, 2 refused (one line says why),
-130 Ctrl-C."""
+"""`python -m jobs.status RUN [--address http://HEAD:8265]`: the state of a run on one screen. RUN is a run directory or
+a name; with an address, a name on that cluster. Exit codes: 0, 2 refused (one line says why), 130 Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """`python -m jobs.stop RUN [--wait] [--address http://HEAD:8265]`: let a run finish its step, write a checkpoint and
-end.
-
-The command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2
+end. The command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2
 refused (one line says why)."""
 
 from __future__ import annotations
@@ -66,9 +64,8 @@ def wait_ended(directory: Path, sleep: Callable[[float], None]) -> int:
 
 
 def stop_on(cluster: Cluster, run: str, *, wait: bool) -> int:
-    """Ask a run of a cluster to stop, and return the exit code.
-
-    A run that does not listen yet gets SIGTERM through Ray, which has the same effect."""
+    """Ask a run of a cluster to stop, and return the exit code. A run that does not listen yet gets SIGTERM through
+    Ray, which has the same effect."""
     job = cluster.live(run)
     answer = cluster.ask(job, "stop", []) if job.state == "RUNNING" else None
     if answer is not None and answer.exit_code == 0:

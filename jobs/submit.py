@@ -1,8 +1,7 @@
-"""`python -m jobs.submit CONFIG.toml --address http://HEAD:8265 [--set key=value ...]`: train on a cluster.
-
-The command sends the working directory, and the head runs `python -m jobs.train CONFIG`. A run whose name the cluster
-knows is resumed; a live one is not started twice. Exit codes: 0 submitted (with --follow: and done), 1 with --follow:
-failed or stopped, 2 refused (one line says why), 130 Ctrl-C (what was submitted continues)."""
+"""`python -m jobs.submit CONFIG.toml --address http://HEAD:8265 [--set key=value ...]`: train on a cluster. The command
+sends the working directory, and the head runs `python -m jobs.train CONFIG`. A run whose name the cluster knows is
+resumed; a live one is not started twice. Exit codes: 0 submitted (with --follow: and done), 1 with --follow: failed or
+stopped, 2 refused (one line says why), 130 Ctrl-C (what was submitted continues)."""
 
 from __future__ import annotations
 
@@ -118,9 +117,8 @@ def run_name(option: str | None, config: RunConfig) -> str:
 
 
 def config_in_package(config: Path, package: Package) -> tuple[str, dict[str, Path]]:
-    """Return the configuration's path inside the package, and what must be added for it.
-
-    A configuration from elsewhere, or one that the package leaves out, is copied in."""
+    """Return the configuration's path inside the package, and what must be added for it. A configuration from
+    elsewhere, or one that the package leaves out, is copied in."""
     file = config.resolve()
     if file.is_relative_to(package.root.resolve()):
         inside = file.relative_to(package.root.resolve()).as_posix()
@@ -143,9 +141,8 @@ def prepare(
     commit: str,
     environment: Mapping[str, str],
 ) -> Submission:
-    """Return what to submit, given the jobs of the cluster (oldest first).
-
-    Raises UserError where the run is live, or is kept elsewhere."""
+    """Return what to submit, given the jobs of the cluster (oldest first). Raises UserError where the run is live, or
+    is kept elsewhere."""
     earlier = [job for job in jobs if job.run == run]
     for job in earlier:
         if job.is_live:

@@ -1,5 +1,4 @@
 """`python -m jobs.train CONFIG.toml [--set key=value ...]`: train a policy, asynchronously, with the exploration bonus.
-
 Exit codes: 0 done, 2 refused (one line says why), 1 the run failed, 130 or 143 stopped by Ctrl-C or SIGTERM after a
 checkpoint."""
 

@@ -5,9 +5,7 @@ same resamples.
     mean_curve(ks, values_PK, counts_BP)             # a Curve: mean over prompts at each k, with its interval
 
 Percentile intervals of few prompts are somewhat short: for ratios they hold the truth in about 91 % of cases at 20
-prompts, and in 96 % at 200.
-
-Legend: P prompts, K values of k, B resamples."""
+prompts, and in 96 % at 200. Legend: P prompts, K values of k, B resamples."""
 
 from __future__ import annotations
 
@@ -49,9 +47,8 @@ class Curve:
 
 
 def resample_counts(num: int, num_resamples: int, seed: int) -> FloatArray | None:
-    """Return (B, num): how often each of `num` prompts is in each resample.
-
-    Return None for fewer than two prompts: a single one has no spread."""
+    """Return (B, num): how often each of `num` prompts is in each resample. Return None for fewer than two prompts: a
+    single one has no spread."""
     if num < 2:
         return None
     return np.random.default_rng(seed).multinomial(num, np.full(num, 1.0 / num), size=num_resamples).astype(np.float64)

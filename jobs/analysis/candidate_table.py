@@ -98,10 +98,9 @@ def order_names(table: pa.Table) -> tuple[str, ...]:
 
 
 def candidates_by_problem(table: pa.Table) -> tuple[Candidates, ...]:
-    """Return one record for each problem, in the order in which they first occur. Rows may stand in any order.
-
-    Raises ValueError where a required column is missing, the sample numbers of a problem are not 0 … N−1, or a rank
-    column is not a permutation of them."""
+    """Return one record for each problem, in the order in which they first occur. Rows may stand in any order. Raises
+    ValueError where a required column is missing, the sample numbers of a problem are not 0 … N−1, or a rank column is
+    not a permutation of them."""
     missing = [name for name in REQUIRED if name not in table.column_names]
     if missing:
         raise ValueError(f"the pools table lacks the columns {', '.join(missing)}")

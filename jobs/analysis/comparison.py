@@ -1,10 +1,9 @@
-"""One model against another on the same problems: paired differences, and how many samples one model needs to reach
-the other.
+"""One model against another on the same problems: paired differences, and how many samples one model needs to reach the
+other.
 
     comparison = compare("trained", outcomes, "base", outcomes_of_base, ks=(1, 2, 4, 8), seed=0)
 
 Intervals are paired: a resample draws problems, and both models are evaluated on them (`jobs.analysis.bootstrap`).
-
 Legend: P problems that both models have scored responses to, K = 1 … number of samples, B resamples, T values of k."""
 
 from __future__ import annotations
@@ -99,7 +98,6 @@ def _common(outcomes: ProblemOutcomes, others: ProblemOutcomes) -> tuple[IntArra
 
 def samples_to_reach(pass_K: FloatArray, target_T: FloatArray) -> FloatArray:
     """Return (T,): the smallest k ≥ 1 at which a pass@k curve (k = 1 … K, never falling) reaches each target, or inf.
-
     The curve counts as linear between two whole k."""
     first_T = np.searchsorted(pass_K, target_T - SAME)
     inside_T = np.minimum(first_T, len(pass_K) - 1)
@@ -111,10 +109,8 @@ def samples_to_reach(pass_K: FloatArray, target_T: FloatArray) -> FloatArray:
 
 def efficiency_curve(ours_PK: FloatArray, theirs_PK: FloatArray, ks: Sequence[int], counts_BP: FloatArray | None) -> Curve | None:
     """Return K / k at each K of `ks`, where our mean pass@k reaches their mean pass@K with k samples; 0 where it never
-    does.
-
-    This is the paper's sample efficiency (arXiv:2510.11686): "pass@80 matches pass@256" is 3.2. Values of K at which
-    they solve nothing are left out; return None where that is all of them."""
+    does. This is the paper's sample efficiency (arXiv:2510.11686): "pass@80 matches pass@256" is 3.2. Values of K at
+    which they solve nothing are left out; return None where that is all of them."""
     num = len(ours_PK)
     theirs_K = theirs_PK.mean(axis=0)
     useful = [k for k in ks if theirs_K[k - 1] > 0]

@@ -21,12 +21,10 @@ from jobs.evaluation_config import MAX_RESPONSES
 
 def majority_curve(answers: Sequence[str | None], correct_N: NDArray[np.bool_], max_k: int) -> FloatArray:
     """Return (max_k,): maj@k for k = 1 … `max_k`, the expected correctness of the majority answer of k responses that
-    are drawn without replacement.
-
-    Every response that states an answer votes for it. A tie is broken at random, with equal chances. Without any vote
-    the result is wrong. An answer is as correct as the share of its responses that were judged correct, normally 0 or
-    1. Where k exceeds n, all n responses vote. The result is exact: with n_b responses for answer b and n_0 without
-    any answer,
+    are drawn without replacement. Every response that states an answer votes for it. A tie is broken at random, with
+    equal chances. Without any vote the result is wrong. An answer is as correct as the share of its responses that were
+    judged correct, normally 0 or 1. Where k exceeds n, all n responses vote. The result is exact: with n_b responses
+    for answer b and n_0 without any answer,
 
         P(a wins) = 1 / C(n, k) Σ_j C(n_a, j) [x^(k−j)] ∫_0^1 (1 + x)^n_0 Π_{b≠a} R_b(x, y) dy,
         R_b(x, y) = Σ_{i<j} C(n_b, i) x^i + y C(n_b, j) x^j,

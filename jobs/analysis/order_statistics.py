@@ -8,10 +8,8 @@ choice.
 Random choice needs no sampling: its pass@k and its verifications are exact expectations from n and c. Which prompts
 were asked is what varies, so every interval is a percentile bootstrap over prompts. Every order and random choice share
 the same resamples, so that differences and ratios are paired. k is a budget: a prompt with fewer candidates is verified
-whole.
-
-Legend: P prompts, S of them solvable (with a correct candidate), N candidates of a prompt, K values of k, M = 1 … most
-candidates of a prompt, B resamples."""
+whole. Legend: P prompts, S of them solvable (with a correct candidate), N candidates of a prompt, K values of k, M = 1
+… most candidates of a prompt, B resamples."""
 
 from __future__ import annotations
 
@@ -123,9 +121,8 @@ def judge(problems: Sequence[JudgedCandidates]) -> Outcomes:
 
 
 def _first_correct(candidates: JudgedCandidates, order: str) -> float:
-    """Return the place of the first correct candidate, from 1.
-
-    Return inf where one that was not verified stands before it, and so could be the first."""
+    """Return the place of the first correct candidate, from 1. Return inf where one that was not verified stands before
+    it, and so could be the first."""
     correct_ranks = candidates.ranks[order][candidates.correct_N]
     first = correct_ranks.min() + 1.0 if len(correct_ranks) else np.inf
     unknown_ranks = candidates.ranks[order][~candidates.verified_N]
@@ -161,25 +158,21 @@ def pass_at_k_of_order(first_correct_P: FloatArray, ks: Sequence[int]) -> FloatA
 
 def random_first_correct(num_candidates_P: IntArray, num_correct_P: IntArray) -> FloatArray:
     """Return (P,): the expected draws without replacement until the first correct one, (n + 1) / (c + 1) for c > 0, or
-    inf.
-
-    The c correct ones cut the n − c others into c + 1 gaps of equal expected size: (n − c) / (c + 1) + 1. This is the
-    mean of the negative hypergeometric distribution."""
+    inf. The c correct ones cut the n − c others into c + 1 gaps of equal expected size: (n − c) / (c + 1) + 1. This is
+    the mean of the negative hypergeometric distribution."""
     return np.where(num_correct_P > 0, (num_candidates_P + 1.0) / (num_correct_P + 1.0), np.inf)
 
 
 def verifications_to_reach(miss_0M: FloatArray, target: FloatArray) -> FloatArray:
     """Return the verifications, linear between whole numbers, after which a miss rate has fallen to `target`, or inf.
-
     `miss_0M` is the miss rate after 0, 1, 2 … verifications: 1 at first, then strictly falling until 0 or its end."""
     num = 1 + (int(np.argmax(miss_0M <= 0)) if (miss_0M <= 0).any() else len(miss_0M) - 1)
     return np.interp(target, miss_0M[:num][::-1], np.arange(num, dtype=np.float64)[::-1], left=np.inf)
 
 
 def efficiency_of_means(random_S: FloatArray, order_S: FloatArray, counts_BS: FloatArray | None) -> Estimate:
-    """Return the mean verifications to the first correct answer of random choice, divided by those of the order.
-
-    Both means are over solvable prompts; 2 means half as many verifications."""
+    """Return the mean verifications to the first correct answer of random choice, divided by those of the order. Both
+    means are over solvable prompts; 2 means half as many verifications."""
     samples_B = None if counts_BS is None else (counts_BS @ random_S) / (counts_BS @ order_S)
     return estimate(float(random_S.mean() / order_S.mean()), samples_B)
 
@@ -194,7 +187,6 @@ def mean_miss_curves(random_miss_SM: FloatArray, counts_BS: FloatArray | None) -
 
 def efficiency_at_k(random_miss_R0M: FloatArray, first_correct_S: FloatArray, ks: Sequence[int], counts_BS: FloatArray | None) -> Curve:
     """Return k_random(p) / k at each k, where p is the order's pass@k and random choice reaches p after k_random(p).
-
     Both are means over prompts; that of random choice (`mean_miss_curves`) is exact, and interpolated between whole k.
     Unsolvable prompts scale p and the random curve alike and are left out. The curve ends where the order has solved
     all solvable prompts: further verifications find nothing, and dividing by them would say nothing about the order.
@@ -239,13 +231,11 @@ def novelty_worse_than_random(
     outcomes: Outcomes, *, order: str = "repexp", ks: Sequence[int] | None = None, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> str | None:
     """Return one sentence where `order` finds correct answers significantly less often than random choice at some k of
-    `ks`, else None.
-
-    Two things must hold at that k. The interval of the paired difference ends below 0, and `chance_of_as_bad`, which
-    allows for all k that are tried, is at most 2.5 %. The intervals alone would give a false warning for one table in
-    ten at 60 prompts, and for one in four at 10: resamples of few prompts cannot show a success that happened not to
-    occur. With both it is one in fifty. Return None for fewer than two prompts, without the order, and where random
-    choice is unknown."""
+    `ks`, else None. Two things must hold at that k. The interval of the paired difference ends below 0, and
+    `chance_of_as_bad`, which allows for all k that are tried, is at most 2.5 %. The intervals alone would give a false
+    warning for one table in ten at 60 prompts, and for one in four at 10: resamples of few prompts cannot show a
+    success that happened not to occur. With both it is one in fifty. Return None for fewer than two prompts, without
+    the order, and where random choice is unknown."""
     listed = listed_ks(outcomes.max_k, ks)
     random_PK = _random_pass_at_k(outcomes, listed)
     counts_BP = resample_counts(outcomes.num_prompts, num_resamples, seed)
@@ -270,11 +260,10 @@ def novelty_worse_than_random(
 
 def chance_of_as_bad(order_PK: FloatArray, random_PK: FloatArray, *, num_resamples: int, seed: int) -> FloatArray:
     """Return (K,): the chance that a random order of the same candidates does as badly, at any of the K values of k, as
-    the order does at this one.
-
-    This is a randomisation test, exact for any number of prompts. How badly an order does is measured by z_k = Σ_p
-    (order − random) / sqrt(Σ_p random (1 − random)), with the variance of random orders. The chance is the share of B
-    drawn orders, this one included, whose smallest z is at most z_k. It is 1 where random choice is certain."""
+    the order does at this one. This is a randomisation test, exact for any number of prompts. How badly an order does
+    is measured by z_k = Σ_p (order − random) / sqrt(Σ_p random (1 − random)), with the variance of random orders. The
+    chance is the share of B drawn orders, this one included, whose smallest z is at most z_k. It is 1 where random
+    choice is certain."""
     uniform_BP = np.random.default_rng(seed).random((num_resamples, len(random_PK)))
     smallest_B = np.full(num_resamples, np.inf)
     z_K = np.full(random_PK.shape[1], np.inf)

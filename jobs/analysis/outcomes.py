@@ -4,9 +4,8 @@
 
 A response that could not be scored (verdict timeout or error) is neither right nor wrong: it is left out of n and of
 every vote, and counted. Where a problem has fewer than k scored responses, its values at k are those at n, a lower
-bound of pass@k; a problem without any has no values (NaN). Lengths and log-probs are those of all responses.
-
-Legend: P problems, K = 1 … max_k, N responses to a problem."""
+bound of pass@k; a problem without any has no values (NaN). Lengths and log-probs are those of all responses. Legend: P
+problems, K = 1 … max_k, N responses to a problem."""
 
 from __future__ import annotations
 
@@ -98,10 +97,9 @@ class _Row:
 
 
 def problem_outcomes(problems: Iterable[Candidates], *, max_k: int) -> ProblemOutcomes:
-    """Return the outcomes of `problems`, which may be an iterator: one problem lies in memory at a time.
-
-    Raises ValueError without problems, for responses without a verdict, and for more responses than
-    `jobs.analysis.majority` takes."""
+    """Return the outcomes of `problems`, which may be an iterator: one problem lies in memory at a time. Raises
+    ValueError without problems, for responses without a verdict, and for more responses than `jobs.analysis.majority`
+    takes."""
     rows, verdicts = [], Counter[str]()
     for candidates in problems:
         rows.append(_row(candidates, max_k))

@@ -1,7 +1,5 @@
 """What an order picks first, as far as it is known without a verifier: lengths, likelihood, different answers, and how
-similar the picks are.
-
-Random choice is exact here too. Legend: N candidates of one prompt, D feature size, M picks."""
+similar the picks are. Random choice is exact here too. Legend: N candidates of one prompt, D feature size, M picks."""
 
 from __future__ import annotations
 
@@ -57,9 +55,8 @@ def mean_of_known(values: Sequence[float | None] | FloatArray) -> float | None:
 
 
 def unit_features(candidates: Candidates) -> FloatArray | None:
-    """Return (N, D): features less their mean, at unit length, or None without features.
-
-    A candidate without a feature, or at the mean itself, has 0."""
+    """Return (N, D): features less their mean, at unit length, or None without features. A candidate without a feature,
+    or at the mean itself, has 0."""
     if candidates.features_ND is None:
         return None
     features_ND = candidates.features_ND.astype(np.float64)

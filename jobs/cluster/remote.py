@@ -219,9 +219,8 @@ class Cluster:
             self._client.stop_job(job.id)
 
     def read_status(self, job: Job) -> RunStatus | None:
-        """Return the run's status, or None while it has none.
-
-        This needs no package, because the cluster may have removed that of an ended job."""
+        """Return the run's status, or None while it has none. This needs no package, because the cluster may have
+        removed that of an ended job."""
         answer = self._run_helper(job.run, f"cat {shell_path(job.storage, job.run, STATUS)}")
         if answer.exit_code != 0:
             return None

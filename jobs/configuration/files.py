@@ -2,9 +2,8 @@
 
     config = load(RunConfig, "configs/quickstart.toml", overrides=["learner.lr=1e-5"])
 
-Every problem is a UserError with one line that a person can act on. The module knows no key by name; the models are
-in `jobs.config`, `jobs.explore_config` and `jobs.evaluation_config`. A field that is a model is a section of the file.
-"""
+Every problem is a UserError with one line that a person can act on. The module knows no key by name; the models are in
+`jobs.config`, `jobs.explore_config` and `jobs.evaluation_config`. A field that is a model is a section of the file."""
 
 from __future__ import annotations
 
@@ -72,11 +71,10 @@ def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_keys(saved: dict[str, Any], config: BaseModel, changeable: Sequence[str]) -> list[str]:
-    """Return the dotted keys in which `config` differs from the saved one, each with both values.
-
-    Keys and sections in `changeable` are left out. A key that the saved configuration lacks did not exist when it was
-    written, so it had what is its default now. A key of a mixture's part may change where the same key of the task
-    may, and has the same default."""
+    """Return the dotted keys in which `config` differs from the saved one, each with both values. Keys and sections in
+    `changeable` are left out. A key that the saved configuration lacks did not exist when it was written, so it had
+    what is its default now. A key of a mixture's part may change where the same key of the task may, and has the same
+    default."""
     defaults = _flatten(type(config)().model_dump(mode="json"))
     old, new = defaults | _flatten(saved), _flatten(config.model_dump(mode="json"))
     of_task = {key: _PART.sub("task.", key) for key in sorted(old.keys() | new.keys())}
@@ -114,9 +112,8 @@ def labelled_section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def suggestion(prefix: str, key: str, model: type[BaseModel], root: type[BaseModel]) -> str:
-    """Return the end of a message about the unknown `key` of `model`, whose dotted keys begin with `prefix`.
-
-    It names the nearest key of the same section, else a key of that name anywhere, else what the section has."""
+    """Return the end of a message about the unknown `key` of `model`, whose dotted keys begin with `prefix`. It names
+    the nearest key of the same section, else a key of that name anywhere, else what the section has."""
     near = difflib.get_close_matches(key, model.model_fields, n=1)
     if near:
         return f"; did you mean '{prefix}{near[0]}'?"

@@ -162,9 +162,8 @@ class EventLog:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """Yield the events in order, without a last line that is half-written because its writer was killed.
-
-    Raises FileNotFoundError without a log, and ValueError with the number of a damaged line."""
+    """Yield the events in order, without a last line that is half-written because its writer was killed. Raises
+    FileNotFoundError without a log, and ValueError with the number of a damaged line."""
     for part in parts(path) or [path]:
         with open(part, "rb") as file:
             for number, line in enumerate(file, start=1):
@@ -178,9 +177,7 @@ def read_events(path: Path) -> Iterator[Event]:
 
 def batches(events: Iterable[Event]) -> dict[int, list[int]]:
     """Return group ids by step, in the order in which they were trained on. Of a step that was begun several times, the
-    last time counts.
-
-    Raises ValueError for a batch without group ids."""
+    last time counts. Raises ValueError for a batch without group ids."""
     by_step: dict[int, list[int]] = {}
     for event in events:
         if event.kind is EventKind.RESUMED:

@@ -1,7 +1,5 @@
 """The one place that writes metrics: `metrics.jsonl` (a line for each step), `eval.jsonl` (a line for each evaluation)
-and the trackers of the run.
-
-Names are defined in docs/metrics.md."""
+and the trackers of the run. Names are defined in docs/metrics.md."""
 
 from __future__ import annotations
 

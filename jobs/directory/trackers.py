@@ -48,18 +48,15 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """One place that metrics go to.
-
-    A class is made with its options before anything starts, so its constructor must be cheap and start nothing."""
+    """One place that metrics go to. A class is made with its options before anything starts, so its constructor must be
+    cheap and start nothing."""
 
     def start(self, info: RunInfo) -> None:
         """Begin a run, or go back to `info.resume_step` of a run that was interrupted."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of `step`; this must not wait for a network.
-
-        Evaluations come here too. Their metrics are named `eval/…`, and their step may be before that of the last call.
-        """
+        """Take the metrics of `step`; this must not wait for a network. Evaluations come here too. Their metrics are
+        named `eval/…`, and their step may be before that of the last call."""
 
     def close(self) -> None:
         """End: everything that was written must be safe when this returns."""

@@ -1,6 +1,5 @@
-"""Looking at this machine and its software: what `jobs.machine.checks` judges.
-
-torch and vLLM are imported only inside the functions that try them."""
+"""Looking at this machine and its software: what `jobs.machine.checks` judges. torch and vLLM are imported only inside
+the functions that try them."""
 
 from __future__ import annotations
 

@@ -69,9 +69,8 @@ class Trained:
 
 
 def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int:
-    """Run `python -m jobs.train CONFIG --replay-from SOURCE` and return its exit code.
-
-    Raises one of `jobs.configuration.user_error.REFUSALS` where it is refused."""
+    """Run `python -m jobs.train CONFIG --replay-from SOURCE` and return its exit code. Raises one of
+    `jobs.configuration.user_error.REFUSALS` where it is refused."""
     name = Path(config.run_dir).name
     with RunConsole(f"repexp {name}, rollouts of {source}", config.steps) as console, ExitStack() as opened:
         judge = None
@@ -92,10 +91,8 @@ def replay_from(
     config: RunConfig, source: Path, *, judge: JudgeGroup | None = None, report: ReportStep = no_report, warn: Callable[[str], None] = print
 ) -> Trained:
     """Train `config.steps` steps (fewer, if there are not enough groups) into `config.run_dir`. With `judge` the
-    rewards are given again.
-
-    Raises UserError where the two are one directory or the rows do not fit the configuration, ModelError for its model,
-    VerifierFailure where too many responses could not be scored."""
+    rewards are given again. Raises UserError where the two are one directory or the rows do not fit the configuration,
+    ModelError for its model, VerifierFailure where too many responses could not be scored."""
     require_other_directory(source, config)
     rescorer = Rescorer(config, judge) if judge is not None else None
     rows = SavedRows(config, source, rescore=judge is not None)

@@ -49,9 +49,8 @@ class SavedRows:
     """Reads one file after the other, each once."""
 
     def __init__(self, config: RunConfig, source: Path, *, rescore: bool = False) -> None:
-        """With `rescore`, rewards are given again, so that plain rows need what a verifier needs instead.
-
-        Raises UserError where there is nothing to read."""
+        """With `rescore`, rewards are given again, so that plain rows need what a verifier needs instead. Raises
+        UserError where there is nothing to read."""
         self._config = config
         self._source = source
         self._rewarded_by = VERIFIED if rescore else REWARDED

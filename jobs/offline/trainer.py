@@ -7,7 +7,6 @@
 
 Bonuses are computed and the policy is trained by the code of a run and with its arithmetic. The same batches, from the
 same initial model and with the same configuration, give the same policy, optimiser and exploration memory, bit for bit.
-
 RUN_DIR gets metrics.jsonl, what the trackers write, rollouts/, events.jsonl, the policy, and `state/`: learner and
 bonus as a checkpoint keeps them."""
 
@@ -103,9 +102,8 @@ class OfflineRun:
         self._opened.close()
 
     def train(self, recorded: pa.RecordBatch) -> None:
-        """Train the next step on a batch as it was saved, which holds whole groups.
-
-        Raises UserError where the batch would be trained on uncorrected, which the configuration does not accept."""
+        """Train the next step on a batch as it was saved, which holds whole groups. Raises UserError where the batch
+        would be trained on uncorrected, which the configuration does not accept."""
         version = self.learner.version
         step, ids = version + 1, list(dict.fromkeys(group_ids(recorded).tolist()))
         batch, bonus_metrics = none_newer(undecided(recorded), version), dict[str, float]()
@@ -192,9 +190,8 @@ def undecided(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def none_newer(batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
-    """Return `batch` with tokens of versions after `version` counted as tokens of `version`.
-
-    Versions are those of the run that sampled. In batches of another size its steps come sooner than here."""
+    """Return `batch` with tokens of versions after `version` counted as tokens of `version`. Versions are those of the
+    run that sampled. In batches of another size its steps come sooner than here."""
     at = batch.schema.get_field_index("version_values")
     values, offsets = list_column_arrays(batch, "version_values")
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.minimum(values, version)))

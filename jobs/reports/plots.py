@@ -1,6 +1,5 @@
-"""What all figures share: curves with bands over k on a doubling axis.
-
-A figure can be read in grey: its lines differ in style and marker too."""
+"""What all figures share: curves with bands over k on a doubling axis. A figure can be read in grey: its lines differ
+in style and marker too."""
 
 from __future__ import annotations
 

@@ -72,9 +72,8 @@ class Report:
         return asdict(self)
 
     def write(self, directory: Path, figures: Mapping[str, Drawing | None]) -> None:
-        """Write every file of the report into `directory`, each whole or not at all.
-
-        A figure that is None does not apply; files of an earlier report are then removed."""
+        """Write every file of the report into `directory`, each whole or not at all. A figure that is None does not
+        apply; files of an earlier report are then removed."""
         directory.mkdir(parents=True, exist_ok=True)
         for name, drawing in figures.items():
             _write_figure(directory / name, drawing)

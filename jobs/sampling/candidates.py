@@ -154,9 +154,7 @@ class CandidateStore:
 
     def compact(self, order: Sequence[CandidateKey]) -> None:
         """Write all candidates into one file, in the order of `order`, one row group for each key, and remove the
-        parts.
-
-        The candidates of one key lie in memory at a time. Raises UserError where there are none at all."""
+        parts. The candidates of one key lie in memory at a time. Raises UserError where there are none at all."""
         parts = self._parts_by_key()
         if not parts and self.file.is_file():
             return

@@ -46,9 +46,8 @@ REPORT_COLUMNS = (
 
 
 def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
-    """Run the job and return its exit code.
-
-    Raises one of `jobs.configuration.user_error.REFUSALS` where the job is refused; nothing is touched then."""
+    """Run the job and return its exit code. Raises one of `jobs.configuration.user_error.REFUSALS` where the job is
+    refused; nothing is touched then."""
     task = _task(config)
     problems = problems_of(task, config.split, config.problems)
     everything = [*models, *([base] if base else [])]
@@ -69,9 +68,8 @@ def _task(config: EvaluateConfig) -> Task:
 
 
 def read_responses(store: CandidateStore, label: str, problem_ids: Collection[str] | None = None) -> Iterator[Candidates]:
-    """Yield the responses of the model `label`, one problem at a time: of all problems, or of those named.
-
-    With its store given, this is what a report reads (`jobs.reports.evaluate.report.ReadResponses`)."""
+    """Yield the responses of the model `label`, one problem at a time: of all problems, or of those named. With its
+    store given, this is what a report reads (`jobs.reports.evaluate.report.ReadResponses`)."""
 
     def is_wanted(key: CandidateKey) -> bool:
         return key[0] == label and (problem_ids is None or key[1] in problem_ids)

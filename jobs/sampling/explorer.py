@@ -65,9 +65,7 @@ class Explorer:
 
     async def finish(self, problem: Problem, candidates: pa.Table) -> pa.Table:
         """Return `candidates` with final answers, ranks in every order, and the verdicts that the configuration asks
-        for.
-
-        Verdicts that they have are kept."""
+        for. Verdicts that they have are kept."""
         ranked = await asyncio.to_thread(rank_candidates, self._judge.answered(problem, candidates), self._config)
         return await self._judge.judged(problem, ranked, self._rows_to_verify(ranked))
 

@@ -1,6 +1,5 @@
-"""What all jobs share that sample for a list of problems: the problems, the progress, and how a job ends.
-
-return run_to_end(lambda: asyncio.run(interruptibly(session.run())), console, directory, num_done)"""
+"""What all jobs share that sample for a list of problems: the problems, the progress, and how a job ends. return
+run_to_end(lambda: asyncio.run(interruptibly(session.run())), console, directory, num_done)"""
 
 from __future__ import annotations
 
@@ -40,10 +39,8 @@ class Stopped(Exception):
 
 
 def problems_of(task: Task, split: str, num: int) -> list[Problem]:
-    """Return the first `num` problems of a split, or all of them for 0.
-
-    Raises UserError for a split without problems and for all problems of an endless split; TaskError where the task
-    cannot read them."""
+    """Return the first `num` problems of a split, or all of them for 0. Raises UserError for a split without problems
+    and for all problems of an endless split; TaskError where the task cannot read them."""
     if num == 0 and is_endless(task):
         raise UserError(f"problems = 0 asks for the whole split '{split}', but task {task.name} has no end: give --problems N")
     problems = list(itertools.islice(task.problems(split), num or None))
@@ -84,9 +81,8 @@ def run_to_end(work: Callable[[], None], console: Console, directory: Path, num_
 
 
 async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what `work` returns.
-
-    The first SIGINT or SIGTERM gives up what is in flight and raises Stopped; a second one ends the process."""
+    """Return what `work` returns. The first SIGINT or SIGTERM gives up what is in flight and raises Stopped; a second
+    one ends the process."""
     task = asyncio.ensure_future(work)
     got: list[int] = []
     loop = asyncio.get_running_loop()

@@ -1,6 +1,5 @@
-"""The ranks of a problem's candidates in every order of `bonus.orders`, from the columns of the table.
-
-Axes: N candidates, V of them with a feature, H hidden size, D projected size."""
+"""The ranks of a problem's candidates in every order of `bonus.orders`, from the columns of the table. Axes: N
+candidates, V of them with a feature, H hidden size, D projected size."""
 
 from __future__ import annotations
 
@@ -19,9 +18,8 @@ from jobs.sampling.candidates import with_columns
 
 
 def rank_candidates(candidates: pa.Table, config: ExploreConfig) -> pa.Table:
-    """Return `candidates` with a column rank_<order> (0: verified first) for every order.
-
-    The orders repexp and quality also get a column score_<order>: the novelty of each candidate when it was picked."""
+    """Return `candidates` with a column rank_<order> (0: verified first) for every order. The orders repexp and quality
+    also get a column score_<order>: the novelty of each candidate when it was picked."""
     pool = pool_of(candidates, dim=config.selection.dim, seed=config.seed)
     selection = config.selection.model_copy(update={"dim": pool.features_ND.shape[1]})
     columns: dict[str, Any] = {f"rank_{name}": _ranks(order_pool(name, pool, selection)).numpy() for name in ORDERS}

@@ -111,9 +111,8 @@ class SamplingPipeline:
 
 
 class Judge:
-    """Gives candidates their final answers, by the task, and their verdicts, by the verifier pool.
-
-    It ends the job where too many responses cannot be scored.
+    """Gives candidates their final answers, by the task, and their verdicts, by the verifier pool. It ends the job
+    where too many responses cannot be scored.
 
         judge = Judge(task, verifier, config, timeout_s=900)
         candidates = judge.answered(problem, candidates)
@@ -132,9 +131,8 @@ class Judge:
         return with_columns(candidates, {"final_answer": answers})
 
     async def judged(self, problem: Problem, candidates: pa.Table, rows: Sequence[int]) -> pa.Table:
-        """Return `candidates` with verdicts on `rows`, and with the verdicts that they had.
-
-        Raises VerifierFailure where too many could not be scored."""
+        """Return `candidates` with verdicts on `rows`, and with the verdicts that they had. Raises VerifierFailure
+        where too many could not be scored."""
         known = known_verdicts(candidates)
         wanted = [row for row in rows if row not in known]
         if self._verifier is None or not wanted:

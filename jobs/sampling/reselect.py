@@ -1,6 +1,5 @@
-"""Order and judge candidates that were sampled before, with other settings.
-
-This takes no engine, and no encoder unless the new settings ask for other features."""
+"""Order and judge candidates that were sampled before, with other settings. This takes no engine, and no encoder unless
+the new settings ask for other features."""
 
 from __future__ import annotations
 
@@ -37,9 +36,7 @@ async def reselect(
     done: Callable[[pa.Table], None],
 ) -> None:
     """Give the candidates of every problem new ranks, the verdicts they lack and, where there is an encoder, new
-    features.
-
-    `tables` holds one table for each problem; `done` takes the result."""
+    features. `tables` holds one table for each problem; `done` takes the result."""
     for number, candidates in enumerate(tables):
         problem = problem_of(candidates)
         if encoder is not None:

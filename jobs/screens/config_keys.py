@@ -63,10 +63,9 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One table of the file with its keys. `name` is its dotted name, empty for the keys above all tables.
-
-    A section whose model was met before lists no keys: `same_as` names the other section, and `changed` has the
-    defaults that differ from that one's."""
+    """One table of the file with its keys. `name` is its dotted name, empty for the keys above all tables. A section
+    whose model was met before lists no keys: `same_as` names the other section, and `changed` has the defaults that
+    differ from that one's."""
 
     name: str
     text: str
@@ -76,9 +75,8 @@ class Section:
 
 
 def sections(root: type[BaseModel], met: _Met | None = None) -> list[Section]:
-    """Return the sections of a configuration in the order of its fields.
-
-    `met` has the sections of other configurations, to which those of the same models refer; it is added to."""
+    """Return the sections of a configuration in the order of its fields. `met` has the sections of other
+    configurations, to which those of the same models refer; it is added to."""
     return list(_sections(root, root(), "", root.__doc__, {} if met is None else met))
 
 

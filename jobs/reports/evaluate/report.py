@@ -104,10 +104,9 @@ def write_report(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> EvaluateReport:
-    """Write the report on the models `labels` into `directory`.
-
-    `max_k` is the largest number of responses to a problem, `ks` are the k of the tables (empty: 1, 2, 4, … and
-    `max_k`), `num_resamples` and `seed` are those of the bootstrap. Raises ValueError as `problem_outcomes`."""
+    """Write the report on the models `labels` into `directory`. `max_k` is the largest number of responses to a
+    problem, `ks` are the k of the tables (empty: 1, 2, 4, … and `max_k`), `num_resamples` and `seed` are those of the
+    bootstrap. Raises ValueError as `problem_outcomes`."""
     outcomes = {label: problem_outcomes(read(label), max_k=max_k) for label in labels}
     models = {label: evaluate_outcomes(one, ks=ks, num_resamples=num_resamples, seed=seed) for label, one in outcomes.items()}
     comparisons = tuple(_comparisons(outcomes, ks, num_resamples, seed))

@@ -57,11 +57,9 @@ class ExploreExample:
 
 def choose_examples(problems: Sequence[Candidates], outcomes: Outcomes | None, order: str) -> tuple[ExploreExample, ...]:
     """Return the three prompts where `order` needs the smallest share of random choice's verifications, then the three
-    where it needs the largest.
-
-    Ties go to the prompt that comes first. Where there are none of either kind, or where that is unknown (`outcomes`
-    is None, or some candidates have no verdict), the first three prompts are returned. `outcomes` are those of
-    `problems`, in the same order."""
+    where it needs the largest. Ties go to the prompt that comes first. Where there are none of either kind, or where
+    that is unknown (`outcomes` is None, or some candidates have no verdict), the first three prompts are returned.
+    `outcomes` are those of `problems`, in the same order."""
     helped_and_hurt = () if outcomes is None or outcomes.num_correct_P is None else _helped_and_hurt(problems, outcomes, order)
     return helped_and_hurt or tuple(_example(candidates, order, FIRST, None, None) for candidates in problems[:EXAMPLES_OF_A_KIND])
 

@@ -42,9 +42,8 @@ def style_of(order: str) -> Style:
 
 
 def pass_at_k_figure(statistics: ExploreStatistics) -> Drawing | None:
-    """Draw pass@k against k for every order, with bands for novelty, quality and random choice.
-
-    Return None where every prompt has one candidate only."""
+    """Draw pass@k against k for every order, with bands for novelty, quality and random choice. Return None where every
+    prompt has one candidate only."""
     curves = {name: order.pass_at_k for name, order in statistics.orders.items() if order.pass_at_k is not None}
     curves |= {RANDOM: statistics.random_pass_at_k} if statistics.random_pass_at_k is not None else {}
     if not curves or max(curve.ks[-1] for curve in curves.values()) < 2:
@@ -82,9 +81,8 @@ def pass_at_k_figure(statistics: ExploreStatistics) -> Drawing | None:
 
 
 def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
-    """Draw verifications to the first correct answer, of an order against what random choice is expected to need.
-
-    A point is a solvable prompt. Return None without one."""
+    """Draw verifications to the first correct answer, of an order against what random choice is expected to need. A
+    point is a solvable prompt. Return None without one."""
     names = [name for name in FEATURED if name in outcomes.first_correct]
     if outcomes.num_correct_P is None or not names or not outcomes.solvable_P.any():
         return None
@@ -101,9 +99,8 @@ def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
 
 
 def efficiency_figure(statistics: ExploreStatistics) -> Drawing | None:
-    """Draw the verifications that random choice needs for the same pass@k, over k, for novelty and for quality.
-
-    Return None where that is unknown."""
+    """Draw the verifications that random choice needs for the same pass@k, over k, for novelty and for quality. Return
+    None where that is unknown."""
     found = {name: statistics.orders[name].efficiency_at_k for name in FEATURED if name in statistics.orders}
     curves = {name: curve for name, curve in found.items() if curve is not None}
     if not curves or max(curve.ks[-1] for curve in curves.values()) < 2:

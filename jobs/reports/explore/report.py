@@ -96,10 +96,9 @@ def order_table(statistics: ExploreStatistics, ks: Sequence[int], name_of: Calla
 
 
 def write_report(table: pa.Table, settings: Mapping[str, Any], directory: Path, *, seed: int = 0) -> ExploreReport:
-    """Write the report on `table` into `directory`.
-
-    The page shows `settings`; their `select`, if any, are the k of the tables. `seed` is that of the bootstrap. Raises
-    ValueError where the table is empty or lacks what `candidates_by_problem` needs."""
+    """Write the report on `table` into `directory`. The page shows `settings`; their `select`, if any, are the k of the
+    tables. `seed` is that of the bootstrap. Raises ValueError where the table is empty or lacks what
+    `candidates_by_problem` needs."""
     problems = candidates_by_problem(table)
     if not problems:
         raise ValueError("the pools table is empty: there is nothing to report on")
@@ -137,9 +136,8 @@ def _report(
 
 
 def _outcomes(problems: Sequence[Candidates]) -> tuple[Outcomes | None, list[Candidates]]:
-    """Return the problems that have verdicts and their outcomes.
-
-    Where all verdicts are known, random choice is exact and the random order that was drawn is left out."""
+    """Return the problems that have verdicts and their outcomes. Where all verdicts are known, random choice is exact
+    and the random order that was drawn is left out."""
     judged = [candidates for candidates in problems if candidates.verified_N.any()]
     if not judged:
         return None, []
