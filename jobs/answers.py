@@ -20,8 +20,7 @@ COLUMNS = ("step", "reward", "bonus", "advantage", "question", "response_text", 
 
 
 def select_answers(rows: pa.Table, *, sort_by: str, worst: bool, limit: int) -> pa.Table:
-    """Return the first `limit` rows that were trained on, sorted by `sort_by`: largest first, or smallest for
-    `worst`."""
+    """Return the first `limit` rows trained on, sorted by `sort_by`: largest first, or smallest for `worst`."""
     trained = rows.filter(pc.equal(rows["outcome"], "trained"))
     order = "ascending" if worst else "descending"
     return trained.sort_by([(sort_by, order), ("step", "descending")]).slice(0, limit)

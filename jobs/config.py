@@ -293,8 +293,7 @@ class RunConfig(BaseModel):
 
     @property
     def isolates_groups(self) -> bool:
-        """Whether a worker samples one group at a time, so that a group depends on nothing else in the engine. Some
-        engines compute every response by itself anyway."""
+        """Whether a worker samples one group at a time, for engines whose responses depend on what else they hold."""
         return self.deterministic and facts_of(self.rollout).repeats is not Repeats.ALWAYS
 
 

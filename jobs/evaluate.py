@@ -82,10 +82,9 @@ def values_of(options: argparse.Namespace) -> dict[str, Any]:
 def resolve(
     values: dict[str, Any], *, source: str, data: str | None = None
 ) -> tuple[EvaluateConfig, list[EvaluatedModel], EvaluatedModel | None]:
-    """Return the configuration and the models it names. What it does not say of task, sampling, rollout and verifier, a
-    run among the models says. `data` is the path of the task, whichever task that is. Raises UserError and ModelError
-    for values that do not fit together, a model that does not exist, and runs that differ where the configuration
-    leaves them the choice."""
+    """Return the configuration and the models it names. A run among them gives what it does not say of task, sampling,
+    rollout and verifier. `data` is the path of whichever task. Raises UserError and ModelError for values that do not
+    fit together, a model that does not exist, and runs that differ in what is left to them."""
     from jobs.sampling.evaluated_models import find_model, find_models
 
     models = find_models(validated(EvaluateConfig, values, source=source).models)

@@ -94,8 +94,7 @@ def make_plan(config: RunConfig) -> RunPlan:
 
 
 def _remark(config: RunConfig) -> str | None:
-    """Return a warning where two responses do not fit behind one long prompt. The prompt is then computed again for
-    each response, which costs more than the responses."""
+    """Warn where two responses do not fit behind one long prompt: it is computed for each of them, which costs more."""
     prompt, response, budget = config.sampling.max_prompt_tokens, config.sampling.max_response_tokens, config.learner.tokens_per_micro_batch
     if prompt < response or prompt + 2 * response <= budget:
         return None
@@ -106,8 +105,7 @@ def _remark(config: RunConfig) -> str | None:
 
 
 def _memory_gib(config: RunConfig) -> float | None:
-    """Return the memory of weights, float32 masters, gradients, AdamW moments, a reference, KV cache and processes.
-    Return None for a model that is not here yet."""
+    """Return the memory of weights, float32 masters, gradients, AdamW moments, a reference, KV cache and processes."""
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
@@ -210,8 +208,7 @@ def _checkpoint_gib(config: RunConfig, parameters: int) -> float:
 
 
 def _own_disk_gib(config: RunConfig, parameters: int) -> float:
-    """Return what the run directory always holds: a snapshot of the learner, one being written, and the final
-    policy."""
+    """Return what a run directory always holds: a snapshot of the learner, one being written, the final policy."""
     snapshots = 2 if config.checkpoint.learner_every and not config.learner.lora.enabled else 0
     policy = parameters * bytes_of(config.learner.dtype, config.learner.num_gpus) / 2**30
     return snapshots * _state_gib(config, parameters) + policy
@@ -235,8 +232,7 @@ def _num_parameters(model: str) -> int | None:
 
 
 def available_memory_gib() -> float:
-    """Return the memory that is available without swapping, in GiB. On a cluster (RAY_ADDRESS) it is infinite, because
-    the processes need not run here."""
+    """Return the GiB available without swapping, infinite on a cluster (RAY_ADDRESS): processes need not run here."""
     if os.environ.get("RAY_ADDRESS"):
         return math.inf
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:

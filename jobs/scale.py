@@ -52,8 +52,7 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def scale(directory: Path, wanted: Mapping[str, int]) -> str:
-    """Ask for other numbers of workers in the roles named, and return in words what was asked. Raises UserError for a
-    run that is not live, or has no encoders to scale."""
+    """Ask for other numbers of workers and return what was asked. Raises UserError for no live run, or no encoders."""
     status = require_live(directory, read_status(directory), "change what it starts with by --set rollout.workers=N")
     if "encoder" in wanted and status.desired.get("encoder") == 0:
         raise UserError(f"{directory} has no encoders: its bonus is off, or takes the policy's own features")
@@ -66,8 +65,7 @@ def scale(directory: Path, wanted: Mapping[str, int]) -> str:
 
 
 def require_live(directory: Path, status: RunStatus | None, otherwise: str) -> RunStatus:
-    """Return the status of a run that is live and reads what it is asked. Raises UserError for any other; `otherwise`
-    says what to do instead."""
+    """Return the status of a live run. Raises UserError for any other; `otherwise` says what to do instead."""
     if not is_alive(directory):
         said = f", its last word was {status.phase!r} at step {status.step}" if status else ""
         raise UserError(f"{directory} is not running{said}: {otherwise}")

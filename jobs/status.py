@@ -99,8 +99,7 @@ def looks(look: Callable[[], Look], sleep: Callable[[float], None], interval_s: 
 
 
 def show(looks: Iterator[Look], console: Console, *, as_json: bool, watch: bool) -> None:
-    """Show looks. On a terminal a watched run is one changing screen; elsewhere it is a line for every change of its
-    phase or step."""
+    """Show looks. A watched run is one changing screen on a terminal, elsewhere a line for each new phase or step."""
     if as_json:
         for look in looks:
             print(look.as_json(), flush=True)

@@ -41,8 +41,7 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def stop(directory: Path) -> str:
-    """Ask a run of this machine to stop, and return in words what follows. Raises UserError for one that is not
-    live."""
+    """Ask a run of this machine to stop, and say what follows. Raises UserError for one that is not live."""
     status = require_live(directory, read_status(directory), "there is nothing to stop")
     try:
         write_desired(directory, read_desired(directory).model_copy(update={"stop": True}))
@@ -64,8 +63,7 @@ def wait_ended(directory: Path, sleep: Callable[[float], None]) -> int:
 
 
 def stop_on(cluster: Cluster, run: str, *, wait: bool) -> int:
-    """Ask a run of a cluster to stop, and return the exit code. A run that does not listen yet gets SIGTERM through
-    Ray, which has the same effect."""
+    """Ask a run of a cluster to stop, by SIGTERM through Ray where it does not listen yet, and return the exit code."""
     job = cluster.live(run)
     answer = cluster.ask(job, "stop", []) if job.state == "RUNNING" else None
     if answer is not None and answer.exit_code == 0:

@@ -26,8 +26,7 @@ from jobs.follow import follow
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 STOP_WAIT_S = (60, 600)
-"""The least and the most seconds between SIGTERM and SIGKILL of a stopped job, which finishes a step and writes a
-checkpoint in that time."""
+"""The least and most seconds from SIGTERM to SIGKILL of a stopped job, which ends a step and writes a checkpoint."""
 OUTSIDE = "submitted"
 """The folder of the package that a configuration from outside the working directory is copied to."""
 
@@ -141,8 +140,8 @@ def prepare(
     commit: str,
     environment: Mapping[str, str],
 ) -> Submission:
-    """Return what to submit, given the jobs of the cluster (oldest first). Raises UserError where the run is live, or
-    is kept elsewhere."""
+    """Return what to submit, given the jobs, oldest first. Raises UserError for a run that is live or kept
+    elsewhere."""
     earlier = [job for job in jobs if job.run == run]
     for job in earlier:
         if job.is_live:
@@ -173,8 +172,7 @@ def prepare(
 
 
 def job_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the run's processes. The auth mode is always among them: without it, Ray decides by what
-    ran before."""
+    """Return the variables of the run's processes, always with RAY_AUTH_MODE: Ray else decides by what ran before."""
     least, most = STOP_WAIT_S
     variables = {
         "RAY_JOB_STOP_WAIT_TIME_S": str(int(min(most, max(least, config.wait_timeout_s)))),

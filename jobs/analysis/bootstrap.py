@@ -47,8 +47,7 @@ class Curve:
 
 
 def resample_counts(num: int, num_resamples: int, seed: int) -> FloatArray | None:
-    """Return (B, num): how often each of `num` prompts is in each resample. Return None for fewer than two prompts: a
-    single one has no spread."""
+    """Return (B, num): how often each resample holds each prompt; None for fewer than two, which have no spread."""
     if num < 2:
         return None
     return np.random.default_rng(seed).multinomial(num, np.full(num, 1.0 / num), size=num_resamples).astype(np.float64)

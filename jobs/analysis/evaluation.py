@@ -46,8 +46,7 @@ class ModelStatistics:
     entropy: Estimate | None
     """In nats for each token; None where no token was sampled."""
     base_logprob: Estimate | None
-    """Per token. This and the next two are None without a base model; the last is over problems with a correct
-    response."""
+    """Per token. None without a base model, like the next two; the last is over problems with a correct response."""
     base_loglikelihood: Estimate | None
     base_logprob_correct: Estimate | None
     verdicts: Mapping[str, int]

@@ -65,8 +65,7 @@ def _draws_won(own: int, rivals: tuple[int, ...], abstaining: int, depth: int) -
 
 
 def _times_rival(others_QD: FloatArray, ways_I: FloatArray, node_Q: FloatArray) -> FloatArray:
-    """Return the product with Σ_{i<j} C(n, i) x^i + y C(n, j) x^j, where j = len(ways_I) − 1, up to the last power of
-    `others_QD`."""
+    """Multiply by Σ_{i<j} C(n, i) x^i + y C(n, j) x^j, j = len(ways_I) − 1, up to the last power of `others_QD`."""
     ties = len(ways_I) - 1
     size = others_QD.shape[1]
     padded_QD = np.pad(others_QD, ((0, 0), (ties, 0)))

@@ -40,8 +40,7 @@ class JudgedCandidates:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcomes:
-    """What the verdicts say about every prompt. `num_correct_P` is None where some candidates were not verified: random
-    choice is then unknown."""
+    """What the verdicts say of every prompt. Without all of them `num_correct_P` is None: random choice is unknown."""
 
     num_candidates_P: IntArray
     num_correct_P: IntArray | None
@@ -71,8 +70,7 @@ class Outcomes:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderStatistics:
-    """What one order achieves. A number is None where too few verdicts are known, and from `first_correct` on where no
-    prompt is solvable."""
+    """What one order achieves. None: too few verdicts are known or, from `first_correct` on, no prompt is solvable."""
 
     pass_at_k: Curve | None
     difference: Curve | None
@@ -106,8 +104,7 @@ class ExploreStatistics:
 
 
 def judge(problems: Sequence[JudgedCandidates]) -> Outcomes:
-    """Return the outcomes of `problems`. Raises ValueError where there are none, or where they differ in their
-    orders."""
+    """Return the outcomes of `problems`. Raises ValueError where there are none, or where their orders differ."""
     if not problems or any(set(candidates.ranks) != set(problems[0].ranks) for candidates in problems):
         raise ValueError("statistics need at least one problem, and the same orders in all of them")
     complete = all(candidates.verified_N.all() for candidates in problems)
@@ -121,8 +118,7 @@ def judge(problems: Sequence[JudgedCandidates]) -> Outcomes:
 
 
 def _first_correct(candidates: JudgedCandidates, order: str) -> float:
-    """Return the place of the first correct candidate, from 1. Return inf where one that was not verified stands before
-    it, and so could be the first."""
+    """Return the place of the first correct candidate, from 1; inf where an unverified one stands before it."""
     correct_ranks = candidates.ranks[order][candidates.correct_N]
     first = correct_ranks.min() + 1.0 if len(correct_ranks) else np.inf
     unknown_ranks = candidates.ranks[order][~candidates.verified_N]
@@ -130,8 +126,7 @@ def _first_correct(candidates: JudgedCandidates, order: str) -> float:
 
 
 def _known_depth(candidates: JudgedCandidates, order: str) -> int:
-    """Return the largest k whose pass@k is known: every k once a correct candidate is found, or when all are
-    verified."""
+    """Return the largest k whose pass@k is known: every k once a correct one is found, or when all are verified."""
     unknown_ranks = candidates.ranks[order][~candidates.verified_N]
     known = not len(unknown_ranks) or np.isfinite(_first_correct(candidates, order))
     return int(np.iinfo(np.int64).max) if known else int(unknown_ranks.min())

@@ -50,8 +50,7 @@ class ProblemOutcomes:
     truncated_P: FloatArray
     """Share of responses that reached the limit."""
     entropy_P: FloatArray
-    """Σ −log p / number of tokens, over all tokens of all responses; p is the probability that a token was sampled
-    with."""
+    """Σ −log p / number of tokens, over all tokens of all responses; p is the probability of sampling a token."""
     base_logprob_P: FloatArray
     """Mean over responses of the mean log-prob of their tokens under the base model."""
     base_loglikelihood_P: FloatArray
@@ -97,9 +96,8 @@ class _Row:
 
 
 def problem_outcomes(problems: Iterable[Candidates], *, max_k: int) -> ProblemOutcomes:
-    """Return the outcomes of `problems`, which may be an iterator: one problem lies in memory at a time. Raises
-    ValueError without problems, for responses without a verdict, and for more responses than `jobs.analysis.majority`
-    takes."""
+    """Return the outcomes of `problems`; of an iterator, one problem lies in memory at a time. Raises ValueError
+    without problems, for responses without a verdict, and for more responses than `jobs.analysis.majority` takes."""
     rows, verdicts = [], Counter[str]()
     for candidates in problems:
         rows.append(_row(candidates, max_k))

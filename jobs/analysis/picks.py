@@ -18,8 +18,7 @@ FIRST_PICKS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Picks:
-    """Means over prompts of the first picks, or of all candidates where there are fewer. None is what the table does
-    not say."""
+    """Means over prompts of the first picks, or of all candidates where there are fewer; None for what is unknown."""
 
     num_picks: int
     mean_tokens: float
@@ -55,8 +54,7 @@ def mean_of_known(values: Sequence[float | None] | FloatArray) -> float | None:
 
 
 def unit_features(candidates: Candidates) -> FloatArray | None:
-    """Return (N, D): features less their mean, at unit length, or None without features. A candidate without a feature,
-    or at the mean itself, has 0."""
+    """Return (N, D): centered features at unit length, 0 for a missing one or the mean itself; None without any."""
     if candidates.features_ND is None:
         return None
     features_ND = candidates.features_ND.astype(np.float64)
@@ -67,9 +65,7 @@ def unit_features(candidates: Candidates) -> FloatArray | None:
 
 
 def mean_similarity(candidates: Candidates, rows_M: IntArray) -> float | None:
-    """Return the mean cosine over pairs of `rows_M`: (|Σ u|² − m) / (m (m − 1)) over their m unit features u.
-
-    Return None for fewer than two features."""
+    """Return the mean cosine of pairs of `rows_M`: (|Σ u|² − m) / (m (m − 1)) of m unit features u; None for m < 2."""
     unit_ND = unit_features(candidates)
     if unit_ND is None:
         return None

@@ -29,8 +29,7 @@ EXCLUDED = (
     *("__pycache__", "*.py[cod]", "*.egg-info", ".*_cache", ".hypothesis", "/build", "/dist"),
     *("/runs", "/data", "/wandb"),
 )
-"""What stays here whatever git says. A pattern with a slash is matched from the top, any other one against every part
-of a path."""
+"""What stays here whatever git says. A pattern with a slash matches from the top, others match any part of a path."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -69,8 +68,7 @@ class Package:
 
 
 def select(root: Path, excludes: Sequence[str] = ()) -> Package:
-    """Return the files of `root` that belong to a job. Raises UserError where `root` is no checkout of this
-    repository."""
+    """Return the files of `root` that belong to a job. Raises UserError where it is no checkout of this repository."""
     if not (root / "jobs" / "train.py").is_file():
         raise UserError(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
     patterns = (*EXCLUDED, *excludes)

@@ -87,8 +87,7 @@ class Answer:
 
 
 def address_of(option: str | None) -> str | None:
-    """Return the address of the job server, or None for this machine's own runs. Raises UserError for an address of
-    another kind."""
+    """Return the job server's address, None for this machine's runs. Raises UserError for one of another kind."""
     address = option or os.environ.get(ADDRESS_VARIABLE) or ""
     if not address and os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://")):
         address = os.environ["RAY_ADDRESS"]
@@ -206,8 +205,7 @@ class Cluster:
             return {details.submission_id for details in self._client.list_jobs() if details.submission_id}
 
     def submit(self, *, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Submit a job. The cluster refuses a second one of the same id, so that only one of two at the same moment
-        starts."""
+        """Submit a job. The cluster refuses a second one of the same id: of two at the same moment only one starts."""
         with self._asking():
             self._client.submit_job(
                 submission_id=job_id, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata, entrypoint_num_cpus=0
@@ -219,8 +217,7 @@ class Cluster:
             self._client.stop_job(job.id)
 
     def read_status(self, job: Job) -> RunStatus | None:
-        """Return the run's status, or None while it has none. This needs no package, because the cluster may have
-        removed that of an ended job."""
+        """Return the run's status, None while it has none. It needs no package: that of an ended job may be removed."""
         answer = self._run_helper(job.run, f"cat {shell_path(job.storage, job.run, STATUS)}")
         if answer.exit_code != 0:
             return None

@@ -71,10 +71,9 @@ def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_keys(saved: dict[str, Any], config: BaseModel, changeable: Sequence[str]) -> list[str]:
-    """Return the dotted keys in which `config` differs from the saved one, each with both values. Keys and sections in
-    `changeable` are left out. A key that the saved configuration lacks did not exist when it was written, so it had
-    what is its default now. A key of a mixture's part may change where the same key of the task may, and has the same
-    default."""
+    """Return the dotted keys in which `config` differs from the saved one, each with both values, without those in
+    `changeable`. A key that the saved configuration lacks had what is its default now. A key of a mixture's part may
+    change where the same key of the task may, and has its default."""
     defaults = _flatten(type(config)().model_dump(mode="json"))
     old, new = defaults | _flatten(saved), _flatten(config.model_dump(mode="json"))
     of_task = {key: _PART.sub("task.", key) for key in sorted(old.keys() | new.keys())}

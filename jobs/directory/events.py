@@ -88,16 +88,15 @@ class EventKind(StrEnum):
 EVENTS = "events.jsonl"
 
 FLUSHED = frozenset((EventKind.BATCH, EventKind.CHECKPOINT, EventKind.RESUMED, EventKind.FAULT))
-"""Kinds that are on disk, with all events before them, when `write` returns: a batch is known before it is trained
-on."""
+"""Kinds that are on disk, with all events before, when `write` returns: a batch is known before it is trained on."""
 
 HEAD = ("seq", "time", "step", "event")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One line. `seq` counts over all starts of a run, `time` is Unix time, and `fields` are those of `kind` without
-    the step."""
+    """One line. `seq` counts over all starts of a run, `time` is Unix time, `fields` are those of `kind` but the
+    step."""
 
     seq: int
     time: float
@@ -123,8 +122,7 @@ class EventLog:
             self.write(EventKind.RESUMED, step=resume_step)
 
     def write(self, event: EventKind, /, **fields: Any) -> None:
-        """Write an event. Raises TypeError unless `fields` are those of its kind, and for a value that JSON cannot
-        hold."""
+        """Write an event. Raises TypeError for fields other than its kind's, and for a value that JSON cannot hold."""
         if fields.keys() != event.fields:
             raise TypeError(f"event '{event}' has the fields {sorted(event.fields)}, not {sorted(fields)}")
         self._step = fields.pop("step", self._step)

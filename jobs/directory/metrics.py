@@ -58,8 +58,7 @@ def evaluations_of(jsonl: Path) -> Path:
 
 
 def read_metrics(jsonl: Path) -> list[dict[str, float]]:
-    """Return the records of a run in step order, without a last line that is half-written because the writer was
-    killed."""
+    """Return the records in step order, without a last line that is half-written because its writer was killed."""
     return [record for part in parts(jsonl) for record in _read(part)]
 
 

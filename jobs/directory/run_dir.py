@@ -30,8 +30,7 @@ class RunDirectory(JobDirectory):
 
     @property
     def snapshots(self) -> CheckpointManager:
-        """The learner's state between checkpoints, from which a lost learner restarts; a resumed run does not use
-        it."""
+        """The learner's state between checkpoints, from which a lost learner restarts; a resumed run ignores it."""
         return CheckpointManager(str(self.path / "snapshots"), keep=1)
 
     def forget_snapshots(self) -> None:
@@ -73,10 +72,7 @@ class RunDirectory(JobDirectory):
 
     @contextmanager
     def exporting_policy(self, step: int) -> Iterator[Path]:
-        """Give a directory to write the policy of `step` to, which then becomes `policy`: whole or not at all.
-
-        with run.exporting_policy(step) as staging:
-            learner.save_policy(str(staging))"""
+        """Give a directory to write the policy of `step` to, which then becomes `policy`: whole or not at all."""
         staging = self.path / "policy.partial"
         shutil.rmtree(staging, ignore_errors=True)
         yield staging

@@ -141,8 +141,7 @@ def check_bf16(instructions: Sequence[str], has_gpu: bool) -> Check:
 
 
 def check_companions(torch_version: str | None, companions: Mapping[str, str]) -> Check:
-    """Check torchvision, torchaudio and torchcodec: a CPU machine needs none, and others must be of torch's build,
-    which their local tags tell."""
+    """Check torchvision, torchaudio and torchcodec: a CPU machine needs none, others must have torch's local tag."""
     name = "torch companions"
     if not companions:
         return Check(name, "ok", f"none of {', '.join(COMPANIONS)}")
@@ -246,8 +245,7 @@ def parse_meminfo(text: str) -> tuple[int | None, int | None]:
 
 
 def within_limit(total: int | None, available: int | None, limit: int | None, used: int | None) -> tuple[int | None, int | None]:
-    """Return total and available memory of a container: that of the machine, but no more than the control group's
-    limit."""
+    """Return total and available memory of a container: the machine's, but at most the control group's limit."""
     if total is None or available is None or limit is None or limit >= total:
         return total, available
     return limit, min(available, max(limit - (used or 0), 0))

@@ -59,8 +59,7 @@ def look_at_torch() -> Torch:
 
 
 def look_at_vllm() -> tuple[str | None, str | None]:
-    """Return device type and error of importing vLLM, in a process of its own: a crash there must not end the
-    report."""
+    """Return device type and error of importing vLLM, in a process of its own, whose crash does not end the report."""
     code = "from vllm.platforms import current_platform as p; print(p.device_type or 'unknown')"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)

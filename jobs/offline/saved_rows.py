@@ -49,8 +49,8 @@ class SavedRows:
     """Reads one file after the other, each once."""
 
     def __init__(self, config: RunConfig, source: Path, *, rescore: bool = False) -> None:
-        """With `rescore`, rewards are given again, so that plain rows need what a verifier needs instead. Raises
-        UserError where there is nothing to read."""
+        """With `rescore`, rows need what a verifier needs instead of rewards. Raises UserError without anything to
+        read."""
         self._config = config
         self._source = source
         self._rewarded_by = VERIFIED if rescore else REWARDED
@@ -63,15 +63,13 @@ class SavedRows:
             )
 
     def groups(self) -> Iterator[pa.RecordBatch]:
-        """Yield one batch for each group. Raises UserError, which names file and row, for rows that cannot be trained
-        on."""
+        """Yield one batch for each group. Raises UserError, with file and row, for rows that cannot be trained on."""
         if self._log is not None:
             return self._logged(self._log)
         return self._plain()
 
     def missing_steps(self) -> tuple[int, ...]:
-        """Return the steps of a run, before the last one saved, whose rollouts are gone: a log keeps no more than its
-        cap."""
+        """Return the steps before the last saved one whose rollouts are gone: a log keeps no more than its cap."""
         saved = self._log.steps() if self._log is not None else []
         return tuple(sorted(set(range(1, max(saved, default=0))) - set(saved)))
 

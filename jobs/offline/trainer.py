@@ -68,8 +68,7 @@ class OfflineRun:
     """The learner, the bonus, and what they leave behind in a directory that holds no run yet."""
 
     def __init__(self, config: RunConfig, report: ReportStep = no_report, warn: Callable[[str], None] = print) -> None:
-        """Raises UserError where the model, the device or the directory cannot be used, and ExtensionError for a
-        tracker."""
+        """Raises UserError for a model, device or directory that cannot be used, ExtensionError for such a tracker."""
         device = _device(config)
         model = policy_model(config)
         trackers = load_trackers(config.trackers, config.tracker_options)
@@ -146,8 +145,8 @@ class OfflineRun:
 
 
 def _device(config: RunConfig) -> str:
-    """Return where a run's learner is. Raises UserError for a GPU that is not here: on a CPU nothing would come out bit
-    for bit."""
+    """Return where a run's learner is. Raises UserError without its GPU: on a CPU nothing would be equal bit for
+    bit."""
     if not config.learner.num_gpus:
         return "cpu"
     if not torch.cuda.is_available():
@@ -199,8 +198,7 @@ def none_newer(batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
 
 
 def read_step(log: RolloutLog, step: int, source: str) -> pa.RecordBatch:
-    """Return what `step` was trained on. Raises UserError, which names `source` and the step, for rows that cannot be
-    read."""
+    """Return what `step` was trained on. Raises UserError with `source` and step for rows that cannot be read."""
     try:
         return log.batch(step, GroupOutcome.TRAINED)
     except (ValueError, OSError) as error:

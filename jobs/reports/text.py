@@ -87,8 +87,7 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def visible_text(text: str, limit: int) -> str:
-    """Return at most `limit` characters of `text`, with characters that control or reorder a screen spelled out. The
-    templates escape HTML; this function does not."""
+    """Return at most `limit` characters, with those that steer a screen spelled out; the templates escape HTML."""
     rest = len(text) - limit
     shown = "".join(char if char in "\n\t" or not _interferes(char) else f"\\u{{{ord(char):x}}}" for char in text[:limit])
     return f"{shown} … ({rest} more characters)" if rest > 0 else shown

@@ -125,8 +125,8 @@ def split_by_problem(table: pa.Table, key: Sequence[str] = ("problem_id",)) -> I
 
 
 class CandidateStore:
-    """The candidates of a job. `OUT/parts/` holds one file for each finished problem, and `OUT/pools.parquet` all of
-    them once the job has ended."""
+    """The candidates of a job: `OUT/parts/` has a file for each finished problem, `OUT/pools.parquet` all at the
+    end."""
 
     def __init__(
         self, directory: Path, settings: Mapping[str, Any], *, file: str = CANDIDATES_FILE, key: Sequence[str] = ("problem_id",)
@@ -175,8 +175,7 @@ class CandidateStore:
         return pq.read_table(self.file)
 
     def read_each(self, wanted: Callable[[CandidateKey], bool], columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield the candidates of every key that is `wanted`, after `compact`, with those of `columns` that are
-        there."""
+        """Yield the candidates of every key that is `wanted`, after `compact`, with those of `columns` they have."""
         with pq.ParquetFile(self.file) as file:
             present = [name for name in columns if name in file.schema_arrow.names]
             for number in range(file.num_row_groups):

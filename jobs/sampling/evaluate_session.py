@@ -46,8 +46,7 @@ REPORT_COLUMNS = (
 
 
 def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
-    """Run the job and return its exit code. Raises one of `jobs.configuration.user_error.REFUSALS` where the job is
-    refused; nothing is touched then."""
+    """Run the job and return its exit code. Raises one of `user_error.REFUSALS` before anything is touched."""
     task = _task(config)
     problems = problems_of(task, config.split, config.problems)
     everything = [*models, *([base] if base else [])]

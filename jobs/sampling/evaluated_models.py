@@ -98,8 +98,7 @@ def _run_directory(name: str) -> Path | None:
 
 
 def _of_run(name: str, directory: Path, step: int | None) -> EvaluatedModel:
-    """Return the policy of `step`, or else the newest: the one exported at the end, or that of the newest
-    checkpoint."""
+    """Return the policy of `step`, else the newest: the one exported at the end, or of the newest checkpoint."""
     settings = read_json(directory / CONFIG)
     try:
         config = RunConfig.model_validate(settings | {"run_dir": str(directory)})

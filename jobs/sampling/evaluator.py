@@ -52,8 +52,7 @@ class Evaluator:
         keep: Callable[[pa.Table], None],
         on_finished: OnFinished,
     ) -> None:
-        """`label` names the model in the table; `version` is the one that the workers hold (0: the one they started
-        with)."""
+        """`label` names the model in the table, `version` what the workers hold (0: what they started with)."""
         self._label = label
         self._version = version
         self._keep = keep

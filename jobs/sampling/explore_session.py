@@ -39,8 +39,7 @@ from tasks.registry import make_task
 
 
 def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
-    """Run the job and return its exit code. Raises one of `jobs.configuration.user_error.REFUSALS` where the job is
-    refused; nothing is touched then."""
+    """Run the job and return its exit code. Raises one of `user_error.REFUSALS` before anything is touched."""
     task, problems = _problems(config, from_pools)
     old = read_candidates(from_pools) if from_pools else None
     if old is None or needs_encoder(config, old[1]):

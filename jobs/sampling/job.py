@@ -81,8 +81,8 @@ def run_to_end(work: Callable[[], None], console: Console, directory: Path, num_
 
 
 async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what `work` returns. The first SIGINT or SIGTERM gives up what is in flight and raises Stopped; a second
-    one ends the process."""
+    """Return what `work` returns. A first SIGINT or SIGTERM cancels it and raises Stopped, a second ends the
+    process."""
     task = asyncio.ensure_future(work)
     got: list[int] = []
     loop = asyncio.get_running_loop()
@@ -107,10 +107,7 @@ async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 class Bar:
-    """Progress with the remaining time: a bar on a terminal, elsewhere a line for each problem.
-
-    with Bar(console, total=60, done=12) as bar:
-        bar.advance(usage)"""
+    """Progress with the remaining time: a bar on a terminal, elsewhere a line for each problem."""
 
     def __init__(self, console: Console, *, total: int, done: int, what: str = "problem") -> None:
         self._console, self._total, self._done = console, total, done

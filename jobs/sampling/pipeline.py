@@ -131,8 +131,8 @@ class Judge:
         return with_columns(candidates, {"final_answer": answers})
 
     async def judged(self, problem: Problem, candidates: pa.Table, rows: Sequence[int]) -> pa.Table:
-        """Return `candidates` with verdicts on `rows`, and with the verdicts that they had. Raises VerifierFailure
-        where too many could not be scored."""
+        """Return `candidates` with verdicts on `rows` and those they had. Raises VerifierFailure for too many
+        errors."""
         known = known_verdicts(candidates)
         wanted = [row for row in rows if row not in known]
         if self._verifier is None or not wanted:

@@ -47,9 +47,8 @@ class TrainingEvaluation:
         return self._config.every > 0 and step % self._config.every == 0
 
     async def run(self, step: int, workers: Sequence[Handle[RolloutWorker]], verifier: Handle[VerifierPool]) -> dict[str, float]:
-        """Evaluate the policy of `step`, which `workers` hold, and return the metrics (docs/metrics.md). Raises what a
-        worker or the verifier raises, and RuntimeError where a worker sampled under other weights; nothing is written
-        then."""
+        """Evaluate the policy of `step`, which `workers` hold, and return the metrics (docs/metrics.md). Where a worker
+        or the verifier raises, or a worker sampled under other weights (RuntimeError), nothing is written."""
         tables: dict[str, pa.Table] = {}
 
         def keep(responses: pa.Table) -> None:

@@ -63,9 +63,8 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One table of the file with its keys. `name` is its dotted name, empty for the keys above all tables. A section
-    whose model was met before lists no keys: `same_as` names the other section, and `changed` has the defaults that
-    differ from that one's."""
+    """One table of the file with its keys, under its dotted name, "" above all tables. Where its model was met before,
+    `same_as` names that section, and `changed` has the defaults that differ, instead of keys."""
 
     name: str
     text: str

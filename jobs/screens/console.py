@@ -37,11 +37,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 class RunConsole:
-    """Shows steps as they come. Without a terminal it prints one line for each step instead.
-
-    with RunConsole(title, total_steps) as console:
-        console.status("starting the engine")
-        console.step(1, metrics)"""
+    """Shows steps as they come. Without a terminal it prints one line for each step instead."""
 
     def __init__(self, title: str, total_steps: int, console: Console | None = None) -> None:
         self._console = console or Console()
@@ -113,8 +109,7 @@ class RunConsole:
                 print(text, file=sys.stderr)
 
     def _render(self) -> Group:
-        """Return the progress, the last steps in the columns that fit, and below them the rest of the newest step in
-        words."""
+        """Return the progress, the last steps in columns that fit, and below the rest of the newest step in words."""
         done = self._rows[-1][0] if self._rows else 0
         shown, rest = split_columns(self._console.width)
         table = Table(box=None, pad_edge=False, header_style="bold")

@@ -92,8 +92,7 @@ def solve_rates_figure(outcomes: Mapping[str, ProblemOutcomes]) -> Drawing | Non
 
 
 def solve_rate_counts(outcomes: ProblemOutcomes) -> np.ndarray:
-    """Return (8,): the number of problems with no correct response, with a share in (0, 0.1], (0.1, 0.3] … (0.9, 1),
-    and with all correct."""
+    """Return (8,): the number of problems with a correct share of 0, in (0, 0.1], (0.1, 0.3] … (0.9, 1), and of 1."""
     n_S, c_S = outcomes.num_scored_P[outcomes.scored_P], outcomes.num_correct_P[outcomes.scored_P]
     some_S = (c_S > 0) & (c_S < n_S)
     inner = np.histogram(-(c_S / n_S)[some_S], bins=-np.array(SOLVE_RATE_EDGES[::-1]))[0][::-1]  # classes hold their upper end
@@ -118,8 +117,7 @@ def difference_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
 
 
 def efficiency_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
-    """Draw K over the samples needed for the other's pass@K, one panel for each pair and one line for each
-    direction."""
+    """Draw K over the samples needed for the other's pass@K: a panel for each pair, a line for each direction."""
     known = [comparison for comparison in comparisons if comparison.ks[-1] > 1 and _directions(comparison)]
     if not known:
         return None

@@ -34,8 +34,7 @@ class Pick:
     truncated: bool
     text: str
     nearest_place: int | None
-    """The earlier pick whose feature is most like this one's. `similarity` is the cosine of the two features, each less
-    the mean over the prompt's candidates."""
+    """The earlier pick with the most similar feature. `similarity` is their cosine, each less the prompt's mean."""
     similarity: float | None
 
 
@@ -118,8 +117,7 @@ def first_picks(candidates: Candidates, order: str) -> tuple[Pick, ...]:
 
 
 def _nearest(own_D: FloatArray, earlier_MD: FloatArray) -> tuple[int | None, float | None]:
-    """Return place and cosine of the most similar earlier pick; None for the first pick and where there is no
-    feature."""
+    """Return place and cosine of the most similar earlier pick; None for the first pick and without a feature."""
     if not len(earlier_MD) or not own_D.any():
         return None, None
     cosine_M = earlier_MD @ own_D

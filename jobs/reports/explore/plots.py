@@ -42,8 +42,7 @@ def style_of(order: str) -> Style:
 
 
 def pass_at_k_figure(statistics: ExploreStatistics) -> Drawing | None:
-    """Draw pass@k against k for every order, with bands for novelty, quality and random choice. Return None where every
-    prompt has one candidate only."""
+    """Draw pass@k over k for every order, with bands for novelty, quality and random choice; None for pools of one."""
     curves = {name: order.pass_at_k for name, order in statistics.orders.items() if order.pass_at_k is not None}
     curves |= {RANDOM: statistics.random_pass_at_k} if statistics.random_pass_at_k is not None else {}
     if not curves or max(curve.ks[-1] for curve in curves.values()) < 2:
@@ -99,8 +98,7 @@ def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
 
 
 def efficiency_figure(statistics: ExploreStatistics) -> Drawing | None:
-    """Draw the verifications that random choice needs for the same pass@k, over k, for novelty and for quality. Return
-    None where that is unknown."""
+    """Draw random choice's verifications for the same pass@k, over k, for novelty and quality; None where unknown."""
     found = {name: statistics.orders[name].efficiency_at_k for name in FEATURED if name in statistics.orders}
     curves = {name: curve for name, curve in found.items() if curve is not None}
     if not curves or max(curve.ks[-1] for curve in curves.values()) < 2:

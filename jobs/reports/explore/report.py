@@ -96,9 +96,8 @@ def order_table(statistics: ExploreStatistics, ks: Sequence[int], name_of: Calla
 
 
 def write_report(table: pa.Table, settings: Mapping[str, Any], directory: Path, *, seed: int = 0) -> ExploreReport:
-    """Write the report on `table` into `directory`. The page shows `settings`; their `select`, if any, are the k of the
-    tables. `seed` is that of the bootstrap. Raises ValueError where the table is empty or lacks what
-    `candidates_by_problem` needs."""
+    """Write the report on `table`. The page shows `settings`, whose `select` are the k of the tables; `seed` is the
+    bootstrap's. Raises ValueError where the table is empty or lacks what `candidates_by_problem` needs."""
     problems = candidates_by_problem(table)
     if not problems:
         raise ValueError("the pools table is empty: there is nothing to report on")
