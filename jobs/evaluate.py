@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.analysis.pass_at_k import pass_at_k
-from jobs.config import changed_keys, merged, read_values, source_of, validated
+from jobs.configuration.files import changed_keys, merged, read_values, source_of, validated
 from jobs.configuration.user_error import UserError, answering
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
 from jobs.processes.methods import require_sampling_methods

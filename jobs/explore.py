@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.config import load
+from jobs.configuration.files import load
 from jobs.configuration.user_error import answering
 from jobs.explore_config import ExploreConfig
 from jobs.processes.methods import require_sampling_methods

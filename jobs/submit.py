@@ -140,8 +140,7 @@ def prepare(
     commit: str,
     environment: Mapping[str, str],
 ) -> Submission:
-    """Return what to submit, given the jobs, oldest first. Raises UserError for a run that is live or kept
-    elsewhere."""
+    """Return what to submit, given the jobs, oldest first. Raises UserError for a run that is live or elsewhere."""
     earlier = [job for job in jobs if job.run == run]
     for job in earlier:
         if job.is_live:

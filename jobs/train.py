@@ -58,7 +58,11 @@ def _main(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(config)
     if options.replay_from:
-        return _replay_from(config, options.replay_from, rescore=options.rescore)
+        from jobs.offline.replay_from import replay_from_session
+        from jobs.processes.environment import prepare_environment
+
+        prepare_environment(config.model)
+        return replay_from_session(config, options.replay_from, rescore=options.rescore)
     return _train(config, options)
 
 
@@ -79,14 +83,6 @@ def _dry_run(config: RunConfig) -> int:
     for line in make_plan(config).lines():
         console.print(line, highlight=False, soft_wrap=True)
     return 0
-
-
-def _replay_from(config: RunConfig, source: str, *, rescore: bool) -> int:
-    from jobs.offline.replay_from import replay_from_session
-    from jobs.processes.environment import prepare_environment
-
-    prepare_environment(config.model)
-    return replay_from_session(config, source, rescore=rescore)
 
 
 def _train(config: RunConfig, options: argparse.Namespace) -> int:

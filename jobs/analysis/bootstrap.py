@@ -76,6 +76,5 @@ def curve(ks: Sequence[int], value_K: FloatArray, samples_BK: FloatArray | None)
 
 
 def _interval(samples: FloatArray) -> FloatArray:
-    """Return the percentiles over the first axis."""
     ends: FloatArray = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     return ends

@@ -9,8 +9,7 @@ Legend: P problems that both models have scored responses to, K = 1 … number o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,10 +42,6 @@ class Comparison:
     tokens_difference: Estimate
     base_logprob_difference: Estimate | None
     """Per token; None without a base model. Below 0, the responses of `model` are less likely under the base model."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain dicts, lists and numbers."""
-        return asdict(self)
 
 
 def compare(

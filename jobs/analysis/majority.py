@@ -74,14 +74,10 @@ def _times_rival(others_QD: FloatArray, ways_I: FloatArray, node_Q: FloatArray) 
     return fewer_QD
 
 
+@lru_cache(maxsize=4096)
 def _binomials(num: int, degree: int) -> FloatArray:
     """Return (degree + 1,): C(num, 0) … C(num, degree)."""
-    return np.array(_row(num, degree))
-
-
-@lru_cache(maxsize=4096)
-def _row(num: int, degree: int) -> tuple[float, ...]:
-    return tuple(float(comb(num, i)) for i in range(degree + 1))
+    return np.array([float(comb(num, i)) for i in range(degree + 1)])
 
 
 @lru_cache(maxsize=1024)

@@ -12,9 +12,9 @@ FloatArray = NDArray[np.float64]
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Return the probability that k of n responses, drawn without replacement, hold one of the c correct ones. 1 − C(n
-    − c, k) / C(n, k), which is unbiased (Chen et al. 2021, arXiv:2107.03374). Raises ValueError unless 0 ≤ c ≤ n and 1
-    ≤ k ≤ n."""
+    """Return the probability that k of n responses, drawn without replacement, hold one of the c correct ones. It is
+    1 − C(n − c, k) / C(n, k), unbiased (Chen et al. 2021, arXiv:2107.03374). Raises ValueError unless 0 ≤ c ≤ n and
+    1 ≤ k ≤ n."""
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
     return 1.0 - comb(n - c, k) / comb(n, k)

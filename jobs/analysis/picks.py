@@ -35,7 +35,8 @@ def picks_of_order(problems: Sequence[Candidates], order: str | None) -> Picks:
     pairs = list(zip(problems, chosen, strict=True))
     has_answers = any(answer is not None for candidates in problems for answer in candidates.answers)
     different = [
-        _expected_different_answers(candidates) if order is None else _different_answers(candidates, rows) for candidates, rows in pairs
+        _expected_different_answers(candidates) if order is None else len({candidates.answers[row] for row in rows.tolist()} - {None})
+        for candidates, rows in pairs
     ]
     return Picks(
         num_picks=FIRST_PICKS,
@@ -73,10 +74,6 @@ def mean_similarity(candidates: Candidates, rows_M: IntArray) -> float | None:
     num = int(has_feature_M.sum())
     total_D = unit_ND[rows_M].sum(axis=0)
     return float((total_D @ total_D - num) / (num * (num - 1))) if num > 1 else None
-
-
-def _different_answers(candidates: Candidates, rows_M: IntArray) -> float:
-    return len({candidates.answers[row] for row in rows_M} - {None})
 
 
 def _expected_different_answers(candidates: Candidates) -> float:

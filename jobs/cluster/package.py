@@ -72,8 +72,8 @@ def select(root: Path, excludes: Sequence[str] = ()) -> Package:
     if not (root / "jobs" / "train.py").is_file():
         raise UserError(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
     patterns = (*EXCLUDED, *excludes)
-    known = _git_files(root)
-    paths = _all_files(root, patterns) if known is None else known
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")  # None outside git
+    paths = _all_files(root, patterns) if listed is None else sorted({path for path in listed.split("\0") if path})
     return Package(
         root=root, sizes={path: size for path in paths if not is_excluded(path, patterns) and (size := _size(root / path)) is not None}
     )
@@ -110,12 +110,6 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-def _git_files(root: Path) -> list[str] | None:
-    """Return the files that git tracks, and new ones that it does not ignore; None outside git."""
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    return None if listed is None else sorted({path for path in listed.split("\0") if path})
 
 
 def _all_files(root: Path, patterns: Sequence[str]) -> Iterator[str]:

@@ -171,7 +171,7 @@ class Cluster:
 
     def jobs(self) -> list[Job]:
         """Return the submissions of runs, oldest first, without helper jobs and other people's jobs."""
-        with self._asking():
+        with _refusing(self.address):
             found = [job for details in self._client.list_jobs() if (job := job_of(details)) is not None]
         return sorted(found, key=lambda job: job.started or 0.0)
 
@@ -193,7 +193,7 @@ class Cluster:
 
     def job(self, job_id: str) -> Job:
         """Return a job as it is now. Raises UserError for one of somebody else."""
-        with self._asking():
+        with _refusing(self.address):
             found = job_of(self._client.get_job_info(job_id))
         if found is None:
             raise UserError(f"job {job_id} is not one of ours")
@@ -201,19 +201,19 @@ class Cluster:
 
     def used_ids(self) -> set[str]:
         """Return the ids of all submissions of the cluster, also of other people's."""
-        with self._asking():
+        with _refusing(self.address):
             return {details.submission_id for details in self._client.list_jobs() if details.submission_id}
 
     def submit(self, *, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
         """Submit a job. The cluster refuses a second one of the same id: of two at the same moment only one starts."""
-        with self._asking():
+        with _refusing(self.address):
             self._client.submit_job(
                 submission_id=job_id, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata, entrypoint_num_cpus=0
             )
 
     def stop(self, job: Job) -> None:
         """Have Ray send SIGTERM to its driver, and SIGKILL after RAY_JOB_STOP_WAIT_TIME_S. Return at once."""
-        with self._asking():
+        with _refusing(self.address):
             self._client.stop_job(job.id)
 
     def read_status(self, job: Job) -> RunStatus | None:
@@ -284,7 +284,7 @@ class Cluster:
             runtime_env={"working_dir": working_dir} if working_dir else {},
             metadata={"app": APP, "kind": HELPER, "run": run},
         )
-        with self._asking():
+        with _refusing(self.address):
             try:
                 while not (details := self._client.get_job_info(job_id)).status.is_terminal():
                     if self._clock() > deadline:
@@ -303,11 +303,6 @@ class Cluster:
             exit_code=0 if str(details.status) == "SUCCEEDED" else details.driver_exit_code,
             message=one_line(details.message or ""),
         )
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        with _refusing(self.address):
-            yield
 
 
 def job_of(details: Any) -> Job | None:

@@ -27,9 +27,6 @@ LABEL = "LABEL"
 _PART = re.compile(r"^task\.mixture\.parts\.[^.]+\.")
 
 
-"""The configuration is refused. The message is one line that names the key and says how to correct it."""
-
-
 def load(kind: type[Config], path: str | None, overrides: Sequence[str] = ()) -> Config:
     """Read `path` (TOML; None for an empty file), apply the overrides and validate as `kind`. Raises UserError."""
     return validated(kind, read_values(path, overrides), source=source_of(path))

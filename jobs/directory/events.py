@@ -95,8 +95,7 @@ HEAD = ("seq", "time", "step", "event")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One line. `seq` counts over all starts of a run, `time` is Unix time, `fields` are those of `kind` but the
-    step."""
+    """One line. `seq` counts over all starts of a run, `time` is Unix time, `fields` are its own but the step."""
 
     seq: int
     time: float

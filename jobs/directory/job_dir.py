@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 
 from pydantic import BaseModel
 
-from jobs.config import changed_keys
+from jobs.configuration.files import changed_keys
 from jobs.configuration.user_error import UserError
 from jobs.directory.atomic import replacing
 

@@ -18,7 +18,7 @@ def parts(path: Path) -> list[Path]:
 
 
 def roll(path: Path, max_bytes: int) -> bool:
-    """Begin a new file if this one has half of `max_bytes`, and return whether it did: an open file must be
+    """Begin a new file if this has half of `max_bytes`, and return whether it did: an open file must be
     reopened."""
     if path.stat().st_size < max_bytes // 2:
         return False

@@ -25,6 +25,12 @@ class RunDirectory(JobDirectory):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config.run_dir, config, changeable=CHANGEABLE_ON_RESUME, kind="run_dir", option="--set run_dir=...")
         self.config = config
+        self.run_id = self.path.name
+        self.rollouts, self.metrics, self.events = self.path / "rollouts", self.path / "metrics.jsonl", self.path / EVENTS
+        self.evaluations = self.path / "eval"
+        """The responses of evaluations, one file for each."""
+        self.policy = self.path / "policy"
+        """The final policy as a Hugging Face directory."""
         storage = config.checkpoint.storage or str(self.path / "checkpoints")
         self.checkpoints = CheckpointManager(storage, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
 
@@ -36,31 +42,6 @@ class RunDirectory(JobDirectory):
     def forget_snapshots(self) -> None:
         """Remove all snapshots."""
         self.snapshots.truncate(after_step=-1)
-
-    @property
-    def rollouts(self) -> Path:
-        """The rollout log."""
-        return self.path / "rollouts"
-
-    @property
-    def evaluations(self) -> Path:
-        """The responses of evaluations, one file for each."""
-        return self.path / "eval"
-
-    @property
-    def metrics(self) -> Path:
-        """The metrics, one line for each step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def events(self) -> Path:
-        """The event log."""
-        return self.path / EVENTS
-
-    @property
-    def policy(self) -> Path:
-        """The final policy as a Hugging Face directory."""
-        return self.path / "policy"
 
     @property
     def policy_step(self) -> int | None:
@@ -79,11 +60,6 @@ class RunDirectory(JobDirectory):
         (staging / POLICY_STEP).write_text(json.dumps({"step": step}))
         shutil.rmtree(self.policy, ignore_errors=True)
         staging.replace(self.policy)
-
-    @property
-    def run_id(self) -> str:
-        """The name of the run: that of its directory."""
-        return self.path.name
 
     def has_begun(self) -> bool:
         """Return whether there is a checkpoint or a trained step."""

@@ -39,9 +39,6 @@ class Check:
         return {"name": self.name, "status": self.status, "found": self.found, "mend": self.fix}
 
 
-# ---- checks ----
-
-
 def check_python(version: tuple[int, int, int]) -> Check:
     found = ".".join(map(str, version))
     if version[:2] == (3, 11):
@@ -212,9 +209,6 @@ def check_gpu(names: Sequence[str], torch_cuda: str | None, torch_sees_gpu: bool
             "gpu", "fail", f"{found}, but torch (CUDA {torch_cuda}) cannot use it", "update the NVIDIA driver; see CUDA_VISIBLE_DEVICES"
         )
     return Check("gpu", "ok", found)
-
-
-# ---- helpers ----
 
 
 def gib(num_bytes: int) -> str:

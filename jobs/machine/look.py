@@ -111,9 +111,6 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "no message")
 
 
-# ---- all checks ----
-
-
 def machine_checks(runs: Path) -> list[Check]:
     from learners.models import cache_dir
     from tasks.programs.sandbox import why_unavailable

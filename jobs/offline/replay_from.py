@@ -24,7 +24,7 @@ from buffers.schema import concat_groups, from_record_batch
 from jobs.config import RunConfig
 from jobs.configuration.user_error import EXIT_FAILED, UserError
 from jobs.offline.saved_rows import SavedRows, require_known_tokens, vocabulary_of
-from jobs.offline.trainer import OfflineRun, ReportStep, check_fits, no_report, report_to, require_other_directory
+from jobs.offline.trainer import OfflineRun, ReportStep, check_fits, report_to, require_other_directory
 from jobs.processes.verdict_counter import VerdictCounter, VerifierFailure
 from jobs.screens.console import RunConsole
 from learners.models import resolve_model
@@ -76,7 +76,8 @@ def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int
         judge = None
         try:
             if rescore:
-                _require_verifier(config)
+                if not (task := make_task(config.task)).has_verifier:
+                    raise UserError(f"--rescore: task {task.name} has no verifier")
                 pool = VerifierPool(config.task, config.verifier, final_answers=config.bonus.needs_answers)
                 judge = opened.enter_context(pool).verify_batch
             trained = replay_from(config, Path(source), judge=judge, report=report_to(console), warn=console.warn)
@@ -88,7 +89,12 @@ def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int
 
 
 def replay_from(
-    config: RunConfig, source: Path, *, judge: JudgeGroup | None = None, report: ReportStep = no_report, warn: Callable[[str], None] = print
+    config: RunConfig,
+    source: Path,
+    *,
+    judge: JudgeGroup | None = None,
+    report: ReportStep = lambda step, metrics: None,
+    warn: Callable[[str], None] = print,
 ) -> Trained:
     """Train `config.steps` steps (fewer, if there are not enough groups) into `config.run_dir`. With `judge` the
     rewards are given again. Raises UserError where the two are one directory or the rows do not fit the configuration,
@@ -149,9 +155,3 @@ def _checked(config: RunConfig, source: Path, groups: Iterable[pa.RecordBatch]) 
         require_known_tokens(group, vocabulary, source)
         check_fits(config, group)
         yield group
-
-
-def _require_verifier(config: RunConfig) -> None:
-    task = make_task(config.task)
-    if not task.has_verifier:
-        raise UserError(f"--rescore: task {task.name} has no verifier")

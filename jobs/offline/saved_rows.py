@@ -49,8 +49,7 @@ class SavedRows:
     """Reads one file after the other, each once."""
 
     def __init__(self, config: RunConfig, source: Path, *, rescore: bool = False) -> None:
-        """With `rescore`, rows need what a verifier needs instead of rewards. Raises UserError without anything to
-        read."""
+        """With `rescore`, rows need what a verifier needs, not rewards. Raises UserError without anything to read."""
         self._config = config
         self._source = source
         self._rewarded_by = VERIFIED if rescore else REWARDED

@@ -48,10 +48,6 @@ ReportStep = Callable[[int, dict[str, float]], None]
 """report(step, metrics), after each step."""
 
 
-def no_report(step: int, metrics: dict[str, float]) -> None:
-    """Report nothing."""
-
-
 def report_to(console: RunConsole) -> ReportStep:
     """Return a report that shows a row for each step, and once each what calls for action."""
     advice = MismatchAdvice()
@@ -67,7 +63,7 @@ def report_to(console: RunConsole) -> ReportStep:
 class OfflineRun:
     """The learner, the bonus, and what they leave behind in a directory that holds no run yet."""
 
-    def __init__(self, config: RunConfig, report: ReportStep = no_report, warn: Callable[[str], None] = print) -> None:
+    def __init__(self, config: RunConfig, report: ReportStep = lambda step, metrics: None, warn: Callable[[str], None] = print) -> None:
         """Raises UserError for a model, device or directory that cannot be used, ExtensionError for such a tracker."""
         device = _device(config)
         model = policy_model(config)
@@ -145,8 +141,7 @@ class OfflineRun:
 
 
 def _device(config: RunConfig) -> str:
-    """Return where a run's learner is. Raises UserError without its GPU: on a CPU nothing would be equal bit for
-    bit."""
+    """Return where a run's learner is. Raises UserError without its GPU: a CPU gives nothing equal bit for bit."""
     if not config.learner.num_gpus:
         return "cpu"
     if not torch.cuda.is_available():
@@ -161,7 +156,12 @@ def check_fits(config: RunConfig, group: pa.RecordBatch) -> None:
     if group.num_rows != config.responses_per_prompt:
         raise UserError(f"responses_per_prompt = {config.responses_per_prompt}, but the recorded groups have {group.num_rows}")
     if config.bonus.feature_source is not None:
-        _check_features(config, group)
+        values, offsets = list_column_arrays(group, "feature")
+        dims = {int(length) for length in offsets[1:] - offsets[:-1] if length}
+        if not len(values):
+            raise UserError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
+        if dims != {config.bonus.dim}:
+            raise UserError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
     if config.bonus.needs_answers:
         answers, statuses = (group.column(name).to_pylist() for name in ("final_answer", "verdict_status"))
         if any(answer is None and status == VerdictStatus.CORRECT for answer, status in zip(answers, statuses, strict=True)):
@@ -169,15 +169,6 @@ def check_fits(config: RunConfig, group: pa.RecordBatch) -> None:
                 f'bonus.kind = "{config.bonus.kind}" needs final answers, and the recorded rows have none: --replay-from with '
                 "--rescore reads them again, or --set bonus.enabled=false"
             )
-
-
-def _check_features(config: RunConfig, group: pa.RecordBatch) -> None:
-    values, offsets = list_column_arrays(group, "feature")
-    dims = {int(length) for length in offsets[1:] - offsets[:-1] if length}
-    if not len(values):
-        raise UserError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
-    if dims != {config.bonus.dim}:
-        raise UserError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
 
 
 def undecided(batch: pa.RecordBatch) -> pa.RecordBatch:

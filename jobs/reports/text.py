@@ -18,9 +18,6 @@ REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Bidirectional controls, with which text can be made to look like other text."""
 
 
-# ---- numbers ----
-
-
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
     """Return `value` with `digits` decimals; a dash for None."""
     if value is None:
@@ -57,9 +54,6 @@ def spread(ks: Sequence[int], num: int) -> list[int]:
     return [ks[place] for place in places]
 
 
-# ---- words ----
-
-
 def count(num: int, noun: str) -> str:
     """Return `1 prompt` or `3 prompts`."""
     return f"{num} {noun}{'' if num == 1 else 's'}"
@@ -81,9 +75,6 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = visible_text(str(setting), TEXT_LIMIT)
     return flat
-
-
-# ---- text of others ----
 
 
 def visible_text(text: str, limit: int) -> str:

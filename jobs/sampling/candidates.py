@@ -125,7 +125,7 @@ def split_by_problem(table: pa.Table, key: Sequence[str] = ("problem_id",)) -> I
 
 
 class CandidateStore:
-    """The candidates of a job: `OUT/parts/` has a file for each finished problem, `OUT/pools.parquet` all at the
+    """Candidates of a job: `OUT/parts/` has a file for each finished problem, `OUT/pools.parquet` all at the
     end."""
 
     def __init__(
@@ -139,7 +139,11 @@ class CandidateStore:
 
     def finished(self) -> set[CandidateKey]:
         """Return the keys that are finished: sampled, judged, and whatever else the job does before it adds them."""
-        return set(self._compacted_keys()) | set(self._parts_by_key())
+        keys = set(self._parts_by_key())
+        if self.file.is_file():
+            rows = pq.read_table(self.file, columns=list(self._key)).group_by(list(self._key)).aggregate([]).to_pylist()
+            keys |= {tuple(row[name] for name in self._key) for row in rows}
+        return keys
 
     def add(self, candidates: pa.Table) -> None:
         """Keep the candidates of one key, in place of earlier ones of the same key."""
@@ -181,11 +185,6 @@ class CandidateStore:
             for number in range(file.num_row_groups):
                 if wanted(self._key_of(file.read_row_group(number, columns=list(self._key)).slice(0, 1))):
                     yield file.read_row_group(number, columns=present)
-
-    def _compacted_keys(self) -> Iterator[CandidateKey]:
-        if self.file.is_file():
-            keys = pq.read_table(self.file, columns=list(self._key)).group_by(list(self._key)).aggregate([])
-            yield from (tuple(row[name] for name in self._key) for row in keys.to_pylist())
 
     def _parts_by_key(self) -> dict[CandidateKey, Path]:
         return {self._key_of(pq.read_table(part, columns=list(self._key)).slice(0, 1)): part for part in self._part_files()}

@@ -134,7 +134,7 @@ class EvaluateSession:
     async def _sample(self, model: PinnedModel, problems: Sequence[Problem], verifier: Handle[VerifierPool], bar: Bar) -> None:
         """Start one model's engines, use them, and end them: the next model's engines need the memory."""
         config = self._config
-        self._say(f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
+        say(self._console, f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
         workers = [
             launch(
                 rollout_worker(f"rollout-{index}", config.rollout, config.sampling, model=model.path, run_id="evaluate", seed=config.seed)
@@ -161,7 +161,7 @@ class EvaluateSession:
         """Add how likely the base model finds the responses, where that is missing."""
         config = self._config
         handle = launch(scorer(config.scorer, model=base.path))
-        self._say(f"likelihood under {base.label}: loading")
+        say(self._console, f"likelihood under {base.label}: loading")
         await all_ready([], [handle], timeout_s=config.rollout.start_timeout_s)
         lacking = [BASE_COLUMN not in responses.column_names for responses in self.store.parts()]
         with Bar(self._console, total=len(lacking), done=len(lacking) - sum(lacking), what="scored problem") as bar:
@@ -190,7 +190,4 @@ class EvaluateSession:
             seed=config.seed,
         )
         report.print(self._console)
-        self._say(f"{self._directory}/report.html   {SAMPLES}   report.json")
-
-    def _say(self, text: str) -> None:
-        say(self._console, text)
+        say(self._console, f"{self._directory}/report.html   {SAMPLES}   report.json")

@@ -92,12 +92,12 @@ class ExploreSession:
 
     async def _sample(self, problems: Sequence[Problem], *, total: int) -> None:
         config = self._config
-        self._say(f"model {config.model}: loading")
+        say(self._console, f"model {config.model}: loading")
         with refusing(ModelError, ModelUnsupported):
             model = await asyncio.to_thread(resolve_model, config.model)
             if not config.from_engine:
                 await asyncio.to_thread(check_supported, model, longest=config.sampling.max_tokens, with_head=False)
-        self._say("starting the engines (about 30 s on two cores)")
+        say(self._console, "starting the engines (about 30 s on two cores)")
         use_encoder = not config.from_engine
         with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
             workers = [
@@ -161,7 +161,4 @@ class ExploreSession:
         report = write_report(table, settings, self._directory, seed=self._config.seed)
         num_selected = write_selected(table, self._config, self._directory / "selected.jsonl")
         report.print(self._console)
-        self._say(f"{self._directory}/report.html   pools.parquet   selected.jsonl ({num_selected} answers)   report.json")
-
-    def _say(self, text: str) -> None:
-        say(self._console, text)
+        say(self._console, f"{self._directory}/report.html   pools.parquet   selected.jsonl ({num_selected} answers)   report.json")

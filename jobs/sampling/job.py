@@ -35,9 +35,6 @@ class Stopped(Exception):
         self.number = number
 
 
-# ---- before anything is started ----
-
-
 def problems_of(task: Task, split: str, num: int) -> list[Problem]:
     """Return the first `num` problems of a split, or all of them for 0. Raises UserError for a split without problems
     and for all problems of an endless split; TaskError where the task cannot read them."""
@@ -59,9 +56,6 @@ def require_memory(needed_gib: float | None) -> None:
         )
 
 
-# ---- the end ----
-
-
 def run_to_end(work: Callable[[], None], console: Console, directory: Path, num_done: Callable[[], int]) -> int:
     """Return the exit code of a job, and tell the person who started it why it is not 0. A UserError passes."""
     try:
@@ -81,8 +75,7 @@ def run_to_end(work: Callable[[], None], console: Console, directory: Path, num_
 
 
 async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what `work` returns. A first SIGINT or SIGTERM cancels it and raises Stopped, a second ends the
-    process."""
+    """Return what `work` returns. A first SIGINT or SIGTERM cancels it and raises Stopped, a second one exits."""
     task = asyncio.ensure_future(work)
     got: list[int] = []
     loop = asyncio.get_running_loop()
@@ -101,9 +94,6 @@ async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
         if not got:
             raise
         raise Stopped(got[0]) from None
-
-
-# ---- progress ----
 
 
 class Bar:

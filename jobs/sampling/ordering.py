@@ -16,6 +16,8 @@ from bonus.projection import sparse_projection
 from jobs.explore_config import ExploreConfig
 from jobs.sampling.candidates import with_columns
 
+_projection = lru_cache(maxsize=4)(sparse_projection)
+
 
 def rank_candidates(candidates: pa.Table, config: ExploreConfig) -> pa.Table:
     """Return `candidates` with a column rank_<order> (0: verified first) for every order. The orders repexp and quality
@@ -37,7 +39,7 @@ def pool_of(candidates: pa.Table, *, dim: int, seed: int) -> Pool:
     hidden_size = states_VH.shape[1]
     states_NH = torch.zeros(len(valid), hidden_size, dtype=torch.float64)
     states_NH[torch.from_numpy(valid)] = torch.from_numpy(states_VH)
-    features_ND = states_NH @ _projection(hidden_size, dim, seed) if dim < hidden_size else states_NH
+    features_ND = states_NH @ _projection(hidden_size, dim, seed=seed) if dim < hidden_size else states_NH
     logprobs = [0.0 if value is None else value for value in candidates["mean_logprob"].to_pylist()]
     return Pool(
         features_ND=features_ND,
@@ -46,11 +48,6 @@ def pool_of(candidates: pa.Table, *, dim: int, seed: int) -> Pool:
         lengths_N=torch.tensor([len(ids) for ids in candidates["response_ids"].to_pylist()]),
         answers=candidates["final_answer"].to_pylist(),
     )
-
-
-@lru_cache(maxsize=4)
-def _projection(hidden_size: int, dim: int, seed: int) -> Tensor:
-    return sparse_projection(hidden_size, dim, seed=seed)
 
 
 def _ranks(order_N: Tensor) -> Tensor:

@@ -131,8 +131,7 @@ class Judge:
         return with_columns(candidates, {"final_answer": answers})
 
     async def judged(self, problem: Problem, candidates: pa.Table, rows: Sequence[int]) -> pa.Table:
-        """Return `candidates` with verdicts on `rows` and those they had. Raises VerifierFailure for too many
-        errors."""
+        """Return `candidates` with old verdicts and those on `rows`. Raises VerifierFailure for too many errors."""
         known = known_verdicts(candidates)
         wanted = [row for row in rows if row not in known]
         if self._verifier is None or not wanted:

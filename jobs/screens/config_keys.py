@@ -83,7 +83,7 @@ def selected(root: type[BaseModel], prefix: str) -> list[Section]:
     """Return what lies under `prefix`: a section, a key, or the beginning of a name. Raises UserError for neither."""
     repeated = list(_sections(root, root(), "", root.__doc__, None))
     for everything in (sections(root), repeated):
-        for matches in (_is_under(prefix), _begins_with(prefix)):
+        for matches in (_is_under(prefix), lambda name: name.startswith(prefix)):
             if found := list(_matching(everything, matches)):
                 return found
     raise UserError(f"unknown key '{prefix}'{_nearest(root, prefix)}")
@@ -157,10 +157,6 @@ def _is_under(prefix: str) -> Callable[[str], bool]:
     return matches
 
 
-def _begins_with(prefix: str) -> Callable[[str], bool]:
-    return lambda name: name.startswith(prefix)
-
-
 def _matching(everything: Sequence[Section], matches: Callable[[str], bool]) -> Iterator[Section]:
     for section in everything:
         if matches(section.name):
@@ -200,21 +196,14 @@ def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     elif origin in (typing.Union, types.UnionType):
         kind = " | ".join(_kind(each) for each in arguments if each is not type(None))
     elif origin in (tuple, list) and (origin is list or arguments[1:] == (...,)):
-        kind = _list_of(_kind(arguments[0]))
+        item = _kind(arguments[0])
+        kind = f"list of {item}s" if item in _WORDS.values() else f"list of ({item})"
     elif origin is tuple:
         kind = f"[{', '.join(map(_kind, arguments))}]"
     else:
         kind = _WORDS.get(origin or annotation, "value")
-    return f"{kind} {', '.join(_bounds(metadata))}".strip()
-
-
-def _list_of(item: str) -> str:
-    return f"list of {item}s" if item in _WORDS.values() else f"list of ({item})"
-
-
-def _bounds(metadata: Sequence[Any]) -> list[str]:
     bounds = [(sign, getattr(each, name, None)) for each in metadata for name, sign in _SIGNS.items()]
-    return [sign.format(f"{bound:.12g}") for sign, bound in bounds if bound is not None]
+    return f"{kind} {', '.join(sign.format(f'{bound:.12g}') for sign, bound in bounds if bound is not None)}".strip()
 
 
 def _toml(value: Any) -> str:

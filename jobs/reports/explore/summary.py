@@ -19,15 +19,8 @@ from jobs.reports.text import NAME_LIMIT, count, interval_sentence, notes_on_int
 
 NOT_VERIFIED = "not verified"
 NAMED_SETTINGS = (
-    "model",
-    "task.name",
-    "split",
-    "seed",
-    "sampling.temperature",
-    "features",
-    "encoder.layer",
-    "encoder.pooling",
-    "selection",
+    *("model", "task.name", "split", "seed", "sampling.temperature"),
+    *("features", "encoder.layer", "encoder.pooling", "selection"),
 )
 
 Coverage = Literal["all", "some", "none"]
