@@ -65,7 +65,12 @@ def _main(options: argparse.Namespace) -> int:
     config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
     require_sampling_methods(config.task, config.rollout)
     if options.dry_run:
-        return _dry_run(config, models, base)
+        from jobs.plan import evaluate_lines, evaluate_memory_gib
+        from jobs.screens.console import show_plan
+
+        memory = evaluate_memory_gib(config, [model.model for model in models], base.model if base else None)
+        described = [model.describe() for model in models]
+        return show_plan(config, evaluate_lines(config, described, base.describe() if base else None, memory))
     from jobs.sampling.evaluate_session import run_evaluate  # imports Ray, so only now that the configuration is valid
 
     return run_evaluate(config, models, base)
@@ -101,22 +106,8 @@ def resolve(
 
 
 def _beneath(model: EvaluatedModel, values: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's settings, overridden by `values`."""
     assert model.settings is not None
     return merged({name: model.settings[name] for name in TAKEN_FROM_A_RUN if name in model.settings}, values)
-
-
-def _dry_run(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
-    from rich.console import Console
-
-    from jobs.plan import evaluate_lines, evaluate_memory_gib
-
-    console = Console()
-    console.print_json(config.model_dump_json())
-    memory = evaluate_memory_gib(config, [model.model for model in models], base.model if base else None)
-    for line in evaluate_lines(config, [model.describe() for model in models], base.describe() if base else None, memory):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

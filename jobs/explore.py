@@ -69,22 +69,13 @@ def _main(options: argparse.Namespace) -> int:
     config = load(ExploreConfig, options.config, overrides_of(options))
     require_sampling_methods(config.task, config.rollout, pool_states=config.from_engine)
     if options.dry_run:
-        return _dry_run(config)
+        from jobs.plan import explore_lines
+        from jobs.screens.console import show_plan
+
+        return show_plan(config, explore_lines(config))
     from jobs.sampling.explore_session import run_explore  # imports Ray, so only now that the configuration is valid
 
     return run_explore(config, from_pools=options.from_pools)
-
-
-def _dry_run(config: ExploreConfig) -> int:
-    from rich.console import Console
-
-    from jobs.plan import explore_lines
-
-    console = Console()
-    console.print_json(config.model_dump_json())
-    for line in explore_lines(config):
-        console.print(line, highlight=False, soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

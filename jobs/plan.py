@@ -266,7 +266,6 @@ def require_disk(plan: RunPlan, run_dir: str, storage: str | None = None) -> Non
 
 
 def _is_on(place: Path, storage: str | None) -> bool:
-    """Return whether checkpoints go to the file system of `place`."""
     if storage is None:
         return True
     local = storage.removeprefix("file://")
@@ -274,7 +273,6 @@ def _is_on(place: Path, storage: str | None) -> bool:
 
 
 def _nearest(path: Path) -> Path:
-    """Return the innermost directory of `path` that exists."""
     path = path.absolute()
     while not path.exists():
         path = path.parent

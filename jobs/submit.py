@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from jobs.cluster.package import Package, commit, mib, select
 from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Cluster, Job, address_of, connect, shell_path
-from jobs.cluster.runs import STORAGE
+from jobs.cluster.runs import STORAGE, shown
 from jobs.config import RunConfig, load_config
 from jobs.configuration.user_error import UserError, answering
 from jobs.follow import follow
@@ -212,7 +212,7 @@ def what_follows(submission: Submission) -> str:
 
 def commands(submission: Submission, options: argparse.Namespace, address: str) -> list[tuple[str, str]]:
     """Return the commands that look after the run, as a person types them."""
-    python = shlex.quote(_shown(Path(sys.executable)))
+    python = shlex.quote(shown(Path(sys.executable)))
     where = f"{shlex.quote(submission.run)} --address {shlex.quote(address)}"
     again = [options.config, "--address", address, "--run", submission.run, "--storage", submission.storage]
     again += [word for override in submission.overrides for word in ("--set", override)]
@@ -230,11 +230,6 @@ def commands(submission: Submission, options: argparse.Namespace, address: str) 
 def _word(text: str) -> str:
     """Quote a word for a shell. A leading ~ is the head's home and must not become this machine's."""
     return f"'{text}'" if text.startswith("~") else shlex.quote(text)
-
-
-def _shown(path: Path) -> str:
-    """Return `path` relative to the current directory where it lies in it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
     require_run_methods(config)
     if options.dry_run:
-        return _dry_run(config)
+        from jobs.screens.console import show_plan
+
+        return show_plan(config, make_plan(config).lines())
     if options.replay_from:
         from jobs.offline.replay_from import replay_from_session
         from jobs.processes.environment import prepare_environment
@@ -72,16 +74,6 @@ def _keys(prefix: str) -> int:
     from jobs.screens.config_keys import selected, show
 
     show(selected(RunConfig, prefix), Console(highlight=False))
-    return 0
-
-
-def _dry_run(config: RunConfig) -> int:
-    from rich.console import Console
-
-    console = Console()
-    console.print_json(config.model_dump_json())
-    for line in make_plan(config).lines():
-        console.print(line, highlight=False, soft_wrap=True)
     return 0
 
 

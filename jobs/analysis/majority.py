@@ -1,8 +1,5 @@
-"""Exact majority votes: how often the most frequent answer of k responses is right.
-
-    majority_curve(answers, correct_N, 256)          # (256,): maj@1 … maj@256 of one problem
-
-Legend: N responses of one problem, K values of k, D powers of x, Q nodes of a quadrature."""
+"""Exact majority votes: how often the most frequent answer of k responses is right. Legend: N responses of one problem,
+K values of k, D powers of x, Q nodes of a quadrature."""
 
 from __future__ import annotations
 

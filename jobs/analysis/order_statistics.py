@@ -274,8 +274,6 @@ def chance_of_as_bad(order_PK: FloatArray, random_PK: FloatArray, *, num_resampl
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Solvable:
-    """What random choice achieves on the solvable prompts."""
-
     chosen_P: NDArray[np.bool_]
     random_first_S: FloatArray
     random_miss_R0M: FloatArray

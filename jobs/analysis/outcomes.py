@@ -1,8 +1,5 @@
-"""What the responses of a model say about each problem. Every statistic of an evaluation is a mean of these numbers.
-
-    outcomes = problem_outcomes(problems, max_k=256)
-
-A response that could not be scored (verdict timeout or error) is neither right nor wrong: it is left out of n and of
+"""What the responses of a model say about each problem. Every statistic of an evaluation is a mean of these numbers. A
+response that could not be scored (verdict timeout or error) is neither right nor wrong: it is left out of n and of
 every vote, and counted. Where a problem has fewer than k scored responses, its values at k are those at n, a lower
 bound of pass@k; a problem without any has no values (NaN). Lengths and log-probs are those of all responses. Legend: P
 problems, K = 1 … max_k, N responses to a problem."""

@@ -173,7 +173,6 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _first_line(error: ValidationError) -> str:
-    """Return the first problem in one line, and the number of the others."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     location = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained-"))]

@@ -6,8 +6,6 @@
     log.write(EventKind.BATCH, step=7, group_ids=[3, 4, 6])
     log.close()
 
-    recorded = batches(read_events(path))                    # {1: [0, 1, 2], ...}: the groups of every step
-
 Events beyond the cap are forgotten, oldest first (`jobs.directory.rolling`). A run that continues from a checkpoint
 writes RESUMED; its events then supersede those of later steps before it. An event of a group or a worker carries the
 step of the last event that had one."""
@@ -18,7 +16,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -170,20 +168,6 @@ def read_events(path: Path) -> Iterator[Event]:
                     yield _event(json.loads(line))
                 except (ValueError, KeyError, TypeError):
                     raise ValueError(f"{part}, line {number} is no event: {line[:80]!r}") from None
-
-
-def batches(events: Iterable[Event]) -> dict[int, list[int]]:
-    """Return group ids by step, in the order in which they were trained on. Of a step that was begun several times, the
-    last time counts. Raises ValueError for a batch without group ids."""
-    by_step: dict[int, list[int]] = {}
-    for event in events:
-        if event.kind is EventKind.RESUMED:
-            by_step = {step: ids for step, ids in by_step.items() if step <= event.step}
-        elif event.kind is EventKind.BATCH:
-            if not isinstance(ids := event.fields.get("group_ids"), list):
-                raise ValueError(f"event {event.seq}, the batch of step {event.step}, has no group_ids")
-            by_step[event.step] = ids
-    return by_step
 
 
 def _event(record: dict[str, Any]) -> Event:

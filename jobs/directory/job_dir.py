@@ -1,7 +1,5 @@
-"""The directory of one job: it serves one process at a time, and keeps one configuration.
-
-with JobDirectory(path, config, changeable=(...), kind="the directory", option="--out DIR") as directory:
-    directory.path                           # UserError where it is in use, or has another configuration"""
+"""The directory of one job: it serves one process at a time, and keeps one configuration. Entering it raises UserError
+where it is in use, or has another configuration."""
 
 from __future__ import annotations
 

@@ -102,7 +102,6 @@ class Trackers:
     """The trackers of one start. One that raises is named in a warning and gets nothing more: no run fails for it."""
 
     def __init__(self, trackers: Mapping[str, Tracker], info: RunInfo, *, warn: Callable[[str], None]) -> None:
-        """Start them all."""
         self._trackers = dict(trackers)
         self._warn = warn
         self._each(lambda tracker: tracker.start(info))

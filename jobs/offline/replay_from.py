@@ -1,11 +1,7 @@
-"""Train on saved rollouts, with no engine.
-
-    trained = replay_from(config, Path("runs/a"))                  # into config.run_dir
-
-The groups are taken in the order in which they were saved, prompts_per_step for each batch. The rollouts of a run, with
-its configuration, are its own batches: every loss is that of the run, and the policy too, bit for bit. Another
-configuration (a learning rate, a bonus) shows what it changes on the very same batches. Rows from elsewhere and batches
-of another size work too, and a verifier can give the rewards again."""
+"""Train on saved rollouts, with no engine. The groups are taken in the order in which they were saved, prompts_per_step
+for each batch. The rollouts of a run, with its configuration, are its own batches: every loss is that of the run, and
+the policy too, bit for bit. Another configuration (a learning rate, a bonus) shows what it changes on the very same
+batches. Rows from elsewhere and batches of another size work too, and a verifier can give the rewards again."""
 
 from __future__ import annotations
 

@@ -97,7 +97,6 @@ class EvaluateSession:
         self._report(labels)
 
     async def _fill(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None, pins: PinnedModels) -> list[str]:
-        """Sample, judge and score what is not done yet, and return the labels of the models."""
         everything = [*models, *([base] if base else [])]
         pinned = []
         for model in everything:
@@ -135,12 +134,9 @@ class EvaluateSession:
         """Start one model's engines, use them, and end them: the next model's engines need the memory."""
         config = self._config
         say(self._console, f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
-        workers = [
-            launch(
-                rollout_worker(f"rollout-{index}", config.rollout, config.sampling, model=model.path, run_id="evaluate", seed=config.seed)
-            )
-            for index in range(config.rollout.workers)
-        ]
+        make = partial(rollout_worker, model=model.path, run_id="evaluate", seed=config.seed)
+        names = [f"rollout-{index}" for index in range(config.rollout.workers)]
+        workers = [launch(make(name, config.rollout, config.sampling)) for name in names]
         settings = EvaluatorSettings(
             samples=config.samples,
             seed=config.seed,

@@ -87,7 +87,6 @@ def find_model(name: str) -> EvaluatedModel:
 
 
 def _run_directory(name: str) -> Path | None:
-    """Return the directory of the training run of that name, or None."""
     for directory in (Path(name), Path(LOCAL_RUNS) / name, Path(STORAGE).expanduser() / name):
         if (directory / LOCK).is_file() and (directory / CONFIG).is_file() and "run_dir" in read_json(directory / CONFIG):
             return directory

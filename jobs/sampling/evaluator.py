@@ -35,10 +35,7 @@ class EvaluatorSettings:
 
 
 class Evaluator:
-    """Samples and judges one model's responses.
-
-    evaluator = Evaluator(task, workers, verifier, settings, label="base", keep=store.add, on_finished=bar.advance)
-    await evaluator.run(problems)               # `keep` has then had the responses to every problem"""
+    """Samples and judges one model's responses: after `run`, `keep` has had those to every problem."""
 
     def __init__(
         self,

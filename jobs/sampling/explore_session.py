@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
 
 
 def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list[Problem]]:
-    """Return the task and the problems to sample for. Raises UserError and TaskError."""
     task = make_task(config.task)
     if config.verify != "none" and not task.has_verifier:
         raise UserError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
@@ -100,20 +100,10 @@ class ExploreSession:
         say(self._console, "starting the engines (about 30 s on two cores)")
         use_encoder = not config.from_engine
         with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
-            workers = [
-                launch(
-                    rollout_worker(
-                        f"rollout-{index}",
-                        config.rollout,
-                        config.sampling,
-                        model=model,
-                        run_id="explore",
-                        seed=config.seed,
-                        features=PooledFeatures() if config.from_engine else None,
-                    )
-                )
-                for index in range(config.rollout.workers)
-            ]
+            features = PooledFeatures() if config.from_engine else None
+            worker = partial(rollout_worker, model=model, run_id="explore", seed=config.seed, features=features)
+            names = [f"rollout-{index}" for index in range(config.rollout.workers)]
+            workers = [launch(worker(name, config.rollout, config.sampling)) for name in names]
             sources = Sources(workers=workers, encoder=self._encoder(model) if use_encoder else None, verifier=self._verifier())
             try:
                 encoders = [sources.encoder] if sources.encoder else []

@@ -30,10 +30,7 @@ class Sources:
 
 
 class Explorer:
-    """Fills a store.
-
-    explorer = Explorer(config, task, store, sources, on_finished)
-    await explorer.run(problems)                # the candidates of every problem are then in the store"""
+    """Fills a store: after `run` it has the candidates of every problem."""
 
     def __init__(self, config: ExploreConfig, task: Task, store: CandidateStore, sources: Sources, on_finished: OnFinished) -> None:
         self._config = config

@@ -1,5 +1,4 @@
-"""What all jobs share that sample for a list of problems: the problems, the progress, and how a job ends. return
-run_to_end(lambda: asyncio.run(interruptibly(session.run())), console, directory, num_done)"""
+"""What all jobs share that sample for a list of problems: the problems, the progress, and how a job ends."""
 
 from __future__ import annotations
 
@@ -133,7 +132,6 @@ class Bar:
             say(self._console, f"{self._what} {self._done}/{self._total}  {speed}  {self._left()}".rstrip())
 
     def _left(self) -> str:
-        """Return the remaining time at the mean speed of this start."""
         per_item_s = (time.monotonic() - self._begun) / (self._done - self._done_before)
         left_s = round(per_item_s * (self._total - self._done))
         return f"{left_s // 60}:{left_s % 60:02d} left" if left_s else ""

@@ -112,11 +112,7 @@ class SamplingPipeline:
 
 class Judge:
     """Gives candidates their final answers, by the task, and their verdicts, by the verifier pool. It ends the job
-    where too many responses cannot be scored.
-
-        judge = Judge(task, verifier, config, timeout_s=900)
-        candidates = judge.answered(problem, candidates)
-        candidates = await judge.judged(problem, candidates, rows)"""
+    where too many responses cannot be scored."""
 
     def __init__(self, task: Task, verifier: Handle[VerifierPool] | None, config: VerifierConfig, *, timeout_s: float) -> None:
         """Without a `verifier` nothing is judged."""

@@ -140,7 +140,6 @@ def _sections(model: type[BaseModel], values: BaseModel | None, name: str, text:
 
 
 def _changed(values: BaseModel | None, others: BaseModel | None) -> list[str]:
-    """Return `key = value` for what differs from the values of the section's first appearance."""
     if values is None or others is None:
         return []
     return [f"{name} = {_toml(value)}" for name, value in values if value != getattr(others, name) and not isinstance(value, BaseModel)]
@@ -166,7 +165,6 @@ def _matching(everything: Sequence[Section], matches: Callable[[str], bool]) -> 
 
 
 def _nearest(root: type[BaseModel], prefix: str) -> str:
-    """Return the end of a message about a prefix that leads nowhere."""
     model, at = root, ""
     parts = iter(prefix.split("."))
     for part in parts:
@@ -207,7 +205,6 @@ def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def _toml(value: Any) -> str:
-    """Return a value as TOML writes it."""
     if value is None:
         return "unset"
     if isinstance(value, bool | str):
@@ -252,12 +249,8 @@ def _wrapped(text: str) -> str:
     parts = _one_line(text).split("`")
     parts[::2] = [re.sub(r"[\\*<\[\]~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
     lines = textwrap.wrap("`".join(parts), 116, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(re.sub(r"^([-+#>]|\d+(?=[.)]))(?=\W)", _escaped, line) for line in lines)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    """Return the beginning of a line so that it starts no list, heading or quotation."""
-    return f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}"
+    unlisted = re.compile(r"^(?:([-+#>])|(\d+)(?=[.)]))(?=\W)")  # what would begin a list, a heading or a quotation
+    return "\n".join(unlisted.sub(lambda found: f"{found[2]}\\" if found[2] else f"\\{found[1]}", line) for line in lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

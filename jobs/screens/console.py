@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
+from pydantic import BaseModel
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -61,10 +62,7 @@ class RunConsole:
     def status(self, text: str) -> None:
         """Show what the run is doing, until the next step."""
         self._status = text
-        if self._live is None:
-            self._console.print(text, highlight=False, soft_wrap=True)
-        else:
-            self._live.update(self._render())
+        self._show(text)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Show a step."""
@@ -86,6 +84,9 @@ class RunConsole:
 
     def _say(self, text: str, style: str) -> None:
         self._remarks.append((text, style))
+        self._show(text)
+
+    def _show(self, text: str) -> None:
         if self._live is None:
             self._console.print(text, highlight=False, soft_wrap=True)
         else:
@@ -147,6 +148,15 @@ def cell(metrics: dict[str, float], name: str, form: str) -> str:
     """Return a metric as text; a dash where the step has no such figure (for example, no group had signal)."""
     value = metrics.get(name)
     return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def show_plan(config: BaseModel, lines: Iterable[str]) -> int:
+    """Print the resolved configuration and what it will do, which is all that --dry-run asks for."""
+    console = Console()
+    console.print_json(config.model_dump_json())
+    for line in lines:
+        say(console, line)
+    return 0
 
 
 def say(console: Console, text: str) -> None:

@@ -1,10 +1,6 @@
-"""The report on the responses of one or more models.
-
-    report = write_report(read, ["base", "trained"], settings, Path("runs/evaluation"), max_k=256)
-    report.print(console)
-
-Its figures are passk, solve_rates, difference and efficiency. `read` yields the responses, one problem at a time, so
-that the responses of all problems never lie in memory together."""
+"""The report on the responses of one or more models. Its figures are passk, solve_rates, difference and efficiency.
+`read` yields the responses, one problem at a time, so that the responses of all problems never lie in memory
+together."""
 
 from __future__ import annotations
 
@@ -130,7 +126,6 @@ def write_report(
 
 
 def _comparisons(outcomes: Mapping[str, ProblemOutcomes], ks: Sequence[int], num_resamples: int, seed: int) -> Iterator[Comparison]:
-    """Yield the comparison of each model with those before it."""
     for earlier, later in itertools.combinations(outcomes, 2):
         found = compare(later, outcomes[later], earlier, outcomes[earlier], ks=ks, num_resamples=num_resamples, seed=seed)
         if found is not None:

@@ -1,6 +1,4 @@
-"""The three figures of an exploration report, each with the numbers that it draws.
-
-drawing = pass_at_k_figure(statistics)           # None where there is nothing to draw"""
+"""The three figures of an exploration report, each with the numbers that it draws, or None without anything to draw."""
 
 from __future__ import annotations
 
@@ -137,6 +135,5 @@ def _scatter(axes: Axes, name: str, random_S: FloatArray, order_S: FloatArray, *
 
 
 def _mean_height(curve: Curve, listed: Sequence[int]) -> float:
-    """Return the mean over the listed k that the curve has."""
     values = [value for k, value in zip(curve.ks, curve.value, strict=True) if k in listed]
     return float(np.mean(values)) if values else 0.0

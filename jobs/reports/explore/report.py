@@ -1,10 +1,5 @@
-"""The report on a table of candidates.
-
-    report = write_report(table, settings, Path("runs/explore"))
-    report.print(console)
-
-Its figures are passk, first_correct and efficiency. The report shows what the table can tell: with verdicts on some
-candidates only, or on none, it says so and shows the rest."""
+"""The report on a table of candidates. Its figures are passk, first_correct and efficiency. The report shows what the
+table can tell: with verdicts on some candidates only, or on none, it says so and shows the rest."""
 
 from __future__ import annotations
 
