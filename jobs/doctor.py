@@ -36,9 +36,8 @@ def as_text(checks: Sequence[Check]) -> str:
 def summary(checks: Sequence[Check]) -> str:
     """Return the numbers of checks by status."""
     counts = {status: sum(check.status == status for check in checks) for status in ("ok", "warn", "fail")}
-    return f"{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} failed" + (
-        "" if counts["fail"] else ": ready for `make train`"
-    )
+    ready = "" if counts["fail"] else ": ready for `make train`"
+    return f"{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} failed{ready}"
 
 
 def print_report(checks: Sequence[Check]) -> None:

@@ -39,14 +39,13 @@ FLAGS: dict[str, tuple[str, str]] = {
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.explore", description="Explore candidate answers by their representations.")
-    parser.add_argument("config", nargs="?", help="TOML file; the flags override it")
+    add = parser.add_argument
+    add("config", nargs="?", help="TOML file; the flags override it")
     for flag, (key, text) in FLAGS.items():
-        parser.add_argument(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
-    parser.add_argument(
-        "--from-pools", metavar="FILE", help="order and judge candidates sampled before, with these settings; nothing is sampled"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+        add(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
+    add("--from-pools", metavar="FILE", help="order and judge candidates sampled before, with these settings; nothing is sampled")
+    add("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     return parser.parse_args(arguments)
 
 

@@ -60,9 +60,8 @@ def _main(options: argparse.Namespace) -> int:
     else:
         cluster = connect(address)
         look, interval_s = lambda: look_on(cluster, options.run), REMOTE_INTERVAL_S
-    show(
-        looks(look, time.sleep, interval_s) if options.watch else iter([look()]), wide_console(), as_json=options.json, watch=options.watch
-    )
+    seen = looks(look, time.sleep, interval_s) if options.watch else iter([look()])
+    show(seen, wide_console(), as_json=options.json, watch=options.watch)
     return 0
 
 

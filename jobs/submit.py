@@ -50,24 +50,21 @@ class Submission:
     def entrypoint(self) -> str:
         """The command of the job. With `exec` a signal reaches the run itself, and the run's exit code is the job's."""
         settings = "".join(f" --set {shlex.quote(override)}" for override in self.overrides)
-        return (
-            f"exec {shlex.quote(self.python)} -m jobs.train {shlex.quote(self.config)}{settings}"
-            f" --set run_dir={shell_path(self.storage, self.run)}"
-        )
+        where = shell_path(self.storage, self.run)
+        return f"exec {shlex.quote(self.python)} -m jobs.train {shlex.quote(self.config)}{settings} --set run_dir={where}"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.submit", description="Train on a Ray cluster.")
-    parser.add_argument("config", help="TOML file, for example configs/quickstart.toml")
-    parser.add_argument("--address", help=ADDRESS_HELP)
-    parser.add_argument("--run", metavar="NAME", help="name of the run; default: the last part of the config's run_dir")
-    parser.add_argument("--storage", metavar="DIR", help=f"directory on the head that keeps runs; default: {STORAGE}, or where the run is")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable"
-    )
-    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files to leave here; repeatable")
-    parser.add_argument("--python", metavar="PATH", help="interpreter on the head; default: python, of the environment Ray was started in")
-    parser.add_argument("--follow", action="store_true", help="show the run's output to its end")
+    add = parser.add_argument
+    add("config", help="TOML file, for example configs/quickstart.toml")
+    add("--address", help=ADDRESS_HELP)
+    add("--run", metavar="NAME", help="name of the run; default: the last part of the config's run_dir")
+    add("--storage", metavar="DIR", help=f"directory on the head that keeps runs; default: {STORAGE}, or where the run is")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable")
+    add("--exclude", action="append", default=[], metavar="GLOB", help="files to leave here; repeatable")
+    add("--python", metavar="PATH", help="interpreter on the head; default: python, of the environment Ray was started in")
+    add("--follow", action="store_true", help="show the run's output to its end")
     return parser.parse_args(arguments)
 
 

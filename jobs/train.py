@@ -16,22 +16,19 @@ from jobs.processes.methods import require_run_methods
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train a policy with the exploration bonus.")
-    parser.add_argument("config", nargs="?", help="TOML file, for example configs/quickstart.toml")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
-    parser.add_argument("--resume", choices=("auto", "latest", "never"), default="auto", help="default: resume when there is a checkpoint")
-    parser.add_argument(
+    add = parser.add_argument
+    add("config", nargs="?", help="TOML file, for example configs/quickstart.toml")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable")
+    add("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    add("--resume", choices=("auto", "latest", "never"), default="auto", help="default: resume when there is a checkpoint")
+    add(
         "--replay-from",
         metavar="DIR",
         help="train on saved rollouts, without engines or Ray: the batches of a run, or .jsonl and .parquet rows",
     )
-    parser.add_argument("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards again")
-    parser.add_argument("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
-    parser.add_argument(
-        "--keys", nargs="?", const="", metavar="PREFIX", help="print the configuration keys, all or those under PREFIX, and start nothing"
-    )
+    add("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards again")
+    add("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
+    add("--keys", nargs="?", const="", metavar="PREFIX", help="print the configuration keys, all or those under PREFIX, and start nothing")
     options = parser.parse_args(arguments)
     if options.keys is not None and vars(options) != vars(parser.parse_args(["--keys", options.keys])):
         parser.error("--keys goes with no other argument")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.analysis.bootstrap import NUM_RESAMPLES, Curve, Estimate, curve, mean_curve, mean_estimate, resample_counts
-from jobs.analysis.order_statistics import IntArray, curve_ks, listed_ks
+from jobs.analysis.order_statistics import curve_ks, listed_ks
 from jobs.analysis.outcomes import ProblemOutcomes
 from jobs.analysis.pass_at_k import FloatArray
 
@@ -55,9 +55,11 @@ def compare(
     seed: int = 0,
 ) -> Comparison | None:
     """Compare over the problems that both have scored responses to. Return None where there is none."""
-    ours_P, theirs_P = _common(outcomes, others)
-    if not len(ours_P):
+    rows = {problem_id: row for row, problem_id in enumerate(others.problem_ids) if others.num_scored_P[row]}
+    pairs = [(row, rows[one]) for row, one in enumerate(outcomes.problem_ids) if outcomes.num_scored_P[row] and one in rows]
+    if not pairs:
         return None
+    ours_P, theirs_P = np.array(pairs, dtype=np.int64).T
     max_k = min(outcomes.max_k, others.max_k)
     listed = listed_ks(max_k, ks)
     dense = curve_ks(max_k, listed)
@@ -78,17 +80,6 @@ def compare(
         tokens_difference=mean_estimate(outcomes.tokens_P[ours_P] - others.tokens_P[theirs_P], counts_BP),
         base_logprob_difference=None if np.isnan(base_P).any() else mean_estimate(base_P, counts_BP),
     )
-
-
-def _common(outcomes: ProblemOutcomes, others: ProblemOutcomes) -> tuple[IntArray, IntArray]:
-    """Return the rows of the problems that both have scored responses to, in the order of the first."""
-    places = {problem_id: row for row, problem_id in enumerate(others.problem_ids) if others.num_scored_P[row]}
-    pairs = [
-        (row, places[problem_id])
-        for row, problem_id in enumerate(outcomes.problem_ids)
-        if outcomes.num_scored_P[row] and problem_id in places
-    ]
-    return np.array([ours for ours, _ in pairs], dtype=np.int64), np.array([theirs for _, theirs in pairs], dtype=np.int64)
 
 
 def samples_to_reach(pass_K: FloatArray, target_T: FloatArray) -> FloatArray:

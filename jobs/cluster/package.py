@@ -74,9 +74,8 @@ def select(root: Path, excludes: Sequence[str] = ()) -> Package:
     patterns = (*EXCLUDED, *excludes)
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")  # None outside git
     paths = _all_files(root, patterns) if listed is None else sorted({path for path in listed.split("\0") if path})
-    return Package(
-        root=root, sizes={path: size for path in paths if not is_excluded(path, patterns) and (size := _size(root / path)) is not None}
-    )
+    sizes = {path: size for path in paths if not is_excluded(path, patterns) and (size := _size(root / path)) is not None}
+    return Package(root=root, sizes=sizes)
 
 
 def is_excluded(path: str, patterns: Sequence[str]) -> bool:

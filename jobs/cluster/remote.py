@@ -138,10 +138,8 @@ def _refusing(address: str) -> Iterator[None]:
     except AuthenticationError as error:
         raise UserError(_token_refusal(address, str(error))) from None
     except (ConnectionError, RequestException, TimeoutError) as error:
-        timed_out = "imed out" in str(error)
-        raise UserError(
-            f"no cluster answers at {address}{' in time' if timed_out else ''}: is its head running, and is this the dashboard's port?"
-        ) from None
+        late = " in time" if "imed out" in str(error) else ""
+        raise UserError(f"no cluster answers at {address}{late}: is its head running, and is this the dashboard's port?") from None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if lines[0].startswith("Version check returned 404"):
@@ -164,10 +162,8 @@ class Cluster:
         self, client: Any, address: str, *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`client` is a JobSubmissionClient."""
-        self._client = client
-        self.address = address
-        self._sleep = sleep
-        self._clock = clock
+        self._client, self.address = client, address
+        self._sleep, self._clock = sleep, clock
 
     def jobs(self) -> list[Job]:
         """Return the submissions of runs, oldest first, without helper jobs and other people's jobs."""

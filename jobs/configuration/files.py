@@ -59,11 +59,8 @@ def source_of(path: str | None) -> str:
 
 def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Return `values`, replaced section by section by those of `over`."""
-    both = {
-        key: merged(values[key], over[key])
-        for key in values.keys() & over.keys()
-        if isinstance(values[key], dict) and isinstance(over[key], dict)
-    }
+    shared = values.keys() & over.keys()
+    both = {key: merged(values[key], over[key]) for key in shared if isinstance(values[key], dict) and isinstance(over[key], dict)}
     return values | over | both
 
 

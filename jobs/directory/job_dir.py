@@ -25,9 +25,7 @@ class JobDirectory:
 
     def __init__(self, path: str, config: BaseModel, *, changeable: Sequence[str], kind: str, option: str) -> None:
         """`kind` and `option` tell people in messages what the directory is and how to choose another one."""
-        self._config = config
-        self._changeable = changeable
-        self._kind = kind
+        self._config, self._changeable, self._kind = config, changeable, kind
         self._elsewhere = f"choose another with {option}"
         self.path = Path(path).absolute()
         self._lock: IO[str] | None = None

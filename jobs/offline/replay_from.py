@@ -51,10 +51,8 @@ class Trained:
     def lines(self, source: str) -> list[str]:
         """Return what a person must know."""
         lines = [f"{self.steps} steps trained on rollouts of {source}."]
-        if self.missing_steps:
-            lines.append(
-                f"{len(self.missing_steps)} earlier steps of the run are gone (the first is {self.missing_steps[0]}): these are others."
-            )
+        if gone := self.missing_steps:
+            lines.append(f"{len(gone)} earlier steps of the run are gone (the first is {gone[0]}): these are others.")
         if self.recorded_steps:
             lines.append(f"In {self.same_steps} of {self.recorded_steps} steps every advantage is the recorded one.")
         if self.verdicts:
@@ -134,10 +132,9 @@ class Rescorer:
         (stored,) = from_record_batch(group)
         problem = stored.request.problem
         if problem.task not in self._known:
-            parts = f" of {', '.join(self._known)}" if self._config.task.name == "mixture" else ""
-            raise UserError(
-                f"--rescore: problem {problem.problem_id} is of task {problem.task}, but task.name = {self._config.task.name}{parts}"
-            )
+            name = self._config.task.name
+            parts = f" of {', '.join(self._known)}" if name == "mixture" else ""
+            raise UserError(f"--rescore: problem {problem.problem_id} is of task {problem.task}, but task.name = {name}{parts}")
         verdicts = list(self._judge(problem, group))
         self.counter.add(verdicts)
         before = [None if verdict is None else verdict.reward for verdict in stored.verdicts]

@@ -50,8 +50,7 @@ class SavedRows:
 
     def __init__(self, config: RunConfig, source: Path, *, rescore: bool = False) -> None:
         """With `rescore`, rows need what a verifier needs, not rewards. Raises UserError without anything to read."""
-        self._config = config
-        self._source = source
+        self._config, self._source = config, source
         self._rewarded_by = VERIFIED if rescore else REWARDED
         self._log = _rollout_log(source)
         self._files = [] if self._log is not None else _files(source)
@@ -176,9 +175,7 @@ def _grouped(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
 
 
 def _key(row: Row) -> str:
-    return str(
-        next((row.values[name] for name in ("group_id", "problem_id") if row.values.get(name) is not None), row.values["prompt_ids"])
-    )
+    return str(next((row.values[key] for key in ("group_id", "problem_id") if row.values.get(key) is not None), row.values["prompt_ids"]))
 
 
 def _integers(row: Row, name: str) -> tuple[int, ...]:
@@ -200,9 +197,7 @@ def _versions(row: Row, num_tokens: int) -> tuple[tuple[int, ...], tuple[int, ..
 
 def _log_probabilities(row: Row) -> tuple[float, ...]:
     values = next(row.values[name] for name in LOGPROBS if name in row.values)
-    if not isinstance(values, list) or not all(
-        isinstance(value, (int, float)) and np.isfinite(value) and value <= 1e-3 for value in values
-    ):
+    if not isinstance(values, list) or not all(isinstance(one, (int, float)) and np.isfinite(one) and one <= 1e-3 for one in values):
         raise row.error("the log-probs are no list of numbers of at most 0")
     return tuple(map(float, values))
 

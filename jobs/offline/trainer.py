@@ -71,8 +71,7 @@ class OfflineRun:
         with refusing(CompilerMissing):
             if config.learner.compile:
                 require_compiler(torch.device(device))
-        self._config = config
-        self._report = report
+        self._config, self._report = config, report
         self.recorded_steps, self.same_steps = 0, 0
         """Steps whose recorded advantages are known, and those in which all of them came out again, bit for bit."""
         with ExitStack() as opened:
@@ -142,12 +141,10 @@ class OfflineRun:
 
 def _device(config: RunConfig) -> str:
     """Return where a run's learner is. Raises UserError without its GPU: a CPU gives nothing equal bit for bit."""
-    if not config.learner.num_gpus:
+    if not (gpus := config.learner.num_gpus):
         return "cpu"
     if not torch.cuda.is_available():
-        raise UserError(
-            f"learner.num_gpus = {config.learner.num_gpus:g}, but there is no GPU here: --set learner.num_gpus=0 trains on the CPU"
-        )
+        raise UserError(f"learner.num_gpus = {gpus:g}, but there is no GPU here: --set learner.num_gpus=0 trains on the CPU")
     return "cuda"
 
 

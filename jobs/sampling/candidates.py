@@ -98,13 +98,11 @@ def known_verdicts(candidates: pa.Table) -> dict[int, Verdict]:
     """Return the verdicts that `candidates` have, by row."""
     if "verdict_status" not in candidates.column_names:
         return {}
-    rows = candidates.select(VERDICT_COLUMNS).to_pylist()
+    rows = [tuple(row.values()) for row in candidates.select(VERDICT_COLUMNS).to_pylist()]
     return {
-        number: Verdict(
-            status=VerdictStatus(row["verdict_status"]), reward=row["reward"], answer=row["verdict_answer"], detail=row["verdict_detail"]
-        )
-        for number, row in enumerate(rows)
-        if row["verdict_status"] is not None
+        number: Verdict(status=VerdictStatus(status), reward=reward, answer=answer, detail=detail)
+        for number, (status, reward, answer, detail) in enumerate(rows)
+        if status is not None
     }
 
 
@@ -210,9 +208,8 @@ def read_candidates(path: str) -> tuple[pa.Table, dict[str, Any]]:
     metadata = table.schema.metadata or {}
     found = metadata.get(VERSION_KEY, b"").decode()
     if found.split(".")[0] != TABLE_VERSION.split(".")[0]:
-        raise UserError(
-            f"--from-pools {path}: {'not a table of pools' if not found else f'pools of version {found}'}, needed is {TABLE_VERSION}"
-        )
+        what = f"pools of version {found}" if found else "not a table of pools"
+        raise UserError(f"--from-pools {path}: {what}, needed is {TABLE_VERSION}")
     missing = [name for name in SAMPLED_COLUMNS if name not in table.column_names]
     if missing:
         raise UserError(f"--from-pools {path} lacks the columns {', '.join(missing)}")

@@ -81,11 +81,8 @@ class EvaluateSession:
     """The work of one start."""
 
     def __init__(self, config: EvaluateConfig, task: Task, problems: Sequence[Problem], directory: Path, console: Console) -> None:
-        self._config = config
-        self._task = task
-        self._problems = problems
-        self._directory = directory
-        self._console = console
+        self._config, self._task, self._problems = config, task, problems
+        self._directory, self._console = directory, console
         self.store = CandidateStore(directory, config.model_dump(mode="json"), file=SAMPLES, key=MODEL_AND_PROBLEM)
 
     async def run(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> None:

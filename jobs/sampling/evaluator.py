@@ -50,14 +50,10 @@ class Evaluator:
         on_finished: OnFinished,
     ) -> None:
         """`label` names the model in the table, `version` what the workers hold (0: what they started with)."""
-        self._label = label
-        self._version = version
-        self._keep = keep
+        self._label, self._version, self._keep = label, version, keep
         self._judge = Judge(task, verifier, settings.verifier, timeout_s=settings.wait_timeout_s)
-        sampling = CandidateSampling(
-            num_responses=settings.samples, seed=settings.seed, prompt=task.prompt, timeout_s=settings.pool_timeout_s
-        )
-        self._pipeline = SamplingPipeline(workers, sampling, self._finish, on_finished)
+        asked = CandidateSampling(num_responses=settings.samples, seed=settings.seed, prompt=task.prompt, timeout_s=settings.pool_timeout_s)
+        self._pipeline = SamplingPipeline(workers, asked, self._finish, on_finished)
 
     async def run(self, problems: Sequence[Problem]) -> None:
         """Sample and judge the responses to all `problems`. Raises the first exception of any loop."""

@@ -65,10 +65,8 @@ class ExploreSession:
     """The work of one start."""
 
     def __init__(self, config: ExploreConfig, task: Task, directory: Path, console: Console) -> None:
-        self._config = config
-        self._task = task
-        self._directory = directory
-        self._console = console
+        self._config, self._task = config, task
+        self._directory, self._console = directory, console
         self.store = CandidateStore(directory, config.model_dump(mode="json"))
 
     async def run(self, problems: Sequence[Problem]) -> None:
@@ -85,10 +83,8 @@ class ExploreSession:
         tables = list(split_by_problem(table))
         await interruptibly(self._reselect(tables, settings))
         self.store.compact([(problem_of(candidates).problem_id,) for candidates in tables])
-        ours = self._config.model_dump(mode="json")
-        self._report(
-            self.store.read(), ours | {key: settings[key] for key in ("model", "sampling", "split", "pool", "task") if key in settings}
-        )
+        theirs = {key: settings[key] for key in ("model", "sampling", "split", "pool", "task") if key in settings}
+        self._report(self.store.read(), self._config.model_dump(mode="json") | theirs)
 
     async def _sample(self, problems: Sequence[Problem], *, total: int) -> None:
         config = self._config

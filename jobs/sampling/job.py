@@ -99,18 +99,10 @@ class Bar:
     """Progress with the remaining time: a bar on a terminal, elsewhere a line for each problem."""
 
     def __init__(self, console: Console, *, total: int, done: int, what: str = "problem") -> None:
-        self._console, self._total, self._done = console, total, done
-        self._what = what
+        self._console, self._total, self._done, self._what = console, total, done, what
         self._begun, self._done_before = time.monotonic(), done
-        columns = (
-            TextColumn(f"{what}s"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, TextColumn("{task.description}"), console=console) if console.is_terminal else None
+        shown = (TextColumn(f"{what}s"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self._progress = Progress(*shown, TextColumn("{task.description}"), console=console) if console.is_terminal else None
         self._task = self._progress.add_task("", total=total, completed=done) if self._progress else None
 
     def __enter__(self) -> Self:

@@ -36,10 +36,8 @@ class TrainingEvaluation:
 
     def __init__(self, config: EvaluationConfig, task: Task, settings: EvaluatorSettings, directory: Path) -> None:
         """Read the problems. Raises UserError for a split that the task does not have, or that is empty."""
-        self._config = config
-        self._task = task
-        self._settings = settings
-        self._directory = directory
+        self._config, self._task = config, task
+        self._settings, self._directory = settings, directory
         self._problems = problems_of(task, config.split, config.problems)
 
     def is_due(self, step: int) -> bool:

@@ -134,9 +134,8 @@ def _sections(model: type[BaseModel], values: BaseModel | None, name: str, text:
         elif labelled is not None:
             yield from _sections(labelled, None, f"{dotted}.{LABEL}", info.description or labelled.__doc__, met)
         else:
-            section.keys.append(
-                Key(name=dotted, kind=_kind(info.annotation, info.metadata), default=_toml(default), text=info.description or "")
-            )
+            kind = _kind(info.annotation, info.metadata)
+            section.keys.append(Key(name=dotted, kind=kind, default=_toml(default), text=info.description or ""))
 
 
 def _changed(values: BaseModel | None, others: BaseModel | None) -> list[str]:

@@ -42,8 +42,7 @@ class RunConsole:
 
     def __init__(self, title: str, total_steps: int, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._title = title
-        self._total_steps = total_steps
+        self._title, self._total_steps = title, total_steps
         self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=SHOWN_STEPS)
         self._status = ""
         self._remarks: deque[tuple[str, str]] = deque(maxlen=SHOWN_REMARKS)

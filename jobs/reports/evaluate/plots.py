@@ -58,9 +58,8 @@ def pass_at_k_figure(models: Mapping[str, ModelStatistics]) -> Drawing | None:
             axes.set_ylabel(name)
             axes.set_title({"pass@k": "Any of k responses is right", "maj@k": "Majority vote of k responses is right"}[name], loc="left")
         _legend(figure)
-        return Drawing(
-            png=png_of(figure), numbers={name: {label: numbers_of(c) for label, c in curves.items()} for name, curves in panels.items()}
-        )
+        numbers = {name: {label: numbers_of(curve) for label, curve in curves.items()} for name, curves in panels.items()}
+        return Drawing(png=png_of(figure), numbers=numbers)
 
 
 def solve_rates_figure(outcomes: Mapping[str, ProblemOutcomes]) -> Drawing | None:
@@ -86,9 +85,8 @@ def solve_rates_figure(outcomes: Mapping[str, ProblemOutcomes]) -> Drawing | Non
         axes.set_xlabel("share of a problem's responses that are right")
         axes.set_title("Problems by how often they are solved", loc="left")
         _legend(figure)
-        return Drawing(
-            png=png_of(figure), numbers={"classes": list(SOLVE_RATE_NAMES), "problems": {label: c.tolist() for label, c in counts.items()}}
-        )
+        numbers = {"classes": list(SOLVE_RATE_NAMES), "problems": {label: c.tolist() for label, c in counts.items()}}
+        return Drawing(png=png_of(figure), numbers=numbers)
 
 
 def solve_rate_counts(outcomes: ProblemOutcomes) -> np.ndarray:

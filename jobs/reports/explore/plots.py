@@ -61,18 +61,11 @@ def pass_at_k_figure(statistics: ExploreStatistics) -> Drawing | None:
         axes.set_title(f"Share of {statistics.num_prompts} prompts solved by the first k candidates", loc="left")
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         labels = [label_of(name) for name in ranked]
-        look: dict[str, Any] = {
-            "loc": "upper left",
-            "bbox_to_anchor": (1.01, 1.0),
-            "frameon": False,
-            "handlelength": 3.6,
-            "labelspacing": 0.75,
-        }
-        legend = axes.legend([handles[label] for label in labels], labels, title="best on average first", **look)
+        look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "frameon": False, "handlelength": 3.6}
+        legend = axes.legend([handles[label] for label in labels], labels, title="best on average first", labelspacing=0.75, **look)
         legend.set_alignment("left")
-        return Drawing(
-            png=png_of(figure), numbers={"order_of_legend": ranked, "curves": {name: numbers_of(curves[name]) for name in ranked}}
-        )
+        numbers = {"order_of_legend": ranked, "curves": {name: numbers_of(curves[name]) for name in ranked}}
+        return Drawing(png=png_of(figure), numbers=numbers)
 
 
 def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
