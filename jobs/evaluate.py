@@ -42,13 +42,8 @@ FLAGS: dict[str, tuple[str, str]] = {
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="pass@k of models, and how they compare.")
     parser.add_argument("config", nargs="?", help="TOML file; the flags override it")
-    parser.add_argument(
-        "--model",
-        action="append",
-        dest="models",
-        metavar="MODEL",
-        help="a run (RUN@STEP for a checkpoint), directory, embedded alias or hub id; repeatable (models)",
-    )
+    named = "a run (RUN@STEP for a checkpoint), directory, embedded alias or hub id; repeatable (models)"
+    parser.add_argument("--model", action="append", dest="models", metavar="MODEL", help=named)
     for flag, (key, text) in FLAGS.items():
         parser.add_argument(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
     parser.add_argument("--data", metavar="PATH", help="where the task's files are (task.TASK.path)")

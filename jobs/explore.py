@@ -53,11 +53,8 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
     """Return the flags as `key=value`, followed by what --set says."""
     given = {flag: getattr(options, flag) for flag in FLAGS if getattr(options, flag) is not None}
     task = given.get("task", "gsm8k").replace("-", "_")  # the name of its section
-    overrides = []
-    for flag, value in given.items():
-        key = FLAGS[flag][0].format(task=task)
-        overrides.append(f"{key}=[{value}]" if flag == "select" else f"{key}={value}")
-    return overrides + options.overrides
+    keys = {flag: FLAGS[flag][0].format(task=task) for flag in given}
+    return [f"{keys[flag]}={f'[{value}]' if flag == 'select' else value}" for flag, value in given.items()] + options.overrides
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ BASE_PROCESS_GIB = 0.7
 RAY_GIB = 1.0
 DRIVER_GIB = 0.3
 BYTES = {"bfloat16": 2, "float32": 4}
+UNKNOWN = "unknown before the model is fetched"
 EMBEDDED_PARAMETERS = {"smollm2-135m": 134_515_008}
 
 
@@ -47,9 +48,7 @@ class RunPlan:
 
     def lines(self) -> list[str]:
         """Return the plan in words."""
-        memory, disk = (
-            "unknown before the model is fetched" if gib is None else f"about {gib:.1f} GiB" for gib in (self.memory_gib, self.disk_gib)
-        )
+        memory, disk = (UNKNOWN if gib is None else f"about {gib:.1f} GiB" for gib in (self.memory_gib, self.disk_gib))
         processes = ", ".join(f"{count} {name}" for name, count in self.processes.items())
         return [
             f"per step: {self.prompts_per_step} prompts x {self.responses_per_step // self.prompts_per_step} responses = "
@@ -166,7 +165,7 @@ def explore_lines(config: ExploreConfig) -> list[str]:
         f"features: {features}, {config.selection.dim} dimensions; order: {config.primary_order}",
         f"processes: {config.rollout.workers} rollout worker{', 1 encoder' if not config.from_engine else ''}"
         f"{f', {config.verifier.num_workers} verifier process' if config.verify != 'none' else ''}",
-        f"memory: {'unknown before the model is fetched' if memory is None else f'about {memory:.1f} GiB'}",
+        f"memory: {UNKNOWN if memory is None else f'about {memory:.1f} GiB'}",
     ]
 
 
@@ -191,7 +190,7 @@ def evaluate_lines(config: EvaluateConfig, models: Sequence[str], base: str | No
         f"each: {problems} of task {config.task.name}, split {config.split}, x {config.samples} samples of at most "
         f"{config.sampling.max_response_tokens} tokens at temperature {config.sampling.temperature:g}",
         f"processes: {config.rollout.workers} rollout worker, {config.verifier.num_workers} verifier process; models take turns",
-        f"memory: {'unknown before the model is fetched' if memory is None else f'about {memory:.1f} GiB'}",
+        f"memory: {UNKNOWN if memory is None else f'about {memory:.1f} GiB'}",
     ]
 
 

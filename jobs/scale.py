@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jobs.cluster.remote import ADDRESS_HELP, address_of, connect
 from jobs.cluster.runs import find_run, is_alive, owner
-from jobs.configuration.user_error import UserError, answering
+from jobs.configuration.user_error import UserError, answering, refusing
 from jobs.directory.run_state import RunStatus, read_desired, read_status, write_desired
 
 ROLES = ("rollout", "verifier", "encoder")
@@ -56,10 +56,8 @@ def scale(directory: Path, wanted: Mapping[str, int]) -> str:
     status = require_live(directory, read_status(directory), "change what it starts with by --set rollout.workers=N")
     if "encoder" in wanted and status.desired.get("encoder") == 0:
         raise UserError(f"{directory} has no encoders: its bonus is off, or takes the policy's own features")
-    try:
+    with refusing(OSError, ValueError):
         write_desired(directory, read_desired(directory).model_copy(update=dict(wanted)))
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from None
     changes = [f"{role} {status.desired.get(role, '?')} -> {number}" for role, number in wanted.items()]
     return f"{status.run_id}: asked for {', '.join(changes)}"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.cluster.remote import ADDRESS_HELP, ENDED_WELL, Cluster, address_of, connect
 from jobs.cluster.runs import find_run, is_alive
-from jobs.configuration.user_error import EXIT_FAILED, UserError, answering
+from jobs.configuration.user_error import EXIT_FAILED, answering, refusing
 from jobs.directory.run_state import read_desired, read_status, write_desired
 from jobs.scale import require_live
 
@@ -43,10 +43,8 @@ def _main(options: argparse.Namespace) -> int:
 def stop(directory: Path) -> str:
     """Ask a run of this machine to stop, and say what follows. Raises UserError for one that is not live."""
     status = require_live(directory, read_status(directory), "there is nothing to stop")
-    try:
+    with refusing(OSError, ValueError):
         write_desired(directory, read_desired(directory).model_copy(update={"stop": True}))
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from None
     return f"{status.run_id}: asked to stop; it finishes the step after {status.step}, writes a checkpoint and ends"
 
 

@@ -21,11 +21,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable")
     add("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     add("--resume", choices=("auto", "latest", "never"), default="auto", help="default: resume when there is a checkpoint")
-    add(
-        "--replay-from",
-        metavar="DIR",
-        help="train on saved rollouts, without engines or Ray: the batches of a run, or .jsonl and .parquet rows",
-    )
+    saved = "train on saved rollouts, without engines or Ray: the batches of a run, or .jsonl and .parquet rows"
+    add("--replay-from", metavar="DIR", help=saved)
     add("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards again")
     add("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
     add("--keys", nargs="?", const="", metavar="PREFIX", help="print the configuration keys, all or those under PREFIX, and start nothing")

@@ -76,5 +76,4 @@ def curve(ks: Sequence[int], value_K: FloatArray, samples_BK: FloatArray | None)
 
 
 def _interval(samples: FloatArray) -> FloatArray:
-    ends: FloatArray = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    return ends
+    return np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)

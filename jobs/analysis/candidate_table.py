@@ -1,9 +1,4 @@
-"""The table of candidates as one record for each problem.
-
-    for candidates in candidates_by_problem(table):
-        candidates.ranks["repexp"], candidates.texts, candidates.features_ND
-
-Legend: N candidates of one prompt, D feature size."""
+"""The table of candidates as one record for each problem. Legend: N candidates of one prompt, D feature size."""
 
 from __future__ import annotations
 

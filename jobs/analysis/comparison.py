@@ -1,9 +1,5 @@
 """One model against another on the same problems: paired differences, and how many samples one model needs to reach the
-other.
-
-    comparison = compare("trained", outcomes, "base", outcomes_of_base, ks=(1, 2, 4, 8), seed=0)
-
-Intervals are paired: a resample draws problems, and both models are evaluated on them (`jobs.analysis.bootstrap`).
+other. Intervals are paired: a resample draws problems for both models (`jobs.analysis.bootstrap`).
 Legend: P problems that both models have scored responses to, K = 1 … number of samples, B resamples, T values of k."""
 
 from __future__ import annotations

@@ -268,8 +268,7 @@ def chance_of_as_bad(order_PK: FloatArray, random_PK: FloatArray, *, num_resampl
             z_K[k] = (order_PK[:, k].sum() - expected) / deviation
             smallest_B = np.minimum(smallest_B, ((uniform_BP < random_PK[:, k]).sum(axis=1) - expected) / deviation)
     as_bad_K = (smallest_B[:, None] <= z_K + 1e-9).sum(axis=0)
-    chance_K: FloatArray = (1 + as_bad_K) / (1 + num_resamples)
-    return chance_K
+    return (1 + as_bad_K) / (1 + num_resamples)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -299,8 +298,7 @@ def _random_pass_at_k(outcomes: Outcomes, ks: Sequence[int]) -> FloatArray | Non
     if outcomes.num_correct_P is None:
         return None
     miss_PM = miss_at_k_curves(outcomes.num_candidates_P, outcomes.num_correct_P, outcomes.max_k)
-    pass_PK: FloatArray = 1.0 - miss_PM[:, np.asarray(ks) - 1]
-    return pass_PK
+    return 1.0 - miss_PM[:, np.asarray(ks) - 1]
 
 
 def _order_statistics(

@@ -21,9 +21,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def miss_at_k_curves(num_responses_P: ArrayLike, num_correct_P: ArrayLike, max_k: int) -> FloatArray:
-    """Return 1 − pass@k for k = 1 … `max_k` (columns) and P prompts (rows). C(n − c, k) / C(n, k) = Π_{i<k} (n − c − i)
-    / (n − i), to a relative error of about k·1e-16 however small it is. Where k exceeds n, all n responses are drawn.
-    Raises ValueError unless 0 ≤ c ≤ n, 1 ≤ n and 1 ≤ max_k."""
+    """Return 1 − pass@k for k = 1 … `max_k` (columns) and P prompts (rows):
+
+        C(n − c, k) / C(n, k) = Π_{i<k} (n − c − i) / (n − i), to a relative error of about k·1e-16 however small it is.
+
+    Where k exceeds n, all n responses are drawn. Raises ValueError unless 0 ≤ c ≤ n, 1 ≤ n and 1 ≤ max_k."""
     n_P1 = np.asarray(num_responses_P, dtype=np.int64).reshape(-1, 1)
     c_P1 = np.asarray(num_correct_P, dtype=np.int64).reshape(-1, 1)
     if n_P1.shape != c_P1.shape or (c_P1 < 0).any() or (c_P1 > n_P1).any() or (n_P1 < 1).any() or max_k < 1:

@@ -61,8 +61,7 @@ def unit_features(candidates: Candidates) -> FloatArray | None:
     features_ND = candidates.features_ND.astype(np.float64)
     centered_ND = np.nan_to_num(features_ND - np.nanmean(features_ND, axis=0))
     length_N1 = np.linalg.norm(centered_ND, axis=1, keepdims=True)
-    unit_ND: FloatArray = np.divide(centered_ND, length_N1, out=np.zeros_like(centered_ND), where=length_N1 > 0)
-    return unit_ND
+    return np.divide(centered_ND, length_N1, out=np.zeros_like(centered_ND), where=length_N1 > 0)
 
 
 def mean_similarity(candidates: Candidates, rows_M: IntArray) -> float | None:

@@ -156,12 +156,11 @@ def _token_refusal(address: str, message: str) -> str:
 
 
 class Cluster:
-    """The jobs of this project on one cluster. Every method raises UserError where the cluster does not answer."""
+    """The jobs on one cluster, by a JobSubmissionClient. Every method raises UserError where it does not answer."""
 
     def __init__(
         self, client: Any, address: str, *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`client` is a JobSubmissionClient."""
         self._client, self.address = client, address
         self._sleep, self._clock = sleep, clock
 
@@ -284,10 +283,8 @@ class Cluster:
             try:
                 while not (details := self._client.get_job_info(job_id)).status.is_terminal():
                     if self._clock() > deadline:
-                        state = str(details.status).lower()
-                        raise UserError(
-                            f"the cluster at {self.address} did not run a helper job within {HELPER_DEADLINE_S:g} s (it is {state})"
-                        )
+                        within = f"within {HELPER_DEADLINE_S:g} s (it is {str(details.status).lower()})"
+                        raise UserError(f"the cluster at {self.address} did not run a helper job {within}")
                     self._sleep(HELPER_POLL_S)
                 output = self._client.get_job_logs(job_id)
             except BaseException:

@@ -84,7 +84,6 @@ class EventKind(StrEnum):
 
 
 EVENTS = "events.jsonl"
-
 FLUSHED = frozenset((EventKind.BATCH, EventKind.CHECKPOINT, EventKind.RESUMED, EventKind.FAULT))
 """Kinds that are on disk, with all events before, when `write` returns: a batch is known before it is trained on."""
 

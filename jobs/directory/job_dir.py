@@ -81,7 +81,6 @@ class JobDirectory:
 def read_json(file: Path) -> dict[str, Any]:
     """Return the record in `file`. Raises UserError where it is not JSON."""
     try:
-        value: dict[str, Any] = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except ValueError:
         raise UserError(f"{file} is damaged: delete it if the run is not needed") from None
-    return value

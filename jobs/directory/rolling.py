@@ -18,8 +18,7 @@ def parts(path: Path) -> list[Path]:
 
 
 def roll(path: Path, max_bytes: int) -> bool:
-    """Begin a new file if this has half of `max_bytes`, and return whether it did: an open file must be
-    reopened."""
+    """Begin a new file if this has half of `max_bytes`, and return whether it did: open files must be reopened."""
     if path.stat().st_size < max_bytes // 2:
         return False
     path.replace(older(path))

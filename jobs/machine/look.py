@@ -108,6 +108,7 @@ def machine_checks(runs: Path) -> list[Check]:
 
     shm = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None
     runs_at, cache_at = existing_ancestor(runs), existing_ancestor(cache_dir())
+    cache_free = shutil.disk_usage(cache_at).free
     return [
         checks.check_platform(platform.system(), platform.machine()),
         checks.check_python(sys.version_info[:3]),
@@ -116,9 +117,7 @@ def machine_checks(runs: Path) -> list[Check]:
         checks.check_shm(shm.total if shm else None, shm.free if shm else None),
         checks.check_writable(str(runs), write_error(runs_at)),
         checks.check_disk("disk for runs", str(runs_at), shutil.disk_usage(runs_at).free, "free some, or put runs elsewhere"),
-        checks.check_disk(
-            "disk for the cache", str(cache_at), shutil.disk_usage(cache_at).free, "free some, or set REPEXP_CACHE to a larger disk"
-        ),
+        checks.check_disk("disk for the cache", str(cache_at), cache_free, "free some, or set REPEXP_CACHE to a larger disk"),
         checks.check_sandbox(why_unavailable()),
     ]
 

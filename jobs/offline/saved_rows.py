@@ -125,8 +125,7 @@ class SavedRows:
 
 def vocabulary_of(model: str) -> int:
     """Return the number of token ids that the model in the directory `model` knows."""
-    size: int = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    return size
+    return json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
 
 
 def require_known_tokens(batch: pa.RecordBatch, vocabulary: int, source: Path) -> None:

@@ -76,7 +76,13 @@ class Report:
         apply; files of an earlier report are then removed."""
         directory.mkdir(parents=True, exist_ok=True)
         for name, drawing in figures.items():
-            _write_figure(directory / name, drawing)
+            png, numbers = directory / f"{name}.png", directory / f"{name}.json"
+            if drawing is None:
+                png.unlink(missing_ok=True)
+                numbers.unlink(missing_ok=True)
+            else:
+                _write(png, drawing.png)
+                _write(numbers, _json_bytes(drawing.numbers))
         _write(directory / "report.json", _json_bytes(self.to_json()))
         _write(directory / "report.html", self.page(figures).encode())
 
@@ -115,16 +121,6 @@ def _screen_table(numbers: TextTable) -> Table:
 def _write(path: Path, content: bytes) -> None:
     with replacing(path) as staging:
         staging.write_bytes(content)
-
-
-def _write_figure(stem: Path, drawing: Drawing | None) -> None:
-    png, numbers = stem.with_suffix(".png"), stem.with_suffix(".json")
-    if drawing is None:
-        png.unlink(missing_ok=True)
-        numbers.unlink(missing_ok=True)
-    else:
-        _write(png, drawing.png)
-        _write(numbers, _json_bytes(drawing.numbers))
 
 
 def _json_bytes(record: Mapping[str, Any]) -> bytes:

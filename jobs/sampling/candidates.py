@@ -123,8 +123,7 @@ def split_by_problem(table: pa.Table, key: Sequence[str] = ("problem_id",)) -> I
 
 
 class CandidateStore:
-    """Candidates of a job: `OUT/parts/` has a file for each finished problem, `OUT/pools.parquet` all at the
-    end."""
+    """Candidates of a job: a file in `OUT/parts/` for each finished problem, all in `OUT/pools.parquet` at the end."""
 
     def __init__(
         self, directory: Path, settings: Mapping[str, Any], *, file: str = CANDIDATES_FILE, key: Sequence[str] = ("problem_id",)

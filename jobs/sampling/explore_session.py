@@ -119,9 +119,8 @@ class ExploreSession:
         session = ray_session(namespace(config.out), 1 + int(use_encoder)) if use_encoder or to_verify else nullcontext()
         with session:
             model = await asyncio.to_thread(resolve_model, config.model) if use_encoder else ""
-            sources = Sources(
-                workers=[], encoder=self._encoder(model) if use_encoder else None, verifier=self._verifier() if to_verify else None
-            )
+            handle = self._encoder(model) if use_encoder else None
+            sources = Sources(workers=[], encoder=handle, verifier=self._verifier() if to_verify else None)
             try:
                 await all_ready([], [sources.encoder] if sources.encoder else [], timeout_s=config.rollout.start_timeout_s)
                 with Bar(self._console, total=len(tables), done=len(tables) - len(waiting)) as bar:

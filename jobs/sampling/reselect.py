@@ -20,8 +20,8 @@ from jobs.sampling.explorer import Explorer
 
 def needs_encoder(config: ExploreConfig, settings: dict[str, Any]) -> bool:
     """Return whether candidates sampled with `settings` have other features than `config` asks for."""
-    old_encoder = settings.get("encoder", {})
-    old = (old_encoder.get("layer", -1), old_encoder.get("pooling", "mean"))
+    encoder = settings.get("encoder", {})
+    old = (encoder.get("layer", -1), encoder.get("pooling", "mean"))
     if old != (config.encoder.layer, config.encoder.pooling):
         return True
     had_engine = settings.get("features", "auto") != "encoder" and old == (-1, "mean")

@@ -1,9 +1,5 @@
 """The evaluation of a policy while it is trained: what is asked of it, and where the results are kept.
 
-    evaluation = TrainingEvaluation(config.evaluation, task, settings, run_directory / "eval")
-    if evaluation.is_due(step):
-        metrics = await evaluation.run(step, workers, verifier)       # beside the other loops (`jobs.run.evaluations`)
-
     RUN_DIR/eval/step_000020.parquet      every response, as in the samples.parquet of `jobs.evaluate`
 
 The workers must hold the weights of `step` and get no others until the evaluation ends: every token then comes from

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from jobs.analysis.bootstrap import NUM_RESAMPLES
 from jobs.analysis.candidate_table import Candidates
 from jobs.analysis.comparison import Comparison, compare
@@ -106,12 +108,17 @@ def write_report(
     outcomes = {label: problem_outcomes(read(label), max_k=max_k) for label in labels}
     models = {label: evaluate_outcomes(one, ks=ks, num_resamples=num_resamples, seed=seed) for label, one in outcomes.items()}
     comparisons = tuple(_comparisons(outcomes, ks, num_resamples, seed))
+    correct_PM = np.stack([one.num_correct_P for one in outcomes.values()], axis=1).tolist()
+    scored_PM = np.stack([one.num_scored_P for one in outcomes.values()], axis=1).tolist()
     report = EvaluateReport(
         summary=summary_sentences(models, comparisons),
         notes=notes(models),
         models=models,
         comparisons=comparisons,
-        problems=_problem_lines(list(outcomes.values())),
+        problems=tuple(
+            ProblemLine(problem_id=problem_id, num_correct=tuple(correct), num_scored=tuple(scored))
+            for problem_id, correct, scored in zip(next(iter(outcomes.values())).problem_ids, correct_PM, scored_PM, strict=True)
+        ),
         examples=_examples(read, outcomes),
         settings=flattened(settings),
     )
@@ -130,18 +137,6 @@ def _comparisons(outcomes: Mapping[str, ProblemOutcomes], ks: Sequence[int], num
         found = compare(later, outcomes[later], earlier, outcomes[earlier], ks=ks, num_resamples=num_resamples, seed=seed)
         if found is not None:
             yield found
-
-
-def _problem_lines(outcomes: Sequence[ProblemOutcomes]) -> tuple[ProblemLine, ...]:
-    """Return a line for each problem: every model has the same problems, in the same order."""
-    return tuple(
-        ProblemLine(
-            problem_id=problem_id,
-            num_correct=tuple(int(one.num_correct_P[row]) for one in outcomes),
-            num_scored=tuple(int(one.num_scored_P[row]) for one in outcomes),
-        )
-        for row, problem_id in enumerate(outcomes[0].problem_ids)
-    )
 
 
 def _shares(line: ProblemLine) -> Iterator[str]:
