@@ -20,28 +20,24 @@ COLUMNS = ("step", "reward", "bonus", "advantage", "question", "response_text", 
 
 
 def select_answers(rows: pa.Table, *, sort_by: str, worst: bool, limit: int) -> pa.Table:
-    """Return the first `limit` rows that were trained on, sorted by `sort_by`: largest first, or smallest for
-    `worst`."""
+    """Return the first `limit` rows trained on, sorted by `sort_by`: largest first, or smallest for `worst`."""
     trained = rows.filter(pc.equal(rows["outcome"], "trained"))
     order = "ascending" if worst else "descending"
     return trained.sort_by([(sort_by, order), ("step", "descending")]).slice(0, limit)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def main(arguments: Sequence[str] | None = None) -> int:
+    return answering(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.answers", description="Read the answers of a run.")
     parser.add_argument("run_dir")
     parser.add_argument("--by", choices=("advantage", "reward", "bonus"), default="advantage", help="what to sort by")
     parser.add_argument("--worst", action="store_true", help="smallest first")
     parser.add_argument("--steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="only these steps, both included")
     parser.add_argument("-n", type=int, default=10, help="how many")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return answering(lambda: _main(parse_arguments(arguments)))
-
-
-def _main(options: argparse.Namespace) -> int:
+    options = parser.parse_args(arguments)
     rows = _read(Path(options.run_dir), options.steps)
     table = Table(*(name.replace("_", " ") for name in COLUMNS), show_lines=False)
     for row in select_answers(rows, sort_by=options.by, worst=options.worst, limit=options.n).to_pylist():

@@ -4,8 +4,7 @@
 
 Every section is a strict model beside its owner, every field has a line of text, and each contradiction between two
 sections is refused here with both values. `jobs.configuration.files` reads the file, `jobs.screens.config_keys` lists
-the keys. Importing this module loads neither torch, Ray nor vLLM.
-"""
+the keys. Importing this module loads neither torch, Ray nor vLLM."""
 
 from __future__ import annotations
 
@@ -19,27 +18,11 @@ from actors.engines import ENGINES, Repeats, facts_of, require_facts
 from bonus.config import BonusConfig
 from buffers.config import ReplayConfig
 from buffers.extensions import Known
-from jobs.configuration.files import changed_keys, load, merged, read_values, source_of, validated
+from jobs.configuration.files import load
 from jobs.evaluation_config import EvaluationConfig
 from learners.config import CheckpointConfig, LearnerConfig
 from tasks.config import PATH_KEYS, TaskConfig
 from tasks.rewards import RewardConfig
-
-__all__ = [
-    "CHANGEABLE_ON_RESUME",
-    "AutoscaleConfig",
-    "DynamicSamplingConfig",
-    "LogsConfig",
-    "RunConfig",
-    "SupervisionConfig",
-    "changed_keys",
-    "load",
-    "load_config",
-    "merged",
-    "read_values",
-    "source_of",
-    "validated",
-]
 
 
 class SupervisionConfig(BaseModel):
@@ -171,7 +154,7 @@ class RunConfig(BaseModel):
     logs: LogsConfig = LogsConfig()
 
     @model_validator(mode="after")
-    def _staleness_is_corrected(self) -> Self:
+    def _steps_can_be_made(self) -> Self:
         loss = self.learner.loss
         if self.max_policy_lag > 0 and not loss.is_corrected and not loss.accept_uncorrected:
             raise ValueError(
@@ -179,29 +162,17 @@ class RunConfig(BaseModel):
                 'uncorrected: set the correction to "truncated_is" or max_policy_lag to 0, or learner.loss.accept_uncorrected to true if '
                 "that is meant"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _sampler_keeps_a_fixed_order(self) -> Self:
         if not self.replay.takes_fixed_order and (self.deterministic or self.max_policy_lag == 0):
             key = "deterministic = true" if self.deterministic else "max_policy_lag = 0"
             raise ValueError(
                 f'{key} contradicts replay.sampler = "{self.replay.sampler}": groups are then taken in a fixed order; leave the sampler '
                 "out, or change the other"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _mini_batches_have_groups(self) -> Self:
         if self.learner.mini_batches > self.prompts_per_step:
             raise ValueError(
                 f"learner.mini_batches = {self.learner.mini_batches} exceeds prompts_per_step = {self.prompts_per_step}: "
                 "a mini-batch needs at least one group"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _engine_can_do_what_is_asked(self) -> Self:
         if (known := ENGINES.get(self.rollout.engine)) is not None:  # an engine of your own is imported first: `require_methods`
             require_facts(known.facts, self.rollout, deterministic=self.deterministic)
         return self
@@ -226,34 +197,22 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _precisions_agree(self) -> Self:
+    def _engine_and_learner_agree(self) -> Self:
         if len(dtypes := {self.rollout.dtype, self.learner.dtype} - {"auto"}) > 1:
             raise ValueError(
                 f'rollout.dtype = "{self.rollout.dtype}" and learner.dtype = "{self.learner.dtype}": an engine must hold the '
                 f"learner's weights bit for bit, so make both {' or '.join(sorted(dtypes))}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _group_fits_into_an_engine(self) -> Self:
         if self.rollout.max_sequences < self.responses_per_prompt:
             raise ValueError(
                 f"rollout.max_sequences = {self.rollout.max_sequences} is less than responses_per_prompt = {self.responses_per_prompt}: "
                 "a group must fit into one engine"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _sampler_is_the_learners(self) -> Self:
         if (self.sampling.top_p, self.sampling.top_k) != (1.0, 0):
             raise ValueError(
                 f"sampling.top_p = {self.sampling.top_p} and sampling.top_k = {self.sampling.top_k}: training needs top_p = 1.0 and "
                 "top_k = 0, because the learner's log-probs are those of the whole distribution"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _engine_has_the_features(self) -> Self:
         if self.bonus.enabled and self.bonus.source == "policy" and (self.encoder.layer, self.encoder.pooling) != (-1, "mean"):
             raise ValueError(
                 f"bonus.source = \"policy\" takes the engine's own states, the last layer's mean, but encoder.layer = {self.encoder.layer} "
@@ -262,22 +221,14 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _penalty_begins_within_a_response(self) -> Self:
+    def _rewards_and_trackers_agree(self) -> Self:
         if self.reward.overlong_tokens > self.sampling.max_response_tokens:
             raise ValueError(
                 f"reward.overlong_tokens = {self.reward.overlong_tokens} exceeds sampling.max_response_tokens = "
                 f"{self.sampling.max_response_tokens}: the penalty would begin before the first token"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _tracker_options_have_a_tracker(self) -> Self:
         if unused := self.tracker_options.keys() - set(self.trackers):
             raise ValueError(f"tracker_options are for '{min(unused)}', which is not among trackers = {list(self.trackers)}")
-        return self
-
-    @model_validator(mode="after")
-    def _some_signal_is_left(self) -> Self:
         if self.learner.advantage.beta > 0 and self.learner.advantage.alpha == 0 and not self.bonus.enabled:
             raise ValueError("learner.advantage.alpha = 0 and bonus.enabled = false leave no signal to learn from")
         return self
@@ -294,28 +245,13 @@ class RunConfig(BaseModel):
 
     @property
     def isolates_groups(self) -> bool:
-        """Whether a worker samples one group at a time, so that a group depends on nothing else in the engine. Some
-        engines compute every response by itself anyway."""
+        """Whether a worker samples one group at a time, for engines whose responses depend on what else they hold."""
         return self.deterministic and facts_of(self.rollout).repeats is not Repeats.ALWAYS
 
 
 CHANGEABLE_ON_RESUME = (
-    *(
-        "run_dir",
-        "steps",
-        "wait_timeout_s",
-        "rollout",
-        "verifier",
-        "replay",
-        "checkpoint",
-        "supervision",
-        "autoscale",
-        "logs",
-        "evaluation",
-        "trackers",
-        "tracker_options",
-    ),
-    *PATH_KEYS,
+    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint", "supervision", "autoscale", "logs"),
+    *("evaluation", "trackers", "tracker_options", *PATH_KEYS),
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch", "learner.logits_mib", "learner.activation_checkpointing", "learner.compile"),
     *("learner.ranks", "learner.num_gpus", "learner.join_timeout_s", "learner.collective_timeout_s"),

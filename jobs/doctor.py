@@ -1,10 +1,6 @@
-"""`python -m jobs.doctor [--json] [--deep] [--runs DIR]`: what this machine has, what is missing, and how to fix it.
-
-It works in an incomplete environment: it imports only the standard library, and tries rich, torch and vLLM where it
-needs them.
-
-Exit status: 0 when nothing failed (warnings are allowed), 1 when a check failed, 2 for a wrong command line.
-"""
+"""`python -m jobs.doctor [--json] [--deep] [--runs DIR]`: what this machine has, what is missing, and how to fix it. It
+works in an incomplete environment: it imports only the standard library, and tries rich, torch and vLLM where it needs
+them. Exit status: 0 when nothing failed (warnings are allowed), 1 when a check failed, 2 for a wrong command line."""
 
 from __future__ import annotations
 
@@ -40,9 +36,8 @@ def as_text(checks: Sequence[Check]) -> str:
 def summary(checks: Sequence[Check]) -> str:
     """Return the numbers of checks by status."""
     counts = {status: sum(check.status == status for check in checks) for status in ("ok", "warn", "fail")}
-    return f"{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} failed" + (
-        "" if counts["fail"] else ": ready for `make train`"
-    )
+    ready = "" if counts["fail"] else ": ready for `make train`"
+    return f"{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} failed{ready}"
 
 
 def print_report(checks: Sequence[Check]) -> None:

@@ -1,13 +1,11 @@
 """`python -m jobs.evaluate --model M [--model …] [CONFIG.toml]`: pass@k of one or more models, and how they compare.
-
 The job samples n responses to every problem, judges them all, and reports pass@k and majority votes with intervals, how
 varied the answers are, and how likely a base model finds them. Of several models it also reports the differences and
 the sample efficiency. `jobs.evaluation_config` has every key.
 
     python -m jobs.evaluate --model runs/quickstart --model smollm2-135m --samples 256 --problems 100
 
-Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues.
-"""
+Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.analysis.pass_at_k import pass_at_k
-from jobs.config import changed_keys, merged, read_values, source_of, validated
+from jobs.configuration.files import changed_keys, merged, read_values, source_of, validated
 from jobs.configuration.user_error import UserError, answering
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
 from jobs.processes.methods import require_sampling_methods
@@ -44,13 +42,8 @@ FLAGS: dict[str, tuple[str, str]] = {
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="pass@k of models, and how they compare.")
     parser.add_argument("config", nargs="?", help="TOML file; the flags override it")
-    parser.add_argument(
-        "--model",
-        action="append",
-        dest="models",
-        metavar="MODEL",
-        help="a run (RUN@STEP for a checkpoint), directory, embedded alias or hub id; repeatable (models)",
-    )
+    named = "a run (RUN@STEP for a checkpoint), directory, embedded alias or hub id; repeatable (models)"
+    parser.add_argument("--model", action="append", dest="models", metavar="MODEL", help=named)
     for flag, (key, text) in FLAGS.items():
         parser.add_argument(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
     parser.add_argument("--data", metavar="PATH", help="where the task's files are (task.TASK.path)")
@@ -67,7 +60,12 @@ def _main(options: argparse.Namespace) -> int:
     config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
     require_sampling_methods(config.task, config.rollout)
     if options.dry_run:
-        return _dry_run(config, models, base)
+        from jobs.plan import evaluate_lines, evaluate_memory_gib
+        from jobs.screens.console import show_plan
+
+        memory = evaluate_memory_gib(config, [model.model for model in models], base.model if base else None)
+        described = [model.describe() for model in models]
+        return show_plan(config, evaluate_lines(config, described, base.describe() if base else None, memory))
     from jobs.sampling.evaluate_session import run_evaluate  # imports Ray, so only now that the configuration is valid
 
     return run_evaluate(config, models, base)
@@ -84,11 +82,9 @@ def values_of(options: argparse.Namespace) -> dict[str, Any]:
 def resolve(
     values: dict[str, Any], *, source: str, data: str | None = None
 ) -> tuple[EvaluateConfig, list[EvaluatedModel], EvaluatedModel | None]:
-    """Return the configuration and the models it names. What it does not say of task, sampling, rollout and verifier, a
-    run among the models says.
-
-    `data` is the path of the task, whichever task that is. Raises UserError and ModelError for values that do not fit
-    together, a model that does not exist, and runs that differ where the configuration leaves them the choice."""
+    """Return the configuration and the models it names. A run among them gives what it does not say of task, sampling,
+    rollout and verifier. `data` is the path of whichever task. Raises UserError and ModelError for values that do not
+    fit together, a model that does not exist, and runs that differ in what is left to them."""
     from jobs.sampling.evaluated_models import find_model, find_models
 
     models = find_models(validated(EvaluateConfig, values, source=source).models)
@@ -105,22 +101,8 @@ def resolve(
 
 
 def _beneath(model: EvaluatedModel, values: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's settings, overridden by `values`."""
     assert model.settings is not None
     return merged({name: model.settings[name] for name in TAKEN_FROM_A_RUN if name in model.settings}, values)
-
-
-def _dry_run(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
-    from rich.console import Console
-
-    from jobs.plan import evaluate_lines, evaluate_memory_gib
-
-    console = Console()
-    console.print_json(config.model_dump_json())
-    memory = evaluate_memory_gib(config, [model.model for model in models], base.model if base else None)
-    for line in evaluate_lines(config, [model.describe() for model in models], base.describe() if base else None, memory):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -94,9 +94,8 @@ CHANGEABLE_BETWEEN_STARTS = (
 
 def check_ks(ks: Sequence[int], samples: int) -> None:
     """Raise ValueError for k that are not increasing, or that exceed `samples`."""
-    if any(k < 1 for k in ks) or list(ks) != sorted(set(ks)):
-        raise ValueError(f"k = {list(ks)} must be increasing numbers of at least 1")
+    given = list(ks)
+    if any(k < 1 for k in ks) or given != sorted(set(ks)):
+        raise ValueError(f"k = {given} must be increasing numbers of at least 1")
     if ks and ks[-1] > samples:
-        raise ValueError(
-            f"k = {list(ks)} asks for pass@{ks[-1]}, but there are {samples} samples of a problem: raise samples or drop that k"
-        )
+        raise ValueError(f"k = {given} asks for pass@{ks[-1]}, but there are {samples} samples of a problem: raise samples or drop that k")

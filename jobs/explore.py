@@ -1,11 +1,8 @@
-"""`python -m jobs.explore [CONFIG.toml] [--model M --task T ...]`: exploration at inference time.
-
-The job samples candidate answers to every problem, orders them by novelty (and by what novelty is compared with), asks
-the verifier, and reports how many verifications each order needs. `--verify selected` is the production use: only the
-chosen few are verified.
-
-Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues.
-"""
+"""`python -m jobs.explore [CONFIG.toml] [--model M --task T ...]`: exploration at inference time. The job samples
+candidate answers to every problem, orders them by novelty (and by what novelty is compared with), asks the verifier,
+and reports how many verifications each order needs. `--verify selected` is the production use: only the chosen few are
+verified. Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then
+continues."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.config import load
+from jobs.configuration.files import load
 from jobs.configuration.user_error import answering
 from jobs.explore_config import ExploreConfig
 from jobs.processes.methods import require_sampling_methods
@@ -42,14 +39,13 @@ FLAGS: dict[str, tuple[str, str]] = {
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.explore", description="Explore candidate answers by their representations.")
-    parser.add_argument("config", nargs="?", help="TOML file; the flags override it")
+    add = parser.add_argument
+    add("config", nargs="?", help="TOML file; the flags override it")
     for flag, (key, text) in FLAGS.items():
-        parser.add_argument(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
-    parser.add_argument(
-        "--from-pools", metavar="FILE", help="order and judge candidates sampled before, with these settings; nothing is sampled"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+        add(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
+    add("--from-pools", metavar="FILE", help="order and judge candidates sampled before, with these settings; nothing is sampled")
+    add("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     return parser.parse_args(arguments)
 
 
@@ -57,11 +53,8 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
     """Return the flags as `key=value`, followed by what --set says."""
     given = {flag: getattr(options, flag) for flag in FLAGS if getattr(options, flag) is not None}
     task = given.get("task", "gsm8k").replace("-", "_")  # the name of its section
-    overrides = []
-    for flag, value in given.items():
-        key = FLAGS[flag][0].format(task=task)
-        overrides.append(f"{key}=[{value}]" if flag == "select" else f"{key}={value}")
-    return overrides + options.overrides
+    keys = {flag: FLAGS[flag][0].format(task=task) for flag in given}
+    return [f"{keys[flag]}={f'[{value}]' if flag == 'select' else value}" for flag, value in given.items()] + options.overrides
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,22 +65,13 @@ def _main(options: argparse.Namespace) -> int:
     config = load(ExploreConfig, options.config, overrides_of(options))
     require_sampling_methods(config.task, config.rollout, pool_states=config.from_engine)
     if options.dry_run:
-        return _dry_run(config)
+        from jobs.plan import explore_lines
+        from jobs.screens.console import show_plan
+
+        return show_plan(config, explore_lines(config))
     from jobs.sampling.explore_session import run_explore  # imports Ray, so only now that the configuration is valid
 
     return run_explore(config, from_pools=options.from_pools)
-
-
-def _dry_run(config: ExploreConfig) -> int:
-    from rich.console import Console
-
-    from jobs.plan import explore_lines
-
-    console = Console()
-    console.print_json(config.model_dump_json())
-    for line in explore_lines(config):
-        console.print(line, highlight=False, soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

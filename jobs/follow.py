@@ -1,7 +1,5 @@
-"""`python -m jobs.follow RUN --address http://HEAD:8265`: the output of a run on a cluster, to its end.
-
-Exit codes: 0 the job succeeded, 1 it failed or was stopped, 2 refused (one line says why), 130 Ctrl-C (the run
-continues)."""
+"""`python -m jobs.follow RUN --address http://HEAD:8265`: the output of a run on a cluster, to its end. Exit codes: 0
+the job succeeded, 1 it failed or was stopped, 2 refused (one line says why), 130 Ctrl-C (the run continues)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""`python -m jobs.list [--address http://HEAD:8265]`: the runs of a cluster, or of this machine.
-
-Exit codes: 0, 2 refused (one line says why).
-"""
+"""`python -m jobs.list [--address http://HEAD:8265]`: the runs of a cluster, or of this machine. Exit codes: 0, 2
+refused (one line says why)."""
 
 from __future__ import annotations
 
@@ -20,17 +18,14 @@ from jobs.directory.run_state import read_status
 from jobs.screens.status_screen import phase_of, wide_console
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def main(arguments: Sequence[str] | None = None) -> int:
+    return answering(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.list", description="List runs.")
     parser.add_argument("--address", help=ADDRESS_HELP)
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return answering(lambda: _main(parse_arguments(arguments)))
-
-
-def _main(options: argparse.Namespace) -> int:
+    options = parser.parse_args(arguments)
     address = address_of(options.address)
     if address is None:
         rows, nothing = local_rows(local_runs(), time.time()), f"no runs in ./{LOCAL_RUNS} or {STORAGE}"
@@ -55,10 +50,8 @@ def local_rows(directories: Sequence[Path], now: float) -> list[dict[str, str]]:
         status = read_status(directory)
         if status is not None:
             phase = phase_of(status, is_alive=is_alive(directory))
-            step = f"{status.step}/{status.steps}"
-            rows.append(
-                {"run": directory.name, "phase": phase, "step": step, "last word": f"{age(status.updated, now)} ago", "in": str(directory)}
-            )
+            step, word = f"{status.step}/{status.steps}", f"{age(status.updated, now)} ago"
+            rows.append({"run": directory.name, "phase": phase, "step": step, "last word": word, "in": str(directory)})
     return rows
 
 

@@ -23,6 +23,7 @@ BASE_PROCESS_GIB = 0.7
 RAY_GIB = 1.0
 DRIVER_GIB = 0.3
 BYTES = {"bfloat16": 2, "float32": 4}
+UNKNOWN = "unknown before the model is fetched"
 EMBEDDED_PARAMETERS = {"smollm2-135m": 134_515_008}
 
 
@@ -47,9 +48,7 @@ class RunPlan:
 
     def lines(self) -> list[str]:
         """Return the plan in words."""
-        memory, disk = (
-            "unknown before the model is fetched" if gib is None else f"about {gib:.1f} GiB" for gib in (self.memory_gib, self.disk_gib)
-        )
+        memory, disk = (UNKNOWN if gib is None else f"about {gib:.1f} GiB" for gib in (self.memory_gib, self.disk_gib))
         processes = ", ".join(f"{count} {name}" for name, count in self.processes.items())
         return [
             f"per step: {self.prompts_per_step} prompts x {self.responses_per_step // self.prompts_per_step} responses = "
@@ -94,9 +93,7 @@ def make_plan(config: RunConfig) -> RunPlan:
 
 
 def _remark(config: RunConfig) -> str | None:
-    """Return a warning where two responses do not fit behind one long prompt.
-
-    The prompt is then computed again for each response, which costs more than the responses."""
+    """Warn where two responses do not fit behind one long prompt: it is computed for each of them, which costs more."""
     prompt, response, budget = config.sampling.max_prompt_tokens, config.sampling.max_response_tokens, config.learner.tokens_per_micro_batch
     if prompt < response or prompt + 2 * response <= budget:
         return None
@@ -107,9 +104,7 @@ def _remark(config: RunConfig) -> str | None:
 
 
 def _memory_gib(config: RunConfig) -> float | None:
-    """Return the memory of weights, float32 masters, gradients, AdamW moments, a reference, KV cache and processes.
-
-    Return None for a model that is not here yet."""
+    """Return the memory of weights, float32 masters, gradients, AdamW moments, a reference, KV cache and processes."""
     parameters = _num_parameters(config.model)
     if parameters is None:
         return None
@@ -124,10 +119,8 @@ def _memory_gib(config: RunConfig) -> float | None:
 
 
 def _learner_gib(parameters: int, config: LearnerConfig) -> float:
-    """Return the host memory of all ranks: the state, of which each holds a part, and what each computes with.
-
-    On GPUs the host holds only the weights that each rank loads. Adapters and their state are small beside the frozen
-    model."""
+    """Return the host memory of all ranks: the state, of which each holds a part, and what each computes with. On GPUs
+    the host holds only the weights that each rank loads. Adapters and their state are small beside the frozen model."""
     weight_bytes = bytes_of(config.dtype, config.num_gpus)
     if config.num_gpus:
         return config.ranks * (parameters * weight_bytes / 2**30 + BASE_PROCESS_GIB)
@@ -172,7 +165,7 @@ def explore_lines(config: ExploreConfig) -> list[str]:
         f"features: {features}, {config.selection.dim} dimensions; order: {config.primary_order}",
         f"processes: {config.rollout.workers} rollout worker{', 1 encoder' if not config.from_engine else ''}"
         f"{f', {config.verifier.num_workers} verifier process' if config.verify != 'none' else ''}",
-        f"memory: {'unknown before the model is fetched' if memory is None else f'about {memory:.1f} GiB'}",
+        f"memory: {UNKNOWN if memory is None else f'about {memory:.1f} GiB'}",
     ]
 
 
@@ -197,7 +190,7 @@ def evaluate_lines(config: EvaluateConfig, models: Sequence[str], base: str | No
         f"each: {problems} of task {config.task.name}, split {config.split}, x {config.samples} samples of at most "
         f"{config.sampling.max_response_tokens} tokens at temperature {config.sampling.temperature:g}",
         f"processes: {config.rollout.workers} rollout worker, {config.verifier.num_workers} verifier process; models take turns",
-        f"memory: {'unknown before the model is fetched' if memory is None else f'about {memory:.1f} GiB'}",
+        f"memory: {UNKNOWN if memory is None else f'about {memory:.1f} GiB'}",
     ]
 
 
@@ -214,8 +207,7 @@ def _checkpoint_gib(config: RunConfig, parameters: int) -> float:
 
 
 def _own_disk_gib(config: RunConfig, parameters: int) -> float:
-    """Return what the run directory always holds: a snapshot of the learner, one being written, and the final
-    policy."""
+    """Return what a run directory always holds: a snapshot of the learner, one being written, the final policy."""
     snapshots = 2 if config.checkpoint.learner_every and not config.learner.lora.enabled else 0
     policy = parameters * bytes_of(config.learner.dtype, config.learner.num_gpus) / 2**30
     return snapshots * _state_gib(config, parameters) + policy
@@ -239,9 +231,7 @@ def _num_parameters(model: str) -> int | None:
 
 
 def available_memory_gib() -> float:
-    """Return the memory that is available without swapping, in GiB.
-
-    On a cluster (RAY_ADDRESS) it is infinite, because the processes need not run here."""
+    """Return the GiB available without swapping, infinite on a cluster (RAY_ADDRESS): processes need not run here."""
     if os.environ.get("RAY_ADDRESS"):
         return math.inf
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
@@ -260,9 +250,8 @@ def require_memory(plan: RunPlan, available_gib: float) -> None:
 
 
 def require_disk(plan: RunPlan, run_dir: str, storage: str | None = None) -> None:
-    """Raise UserError where the file system of `run_dir` has too little room for what a new run writes there.
-
-    With `storage` on another file system, that is everything except the checkpoints."""
+    """Raise UserError where the file system of `run_dir` has too little room for what a new run writes there. With
+    `storage` on another file system, that is everything except the checkpoints."""
     if plan.disk_gib is None or plan.checkpoint_gib is None:
         return
     place = _nearest(Path(run_dir))
@@ -276,7 +265,6 @@ def require_disk(plan: RunPlan, run_dir: str, storage: str | None = None) -> Non
 
 
 def _is_on(place: Path, storage: str | None) -> bool:
-    """Return whether checkpoints go to the file system of `place`."""
     if storage is None:
         return True
     local = storage.removeprefix("file://")
@@ -284,7 +272,6 @@ def _is_on(place: Path, storage: str | None) -> bool:
 
 
 def _nearest(path: Path) -> Path:
-    """Return the innermost directory of `path` that exists."""
     path = path.absolute()
     while not path.exists():
         path = path.parent

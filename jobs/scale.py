@@ -1,5 +1,4 @@
 """`python -m jobs.scale RUN --rollout 8 [--verifier 4] [--encoder 2] [--address http://HEAD:8265]`: resize a live run.
-
 The command writes what is wanted into RUN_DIR/desired.json. The run reads it within a second and starts workers or lets
 some leave; a resumed run keeps it. Exit codes: 0 asked, 2 refused (one line says why)."""
 
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from jobs.cluster.remote import ADDRESS_HELP, address_of, connect
 from jobs.cluster.runs import find_run, is_alive, owner
-from jobs.configuration.user_error import UserError, answering
+from jobs.configuration.user_error import UserError, answering, refusing
 from jobs.directory.run_state import RunStatus, read_desired, read_status, write_desired
 
 ROLES = ("rollout", "verifier", "encoder")
@@ -53,25 +52,18 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def scale(directory: Path, wanted: Mapping[str, int]) -> str:
-    """Ask for other numbers of workers in the roles named, and return in words what was asked.
-
-    Raises UserError for a run that is not live, or has no encoders to scale.
-    """
+    """Ask for other numbers of workers and return what was asked. Raises UserError for no live run, or no encoders."""
     status = require_live(directory, read_status(directory), "change what it starts with by --set rollout.workers=N")
     if "encoder" in wanted and status.desired.get("encoder") == 0:
         raise UserError(f"{directory} has no encoders: its bonus is off, or takes the policy's own features")
-    try:
+    with refusing(OSError, ValueError):
         write_desired(directory, read_desired(directory).model_copy(update=dict(wanted)))
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from None
     changes = [f"{role} {status.desired.get(role, '?')} -> {number}" for role, number in wanted.items()]
     return f"{status.run_id}: asked for {', '.join(changes)}"
 
 
 def require_live(directory: Path, status: RunStatus | None, otherwise: str) -> RunStatus:
-    """Return the status of a run that is live and reads what it is asked.
-
-    Raises UserError for any other; `otherwise` says what to do instead."""
+    """Return the status of a live run. Raises UserError for any other; `otherwise` says what to do instead."""
     if not is_alive(directory):
         said = f", its last word was {status.phase!r} at step {status.step}" if status else ""
         raise UserError(f"{directory} is not running{said}: {otherwise}")

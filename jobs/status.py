@@ -1,7 +1,5 @@
-"""`python -m jobs.status RUN [--address http://HEAD:8265]`: the state of a run on one screen.
-
-RUN is a run directory or a name; with an address, a name on that cluster. Exit codes: 0, 2 refused (one line says why),
-130 Ctrl-C."""
+"""`python -m jobs.status RUN [--address http://HEAD:8265]`: the state of a run on one screen. RUN is a run directory or
+a name; with an address, a name on that cluster. Exit codes: 0, 2 refused (one line says why), 130 Ctrl-C."""
 
 from __future__ import annotations
 
@@ -62,9 +60,8 @@ def _main(options: argparse.Namespace) -> int:
     else:
         cluster = connect(address)
         look, interval_s = lambda: look_on(cluster, options.run), REMOTE_INTERVAL_S
-    show(
-        looks(look, time.sleep, interval_s) if options.watch else iter([look()]), wide_console(), as_json=options.json, watch=options.watch
-    )
+    seen = looks(look, time.sleep, interval_s) if options.watch else iter([look()])
+    show(seen, wide_console(), as_json=options.json, watch=options.watch)
     return 0
 
 
@@ -101,8 +98,7 @@ def looks(look: Callable[[], Look], sleep: Callable[[float], None], interval_s: 
 
 
 def show(looks: Iterator[Look], console: Console, *, as_json: bool, watch: bool) -> None:
-    """Show looks. On a terminal a watched run is one changing screen; elsewhere it is a line for every change of its
-    phase or step."""
+    """Show looks. A watched run is one changing screen on a terminal, elsewhere a line for each new phase or step."""
     if as_json:
         for look in looks:
             print(look.as_json(), flush=True)

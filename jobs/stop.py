@@ -1,7 +1,5 @@
 """`python -m jobs.stop RUN [--wait] [--address http://HEAD:8265]`: let a run finish its step, write a checkpoint and
-end.
-
-The command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2
+end. The command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2
 refused (one line says why)."""
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from pathlib import Path
 
 from jobs.cluster.remote import ADDRESS_HELP, ENDED_WELL, Cluster, address_of, connect
 from jobs.cluster.runs import find_run, is_alive
-from jobs.configuration.user_error import EXIT_FAILED, UserError, answering
+from jobs.configuration.user_error import EXIT_FAILED, answering, refusing
 from jobs.directory.run_state import read_desired, read_status, write_desired
 from jobs.scale import require_live
 
@@ -43,13 +41,10 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def stop(directory: Path) -> str:
-    """Ask a run of this machine to stop, and return in words what follows. Raises UserError for one that is not
-    live."""
+    """Ask a run of this machine to stop, and say what follows. Raises UserError for one that is not live."""
     status = require_live(directory, read_status(directory), "there is nothing to stop")
-    try:
+    with refusing(OSError, ValueError):
         write_desired(directory, read_desired(directory).model_copy(update={"stop": True}))
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from None
     return f"{status.run_id}: asked to stop; it finishes the step after {status.step}, writes a checkpoint and ends"
 
 
@@ -66,9 +61,7 @@ def wait_ended(directory: Path, sleep: Callable[[float], None]) -> int:
 
 
 def stop_on(cluster: Cluster, run: str, *, wait: bool) -> int:
-    """Ask a run of a cluster to stop, and return the exit code.
-
-    A run that does not listen yet gets SIGTERM through Ray, which has the same effect."""
+    """Ask a run of a cluster to stop, by SIGTERM through Ray where it does not listen yet, and return the exit code."""
     job = cluster.live(run)
     answer = cluster.ask(job, "stop", []) if job.state == "RUNNING" else None
     if answer is not None and answer.exit_code == 0:

@@ -1,8 +1,7 @@
-"""`python -m jobs.submit CONFIG.toml --address http://HEAD:8265 [--set key=value ...]`: train on a cluster.
-
-The command sends the working directory, and the head runs `python -m jobs.train CONFIG`. A run whose name the cluster
-knows is resumed; a live one is not started twice. Exit codes: 0 submitted (with --follow: and done), 1 with --follow:
-failed or stopped, 2 refused (one line says why), 130 Ctrl-C (what was submitted continues)."""
+"""`python -m jobs.submit CONFIG.toml --address http://HEAD:8265 [--set key=value ...]`: train on a cluster. The command
+sends the working directory, and the head runs `python -m jobs.train CONFIG`. A run whose name the cluster knows is
+resumed; a live one is not started twice. Exit codes: 0 submitted (with --follow: and done), 1 with --follow: failed or
+stopped, 2 refused (one line says why), 130 Ctrl-C (what was submitted continues)."""
 
 from __future__ import annotations
 
@@ -20,15 +19,14 @@ from pathlib import Path, PurePosixPath
 
 from jobs.cluster.package import Package, commit, mib, select
 from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Cluster, Job, address_of, connect, shell_path
-from jobs.cluster.runs import STORAGE
+from jobs.cluster.runs import STORAGE, shown
 from jobs.config import RunConfig, load_config
 from jobs.configuration.user_error import UserError, answering
 from jobs.follow import follow
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 STOP_WAIT_S = (60, 600)
-"""The least and the most seconds between SIGTERM and SIGKILL of a stopped job, which finishes a step and writes a
-checkpoint in that time."""
+"""The least and most seconds from SIGTERM to SIGKILL of a stopped job, which ends a step and writes a checkpoint."""
 OUTSIDE = "submitted"
 """The folder of the package that a configuration from outside the working directory is copied to."""
 
@@ -52,24 +50,21 @@ class Submission:
     def entrypoint(self) -> str:
         """The command of the job. With `exec` a signal reaches the run itself, and the run's exit code is the job's."""
         settings = "".join(f" --set {shlex.quote(override)}" for override in self.overrides)
-        return (
-            f"exec {shlex.quote(self.python)} -m jobs.train {shlex.quote(self.config)}{settings}"
-            f" --set run_dir={shell_path(self.storage, self.run)}"
-        )
+        where = shell_path(self.storage, self.run)
+        return f"exec {shlex.quote(self.python)} -m jobs.train {shlex.quote(self.config)}{settings} --set run_dir={where}"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.submit", description="Train on a Ray cluster.")
-    parser.add_argument("config", help="TOML file, for example configs/quickstart.toml")
-    parser.add_argument("--address", help=ADDRESS_HELP)
-    parser.add_argument("--run", metavar="NAME", help="name of the run; default: the last part of the config's run_dir")
-    parser.add_argument("--storage", metavar="DIR", help=f"directory on the head that keeps runs; default: {STORAGE}, or where the run is")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable"
-    )
-    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="files to leave here; repeatable")
-    parser.add_argument("--python", metavar="PATH", help="interpreter on the head; default: python, of the environment Ray was started in")
-    parser.add_argument("--follow", action="store_true", help="show the run's output to its end")
+    add = parser.add_argument
+    add("config", help="TOML file, for example configs/quickstart.toml")
+    add("--address", help=ADDRESS_HELP)
+    add("--run", metavar="NAME", help="name of the run; default: the last part of the config's run_dir")
+    add("--storage", metavar="DIR", help=f"directory on the head that keeps runs; default: {STORAGE}, or where the run is")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable")
+    add("--exclude", action="append", default=[], metavar="GLOB", help="files to leave here; repeatable")
+    add("--python", metavar="PATH", help="interpreter on the head; default: python, of the environment Ray was started in")
+    add("--follow", action="store_true", help="show the run's output to its end")
     return parser.parse_args(arguments)
 
 
@@ -118,9 +113,8 @@ def run_name(option: str | None, config: RunConfig) -> str:
 
 
 def config_in_package(config: Path, package: Package) -> tuple[str, dict[str, Path]]:
-    """Return the configuration's path inside the package, and what must be added for it.
-
-    A configuration from elsewhere, or one that the package leaves out, is copied in."""
+    """Return the configuration's path inside the package, and what must be added for it. A configuration from
+    elsewhere, or one that the package leaves out, is copied in."""
     file = config.resolve()
     if file.is_relative_to(package.root.resolve()):
         inside = file.relative_to(package.root.resolve()).as_posix()
@@ -143,9 +137,7 @@ def prepare(
     commit: str,
     environment: Mapping[str, str],
 ) -> Submission:
-    """Return what to submit, given the jobs of the cluster (oldest first).
-
-    Raises UserError where the run is live, or is kept elsewhere."""
+    """Return what to submit, given the jobs, oldest first. Raises UserError for a run that is live or elsewhere."""
     earlier = [job for job in jobs if job.run == run]
     for job in earlier:
         if job.is_live:
@@ -176,8 +168,7 @@ def prepare(
 
 
 def job_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the run's processes. The auth mode is always among them: without it, Ray decides by what
-    ran before."""
+    """Return the variables of the run's processes, always with RAY_AUTH_MODE: Ray else decides by what ran before."""
     least, most = STOP_WAIT_S
     variables = {
         "RAY_JOB_STOP_WAIT_TIME_S": str(int(min(most, max(least, config.wait_timeout_s)))),
@@ -218,7 +209,7 @@ def what_follows(submission: Submission) -> str:
 
 def commands(submission: Submission, options: argparse.Namespace, address: str) -> list[tuple[str, str]]:
     """Return the commands that look after the run, as a person types them."""
-    python = shlex.quote(_shown(Path(sys.executable)))
+    python = shlex.quote(shown(Path(sys.executable)))
     where = f"{shlex.quote(submission.run)} --address {shlex.quote(address)}"
     again = [options.config, "--address", address, "--run", submission.run, "--storage", submission.storage]
     again += [word for override in submission.overrides for word in ("--set", override)]
@@ -236,11 +227,6 @@ def commands(submission: Submission, options: argparse.Namespace, address: str) 
 def _word(text: str) -> str:
     """Quote a word for a shell. A leading ~ is the head's home and must not become this machine's."""
     return f"'{text}'" if text.startswith("~") else shlex.quote(text)
-
-
-def _shown(path: Path) -> str:
-    """Return `path` relative to the current directory where it lies in it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
 """`python -m jobs.train CONFIG.toml [--set key=value ...]`: train a policy, asynchronously, with the exploration bonus.
-
 Exit codes: 0 done, 2 refused (one line says why), 1 the run failed, 130 or 143 stopped by Ctrl-C or SIGTERM after a
 checkpoint."""
 
@@ -17,22 +16,16 @@ from jobs.processes.methods import require_run_methods
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train a policy with the exploration bonus.")
-    parser.add_argument("config", nargs="?", help="TOML file, for example configs/quickstart.toml")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
-    parser.add_argument("--resume", choices=("auto", "latest", "never"), default="auto", help="default: resume when there is a checkpoint")
-    parser.add_argument(
-        "--replay-from",
-        metavar="DIR",
-        help="train on saved rollouts, without engines or Ray: the batches of a run, or .jsonl and .parquet rows",
-    )
-    parser.add_argument("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards again")
-    parser.add_argument("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
-    parser.add_argument(
-        "--keys", nargs="?", const="", metavar="PREFIX", help="print the configuration keys, all or those under PREFIX, and start nothing"
-    )
+    add = parser.add_argument
+    add("config", nargs="?", help="TOML file, for example configs/quickstart.toml")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable")
+    add("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    add("--resume", choices=("auto", "latest", "never"), default="auto", help="default: resume when there is a checkpoint")
+    saved = "train on saved rollouts, without engines or Ray: the batches of a run, or .jsonl and .parquet rows"
+    add("--replay-from", metavar="DIR", help=saved)
+    add("--rescore", action="store_true", help="with --replay-from: let the task's verifier give the rewards again")
+    add("--synchronous", action="store_true", help="one thing after the other; needs max_policy_lag = 0")
+    add("--keys", nargs="?", const="", metavar="PREFIX", help="print the configuration keys, all or those under PREFIX, and start nothing")
     options = parser.parse_args(arguments)
     if options.keys is not None and vars(options) != vars(parser.parse_args(["--keys", options.keys])):
         parser.error("--keys goes with no other argument")
@@ -57,9 +50,15 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
     require_run_methods(config)
     if options.dry_run:
-        return _dry_run(config)
+        from jobs.screens.console import show_plan
+
+        return show_plan(config, make_plan(config).lines())
     if options.replay_from:
-        return _replay_from(config, options.replay_from, rescore=options.rescore)
+        from jobs.offline.replay_from import replay_from_session
+        from jobs.processes.environment import prepare_environment
+
+        prepare_environment(config.model)
+        return replay_from_session(config, options.replay_from, rescore=options.rescore)
     return _train(config, options)
 
 
@@ -70,24 +69,6 @@ def _keys(prefix: str) -> int:
 
     show(selected(RunConfig, prefix), Console(highlight=False))
     return 0
-
-
-def _dry_run(config: RunConfig) -> int:
-    from rich.console import Console
-
-    console = Console()
-    console.print_json(config.model_dump_json())
-    for line in make_plan(config).lines():
-        console.print(line, highlight=False, soft_wrap=True)
-    return 0
-
-
-def _replay_from(config: RunConfig, source: str, *, rescore: bool) -> int:
-    from jobs.offline.replay_from import replay_from_session
-    from jobs.processes.environment import prepare_environment
-
-    prepare_environment(config.model)
-    return replay_from_session(config, source, rescore=rescore)
 
 
 def _train(config: RunConfig, options: argparse.Namespace) -> int:

@@ -5,10 +5,7 @@ same resamples.
     mean_curve(ks, values_PK, counts_BP)             # a Curve: mean over prompts at each k, with its interval
 
 Percentile intervals of few prompts are somewhat short: for ratios they hold the truth in about 91 % of cases at 20
-prompts, and in 96 % at 200.
-
-Legend: P prompts, K values of k, B resamples.
-"""
+prompts, and in 96 % at 200. Legend: P prompts, K values of k, B resamples."""
 
 from __future__ import annotations
 
@@ -50,9 +47,7 @@ class Curve:
 
 
 def resample_counts(num: int, num_resamples: int, seed: int) -> FloatArray | None:
-    """Return (B, num): how often each of `num` prompts is in each resample.
-
-    Return None for fewer than two prompts: a single one has no spread."""
+    """Return (B, num): how often each resample holds each prompt; None for fewer than two, which have no spread."""
     if num < 2:
         return None
     return np.random.default_rng(seed).multinomial(num, np.full(num, 1.0 / num), size=num_resamples).astype(np.float64)
@@ -81,6 +76,4 @@ def curve(ks: Sequence[int], value_K: FloatArray, samples_BK: FloatArray | None)
 
 
 def _interval(samples: FloatArray) -> FloatArray:
-    """Return the percentiles over the first axis."""
-    ends: FloatArray = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    return ends
+    return np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)

@@ -1,10 +1,4 @@
-"""The table of candidates as one record for each problem.
-
-    for candidates in candidates_by_problem(table):
-        candidates.ranks["repexp"], candidates.texts, candidates.features_ND
-
-Legend: N candidates of one prompt, D feature size.
-"""
+"""The table of candidates as one record for each problem. Legend: N candidates of one prompt, D feature size."""
 
 from __future__ import annotations
 
@@ -72,8 +66,7 @@ class Candidates:
 
     @property
     def verified_N(self) -> NDArray[np.bool_]:
-        """Whether each has a verdict. One that the verifier gave up (timeout, error) counts as verified and not
-        correct."""
+        """Whether each has a verdict. One that the verifier gave up (timeout, error) is verified and not correct."""
         return np.array([status is not None for status in self.statuses])
 
     def picks(self, order: str) -> IntArray:
@@ -99,10 +92,8 @@ def order_names(table: pa.Table) -> tuple[str, ...]:
 
 
 def candidates_by_problem(table: pa.Table) -> tuple[Candidates, ...]:
-    """Return one record for each problem, in the order in which they first occur. Rows may stand in any order.
-
-    Raises ValueError where a required column is missing, the sample numbers of a problem are not 0 … N−1, or a rank
-    column is not a permutation of them."""
+    """Return one record for each problem, in order of first occurrence; rows may stand in any order. Raises ValueError
+    for a missing column, sample numbers other than 0 … N−1, or a rank column that is no permutation of them."""
     missing = [name for name in REQUIRED if name not in table.column_names]
     if missing:
         raise ValueError(f"the pools table lacks the columns {', '.join(missing)}")

@@ -1,22 +1,16 @@
-"""One model against another on the same problems: paired differences, and how many samples one model needs to reach
-the other.
-
-    comparison = compare("trained", outcomes, "base", outcomes_of_base, ks=(1, 2, 4, 8), seed=0)
-
-Intervals are paired: a resample draws problems, and both models are evaluated on them (`jobs.analysis.bootstrap`).
-
+"""One model against another on the same problems: paired differences, and how many samples one model needs to reach the
+other. Intervals are paired: a resample draws problems for both models (`jobs.analysis.bootstrap`).
 Legend: P problems that both models have scored responses to, K = 1 … number of samples, B resamples, T values of k."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from jobs.analysis.bootstrap import NUM_RESAMPLES, Curve, Estimate, curve, mean_curve, mean_estimate, resample_counts
-from jobs.analysis.order_statistics import IntArray, curve_ks, listed_ks
+from jobs.analysis.order_statistics import curve_ks, listed_ks
 from jobs.analysis.outcomes import ProblemOutcomes
 from jobs.analysis.pass_at_k import FloatArray
 
@@ -45,10 +39,6 @@ class Comparison:
     base_logprob_difference: Estimate | None
     """Per token; None without a base model. Below 0, the responses of `model` are less likely under the base model."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain dicts, lists and numbers."""
-        return asdict(self)
-
 
 def compare(
     model: str,
@@ -61,9 +51,11 @@ def compare(
     seed: int = 0,
 ) -> Comparison | None:
     """Compare over the problems that both have scored responses to. Return None where there is none."""
-    ours_P, theirs_P = _common(outcomes, others)
-    if not len(ours_P):
+    rows = {problem_id: row for row, problem_id in enumerate(others.problem_ids) if others.num_scored_P[row]}
+    pairs = [(row, rows[one]) for row, one in enumerate(outcomes.problem_ids) if outcomes.num_scored_P[row] and one in rows]
+    if not pairs:
         return None
+    ours_P, theirs_P = np.array(pairs, dtype=np.int64).T
     max_k = min(outcomes.max_k, others.max_k)
     listed = listed_ks(max_k, ks)
     dense = curve_ks(max_k, listed)
@@ -86,22 +78,9 @@ def compare(
     )
 
 
-def _common(outcomes: ProblemOutcomes, others: ProblemOutcomes) -> tuple[IntArray, IntArray]:
-    """Return the rows of the problems that both have scored responses to, in the order of the first."""
-    places = {problem_id: row for row, problem_id in enumerate(others.problem_ids) if others.num_scored_P[row]}
-    pairs = [
-        (row, places[problem_id])
-        for row, problem_id in enumerate(outcomes.problem_ids)
-        if outcomes.num_scored_P[row] and problem_id in places
-    ]
-    return np.array([ours for ours, _ in pairs], dtype=np.int64), np.array([theirs for _, theirs in pairs], dtype=np.int64)
-
-
 def samples_to_reach(pass_K: FloatArray, target_T: FloatArray) -> FloatArray:
     """Return (T,): the smallest k ≥ 1 at which a pass@k curve (k = 1 … K, never falling) reaches each target, or inf.
-
-    The curve counts as linear between two whole k.
-    """
+    The curve counts as linear between two whole k."""
     first_T = np.searchsorted(pass_K, target_T - SAME)
     inside_T = np.minimum(first_T, len(pass_K) - 1)
     before_T, at_T = pass_K[np.maximum(inside_T - 1, 0)], pass_K[inside_T]
@@ -112,10 +91,8 @@ def samples_to_reach(pass_K: FloatArray, target_T: FloatArray) -> FloatArray:
 
 def efficiency_curve(ours_PK: FloatArray, theirs_PK: FloatArray, ks: Sequence[int], counts_BP: FloatArray | None) -> Curve | None:
     """Return K / k at each K of `ks`, where our mean pass@k reaches their mean pass@K with k samples; 0 where it never
-    does.
-
-    This is the paper's sample efficiency (arXiv:2510.11686): "pass@80 matches pass@256" is 3.2. Values of K at which
-    they solve nothing are left out; return None where that is all of them."""
+    does. This is the paper's sample efficiency (arXiv:2510.11686): "pass@80 matches pass@256" is 3.2. Values of K at
+    which they solve nothing are left out; return None where that is all of them."""
     num = len(ours_PK)
     theirs_K = theirs_PK.mean(axis=0)
     useful = [k for k in ks if theirs_K[k - 1] > 0]

@@ -6,7 +6,6 @@
 All statistics are means over problems. Which problems were asked is what varies, so every interval is the percentile
 bootstrap of `jobs.analysis.bootstrap`: B seeded resamples of the problems with replacement, the same for every
 statistic. The sampling noise within a problem is part of the difference between problems and needs no second level.
-
 Legend: P problems, K = 1 … number of samples, B resamples."""
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ class ModelStatistics:
     entropy: Estimate | None
     """In nats for each token; None where no token was sampled."""
     base_logprob: Estimate | None
-    """Per token. This and the next two are None without a base model; the last is over problems with a correct
-    response."""
+    """Per token. None without a base model, like the next two; the last is over problems with a correct response."""
     base_loglikelihood: Estimate | None
     base_logprob_correct: Estimate | None
     verdicts: Mapping[str, int]
@@ -86,9 +84,8 @@ class ModelStatistics:
 def evaluate_candidates(
     problems: Iterable[Candidates], *, ks: Sequence[int] = (), num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> ModelStatistics:
-    """Return the statistics of `problems`. With `ks` empty, the tables have 1, 2, 4, … and all responses.
-
-    Raises ValueError as `problem_outcomes` does."""
+    """Return the statistics of `problems`. With `ks` empty, the tables have 1, 2, 4, … and all responses. Raises
+    ValueError as `problem_outcomes` does."""
     problems = tuple(problems)
     max_k = max((candidates.size for candidates in problems), default=1)
     return evaluate_outcomes(problem_outcomes(problems, max_k=max_k), ks=ks, num_resamples=num_resamples, seed=seed)

@@ -1,9 +1,5 @@
-"""Exact majority votes: how often the most frequent answer of k responses is right.
-
-    majority_curve(answers, correct_N, 256)          # (256,): maj@1 … maj@256 of one problem
-
-Legend: N responses of one problem, K values of k, D powers of x, Q nodes of a quadrature.
-"""
+"""Exact majority votes: how often the most frequent answer of k responses is right. Legend: N responses of one problem,
+K values of k, D powers of x, Q nodes of a quadrature."""
 
 from __future__ import annotations
 
@@ -22,12 +18,10 @@ from jobs.evaluation_config import MAX_RESPONSES
 
 def majority_curve(answers: Sequence[str | None], correct_N: NDArray[np.bool_], max_k: int) -> FloatArray:
     """Return (max_k,): maj@k for k = 1 … `max_k`, the expected correctness of the majority answer of k responses that
-    are drawn without replacement.
-
-    Every response that states an answer votes for it. A tie is broken at random, with equal chances. Without any vote
-    the result is wrong. An answer is as correct as the share of its responses that were judged correct, normally 0 or
-    1. Where k exceeds n, all n responses vote. The result is exact: with n_b responses for answer b and n_0 without
-    any answer,
+    are drawn without replacement. Every response that states an answer votes for it. A tie is broken at random, with
+    equal chances. Without any vote the result is wrong. An answer is as correct as the share of its responses that were
+    judged correct, normally 0 or 1. Where k exceeds n, all n responses vote. The result is exact: with n_b responses
+    for answer b and n_0 without any answer,
 
         P(a wins) = 1 / C(n, k) Σ_j C(n_a, j) [x^(k−j)] ∫_0^1 (1 + x)^n_0 Π_{b≠a} R_b(x, y) dy,
         R_b(x, y) = Σ_{i<j} C(n_b, i) x^i + y C(n_b, j) x^j,
@@ -68,8 +62,7 @@ def _draws_won(own: int, rivals: tuple[int, ...], abstaining: int, depth: int) -
 
 
 def _times_rival(others_QD: FloatArray, ways_I: FloatArray, node_Q: FloatArray) -> FloatArray:
-    """Return the product with Σ_{i<j} C(n, i) x^i + y C(n, j) x^j, where j = len(ways_I) − 1, up to the last power of
-    `others_QD`."""
+    """Multiply by Σ_{i<j} C(n, i) x^i + y C(n, j) x^j, j = len(ways_I) − 1, up to the last power of `others_QD`."""
     ties = len(ways_I) - 1
     size = others_QD.shape[1]
     padded_QD = np.pad(others_QD, ((0, 0), (ties, 0)))
@@ -78,14 +71,10 @@ def _times_rival(others_QD: FloatArray, ways_I: FloatArray, node_Q: FloatArray) 
     return fewer_QD
 
 
+@lru_cache(maxsize=4096)
 def _binomials(num: int, degree: int) -> FloatArray:
     """Return (degree + 1,): C(num, 0) … C(num, degree)."""
-    return np.array(_row(num, degree))
-
-
-@lru_cache(maxsize=4096)
-def _row(num: int, degree: int) -> tuple[float, ...]:
-    return tuple(float(comb(num, i)) for i in range(degree + 1))
+    return np.array([float(comb(num, i)) for i in range(degree + 1)])
 
 
 @lru_cache(maxsize=1024)

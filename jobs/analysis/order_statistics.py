@@ -8,10 +8,8 @@ choice.
 Random choice needs no sampling: its pass@k and its verifications are exact expectations from n and c. Which prompts
 were asked is what varies, so every interval is a percentile bootstrap over prompts. Every order and random choice share
 the same resamples, so that differences and ratios are paired. k is a budget: a prompt with fewer candidates is verified
-whole.
-
-Legend: P prompts, S of them solvable (with a correct candidate), N candidates of a prompt, K values of k, M = 1 … most
-candidates of a prompt, B resamples."""
+whole. Legend: P prompts, S of them solvable (with a correct candidate), N candidates of a prompt, K values of k, M = 1
+… most candidates of a prompt, B resamples."""
 
 from __future__ import annotations
 
@@ -42,8 +40,7 @@ class JudgedCandidates:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcomes:
-    """What the verdicts say about every prompt. `num_correct_P` is None where some candidates were not verified: random
-    choice is then unknown."""
+    """What the verdicts say of every prompt. Without all of them `num_correct_P` is None: random choice is unknown."""
 
     num_candidates_P: IntArray
     num_correct_P: IntArray | None
@@ -73,8 +70,7 @@ class Outcomes:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderStatistics:
-    """What one order achieves. A number is None where too few verdicts are known, and from `first_correct` on where no
-    prompt is solvable."""
+    """What one order achieves. None: too few verdicts are known or, from `first_correct` on, no prompt is solvable."""
 
     pass_at_k: Curve | None
     difference: Curve | None
@@ -108,8 +104,7 @@ class ExploreStatistics:
 
 
 def judge(problems: Sequence[JudgedCandidates]) -> Outcomes:
-    """Return the outcomes of `problems`. Raises ValueError where there are none, or where they differ in their
-    orders."""
+    """Return the outcomes of `problems`. Raises ValueError where there are none, or where their orders differ."""
     if not problems or any(set(candidates.ranks) != set(problems[0].ranks) for candidates in problems):
         raise ValueError("statistics need at least one problem, and the same orders in all of them")
     complete = all(candidates.verified_N.all() for candidates in problems)
@@ -123,9 +118,7 @@ def judge(problems: Sequence[JudgedCandidates]) -> Outcomes:
 
 
 def _first_correct(candidates: JudgedCandidates, order: str) -> float:
-    """Return the place of the first correct candidate, from 1.
-
-    Return inf where one that was not verified stands before it, and so could be the first."""
+    """Return the place of the first correct candidate, from 1; inf where an unverified one stands before it."""
     correct_ranks = candidates.ranks[order][candidates.correct_N]
     first = correct_ranks.min() + 1.0 if len(correct_ranks) else np.inf
     unknown_ranks = candidates.ranks[order][~candidates.verified_N]
@@ -133,8 +126,7 @@ def _first_correct(candidates: JudgedCandidates, order: str) -> float:
 
 
 def _known_depth(candidates: JudgedCandidates, order: str) -> int:
-    """Return the largest k whose pass@k is known: every k once a correct candidate is found, or when all are
-    verified."""
+    """Return the largest k whose pass@k is known: every k once a correct one is found, or when all are verified."""
     unknown_ranks = candidates.ranks[order][~candidates.verified_N]
     known = not len(unknown_ranks) or np.isfinite(_first_correct(candidates, order))
     return int(np.iinfo(np.int64).max) if known else int(unknown_ranks.min())
@@ -161,26 +153,21 @@ def pass_at_k_of_order(first_correct_P: FloatArray, ks: Sequence[int]) -> FloatA
 
 def random_first_correct(num_candidates_P: IntArray, num_correct_P: IntArray) -> FloatArray:
     """Return (P,): the expected draws without replacement until the first correct one, (n + 1) / (c + 1) for c > 0, or
-    inf.
-
-    The c correct ones cut the n − c others into c + 1 gaps of equal expected size: (n − c) / (c + 1) + 1. This is the
-    mean of the negative hypergeometric distribution."""
+    inf. The c correct ones cut the n − c others into c + 1 gaps of equal expected size: (n − c) / (c + 1) + 1. This is
+    the mean of the negative hypergeometric distribution."""
     return np.where(num_correct_P > 0, (num_candidates_P + 1.0) / (num_correct_P + 1.0), np.inf)
 
 
 def verifications_to_reach(miss_0M: FloatArray, target: FloatArray) -> FloatArray:
     """Return the verifications, linear between whole numbers, after which a miss rate has fallen to `target`, or inf.
-
-    `miss_0M` is the miss rate after 0, 1, 2 … verifications: 1 at first, then strictly falling until 0 or its end.
-    """
+    `miss_0M` is the miss rate after 0, 1, 2 … verifications: 1 at first, then strictly falling until 0 or its end."""
     num = 1 + (int(np.argmax(miss_0M <= 0)) if (miss_0M <= 0).any() else len(miss_0M) - 1)
     return np.interp(target, miss_0M[:num][::-1], np.arange(num, dtype=np.float64)[::-1], left=np.inf)
 
 
 def efficiency_of_means(random_S: FloatArray, order_S: FloatArray, counts_BS: FloatArray | None) -> Estimate:
-    """Return the mean verifications to the first correct answer of random choice, divided by those of the order.
-
-    Both means are over solvable prompts; 2 means half as many verifications."""
+    """Return the mean verifications to the first correct answer of random choice, divided by those of the order. Both
+    means are over solvable prompts; 2 means half as many verifications."""
     samples_B = None if counts_BS is None else (counts_BS @ random_S) / (counts_BS @ order_S)
     return estimate(float(random_S.mean() / order_S.mean()), samples_B)
 
@@ -195,7 +182,6 @@ def mean_miss_curves(random_miss_SM: FloatArray, counts_BS: FloatArray | None) -
 
 def efficiency_at_k(random_miss_R0M: FloatArray, first_correct_S: FloatArray, ks: Sequence[int], counts_BS: FloatArray | None) -> Curve:
     """Return k_random(p) / k at each k, where p is the order's pass@k and random choice reaches p after k_random(p).
-
     Both are means over prompts; that of random choice (`mean_miss_curves`) is exact, and interpolated between whole k.
     Unsolvable prompts scale p and the random curve alike and are left out. The curve ends where the order has solved
     all solvable prompts: further verifications find nothing, and dividing by them would say nothing about the order.
@@ -240,13 +226,11 @@ def novelty_worse_than_random(
     outcomes: Outcomes, *, order: str = "repexp", ks: Sequence[int] | None = None, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> str | None:
     """Return one sentence where `order` finds correct answers significantly less often than random choice at some k of
-    `ks`, else None.
-
-    Two things must hold at that k. The interval of the paired difference ends below 0, and `chance_of_as_bad`, which
-    allows for all k that are tried, is at most 2.5 %. The intervals alone would give a false warning for one table in
-    ten at 60 prompts, and for one in four at 10: resamples of few prompts cannot show a success that happened not to
-    occur. With both it is one in fifty. Return None for fewer than two prompts, without the order, and where random
-    choice is unknown."""
+    `ks`, else None. Two things must hold at that k. The interval of the paired difference ends below 0, and
+    `chance_of_as_bad`, which allows for all k that are tried, is at most 2.5 %. The intervals alone would give a false
+    warning for one table in ten at 60 prompts, and for one in four at 10: resamples of few prompts cannot show a
+    success that happened not to occur. With both it is one in fifty. Return None for fewer than two prompts, without
+    the order, and where random choice is unknown."""
     listed = listed_ks(outcomes.max_k, ks)
     random_PK = _random_pass_at_k(outcomes, listed)
     counts_BP = resample_counts(outcomes.num_prompts, num_resamples, seed)
@@ -271,11 +255,10 @@ def novelty_worse_than_random(
 
 def chance_of_as_bad(order_PK: FloatArray, random_PK: FloatArray, *, num_resamples: int, seed: int) -> FloatArray:
     """Return (K,): the chance that a random order of the same candidates does as badly, at any of the K values of k, as
-    the order does at this one.
-
-    This is a randomisation test, exact for any number of prompts. How badly an order does is measured by z_k = Σ_p
-    (order − random) / sqrt(Σ_p random (1 − random)), with the variance of random orders. The chance is the share of B
-    drawn orders, this one included, whose smallest z is at most z_k. It is 1 where random choice is certain."""
+    the order does at this one. This is a randomisation test, exact for any number of prompts. How badly an order does
+    is measured by z_k = Σ_p (order − random) / sqrt(Σ_p random (1 − random)), with the variance of random orders. The
+    chance is the share of B drawn orders, this one included, whose smallest z is at most z_k. It is 1 where random
+    choice is certain."""
     uniform_BP = np.random.default_rng(seed).random((num_resamples, len(random_PK)))
     smallest_B = np.full(num_resamples, np.inf)
     z_K = np.full(random_PK.shape[1], np.inf)
@@ -285,14 +268,11 @@ def chance_of_as_bad(order_PK: FloatArray, random_PK: FloatArray, *, num_resampl
             z_K[k] = (order_PK[:, k].sum() - expected) / deviation
             smallest_B = np.minimum(smallest_B, ((uniform_BP < random_PK[:, k]).sum(axis=1) - expected) / deviation)
     as_bad_K = (smallest_B[:, None] <= z_K + 1e-9).sum(axis=0)
-    chance_K: FloatArray = (1 + as_bad_K) / (1 + num_resamples)
-    return chance_K
+    return (1 + as_bad_K) / (1 + num_resamples)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Solvable:
-    """What random choice achieves on the solvable prompts."""
-
     chosen_P: NDArray[np.bool_]
     random_first_S: FloatArray
     random_miss_R0M: FloatArray
@@ -318,8 +298,7 @@ def _random_pass_at_k(outcomes: Outcomes, ks: Sequence[int]) -> FloatArray | Non
     if outcomes.num_correct_P is None:
         return None
     miss_PM = miss_at_k_curves(outcomes.num_candidates_P, outcomes.num_correct_P, outcomes.max_k)
-    pass_PK: FloatArray = 1.0 - miss_PM[:, np.asarray(ks) - 1]
-    return pass_PK
+    return 1.0 - miss_PM[:, np.asarray(ks) - 1]
 
 
 def _order_statistics(

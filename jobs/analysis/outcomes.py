@@ -1,18 +1,15 @@
-"""What the responses of a model say about each problem. Every statistic of an evaluation is a mean of these numbers.
-
-    outcomes = problem_outcomes(problems, max_k=256)
-
-A response that could not be scored (verdict timeout or error) is neither right nor wrong: it is left out of n and of
+"""What the responses of a model say about each problem. Every statistic of an evaluation is a mean of these numbers. A
+response that could not be scored (verdict timeout or error) is neither right nor wrong: it is left out of n and of
 every vote, and counted. Where a problem has fewer than k scored responses, its values at k are those at n, a lower
-bound of pass@k; a problem without any has no values (NaN). Lengths and log-probs are those of all responses.
-
-Legend: P problems, K = 1 … max_k, N responses to a problem."""
+bound of pass@k; a problem without any has no values (NaN). Lengths and log-probs are those of all responses. Legend: P
+problems, K = 1 … max_k, N responses to a problem."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +19,6 @@ from jobs.analysis.candidate_table import Candidates
 from jobs.analysis.majority import majority_curve
 from jobs.analysis.order_statistics import IntArray
 from jobs.analysis.pass_at_k import FloatArray, pass_at_k_curves
-
-_NUMBERS = (
-    *("num_samples", "num_scored", "num_correct", "tokens", "truncated", "entropy"),
-    *("base_logprob", "base_loglikelihood", "base_logprob_correct"),
-)
-_CURVES = ("pass", "majority", "distinct")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,8 +42,7 @@ class ProblemOutcomes:
     truncated_P: FloatArray
     """Share of responses that reached the limit."""
     entropy_P: FloatArray
-    """Σ −log p / number of tokens, over all tokens of all responses; p is the probability that a token was sampled
-    with."""
+    """Σ −log p / number of tokens, over all tokens of all responses; p is the probability of sampling a token."""
     base_logprob_P: FloatArray
     """Mean over responses of the mean log-prob of their tokens under the base model."""
     base_loglikelihood_P: FloatArray
@@ -78,77 +68,51 @@ class ProblemOutcomes:
         return self.num_scored_P > 0
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Row:
-    """One problem of `ProblemOutcomes`."""
-
-    problem_id: str
-    num_samples: int
-    num_scored: int
-    num_correct: int
-    pass_K: FloatArray
-    majority_K: FloatArray
-    distinct_K: FloatArray
-    tokens: float
-    truncated: float
-    entropy: float
-    base_logprob: float
-    base_loglikelihood: float
-    base_logprob_correct: float
-
-
 def problem_outcomes(problems: Iterable[Candidates], *, max_k: int) -> ProblemOutcomes:
-    """Return the outcomes of `problems`, which may be an iterator: one problem lies in memory at a time.
-
-    Raises ValueError without problems, for responses without a verdict, and for more responses than
-    `jobs.analysis.majority` takes."""
-    rows, verdicts = [], Counter[str]()
+    """Return the outcomes of `problems`; of an iterator, one problem lies in memory at a time. Raises ValueError
+    without problems, for responses without a verdict, and for more responses than `jobs.analysis.majority` takes."""
+    problem_ids, rows, verdicts = [], [], Counter[str]()
     for candidates in problems:
+        problem_ids.append(candidates.problem_id)
         rows.append(_row(candidates, max_k))
         verdicts.update(status.value for status in candidates.statuses if status is not None)
     if not rows:
         raise ValueError("there are no problems to evaluate")
-    columns = {f"{name}_P": np.array([getattr(row, name) for row in rows]) for name in _NUMBERS}
-    columns |= {f"{name}_PK": np.stack([getattr(row, f"{name}_K") for row in rows]) for name in _CURVES}
-    return ProblemOutcomes(
-        problem_ids=tuple(row.problem_id for row in rows),
-        verdicts={status.value: verdicts[status.value] for status in VerdictStatus},
-        **columns,
-    )
+    known_verdicts = {status.value: verdicts[status.value] for status in VerdictStatus}
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return ProblemOutcomes(problem_ids=tuple(problem_ids), verdicts=known_verdicts, **columns)
 
 
-def _row(candidates: Candidates, max_k: int) -> _Row:
+def _row(candidates: Candidates, max_k: int) -> dict[str, Any]:
     if not candidates.verified_N.all():
         raise ValueError(f"not all responses to problem {candidates.problem_id} of task {candidates.task} have a verdict")
     scored_N = np.array([status is not None and status.is_scored for status in candidates.statuses])
     correct_N = candidates.correct_N
     answers = [answer for answer, is_scored in zip(candidates.answers, scored_N, strict=True) if is_scored]
     tokens_N, base_N = candidates.num_tokens_N, candidates.base_mean_logprob_N
-    return _Row(
-        problem_id=candidates.problem_id,
-        num_samples=candidates.size,
-        num_scored=int(scored_N.sum()),
-        num_correct=int(correct_N.sum()),
+    return {
+        "num_samples_P": candidates.size,
+        "num_scored_P": int(scored_N.sum()),
+        "num_correct_P": int(correct_N.sum()),
         **_curves(answers, correct_N[scored_N], max_k),
-        tokens=float(tokens_N.mean()),
-        truncated=float(candidates.truncated_N.mean()),
-        entropy=_entropy(candidates),
-        base_logprob=_mean_of_known(base_N),
-        base_loglikelihood=_mean_of_known(base_N * tokens_N),
-        base_logprob_correct=_mean_of_known(base_N[correct_N]),
-    )
+        "tokens_P": float(tokens_N.mean()),
+        "truncated_P": float(candidates.truncated_N.mean()),
+        "entropy_P": _entropy(candidates),
+        "base_logprob_P": _mean_of_known(base_N),
+        "base_loglikelihood_P": _mean_of_known(base_N * tokens_N),
+        "base_logprob_correct_P": _mean_of_known(base_N[correct_N]),
+    }
 
 
 def _curves(answers: Sequence[str | None], correct_S: NDArray[np.bool_], max_k: int) -> dict[str, FloatArray]:
-    """Return the curves of S scored responses."""
     num = len(answers)
     if not num:
-        return {f"{name}_K": np.full(max_k, np.nan) for name in _CURVES}
+        return dict.fromkeys(("pass_PK", "majority_PK", "distinct_PK"), np.full(max_k, np.nan))
     counts = list(Counter(answer for answer in answers if answer is not None).values())
     return {
-        "pass_K": pass_at_k_curves([num], [int(correct_S.sum())], max_k)[0],
-        "majority_K": majority_curve(answers, correct_S, max_k),
-        "distinct_K": pass_at_k_curves([num] * len(counts), counts, max_k).sum(axis=0) if counts else np.zeros(max_k),
+        "pass_PK": pass_at_k_curves([num], [int(correct_S.sum())], max_k)[0],
+        "majority_PK": majority_curve(answers, correct_S, max_k),
+        "distinct_PK": pass_at_k_curves([num] * len(counts), counts, max_k).sum(axis=0) if counts else np.zeros(max_k),
     }
 
 

@@ -12,20 +12,19 @@ FloatArray = NDArray[np.float64]
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Return the probability that k of n responses, drawn without replacement, hold one of the c correct ones.
-
-    1 − C(n − c, k) / C(n, k), which is unbiased (Chen et al. 2021, arXiv:2107.03374). Raises ValueError unless
-    0 ≤ c ≤ n and 1 ≤ k ≤ n.
-    """
+    """Return the probability that k of n responses, drawn without replacement, hold one of the c correct ones. It is
+    1 − C(n − c, k) / C(n, k), unbiased (Chen et al. 2021, arXiv:2107.03374). Raises ValueError unless 0 ≤ c ≤ n and
+    1 ≤ k ≤ n."""
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
     return 1.0 - comb(n - c, k) / comb(n, k)
 
 
 def miss_at_k_curves(num_responses_P: ArrayLike, num_correct_P: ArrayLike, max_k: int) -> FloatArray:
-    """Return 1 − pass@k for k = 1 … `max_k` (columns) and P prompts (rows).
+    """Return 1 − pass@k for k = 1 … `max_k` (columns) and P prompts (rows):
 
-    C(n − c, k) / C(n, k) = Π_{i<k} (n − c − i) / (n − i), to a relative error of about k·1e-16 however small it is.
+        C(n − c, k) / C(n, k) = Π_{i<k} (n − c − i) / (n − i), to a relative error of about k·1e-16 however small it is.
+
     Where k exceeds n, all n responses are drawn. Raises ValueError unless 0 ≤ c ≤ n, 1 ≤ n and 1 ≤ max_k."""
     n_P1 = np.asarray(num_responses_P, dtype=np.int64).reshape(-1, 1)
     c_P1 = np.asarray(num_correct_P, dtype=np.int64).reshape(-1, 1)
@@ -39,9 +38,8 @@ def miss_at_k_curves(num_responses_P: ArrayLike, num_correct_P: ArrayLike, max_k
 
 
 def pass_at_k_curves(num_responses_P: ArrayLike, num_correct_P: ArrayLike, max_k: int) -> FloatArray:
-    """Return `pass_at_k` for k = 1 … `max_k` (columns) and P prompts (rows); where k exceeds n, its value at n.
-
-    Raises ValueError as `miss_at_k_curves` does."""
+    """Return `pass_at_k` for k = 1 … `max_k` (columns) and P prompts (rows); where k exceeds n, its value at n. Raises
+    ValueError as `miss_at_k_curves` does."""
     return 1.0 - miss_at_k_curves(num_responses_P, num_correct_P, max_k)
 
 

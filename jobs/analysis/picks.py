@@ -1,8 +1,5 @@
 """What an order picks first, as far as it is known without a verifier: lengths, likelihood, different answers, and how
-similar the picks are.
-
-Random choice is exact here too. Legend: N candidates of one prompt, D feature size, M picks.
-"""
+similar the picks are. Random choice is exact here too. Legend: N candidates of one prompt, D feature size, M picks."""
 
 from __future__ import annotations
 
@@ -21,8 +18,7 @@ FIRST_PICKS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Picks:
-    """Means over prompts of the first picks, or of all candidates where there are fewer. None is what the table does
-    not say."""
+    """Means over prompts of the first picks, or of all candidates where there are fewer; None for what is unknown."""
 
     num_picks: int
     mean_tokens: float
@@ -39,7 +35,8 @@ def picks_of_order(problems: Sequence[Candidates], order: str | None) -> Picks:
     pairs = list(zip(problems, chosen, strict=True))
     has_answers = any(answer is not None for candidates in problems for answer in candidates.answers)
     different = [
-        _expected_different_answers(candidates) if order is None else _different_answers(candidates, rows) for candidates, rows in pairs
+        _expected_different_answers(candidates) if order is None else len({candidates.answers[row] for row in rows.tolist()} - {None})
+        for candidates, rows in pairs
     ]
     return Picks(
         num_picks=FIRST_PICKS,
@@ -58,22 +55,17 @@ def mean_of_known(values: Sequence[float | None] | FloatArray) -> float | None:
 
 
 def unit_features(candidates: Candidates) -> FloatArray | None:
-    """Return (N, D): features less their mean, at unit length, or None without features.
-
-    A candidate without a feature, or at the mean itself, has 0."""
+    """Return (N, D): centered features at unit length, 0 for a missing one or the mean itself; None without any."""
     if candidates.features_ND is None:
         return None
     features_ND = candidates.features_ND.astype(np.float64)
     centered_ND = np.nan_to_num(features_ND - np.nanmean(features_ND, axis=0))
     length_N1 = np.linalg.norm(centered_ND, axis=1, keepdims=True)
-    unit_ND: FloatArray = np.divide(centered_ND, length_N1, out=np.zeros_like(centered_ND), where=length_N1 > 0)
-    return unit_ND
+    return np.divide(centered_ND, length_N1, out=np.zeros_like(centered_ND), where=length_N1 > 0)
 
 
 def mean_similarity(candidates: Candidates, rows_M: IntArray) -> float | None:
-    """Return the mean cosine over pairs of `rows_M`: (|Σ u|² − m) / (m (m − 1)) over their m unit features u.
-
-    Return None for fewer than two features."""
+    """Return the mean cosine of pairs of `rows_M`: (|Σ u|² − m) / (m (m − 1)) of m unit features u; None for m < 2."""
     unit_ND = unit_features(candidates)
     if unit_ND is None:
         return None
@@ -81,10 +73,6 @@ def mean_similarity(candidates: Candidates, rows_M: IntArray) -> float | None:
     num = int(has_feature_M.sum())
     total_D = unit_ND[rows_M].sum(axis=0)
     return float((total_D @ total_D - num) / (num * (num - 1))) if num > 1 else None
-
-
-def _different_answers(candidates: Candidates, rows_M: IntArray) -> float:
-    return len({candidates.answers[row] for row in rows_M} - {None})
 
 
 def _expected_different_answers(candidates: Candidates) -> float:

@@ -29,8 +29,7 @@ EXCLUDED = (
     *("__pycache__", "*.py[cod]", "*.egg-info", ".*_cache", ".hypothesis", "/build", "/dist"),
     *("/runs", "/data", "/wandb"),
 )
-"""What stays here whatever git says. A pattern with a slash is matched from the top, any other one against every part
-of a path."""
+"""What stays here whatever git says. A pattern with a slash matches from the top, others match any part of a path."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -69,16 +68,14 @@ class Package:
 
 
 def select(root: Path, excludes: Sequence[str] = ()) -> Package:
-    """Return the files of `root` that belong to a job. Raises UserError where `root` is no checkout of this
-    repository."""
+    """Return the files of `root` that belong to a job. Raises UserError where it is no checkout of this repository."""
     if not (root / "jobs" / "train.py").is_file():
         raise UserError(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
     patterns = (*EXCLUDED, *excludes)
-    known = _git_files(root)
-    paths = _all_files(root, patterns) if known is None else known
-    return Package(
-        root=root, sizes={path: size for path in paths if not is_excluded(path, patterns) and (size := _size(root / path)) is not None}
-    )
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")  # None outside git
+    paths = _all_files(root, patterns) if listed is None else sorted({path for path in listed.split("\0") if path})
+    sizes = {path: size for path in paths if not is_excluded(path, patterns) and (size := _size(root / path)) is not None}
+    return Package(root=root, sizes=sizes)
 
 
 def is_excluded(path: str, patterns: Sequence[str]) -> bool:
@@ -112,12 +109,6 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-def _git_files(root: Path) -> list[str] | None:
-    """Return the files that git tracks, and new ones that it does not ignore; None outside git."""
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    return None if listed is None else sorted({path for path in listed.split("\0") if path})
 
 
 def _all_files(root: Path, patterns: Sequence[str]) -> Iterator[str]:

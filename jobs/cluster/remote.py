@@ -87,8 +87,7 @@ class Answer:
 
 
 def address_of(option: str | None) -> str | None:
-    """Return the address of the job server, or None for this machine's own runs. Raises UserError for an address of
-    another kind."""
+    """Return the job server's address, None for this machine's runs. Raises UserError for one of another kind."""
     address = option or os.environ.get(ADDRESS_VARIABLE) or ""
     if not address and os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://")):
         address = os.environ["RAY_ADDRESS"]
@@ -139,10 +138,8 @@ def _refusing(address: str) -> Iterator[None]:
     except AuthenticationError as error:
         raise UserError(_token_refusal(address, str(error))) from None
     except (ConnectionError, RequestException, TimeoutError) as error:
-        timed_out = "imed out" in str(error)
-        raise UserError(
-            f"no cluster answers at {address}{' in time' if timed_out else ''}: is its head running, and is this the dashboard's port?"
-        ) from None
+        late = " in time" if "imed out" in str(error) else ""
+        raise UserError(f"no cluster answers at {address}{late}: is its head running, and is this the dashboard's port?") from None
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if lines[0].startswith("Version check returned 404"):
@@ -159,20 +156,17 @@ def _token_refusal(address: str, message: str) -> str:
 
 
 class Cluster:
-    """The jobs of this project on one cluster. Every method raises UserError where the cluster does not answer."""
+    """The jobs on one cluster, by a JobSubmissionClient. Every method raises UserError where it does not answer."""
 
     def __init__(
         self, client: Any, address: str, *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`client` is a JobSubmissionClient."""
-        self._client = client
-        self.address = address
-        self._sleep = sleep
-        self._clock = clock
+        self._client, self.address = client, address
+        self._sleep, self._clock = sleep, clock
 
     def jobs(self) -> list[Job]:
         """Return the submissions of runs, oldest first, without helper jobs and other people's jobs."""
-        with self._asking():
+        with _refusing(self.address):
             found = [job for details in self._client.list_jobs() if (job := job_of(details)) is not None]
         return sorted(found, key=lambda job: job.started or 0.0)
 
@@ -194,7 +188,7 @@ class Cluster:
 
     def job(self, job_id: str) -> Job:
         """Return a job as it is now. Raises UserError for one of somebody else."""
-        with self._asking():
+        with _refusing(self.address):
             found = job_of(self._client.get_job_info(job_id))
         if found is None:
             raise UserError(f"job {job_id} is not one of ours")
@@ -202,26 +196,23 @@ class Cluster:
 
     def used_ids(self) -> set[str]:
         """Return the ids of all submissions of the cluster, also of other people's."""
-        with self._asking():
+        with _refusing(self.address):
             return {details.submission_id for details in self._client.list_jobs() if details.submission_id}
 
     def submit(self, *, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Submit a job. The cluster refuses a second one of the same id, so that only one of two at the same moment
-        starts."""
-        with self._asking():
+        """Submit a job. The cluster refuses a second one of the same id: of two at the same moment only one starts."""
+        with _refusing(self.address):
             self._client.submit_job(
                 submission_id=job_id, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata, entrypoint_num_cpus=0
             )
 
     def stop(self, job: Job) -> None:
         """Have Ray send SIGTERM to its driver, and SIGKILL after RAY_JOB_STOP_WAIT_TIME_S. Return at once."""
-        with self._asking():
+        with _refusing(self.address):
             self._client.stop_job(job.id)
 
     def read_status(self, job: Job) -> RunStatus | None:
-        """Return the run's status, or None while it has none.
-
-        This needs no package, because the cluster may have removed that of an ended job."""
+        """Return the run's status, None while it has none. It needs no package: that of an ended job may be removed."""
         answer = self._run_helper(job.run, f"cat {shell_path(job.storage, job.run, STATUS)}")
         if answer.exit_code != 0:
             return None
@@ -288,14 +279,12 @@ class Cluster:
             runtime_env={"working_dir": working_dir} if working_dir else {},
             metadata={"app": APP, "kind": HELPER, "run": run},
         )
-        with self._asking():
+        with _refusing(self.address):
             try:
                 while not (details := self._client.get_job_info(job_id)).status.is_terminal():
                     if self._clock() > deadline:
-                        state = str(details.status).lower()
-                        raise UserError(
-                            f"the cluster at {self.address} did not run a helper job within {HELPER_DEADLINE_S:g} s (it is {state})"
-                        )
+                        within = f"within {HELPER_DEADLINE_S:g} s (it is {str(details.status).lower()})"
+                        raise UserError(f"the cluster at {self.address} did not run a helper job {within}")
                     self._sleep(HELPER_POLL_S)
                 output = self._client.get_job_logs(job_id)
             except BaseException:
@@ -307,11 +296,6 @@ class Cluster:
             exit_code=0 if str(details.status) == "SUCCEEDED" else details.driver_exit_code,
             message=one_line(details.message or ""),
         )
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        with _refusing(self.address):
-            yield
 
 
 def job_of(details: Any) -> Job | None:

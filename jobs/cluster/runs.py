@@ -1,8 +1,4 @@
-"""The runs of this machine, as people name them.
-
-directory = find_run("quickstart")          # a directory, or a name in ./runs or ~/repexp-runs
-is_alive(directory)                         # by its lock, not by what its files say
-"""
+"""The runs of this machine, as people name them: by a directory, or a name in ./runs or ~/repexp-runs."""
 
 from __future__ import annotations
 
@@ -62,6 +58,11 @@ def owner(directory: Path) -> int | None:
         return int((directory / LOCK).read_text())
     except (OSError, ValueError):
         return None
+
+
+def shown(path: Path) -> str:
+    """Return `path` relative to the current directory where it lies in it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def age(then: float, now: float | None = None) -> str:

@@ -2,9 +2,8 @@
 
     config = load(RunConfig, "configs/quickstart.toml", overrides=["learner.lr=1e-5"])
 
-Every problem is a UserError with one line that a person can act on. The module knows no key by name; the models are
-in `jobs.config`, `jobs.explore_config` and `jobs.evaluation_config`. A field that is a model is a section of the file.
-"""
+Every problem is a UserError with one line that a person can act on. The module knows no key by name; the models are in
+`jobs.config`, `jobs.explore_config` and `jobs.evaluation_config`. A field that is a model is a section of the file."""
 
 from __future__ import annotations
 
@@ -26,9 +25,6 @@ Config = TypeVar("Config", bound=BaseModel)
 LABEL = "LABEL"
 """Stands for a name of the user's choice in a dotted key, as in task.mixture.parts.LABEL.weight."""
 _PART = re.compile(r"^task\.mixture\.parts\.[^.]+\.")
-
-
-"""The configuration is refused. The message is one line that names the key and says how to correct it."""
 
 
 def load(kind: type[Config], path: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -63,21 +59,15 @@ def source_of(path: str | None) -> str:
 
 def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Return `values`, replaced section by section by those of `over`."""
-    both = {
-        key: merged(values[key], over[key])
-        for key in values.keys() & over.keys()
-        if isinstance(values[key], dict) and isinstance(over[key], dict)
-    }
+    shared = values.keys() & over.keys()
+    both = {key: merged(values[key], over[key]) for key in shared if isinstance(values[key], dict) and isinstance(over[key], dict)}
     return values | over | both
 
 
 def changed_keys(saved: dict[str, Any], config: BaseModel, changeable: Sequence[str]) -> list[str]:
-    """Return the dotted keys in which `config` differs from the saved one, each with both values.
-
-    Keys and sections in `changeable` are left out. A key that the saved configuration lacks did not exist when it was
-    written, so it had what is its default now. A key of a mixture's part may change where the same key of the task
-    may, and has the same default.
-    """
+    """Return the dotted keys in which `config` differs from the saved one, each with both values, without those in
+    `changeable`. A key that the saved configuration lacks had what is its default now. A key of a mixture's part may
+    change where the same key of the task may, and has its default."""
     defaults = _flatten(type(config)().model_dump(mode="json"))
     old, new = defaults | _flatten(saved), _flatten(config.model_dump(mode="json"))
     of_task = {key: _PART.sub("task.", key) for key in sorted(old.keys() | new.keys())}
@@ -115,10 +105,8 @@ def labelled_section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def suggestion(prefix: str, key: str, model: type[BaseModel], root: type[BaseModel]) -> str:
-    """Return the end of a message about the unknown `key` of `model`, whose dotted keys begin with `prefix`.
-
-    It names the nearest key of the same section, else a key of that name anywhere, else what the section has.
-    """
+    """Return the end of a message about the unknown `key` of `model`, whose dotted keys begin with `prefix`. It names
+    the nearest key of the same section, else a key of that name anywhere, else what the section has."""
     near = difflib.get_close_matches(key, model.model_fields, n=1)
     if near:
         return f"; did you mean '{prefix}{near[0]}'?"
@@ -182,7 +170,6 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _first_line(error: ValidationError) -> str:
-    """Return the first problem in one line, and the number of the others."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     location = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained-"))]

@@ -10,11 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to. It replaces `path` where the block ends well, and is removed where the block raises.
-
-    with replacing(directory / "config.json") as staging:
-        staging.write_text("{}")
-    """
+    """Give a path to write to, which replaces `path` where the block ends well and is removed where it raises."""
     staging = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         yield staging

@@ -6,8 +6,6 @@
     log.write(EventKind.BATCH, step=7, group_ids=[3, 4, 6])
     log.close()
 
-    recorded = batches(read_events(path))                    # {1: [0, 1, 2], ...}: the groups of every step
-
 Events beyond the cap are forgotten, oldest first (`jobs.directory.rolling`). A run that continues from a checkpoint
 writes RESUMED; its events then supersede those of later steps before it. An event of a group or a worker carries the
 step of the last event that had one."""
@@ -18,7 +16,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -86,18 +84,15 @@ class EventKind(StrEnum):
 
 
 EVENTS = "events.jsonl"
-
 FLUSHED = frozenset((EventKind.BATCH, EventKind.CHECKPOINT, EventKind.RESUMED, EventKind.FAULT))
-"""Kinds that are on disk, with all events before them, when `write` returns: a batch is known before it is trained
-on."""
+"""Kinds that are on disk, with all events before, when `write` returns: a batch is known before it is trained on."""
 
 HEAD = ("seq", "time", "step", "event")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """One line. `seq` counts over all starts of a run, `time` is Unix time, and `fields` are those of `kind` without
-    the step."""
+    """One line. `seq` counts over all starts of a run, `time` is Unix time, `fields` are its own but the step."""
 
     seq: int
     time: float
@@ -123,8 +118,7 @@ class EventLog:
             self.write(EventKind.RESUMED, step=resume_step)
 
     def write(self, event: EventKind, /, **fields: Any) -> None:
-        """Write an event. Raises TypeError unless `fields` are those of its kind, and for a value that JSON cannot
-        hold."""
+        """Write an event. Raises TypeError for fields other than its kind's, and for a value that JSON cannot hold."""
         if fields.keys() != event.fields:
             raise TypeError(f"event '{event}' has the fields {sorted(event.fields)}, not {sorted(fields)}")
         self._step = fields.pop("step", self._step)
@@ -162,10 +156,8 @@ class EventLog:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """Yield the events in order, without a last line that is half-written because its writer was killed.
-
-    Raises FileNotFoundError without a log, and ValueError with the number of a damaged line.
-    """
+    """Yield the events in order, without a last line that is half-written because its writer was killed. Raises
+    FileNotFoundError without a log, and ValueError with the number of a damaged line."""
     for part in parts(path) or [path]:
         with open(part, "rb") as file:
             for number, line in enumerate(file, start=1):
@@ -175,23 +167,6 @@ def read_events(path: Path) -> Iterator[Event]:
                     yield _event(json.loads(line))
                 except (ValueError, KeyError, TypeError):
                     raise ValueError(f"{part}, line {number} is no event: {line[:80]!r}") from None
-
-
-def batches(events: Iterable[Event]) -> dict[int, list[int]]:
-    """Return group ids by step, in the order in which they were trained on. Of a step that was begun several times, the
-    last time counts.
-
-    Raises ValueError for a batch without group ids.
-    """
-    by_step: dict[int, list[int]] = {}
-    for event in events:
-        if event.kind is EventKind.RESUMED:
-            by_step = {step: ids for step, ids in by_step.items() if step <= event.step}
-        elif event.kind is EventKind.BATCH:
-            if not isinstance(ids := event.fields.get("group_ids"), list):
-                raise ValueError(f"event {event.seq}, the batch of step {event.step}, has no group_ids")
-            by_step[event.step] = ids
-    return by_step
 
 
 def _event(record: dict[str, Any]) -> Event:

@@ -1,8 +1,5 @@
-"""The directory of one job: it serves one process at a time, and keeps one configuration.
-
-with JobDirectory(path, config, changeable=(...), kind="the directory", option="--out DIR") as directory:
-    directory.path                           # UserError where it is in use, or has another configuration
-"""
+"""The directory of one job: it serves one process at a time, and keeps one configuration. Entering it raises UserError
+where it is in use, or has another configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import IO, Any, Self
 
 from pydantic import BaseModel
 
-from jobs.config import changed_keys
+from jobs.configuration.files import changed_keys
 from jobs.configuration.user_error import UserError
 from jobs.directory.atomic import replacing
 
@@ -28,9 +25,7 @@ class JobDirectory:
 
     def __init__(self, path: str, config: BaseModel, *, changeable: Sequence[str], kind: str, option: str) -> None:
         """`kind` and `option` tell people in messages what the directory is and how to choose another one."""
-        self._config = config
-        self._changeable = changeable
-        self._kind = kind
+        self._config, self._changeable, self._kind = config, changeable, kind
         self._elsewhere = f"choose another with {option}"
         self.path = Path(path).absolute()
         self._lock: IO[str] | None = None
@@ -86,7 +81,6 @@ class JobDirectory:
 def read_json(file: Path) -> dict[str, Any]:
     """Return the record in `file`. Raises UserError where it is not JSON."""
     try:
-        value: dict[str, Any] = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except ValueError:
         raise UserError(f"{file} is damaged: delete it if the run is not needed") from None
-    return value

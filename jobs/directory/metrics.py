@@ -1,8 +1,5 @@
 """The one place that writes metrics: `metrics.jsonl` (a line for each step), `eval.jsonl` (a line for each evaluation)
-and the trackers of the run.
-
-Names are defined in docs/metrics.md.
-"""
+and the trackers of the run. Names are defined in docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -61,8 +58,7 @@ def evaluations_of(jsonl: Path) -> Path:
 
 
 def read_metrics(jsonl: Path) -> list[dict[str, float]]:
-    """Return the records of a run in step order, without a last line that is half-written because the writer was
-    killed."""
+    """Return the records in step order, without a last line that is half-written because its writer was killed."""
     return [record for part in parts(jsonl) for record in _read(part)]
 
 

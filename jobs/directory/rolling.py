@@ -1,7 +1,6 @@
-"""Logs of lines that stay below a cap: `NAME.jsonl`, and `NAME.older.jsonl` with the lines before.
-
-A file that has grown to half of the cap replaces the older one. So between half of the cap and all of it is kept, and
-rolling costs two renames."""
+"""Logs of lines that stay below a cap: `NAME.jsonl`, and `NAME.older.jsonl` with the lines before. A file that has
+grown to half of the cap replaces the older one. So between half of the cap and all of it is kept, and rolling costs two
+renames."""
 
 from __future__ import annotations
 
@@ -19,9 +18,7 @@ def parts(path: Path) -> list[Path]:
 
 
 def roll(path: Path, max_bytes: int) -> bool:
-    """Begin a new file if this one has reached half of `max_bytes`, and return whether that happened.
-
-    An open file must then be opened again."""
+    """Begin a new file if this has half of `max_bytes`, and return whether it did: open files must be reopened."""
     if path.stat().st_size < max_bytes // 2:
         return False
     path.replace(older(path))

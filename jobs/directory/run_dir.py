@@ -1,8 +1,7 @@
 """A training run's directory (`jobs.directory.job_dir`), and what lies in it.
 
 RUN_DIR/config.json  run.lock  checkpoints/  snapshots/  policy/  rollouts/  metrics.jsonl  tensorboard/  events.jsonl
-        status.json  desired.json  eval.jsonl  eval/
-"""
+    status.json  desired.json  eval.jsonl  eval/"""
 
 from __future__ import annotations
 
@@ -26,43 +25,23 @@ class RunDirectory(JobDirectory):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config.run_dir, config, changeable=CHANGEABLE_ON_RESUME, kind="run_dir", option="--set run_dir=...")
         self.config = config
+        self.run_id = self.path.name
+        self.rollouts, self.metrics, self.events = self.path / "rollouts", self.path / "metrics.jsonl", self.path / EVENTS
+        self.evaluations = self.path / "eval"
+        """The responses of evaluations, one file for each."""
+        self.policy = self.path / "policy"
+        """The final policy as a Hugging Face directory."""
         storage = config.checkpoint.storage or str(self.path / "checkpoints")
         self.checkpoints = CheckpointManager(storage, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
 
     @property
     def snapshots(self) -> CheckpointManager:
-        """The learner's state between checkpoints, from which a lost learner restarts; a resumed run does not use
-        it."""
+        """The learner's state between checkpoints, from which a lost learner restarts; a resumed run ignores it."""
         return CheckpointManager(str(self.path / "snapshots"), keep=1)
 
     def forget_snapshots(self) -> None:
         """Remove all snapshots."""
         self.snapshots.truncate(after_step=-1)
-
-    @property
-    def rollouts(self) -> Path:
-        """The rollout log."""
-        return self.path / "rollouts"
-
-    @property
-    def evaluations(self) -> Path:
-        """The responses of evaluations, one file for each."""
-        return self.path / "eval"
-
-    @property
-    def metrics(self) -> Path:
-        """The metrics, one line for each step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def events(self) -> Path:
-        """The event log."""
-        return self.path / EVENTS
-
-    @property
-    def policy(self) -> Path:
-        """The final policy as a Hugging Face directory."""
-        return self.path / "policy"
 
     @property
     def policy_step(self) -> int | None:
@@ -74,22 +53,13 @@ class RunDirectory(JobDirectory):
 
     @contextmanager
     def exporting_policy(self, step: int) -> Iterator[Path]:
-        """Give a directory to write the policy of `step` to, which then becomes `policy`: whole or not at all.
-
-        with run.exporting_policy(step) as staging:
-            learner.save_policy(str(staging))
-        """
+        """Give a directory to write the policy of `step` to, which then becomes `policy`: whole or not at all."""
         staging = self.path / "policy.partial"
         shutil.rmtree(staging, ignore_errors=True)
         yield staging
         (staging / POLICY_STEP).write_text(json.dumps({"step": step}))
         shutil.rmtree(self.policy, ignore_errors=True)
         staging.replace(self.policy)
-
-    @property
-    def run_id(self) -> str:
-        """The name of the run: that of its directory."""
-        return self.path.name
 
     def has_begun(self) -> bool:
         """Return whether there is a checkpoint or a trained step."""

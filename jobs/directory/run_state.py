@@ -46,14 +46,13 @@ class WorkerStatus(BaseModel):
 
 
 class Waiting(BaseModel):
-    """One wait: what a loop of the controller waits for."""
+    """One wait: what a loop of the controller waits for, since which Unix time."""
 
     model_config = _RECORD
 
     loop: str
     waiting_for: str
     since: float
-    """Unix time."""
 
 
 class RunStatus(BaseModel):

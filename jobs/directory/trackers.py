@@ -48,19 +48,14 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """One place that metrics go to.
-
-    A class is made with its options before anything starts, so its constructor must be cheap and start nothing.
-    """
+    """One place that metrics go to. Its constructor, called before anything starts, must be cheap and start nothing."""
 
     def start(self, info: RunInfo) -> None:
         """Begin a run, or go back to `info.resume_step` of a run that was interrupted."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of `step`; this must not wait for a network.
-
-        Evaluations come here too. Their metrics are named `eval/…`, and their step may be before that of the last call.
-        """
+        """Take the metrics of `step`; this must not wait for a network. Evaluations come here too. Their metrics are
+        named `eval/…`, and their step may be before that of the last call."""
 
     def close(self) -> None:
         """End: everything that was written must be safe when this returns."""
@@ -104,11 +99,9 @@ def require_methods(names: Sequence[str], options: Options = MappingProxyType({}
 
 
 class Trackers:
-    """The trackers of one start of a run. One that raises is named in a warning and gets nothing more: a tracker is not
-    what a run fails for."""
+    """The trackers of one start. One that raises is named in a warning and gets nothing more: no run fails for it."""
 
     def __init__(self, trackers: Mapping[str, Tracker], info: RunInfo, *, warn: Callable[[str], None]) -> None:
-        """Start them all."""
         self._trackers = dict(trackers)
         self._warn = warn
         self._each(lambda tracker: tracker.start(info))

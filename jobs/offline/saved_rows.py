@@ -49,11 +49,8 @@ class SavedRows:
     """Reads one file after the other, each once."""
 
     def __init__(self, config: RunConfig, source: Path, *, rescore: bool = False) -> None:
-        """With `rescore`, rewards are given again, so that plain rows need what a verifier needs instead.
-
-        Raises UserError where there is nothing to read."""
-        self._config = config
-        self._source = source
+        """With `rescore`, rows need what a verifier needs, not rewards. Raises UserError without anything to read."""
+        self._config, self._source = config, source
         self._rewarded_by = VERIFIED if rescore else REWARDED
         self._log = _rollout_log(source)
         self._files = [] if self._log is not None else _files(source)
@@ -64,15 +61,13 @@ class SavedRows:
             )
 
     def groups(self) -> Iterator[pa.RecordBatch]:
-        """Yield one batch for each group. Raises UserError, which names file and row, for rows that cannot be trained
-        on."""
+        """Yield one batch for each group. Raises UserError, with file and row, for rows that cannot be trained on."""
         if self._log is not None:
             return self._logged(self._log)
         return self._plain()
 
     def missing_steps(self) -> tuple[int, ...]:
-        """Return the steps of a run, before the last one saved, whose rollouts are gone: a log keeps no more than its
-        cap."""
+        """Return the steps before the last saved one whose rollouts are gone: a log keeps no more than its cap."""
         saved = self._log.steps() if self._log is not None else []
         return tuple(sorted(set(range(1, max(saved, default=0))) - set(saved)))
 
@@ -130,8 +125,7 @@ class SavedRows:
 
 def vocabulary_of(model: str) -> int:
     """Return the number of token ids that the model in the directory `model` knows."""
-    size: int = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    return size
+    return json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
 
 
 def require_known_tokens(batch: pa.RecordBatch, vocabulary: int, source: Path) -> None:
@@ -180,9 +174,7 @@ def _grouped(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
 
 
 def _key(row: Row) -> str:
-    return str(
-        next((row.values[name] for name in ("group_id", "problem_id") if row.values.get(name) is not None), row.values["prompt_ids"])
-    )
+    return str(next((row.values[key] for key in ("group_id", "problem_id") if row.values.get(key) is not None), row.values["prompt_ids"]))
 
 
 def _integers(row: Row, name: str) -> tuple[int, ...]:
@@ -204,9 +196,7 @@ def _versions(row: Row, num_tokens: int) -> tuple[tuple[int, ...], tuple[int, ..
 
 def _log_probabilities(row: Row) -> tuple[float, ...]:
     values = next(row.values[name] for name in LOGPROBS if name in row.values)
-    if not isinstance(values, list) or not all(
-        isinstance(value, (int, float)) and np.isfinite(value) and value <= 1e-3 for value in values
-    ):
+    if not isinstance(values, list) or not all(isinstance(one, (int, float)) and np.isfinite(one) and one <= 1e-3 for one in values):
         raise row.error("the log-probs are no list of numbers of at most 0")
     return tuple(map(float, values))
 

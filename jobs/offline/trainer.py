@@ -7,7 +7,6 @@
 
 Bonuses are computed and the policy is trained by the code of a run and with its arithmetic. The same batches, from the
 same initial model and with the same configuration, give the same policy, optimiser and exploration memory, bit for bit.
-
 RUN_DIR gets metrics.jsonl, what the trackers write, rollouts/, events.jsonl, the policy, and `state/`: learner and
 bonus as a checkpoint keeps them."""
 
@@ -49,10 +48,6 @@ ReportStep = Callable[[int, dict[str, float]], None]
 """report(step, metrics), after each step."""
 
 
-def no_report(step: int, metrics: dict[str, float]) -> None:
-    """Report nothing."""
-
-
 def report_to(console: RunConsole) -> ReportStep:
     """Return a report that shows a row for each step, and once each what calls for action."""
     advice = MismatchAdvice()
@@ -68,17 +63,15 @@ def report_to(console: RunConsole) -> ReportStep:
 class OfflineRun:
     """The learner, the bonus, and what they leave behind in a directory that holds no run yet."""
 
-    def __init__(self, config: RunConfig, report: ReportStep = no_report, warn: Callable[[str], None] = print) -> None:
-        """Raises UserError where the model, the device or the directory cannot be used, and ExtensionError for a
-        tracker."""
+    def __init__(self, config: RunConfig, report: ReportStep = lambda step, metrics: None, warn: Callable[[str], None] = print) -> None:
+        """Raises UserError for a model, device or directory that cannot be used, ExtensionError for such a tracker."""
         device = _device(config)
         model = policy_model(config)
         trackers = load_trackers(config.trackers, config.tracker_options)
         with refusing(CompilerMissing):
             if config.learner.compile:
                 require_compiler(torch.device(device))
-        self._config = config
-        self._report = report
+        self._config, self._report = config, report
         self.recorded_steps, self.same_steps = 0, 0
         """Steps whose recorded advantages are known, and those in which all of them came out again, bit for bit."""
         with ExitStack() as opened:
@@ -103,9 +96,8 @@ class OfflineRun:
         self._opened.close()
 
     def train(self, recorded: pa.RecordBatch) -> None:
-        """Train the next step on a batch as it was saved, which holds whole groups.
-
-        Raises UserError where the batch would be trained on uncorrected, which the configuration does not accept."""
+        """Train the next step on a batch as it was saved, which holds whole groups. Raises UserError where the batch
+        would be trained on uncorrected, which the configuration does not accept."""
         version = self.learner.version
         step, ids = version + 1, list(dict.fromkeys(group_ids(recorded).tolist()))
         batch, bonus_metrics = none_newer(undecided(recorded), version), dict[str, float]()
@@ -148,14 +140,11 @@ class OfflineRun:
 
 
 def _device(config: RunConfig) -> str:
-    """Return where a run's learner is. Raises UserError for a GPU that is not here: on a CPU nothing would come out bit
-    for bit."""
-    if not config.learner.num_gpus:
+    """Return where a run's learner is. Raises UserError without its GPU: a CPU gives nothing equal bit for bit."""
+    if not (gpus := config.learner.num_gpus):
         return "cpu"
     if not torch.cuda.is_available():
-        raise UserError(
-            f"learner.num_gpus = {config.learner.num_gpus:g}, but there is no GPU here: --set learner.num_gpus=0 trains on the CPU"
-        )
+        raise UserError(f"learner.num_gpus = {gpus:g}, but there is no GPU here: --set learner.num_gpus=0 trains on the CPU")
     return "cuda"
 
 
@@ -164,7 +153,12 @@ def check_fits(config: RunConfig, group: pa.RecordBatch) -> None:
     if group.num_rows != config.responses_per_prompt:
         raise UserError(f"responses_per_prompt = {config.responses_per_prompt}, but the recorded groups have {group.num_rows}")
     if config.bonus.feature_source is not None:
-        _check_features(config, group)
+        values, offsets = list_column_arrays(group, "feature")
+        dims = {int(length) for length in offsets[1:] - offsets[:-1] if length}
+        if not len(values):
+            raise UserError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
+        if dims != {config.bonus.dim}:
+            raise UserError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
     if config.bonus.needs_answers:
         answers, statuses = (group.column(name).to_pylist() for name in ("final_answer", "verdict_status"))
         if any(answer is None and status == VerdictStatus.CORRECT for answer, status in zip(answers, statuses, strict=True)):
@@ -172,15 +166,6 @@ def check_fits(config: RunConfig, group: pa.RecordBatch) -> None:
                 f'bonus.kind = "{config.bonus.kind}" needs final answers, and the recorded rows have none: --replay-from with '
                 "--rescore reads them again, or --set bonus.enabled=false"
             )
-
-
-def _check_features(config: RunConfig, group: pa.RecordBatch) -> None:
-    values, offsets = list_column_arrays(group, "feature")
-    dims = {int(length) for length in offsets[1:] - offsets[:-1] if length}
-    if not len(values):
-        raise UserError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
-    if dims != {config.bonus.dim}:
-        raise UserError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
 
 
 def undecided(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -192,9 +177,8 @@ def undecided(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def none_newer(batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
-    """Return `batch` with tokens of versions after `version` counted as tokens of `version`.
-
-    Versions are those of the run that sampled. In batches of another size its steps come sooner than here."""
+    """Return `batch` with tokens of versions after `version` counted as tokens of `version`. Versions are those of the
+    run that sampled. In batches of another size its steps come sooner than here."""
     at = batch.schema.get_field_index("version_values")
     values, offsets = list_column_arrays(batch, "version_values")
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.minimum(values, version)))
@@ -202,8 +186,7 @@ def none_newer(batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
 
 
 def read_step(log: RolloutLog, step: int, source: str) -> pa.RecordBatch:
-    """Return what `step` was trained on. Raises UserError, which names `source` and the step, for rows that cannot be
-    read."""
+    """Return what `step` was trained on. Raises UserError with `source` and step for rows that cannot be read."""
     try:
         return log.batch(step, GroupOutcome.TRAINED)
     except (ValueError, OSError) as error:

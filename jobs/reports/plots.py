@@ -1,6 +1,5 @@
-"""What all figures share: curves with bands over k on a doubling axis.
-
-A figure can be read in grey: its lines differ in style and marker too."""
+"""What all figures share: curves with bands over k on a doubling axis. A figure can be read in grey: its lines differ
+in style and marker too."""
 
 from __future__ import annotations
 
@@ -19,13 +18,8 @@ from jobs.analysis.bootstrap import Curve
 DPI = 150
 LOWEST_RATIO = 1 / 16
 FONT: dict[Any, Any] = {
-    "text.parse_math": False,
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.labelsize": 11,
-    "legend.fontsize": 10,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
+    **{"text.parse_math": False, "font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11},
+    **{"legend.fontsize": 10, "xtick.labelsize": 10, "ytick.labelsize": 10},
 }
 
 
@@ -50,20 +44,10 @@ class Drawing:
 def draw_line(axes: Axes, curve: Curve, style: Style, label: str, listed: Sequence[int]) -> None:
     """Draw `curve`, with markers at the `listed` k, whose numbers the tables have."""
     marked = [place for place, k in enumerate(curve.ks) if k in listed or len(curve.ks) == 1]
-    axes.plot(
-        curve.ks,
-        curve.value,
-        color=style.color,
-        linestyle=style.line,
-        linewidth=style.width,
-        marker=style.marker,
-        markevery=marked,
-        markersize=6.5,
-        markerfacecolor="white" if style.marker in "^vD" else style.color,
-        label=label,
-        clip_on=False,
-        zorder=2 + style.width,
-    )
+    line: dict[str, Any] = {"color": style.color, "linestyle": style.line, "linewidth": style.width, "label": label}
+    face = "white" if style.marker in "^vD" else style.color
+    marker: dict[str, Any] = {"marker": style.marker, "markevery": marked, "markersize": 6.5, "markerfacecolor": face}
+    axes.plot(curve.ks, curve.value, **line, **marker, clip_on=False, zorder=2 + style.width)
 
 
 def draw_band(axes: Axes, curve: Curve | None, style: Style) -> None:

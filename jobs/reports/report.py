@@ -6,8 +6,7 @@
 
 A report of another kind subclasses `Report`, and puts a template `*.html.jinja` beside it that extends
 `base.html.jinja`. Text of models and data sets is hostile: the templates escape everything, nothing is marked safe, and
-a content security policy allows inline styles and embedded images alone.
-"""
+a content security policy allows inline styles and embedded images alone."""
 
 from __future__ import annotations
 
@@ -73,13 +72,17 @@ class Report:
         return asdict(self)
 
     def write(self, directory: Path, figures: Mapping[str, Drawing | None]) -> None:
-        """Write every file of the report into `directory`, each whole or not at all.
-
-        A figure that is None does not apply; files of an earlier report are then removed.
-        """
+        """Write every file of the report into `directory`, each whole or not at all. A figure that is None does not
+        apply; files of an earlier report are then removed."""
         directory.mkdir(parents=True, exist_ok=True)
         for name, drawing in figures.items():
-            _write_figure(directory / name, drawing)
+            png, numbers = directory / f"{name}.png", directory / f"{name}.json"
+            if drawing is None:
+                png.unlink(missing_ok=True)
+                numbers.unlink(missing_ok=True)
+            else:
+                _write(png, drawing.png)
+                _write(numbers, _json_bytes(drawing.numbers))
         _write(directory / "report.json", _json_bytes(self.to_json()))
         _write(directory / "report.html", self.page(figures).encode())
 
@@ -118,16 +121,6 @@ def _screen_table(numbers: TextTable) -> Table:
 def _write(path: Path, content: bytes) -> None:
     with replacing(path) as staging:
         staging.write_bytes(content)
-
-
-def _write_figure(stem: Path, drawing: Drawing | None) -> None:
-    png, numbers = stem.with_suffix(".png"), stem.with_suffix(".json")
-    if drawing is None:
-        png.unlink(missing_ok=True)
-        numbers.unlink(missing_ok=True)
-    else:
-        _write(png, drawing.png)
-        _write(numbers, _json_bytes(drawing.numbers))
 
 
 def _json_bytes(record: Mapping[str, Any]) -> bytes:

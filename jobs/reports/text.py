@@ -18,9 +18,6 @@ REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Bidirectional controls, with which text can be made to look like other text."""
 
 
-# ---- numbers ----
-
-
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
     """Return `value` with `digits` decimals; a dash for None."""
     if value is None:
@@ -57,9 +54,6 @@ def spread(ks: Sequence[int], num: int) -> list[int]:
     return [ks[place] for place in places]
 
 
-# ---- words ----
-
-
 def count(num: int, noun: str) -> str:
     """Return `1 prompt` or `3 prompts`."""
     return f"{num} {noun}{'' if num == 1 else 's'}"
@@ -83,14 +77,8 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-# ---- text of others ----
-
-
 def visible_text(text: str, limit: int) -> str:
-    """Return at most `limit` characters of `text`, with characters that control or reorder a screen spelled out.
-
-    The templates escape HTML; this function does not.
-    """
+    """Return at most `limit` characters, with those that steer a screen spelled out; the templates escape HTML."""
     rest = len(text) - limit
     shown = "".join(char if char in "\n\t" or not _interferes(char) else f"\\u{{{ord(char):x}}}" for char in text[:limit])
     return f"{shown} … ({rest} more characters)" if rest > 0 else shown

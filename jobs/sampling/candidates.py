@@ -98,13 +98,11 @@ def known_verdicts(candidates: pa.Table) -> dict[int, Verdict]:
     """Return the verdicts that `candidates` have, by row."""
     if "verdict_status" not in candidates.column_names:
         return {}
-    rows = candidates.select(VERDICT_COLUMNS).to_pylist()
+    rows = [tuple(row.values()) for row in candidates.select(VERDICT_COLUMNS).to_pylist()]
     return {
-        number: Verdict(
-            status=VerdictStatus(row["verdict_status"]), reward=row["reward"], answer=row["verdict_answer"], detail=row["verdict_detail"]
-        )
-        for number, row in enumerate(rows)
-        if row["verdict_status"] is not None
+        number: Verdict(status=VerdictStatus(status), reward=reward, answer=answer, detail=detail)
+        for number, (status, reward, answer, detail) in enumerate(rows)
+        if status is not None
     }
 
 
@@ -125,8 +123,7 @@ def split_by_problem(table: pa.Table, key: Sequence[str] = ("problem_id",)) -> I
 
 
 class CandidateStore:
-    """The candidates of a job. `OUT/parts/` holds one file for each finished problem, and `OUT/pools.parquet` all of
-    them once the job has ended."""
+    """Candidates of a job: a file in `OUT/parts/` for each finished problem, all in `OUT/pools.parquet` at the end."""
 
     def __init__(
         self, directory: Path, settings: Mapping[str, Any], *, file: str = CANDIDATES_FILE, key: Sequence[str] = ("problem_id",)
@@ -139,7 +136,11 @@ class CandidateStore:
 
     def finished(self) -> set[CandidateKey]:
         """Return the keys that are finished: sampled, judged, and whatever else the job does before it adds them."""
-        return set(self._compacted_keys()) | set(self._parts_by_key())
+        keys = set(self._parts_by_key())
+        if self.file.is_file():
+            rows = pq.read_table(self.file, columns=list(self._key)).group_by(list(self._key)).aggregate([]).to_pylist()
+            keys |= {tuple(row[name] for name in self._key) for row in rows}
+        return keys
 
     def add(self, candidates: pa.Table) -> None:
         """Keep the candidates of one key, in place of earlier ones of the same key."""
@@ -154,10 +155,7 @@ class CandidateStore:
 
     def compact(self, order: Sequence[CandidateKey]) -> None:
         """Write all candidates into one file, in the order of `order`, one row group for each key, and remove the
-        parts.
-
-        The candidates of one key lie in memory at a time. Raises UserError where there are none at all.
-        """
+        parts. The candidates of one key lie in memory at a time. Raises UserError where there are none at all."""
         parts = self._parts_by_key()
         if not parts and self.file.is_file():
             return
@@ -178,18 +176,12 @@ class CandidateStore:
         return pq.read_table(self.file)
 
     def read_each(self, wanted: Callable[[CandidateKey], bool], columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield the candidates of every key that is `wanted`, after `compact`, with those of `columns` that are
-        there."""
+        """Yield the candidates of every key that is `wanted`, after `compact`, with those of `columns` they have."""
         with pq.ParquetFile(self.file) as file:
             present = [name for name in columns if name in file.schema_arrow.names]
             for number in range(file.num_row_groups):
                 if wanted(self._key_of(file.read_row_group(number, columns=list(self._key)).slice(0, 1))):
                     yield file.read_row_group(number, columns=present)
-
-    def _compacted_keys(self) -> Iterator[CandidateKey]:
-        if self.file.is_file():
-            keys = pq.read_table(self.file, columns=list(self._key)).group_by(list(self._key)).aggregate([])
-            yield from (tuple(row[name] for name in self._key) for row in keys.to_pylist())
 
     def _parts_by_key(self) -> dict[CandidateKey, Path]:
         return {self._key_of(pq.read_table(part, columns=list(self._key)).slice(0, 1)): part for part in self._part_files()}
@@ -215,9 +207,8 @@ def read_candidates(path: str) -> tuple[pa.Table, dict[str, Any]]:
     metadata = table.schema.metadata or {}
     found = metadata.get(VERSION_KEY, b"").decode()
     if found.split(".")[0] != TABLE_VERSION.split(".")[0]:
-        raise UserError(
-            f"--from-pools {path}: {'not a table of pools' if not found else f'pools of version {found}'}, needed is {TABLE_VERSION}"
-        )
+        what = f"pools of version {found}" if found else "not a table of pools"
+        raise UserError(f"--from-pools {path}: {what}, needed is {TABLE_VERSION}")
     missing = [name for name in SAMPLED_COLUMNS if name not in table.column_names]
     if missing:
         raise UserError(f"--from-pools {path} lacks the columns {', '.join(missing)}")

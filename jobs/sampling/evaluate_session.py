@@ -3,8 +3,7 @@ report.
 
     model 1: engines start ──> responses to every problem ──> engines end
     model 2: the same, and so on
-    then the scorer alone, then the report
-"""
+    then the scorer alone, then the report"""
 
 from __future__ import annotations
 
@@ -47,10 +46,7 @@ REPORT_COLUMNS = (
 
 
 def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
-    """Run the job and return its exit code.
-
-    Raises one of `jobs.configuration.user_error.REFUSALS` where the job is refused; nothing is touched then.
-    """
+    """Run the job and return its exit code. Raises one of `user_error.REFUSALS` before anything is touched."""
     task = _task(config)
     problems = problems_of(task, config.split, config.problems)
     everything = [*models, *([base] if base else [])]
@@ -71,10 +67,8 @@ def _task(config: EvaluateConfig) -> Task:
 
 
 def read_responses(store: CandidateStore, label: str, problem_ids: Collection[str] | None = None) -> Iterator[Candidates]:
-    """Yield the responses of the model `label`, one problem at a time: of all problems, or of those named.
-
-    With its store given, this is what a report reads (`jobs.reports.evaluate.report.ReadResponses`).
-    """
+    """Yield the responses of the model `label`, one problem at a time: of all problems, or of those named. With its
+    store given, this is what a report reads (`jobs.reports.evaluate.report.ReadResponses`)."""
 
     def is_wanted(key: CandidateKey) -> bool:
         return key[0] == label and (problem_ids is None or key[1] in problem_ids)
@@ -87,11 +81,8 @@ class EvaluateSession:
     """The work of one start."""
 
     def __init__(self, config: EvaluateConfig, task: Task, problems: Sequence[Problem], directory: Path, console: Console) -> None:
-        self._config = config
-        self._task = task
-        self._problems = problems
-        self._directory = directory
-        self._console = console
+        self._config, self._task, self._problems = config, task, problems
+        self._directory, self._console = directory, console
         self.store = CandidateStore(directory, config.model_dump(mode="json"), file=SAMPLES, key=MODEL_AND_PROBLEM)
 
     async def run(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> None:
@@ -103,7 +94,6 @@ class EvaluateSession:
         self._report(labels)
 
     async def _fill(self, models: Sequence[EvaluatedModel], base: EvaluatedModel | None, pins: PinnedModels) -> list[str]:
-        """Sample, judge and score what is not done yet, and return the labels of the models."""
         everything = [*models, *([base] if base else [])]
         pinned = []
         for model in everything:
@@ -140,13 +130,10 @@ class EvaluateSession:
     async def _sample(self, model: PinnedModel, problems: Sequence[Problem], verifier: Handle[VerifierPool], bar: Bar) -> None:
         """Start one model's engines, use them, and end them: the next model's engines need the memory."""
         config = self._config
-        self._say(f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
-        workers = [
-            launch(
-                rollout_worker(f"rollout-{index}", config.rollout, config.sampling, model=model.path, run_id="evaluate", seed=config.seed)
-            )
-            for index in range(config.rollout.workers)
-        ]
+        say(self._console, f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
+        make = partial(rollout_worker, model=model.path, run_id="evaluate", seed=config.seed)
+        names = [f"rollout-{index}" for index in range(config.rollout.workers)]
+        workers = [launch(make(name, config.rollout, config.sampling)) for name in names]
         settings = EvaluatorSettings(
             samples=config.samples,
             seed=config.seed,
@@ -167,7 +154,7 @@ class EvaluateSession:
         """Add how likely the base model finds the responses, where that is missing."""
         config = self._config
         handle = launch(scorer(config.scorer, model=base.path))
-        self._say(f"likelihood under {base.label}: loading")
+        say(self._console, f"likelihood under {base.label}: loading")
         await all_ready([], [handle], timeout_s=config.rollout.start_timeout_s)
         lacking = [BASE_COLUMN not in responses.column_names for responses in self.store.parts()]
         with Bar(self._console, total=len(lacking), done=len(lacking) - sum(lacking), what="scored problem") as bar:
@@ -196,7 +183,4 @@ class EvaluateSession:
             seed=config.seed,
         )
         report.print(self._console)
-        self._say(f"{self._directory}/report.html   {SAMPLES}   report.json")
-
-    def _say(self, text: str) -> None:
-        say(self._console, text)
+        say(self._console, f"{self._directory}/report.html   {SAMPLES}   report.json")

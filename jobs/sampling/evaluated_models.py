@@ -75,22 +75,18 @@ def find_model(name: str) -> EvaluatedModel:
         if match and (directory := _run_directory(match[1])) is not None:
             return _of_run(name, directory, int(match[2]))
         if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith(f"{LOCAL_RUNS}/")):
-            raise UserError(_unknown(name))
+            runs = ", ".join(directory.name for directory in local_runs()[:5]) or "none here"
+            aliases = ", ".join(EMBEDDED)
+            raise UserError(
+                f"model '{name}' is neither an embedded alias ({aliases}), a run ({runs}), a model directory, nor a hub id OWNER/NAME"
+            )
         if (Path(name) / LOCK).is_file():
             raise UserError(f"model '{name}' is the directory of a job that is not a training run")
     check_model(name)
     return EvaluatedModel(name=name, label=Path(name).resolve().name if Path(name).is_dir() else name, model=name)
 
 
-def _unknown(name: str) -> str:
-    runs = ", ".join(directory.name for directory in local_runs()[:5]) or "none here"
-    return (
-        f"model '{name}' is neither an embedded alias ({', '.join(EMBEDDED)}), a run ({runs}), a model directory, nor a hub id OWNER/NAME"
-    )
-
-
 def _run_directory(name: str) -> Path | None:
-    """Return the directory of the training run of that name, or None."""
     for directory in (Path(name), Path(LOCAL_RUNS) / name, Path(STORAGE).expanduser() / name):
         if (directory / LOCK).is_file() and (directory / CONFIG).is_file() and "run_dir" in read_json(directory / CONFIG):
             return directory
@@ -98,8 +94,7 @@ def _run_directory(name: str) -> Path | None:
 
 
 def _of_run(name: str, directory: Path, step: int | None) -> EvaluatedModel:
-    """Return the policy of `step`, or else the newest: the one exported at the end, or that of the newest
-    checkpoint."""
+    """Return the policy of `step`, else the newest: the one exported at the end, or of the newest checkpoint."""
     settings = read_json(directory / CONFIG)
     try:
         config = RunConfig.model_validate(settings | {"run_dir": str(directory)})
@@ -119,9 +114,6 @@ def _of_run(name: str, directory: Path, step: int | None) -> EvaluatedModel:
     chosen = there[-1] if step is None else step
     label = f"{run.run_id} step {chosen}"
     return EvaluatedModel(name=name, label=label, model=config.model, run=run, settings=settings, learner=config.learner, step=chosen)
-
-
-# ---- pinned models ----
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,11 +35,7 @@ class EvaluatorSettings:
 
 
 class Evaluator:
-    """Samples and judges one model's responses.
-
-    evaluator = Evaluator(task, workers, verifier, settings, label="base", keep=store.add, on_finished=bar.advance)
-    await evaluator.run(problems)               # `keep` has then had the responses to every problem
-    """
+    """Samples and judges one model's responses: after `run`, `keep` has had those to every problem."""
 
     def __init__(
         self,
@@ -53,16 +49,11 @@ class Evaluator:
         keep: Callable[[pa.Table], None],
         on_finished: OnFinished,
     ) -> None:
-        """`label` names the model in the table; `version` is the one that the workers hold (0: the one they started
-        with)."""
-        self._label = label
-        self._version = version
-        self._keep = keep
+        """`label` names the model in the table, `version` what the workers hold (0: what they started with)."""
+        self._label, self._version, self._keep = label, version, keep
         self._judge = Judge(task, verifier, settings.verifier, timeout_s=settings.wait_timeout_s)
-        sampling = CandidateSampling(
-            num_responses=settings.samples, seed=settings.seed, prompt=task.prompt, timeout_s=settings.pool_timeout_s
-        )
-        self._pipeline = SamplingPipeline(workers, sampling, self._finish, on_finished)
+        asked = CandidateSampling(num_responses=settings.samples, seed=settings.seed, prompt=task.prompt, timeout_s=settings.pool_timeout_s)
+        self._pipeline = SamplingPipeline(workers, asked, self._finish, on_finished)
 
     async def run(self, problems: Sequence[Problem]) -> None:
         """Sample and judge the responses to all `problems`. Raises the first exception of any loop."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,7 @@ from tasks.registry import make_task
 
 
 def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
-    """Run the job and return its exit code.
-
-    Raises one of `jobs.configuration.user_error.REFUSALS` where the job is refused; nothing is touched then.
-    """
+    """Run the job and return its exit code. Raises one of `user_error.REFUSALS` before anything is touched."""
     task, problems = _problems(config, from_pools)
     old = read_candidates(from_pools) if from_pools else None
     if old is None or needs_encoder(config, old[1]):
@@ -57,7 +55,6 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
 
 
 def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list[Problem]]:
-    """Return the task and the problems to sample for. Raises UserError and TaskError."""
     task = make_task(config.task)
     if config.verify != "none" and not task.has_verifier:
         raise UserError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
@@ -68,10 +65,8 @@ class ExploreSession:
     """The work of one start."""
 
     def __init__(self, config: ExploreConfig, task: Task, directory: Path, console: Console) -> None:
-        self._config = config
-        self._task = task
-        self._directory = directory
-        self._console = console
+        self._config, self._task = config, task
+        self._directory, self._console = directory, console
         self.store = CandidateStore(directory, config.model_dump(mode="json"))
 
     async def run(self, problems: Sequence[Problem]) -> None:
@@ -88,35 +83,23 @@ class ExploreSession:
         tables = list(split_by_problem(table))
         await interruptibly(self._reselect(tables, settings))
         self.store.compact([(problem_of(candidates).problem_id,) for candidates in tables])
-        ours = self._config.model_dump(mode="json")
-        self._report(
-            self.store.read(), ours | {key: settings[key] for key in ("model", "sampling", "split", "pool", "task") if key in settings}
-        )
+        theirs = {key: settings[key] for key in ("model", "sampling", "split", "pool", "task") if key in settings}
+        self._report(self.store.read(), self._config.model_dump(mode="json") | theirs)
 
     async def _sample(self, problems: Sequence[Problem], *, total: int) -> None:
         config = self._config
-        self._say(f"model {config.model}: loading")
+        say(self._console, f"model {config.model}: loading")
         with refusing(ModelError, ModelUnsupported):
             model = await asyncio.to_thread(resolve_model, config.model)
             if not config.from_engine:
                 await asyncio.to_thread(check_supported, model, longest=config.sampling.max_tokens, with_head=False)
-        self._say("starting the engines (about 30 s on two cores)")
+        say(self._console, "starting the engines (about 30 s on two cores)")
         use_encoder = not config.from_engine
         with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
-            workers = [
-                launch(
-                    rollout_worker(
-                        f"rollout-{index}",
-                        config.rollout,
-                        config.sampling,
-                        model=model,
-                        run_id="explore",
-                        seed=config.seed,
-                        features=PooledFeatures() if config.from_engine else None,
-                    )
-                )
-                for index in range(config.rollout.workers)
-            ]
+            features = PooledFeatures() if config.from_engine else None
+            worker = partial(rollout_worker, model=model, run_id="explore", seed=config.seed, features=features)
+            names = [f"rollout-{index}" for index in range(config.rollout.workers)]
+            workers = [launch(worker(name, config.rollout, config.sampling)) for name in names]
             sources = Sources(workers=workers, encoder=self._encoder(model) if use_encoder else None, verifier=self._verifier())
             try:
                 encoders = [sources.encoder] if sources.encoder else []
@@ -136,9 +119,8 @@ class ExploreSession:
         session = ray_session(namespace(config.out), 1 + int(use_encoder)) if use_encoder or to_verify else nullcontext()
         with session:
             model = await asyncio.to_thread(resolve_model, config.model) if use_encoder else ""
-            sources = Sources(
-                workers=[], encoder=self._encoder(model) if use_encoder else None, verifier=self._verifier() if to_verify else None
-            )
+            handle = self._encoder(model) if use_encoder else None
+            sources = Sources(workers=[], encoder=handle, verifier=self._verifier() if to_verify else None)
             try:
                 await all_ready([], [sources.encoder] if sources.encoder else [], timeout_s=config.rollout.start_timeout_s)
                 with Bar(self._console, total=len(tables), done=len(tables) - len(waiting)) as bar:
@@ -164,7 +146,4 @@ class ExploreSession:
         report = write_report(table, settings, self._directory, seed=self._config.seed)
         num_selected = write_selected(table, self._config, self._directory / "selected.jsonl")
         report.print(self._console)
-        self._say(f"{self._directory}/report.html   pools.parquet   selected.jsonl ({num_selected} answers)   report.json")
-
-    def _say(self, text: str) -> None:
-        say(self._console, text)
+        say(self._console, f"{self._directory}/report.html   pools.parquet   selected.jsonl ({num_selected} answers)   report.json")

@@ -22,8 +22,7 @@ from tasks.base import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """The processes that do the work. Without an `encoder` the workers make the features; without a `verifier` nothing
-    is judged."""
+    """The processes at work. Without `encoder` the workers make the features; without `verifier` nothing is judged."""
 
     workers: Sequence[Handle[RolloutWorker]]
     encoder: Handle[HiddenStateEncoder] | None
@@ -31,11 +30,7 @@ class Sources:
 
 
 class Explorer:
-    """Fills a store.
-
-    explorer = Explorer(config, task, store, sources, on_finished)
-    await explorer.run(problems)                # the candidates of every problem are then in the store
-    """
+    """Fills a store: after `run` it has the candidates of every problem."""
 
     def __init__(self, config: ExploreConfig, task: Task, store: CandidateStore, sources: Sources, on_finished: OnFinished) -> None:
         self._config = config
@@ -65,11 +60,7 @@ class Explorer:
         await asyncio.to_thread(self._store.add, candidates)
 
     async def finish(self, problem: Problem, candidates: pa.Table) -> pa.Table:
-        """Return `candidates` with final answers, ranks in every order, and the verdicts that the configuration asks
-        for.
-
-        Verdicts that they have are kept.
-        """
+        """Return `candidates` with final answers, ranks in every order, and the verdicts asked for or there before."""
         ranked = await asyncio.to_thread(rank_candidates, self._judge.answered(problem, candidates), self._config)
         return await self._judge.judged(problem, ranked, self._rows_to_verify(ranked))
 

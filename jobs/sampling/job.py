@@ -1,7 +1,4 @@
-"""What all jobs share that sample for a list of problems: the problems, the progress, and how a job ends.
-
-return run_to_end(lambda: asyncio.run(interruptibly(session.run())), console, directory, num_done)
-"""
+"""What all jobs share that sample for a list of problems: the problems, the progress, and how a job ends."""
 
 from __future__ import annotations
 
@@ -37,15 +34,9 @@ class Stopped(Exception):
         self.number = number
 
 
-# ---- before anything is started ----
-
-
 def problems_of(task: Task, split: str, num: int) -> list[Problem]:
-    """Return the first `num` problems of a split, or all of them for 0.
-
-    Raises UserError for a split without problems and for all problems of an endless split; TaskError where the task
-    cannot read them.
-    """
+    """Return the first `num` problems of a split, or all of them for 0. Raises UserError for a split without problems
+    and for all problems of an endless split; TaskError where the task cannot read them."""
     if num == 0 and is_endless(task):
         raise UserError(f"problems = 0 asks for the whole split '{split}', but task {task.name} has no end: give --problems N")
     problems = list(itertools.islice(task.problems(split), num or None))
@@ -62,9 +53,6 @@ def require_memory(needed_gib: float | None) -> None:
             f"this job needs about {needed_gib:.1f} GiB of memory and {available_gib:.1f} GiB are available: close other programs, or "
             "lower rollout.workers or rollout.kv_cache_gib"
         )
-
-
-# ---- the end ----
 
 
 def run_to_end(work: Callable[[], None], console: Console, directory: Path, num_done: Callable[[], int]) -> int:
@@ -86,10 +74,7 @@ def run_to_end(work: Callable[[], None], console: Console, directory: Path, num_
 
 
 async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what `work` returns.
-
-    The first SIGINT or SIGTERM gives up what is in flight and raises Stopped; a second one ends the process.
-    """
+    """Return what `work` returns. A first SIGINT or SIGTERM cancels it and raises Stopped, a second one exits."""
     task = asyncio.ensure_future(work)
     got: list[int] = []
     loop = asyncio.get_running_loop()
@@ -110,29 +95,14 @@ async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
         raise Stopped(got[0]) from None
 
 
-# ---- progress ----
-
-
 class Bar:
-    """Progress with the remaining time: a bar on a terminal, elsewhere a line for each problem.
-
-    with Bar(console, total=60, done=12) as bar:
-        bar.advance(usage)
-    """
+    """Progress with the remaining time: a bar on a terminal, elsewhere a line for each problem."""
 
     def __init__(self, console: Console, *, total: int, done: int, what: str = "problem") -> None:
-        self._console, self._total, self._done = console, total, done
-        self._what = what
+        self._console, self._total, self._done, self._what = console, total, done, what
         self._begun, self._done_before = time.monotonic(), done
-        columns = (
-            TextColumn(f"{what}s"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, TextColumn("{task.description}"), console=console) if console.is_terminal else None
+        shown = (TextColumn(f"{what}s"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self._progress = Progress(*shown, TextColumn("{task.description}"), console=console) if console.is_terminal else None
         self._task = self._progress.add_task("", total=total, completed=done) if self._progress else None
 
     def __enter__(self) -> Self:
@@ -154,7 +124,6 @@ class Bar:
             say(self._console, f"{self._what} {self._done}/{self._total}  {speed}  {self._left()}".rstrip())
 
     def _left(self) -> str:
-        """Return the remaining time at the mean speed of this start."""
         per_item_s = (time.monotonic() - self._begun) / (self._done - self._done_before)
         left_s = round(per_item_s * (self._total - self._done))
         return f"{left_s // 60}:{left_s % 60:02d} left" if left_s else ""

@@ -1,7 +1,5 @@
-"""The ranks of a problem's candidates in every order of `bonus.orders`, from the columns of the table.
-
-Axes: N candidates, V of them with a feature, H hidden size, D projected size.
-"""
+"""The ranks of a problem's candidates in every order of `bonus.orders`, from the columns of the table. Axes: N
+candidates, V of them with a feature, H hidden size, D projected size."""
 
 from __future__ import annotations
 
@@ -18,12 +16,12 @@ from bonus.projection import sparse_projection
 from jobs.explore_config import ExploreConfig
 from jobs.sampling.candidates import with_columns
 
+_projection = lru_cache(maxsize=4)(sparse_projection)
+
 
 def rank_candidates(candidates: pa.Table, config: ExploreConfig) -> pa.Table:
-    """Return `candidates` with a column rank_<order> (0: verified first) for every order.
-
-    The orders repexp and quality also get a column score_<order>: the novelty of each candidate when it was picked.
-    """
+    """Return `candidates` with a column rank_<order> (0: verified first) for every order. The orders repexp and quality
+    also get a column score_<order>: the novelty of each candidate when it was picked."""
     pool = pool_of(candidates, dim=config.selection.dim, seed=config.seed)
     selection = config.selection.model_copy(update={"dim": pool.features_ND.shape[1]})
     columns: dict[str, Any] = {f"rank_{name}": _ranks(order_pool(name, pool, selection)).numpy() for name in ORDERS}
@@ -41,7 +39,7 @@ def pool_of(candidates: pa.Table, *, dim: int, seed: int) -> Pool:
     hidden_size = states_VH.shape[1]
     states_NH = torch.zeros(len(valid), hidden_size, dtype=torch.float64)
     states_NH[torch.from_numpy(valid)] = torch.from_numpy(states_VH)
-    features_ND = states_NH @ _projection(hidden_size, dim, seed) if dim < hidden_size else states_NH
+    features_ND = states_NH @ _projection(hidden_size, dim, seed=seed) if dim < hidden_size else states_NH
     logprobs = [0.0 if value is None else value for value in candidates["mean_logprob"].to_pylist()]
     return Pool(
         features_ND=features_ND,
@@ -50,11 +48,6 @@ def pool_of(candidates: pa.Table, *, dim: int, seed: int) -> Pool:
         lengths_N=torch.tensor([len(ids) for ids in candidates["response_ids"].to_pylist()]),
         answers=candidates["final_answer"].to_pylist(),
     )
-
-
-@lru_cache(maxsize=4)
-def _projection(hidden_size: int, dim: int, seed: int) -> Tensor:
-    return sparse_projection(hidden_size, dim, seed=seed)
 
 
 def _ranks(order_N: Tensor) -> Tensor:

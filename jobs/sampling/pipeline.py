@@ -9,13 +9,7 @@
 | finish | sampled candidates | what is kept       | candidates; encoder, verifier       | sample              |
 
 A worker samples one problem at a time, seeded by the problem. The candidates of a problem are therefore the same
-whenever and wherever they are sampled.
-
-    pipeline = SamplingPipeline(workers, sampling, finish, on_finished)
-    await pipeline.run(problems)                        # `finish` has then had the candidates of every problem
-
-`Judge` gives `finish` answers and verdicts.
-"""
+whenever and wherever they are sampled. `Judge` gives `finish` answers and verdicts."""
 
 from __future__ import annotations
 
@@ -23,6 +17,7 @@ import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -66,10 +61,8 @@ class SamplingPipeline:
     def __init__(
         self, workers: Sequence[Handle[RolloutWorker]], sampling: CandidateSampling, finish: Finish, on_finished: OnFinished
     ) -> None:
-        self._workers = workers
-        self._sampling = sampling
-        self._finish = finish
-        self._on_finished = on_finished
+        self._workers, self._sampling = workers, sampling
+        self._finish, self._on_finished = finish, on_finished
         self._sampled: asyncio.Queue[tuple[Problem, pa.RecordBatch, GroupUsage]] = asyncio.Queue(maxsize=FINISHERS)
 
     async def run(self, problems: Sequence[Problem]) -> None:
@@ -96,12 +89,13 @@ class SamplingPipeline:
         sampling = self._sampling
         request = GroupRequest(group_id=number, problem=problem, num_responses=sampling.num_responses, admitted_version=0)
         prompt, seed = sampling.prompt(problem), sampling.seed_of(problem)
-        timeout_s, waiting_for = sampling.timeout_s, f"the candidates of {problem.problem_id} on {worker.name}"
+        limits: dict[str, Any] = {
+            "timeout_s": sampling.timeout_s,
+            "waiting_for": f"the candidates of {problem.problem_id} on {worker.name}",
+        }
         if sampling.novel is None:
-            return await worker.call(RolloutWorker.sample_pool, request, prompt, seed, timeout_s=timeout_s, waiting_for=waiting_for)
-        return await worker.call(
-            RolloutWorker.sample_novel_pool, request, prompt, seed, sampling.novel, timeout_s=timeout_s, waiting_for=waiting_for
-        )
+            return await worker.call(RolloutWorker.sample_pool, request, prompt, seed, **limits)
+        return await worker.call(RolloutWorker.sample_novel_pool, request, prompt, seed, sampling.novel, **limits)
 
     async def _finish_loop(self) -> None:
         while True:
@@ -112,20 +106,12 @@ class SamplingPipeline:
 
 
 class Judge:
-    """Gives candidates their final answers, by the task, and their verdicts, by the verifier pool.
-
-    It ends the job where too many responses cannot be scored.
-
-        judge = Judge(task, verifier, config, timeout_s=900)
-        candidates = judge.answered(problem, candidates)
-        candidates = await judge.judged(problem, candidates, rows)
-    """
+    """Gives candidates their final answers, by the task, and their verdicts, by the verifier pool. It ends the job
+    where too many responses cannot be scored."""
 
     def __init__(self, task: Task, verifier: Handle[VerifierPool] | None, config: VerifierConfig, *, timeout_s: float) -> None:
         """Without a `verifier` nothing is judged."""
-        self._task = task
-        self._verifier = verifier
-        self._timeout_s = timeout_s
+        self._task, self._verifier, self._timeout_s = task, verifier, timeout_s
         self._verdicts = VerdictCounter(max_error_rate=config.max_error_rate)
 
     def answered(self, problem: Problem, candidates: pa.Table) -> pa.Table:
@@ -134,10 +120,7 @@ class Judge:
         return with_columns(candidates, {"final_answer": answers})
 
     async def judged(self, problem: Problem, candidates: pa.Table, rows: Sequence[int]) -> pa.Table:
-        """Return `candidates` with verdicts on `rows`, and with the verdicts that they had.
-
-        Raises VerifierFailure where too many could not be scored.
-        """
+        """Return `candidates` with old verdicts and those on `rows`. Raises VerifierFailure for too many errors."""
         known = known_verdicts(candidates)
         wanted = [row for row in rows if row not in known]
         if self._verifier is None or not wanted:

@@ -1,6 +1,5 @@
-"""Order and judge candidates that were sampled before, with other settings.
-
-This takes no engine, and no encoder unless the new settings ask for other features."""
+"""Order and judge candidates that were sampled before, with other settings. This takes no engine, and no encoder unless
+the new settings ask for other features."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ from jobs.sampling.explorer import Explorer
 
 def needs_encoder(config: ExploreConfig, settings: dict[str, Any]) -> bool:
     """Return whether candidates sampled with `settings` have other features than `config` asks for."""
-    old_encoder = settings.get("encoder", {})
-    old = (old_encoder.get("layer", -1), old_encoder.get("pooling", "mean"))
+    encoder = settings.get("encoder", {})
+    old = (encoder.get("layer", -1), encoder.get("pooling", "mean"))
     if old != (config.encoder.layer, config.encoder.pooling):
         return True
     had_engine = settings.get("features", "auto") != "encoder" and old == (-1, "mean")
@@ -37,10 +36,7 @@ async def reselect(
     done: Callable[[pa.Table], None],
 ) -> None:
     """Give the candidates of every problem new ranks, the verdicts they lack and, where there is an encoder, new
-    features.
-
-    `tables` holds one table for each problem; `done` takes the result.
-    """
+    features. `tables` holds one table for each problem; `done` takes the result."""
     for number, candidates in enumerate(tables):
         problem = problem_of(candidates)
         if encoder is not None:

@@ -1,9 +1,5 @@
 """The evaluation of a policy while it is trained: what is asked of it, and where the results are kept.
 
-    evaluation = TrainingEvaluation(config.evaluation, task, settings, run_directory / "eval")
-    if evaluation.is_due(step):
-        metrics = await evaluation.run(step, workers, verifier)       # beside the other loops (`jobs.run.evaluations`)
-
     RUN_DIR/eval/step_000020.parquet      every response, as in the samples.parquet of `jobs.evaluate`
 
 The workers must hold the weights of `step` and get no others until the evaluation ends: every token then comes from
@@ -36,10 +32,8 @@ class TrainingEvaluation:
 
     def __init__(self, config: EvaluationConfig, task: Task, settings: EvaluatorSettings, directory: Path) -> None:
         """Read the problems. Raises UserError for a split that the task does not have, or that is empty."""
-        self._config = config
-        self._task = task
-        self._settings = settings
-        self._directory = directory
+        self._config, self._task = config, task
+        self._settings, self._directory = settings, directory
         self._problems = problems_of(task, config.split, config.problems)
 
     def is_due(self, step: int) -> bool:
@@ -47,10 +41,8 @@ class TrainingEvaluation:
         return self._config.every > 0 and step % self._config.every == 0
 
     async def run(self, step: int, workers: Sequence[Handle[RolloutWorker]], verifier: Handle[VerifierPool]) -> dict[str, float]:
-        """Evaluate the policy of `step`, which `workers` hold, and return the metrics (docs/metrics.md).
-
-        Raises what a worker or the verifier raises, and RuntimeError where a worker sampled under other weights;
-        nothing is written then."""
+        """Evaluate the policy of `step`, which `workers` hold, and return the metrics (docs/metrics.md). Where a worker
+        or the verifier raises, or a worker sampled under other weights (RuntimeError), nothing is written."""
         tables: dict[str, pa.Table] = {}
 
         def keep(responses: pa.Table) -> None:

@@ -3,8 +3,7 @@
     python -m jobs.train --keys learner.loss              # in a terminal
     python -m jobs.screens.config_keys docs/configuration.md      # the page; `make docs` runs this
 
-Both walk the models, so they miss no key. A key's text is the docstring beside its field.
-"""
+Both walk the models, so they miss no key. A key's text is the docstring beside its field."""
 
 from __future__ import annotations
 
@@ -64,11 +63,8 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One table of the file with its keys. `name` is its dotted name, empty for the keys above all tables.
-
-    A section whose model was met before lists no keys: `same_as` names the other section, and `changed` has the
-    defaults that differ from that one's.
-    """
+    """One table of the file with its keys, under its dotted name, "" above all tables. Where its model was met before,
+    `same_as` names that section, and `changed` has the defaults that differ, instead of keys."""
 
     name: str
     text: str
@@ -78,10 +74,8 @@ class Section:
 
 
 def sections(root: type[BaseModel], met: _Met | None = None) -> list[Section]:
-    """Return the sections of a configuration in the order of its fields.
-
-    `met` has the sections of other configurations, to which those of the same models refer; it is added to.
-    """
+    """Return the sections of a configuration in the order of its fields. `met` has the sections of other
+    configurations, to which those of the same models refer; it is added to."""
     return list(_sections(root, root(), "", root.__doc__, {} if met is None else met))
 
 
@@ -89,7 +83,7 @@ def selected(root: type[BaseModel], prefix: str) -> list[Section]:
     """Return what lies under `prefix`: a section, a key, or the beginning of a name. Raises UserError for neither."""
     repeated = list(_sections(root, root(), "", root.__doc__, None))
     for everything in (sections(root), repeated):
-        for matches in (_is_under(prefix), _begins_with(prefix)):
+        for matches in (_is_under(prefix), lambda name: name.startswith(prefix)):
             if found := list(_matching(everything, matches)):
                 return found
     raise UserError(f"unknown key '{prefix}'{_nearest(root, prefix)}")
@@ -140,13 +134,11 @@ def _sections(model: type[BaseModel], values: BaseModel | None, name: str, text:
         elif labelled is not None:
             yield from _sections(labelled, None, f"{dotted}.{LABEL}", info.description or labelled.__doc__, met)
         else:
-            section.keys.append(
-                Key(name=dotted, kind=_kind(info.annotation, info.metadata), default=_toml(default), text=info.description or "")
-            )
+            kind = _kind(info.annotation, info.metadata)
+            section.keys.append(Key(name=dotted, kind=kind, default=_toml(default), text=info.description or ""))
 
 
 def _changed(values: BaseModel | None, others: BaseModel | None) -> list[str]:
-    """Return `key = value` for what differs from the values of the section's first appearance."""
     if values is None or others is None:
         return []
     return [f"{name} = {_toml(value)}" for name, value in values if value != getattr(others, name) and not isinstance(value, BaseModel)]
@@ -163,10 +155,6 @@ def _is_under(prefix: str) -> Callable[[str], bool]:
     return matches
 
 
-def _begins_with(prefix: str) -> Callable[[str], bool]:
-    return lambda name: name.startswith(prefix)
-
-
 def _matching(everything: Sequence[Section], matches: Callable[[str], bool]) -> Iterator[Section]:
     for section in everything:
         if matches(section.name):
@@ -176,7 +164,6 @@ def _matching(everything: Sequence[Section], matches: Callable[[str], bool]) -> 
 
 
 def _nearest(root: type[BaseModel], prefix: str) -> str:
-    """Return the end of a message about a prefix that leads nowhere."""
     model, at = root, ""
     parts = iter(prefix.split("."))
     for part in parts:
@@ -206,25 +193,17 @@ def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     elif origin in (typing.Union, types.UnionType):
         kind = " | ".join(_kind(each) for each in arguments if each is not type(None))
     elif origin in (tuple, list) and (origin is list or arguments[1:] == (...,)):
-        kind = _list_of(_kind(arguments[0]))
+        item = _kind(arguments[0])
+        kind = f"list of {item}s" if item in _WORDS.values() else f"list of ({item})"
     elif origin is tuple:
         kind = f"[{', '.join(map(_kind, arguments))}]"
     else:
         kind = _WORDS.get(origin or annotation, "value")
-    return f"{kind} {', '.join(_bounds(metadata))}".strip()
-
-
-def _list_of(item: str) -> str:
-    return f"list of {item}s" if item in _WORDS.values() else f"list of ({item})"
-
-
-def _bounds(metadata: Sequence[Any]) -> list[str]:
     bounds = [(sign, getattr(each, name, None)) for each in metadata for name, sign in _SIGNS.items()]
-    return [sign.format(f"{bound:.12g}") for sign, bound in bounds if bound is not None]
+    return f"{kind} {', '.join(sign.format(f'{bound:.12g}') for sign, bound in bounds if bound is not None)}".strip()
 
 
 def _toml(value: Any) -> str:
-    """Return a value as TOML writes it."""
     if value is None:
         return "unset"
     if isinstance(value, bool | str):
@@ -269,12 +248,8 @@ def _wrapped(text: str) -> str:
     parts = _one_line(text).split("`")
     parts[::2] = [re.sub(r"[\\*<\[\]~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
     lines = textwrap.wrap("`".join(parts), 116, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(re.sub(r"^([-+#>]|\d+(?=[.)]))(?=\W)", _escaped, line) for line in lines)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    """Return the beginning of a line so that it starts no list, heading or quotation."""
-    return f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}"
+    unlisted = re.compile(r"^(?:([-+#>])|(\d+)(?=[.)]))(?=\W)")  # what would begin a list, a heading or a quotation
+    return "\n".join(unlisted.sub(lambda found: f"{found[2]}\\" if found[2] else f"\\{found[1]}", line) for line in lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

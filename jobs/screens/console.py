@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
+from pydantic import BaseModel
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -37,17 +38,11 @@ COLUMNS: tuple[Column, ...] = (
 
 
 class RunConsole:
-    """Shows steps as they come. Without a terminal it prints one line for each step instead.
-
-    with RunConsole(title, total_steps) as console:
-        console.status("starting the engine")
-        console.step(1, metrics)
-    """
+    """Shows steps as they come. Without a terminal it prints one line for each step instead."""
 
     def __init__(self, title: str, total_steps: int, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._title = title
-        self._total_steps = total_steps
+        self._title, self._total_steps = title, total_steps
         self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=SHOWN_STEPS)
         self._status = ""
         self._remarks: deque[tuple[str, str]] = deque(maxlen=SHOWN_REMARKS)
@@ -66,10 +61,7 @@ class RunConsole:
     def status(self, text: str) -> None:
         """Show what the run is doing, until the next step."""
         self._status = text
-        if self._live is None:
-            self._console.print(text, highlight=False, soft_wrap=True)
-        else:
-            self._live.update(self._render())
+        self._show(text)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Show a step."""
@@ -91,6 +83,9 @@ class RunConsole:
 
     def _say(self, text: str, style: str) -> None:
         self._remarks.append((text, style))
+        self._show(text)
+
+    def _show(self, text: str) -> None:
         if self._live is None:
             self._console.print(text, highlight=False, soft_wrap=True)
         else:
@@ -114,8 +109,7 @@ class RunConsole:
                 print(text, file=sys.stderr)
 
     def _render(self) -> Group:
-        """Return the progress, the last steps in the columns that fit, and below them the rest of the newest step in
-        words."""
+        """Return the progress, the last steps in columns that fit, and below the rest of the newest step in words."""
         done = self._rows[-1][0] if self._rows else 0
         shown, rest = split_columns(self._console.width)
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -153,6 +147,15 @@ def cell(metrics: dict[str, float], name: str, form: str) -> str:
     """Return a metric as text; a dash where the step has no such figure (for example, no group had signal)."""
     value = metrics.get(name)
     return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def show_plan(config: BaseModel, lines: Iterable[str]) -> int:
+    """Print the resolved configuration and what it will do, which is all that --dry-run asks for."""
+    console = Console()
+    console.print_json(config.model_dump_json())
+    for line in lines:
+        say(console, line)
+    return 0
 
 
 def say(console: Console, text: str) -> None:

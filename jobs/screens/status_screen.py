@@ -95,9 +95,8 @@ def _head(status: RunStatus, *, is_alive: bool) -> Table:
     phase = phase_of(status, is_alive=is_alive)
     head = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=status.steps, completed=status.step, width=20)
-    head.add_row(
-        Text(status.run_id, style="bold"), Text(phase, style=PHASE_STYLES.get(phase, "red")), bar, f"step {status.step}/{status.steps}"
-    )
+    shown = Text(phase, style=PHASE_STYLES.get(phase, "red"))
+    head.add_row(Text(status.run_id, style="bold"), shown, bar, f"step {status.step}/{status.steps}")
     return head
 
 
@@ -131,9 +130,7 @@ def tokens_line(tokens: Mapping[str, int]) -> str:
     others = [f"{name.replace('_', ' ')} {count(number)}" for name, number in tokens.items() if not name.startswith("wasted_")]
     generated = tokens.get("generated", 0)
     if wasted and generated:
-        causes = ", ".join(
-            f"{cause.replace('_', ' ')} {count(number)}" for cause, number in sorted(wasted.items(), key=lambda item: -item[1])
-        )
+        causes = ", ".join(f"{cause.replace('_', ' ')} {count(num)}" for cause, num in sorted(wasted.items(), key=lambda item: -item[1]))
         others.append(f"wasted {sum(wasted.values()) / generated:.1%} ({causes})")
     return ", ".join(others)
 

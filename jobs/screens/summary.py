@@ -6,16 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.cluster.runs import shown
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import TENSORBOARD
 
 WINDOW = 3
-COMPARED = (
-    ("reward", "reward/mean"),
-    ("pass@1", "reward/pass@1"),
-    ("pass@K", "reward/pass@K"),
-    ("all-correct groups", "groups/all_correct"),
-)
+COMPARED = {"reward": "reward/mean", "pass@1": "reward/pass@1", "pass@K": "reward/pass@K", "all-correct groups": "groups/all_correct"}
 
 
 def window_means(history: Sequence[dict[str, float]], name: str) -> tuple[float, float] | None:
@@ -32,14 +28,13 @@ def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[st
     done = int(history[-1]["step"]) if history else 0
     lines = [f"{done} of {total_steps} steps trained."]
     if len(history) >= 2 * WINDOW:
-        for label, name in COMPARED:
-            if (means := window_means(history, name)) is None:
-                continue
-            before, after = means
-            lines.append(f"  {label:<19} {before:.2f} -> {after:.2f}  ({after - before:+.2f}, first {WINDOW} steps against last {WINDOW})")
+        for label, name in COMPARED.items():
+            if (means := window_means(history, name)) is not None:
+                said = f"{means[0]:.2f} -> {means[1]:.2f}  ({means[1] - means[0]:+.2f}, first {WINDOW} steps against last {WINDOW})"
+                lines.append(f"  {label:<19} {said}")
     if history and "tokens/generated" in history[-1]:
         lines.append(f"  {tokens_line(history[-1])}")
-    where, python = _shown(run.path), _shown(Path(sys.executable))
+    where, python = shown(run.path), shown(Path(sys.executable))
     policy = f"{where}/policy  (a Hugging Face directory)" if done >= total_steps else "written when all steps are done"
     lines += [
         "",
@@ -61,8 +56,3 @@ def tokens_line(record: dict[str, float]) -> str:
         f"{'tokens':<19} {tokens['generated']:,} generated = {tokens['trained']:,} trained on + {tokens['in_flight']:,} in flight "
         f"+ {sum(waste.values()):,} wasted{f' ({causes})' if causes else ''}"
     )
-
-
-def _shown(path: Path) -> str:
-    """Return `path` relative to the current directory where it lies in it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

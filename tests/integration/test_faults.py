@@ -16,10 +16,11 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from jobs.directory.events import EventKind, batches, read_events
+from jobs.directory.events import EventKind, read_events
 from jobs.directory.run_state import Desired, RunStatus, read_status, write_desired
 from tests.integration.processes import Training, metrics_of, steps_of, wait_until
 from tests.integration.test_ray_run import ENDLESS, K, P, assert_checkpoint_loads, checkpoints, config, run_dir
+from tests.jobs.event_batches import batches
 
 __all__ = ["config", "run_dir"]  # fixtures
 

@@ -16,8 +16,7 @@ NUM_EXAMPLES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """One model's responses to a problem. `correct` and `other` are the texts of the first correct and of the first
-    other response, or None without one."""
+    """One model's responses to a problem. `correct` and `other` are the first correct and the first other text."""
 
     model: str
     num_correct: int
@@ -42,11 +41,8 @@ class EvaluationExample:
 
 
 def choose_problems(outcomes: Sequence[ProblemOutcomes]) -> tuple[str, ...]:
-    """Return the problems whose shares of correct responses differ most between the models.
-
-    With one model, these are the problems whose share is nearest to one half. Ties go to the problem that comes
-    first. Every model has the same problems, in the same order.
-    """
+    """Return the problems whose shares of correct responses differ most between the models; of one model, those nearest
+    to one half. Ties go to the first problem. All models have the same problems in the same order."""
     scored_MP = np.stack([one.num_scored_P for one in outcomes])
     rate_MP = np.stack([one.num_correct_P for one in outcomes]) / np.maximum(scored_MP, 1)
     interest_P = np.ptp(rate_MP, axis=0) if len(outcomes) > 1 else -np.abs(rate_MP[0] - 0.5)

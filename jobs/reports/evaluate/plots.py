@@ -58,9 +58,8 @@ def pass_at_k_figure(models: Mapping[str, ModelStatistics]) -> Drawing | None:
             axes.set_ylabel(name)
             axes.set_title({"pass@k": "Any of k responses is right", "maj@k": "Majority vote of k responses is right"}[name], loc="left")
         _legend(figure)
-        return Drawing(
-            png=png_of(figure), numbers={name: {label: numbers_of(c) for label, c in curves.items()} for name, curves in panels.items()}
-        )
+        numbers = {name: {label: numbers_of(curve) for label, curve in curves.items()} for name, curves in panels.items()}
+        return Drawing(png=png_of(figure), numbers=numbers)
 
 
 def solve_rates_figure(outcomes: Mapping[str, ProblemOutcomes]) -> Drawing | None:
@@ -86,14 +85,12 @@ def solve_rates_figure(outcomes: Mapping[str, ProblemOutcomes]) -> Drawing | Non
         axes.set_xlabel("share of a problem's responses that are right")
         axes.set_title("Problems by how often they are solved", loc="left")
         _legend(figure)
-        return Drawing(
-            png=png_of(figure), numbers={"classes": list(SOLVE_RATE_NAMES), "problems": {label: c.tolist() for label, c in counts.items()}}
-        )
+        numbers = {"classes": list(SOLVE_RATE_NAMES), "problems": {label: c.tolist() for label, c in counts.items()}}
+        return Drawing(png=png_of(figure), numbers=numbers)
 
 
 def solve_rate_counts(outcomes: ProblemOutcomes) -> np.ndarray:
-    """Return (8,): the number of problems with no correct response, with a share in (0, 0.1], (0.1, 0.3] … (0.9, 1),
-    and with all correct."""
+    """Return (8,): the number of problems with a correct share of 0, in (0, 0.1], (0.1, 0.3] … (0.9, 1), and of 1."""
     n_S, c_S = outcomes.num_scored_P[outcomes.scored_P], outcomes.num_correct_P[outcomes.scored_P]
     some_S = (c_S > 0) & (c_S < n_S)
     inner = np.histogram(-(c_S / n_S)[some_S], bins=-np.array(SOLVE_RATE_EDGES[::-1]))[0][::-1]  # classes hold their upper end
@@ -118,8 +115,7 @@ def difference_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
 
 
 def efficiency_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
-    """Draw K over the samples needed for the other's pass@K, one panel for each pair and one line for each
-    direction."""
+    """Draw K over the samples needed for the other's pass@K: a panel for each pair, a line for each direction."""
     known = [comparison for comparison in comparisons if comparison.ks[-1] > 1 and _directions(comparison)]
     if not known:
         return None

@@ -1,10 +1,6 @@
-"""The report on the responses of one or more models.
-
-    report = write_report(read, ["base", "trained"], settings, Path("runs/evaluation"), max_k=256)
-    report.print(console)
-
-Its figures are passk, solve_rates, difference and efficiency. `read` yields the responses, one problem at a time, so
-that the responses of all problems never lie in memory together."""
+"""The report on the responses of one or more models. Its figures are passk, solve_rates, difference and efficiency.
+`read` yields the responses, one problem at a time, so that the responses of all problems never lie in memory
+together."""
 
 from __future__ import annotations
 
@@ -13,6 +9,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from jobs.analysis.bootstrap import NUM_RESAMPLES
 from jobs.analysis.candidate_table import Candidates
@@ -104,19 +102,23 @@ def write_report(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> EvaluateReport:
-    """Write the report on the models `labels` into `directory`.
-
-    `max_k` is the largest number of responses to a problem, `ks` are the k of the tables (empty: 1, 2, 4, … and
-    `max_k`), `num_resamples` and `seed` are those of the bootstrap. Raises ValueError as `problem_outcomes`."""
+    """Write the report on the models `labels` into `directory`. `max_k` is the largest number of responses to a
+    problem, `ks` are the k of the tables (empty: 1, 2, 4, … and `max_k`), `num_resamples` and `seed` are those of the
+    bootstrap. Raises ValueError as `problem_outcomes`."""
     outcomes = {label: problem_outcomes(read(label), max_k=max_k) for label in labels}
     models = {label: evaluate_outcomes(one, ks=ks, num_resamples=num_resamples, seed=seed) for label, one in outcomes.items()}
     comparisons = tuple(_comparisons(outcomes, ks, num_resamples, seed))
+    correct_PM = np.stack([one.num_correct_P for one in outcomes.values()], axis=1).tolist()
+    scored_PM = np.stack([one.num_scored_P for one in outcomes.values()], axis=1).tolist()
     report = EvaluateReport(
         summary=summary_sentences(models, comparisons),
         notes=notes(models),
         models=models,
         comparisons=comparisons,
-        problems=_problem_lines(list(outcomes.values())),
+        problems=tuple(
+            ProblemLine(problem_id=problem_id, num_correct=tuple(correct), num_scored=tuple(scored))
+            for problem_id, correct, scored in zip(next(iter(outcomes.values())).problem_ids, correct_PM, scored_PM, strict=True)
+        ),
         examples=_examples(read, outcomes),
         settings=flattened(settings),
     )
@@ -131,23 +133,10 @@ def write_report(
 
 
 def _comparisons(outcomes: Mapping[str, ProblemOutcomes], ks: Sequence[int], num_resamples: int, seed: int) -> Iterator[Comparison]:
-    """Yield the comparison of each model with those before it."""
     for earlier, later in itertools.combinations(outcomes, 2):
         found = compare(later, outcomes[later], earlier, outcomes[earlier], ks=ks, num_resamples=num_resamples, seed=seed)
         if found is not None:
             yield found
-
-
-def _problem_lines(outcomes: Sequence[ProblemOutcomes]) -> tuple[ProblemLine, ...]:
-    """Return a line for each problem: every model has the same problems, in the same order."""
-    return tuple(
-        ProblemLine(
-            problem_id=problem_id,
-            num_correct=tuple(int(one.num_correct_P[row]) for one in outcomes),
-            num_scored=tuple(int(one.num_scored_P[row]) for one in outcomes),
-        )
-        for row, problem_id in enumerate(outcomes[0].problem_ids)
-    )
 
 
 def _shares(line: ProblemLine) -> Iterator[str]:

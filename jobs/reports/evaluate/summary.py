@@ -16,8 +16,7 @@ Models = Mapping[str, ModelStatistics]
 
 
 def metric_table(labels: Sequence[str], models: Sequence[ModelStatistics], ks: Sequence[int], majority_ks: Sequence[int]) -> TextTable:
-    """Return pass@k and maj@k at the k given, then everything that is one number for a model. What no model has is left
-    out."""
+    """Return pass@k and maj@k at the k given, then each single number of a model, without what no model has."""
     last = models[0].ks[-1]
     rows = [
         *(_row(f"pass@{k}", _at([one.pass_at_k for one in models], k)) for k in ks),

@@ -34,8 +34,7 @@ class Pick:
     truncated: bool
     text: str
     nearest_place: int | None
-    """The earlier pick whose feature is most like this one's. `similarity` is the cosine of the two features, each less
-    the mean over the prompt's candidates."""
+    """The earlier pick with the most similar feature. `similarity` is their cosine, each less the prompt's mean."""
     similarity: float | None
 
 
@@ -57,11 +56,9 @@ class ExploreExample:
 
 def choose_examples(problems: Sequence[Candidates], outcomes: Outcomes | None, order: str) -> tuple[ExploreExample, ...]:
     """Return the three prompts where `order` needs the smallest share of random choice's verifications, then the three
-    where it needs the largest.
-
-    Ties go to the prompt that comes first. Where there are none of either kind, or where that is unknown (`outcomes`
-    is None, or some candidates have no verdict), the first three prompts are returned. `outcomes` are those of
-    `problems`, in the same order."""
+    where it needs the largest. Ties go to the prompt that comes first. Where there are none of either kind, or where
+    that is unknown (`outcomes` is None, or some candidates have no verdict), the first three prompts are returned.
+    `outcomes` are those of `problems`, in the same order."""
     helped_and_hurt = () if outcomes is None or outcomes.num_correct_P is None else _helped_and_hurt(problems, outcomes, order)
     return helped_and_hurt or tuple(_example(candidates, order, FIRST, None, None) for candidates in problems[:EXAMPLES_OF_A_KIND])
 
@@ -120,8 +117,7 @@ def first_picks(candidates: Candidates, order: str) -> tuple[Pick, ...]:
 
 
 def _nearest(own_D: FloatArray, earlier_MD: FloatArray) -> tuple[int | None, float | None]:
-    """Return place and cosine of the most similar earlier pick; None for the first pick and where there is no
-    feature."""
+    """Return place and cosine of the most similar earlier pick; None for the first pick and without a feature."""
     if not len(earlier_MD) or not own_D.any():
         return None, None
     cosine_M = earlier_MD @ own_D

@@ -1,7 +1,4 @@
-"""The three figures of an exploration report, each with the numbers that it draws.
-
-drawing = pass_at_k_figure(statistics)           # None where there is nothing to draw
-"""
+"""The three figures of an exploration report, each with the numbers that it draws, or None without anything to draw."""
 
 from __future__ import annotations
 
@@ -43,9 +40,7 @@ def style_of(order: str) -> Style:
 
 
 def pass_at_k_figure(statistics: ExploreStatistics) -> Drawing | None:
-    """Draw pass@k against k for every order, with bands for novelty, quality and random choice.
-
-    Return None where every prompt has one candidate only."""
+    """Draw pass@k over k for every order, with bands for novelty, quality and random choice; None for pools of one."""
     curves = {name: order.pass_at_k for name, order in statistics.orders.items() if order.pass_at_k is not None}
     curves |= {RANDOM: statistics.random_pass_at_k} if statistics.random_pass_at_k is not None else {}
     if not curves or max(curve.ks[-1] for curve in curves.values()) < 2:
@@ -66,26 +61,16 @@ def pass_at_k_figure(statistics: ExploreStatistics) -> Drawing | None:
         axes.set_title(f"Share of {statistics.num_prompts} prompts solved by the first k candidates", loc="left")
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         labels = [label_of(name) for name in ranked]
-        legend = axes.legend(
-            [handles[label] for label in labels],
-            labels,
-            loc="upper left",
-            bbox_to_anchor=(1.01, 1.0),
-            frameon=False,
-            handlelength=3.6,
-            labelspacing=0.75,
-            title="best on average first",
-        )
+        look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "frameon": False, "handlelength": 3.6}
+        legend = axes.legend([handles[label] for label in labels], labels, title="best on average first", labelspacing=0.75, **look)
         legend.set_alignment("left")
-        return Drawing(
-            png=png_of(figure), numbers={"order_of_legend": ranked, "curves": {name: numbers_of(curves[name]) for name in ranked}}
-        )
+        numbers = {"order_of_legend": ranked, "curves": {name: numbers_of(curves[name]) for name in ranked}}
+        return Drawing(png=png_of(figure), numbers=numbers)
 
 
 def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
-    """Draw verifications to the first correct answer, of an order against what random choice is expected to need.
-
-    A point is a solvable prompt. Return None without one."""
+    """Draw verifications to the first correct answer, of an order against what random choice is expected to need. A
+    point is a solvable prompt. Return None without one."""
     names = [name for name in FEATURED if name in outcomes.first_correct]
     if outcomes.num_correct_P is None or not names or not outcomes.solvable_P.any():
         return None
@@ -102,9 +87,7 @@ def first_correct_figure(outcomes: Outcomes) -> Drawing | None:
 
 
 def efficiency_figure(statistics: ExploreStatistics) -> Drawing | None:
-    """Draw the verifications that random choice needs for the same pass@k, over k, for novelty and for quality.
-
-    Return None where that is unknown."""
+    """Draw random choice's verifications for the same pass@k, over k, for novelty and quality; None where unknown."""
     found = {name: statistics.orders[name].efficiency_at_k for name in FEATURED if name in statistics.orders}
     curves = {name: curve for name, curve in found.items() if curve is not None}
     if not curves or max(curve.ks[-1] for curve in curves.values()) < 2:
@@ -145,6 +128,5 @@ def _scatter(axes: Axes, name: str, random_S: FloatArray, order_S: FloatArray, *
 
 
 def _mean_height(curve: Curve, listed: Sequence[int]) -> float:
-    """Return the mean over the listed k that the curve has."""
     values = [value for k, value in zip(curve.ks, curve.value, strict=True) if k in listed]
     return float(np.mean(values)) if values else 0.0

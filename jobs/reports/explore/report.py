@@ -1,29 +1,17 @@
-"""The report on a table of candidates.
-
-    report = write_report(table, settings, Path("runs/explore"))
-    report.print(console)
-
-Its figures are passk, first_correct and efficiency. The report shows what the table can tell: with verdicts on some
-candidates only, or on none, it says so and shows the rest."""
+"""The report on a table of candidates. Its figures are passk, first_correct and efficiency. The report shows what the
+table can tell: with verdicts on some candidates only, or on none, it says so and shows the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from jobs.analysis.candidate_table import FEATURED, RANDOM, Candidates, candidates_by_problem, label_of
-from jobs.analysis.order_statistics import (
-    ExploreStatistics,
-    JudgedCandidates,
-    Outcomes,
-    explore_statistics,
-    judge,
-    novelty_worse_than_random,
-)
+from jobs.analysis.order_statistics import ExploreStatistics, Outcomes, explore_statistics, judge, novelty_worse_than_random
 from jobs.analysis.picks import FIRST_PICKS, Picks, picks_of_order
 from jobs.reports.explore.examples import EXAMPLES_OF_A_KIND, KINDS, ExploreExample, choose_examples
 from jobs.reports.explore.plots import efficiency_figure, first_correct_figure, pass_at_k_figure
@@ -96,35 +84,19 @@ def order_table(statistics: ExploreStatistics, ks: Sequence[int], name_of: Calla
 
 
 def write_report(table: pa.Table, settings: Mapping[str, Any], directory: Path, *, seed: int = 0) -> ExploreReport:
-    """Write the report on `table` into `directory`.
-
-    The page shows `settings`; their `select`, if any, are the k of the tables. `seed` is that of the bootstrap. Raises
-    ValueError where the table is empty or lacks what `candidates_by_problem` needs."""
+    """Write the report on `table`. The page shows `settings`, whose `select` are the k of the tables; `seed` is the
+    bootstrap's. Raises ValueError where the table is empty or lacks what `candidates_by_problem` needs."""
     problems = candidates_by_problem(table)
     if not problems:
         raise ValueError("the pools table is empty: there is nothing to report on")
     outcomes, judged = _outcomes(problems)
-    report = _report(problems, outcomes, judged, settings, seed)
-    statistics = report.statistics
-    figures = {
-        "passk": pass_at_k_figure(statistics) if statistics and statistics.num_solvable else None,
-        "first_correct": first_correct_figure(outcomes) if outcomes else None,
-        "efficiency": efficiency_figure(statistics) if statistics else None,
-    }
-    report.write(directory, figures)
-    return report
-
-
-def _report(
-    problems: Sequence[Candidates], outcomes: Outcomes | None, judged: Sequence[Candidates], settings: Mapping[str, Any], seed: int
-) -> ExploreReport:
     ks = settings.get("select")
     statistics = explore_statistics(outcomes, ks=ks, seed=seed) if outcomes else None
     view, flat = overview(problems), flattened(settings)
     orders = tuple(problems[0].ranks)
     example_order = next((order for order in (*FEATURED, *orders) if order in orders), None)
     shown = judged if view.coverage == "all" else problems
-    return ExploreReport(
+    report = ExploreReport(
         summary=summary_sentences(view, statistics, flat),
         warning=novelty_worse_than_random(outcomes, ks=ks, seed=seed) if outcomes else None,
         notes=notes(view, statistics, orders),
@@ -134,21 +106,24 @@ def _report(
         examples=choose_examples(shown, outcomes, example_order) if example_order else (),
         settings=flat,
     )
+    figures = {
+        "passk": pass_at_k_figure(statistics) if statistics and statistics.num_solvable else None,
+        "first_correct": first_correct_figure(outcomes) if outcomes else None,
+        "efficiency": efficiency_figure(statistics) if statistics else None,
+    }
+    report.write(directory, figures)
+    return report
 
 
 def _outcomes(problems: Sequence[Candidates]) -> tuple[Outcomes | None, list[Candidates]]:
-    """Return the problems that have verdicts and their outcomes.
-
-    Where all verdicts are known, random choice is exact and the random order that was drawn is left out.
-    """
+    """Return the problems that have verdicts and their outcomes. Where all verdicts are known, random choice is exact
+    and the random order that was drawn is left out."""
     judged = [candidates for candidates in problems if candidates.verified_N.any()]
     if not judged:
         return None, []
-    complete = all(candidates.verified_N.all() for candidates in judged)
-    return judge([_without_drawn_order(candidates.judged(), complete) for candidates in judged]), judged
-
-
-def _without_drawn_order(candidates: JudgedCandidates, complete: bool) -> JudgedCandidates:
-    named = {RANDOM_DRAW if order == RANDOM else order: rank_N for order, rank_N in candidates.ranks.items()}
-    kept = {order: rank_N for order, rank_N in named.items() if not (complete and order == RANDOM_DRAW)}
-    return JudgedCandidates(verified_N=candidates.verified_N, correct_N=candidates.correct_N, ranks=kept)
+    left_out = (RANDOM, RANDOM_DRAW) if all(candidates.verified_N.all() for candidates in judged) else ()
+    found = []
+    for candidates in judged:
+        ranks = {RANDOM_DRAW if name == RANDOM else name: rank_N for name, rank_N in candidates.ranks.items() if name not in left_out}
+        found.append(replace(candidates.judged(), ranks=ranks))
+    return judge(found), judged

@@ -19,15 +19,8 @@ from jobs.reports.text import NAME_LIMIT, count, interval_sentence, notes_on_int
 
 NOT_VERIFIED = "not verified"
 NAMED_SETTINGS = (
-    "model",
-    "task.name",
-    "split",
-    "seed",
-    "sampling.temperature",
-    "features",
-    "encoder.layer",
-    "encoder.pooling",
-    "selection",
+    *("model", "task.name", "split", "seed", "sampling.temperature"),
+    *("features", "encoder.layer", "encoder.pooling", "selection"),
 )
 
 Coverage = Literal["all", "some", "none"]
@@ -75,10 +68,11 @@ def overview(problems: Sequence[Candidates]) -> Overview:
 def summary_sentences(view: Overview, statistics: ExploreStatistics | None, settings: Mapping[str, str]) -> tuple[str, ...]:
     """Return the result first, then what it was measured on."""
     sentences = [_candidates_sentence(view)]
+    length = f"Candidates have {view.mean_tokens:.0f} tokens on average; {100 * view.truncated_share:.1f} % were cut off at the limit."
     if statistics is not None:
         sentences += [_solvable_sentence(statistics)]
         sentences += [_efficiency_sentence(name, statistics) for name in FEATURED if name in statistics.orders and statistics.num_solvable]
-    sentences += [_length_sentence(view), _verdict_sentence(view), _settings_sentence(settings)]
+    sentences += [length, _verdict_sentence(view), _settings_sentence(settings)]
     return tuple(sentence for sentence in sentences if sentence)
 
 
@@ -136,10 +130,6 @@ def _judgement(efficiency: Estimate) -> str:
     if efficiency.low > 1:
         return "fewer verifications than random choice"
     return "more verifications than random choice" if efficiency.high < 1 else "no difference from random choice is shown"
-
-
-def _length_sentence(view: Overview) -> str:
-    return f"Candidates have {view.mean_tokens:.0f} tokens on average; {100 * view.truncated_share:.1f} % were cut off at the limit."
 
 
 def _verdict_sentence(view: Overview) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from jobs.directory.events import MAX_BUFFERED_EVENTS, Event, EventKind, EventLog, batches, read_events
+from jobs.directory.events import MAX_BUFFERED_EVENTS, Event, EventKind, EventLog, read_events
+from tests.jobs.event_batches import batches
 
 ADMITTED = {"problem_id": "p", "attempt": 0, "version": 0}
 

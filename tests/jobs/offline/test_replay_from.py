@@ -21,7 +21,7 @@ from buffers.records import GroupOutcome, Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
 from jobs.configuration.user_error import REFUSALS, UserError
-from jobs.directory.events import EVENTS, Event, EventKind, batches, read_events
+from jobs.directory.events import EVENTS, Event, EventKind, read_events
 from jobs.directory.metrics import read_metrics
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo
@@ -31,6 +31,7 @@ from jobs.processes.verdict_counter import VerifierFailure
 from jobs.train import main
 from learners.checkpoint import CheckpointManager
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, CoinJudge, LocalRun, assert_same_state, small_config
+from tests.jobs.event_batches import batches
 
 STEPS = 3
 MakeConfig = Callable[..., RunConfig]

@@ -12,11 +12,12 @@ import pytest
 import jobs.run.control
 from buffers.admission import Admission
 from jobs.config import RunConfig
-from jobs.directory.events import Event, EventKind, batches
+from jobs.directory.events import Event, EventKind
 from jobs.directory.run_state import Desired, read_status, write_desired
 from jobs.run.control import Control
 from jobs.run.synchronous import watch
 from tests.jobs.components_fixture import BOUND_S, PROMPTS, LocalRun, small_config
+from tests.jobs.event_batches import batches
 
 pytestmark = pytest.mark.whole
 
