@@ -6,8 +6,7 @@ A bonus is given when a step's batch is formed, so all groups of a step see the 
 absorbed, and the state after n steps is a function of the n batches. Steps are absorbed in the order of the rollout
 log. So a state saved after step s and the log of the later steps give today's state again, bit for bit (`absorb_log`).
 What a bonus needs is in the batch already: features come from `actors.encoder` or the rollout workers, final answers
-from the verifier pool. Axes: G groups, K responses, R rows, T tokens of the longest response, D projected.
-"""
+from the verifier pool. Axes: G groups, K responses, R rows, T tokens of the longest response, D projected."""
 
 from __future__ import annotations
 
@@ -40,10 +39,8 @@ class BonusScorer(Checkpointed):
     """A thin shell around any `bonus.base.Bonus` and its state."""
 
     def __init__(self, *, bonus: BonusConfig, group_size: int, seed: int) -> None:
-        """`seed` is the run's, and so that of the projection: a state made with another one is refused.
-
-        Raises ExtensionError where the bonus of the configuration cannot be used.
-        """
+        """`seed` is the run's, and so that of the projection: a state made with another one is refused. Raises
+        ExtensionError where the bonus of the configuration cannot be used."""
         torch.set_num_threads(1)
         self._config = bonus
         self._group_size = group_size
@@ -53,10 +50,8 @@ class BonusScorer(Checkpointed):
         self._steps = 0
 
     def score(self, batch: pa.RecordBatch, version: int) -> tuple[pa.RecordBatch, dict[str, float]]:
-        """Absorb `batch`, one step's groups about to be trained on by policy `version`.
-
-        Returns the batch with its bonuses, and the step's metrics. Raises ExtensionError for scores that do not fit.
-        """
+        """Absorb `batch`, one step's groups about to be trained on by policy `version`. Returns the batch with its
+        bonuses, and the step's metrics. Raises ExtensionError for scores that do not fit."""
         rows, scores = self._absorb(batch, version)
         with_bonus = with_scores(batch, scores.bonus_GK.flatten().numpy())
         detail = {name: values_GK.flatten().numpy() for name, values_GK in scores.detail.items()}
@@ -71,9 +66,7 @@ class BonusScorer(Checkpointed):
 
     def absorb_log(self, directory: str, up_to_step: int) -> int:
         """Absorb the steps of a rollout log that follow the last one absorbed, in order. Return the last one absorbed.
-
-        Raises FileNotFoundError for a step in between that was not logged: the state would not be that of the run.
-        """
+        Raises FileNotFoundError for a step in between that was not logged: the state would not be that of the run."""
         log = RolloutLog(fs.LocalFileSystem(), directory)
         for step in range(self._steps + 1, up_to_step + 1):
             self._absorb(log.batch(step, GroupOutcome.TRAINED), step - 1)

@@ -10,8 +10,7 @@ the worker's connection, and the worker passes them to its engine:
 
     worker    version ->
     learner              <- _Call(method, arguments), answered by None or an error, as often as vLLM needs
-                         <- _Sent, or _Failed(reason)
-"""
+                         <- _Sent, or _Failed(reason)"""
 
 from __future__ import annotations
 
@@ -76,11 +75,8 @@ class DevicePublisher:
         self, transfer: WeightTransfer, make_trainer: Callable[[Any, Any], Trainer], *, host: str, kept_versions: int, kept_every: int = 0
     ) -> None:
         """`make_trainer(client, source)` opens the way to the worker behind `client`. Workers reach this process at
-        `host`.
-
-        The newest `kept_versions` versions are kept, and the newest multiple of `kept_every` (0: none), because an
-        evaluation may ask for it late.
-        """
+        `host`. The newest `kept_versions` versions are kept, and the newest multiple of `kept_every` (0: none), because
+        an evaluation may ask for it late."""
         self._transfer = transfer
         self._make_trainer = make_trainer
         self._kept_versions = kept_versions
@@ -228,8 +224,7 @@ class DeviceReceiver:
     """Takes weights from a `DevicePublisher` into one engine.
 
     await receiver.ask(weights)        # whether they can be had; the engine is untouched
-    await receiver.take()              # into the engine, which is paused
-    """
+    await receiver.take()              # into the engine, which is paused"""
 
     def __init__(self, call_engine: Callable[[str, dict[str, Any]], Awaitable[Any]]) -> None:
         """`call_engine(method, arguments)` calls a method of vLLM's worker."""
@@ -258,10 +253,8 @@ class DeviceReceiver:
         return self._connection.recv()
 
     async def take(self) -> None:
-        """Take what was asked for into the engine, which must not step meanwhile.
-
-        After an error the engine's weights belong to no version.
-        """
+        """Take what was asked for into the engine, which must not step meanwhile. After an error the engine's weights
+        belong to no version."""
         assert self._connection is not None
         while isinstance(self._next, _Call):
             call = self._next
@@ -284,11 +277,8 @@ class DeviceReceiver:
 
 
 def make_publisher(transfer: WeightTransfer, *, kept_versions: int = 1, kept_every: int = 0) -> WeightPublisher:
-    """Return the publisher that `rollout.weight_transfer` names.
-
-    `kept_versions` is how many versions may be on their way into engines at a time. For `kept_every` see
-    `DevicePublisher`.
-    """
+    """Return the publisher that `rollout.weight_transfer` names. `kept_versions` is how many versions may be on their
+    way into engines at a time. For `kept_every` see `DevicePublisher`."""
     if transfer == "object_store":
         return ObjectStorePublisher()
     import ray

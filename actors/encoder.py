@@ -5,8 +5,7 @@
 The batches of waiting callers are encoded together, up to `tokens_per_batch`. Rows are sorted by length over all of
 them, and a group's shared prompt is computed once (`learners.packing`). At most `max_waiting` calls wait inside; later
 ones wait for a place. A training run has encoders only if its bonus needs features (`bonus.base.Need`); `actors.bonus`
-scores them. Axes: R responses, N tokens, H hidden, D projected.
-"""
+scores them. Axes: R responses, N tokens, H hidden, D projected."""
 
 from __future__ import annotations
 
@@ -40,10 +39,8 @@ class _Job:
 
 
 class HiddenStateEncoder:
-    """A frozen copy of the initial policy.
-
-    With the configuration of a bonus its features are projected; without one they are the states themselves.
-    """
+    """A frozen copy of the initial policy. With the configuration of a bonus its features are projected; without one
+    they are the states themselves."""
 
     def __init__(
         self,
@@ -71,10 +68,8 @@ class HiddenStateEncoder:
         self._working: asyncio.Task[None] | None = None
 
     async def encode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, float]:
-        """Return `batch` (whole groups) with its features, and the seconds spent on it.
-
-        An empty response gets a null feature. Raises what went wrong with any of the calls that were encoded together.
-        """
+        """Return `batch` (whole groups) with its features, and the seconds spent on it. An empty response gets a null
+        feature. Raises what went wrong with any of the calls that were encoded together."""
         async with self._room:
             job = _Job(batch=batch, num_tokens=self._num_tokens(batch), done=asyncio.get_running_loop().create_future())
             self._waiting.append(job)
@@ -87,10 +82,8 @@ class HiddenStateEncoder:
                     self._waiting.remove(job)
 
     async def _encode_waiting(self) -> None:
-        """Encode until no call waits.
-
-        This is a task of its own, so that a caller that gives up does not cancel the work of the others.
-        """
+        """Encode until no call waits. This is a task of its own, so that a caller that gives up does not cancel the
+        work of the others."""
         while self._waiting:
             jobs = self._take()
             try:
@@ -105,10 +98,8 @@ class HiddenStateEncoder:
                         job.done.set_result(result)
 
     def _take(self) -> list[_Job]:
-        """Take the waiting calls in order of arrival, as many as fit the token budget.
-
-        It takes at least one, and only one where each is encoded alone.
-        """
+        """Take the waiting calls in order of arrival, as many as fit the token budget. It takes at least one, and only
+        one where each is encoded alone."""
         taken = [self._waiting.pop(0)]
         budget = 0 if self._alone else self._config.tokens_per_batch - taken[0].num_tokens
         while self._waiting and self._waiting[0].num_tokens <= budget:
@@ -129,10 +120,8 @@ class HiddenStateEncoder:
 
     @torch.inference_mode()
     def pooled_states(self, groups: Sequence[GroupTokens]) -> tuple[Tensor, Tensor]:
-        """Return the hidden state of each response, pooled over its own tokens, and which responses have any.
-
-        The former is (R, H) float64, the latter (R,) bool.
-        """
+        """Return the hidden state of each response, pooled over its own tokens, and which responses have any. The
+        former is (R, H) float64, the latter (R,) bool."""
         num_responses = sum(len(group.responses) for group in groups)
         lengths_R = torch.tensor([len(ids) for group in groups for ids in group.responses])
         sum_RH = torch.zeros(num_responses, self._model.config.hidden_size, dtype=torch.float64)
@@ -169,12 +158,10 @@ class HiddenStateEncoder:
 
 
 def keep_layers(model: Any, layer: int) -> None:
-    """Cut `model` in place, so that its decoder ends with the states of `layer`.
-
-    With L layers, −1 or L means after the last layer and the final norm. 1 to L − 1 (or −2 for L − 1, and so on) means
-    after that layer, without the norm. 0 means the embeddings. Later layers are dropped, so a lower layer costs less.
-    Raises ValueError for any other layer.
-    """
+    """Cut `model` in place, so that its decoder ends with the states of `layer`. With L layers, −1 or L means after the
+    last layer and the final norm. 1 to L − 1 (or −2 for L − 1, and so on) means after that layer, without the norm. 0
+    means the embeddings. Later layers are dropped, so a lower layer costs less. Raises ValueError for any other
+    layer."""
     decoder = model.get_decoder()
     num_layers = len(decoder.layers)
     position = layer if layer >= 0 else num_layers + 1 + layer

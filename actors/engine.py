@@ -10,8 +10,7 @@ policy version sampled each token, reports progress, and loads weights between t
 
     facts: EngineFacts                       what the engine promises (`actors.engines`); without it, nothing
     environment(config) -> dict[str, str]    variables that its process needs before it imports torch
-    take_states(keys)                        mean hidden states (`StatePooling`)
-"""
+    take_states(keys)                        mean hidden states (`StatePooling`)"""
 
 from __future__ import annotations
 
@@ -64,11 +63,8 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRequest:
-    """One response to sample after `prompt_ids`.
-
-    `sampled` holds the response's first tokens where another engine has sampled them already. The response continues
-    after them and keeps their log-probs and versions.
-    """
+    """One response to sample after `prompt_ids`. `sampled` holds the response's first tokens where another engine has
+    sampled them already. The response continues after them and keeps their log-probs and versions."""
 
     key: str
     prompt_ids: Sequence[int]
@@ -156,11 +152,9 @@ class PartialSample:
 
 @runtime_checkable
 class StepEngine(Protocol):
-    """An engine that samples in steps. One thread calls all of its methods but the constructor.
-
-    An exception in `step` or `load` ends the engine: its requests fail, and the worker is replaced. An exception in
-    `add` fails that request only.
-    """
+    """An engine that samples in steps. One thread calls all of its methods but the constructor. An exception in `step`
+    or `load` ends the engine: its requests fail, and the worker is replaced. An exception in `add` fails that request
+    only."""
 
     def start(self, setup: EngineSetup) -> None:
         """Load the model. Called once, before all other methods."""
@@ -171,10 +165,8 @@ class StepEngine(Protocol):
         ...
 
     def step(self) -> Sequence[NewTokens]:
-        """Sample about one token for each unfinished request. Called only while there is one.
-
-        A request is forgotten once its `finish_reason` is returned.
-        """
+        """Sample about one token for each unfinished request. Called only while there is one. A request is forgotten
+        once its `finish_reason` is returned."""
         ...
 
     def abort(self, keys: Sequence[str]) -> None:
@@ -186,11 +178,9 @@ class StepEngine(Protocol):
         ...
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
-        """Seed the sampler and forget cached prefixes. Called only without requests.
-
-        If the engine repeats (`actors.engines.Repeats`), what it samples next depends on the seed, the weights and the
-        requests only; with `keep_cache` also on what it has sampled since the last reset without it.
-        """
+        """Seed the sampler and forget cached prefixes. Called only without requests. If the engine repeats
+        (`actors.engines.Repeats`), what it samples next depends on the seed, the weights and the requests only; with
+        `keep_cache` also on what it has sampled since the last reset without it."""
         ...
 
 
@@ -198,10 +188,8 @@ class StatePooling(Protocol):
     """A StepEngine with `facts.pools_states` has this method too."""
 
     def take_states(self, keys: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """Return the mean hidden states (H,), float32, of requests that have ended, and forget them.
-
-        A request without a token has none. Without `setup.pool_states` the result is empty.
-        """
+        """Return the mean hidden states (H,), float32, of requests that have ended, and forget them. A request without
+        a token has none. Without `setup.pool_states` the result is empty."""
         ...
 
 
@@ -213,10 +201,8 @@ class AsyncEngine(Protocol):
         ...
 
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
-        """Sample all `requests`, alone in the engine and begun together after a reset (see `StepEngine.reset`).
-
-        Raises RuntimeError while other requests run.
-        """
+        """Sample all `requests`, alone in the engine and begun together after a reset (see `StepEngine.reset`). Raises
+        RuntimeError while other requests run."""
         ...
 
     async def abort(self, keys: Sequence[str]) -> None:
@@ -225,9 +211,7 @@ class AsyncEngine(Protocol):
 
     async def partials(self, keys: Sequence[str]) -> Progress:
         """Return the tokens so far of those requests that run, with finish_reason ABORTED, and leave them running.
-
-        Every request that has ended by then returns to its caller first.
-        """
+        Every request that has ended by then returns to its caller first."""
         ...
 
     @property
@@ -236,18 +220,14 @@ class AsyncEngine(Protocol):
         ...
 
     async def wait_for_tokens(self, total: float) -> None:
-        """Return once `total` tokens have been sampled since the start; with math.inf, never.
-
-        Raises EngineError once the engine has failed.
-        """
+        """Return once `total` tokens have been sampled since the start; with math.inf, never. Raises EngineError once
+        the engine has failed."""
         ...
 
     async def load(self, weights: Weights) -> float:
-        """Take new weights between two steps, keep all requests, and prove the weights.
-
-        Returns the seconds during which nothing was sampled. Raises WeightsRefused if nothing has changed. A load that
-        fails half-way is an EngineError (WeightMismatch if the proof fails), and the engine then samples no more.
-        """
+        """Take new weights between two steps, keep all requests, and prove the weights. Returns the seconds during
+        which nothing was sampled. Raises WeightsRefused if nothing has changed. A load that fails half-way is an
+        EngineError (WeightMismatch if the proof fails), and the engine then samples no more."""
         ...
 
     def take_idle_s(self) -> float:
@@ -267,12 +247,10 @@ class StartableAsyncEngine(AsyncEngine, Protocol):
 
 
 def require_held(snapshot: WeightSnapshot, held: Mapping[str, Tensor]) -> None:
-    """Raise WeightMismatch unless `held` are the published tensors, bit for bit.
-
-    `held` are the tensors that the engine computes with, by their names in the snapshot. If the snapshot's fingerprint
-    names the output head (`learners.weights.HEAD`), so must `held`, even if the head is tied to the embedding: an
-    engine may hold it twice.
-    """
+    """Raise WeightMismatch unless `held` are the published tensors, bit for bit. `held` are the tensors that the engine
+    computes with, by their names in the snapshot. If the snapshot's fingerprint names the output head
+    (`learners.weights.HEAD`), so must `held`, even if the head is tied to the embedding: an engine may hold it
+    twice."""
     require_match(snapshot, fingerprint(held, version=snapshot.version))
 
 

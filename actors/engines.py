@@ -9,8 +9,7 @@
     engine = engine_of(config)               # in the worker: made, not yet started
     facts = facts_of(config)                 # what the rest of the system asks about it
 
-This module imports neither torch nor any engine, so a configuration can be checked without them.
-"""
+This module imports neither torch nor any engine, so a configuration can be checked without them."""
 
 from __future__ import annotations
 
@@ -41,10 +40,8 @@ class Repeats(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineFacts:
-    """What others must know about an engine before it runs. The defaults promise nothing.
-
-    An engine of your own may have an attribute `facts` with its own.
-    """
+    """What others must know about an engine before it runs. The defaults promise nothing. An engine of your own may
+    have an attribute `facts` with its own."""
 
     repeats: Repeats = Repeats.NEVER
     """`deterministic = true` needs ALONE or ALWAYS."""
@@ -90,10 +87,8 @@ def engine_of(config: RolloutConfig) -> StepEngine | StartableAsyncEngine:
 
 
 def facts_of(config: RolloutConfig) -> EngineFacts:
-    """Return the facts about the engine that `config` names. Only an engine of your own is imported for this.
-
-    Raises ExtensionError.
-    """
+    """Return the facts about the engine that `config` names. Only an engine of your own is imported for this. Raises
+    ExtensionError."""
     known = ENGINES.get(config.engine)
     if known is not None:
         return known.facts
@@ -110,9 +105,7 @@ def environment_of(config: RolloutConfig) -> dict[str, str]:
 
 def require_methods(config: RolloutConfig, *, deterministic: bool = False, pool_states: bool = False) -> None:
     """Import the engine that `config` names, and check its methods and that it can do what is asked of it.
-
-    `pool_states` asks for hidden states. Raises ExtensionError with one line.
-    """
+    `pool_states` asks for hidden states. Raises ExtensionError with one line."""
     engine_of(config)
     require_facts(facts_of(config), config, deterministic=deterministic, pool_states=pool_states)
 

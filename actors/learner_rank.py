@@ -4,8 +4,7 @@
     rank.join(address)                          # in all at once: returns when all have met and have loaded their parts
     report = rank.do("step", batch, version)    # one method of `Learner` in all at once; the first rank's answer counts
 
-A call that fails because another rank is gone raises `RankLost`. All ranks must then be replaced.
-"""
+A call that fails because another rank is gone raises `RankLost`. All ranks must then be replaced."""
 
 from __future__ import annotations
 
@@ -43,10 +42,8 @@ class LearnerRank:
         return self._rendezvous.address
 
     def join(self, address: str) -> None:
-        """Meet the other ranks and load this rank's part of the model.
-
-        Raises RankLost if one of them does not join within `join_timeout_s`.
-        """
+        """Meet the other ranks and load this rank's part of the model. Raises RankLost if one of them does not join
+        within `join_timeout_s`."""
         from learners.fsdp import Rendezvous, ShardedRanks
 
         config = self._config

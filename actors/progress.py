@@ -6,8 +6,7 @@ samples = resumed_samples(batch, request, max_tokens=256)        # by index
 news = News()
 news.note()                                                       # something happened that should be reported
 await news.wait(cursor, engine.wait_for_tokens(due), timeout_s)
-news.told(sampled_tokens)                                         # all of it has been reported
-"""
+news.told(sampled_tokens)                                         # all of it has been reported"""
 
 from __future__ import annotations
 
@@ -36,11 +35,9 @@ NOTHING = PartialSample().finish(FinishReason.ABORTED)
 
 
 def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *, max_tokens: int) -> dict[int, Sample]:
-    """Return the request's responses, by index, from rows with the columns of PROGRESS_SCHEMA.
-
-    An unfinished response of `max_tokens` tokens counts as finished by its length. Raises ValueError for an index that
-    the group does not have, or that appears twice.
-    """
+    """Return the request's responses, by index, from rows with the columns of PROGRESS_SCHEMA. An unfinished response
+    of `max_tokens` tokens counts as finished by its length. Raises ValueError for an index that the group does not
+    have, or that appears twice."""
     found: dict[int, Sample] = {}
     own = resume.filter(pc.equal(resume["group_id"], request.group_id)).select(PROGRESS_SCHEMA.names)
     for row in own.to_pylist():
@@ -82,10 +79,8 @@ class News:
         self._told = (sampled_tokens, -1)
 
     async def wait(self, cursor: int, enough_tokens: Coroutine[Any, Any, None], timeout_s: float) -> None:
-        """Wait for `enough_tokens` or an event, for at most `timeout_s`.
-
-        Returns at once if the report that returned `cursor` left something out. Raises what `enough_tokens` raises.
-        """
+        """Wait for `enough_tokens` or an event, for at most `timeout_s`. Returns at once if the report that returned
+        `cursor` left something out. Raises what `enough_tokens` raises."""
         sampled_tokens, num_told = self._told
         if cursor == sampled_tokens and num_told != self._num:
             enough_tokens.close()

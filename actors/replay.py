@@ -9,8 +9,7 @@ A replay that takes the place of a lost one is first told which groups are known
 lost one held:
 
     replay.take_over(seen_below, not_seen)
-    replay.insert(encoded, verdicts, version)                     # or insert_rows, of what `held_rows` returned
-"""
+    replay.insert(encoded, verdicts, version)                     # or insert_rows, of what `held_rows` returned"""
 
 from __future__ import annotations
 
@@ -87,12 +86,10 @@ class Replay(Checkpointed):
         self._checkpoints: CheckpointManager | None = None  # the manager of the last save
 
     def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int, filterable: bool = False) -> InsertResult:
-        """Offer one group with its verdicts.
-
-        FULL means that nothing changed: offer it again. A STALE group goes to the log as such. A `filterable` group is
-        FILTERED, and goes to the log too, if its scored rewards are all equal before they are shaped. Raises ValueError
-        when replay is full with fewer groups than a step needs: it would never empty.
-        """
+        """Offer one group with its verdicts. FULL means that nothing changed: offer it again. A STALE group goes to the
+        log as such. A `filterable` group is FILTERED, and goes to the log too, if its scored rewards are all equal
+        before they are shaped. Raises ValueError when replay is full with fewer groups than a step needs: it would
+        never empty."""
         batch = with_rewards(batch, verdicts, self._rewards, self._max_response_tokens)
         if filterable and len({verdict.reward for verdict in verdicts if verdict.reward is not None}) <= 1:
             self._set_aside(batch, GroupOutcome.FILTERED)
@@ -114,9 +111,7 @@ class Replay(Checkpointed):
 
     def sample(self, num_groups: int, version: int, none_below: int = 0) -> tuple[pa.RecordBatch | None, DrawnBatch]:
         """Evict the groups that are stale at `version`, then take `num_groups` groups; None while there are fewer.
-
-        `none_below` says that no group below it will be offered any more.
-        """
+        `none_below` says that no group below it will be offered any more."""
         self._buffer.forget_below(none_below)
         stale = self._buffer.evict(version=version)
         for group in stale:
@@ -131,11 +126,9 @@ class Replay(Checkpointed):
         return batch, drawn
 
     def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> Logged:
-        """Write the groups trained on in `step`, and the stale or filtered groups set aside since the step before.
-
-        The call may be repeated when its answer was lost, also by a replay that took over: the groups set aside that an
-        earlier call wrote stay. Raises RolloutLogError, and then nothing has changed.
-        """
+        """Write the groups trained on in `step`, and the stale or filtered groups set aside since the step before. The
+        call may be repeated when its answer was lost, also by a replay that took over: the groups set aside that an
+        earlier call wrote stay. Raises RolloutLogError, and then nothing has changed."""
         if self._log is None:
             self._aside = []
             return Logged()
@@ -161,16 +154,12 @@ class Replay(Checkpointed):
 
     def take_over(self, seen_below: int, not_seen: Sequence[int]) -> None:
         """Take the place of a replay that was lost: it saw every group below `seen_below` but those in `not_seen`.
-
-        Raises ValueError if this replay has seen a group.
-        """
+        Raises ValueError if this replay has seen a group."""
         self._buffer.take_over(seen_below, not_seen)
 
     def insert_rows(self, rows: pa.Table, ids: Sequence[int]) -> None:
         """Insert the groups `ids` of `rows`, which `held_rows` returned. Stale ones are found when a batch is drawn.
-
-        Raises ValueError for a group that is not in `rows` or does not fit.
-        """
+        Raises ValueError for a group that is not in `rows` or does not fit."""
         groups = {_id_of(group): group for group in split_groups(concat_groups(rows.to_batches()))} if len(rows) else {}
         for group_id in ids:
             if group_id not in groups:
@@ -226,10 +215,8 @@ def with_rewards(batch: pa.RecordBatch, verdicts: Sequence[Verdict], config: Rew
 
 
 def trained_rows(batch: pa.RecordBatch, step: int, advantages: Sequence[float]) -> pa.RecordBatch:
-    """Return `batch` as the rollout log keeps it.
-
-    It has its bonuses (0 without a bonus), one advantage a row, and the mark that `step` trained on it.
-    """
+    """Return `batch` as the rollout log keeps it. It has its bonuses (0 without a bonus), one advantage a row, and the
+    mark that `step` trained on it."""
     bonus = batch.column("bonus").fill_null(0.0).to_numpy()
     return with_outcome(with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
 

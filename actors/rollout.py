@@ -7,8 +7,7 @@ batch, usage = await worker.generate(request, messages, resume)   # the same, af
 batch, usage = await worker.sample_pool(request, messages, seed)  # the same, alone in the engine and reproducible
 progress, heartbeat = await worker.watch(cursor, timeout_s)       # all tokens of its groups, when there is news
 await worker.update(weights)                                      # new weights; requests continue
-await worker.abort(group_id)
-"""
+await worker.abort(group_id)"""
 
 from __future__ import annotations
 
@@ -48,11 +47,9 @@ class DataError(ValueError):
 
 
 def request_keys(request: GroupRequest) -> list[str]:
-    """Return the engine's keys of a group's responses. The part behind the colon seeds a deterministic engine.
-
-    That part names the problem, the version it was admitted under and the attempt, but not the group. So a group that
-    is sampled again after a resume is the same group.
-    """
+    """Return the engine's keys of a group's responses. The part behind the colon seeds a deterministic engine. That
+    part names the problem, the version it was admitted under and the attempt, but not the group. So a group that is
+    sampled again after a resume is the same group."""
     seed = f"{request.problem.problem_id}/{request.admitted_version}/{request.attempt}"
     return [f"{request.group_id}:{seed}/{index}" for index in range(request.num_responses)]
 
@@ -106,10 +103,8 @@ class RolloutWorker:
         isolated: bool = False,
     ) -> None:
         """`features`: every group carries features made from the engine's own states; None: it carries none.
-
         `isolated`: a group is sampled alone and from a seed of its own. It is then the same whenever and on whichever
-        worker it is sampled, and the caller of `generate` awaits one group before the next.
-        """
+        worker it is sampled, and the caller of `generate` awaits one group before the next."""
         from transformers import AutoTokenizer
 
         self._worker_id = worker_id
@@ -139,15 +134,12 @@ class RolloutWorker:
         self, request: GroupRequest, messages: Sequence[dict[str, str]], resume: pa.RecordBatch | pa.Table | None = None
     ) -> tuple[pa.RecordBatch, GroupUsage]:
         """Sample the group. Aborted responses return with their tokens so far. Seconds are those in this worker.
-
         `resume` has rows with the columns of PROGRESS_SCHEMA, of this and any other group: a progress batch, or the
         batch of an aborted group. Responses that have ended are kept, "aborted" ones continue after their tokens, and
         those without a row begin. With `features` it is ignored, because the hidden states of the old tokens are
-        unknown. If this raises or is cancelled, none of its requests stays in the engine.
-
-        Raises DataError if the prompt is longer than `max_prompt_tokens`, EngineError if the engine has failed, and
-        RuntimeError if the group is in the worker already.
-        """
+        unknown. If this raises or is cancelled, none of its requests stays in the engine. Raises DataError if the
+        prompt is longer than `max_prompt_tokens`, EngineError if the engine has failed, and RuntimeError if the group
+        is in the worker already."""
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
         group = self._enter(request, resume)
@@ -169,9 +161,7 @@ class RolloutWorker:
 
     async def sample_pool(self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int) -> tuple[pa.RecordBatch, GroupUsage]:
         """Sample the group alone in the engine and from `seed`, so that it does not depend on what was sampled before.
-
-        Raises what `generate` raises, and RuntimeError while the engine has other requests.
-        """
+        Raises what `generate` raises, and RuntimeError while the engine has other requests."""
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
         requests = [SampleRequest(key=key, prompt_ids=prompt_ids) for key in request_keys(request)]
@@ -198,14 +188,12 @@ class RolloutWorker:
             await self._serving().abort([response.key for response in group.responses if response.is_running])
 
     async def watch(self, cursor: int, timeout_s: float) -> tuple[pa.RecordBatch, Heartbeat]:
-        """Report all tokens of the groups in the worker once there is news, or shortly before `timeout_s` is over.
-
-        News are `config.progress_tokens` more tokens for each running response on average, a response that ended, or a
-        group that came or left, since the call that returned `sampled_tokens == cursor` (0 for the first call). The
-        batch has PROGRESS_SCHEMA and a row for every response with a token. If the engine does not answer in time,
-        because it is in a step, the rows are as they were, and the next call asks again; `sampled_tokens` is as of the
-        engine's last step. Raises EngineError once the engine has failed.
-        """
+        """Report all tokens of the groups in the worker once there is news, or shortly before `timeout_s` is over. News
+        are `config.progress_tokens` more tokens for each running response on average, a response that ended, or a group
+        that came or left, since the call that returned `sampled_tokens == cursor` (0 for the first call). The batch has
+        PROGRESS_SCHEMA and a row for every response with a token. If the engine does not answer in time, because it is
+        in a step, the rows are as they were, and the next call asks again; `sampled_tokens` is as of the engine's last
+        step. Raises EngineError once the engine has failed."""
         engine = self._serving()
         deadline = asyncio.get_running_loop().time() + timeout_s
         num_running = sum(response.is_running for group in self._groups.values() for response in group.responses)
@@ -237,11 +225,9 @@ class RolloutWorker:
         return progress_batch(rows), heartbeat
 
     async def update(self, weights: Weights) -> WeightUpdate:
-        """Check new weights while the engine continues, load them between two steps and prove them.
-
-        Raises WeightsRefused if they are not those published or do not fit the model; nothing has changed then. Raises
-        EngineError if the load fails (WeightMismatch if the proof does); the worker then serves no more.
-        """
+        """Check new weights while the engine continues, load them between two steps and prove them. Raises
+        WeightsRefused if they are not those published or do not fit the model; nothing has changed then. Raises
+        EngineError if the load fails (WeightMismatch if the proof does); the worker then serves no more."""
         engine = self._serving()
         started = time.monotonic()
         await asyncio.to_thread(check_weights, weights, shapes=self._shapes, dtype=self._dtype)
@@ -310,11 +296,9 @@ class RolloutWorker:
         return time.monotonic() - started
 
     async def _respond_alone(self, request: GroupRequest, group: _Group, prompt_ids: list[int]) -> list[float]:
-        """Sample all responses of the group, alone in the engine, and return the seconds of each.
-
-        The seed contains the request's place, which is the same after a resume. It distinguishes groups of one problem
-        and version, which occur if there are few problems.
-        """
+        """Sample all responses of the group, alone in the engine, and return the seconds of each. The seed contains the
+        request's place, which is the same after a resume. It distinguishes groups of one problem and version, which
+        occur if there are few problems."""
         started = time.monotonic()
         requests = [SampleRequest(key=response.key, prompt_ids=prompt_ids) for response in group.responses]
         seed = zlib.crc32(f"{self._setup.seed}/{group_seed(requests[0].key)}/{request.place}".encode())
@@ -325,11 +309,9 @@ class RolloutWorker:
         return [time.monotonic() - started] * len(samples)
 
     async def _refresh(self) -> int:
-        """Ask the engine for the tokens of the running responses. Return how many tokens it had sampled by then.
-
-        A response that had ended by then has been completed before, because the engine's answers reach this event loop
-        in order.
-        """
+        """Ask the engine for the tokens of the running responses. Return how many tokens it had sampled by then. A
+        response that had ended by then has been completed before, because the engine's answers reach this event loop in
+        order."""
         running = {response.key: response for group in self._groups.values() for response in group.responses if response.is_running}
         progress = await self._serving().partials(list(running))
         for key, sample in progress.samples.items():

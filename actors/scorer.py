@@ -1,7 +1,6 @@
 """The scorer: a frozen model that gives the likelihood of responses that any model has sampled.
 
-mean_logprobs = scorer.mean_logprobs(batch)        # one prompt with its responses: a number each, None for an empty one
-"""
+mean_logprobs = scorer.mean_logprobs(batch)  # one prompt with its responses: a number each, None for an empty one"""
 
 from __future__ import annotations
 
@@ -26,9 +25,7 @@ class ResponseScorer:
 
     def mean_logprobs(self, batch: pa.RecordBatch) -> list[float | None]:
         """Return the mean log-prob, in nats, of each response's tokens at temperature 1, end-of-turn token included.
-
-        `batch` has the columns prompt_ids (the same in all rows) and response_ids.
-        """
+        `batch` has the columns prompt_ids (the same in all rows) and response_ids."""
         groups = read_groups(batch, batch.num_rows)
         loglikelihood_R, num_tokens_R = response_loglikelihoods(
             self._model, groups, tokens_per_batch=self._config.tokens_per_batch, device=self._device

@@ -7,8 +7,7 @@
     TokenCounter       how many tokens were sampled, for callers that wait for more
 
 A load happens between two steps. Requests continue under the new weights, and every token carries the version that
-sampled it.
-"""
+sampled it."""
 
 from __future__ import annotations
 
@@ -95,8 +94,7 @@ class RunningRequests:
 
     requests.add(request)
     while requests.has_unfinished:
-        finished = requests.step()            # [(key, sample), ...]
-    """
+        finished = requests.step()            # [(key, sample), ...]"""
 
     def __init__(self, engine: StepEngine) -> None:
         """`engine` has been started."""
@@ -150,10 +148,8 @@ Command = Callable[[RunningRequests], Any]
 
 
 class StepLoop:
-    """Makes a StepEngine an AsyncEngine: one thread runs the queued commands, then steps the engine, until closed.
-
-    If the engine raises, every waiting request and every later call fails with the same cause.
-    """
+    """Makes a StepEngine an AsyncEngine: one thread runs the queued commands, then steps the engine, until closed. If
+    the engine raises, every waiting request and every later call fails with the same cause."""
 
     def __init__(self, build: Callable[[], StepEngine]) -> None:
         """`build` returns a started engine. It runs in the new thread, because engines bind to the thread that starts

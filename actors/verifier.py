@@ -88,11 +88,9 @@ class VerifierPool:
     def __init__(
         self, task_config: TaskConfig, config: VerifierConfig, *, task_factory: TaskFactory | None = None, final_answers: bool = False
     ) -> None:
-        """`task_factory`, if given, makes the task in place of `task_config`. It is pickled into the workers.
-        With `final_answers`, verdicts carry the final answers too (`actors.final_answers`).
-
-        Without `timeout_s` the task is made here too, because it knows its deadline. What that raises is raised here.
-        """
+        """`task_factory`, if given, makes the task in place of `task_config`. It is pickled into the workers. With
+        `final_answers`, verdicts carry the final answers too (`actors.final_answers`). Without `timeout_s` the task is
+        made here too, because it knows its deadline. What that raises is raised here."""
         self._config = config
         self._task_factory: TaskFactory = task_factory or partial(make_task, task_config)
         if final_answers:
@@ -120,15 +118,11 @@ class VerifierPool:
             return self._workers.num_workers
 
     def verify(self, problem: Problem, responses: Sequence[str]) -> list[Verdict]:
-        """Return one verdict for each response, in order. TIMEOUT and ERROR verdicts carry no reward.
-
-        Raises VerifierPoolError if the pool finishes nothing for deadline_s + start_timeout_s, cannot keep its workers
-        alive, or is closed. Some response of the pool finishes in every such window, so the wait is bounded by the
-        window times the responses in the queue.
-
-        A call changes nothing but the counts of `stats`. So a caller that lost the result may call again, even while
-        the first call is still running.
-        """
+        """Return one verdict for each response, in order. TIMEOUT and ERROR verdicts carry no reward. Raises
+        VerifierPoolError if the pool finishes nothing for deadline_s + start_timeout_s, cannot keep its workers alive,
+        or is closed. Some response of the pool finishes in every such window, so the wait is bounded by the window
+        times the responses in the queue. A call changes nothing but the counts of `stats`. So a caller that lost the
+        result may call again, even while the first call is still running."""
         jobs = [_Job(response[-self._config.max_response_chars :]) for response in responses]
         num_rounds = 0
         while num_rounds < _MAX_ROUNDS and (open_jobs := [job for job in jobs if job.verdict is None]):
@@ -155,15 +149,12 @@ class VerifierPool:
             return VerifierStats(**counts, num_rebuilds=self._num_rebuilds)
 
     def resize(self, num_workers: int) -> None:
-        """Use `num_workers` processes from now on. Calls of `verify` continue meanwhile.
-
-        Returns once a new process has answered, the new ones have all responses that were not begun, and the old
-        processes are gone. The old ones get deadline_s, and the time it takes to kill them, to end what they had begun;
-        what they do not end is verified again. Until then both sets of processes exist.
-
-        Raises ValueError for less than one worker, ResizeError if the new workers do not start within start_timeout_s,
-        and VerifierPoolError if the pool is closed. The pool is then as before.
-        """
+        """Use `num_workers` processes from now on. Calls of `verify` continue meanwhile. Returns once a new process has
+        answered, the new ones have all responses that were not begun, and the old processes are gone. The old ones get
+        deadline_s, and the time it takes to kill them, to end what they had begun; what they do not end is verified
+        again. Until then both sets of processes exist. Raises ValueError for less than one worker, ResizeError if the
+        new workers do not start within start_timeout_s, and VerifierPoolError if the pool is closed. The pool is then
+        as before."""
         if num_workers < 1:
             raise ValueError(f"a verifier pool needs at least one worker, not {num_workers}")
         with self._resizing:
@@ -212,10 +203,8 @@ class VerifierPool:
             job.settle(future, self._deadline_s)
 
     def _wait(self, workers: Workers, futures: list[Future[Verdict]], problem: Problem) -> None:
-        """Wait until all futures that `workers` will end are done, or `workers` are broken.
-
-        Raises VerifierPoolError if the whole pool makes no progress.
-        """
+        """Wait until all futures that `workers` will end are done, or `workers` are broken. Raises VerifierPoolError if
+        the whole pool makes no progress."""
         started = time.monotonic()
         window_s = self._deadline_s + self._config.start_timeout_s
         while (pending := workers.will_end(wait(futures, timeout=TICK_S).not_done)) and workers.are_live():

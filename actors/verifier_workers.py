@@ -131,11 +131,9 @@ class Workers:
             self._thread.join()
 
     def _hold(self, started: Future[bool]) -> None:
-        """Start the pool, then stay until it is stopped.
-
-        Threads and processes that are started here inherit the blocked SIGINT, so that Ctrl-C does not hit a worker
-        before it can ignore it. Starting the resource tracker unblocks the signal, so that comes first.
-        """
+        """Start the pool, then stay until it is stopped. Threads and processes that are started here inherit the
+        blocked SIGINT, so that Ctrl-C does not hit a worker before it can ignore it. Starting the resource tracker
+        unblocks the signal, so that comes first."""
         try:
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

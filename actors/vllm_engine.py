@@ -9,8 +9,7 @@ vllm is imported inside functions only. These facts about vLLM shape the code:
   version's salt and be computed with the new weights.
 - Per-request seeds together with chunked prefill kill the CPU engine, so none are passed. `reset` seeds the worker's
   own generator instead.
-- The hidden states that an engine samples from are seen by wrapping `compute_logits`: `actors.vllm_worker`.
-"""
+- The hidden states that an engine samples from are seen by wrapping `compute_logits`: `actors.vllm_worker`."""
 
 from __future__ import annotations
 
@@ -230,10 +229,8 @@ class AsyncVllmEngine:
         return partial.finish(reason, states.get(key))
 
     async def _may_begin(self, key: str) -> bool:
-        """Wait while weights are being replaced. Return False if the request was aborted meanwhile.
-
-        Raises EngineError if the load failed, or takes too long.
-        """
+        """Wait while weights are being replaced. Return False if the request was aborted meanwhile. Raises EngineError
+        if the load failed, or takes too long."""
         while self._is_replacing:
             held = self._held[key] = asyncio.get_running_loop().create_future()
             try:

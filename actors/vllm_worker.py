@@ -40,10 +40,8 @@ class EngineWorker:
         model.compute_logits = pooled_compute_logits
 
     def _pool(self, states_NH: Tensor) -> None:
-        """Add the states of a step: one row for each scheduled request, in the runner's order.
-
-        A prompt that is taken in by chunks samples no token before its last chunk.
-        """
+        """Add the states of a step: one row for each scheduled request, in the runner's order. A prompt that is taken
+        in by chunks samples no token before its last chunk."""
         runner = self.model_runner
         keys = runner.input_batch.req_ids
         if len(keys) != len(states_NH):
@@ -70,10 +68,8 @@ class EngineWorker:
             dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
     def held_weights(self, shapes: dict[str, tuple[int, ...]], with_head: bool, version: int) -> dict[str, str]:
-        """Return the fingerprint, as of `version`, of the tensors that the model computes with now.
-
-        `shapes` names the tensors. The output head is added under its own name if `with_head`.
-        """
+        """Return the fingerprint, as of `version`, of the tensors that the model computes with now. `shapes` names the
+        tensors. The output head is added under its own name if `with_head`."""
         model = self.model_runner.get_model()
         head = getattr(model, "lm_head", None)
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
@@ -110,9 +106,7 @@ def _read(
     columns: Tensor | None,
 ) -> Tensor:
     """Return columns of the Hugging Face matrix `name`, or a whole vector, as the live vLLM module computes with them.
-
-    The module may hold several matrices fused into one. Raises EngineError if the model has no such module.
-    """
+    The module may hold several matrices fused into one. Raises EngineError if the model has no such module."""
     module_name, _, parameter = name.rpartition(".")
     parent, _, leaf = module_name.rpartition(".")
     fused = next((fused for fused, parts in packed.items() if leaf in parts), leaf)

@@ -39,9 +39,7 @@ class TransferUnavailable(RuntimeError):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceWeights:
     """The weights of one policy version, which stay on the learner's GPU: what they must be, and where to ask for them.
-
-    The offsets in `index` are 0, because there is no buffer. `key` authenticates both ends of the connection.
-    """
+    The offsets in `index` are 0, because there is no buffer. `key` authenticates both ends of the connection."""
 
     version: int
     index: tuple[TensorSpec, ...]
