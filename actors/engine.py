@@ -158,30 +158,24 @@ class StepEngine(Protocol):
 
     def start(self, setup: EngineSetup) -> None:
         """Load the model. Called once, before all other methods."""
-        ...
 
     def add(self, request: SampleRequest) -> None:
         """Take in a request. Its key is not in use."""
-        ...
 
     def step(self) -> Sequence[NewTokens]:
         """Sample about one token for each unfinished request. Called only while there is one. A request is forgotten
         once its `finish_reason` is returned."""
-        ...
 
     def abort(self, keys: Sequence[str]) -> None:
         """Forget these unfinished requests."""
-        ...
 
     def load(self, snapshot: WeightSnapshot) -> None:
         """Take new weights, keep all requests, and prove the weights (`require_held`). Raises WeightMismatch."""
-        ...
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
         """Seed the sampler and forget cached prefixes. Called only without requests. If the engine repeats
         (`actors.engines.Repeats`), what it samples next depends on the seed, the weights and the requests only; with
         `keep_cache` also on what it has sampled since the last reset without it."""
-        ...
 
 
 class StatePooling(Protocol):
@@ -190,7 +184,6 @@ class StatePooling(Protocol):
     def take_states(self, keys: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Return the mean hidden states (H,), float32, of requests that have ended, and forget them. A request without
         a token has none. Without `setup.pool_states` the result is empty."""
-        ...
 
 
 class AsyncEngine(Protocol):
@@ -198,41 +191,33 @@ class AsyncEngine(Protocol):
 
     async def sample(self, key: str, prompt_ids: Sequence[int], sampled: Sample | None = None) -> Sample:
         """Sample one response (see `SampleRequest`). Raises RuntimeError for a key that is in use."""
-        ...
 
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
         """Sample all `requests`, alone in the engine and begun together after a reset (see `StepEngine.reset`). Raises
         RuntimeError while other requests run."""
-        ...
 
     async def abort(self, keys: Sequence[str]) -> None:
         """End requests early. Their `sample` calls return the tokens so far."""
-        ...
 
     async def partials(self, keys: Sequence[str]) -> Progress:
         """Return the tokens so far of those requests that run, with finish_reason ABORTED, and leave them running.
         Every request that has ended by then returns to its caller first."""
-        ...
 
     @property
     def sampled_tokens(self) -> int:
         """Tokens sampled since the start, as of the last step. Never waits."""
-        ...
 
     async def wait_for_tokens(self, total: float) -> None:
         """Return once `total` tokens have been sampled since the start; with math.inf, never. Raises EngineError once
         the engine has failed."""
-        ...
 
     async def load(self, weights: Weights) -> float:
         """Take new weights between two steps, keep all requests, and prove the weights. Returns the seconds during
         which nothing was sampled. Raises WeightsRefused if nothing has changed. A load that fails half-way is an
         EngineError (WeightMismatch if the proof fails), and the engine then samples no more."""
-        ...
 
     def take_idle_s(self) -> float:
         """Return the seconds without any request since the last call."""
-        ...
 
     def close(self) -> None: ...
 
@@ -243,7 +228,6 @@ class StartableAsyncEngine(AsyncEngine, Protocol):
 
     async def start(self, setup: EngineSetup) -> None:
         """Load the model. Called once, before all other methods, in the event loop that will call them."""
-        ...
 
 
 def require_held(snapshot: WeightSnapshot, held: Mapping[str, Tensor]) -> None:

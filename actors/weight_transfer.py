@@ -72,13 +72,11 @@ class Policy(Protocol):
     @property
     def weight_dtype(self) -> torch.dtype | None:
         """The precision in which weights are published; None if each keeps its own."""
-        ...
 
     def snapshot(self) -> WeightSnapshot: ...
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
         """Return the tensors, which may be parts (`learners.sharding`), and the name of the one that is also the output
         head, if there is one."""
-        ...
 
 
 class WeightPublisher(Protocol):
@@ -86,11 +84,9 @@ class WeightPublisher(Protocol):
 
     def publish(self, policy: Policy) -> Weights:
         """Return the weights of `policy.version`, for any number of engines. Training leaves them unchanged."""
-        ...
 
     def require_usable(self, device: torch.device) -> None:
         """Raise TransferUnavailable if this way does not work for weights on this device."""
-        ...
 
 
 class ObjectStorePublisher:
