@@ -55,13 +55,11 @@ class BonusScorer(Checkpointed):
         rows, scores = self._absorb(batch, version)
         with_bonus = with_scores(batch, scores.bonus_GK.flatten().numpy())
         detail = {name: values_GK.flatten().numpy() for name, values_GK in scores.detail.items()}
-        valid_bonus_N = scores.bonus_GK[rows.valid_GK]
-        mean = {"mean": float(valid_bonus_N.mean())} if len(valid_bonus_N) else {}
+        mean = {"mean": float(scores.bonus_GK[rows.valid_GK].mean())} if rows.valid_GK.any() else {}
         metrics = {f"bonus/{name}": value for name, value in {**mean, **scores.metrics}.items()}
         return with_bonus_detail(with_bonus, detail), metrics
 
     def ready(self) -> int:
-        """Return the number of steps absorbed."""
         return self._steps
 
     def absorb_log(self, directory: str, up_to_step: int) -> int:
@@ -139,15 +137,13 @@ def step_rows(
 
 
 def _features_of(batch: pa.RecordBatch, valid_R: np.ndarray, dim: int) -> np.ndarray:
-    """Return features_RD, float64; 0 where there is none."""
-    rows_RD = np.zeros((batch.num_rows, dim))
+    rows_RD = np.zeros((batch.num_rows, dim))  # float64; 0 where there is no feature
     rows_RD[valid_R] = list_column_arrays(batch, "feature")[0].reshape(-1, dim)
     return rows_RD
 
 
 def _logprobs_of(batch: pa.RecordBatch, lengths_R: np.ndarray) -> np.ndarray:
-    """Return logprobs_RT, float64; 0 after a response's last token."""
-    rows_RT = np.zeros((batch.num_rows, int(lengths_R.max(initial=0))))
+    rows_RT = np.zeros((batch.num_rows, int(lengths_R.max(initial=0))))  # float64; 0 after a response's last token
     is_token_RT = np.arange(rows_RT.shape[1]) < lengths_R[:, None]
     rows_RT[is_token_RT] = list_column_arrays(batch, "behavior_logprobs")[0]
     return rows_RT

@@ -10,7 +10,7 @@ the worker's connection, and the worker passes them to its engine:
 
     worker    version ->
     learner              <- _Call(method, arguments), answered by None or an error, as often as vLLM needs
-                         <- _Sent, or _Failed(reason)"""
+                         <- None: it is sent; or _Failed(reason)"""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,27 +45,17 @@ ENGINE_CALLS = frozenset(("init_weight_transfer_engine", "start_weight_update", 
 """The engine methods that the learner's side may call."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """The engine must do this. The worker answers None, or what went wrong."""
 
     method: str
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Failed:
+class _Failed(NamedTuple):
     """The version cannot be sent, or the transfer broke off."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """The transfer is complete."""
-
-
-# ---- the learner's side ----
 
 
 class DevicePublisher:
@@ -107,10 +97,8 @@ class DevicePublisher:
         for version in sorted(self._copies)[: -self._kept_versions]:
             if version != max(evaluated, default=None):
                 del self._copies[version]  # a thread that is sending it holds a reference of its own
-        index = tuple(
-            TensorSpec(name=name, dtype=str(copy.dtype).removeprefix("torch."), shape=tuple(copy.shape), offset=0)
-            for name, copy in copies.items()
-        )
+        named_types = ((name, str(copy.dtype).removeprefix("torch."), tuple(copy.shape)) for name, copy in copies.items())
+        index = tuple(TensorSpec(name=name, dtype=dtype, shape=shape, offset=0) for name, dtype, shape in named_types)
         return DeviceWeights(version=policy.version, index=index, fingerprint=digests, address=self._listener.address, key=self._key)
 
     def close(self) -> None:
@@ -139,14 +127,16 @@ class DevicePublisher:
                 while True:
                     version = connection.recv()
                     try:
-                        source.tensors = self._kept(version)
+                        if version not in self._copies:
+                            raise LookupError(f"the learner keeps versions {sorted(self._copies)} only")
+                        source.tensors = self._copies[version]
                         trainer = trainer or self._make_trainer(_ClientOf(connection), source)
                         trainer.send_weights()
                     except Exception as error:  # a seam: the worker is told, and connects again or is replaced
                         connection.send(_Failed(str(error) or repr(error)))
                         return
                     source.tensors = {}
-                    connection.send(_Sent())
+                    connection.send(None)
         finally:
             if trainer is not None:
                 trainer.shutdown()
@@ -158,12 +148,6 @@ class DevicePublisher:
         answer_challenge(connection, self._key)
         _set_read_timeout(connection, 0)
 
-    def _kept(self, version: int) -> dict[str, Tensor]:
-        copies = self._copies.get(version)
-        if copies is None:
-            raise LookupError(f"the learner keeps versions {sorted(self._copies)} only")
-        return copies
-
 
 def _set_read_timeout(connection: Connection, seconds: int) -> None:
     """Let reads raise BlockingIOError after this long without data; 0: never."""
@@ -171,8 +155,7 @@ def _set_read_timeout(connection: Connection, seconds: int) -> None:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
 
 
-@dataclass(frozen=True, slots=True)
-class _Declared:
+class _Declared(NamedTuple):
     """vLLM's `ParamMeta`."""
 
     name: str
@@ -215,9 +198,6 @@ class _ClientOf:
         self._connection.send(_Call(method, arguments))
         if (failure := self._connection.recv()) is not None:
             raise RuntimeError(f"the engine could not {method}: {failure}")
-
-
-# ---- the worker's side ----
 
 
 class DeviceReceiver:
@@ -284,13 +264,8 @@ def make_publisher(transfer: WeightTransfer, *, kept_versions: int = 1, kept_eve
     import ray
 
     host = ray.util.get_node_ip_address()
-    return DevicePublisher(
-        transfer,
-        lambda client, source: vllm_trainer(transfer, client, source, host=host),
-        host=host,
-        kept_versions=kept_versions,
-        kept_every=kept_every,
-    )
+    make_trainer = partial(vllm_trainer, transfer, host=host)
+    return DevicePublisher(transfer, make_trainer, host=host, kept_versions=kept_versions, kept_every=kept_every)
 
 
 def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: str) -> Trainer:
@@ -299,13 +274,10 @@ def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: st
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-    info: Any
-    if transfer == "ipc":
-        info = IPCTrainerInitInfo(rank=0)
-    else:
-        info = NCCLTrainerInitInfo(
-            rank=0, master_address=host, master_port=_free_port(host), world_size=2, packed_buffer_size_bytes=STAGING_BYTES
-        )
+    info: Any = IPCTrainerInitInfo(rank=0)
+    if transfer == "nccl":
+        port = _free_port(host)
+        info = NCCLTrainerInitInfo(rank=0, master_address=host, master_port=port, world_size=2, packed_buffer_size_bytes=STAGING_BYTES)
     trainer: Trainer = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
     return trainer
 

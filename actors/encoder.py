@@ -31,8 +31,6 @@ from learners.packing import GroupTokens, micro_batches, pack, prefix_tree
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Job:
-    """The rows of one call on their way through the model."""
-
     batch: pa.RecordBatch
     num_tokens: int
     done: asyncio.Future[tuple[pa.RecordBatch, float]]
@@ -136,13 +134,11 @@ class HiddenStateEncoder:
 
     def ready(self) -> int:
         """Return the hidden size once the model is loaded."""
-        hidden_size: int = self._model.config.hidden_size
-        return hidden_size
+        return int(self._model.config.hidden_size)
 
     def _num_tokens(self, batch: pa.RecordBatch) -> int:
-        """Return the tokens of all responses, and of each group's prompt once."""
         num_prompt, num_response = (len(list_column_arrays(batch, name)[0]) for name in ("prompt_ids", "response_ids"))
-        return num_prompt // self._size_of(batch) + num_response
+        return num_prompt // self._size_of(batch) + num_response  # each group's prompt once
 
     def _size_of(self, batch: pa.RecordBatch) -> int:
         return batch.num_rows if self._group_size is None else self._group_size

@@ -63,8 +63,8 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRequest:
-    """One response to sample after `prompt_ids`. `sampled` holds the response's first tokens where another engine has
-    sampled them already. The response continues after them and keeps their log-probs and versions."""
+    """One response to sample after `prompt_ids`. Where another engine has sampled its first tokens already (`sampled`),
+    the response continues after them and keeps their log-probs and versions."""
 
     key: str
     prompt_ids: Sequence[int]
@@ -78,7 +78,6 @@ class SampleRequest:
         return [*self.prompt_ids, *(self.sampled.token_ids if self.sampled else ())]
 
     def num_left(self, sampling: SamplingConfig) -> int:
-        """Return how many tokens may still be sampled."""
         limit = sampling.max_response_tokens if self.max_tokens is None else self.max_tokens
         return limit - (len(self.sampled.token_ids) if self.sampled else 0)
 
@@ -97,8 +96,7 @@ class NewTokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """The state of an engine between two steps: the running requests' tokens so far, and how many tokens it has sampled
-    since it started."""
+    """An engine between two steps: the running requests' tokens so far, and all tokens sampled since its start."""
 
     samples: Mapping[str, Sample]
     sampled_tokens: int
@@ -119,13 +117,8 @@ class PartialSample:
         """Return a response that continues after `sampled`, or an empty one."""
         if sampled is None:
             return cls()
-        return cls(
-            token_ids=list(sampled.token_ids),
-            logprobs=list(sampled.logprobs),
-            version_starts=list(sampled.version_starts),
-            version_values=list(sampled.version_values),
-            num_resumed=len(sampled.token_ids),
-        )
+        token_ids, logprobs = list(sampled.token_ids), list(sampled.logprobs)
+        return cls(token_ids, logprobs, list(sampled.version_starts), list(sampled.version_values), num_resumed=len(token_ids))
 
     def extend(self, new: NewTokens, version: int) -> None:
         for token_id, logprob in zip(new.token_ids, new.logprobs, strict=True):
@@ -223,8 +216,7 @@ class AsyncEngine(Protocol):
 
 
 class StartableAsyncEngine(AsyncEngine, Protocol):
-    """An AsyncEngine that `rollout.engine` may name. Write this interface only for an engine with processes of its
-    own."""
+    """An AsyncEngine that `rollout.engine` may name: write one only for an engine with processes of its own."""
 
     async def start(self, setup: EngineSetup) -> None:
         """Load the model. Called once, before all other methods, in the event loop that will call them."""

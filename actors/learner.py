@@ -46,10 +46,10 @@ class Learner(PolicyLearner, Checkpointed):
     def publish(self) -> tuple[Weights | None, int]:
         """Return the weights of the current version, which are bulk data, and the version. The first rank returns the
         weights; the others give it their parts and return None."""
-        if not self.is_first:
-            self.give_weights()
-            return None, self.version
-        return self._publisher.publish(self), self.version
+        if self.is_first:
+            return self._publisher.publish(self), self.version
+        self.give_weights()
+        return None, self.version
 
     def save_part(self, manager: CheckpointManager, step: int, part: str) -> list[FileEntry]:
         """Save the state. The first rank writes it and the others give it their parts. The first rank takes the parts

@@ -49,9 +49,8 @@ class LearnerRank:
         config = self._config
         try:
             rendezvous = self._rendezvous or Rendezvous.at(address, timeout_s=config.join_timeout_s)
-            ranks = ShardedRanks.join(
-                rendezvous, rank=self._rank, size=config.ranks, device=self._device, collective_timeout_s=config.collective_timeout_s
-            )
+            timeout_s = config.collective_timeout_s
+            ranks = ShardedRanks.join(rendezvous, rank=self._rank, size=config.ranks, device=self._device, collective_timeout_s=timeout_s)
             self._learner = Learner(self._model_path, config, device=self._device, ranks=ranks, **self._options)
         except RuntimeError as error:
             raise _as_rank_lost(error) from error

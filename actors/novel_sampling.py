@@ -32,8 +32,6 @@ from buffers.records import FinishReason
 
 @dataclass(slots=True)
 class _Growing:
-    """An unfinished response."""
-
     key: str
     partial: PartialSample = field(default_factory=PartialSample)
     state_sum: np.ndarray | None = None
@@ -61,9 +59,7 @@ class NovelSampler:
 
     def __init__(self, engine: AsyncEngine, config: NovelSamplingConfig, *, max_tokens: int) -> None:
         """The engine must pool hidden states."""
-        self._engine = engine
-        self._config = config
-        self._max_tokens = max_tokens
+        self._engine, self._config, self._max_tokens = engine, config, max_tokens
 
     async def sample(self, keys: Sequence[str], prompt_ids: Sequence[int], *, seed: int) -> list[Sample]:
         """Return one response for each key. They depend on the seed, the weights and the arguments only."""
@@ -73,9 +69,9 @@ class NovelSampler:
         while unfinished := [lane for lane in lanes if lane.ended is None]:
             requests = [self._request(lane, prompt_ids, number, m) for lane in unfinished for m in range(self._config.candidates)]
             round_seed = zlib.crc32(f"{seed}/{number}".encode())
-            samples = await self._engine.sample_batch(requests, seed=round_seed, keep_cache=number > 0)
-            for position, lane in enumerate(unfinished):
-                self._choose(lane, samples[position * self._config.candidates : (position + 1) * self._config.candidates], kept)
+            samples = iter(await self._engine.sample_batch(requests, seed=round_seed, keep_cache=number > 0))
+            for lane in unfinished:
+                self._choose(lane, [next(samples) for _ in range(self._config.candidates)], kept)
             number += 1
         return [lane.finish() for lane in lanes]
 

@@ -65,7 +65,6 @@ class News:
         """The sampled tokens and the number of the newest event, as of the last report."""
 
     def note(self) -> None:
-        """Note an event that should be reported at once."""
         self._num += 1
         self._has_some.set()
         self._has_some = asyncio.Event()
@@ -75,7 +74,6 @@ class News:
         self._told = (sampled_tokens, self._num)
 
     def not_told(self, sampled_tokens: int) -> None:
-        """Note that a report left something out."""
         self._told = (sampled_tokens, -1)
 
     async def wait(self, cursor: int, enough_tokens: Coroutine[Any, Any, None], timeout_s: float) -> None:

@@ -105,7 +105,6 @@ class Replay(Checkpointed):
         return result
 
     def _set_aside(self, group: pa.RecordBatch, outcome: GroupOutcome) -> None:
-        """Keep the group for the log of the next step."""
         if _id_of(group) not in map(_id_of, self._aside):
             self._aside.append(with_outcome(group, 0, outcome))
 

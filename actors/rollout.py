@@ -15,7 +15,6 @@ import asyncio
 import math
 import time
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +71,6 @@ class _Response:
 
 @dataclass(slots=True)
 class _Group:
-    """A group in the worker."""
-
     responses: list[_Response]
     is_aborted: bool = False
 
@@ -206,23 +203,13 @@ class RolloutWorker:
         except TimeoutError:
             sampled_tokens = engine.sampled_tokens
             self._news.not_told(sampled_tokens)
-        rows = [
-            (group_id, index, response.sample)
-            for group_id, group in self._groups.items()
-            for index, response in enumerate(group.responses)
-            if response.sample.token_ids
-        ]
-        tokens_by_group: Counter[int] = Counter()
-        for group_id, _, sample in rows:
-            tokens_by_group[group_id] += len(sample.token_ids)
-        heartbeat = Heartbeat(
-            worker_id=self._worker_id,
-            version=self._version,
-            tokens_by_group=dict(tokens_by_group),
-            sampled_tokens=sampled_tokens,
-            rss_bytes=psutil.Process().memory_info().rss,
+        samples = {group_id: [response.sample for response in group.responses] for group_id, group in self._groups.items()}
+        rows = [(group_id, index, sample) for group_id in samples for index, sample in enumerate(samples[group_id]) if sample.token_ids]
+        tokens = {group_id: sum(len(sample.token_ids) for sample in samples[group_id]) for group_id, _, _ in rows}
+        rss_bytes = psutil.Process().memory_info().rss
+        return progress_batch(rows), Heartbeat(
+            worker_id=self._worker_id, version=self._version, tokens_by_group=tokens, sampled_tokens=sampled_tokens, rss_bytes=rss_bytes
         )
-        return progress_batch(rows), heartbeat
 
     async def update(self, weights: Weights) -> WeightUpdate:
         """Check new weights while the engine continues, load them between two steps and prove them. Raises
@@ -284,7 +271,6 @@ class RolloutWorker:
         return group
 
     async def _respond(self, group: _Group, response: _Response, prompt_ids: list[int]) -> float:
-        """Sample the response to its end, and return the seconds that this took."""
         started = time.monotonic()
         if not response.is_running:
             return 0.0

@@ -31,8 +31,7 @@ CLOSE_TIMEOUT_S = 10.0
 
 
 async def start_engine(setup: EngineSetup) -> AsyncEngine:
-    """Start the engine that `setup.config` names: in a thread of its own if it works in steps, else in this event
-    loop."""
+    """Start the engine of `setup.config`: in a thread of its own if it works in steps, else in this event loop."""
     engine = engine_of(setup.config)
     if not isinstance(engine, StepEngine):
         await engine.start(setup)
@@ -97,8 +96,7 @@ class RunningRequests:
         finished = requests.step()            # [(key, sample), ...]"""
 
     def __init__(self, engine: StepEngine) -> None:
-        """`engine` has been started."""
-        self._engine = engine
+        self._engine = engine  # started
         self._partials: dict[str, PartialSample] = {}
         self.version = 0
         self.sampled_tokens = 0

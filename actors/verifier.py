@@ -194,7 +194,6 @@ class VerifierPool:
         self.close()
 
     def _run_round(self, workers: Workers, problem: Problem, jobs: list[_Job]) -> None:
-        """Schedule each of `jobs` once, and settle those that have ended."""
         futures = [workers.schedule(problem, job.text, self._deadline_s) for job in jobs]
         for future in futures:
             future.add_done_callback(self._note_progress)
@@ -255,8 +254,6 @@ class VerifierPool:
 
 @dataclass(slots=True)
 class _Job:
-    """One response on its way to a verdict."""
-
     text: str
     verdict: Verdict | None = None
     num_crashes: int = 0

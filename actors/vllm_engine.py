@@ -348,8 +348,7 @@ class AsyncVllmEngine:
 
 
 def _states(answers: Sequence[Mapping[str, bytes]]) -> dict[str, np.ndarray]:
-    """Return the mean states that the first rank answers with, by request."""
-    return {key: np.frombuffer(taken, dtype=np.float32) for key, taken in answers[0].items()}
+    return {key: np.frombuffer(taken, dtype=np.float32) for key, taken in answers[0].items()}  # the first rank's
 
 
 def _to_be_held(weights: Weights) -> tuple[dict[str, tuple[int, ...]], bool, int]:

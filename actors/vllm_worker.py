@@ -46,10 +46,9 @@ class EngineWorker:
         keys = runner.input_batch.req_ids
         if len(keys) != len(states_NH):
             raise EngineError(f"{len(states_NH)} hidden states for {len(keys)} requests: pooling does not know speculative decoding")
-        samples = ~runner.discard_request_mask.np[: len(keys)]
-        rows = np.flatnonzero(samples).tolist()
-        chosen_NH = states_NH if len(rows) == len(keys) else states_NH[rows]
-        self._pooled.add([_external(keys[row]) for row in rows], chosen_NH)
+        rows = np.flatnonzero(~runner.discard_request_mask.np[: len(keys)]).tolist()
+        external_keys = [keys[row][:-9] for row in rows]  # vLLM has appended "-" and eight characters
+        self._pooled.add(external_keys, states_NH if len(rows) == len(keys) else states_NH[rows])
 
     def take_states(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Return the mean states of ended requests as float32 bytes. A request without a token has none."""
@@ -80,11 +79,6 @@ class EngineWorker:
         _require_all_parameters(model, packed, shapes)
         with torch.inference_mode():
             return fingerprint_by(shapes, lambda name, columns: _read(modules, packed, shapes, name, columns), version=version)
-
-
-def _external(request_id: str) -> str:
-    """Return the id that a request was added with: vLLM appends "-" and eight characters."""
-    return request_id[:-9]
 
 
 def _require_all_parameters(model: Any, packed: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> None:
@@ -135,5 +129,4 @@ def _columns_of(module: Any, columns: Tensor) -> Tensor:
 
 
 def _width(module: Any) -> int:
-    """Return the number of columns of a linear layer or of a vocabulary head."""
     return int(module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim)
