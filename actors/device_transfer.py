@@ -278,12 +278,10 @@ def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: st
     if transfer == "nccl":
         port = _free_port(host)
         info = NCCLTrainerInitInfo(rank=0, master_address=host, master_port=port, world_size=2, packed_buffer_size_bytes=STAGING_BYTES)
-    trainer: Trainer = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
-    return trainer
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
 
 
 def _free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return probe.getsockname()[1]

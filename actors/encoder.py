@@ -80,8 +80,7 @@ class HiddenStateEncoder:
                     self._waiting.remove(job)
 
     async def _encode_waiting(self) -> None:
-        """Encode until no call waits. This is a task of its own, so that a caller that gives up does not cancel the
-        work of the others."""
+        """Encode until no call waits: a task of its own, so that a caller that gives up cancels no other's work."""
         while self._waiting:
             jobs = self._take()
             try:
@@ -96,8 +95,7 @@ class HiddenStateEncoder:
                         job.done.set_result(result)
 
     def _take(self) -> list[_Job]:
-        """Take the waiting calls in order of arrival, as many as fit the token budget. It takes at least one, and only
-        one where each is encoded alone."""
+        """Take waiting calls in order of arrival: at least one, and further ones that fit the token budget."""
         taken = [self._waiting.pop(0)]
         budget = 0 if self._alone else self._config.tokens_per_batch - taken[0].num_tokens
         while self._waiting and self._waiting[0].num_tokens <= budget:
@@ -118,19 +116,16 @@ class HiddenStateEncoder:
 
     @torch.inference_mode()
     def pooled_states(self, groups: Sequence[GroupTokens]) -> tuple[Tensor, Tensor]:
-        """Return the hidden state of each response, pooled over its own tokens, and which responses have any. The
-        former is (R, H) float64, the latter (R,) bool."""
-        num_responses = sum(len(group.responses) for group in groups)
+        """Return each response's state, pooled over its tokens, (R, H) float64, and whether it has any, (R,) bool."""
         lengths_R = torch.tensor([len(ids) for group in groups for ids in group.responses])
-        sum_RH = torch.zeros(num_responses, self._model.config.hidden_size, dtype=torch.float64)
+        sum_RH = torch.zeros(len(lengths_R), self._model.config.hidden_size, dtype=torch.float64)
         for branches in micro_batches(prefix_tree(groups, own_states=True), max_tokens=self._config.tokens_per_batch):
             packed = pack(branches)
             hidden_NH = last_hidden_states(self._model, packed.to(self._device))[packed.own_N].cpu().double()
             if self._config.pooling == "last":
                 hidden_NH = hidden_NH * (packed.offset_N == lengths_R[packed.response_N] - 1)[:, None]
             sum_RH.index_add_(0, packed.response_N, hidden_NH)
-        valid_R = lengths_R > 0
-        return (sum_RH if self._config.pooling == "last" else sum_RH / lengths_R.clamp(min=1)[:, None]), valid_R
+        return (sum_RH if self._config.pooling == "last" else sum_RH / lengths_R.clamp(min=1)[:, None]), lengths_R > 0
 
     def ready(self) -> int:
         """Return the hidden size once the model is loaded."""

@@ -78,11 +78,9 @@ def engine_of(config: RolloutConfig) -> StepEngine | StartableAsyncEngine:
     known = ENGINES.get(config.engine)
     engine: StepEngine | StartableAsyncEngine = load(known.path if known else config.engine, config.engine_options, key="rollout.engine")
     methods = ASYNC_METHODS if hasattr(engine, "sample") else STEP_METHODS
-    for method in methods:
-        if not hasattr(engine, method):
-            raise ExtensionError(
-                f'rollout.engine = "{config.engine}": {type(engine).__name__} has no {method}; an engine needs {", ".join(methods)}'
-            )
+    if missing := [method for method in methods if not hasattr(engine, method)]:
+        who = f'rollout.engine = "{config.engine}": {type(engine).__name__}'
+        raise ExtensionError(f"{who} has no {missing[0]}; an engine needs {', '.join(methods)}")
     return engine
 
 
@@ -90,17 +88,13 @@ def facts_of(config: RolloutConfig) -> EngineFacts:
     """Return the facts about the engine that `config` names. Only an engine of your own is imported for this. Raises
     ExtensionError."""
     known = ENGINES.get(config.engine)
-    if known is not None:
-        return known.facts
-    facts: EngineFacts = getattr(engine_of(config), "facts", EngineFacts())
-    return facts
+    return known.facts if known else getattr(engine_of(config), "facts", EngineFacts())
 
 
 def environment_of(config: RolloutConfig) -> dict[str, str]:
     """Return the environment variables that a worker's process needs before it imports torch or the engine."""
     engine = engine_of(config)
-    variables: dict[str, str] = engine.environment(config) if hasattr(engine, "environment") else {}
-    return variables
+    return engine.environment(config) if hasattr(engine, "environment") else {}
 
 
 def require_methods(config: RolloutConfig, *, deterministic: bool = False, pool_states: bool = False) -> None:

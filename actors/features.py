@@ -24,9 +24,7 @@ class Projector:
     def __call__(self, mean_KH: Tensor, problem_id: str, admitted_version: int) -> Tensor:
         """Return features_KD, float64. A redrawn projection differs by group. That is sound without a memory, where
         only responses of one group are compared."""
-        if not self._redraw:
-            return mean_KH @ self._fixed_HD
-        return mean_KH @ self._draw(zlib.crc32(f"{problem_id}/{admitted_version}".encode()))
+        return mean_KH @ (self._draw(zlib.crc32(f"{problem_id}/{admitted_version}".encode())) if self._redraw else self._fixed_HD)
 
     def _draw(self, number: int) -> Tensor:
         return sparse_projection(self._hidden_size, self._dim, seed=self._seed + 1_000_003 * number)

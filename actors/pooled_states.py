@@ -61,8 +61,7 @@ class PooledStates:
         count = self._counts.pop(key)
         mean_H = self._sum_SH[slot] / count if count else self._first_SH[slot]
         self._free.append(slot)
-        taken: np.ndarray = mean_H.cpu().numpy().copy()
-        return taken
+        return mean_H.cpu().numpy().copy()
 
     def __len__(self) -> int:
         return len(self._slots)

@@ -23,12 +23,8 @@ from buffers.arrays import list_array, string_array
 from buffers.records import FinishReason, GroupRequest
 from buffers.schema import ROLLOUT_SCHEMA
 
-PROGRESS_SCHEMA: pa.Schema = pa.schema(
-    [
-        ROLLOUT_SCHEMA.field(name)
-        for name in ("group_id", "index", "response_ids", "behavior_logprobs", "version_starts", "version_values", "finish_reason")
-    ]
-)
+_COLUMNS = ("group_id", "index", "response_ids", "behavior_logprobs", "version_starts", "version_values", "finish_reason")
+PROGRESS_SCHEMA: pa.Schema = pa.schema([ROLLOUT_SCHEMA.field(name) for name in _COLUMNS])
 """The tokens of a response so far. The finish reason "aborted" means that it is unfinished."""
 
 NOTHING = PartialSample().finish(FinishReason.ABORTED)
@@ -96,15 +92,13 @@ class News:
 def progress_batch(rows: Sequence[tuple[int, int, Sample]]) -> pa.RecordBatch:
     """Return a batch with PROGRESS_SCHEMA from (group id, index, sample) rows."""
     samples = [sample for _, _, sample in rows]
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array([group_id for group_id, _, _ in rows], pa.int64()),
-            pa.array([index for _, index, _ in rows], pa.int32()),
-            list_array([sample.token_ids for sample in samples], np.int32),
-            list_array([sample.logprobs for sample in samples], np.float32),
-            list_array([sample.version_starts for sample in samples], np.int32),
-            list_array([sample.version_values for sample in samples], np.int64),
-            string_array(sample.finish_reason.value for sample in samples),
-        ],
-        schema=PROGRESS_SCHEMA,
-    )
+    columns = [
+        pa.array([group_id for group_id, _, _ in rows], pa.int64()),
+        pa.array([index for _, index, _ in rows], pa.int32()),
+        list_array([sample.token_ids for sample in samples], np.int32),
+        list_array([sample.logprobs for sample in samples], np.float32),
+        list_array([sample.version_starts for sample in samples], np.int32),
+        list_array([sample.version_values for sample in samples], np.int64),
+        string_array(sample.finish_reason.value for sample in samples),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=PROGRESS_SCHEMA)

@@ -116,13 +116,9 @@ class Replay(Checkpointed):
         for group in stale:
             self._set_aside(group, GroupOutcome.STALE)
         batch = self._buffer.sample(num_groups, version=version)
-        drawn = DrawnBatch(
-            group_ids=() if batch is None else tuple(int(group_id) for group_id in group_ids(batch)),
-            stale_ids=tuple(_id_of(group) for group in stale),
-            held_groups=self._buffer.num_groups,
-            held_bytes=self._buffer.nbytes,
-        )
-        return batch, drawn
+        ids = () if batch is None else tuple(map(int, group_ids(batch)))
+        stale_ids = tuple(map(_id_of, stale))
+        return batch, DrawnBatch(group_ids=ids, stale_ids=stale_ids, held_groups=self._buffer.num_groups, held_bytes=self._buffer.nbytes)
 
     def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> Logged:
         """Write the groups trained on in `step`, and the stale or filtered groups set aside since the step before. The
@@ -133,7 +129,7 @@ class Replay(Checkpointed):
             return Logged()
         written = self._written_aside(step)
         ids = {_id_of(group) for group in written}
-        new = [at_step(group, step) for group in self._aside if _id_of(group) not in ids]
+        new = [with_outcome(group, step, _outcome_of(group)) for group in self._aside if _id_of(group) not in ids]
         self._log.append(step, [trained_rows(batch, step, advantages), *written, *new])
         self._aside = []
         max_bytes = int(self._config.log_max_mib * 2**20)
@@ -193,11 +189,6 @@ class Replay(Checkpointed):
             self._log.truncate(step)
 
 
-def at_step(group: pa.RecordBatch, step: int) -> pa.RecordBatch:
-    """Return the group, which has its outcome, as a group of `step`."""
-    return with_outcome(group, step, GroupOutcome(group.column("outcome")[0].as_py()))
-
-
 def with_rewards(batch: pa.RecordBatch, verdicts: Sequence[Verdict], config: RewardConfig, max_response_tokens: int) -> pa.RecordBatch:
     """Return the group with its verdicts, and with its rewards as `config` shapes them."""
     batch = with_verdicts(batch, verdicts)
@@ -222,6 +213,10 @@ def trained_rows(batch: pa.RecordBatch, step: int, advantages: Sequence[float]) 
 
 def _id_of(group: pa.RecordBatch) -> int:
     return int(group_ids(group)[0])
+
+
+def _outcome_of(group: pa.RecordBatch) -> GroupOutcome:
+    return GroupOutcome(group.column("outcome")[0].as_py())
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -118,8 +118,7 @@ class RolloutWorker:
         self._groups: dict[int, _Group] = {}
         self._version = 0
         self._news = News()
-        self._leaving: asyncio.Future[Any] | None = None
-        """A task that is held so that it is not collected before it ends."""
+        self._leaving: asyncio.Future[Any] | None = None  # held so that it is not collected before it ends
 
     async def start(self) -> str:
         """Start the engine, and return the worker's id once it can serve."""
@@ -163,8 +162,7 @@ class RolloutWorker:
         prompt_ids = self._prompt_ids(request, messages)
         requests = [SampleRequest(key=key, prompt_ids=prompt_ids) for key in request_keys(request)]
         samples = await self._serving().sample_batch(requests, seed=seed)
-        elapsed_s = time.monotonic() - started
-        return self._batch(request, prompt_ids, samples, [elapsed_s] * len(samples), started)
+        return self._batch(request, prompt_ids, samples, None, started)
 
     async def sample_novel_pool(
         self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int, config: NovelSamplingConfig
@@ -174,8 +172,7 @@ class RolloutWorker:
         prompt_ids = self._prompt_ids(request, messages)
         sampler = NovelSampler(self._serving(), config, max_tokens=self._sampling.max_response_tokens)
         samples = await sampler.sample(request_keys(request), prompt_ids, seed=seed)
-        elapsed_s = time.monotonic() - started
-        return self._batch(request, prompt_ids, samples, [elapsed_s] * len(samples), started)
+        return self._batch(request, prompt_ids, samples, None, started)
 
     async def abort(self, group_id: int) -> None:
         """End a group early. Its `generate` returns what was sampled. Unknown groups are ignored: they have ended."""
@@ -220,14 +217,9 @@ class RolloutWorker:
         await asyncio.to_thread(check_weights, weights, shapes=self._shapes, dtype=self._dtype)
         check_s = time.monotonic() - started
         load_s = await engine.load(weights)
-        self._version = weights.version
+        self._version, idle_s = weights.version, engine.take_idle_s()
         return WeightUpdate(
-            worker_id=self._worker_id,
-            version=weights.version,
-            load_s=load_s,
-            idle_s=engine.take_idle_s(),
-            check_s=check_s,
-            nbytes=weights.nbytes,
+            worker_id=self._worker_id, version=self._version, load_s=load_s, idle_s=idle_s, check_s=check_s, nbytes=weights.nbytes
         )
 
     async def close(self) -> None:
@@ -245,10 +237,8 @@ class RolloutWorker:
         )
         limit = self._sampling.max_prompt_tokens
         if len(prompt_ids) > limit:
-            raise DataError(
-                f"the prompt of problem {request.problem.problem_id} has {len(prompt_ids)} tokens, more than "
-                f"sampling.max_prompt_tokens = {limit}"
-            )
+            prompt = f"the prompt of problem {request.problem.problem_id}"
+            raise DataError(f"{prompt} has {len(prompt_ids)} tokens, more than sampling.max_prompt_tokens = {limit}")
         return prompt_ids
 
     def _enter(self, request: GroupRequest, resume: pa.RecordBatch | pa.Table | None) -> _Group:
@@ -258,15 +248,11 @@ class RolloutWorker:
         if resume is not None and self._features is None:
             resumed = resumed_samples(resume, request, max_tokens=self._sampling.max_response_tokens)
         samples = [resumed.get(index, NOTHING) for index in range(request.num_responses)]
-        group = _Group(
-            responses=[
-                _Response(
-                    key=key, sample=sample, num_resumed=len(sample.token_ids), is_running=sample.finish_reason is FinishReason.ABORTED
-                )
-                for key, sample in zip(request_keys(request), samples, strict=True)
-            ]
-        )
-        self._groups[request.group_id] = group
+        responses = [
+            _Response(key, sample, num_resumed=len(sample.token_ids), is_running=sample.finish_reason is FinishReason.ABORTED)
+            for key, sample in zip(request_keys(request), samples, strict=True)
+        ]
+        group = self._groups[request.group_id] = _Group(responses)
         self._news.note()
         return group
 
@@ -310,35 +296,36 @@ class RolloutWorker:
         request: GroupRequest,
         prompt_ids: list[int],
         samples: Sequence[Sample],
-        seconds: Sequence[float],
+        seconds: Sequence[float] | None,
         started: float,
         *,
         resumed_tokens: int = 0,
     ) -> tuple[pa.RecordBatch, GroupUsage]:
+        generate_s = time.monotonic() - started
         usage = GroupUsage(
             worker_id=self._worker_id,
             prompt_tokens=len(prompt_ids),
             response_tokens=sum(len(sample.token_ids) for sample in samples),
-            generate_s=time.monotonic() - started,
+            generate_s=generate_s,
             resumed_tokens=resumed_tokens,
             num_aborted=sum(sample.finish_reason is FinishReason.ABORTED for sample in samples),
             sampled_tokens=self._serving().sampled_tokens,
         )
-        rollouts = [self._rollout(prompt_ids, sample, elapsed_s) for sample, elapsed_s in zip(samples, seconds, strict=True)]
+        rollouts = [
+            Rollout(
+                prompt_ids=tuple(prompt_ids),
+                response_ids=sample.token_ids,
+                behavior_logprobs=sample.logprobs,
+                version_starts=sample.version_starts,
+                version_values=sample.version_values,
+                finish_reason=sample.finish_reason,
+                response_text=self._tokenizer.decode(sample.token_ids, skip_special_tokens=True),
+                generate_s=elapsed_s,
+            )
+            for sample, elapsed_s in zip(samples, seconds or [generate_s] * len(samples), strict=True)
+        ]
         batch = to_record_batch(self._run_id, request, rollouts, worker_id=self._worker_id)
         return (batch if self._features is None else self._with_features(batch, request, samples, self._features)), usage
-
-    def _rollout(self, prompt_ids: list[int], sample: Sample, elapsed_s: float) -> Rollout:
-        return Rollout(
-            prompt_ids=tuple(prompt_ids),
-            response_ids=sample.token_ids,
-            behavior_logprobs=sample.logprobs,
-            version_starts=sample.version_starts,
-            version_values=sample.version_values,
-            finish_reason=sample.finish_reason,
-            response_text=self._tokenizer.decode(sample.token_ids, skip_special_tokens=True),
-            generate_s=elapsed_s,
-        )
 
     def _with_features(
         self, batch: pa.RecordBatch, request: GroupRequest, samples: Sequence[Sample], settings: PooledFeatures

@@ -89,11 +89,7 @@ class TokenCounter:
 
 
 class RunningRequests:
-    """The requests in a StepEngine with their tokens so far. Not thread-safe.
-
-    requests.add(request)
-    while requests.has_unfinished:
-        finished = requests.step()            # [(key, sample), ...]"""
+    """The requests in a StepEngine with their tokens so far. Not thread-safe."""
 
     def __init__(self, engine: StepEngine) -> None:
         self._engine = engine  # started
@@ -199,10 +195,7 @@ class StepLoop:
         await self._call(lambda requests: self._resolve(requests.abort([key for key in keys if key in self._waiting])))
 
     async def partials(self, keys: Sequence[str]) -> Progress:
-        progress: Progress = await self._call(
-            lambda requests: Progress(samples=requests.partials(keys), sampled_tokens=requests.sampled_tokens)
-        )
-        return progress
+        return await self._call(lambda requests: Progress(samples=requests.partials(keys), sampled_tokens=requests.sampled_tokens))
 
     @property
     def sampled_tokens(self) -> int:
@@ -225,8 +218,7 @@ class StepLoop:
                 raise EngineError(f"loading version {weights.version} failed: {error!r}") from error
             return time.monotonic() - started
 
-        load_s: float = await self._call(load)
-        return load_s
+        return await self._call(load)
 
     def take_idle_s(self) -> float:
         idle_s, self._idle_s = self._idle_s, 0.0

@@ -160,7 +160,10 @@ class VerifierPool:
         with self._resizing:
             if num_workers == self.num_workers and not self._closed:
                 return
-            fresh = self._start_others(num_workers)
+            with self._lock:
+                self._raise_if_closed()
+                fresh = Workers(num_workers, self._task_factory)
+                self._others.add(fresh)  # so that `close` knows about them
             try:
                 fresh.wait_until_started(self._config.start_timeout_s)
                 with self._lock:
@@ -237,14 +240,6 @@ class VerifierPool:
     def _raise_if_closed(self) -> None:
         if self._closed:
             raise VerifierPoolError("the verifier pool is closed")
-
-    def _start_others(self, num_workers: int) -> Workers:
-        """Start workers that `close` knows about and that take no responses yet."""
-        with self._lock:
-            self._raise_if_closed()
-            fresh = Workers(num_workers, self._task_factory)
-            self._others.add(fresh)
-            return fresh
 
     def _stop_others(self, workers: Workers) -> None:
         workers.stop()

@@ -69,9 +69,6 @@ def engine_environment(config: RolloutConfig, *, in_process: bool) -> dict[str, 
 def _engine_arguments(setup: EngineSetup) -> dict[str, Any]:
     config, sampling = setup.config, setup.sampling
     on_gpu = config.num_gpus > 0
-    device_arguments = (
-        {"gpu_memory_utilization": config.gpu_memory_fraction} if on_gpu else {"enforce_eager": True, "block_size": config.block_size}
-    )
     return {
         "model": setup.model,
         "dtype": resolve_dtype(config.dtype, on_gpu=on_gpu),
@@ -84,7 +81,7 @@ def _engine_arguments(setup: EngineSetup) -> dict[str, Any]:
         "async_scheduling": False,
         "disable_log_stats": True,
         "worker_extension_cls": "actors.vllm_worker.EngineWorker",
-        **device_arguments,
+        **({"gpu_memory_utilization": config.gpu_memory_fraction} if on_gpu else {"enforce_eager": True, "block_size": config.block_size}),
         **({} if config.weight_transfer == "object_store" else {"weight_transfer_config": {"backend": config.weight_transfer}}),
     }
 

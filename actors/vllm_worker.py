@@ -112,21 +112,15 @@ def _read(
         parts = [shapes[f"{parent}.{part}.{parameter}"][0] for part in packed[fused]]
         position = list(packed[fused]).index(leaf)
         rows = slice(sum(parts[:position]), sum(parts[: position + 1]))
-    values: Tensor = getattr(module, parameter) if columns is None else _columns_of(module, columns)
-    return values[rows]
+    return (getattr(module, parameter) if columns is None else _columns_of(module, columns))[rows]
 
 
 def _columns_of(module: Any, columns: Tensor) -> Tensor:
     """Return columns of the module's matrix. Where the matrix is packed, its kernel is applied to one-hot inputs: the
     result is exactly a column, because 0·v + 1·w = w."""
-    is_lookup = "Embedding" in type(module).__name__
-    if is_lookup or not hasattr(module, "cpu_linear"):
+    if "Embedding" in type(module).__name__ or not hasattr(module, "cpu_linear"):  # a lookup, or not packed
         return module.weight[:, columns.to(module.weight.device)]
-    inputs = torch.zeros(len(columns), _width(module), dtype=module.weight.dtype)
+    width = module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim
+    inputs = torch.zeros(len(columns), width, dtype=module.weight.dtype)
     inputs[torch.arange(len(columns)), columns] = 1
-    output: Tensor = module.cpu_linear(inputs, module.weight, None)
-    return output.T
-
-
-def _width(module: Any) -> int:
-    return int(module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim)
+    return module.cpu_linear(inputs, module.weight, None).T
