@@ -42,9 +42,7 @@ class BonusScorer(Checkpointed):
         """`seed` is the run's, and so that of the projection: a state made with another one is refused. Raises
         ExtensionError where the bonus of the configuration cannot be used."""
         torch.set_num_threads(1)
-        self._config = bonus
-        self._group_size = group_size
-        self._seed = seed
+        self._config, self._group_size, self._seed = bonus, group_size, seed
         self._bonus = bonus_of(bonus)
         self._state = self._bonus.init_state()
         self._steps = 0
@@ -53,11 +51,10 @@ class BonusScorer(Checkpointed):
         """Absorb `batch`, one step's groups about to be trained on by policy `version`. Returns the batch with its
         bonuses, and the step's metrics. Raises ExtensionError for scores that do not fit."""
         rows, scores = self._absorb(batch, version)
-        with_bonus = with_scores(batch, scores.bonus_GK.flatten().numpy())
         detail = {name: values_GK.flatten().numpy() for name, values_GK in scores.detail.items()}
         mean = {"mean": float(scores.bonus_GK[rows.valid_GK].mean())} if rows.valid_GK.any() else {}
         metrics = {f"bonus/{name}": value for name, value in {**mean, **scores.metrics}.items()}
-        return with_bonus_detail(with_bonus, detail), metrics
+        return with_bonus_detail(with_scores(batch, scores.bonus_GK.flatten().numpy()), detail), metrics
 
     def ready(self) -> int:
         return self._steps

@@ -37,10 +37,8 @@ from learners.sharding import full_tensors
 from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, TensorSpec, fingerprint
 
-AUTHENTICATION_TIMEOUT_S = 20
-"""A client that stays silent for this long while it must prove itself is disconnected."""
-ACCEPT_RETRY_S = 0.1
-"""Pause after an error of the listening socket, for example too many open files."""
+AUTHENTICATION_TIMEOUT_S = 20  # a client that stays silent for this long while it must prove itself is disconnected
+ACCEPT_RETRY_S = 0.1  # pause after an error of the listening socket, for example too many open files
 ENGINE_CALLS = frozenset(("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"))
 """The engine methods that the learner's side may call."""
 
@@ -64,13 +62,10 @@ class DevicePublisher:
     def __init__(
         self, transfer: WeightTransfer, make_trainer: Callable[[Any, Any], Trainer], *, host: str, kept_versions: int, kept_every: int = 0
     ) -> None:
-        """`make_trainer(client, source)` opens the way to the worker behind `client`. Workers reach this process at
-        `host`. The newest `kept_versions` versions are kept, and the newest multiple of `kept_every` (0: none), because
-        an evaluation may ask for it late."""
-        self._transfer = transfer
-        self._make_trainer = make_trainer
-        self._kept_versions = kept_versions
-        self._kept_every = kept_every
+        """`make_trainer(client, source)` opens the way to the worker of `client`. Workers reach this process at `host`.
+        The last `kept_versions` versions are kept, and the last multiple of `kept_every`, if not 0, for evaluations."""
+        self._transfer, self._make_trainer = transfer, make_trainer
+        self._kept_versions, self._kept_every = kept_versions, kept_every
         self._copies: dict[int, dict[str, Tensor]] = {}
         self._key = secrets.token_bytes(32)
         self._listener = Listener((host, 0))
@@ -80,10 +75,8 @@ class DevicePublisher:
 
     def require_usable(self, device: torch.device) -> None:
         if device.type != "cuda":
-            raise TransferUnavailable(
-                f'rollout.weight_transfer = "{self._transfer}" sends weights from the learner\'s GPU, and the learner is on the '
-                f'{device.type}: set it to "object_store"'
-            )
+            fault = f"sends weights from the learner's GPU, and the learner is on the {device.type}"
+            raise TransferUnavailable(f'rollout.weight_transfer = "{self._transfer}" {fault}: set it to "object_store"')
 
     def publish(self, policy: Policy) -> DeviceWeights:
         named, tied_to = policy.named_weights()
@@ -118,7 +111,6 @@ class DevicePublisher:
                 threading.Thread(target=self._serve, args=(connection,), name="weights", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
-        """Serve one worker until it disconnects or a transfer fails."""
         source = _Source()
         trainer: Trainer | None = None
         try:
@@ -233,8 +225,7 @@ class DeviceReceiver:
         return self._connection.recv()
 
     async def take(self) -> None:
-        """Take what was asked for into the engine, which must not step meanwhile. After an error the engine's weights
-        belong to no version."""
+        """Take what was asked for into the engine, which must not step. After an error its weights have no version."""
         assert self._connection is not None
         while isinstance(self._next, _Call):
             call = self._next

@@ -37,8 +37,7 @@ class _Job:
 
 
 class HiddenStateEncoder:
-    """A frozen copy of the initial policy. With the configuration of a bonus its features are projected; without one
-    they are the states themselves."""
+    """A frozen copy of the initial policy. A bonus configuration projects its features; else they are the states."""
 
     def __init__(
         self,
@@ -150,9 +149,8 @@ class HiddenStateEncoder:
 
 def keep_layers(model: Any, layer: int) -> None:
     """Cut `model` in place, so that its decoder ends with the states of `layer`. With L layers, −1 or L means after the
-    last layer and the final norm. 1 to L − 1 (or −2 for L − 1, and so on) means after that layer, without the norm. 0
-    means the embeddings. Later layers are dropped, so a lower layer costs less. Raises ValueError for any other
-    layer."""
+    last layer and the final norm. 1 to L − 1 (or −2 for L − 1, and so on) means after that layer, without the norm; 0
+    means the embeddings. Later layers are dropped, so a lower one costs less. Raises ValueError for any other layer."""
     decoder = model.get_decoder()
     num_layers = len(decoder.layers)
     position = layer if layer >= 0 else num_layers + 1 + layer

@@ -39,13 +39,11 @@ class WeightMismatch(EngineError):
 class EngineSetup:
     """What an engine is started with."""
 
-    model: str
-    """Directory of a model in Hugging Face's layout. Its weights are policy version 0."""
+    model: str  # Directory of a model in Hugging Face's layout. Its weights are policy version 0.
     config: RolloutConfig
     sampling: SamplingConfig
     seed: int
-    pool_states: bool = False
-    """Whether every sample must carry the mean of its hidden states."""
+    pool_states: bool = False  # whether every sample must carry the mean of its hidden states
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +66,7 @@ class SampleRequest:
 
     key: str
     prompt_ids: Sequence[int]
-    max_tokens: int | None = None
-    """Limit on the response's tokens, those in `sampled` included. None: `sampling.max_response_tokens`."""
+    max_tokens: int | None = None  # Limit on the response's tokens, those in `sampled` included. None: `sampling.max_response_tokens`.
     sampled: Sample | None = None
 
     @property
@@ -88,8 +85,7 @@ class NewTokens:
 
     key: str
     token_ids: Sequence[int]
-    logprobs: Sequence[float]
-    """Under the distribution that was sampled from, temperature included."""
+    logprobs: Sequence[float]  # under the distribution that was sampled from, temperature included
     finish_reason: FinishReason | None = None
     """STOP after an end-of-turn token, LENGTH at the limit; None while the response is unfinished."""
 
@@ -145,9 +141,8 @@ class PartialSample:
 
 @runtime_checkable
 class StepEngine(Protocol):
-    """An engine that samples in steps. One thread calls all of its methods but the constructor. An exception in `step`
-    or `load` ends the engine: its requests fail, and the worker is replaced. An exception in `add` fails that request
-    only."""
+    """An engine that samples in steps. One thread calls all methods but the constructor. An exception in `step` or
+    `load` ends the engine: its requests fail, and the worker is replaced. One in `add` fails that request only."""
 
     def start(self, setup: EngineSetup) -> None:
         """Load the model. Called once, before all other methods."""
@@ -186,8 +181,7 @@ class AsyncEngine(Protocol):
         """Sample one response (see `SampleRequest`). Raises RuntimeError for a key that is in use."""
 
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
-        """Sample all `requests`, alone in the engine and begun together after a reset (see `StepEngine.reset`). Raises
-        RuntimeError while other requests run."""
+        """Sample `requests` alone, begun together after a `StepEngine.reset`. Raises RuntimeError while others run."""
 
     async def abort(self, keys: Sequence[str]) -> None:
         """End requests early. Their `sample` calls return the tokens so far."""
@@ -201,8 +195,7 @@ class AsyncEngine(Protocol):
         """Tokens sampled since the start, as of the last step. Never waits."""
 
     async def wait_for_tokens(self, total: float) -> None:
-        """Return once `total` tokens have been sampled since the start; with math.inf, never. Raises EngineError once
-        the engine has failed."""
+        """Return once `total` tokens are sampled (math.inf: never). Raises EngineError once the engine has failed."""
 
     async def load(self, weights: Weights) -> float:
         """Take new weights between two steps, keep all requests, and prove the weights. Returns the seconds during
@@ -223,10 +216,9 @@ class StartableAsyncEngine(AsyncEngine, Protocol):
 
 
 def require_held(snapshot: WeightSnapshot, held: Mapping[str, Tensor]) -> None:
-    """Raise WeightMismatch unless `held` are the published tensors, bit for bit. `held` are the tensors that the engine
-    computes with, by their names in the snapshot. If the snapshot's fingerprint names the output head
-    (`learners.weights.HEAD`), so must `held`, even if the head is tied to the embedding: an engine may hold it
-    twice."""
+    """Raise WeightMismatch unless `held` are the published tensors, bit for bit. `held` are those that the engine
+    computes with, by their names in the snapshot. If its fingerprint names the output head (`learners.weights.HEAD`),
+    so must `held`, even if the head is tied to the embedding: an engine may hold it twice."""
     require_match(snapshot, fingerprint(held, version=snapshot.version))
 
 

@@ -69,8 +69,7 @@ class Learner(PolicyLearner, Checkpointed):
 
     def train_log(self, directory: str, up_to_step: int) -> int:
         """Train again, in order, on the logged steps after this learner's version, and return the version reached.
-        Raises FileNotFoundError if a step is missing from the log, because the policy would then differ from the
-        run's."""
+        Raises FileNotFoundError for a step that was not logged: the policy would then differ from the run's."""
         log = RolloutLog(fs.LocalFileSystem(), directory)
         for step in range(self.version + 1, up_to_step + 1):
             self.step(log.batch(step, GroupOutcome.TRAINED), step - 1)

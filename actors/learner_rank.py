@@ -25,11 +25,8 @@ class LearnerRank:
 
     def __init__(self, rank: int, model_path: str, config: LearnerConfig, *, device: str, **options: Any) -> None:
         """`options` are the other arguments of `Learner`."""
-        self._rank = rank
-        self._model_path = model_path
-        self._config = config
-        self._device = device
-        self._options = options
+        self._rank, self._model_path, self._config = rank, model_path, config
+        self._device, self._options = device, options
         self._rendezvous: Rendezvous | None = None
         self._learner: Learner | None = None
 
@@ -42,8 +39,7 @@ class LearnerRank:
         return self._rendezvous.address
 
     def join(self, address: str) -> None:
-        """Meet the other ranks and load this rank's part of the model. Raises RankLost if one of them does not join
-        within `join_timeout_s`."""
+        """Meet the other ranks and load this rank's part. Raises RankLost if one is not there in `join_timeout_s`."""
         from learners.fsdp import Rendezvous, ShardedRanks
 
         config = self._config

@@ -31,9 +31,8 @@ NOTHING = PartialSample().finish(FinishReason.ABORTED)
 
 
 def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *, max_tokens: int) -> dict[int, Sample]:
-    """Return the request's responses, by index, from rows with the columns of PROGRESS_SCHEMA. An unfinished response
-    of `max_tokens` tokens counts as finished by its length. Raises ValueError for an index that the group does not
-    have, or that appears twice."""
+    """Return the request's responses, by index, from rows with the columns of PROGRESS_SCHEMA. Unfinished ones of
+    `max_tokens` tokens end by their length. Raises ValueError for an index that is unknown or appears twice."""
     found: dict[int, Sample] = {}
     own = resume.filter(pc.equal(resume["group_id"], request.group_id)).select(PROGRESS_SCHEMA.names)
     for row in own.to_pylist():
@@ -57,8 +56,7 @@ class News:
     def __init__(self) -> None:
         self._num = 0
         self._has_some = asyncio.Event()
-        self._told = (0, 0)
-        """The sampled tokens and the number of the newest event, as of the last report."""
+        self._told = (0, 0)  # the sampled tokens and the number of the newest event, as of the last report
 
     def note(self) -> None:
         self._num += 1

@@ -23,8 +23,7 @@ from learners.weights import HEAD, WeightSnapshot
 
 @dataclass(slots=True)
 class _Running:
-    token_ids: list[int]
-    """The prompt, and the response so far."""
+    token_ids: list[int]  # the prompt, and the response so far
     num_prompt: int
     num_left: int
 

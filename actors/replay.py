@@ -75,10 +75,8 @@ class Replay(Checkpointed):
         max_response_tokens: int = 0,
     ) -> None:
         """`rewards` measures length against `max_response_tokens`."""
-        self._config = config
-        self._rewards = rewards
-        self._max_response_tokens = max_response_tokens
-        self._prompts_per_step = prompts_per_step
+        self._config, self._rewards = config, rewards
+        self._max_response_tokens, self._prompts_per_step = max_response_tokens, prompts_per_step
         self._buffer = ReplayBuffer(group_size=group_size, max_policy_lag=max_policy_lag, config=config)
         self._log = RolloutLog(fs.LocalFileSystem(), log_directory) if config.log_rollouts else None
         self._aside: list[pa.RecordBatch] = []  # stale or filtered groups, with that outcome; not yet in the log
@@ -87,9 +85,8 @@ class Replay(Checkpointed):
 
     def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int, filterable: bool = False) -> InsertResult:
         """Offer one group with its verdicts. FULL means that nothing changed: offer it again. A STALE group goes to the
-        log as such. A `filterable` group is FILTERED, and goes to the log too, if its scored rewards are all equal
-        before they are shaped. Raises ValueError when replay is full with fewer groups than a step needs: it would
-        never empty."""
+        log as such. A `filterable` group is FILTERED, and logged too, if its scored rewards are all equal before
+        shaping. Raises ValueError when replay is full with fewer groups than a step needs: it would never empty."""
         batch = with_rewards(batch, verdicts, self._rewards, self._max_response_tokens)
         if filterable and len({verdict.reward for verdict in verdicts if verdict.reward is not None}) <= 1:
             self._set_aside(batch, GroupOutcome.FILTERED)
@@ -98,10 +95,8 @@ class Replay(Checkpointed):
         if result is InsertResult.STALE:
             self._set_aside(batch, GroupOutcome.STALE)
         if result is InsertResult.FULL and self._buffer.num_groups < self._prompts_per_step:
-            raise ValueError(
-                f"replay is full with {self._buffer.num_groups} groups and a step needs prompts_per_step = {self._prompts_per_step}: "
-                f"raise replay.max_bytes = {self._config.max_bytes}"
-            )
+            fault = f"replay is full with {self._buffer.num_groups} groups and a step needs prompts_per_step = {self._prompts_per_step}"
+            raise ValueError(f"{fault}: raise replay.max_bytes = {self._config.max_bytes}")
         return result
 
     def _set_aside(self, group: pa.RecordBatch, outcome: GroupOutcome) -> None:
@@ -129,7 +124,9 @@ class Replay(Checkpointed):
             return Logged()
         written = self._written_aside(step)
         ids = {_id_of(group) for group in written}
-        new = [with_outcome(group, step, _outcome_of(group)) for group in self._aside if _id_of(group) not in ids]
+        new = [
+            with_outcome(group, step, GroupOutcome(group.column("outcome")[0].as_py())) for group in self._aside if _id_of(group) not in ids
+        ]
         self._log.append(step, [trained_rows(batch, step, advantages), *written, *new])
         self._aside = []
         max_bytes = int(self._config.log_max_mib * 2**20)
@@ -205,18 +202,13 @@ def with_rewards(batch: pa.RecordBatch, verdicts: Sequence[Verdict], config: Rew
 
 
 def trained_rows(batch: pa.RecordBatch, step: int, advantages: Sequence[float]) -> pa.RecordBatch:
-    """Return `batch` as the rollout log keeps it. It has its bonuses (0 without a bonus), one advantage a row, and the
-    mark that `step` trained on it."""
+    """Return `batch` as the log keeps it: its bonuses (or 0), one advantage a row, and `step`, which trained on it."""
     bonus = batch.column("bonus").fill_null(0.0).to_numpy()
     return with_outcome(with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
 
 
 def _id_of(group: pa.RecordBatch) -> int:
     return int(group_ids(group)[0])
-
-
-def _outcome_of(group: pa.RecordBatch) -> GroupOutcome:
-    return GroupOutcome(group.column("outcome")[0].as_py())
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

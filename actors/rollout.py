@@ -37,6 +37,9 @@ from buffers.schema import to_record_batch, with_features
 from learners.forward import causal_lm_shapes
 from learners.precision import resolve_dtype
 
+Messages = Sequence[dict[str, str]]
+Generated = tuple[pa.RecordBatch, GroupUsage]
+
 REFRESH_SHARE, REFRESH_MAX_S = 0.25, 1.0
 """The part of a `watch` without news that is left for asking the engine, which answers after its step."""
 
@@ -46,9 +49,8 @@ class DataError(ValueError):
 
 
 def request_keys(request: GroupRequest) -> list[str]:
-    """Return the engine's keys of a group's responses. The part behind the colon seeds a deterministic engine. That
-    part names the problem, the version it was admitted under and the attempt, but not the group. So a group that is
-    sampled again after a resume is the same group."""
+    """Return the engine's keys of a group's responses. The part behind the colon seeds a deterministic engine. It names
+    the problem, the version at admission and the attempt, not the group, so that a resume samples the same."""
     seed = f"{request.problem.problem_id}/{request.admitted_version}/{request.attempt}"
     return [f"{request.group_id}:{seed}/{index}" for index in range(request.num_responses)]
 
@@ -60,8 +62,7 @@ def group_seed(key: str) -> str:
 
 @dataclass(slots=True)
 class _Response:
-    """One response of a group. Until it has ended, `sample` holds the tokens that it came with, or that it had when the
-    engine was last asked."""
+    """One response of a group. Until it ends, `sample` holds the tokens that it came with or had at the last look."""
 
     key: str
     sample: Sample
@@ -79,8 +80,7 @@ class _Group:
 class PooledFeatures:
     """How a worker makes features from the mean hidden state of each response (`actors.pooled_states`)."""
 
-    bonus: BonusConfig | None = None
-    """Settings of the projection. None: features are the mean states themselves."""
+    bonus: BonusConfig | None = None  # Settings of the projection. None: features are the mean states themselves.
     projection_seed: int = 0
 
 
@@ -104,12 +104,10 @@ class RolloutWorker:
         worker it is sampled, and the caller of `generate` awaits one group before the next."""
         from transformers import AutoTokenizer
 
-        self._worker_id = worker_id
-        self._run_id = run_id
+        self._worker_id, self._run_id = worker_id, run_id
         self._setup = EngineSetup(model=model, config=config, sampling=sampling, seed=seed, pool_states=features is not None)
         self._sampling = sampling
-        self._features = features
-        self._isolated = isolated
+        self._features, self._isolated = features, isolated
         self._projector: Projector | None = None
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self._engine: AsyncEngine | None = None
@@ -126,16 +124,13 @@ class RolloutWorker:
         self._shapes = await asyncio.to_thread(causal_lm_shapes, self._setup.model)
         return self._worker_id
 
-    async def generate(
-        self, request: GroupRequest, messages: Sequence[dict[str, str]], resume: pa.RecordBatch | pa.Table | None = None
-    ) -> tuple[pa.RecordBatch, GroupUsage]:
+    async def generate(self, request: GroupRequest, messages: Messages, resume: pa.RecordBatch | pa.Table | None = None) -> Generated:
         """Sample the group. Aborted responses return with their tokens so far. Seconds are those in this worker.
         `resume` has rows with the columns of PROGRESS_SCHEMA, of this and any other group: a progress batch, or the
-        batch of an aborted group. Responses that have ended are kept, "aborted" ones continue after their tokens, and
-        those without a row begin. With `features` it is ignored, because the hidden states of the old tokens are
-        unknown. If this raises or is cancelled, none of its requests stays in the engine. Raises DataError if the
-        prompt is longer than `max_prompt_tokens`, EngineError if the engine has failed, and RuntimeError if the group
-        is in the worker already."""
+        batch of an aborted group. Responses that have ended are kept, "aborted" ones continue, and those without a row
+        begin. With `features` it is ignored, because the hidden states of the old tokens are unknown. If this raises or
+        is cancelled, none of its requests stays in the engine. Raises DataError for a prompt longer than
+        `max_prompt_tokens`, EngineError if the engine has failed, and RuntimeError if the group is here already."""
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
         group = self._enter(request, resume)
@@ -155,7 +150,7 @@ class RolloutWorker:
         resumed_tokens = sum(response.num_resumed for response in group.responses)
         return self._batch(request, prompt_ids, samples, seconds, started, resumed_tokens=resumed_tokens)
 
-    async def sample_pool(self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int) -> tuple[pa.RecordBatch, GroupUsage]:
+    async def sample_pool(self, request: GroupRequest, messages: Messages, seed: int) -> Generated:
         """Sample the group alone in the engine and from `seed`, so that it does not depend on what was sampled before.
         Raises what `generate` raises, and RuntimeError while the engine has other requests."""
         started = time.monotonic()
@@ -164,9 +159,7 @@ class RolloutWorker:
         samples = await self._serving().sample_batch(requests, seed=seed)
         return self._batch(request, prompt_ids, samples, None, started)
 
-    async def sample_novel_pool(
-        self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int, config: NovelSamplingConfig
-    ) -> tuple[pa.RecordBatch, GroupUsage]:
+    async def sample_novel_pool(self, request: GroupRequest, messages: Messages, seed: int, config: NovelSamplingConfig) -> Generated:
         """Do as `sample_pool`, steered towards novelty chunk by chunk (`actors.novel_sampling`). Needs `features`."""
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
@@ -185,9 +178,9 @@ class RolloutWorker:
         """Report all tokens of the groups in the worker once there is news, or shortly before `timeout_s` is over. News
         are `config.progress_tokens` more tokens for each running response on average, a response that ended, or a group
         that came or left, since the call that returned `sampled_tokens == cursor` (0 for the first call). The batch has
-        PROGRESS_SCHEMA and a row for every response with a token. If the engine does not answer in time, because it is
-        in a step, the rows are as they were, and the next call asks again; `sampled_tokens` is as of the engine's last
-        step. Raises EngineError once the engine has failed."""
+        PROGRESS_SCHEMA and a row for every response with a token. If the engine is in a step and does not answer in
+        time, the rows are as they were, and the next call asks again; `sampled_tokens` is as of the engine's last step.
+        Raises EngineError once the engine has failed."""
         engine = self._serving()
         deadline = asyncio.get_running_loop().time() + timeout_s
         num_running = sum(response.is_running for group in self._groups.values() for response in group.responses)
@@ -231,10 +224,9 @@ class RolloutWorker:
             raise RuntimeError(f"{self._worker_id} has not been started")
         return self._engine
 
-    def _prompt_ids(self, request: GroupRequest, messages: Sequence[dict[str, str]]) -> list[int]:
-        prompt_ids: list[int] = self._tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+    def _prompt_ids(self, request: GroupRequest, messages: Messages) -> list[int]:
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        prompt_ids: list[int] = self._tokenizer.apply_chat_template(list(messages), **options)
         limit = self._sampling.max_prompt_tokens
         if len(prompt_ids) > limit:
             prompt = f"the prompt of problem {request.problem.problem_id}"
@@ -268,9 +260,8 @@ class RolloutWorker:
         return time.monotonic() - started
 
     async def _respond_alone(self, request: GroupRequest, group: _Group, prompt_ids: list[int]) -> list[float]:
-        """Sample all responses of the group, alone in the engine, and return the seconds of each. The seed contains the
-        request's place, which is the same after a resume. It distinguishes groups of one problem and version, which
-        occur if there are few problems."""
+        """Sample all responses of the group, alone in the engine, and return the seconds of each. The seed has the
+        request's place, which a resume keeps; it tells groups of one problem and version apart (with few problems)."""
         started = time.monotonic()
         requests = [SampleRequest(key=response.key, prompt_ids=prompt_ids) for response in group.responses]
         seed = zlib.crc32(f"{self._setup.seed}/{group_seed(requests[0].key)}/{request.place}".encode())
@@ -281,9 +272,8 @@ class RolloutWorker:
         return [time.monotonic() - started] * len(samples)
 
     async def _refresh(self) -> int:
-        """Ask the engine for the tokens of the running responses. Return how many tokens it had sampled by then. A
-        response that had ended by then has been completed before, because the engine's answers reach this event loop in
-        order."""
+        """Ask the engine for the running responses' tokens, and return how many it had sampled by then. Those that had
+        ended by then are complete, because the engine's answers reach this event loop in order."""
         running = {response.key: response for group in self._groups.values() for response in group.responses if response.is_running}
         progress = await self._serving().partials(list(running))
         for key, sample in progress.samples.items():
@@ -300,7 +290,7 @@ class RolloutWorker:
         started: float,
         *,
         resumed_tokens: int = 0,
-    ) -> tuple[pa.RecordBatch, GroupUsage]:
+    ) -> Generated:
         generate_s = time.monotonic() - started
         usage = GroupUsage(
             worker_id=self._worker_id,
@@ -325,15 +315,14 @@ class RolloutWorker:
             for sample, elapsed_s in zip(samples, seconds or [generate_s] * len(samples), strict=True)
         ]
         batch = to_record_batch(self._run_id, request, rollouts, worker_id=self._worker_id)
-        return (batch if self._features is None else self._with_features(batch, request, samples, self._features)), usage
+        return self._with_features(batch, request, samples), usage
 
-    def _with_features(
-        self, batch: pa.RecordBatch, request: GroupRequest, samples: Sequence[Sample], settings: PooledFeatures
-    ) -> pa.RecordBatch:
-        """Add the features. A response that was aborted before its first token has none (null)."""
+    def _with_features(self, batch: pa.RecordBatch, request: GroupRequest, samples: Sequence[Sample]) -> pa.RecordBatch:
+        """Add the features, if any. A response that was aborted before its first token has none (null)."""
+        settings = self._features
         means = [sample.state_mean for sample in samples]
         valid = np.array([mean is not None for mean in means])
-        if not valid.any():
+        if settings is None or not valid.any():
             return batch
         hidden_size = next(len(mean) for mean in means if mean is not None)
         mean_KH = np.stack([np.zeros(hidden_size, dtype=np.float32) if mean is None else mean for mean in means])

@@ -28,6 +28,7 @@ from learners.weights import WeightSnapshot
 
 QUEUE_CAP = 4096
 CLOSE_TIMEOUT_S = 10.0
+Command = Callable[["RunningRequests"], Any]
 
 
 async def start_engine(setup: EngineSetup) -> AsyncEngine:
@@ -95,8 +96,7 @@ class RunningRequests:
         self._engine = engine  # started
         self._partials: dict[str, PartialSample] = {}
         self.version = 0
-        self.sampled_tokens = 0
-        """Tokens sampled here; those that a request came with do not count."""
+        self.sampled_tokens = 0  # tokens sampled here; those that a request came with do not count
 
     @property
     def has_unfinished(self) -> bool:
@@ -138,16 +138,13 @@ class RunningRequests:
         return [(key, self._partials.pop(key).finish(reason, states.get(key))) for key, reason in ended.items()]
 
 
-Command = Callable[[RunningRequests], Any]
-
-
 class StepLoop:
     """Makes a StepEngine an AsyncEngine: one thread runs the queued commands, then steps the engine, until closed. If
     the engine raises, every waiting request and every later call fails with the same cause."""
 
     def __init__(self, build: Callable[[], StepEngine]) -> None:
-        """`build` returns a started engine. It runs in the new thread, because engines bind to the thread that starts
-        them. What it raises is raised here."""
+        """`build` runs in the new thread, to which engines bind, and returns a started engine. Its error is raised
+        here."""
         self._commands: queue.Queue[tuple[Command, Future[Any]] | None] = queue.Queue(maxsize=QUEUE_CAP)
         self._waiting: dict[str, Future[Sample]] = {}
         self._sampled = TokenCounter()
@@ -263,11 +260,10 @@ class StepLoop:
                 item = self._commands.get(timeout=1.0 if wait else 0)
             except queue.Empty:
                 if wait:
-                    self._idle_s += time.monotonic() - since
                     continue
                 return True
-            if wait:
-                self._idle_s += time.monotonic() - since
+            finally:
+                self._idle_s += time.monotonic() - since if wait else 0.0
             if item is None:
                 self._fail(EngineError("the engine was closed"))
                 return False

@@ -21,7 +21,6 @@ from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
@@ -126,15 +125,16 @@ class VerifierPool:
         jobs = [_Job(response[-self._config.max_response_chars :]) for response in responses]
         num_rounds = 0
         while num_rounds < _MAX_ROUNDS and (open_jobs := [job for job in jobs if job.verdict is None]):
-            workers = self._live_workers()
+            if not (workers := self._workers).are_live():
+                self._replace(workers)
+                workers = self._workers
             self._run_round(workers, problem, open_jobs)
             num_rounds += not workers.has_successor  # a resize is not a failure
         verdicts = [job.verdict for job in jobs if job.verdict is not None]
         if len(verdicts) < len(jobs):
-            raise VerifierPoolError(
-                f"the verifier pool broke {_MAX_ROUNDS} times with {len(jobs) - len(verdicts)} of {len(jobs)} responses to "
-                f"'{problem.problem_id}' open: its workers die before they take a response; their standard error says why"
-            )
+            lost = f"{len(jobs) - len(verdicts)} of {len(jobs)} responses to '{problem.problem_id}'"
+            reason = "its workers die before they take a response; their standard error says why"
+            raise VerifierPoolError(f"the verifier pool broke {_MAX_ROUNDS} times with {lost} open: {reason}")
         with self._lock:
             self._counts.update(verdict.status for verdict in verdicts)
         return verdicts
@@ -150,11 +150,10 @@ class VerifierPool:
 
     def resize(self, num_workers: int) -> None:
         """Use `num_workers` processes from now on. Calls of `verify` continue meanwhile. Returns once a new process has
-        answered, the new ones have all responses that were not begun, and the old processes are gone. The old ones get
-        deadline_s, and the time it takes to kill them, to end what they had begun; what they do not end is verified
-        again. Until then both sets of processes exist. Raises ValueError for less than one worker, ResizeError if the
-        new workers do not start within start_timeout_s, and VerifierPoolError if the pool is closed. The pool is then
-        as before."""
+        answered, the new ones have all responses that were not begun, and the old ones are gone. These get deadline_s,
+        and the time it takes to kill them, to end what they had begun; the rest is verified again. Until then both
+        exist. Raises ValueError for less than one worker, ResizeError if the new workers do not start within
+        start_timeout_s, and VerifierPoolError if the pool is closed. The pool is then as before."""
         if num_workers < 1:
             raise ValueError(f"a verifier pool needs at least one worker, not {num_workers}")
         with self._resizing:
@@ -193,7 +192,7 @@ class VerifierPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _run_round(self, workers: Workers, problem: Problem, jobs: list[_Job]) -> None:
@@ -205,28 +204,19 @@ class VerifierPool:
             job.settle(future, self._deadline_s)
 
     def _wait(self, workers: Workers, futures: list[Future[Verdict]], problem: Problem) -> None:
-        """Wait until all futures that `workers` will end are done, or `workers` are broken. Raises VerifierPoolError if
-        the whole pool makes no progress."""
+        """Wait until what `workers` will end is done, or they break. Raises VerifierPoolError without progress."""
         started = time.monotonic()
         window_s = self._deadline_s + self._config.start_timeout_s
         while (pending := workers.will_end(wait(futures, timeout=TICK_S).not_done)) and workers.are_live():
             is_stuck = time.monotonic() - max(started, self._last_progress) > window_s
             if is_stuck and not workers.has_successor:  # `resize` has a deadline for those that have one
                 self._replace(workers)
-                raise VerifierPoolError(
-                    f"no verifier finished anything for {window_s:.1f} s (a deadline of {self._deadline_s:g} s + start_timeout_s "
-                    f"{self._config.start_timeout_s}) while waiting for {len(pending)} of {len(futures)} responses to "
-                    f"'{problem.problem_id}' on {workers.num_workers} workers; the workers were replaced"
-                )
+                window = f"{window_s:.1f} s (a deadline of {self._deadline_s:g} s + start_timeout_s {self._config.start_timeout_s})"
+                open_ = f"{len(pending)} of {len(futures)} responses to '{problem.problem_id}' on {workers.num_workers} workers"
+                raise VerifierPoolError(f"no verifier finished anything for {window} while waiting for {open_}; the workers were replaced")
 
     def _note_progress(self, _: Future[Verdict]) -> None:
         self._last_progress = time.monotonic()
-
-    def _live_workers(self) -> Workers:
-        workers = self._workers
-        if not workers.are_live():
-            self._replace(workers)
-        return self._workers
 
     def _replace(self, broken: Workers) -> None:
         """Replace the workers `broken`, unless another thread has done so."""

@@ -37,15 +37,14 @@ from learners.precision import resolve_dtype
 from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, WeightSnapshot
 
-QUIET_LOGGERS = ("vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
+QUIET_LOGGERS = ("vllm", "vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
 
 SHARED_MEMORY = Path("/dev/shm")
 WEIGHTS_PREFIX = "repexp-weights-"
 """Prefix of directories in shared memory; the id of the process whose engine is being loaded follows."""
 
 POOLING_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
-"""`actors.vllm_worker` reads from the state of model runner V1, the only one on CPU, which rows of the logits are
-sampled."""
+"""`actors.vllm_worker` reads which rows of the logits are sampled from model runner V1, the only one on CPU."""
 
 
 def engine_environment(config: RolloutConfig, *, in_process: bool) -> dict[str, str]:
@@ -323,11 +322,9 @@ class AsyncVllmEngine:
         return time.monotonic() - started
 
     def take_idle_s(self) -> float:
-        now = time.monotonic()
+        self._note_busy()
         idle_s, self._idle_s = self._idle_s, 0.0
-        if self._idle_since is not None:
-            idle_s += now - self._idle_since
-            self._idle_since = now
+        self._note_idle()
         return idle_s
 
     def close(self) -> None:
@@ -362,4 +359,3 @@ def _quieten() -> None:
     """Silence warnings about tied heads and rotary tables, which vLLM prints on every reload; both are expected."""
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("vllm").setLevel(logging.ERROR)

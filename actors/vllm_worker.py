@@ -116,8 +116,7 @@ def _read(
 
 
 def _columns_of(module: Any, columns: Tensor) -> Tensor:
-    """Return columns of the module's matrix. Where the matrix is packed, its kernel is applied to one-hot inputs: the
-    result is exactly a column, because 0·v + 1·w = w."""
+    """Return columns of the module's matrix. A packed matrix takes one-hot inputs: exact, as 0·v + 1·w = w."""
     if "Embedding" in type(module).__name__ or not hasattr(module, "cpu_linear"):  # a lookup, or not packed
         return module.weight[:, columns.to(module.weight.device)]
     width = module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim

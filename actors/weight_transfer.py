@@ -28,8 +28,7 @@ from learners.sharding import Deferred
 from learners.weight_check import check_snapshot, check_tensors
 from learners.weights import TensorSpec, WeightSnapshot
 
-STAGING_BYTES = 256 << 20
-"""Size of each of the two buffers, on both sides, that vLLM's NCCL engine packs tensors into."""
+STAGING_BYTES = 256 << 20  # size of each of the two buffers, on both sides, that vLLM's NCCL engine packs tensors into
 
 
 class TransferUnavailable(RuntimeError):
@@ -56,8 +55,7 @@ Weights = WeightSnapshot | DeviceWeights
 
 
 def check_weights(weights: Weights, *, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-    """Raise WeightsRefused unless `weights` fit a model with these parameters and, where their bytes are at hand, are
-    those that were published."""
+    """Raise WeightsRefused unless `weights` fit these parameters and, if the bytes are here, are those published."""
     if isinstance(weights, WeightSnapshot):
         check_snapshot(weights, shapes=shapes, dtype=dtype)
     else:
@@ -75,8 +73,7 @@ class Policy(Protocol):
 
     def snapshot(self) -> WeightSnapshot: ...
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
-        """Return the tensors, which may be parts (`learners.sharding`), and the name of the one that is also the output
-        head, if there is one."""
+        """Return the tensors, maybe parts (`learners.sharding`), and which of them is also the output head, if any."""
 
 
 class WeightPublisher(Protocol):
