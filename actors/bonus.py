@@ -8,8 +8,6 @@ log. So a state saved after step s and the log of the later steps give today's s
 What a bonus needs is in the batch already: features come from `actors.encoder` or the rollout workers, final answers
 from the verifier pool. Axes: G groups, K responses, R rows, T tokens of the longest response, D projected."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Collection
@@ -149,5 +147,5 @@ def _logprobs_of(batch: pa.RecordBatch, lengths_R: np.ndarray) -> np.ndarray:
 def lags_of(batch: pa.RecordBatch, version: int) -> np.ndarray:
     """Return the versions between each response's oldest token and `version`, (R,) int64; 0 for an empty response."""
     values, offsets = list_column_arrays(batch, "version_values")
-    lags: Any = [version - int(values[start:stop].min()) if stop > start else 0 for start, stop in itertools.pairwise(offsets)]
-    return np.array(lags, dtype=np.int64)
+    spans = itertools.pairwise(offsets)
+    return np.array([version - int(values[start:stop].min()) if stop > start else 0 for start, stop in spans], dtype=np.int64)

@@ -1,7 +1,5 @@
 """Settings of the actors: sampling, rollout workers, encoder, verifiers. Imports neither torch, Ray nor vLLM."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator

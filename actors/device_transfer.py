@@ -26,16 +26,19 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from actors.config import WeightTransfer
-from actors.weight_transfer import STAGING_BYTES, DeviceWeights, ObjectStorePublisher, Policy, Trainer, TransferUnavailable, WeightPublisher
+from actors.weight_transfer import STAGING_BYTES, DeviceWeights, ObjectStorePublisher, TransferUnavailable, WeightPublisher
 from learners.sharding import full_tensors
 from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, TensorSpec, fingerprint
+
+if TYPE_CHECKING:
+    from learners.policy_learner import PolicyLearner
 
 AUTHENTICATION_TIMEOUT_S = 20  # a client that stays silent for this long while it must prove itself is disconnected
 ACCEPT_RETRY_S = 0.1  # pause after an error of the listening socket, for example too many open files
@@ -60,7 +63,7 @@ class DevicePublisher:
     """Keeps copies on the learner's GPU, which vLLM's engines send to the workers that ask."""
 
     def __init__(
-        self, transfer: WeightTransfer, make_trainer: Callable[[Any, Any], Trainer], *, host: str, kept_versions: int, kept_every: int = 0
+        self, transfer: WeightTransfer, make_trainer: Callable[[Any, Any], Any], *, host: str, kept_versions: int, kept_every: int = 0
     ) -> None:
         """`make_trainer(client, source)` opens the way to the worker of `client`. Workers reach this process at `host`.
         The last `kept_versions` versions are kept, and the last multiple of `kept_every`, if not 0, for evaluations."""
@@ -78,7 +81,7 @@ class DevicePublisher:
             fault = f"sends weights from the learner's GPU, and the learner is on the {device.type}"
             raise TransferUnavailable(f'rollout.weight_transfer = "{self._transfer}" {fault}: set it to "object_store"')
 
-    def publish(self, policy: Policy) -> DeviceWeights:
+    def publish(self, policy: PolicyLearner) -> DeviceWeights:
         named, tied_to = policy.named_weights()
         with full_tensors(named, policy.weight_dtype) as tensors:
             copies = {name: tensor.clone() for name, tensor in tensors}
@@ -112,7 +115,7 @@ class DevicePublisher:
 
     def _serve(self, connection: Connection) -> None:
         source = _Source()
-        trainer: Trainer | None = None
+        trainer: Any = None  # vLLM's `TrainerWeightTransferEngine`, for this worker
         try:
             with connection, suppress(EOFError, OSError, AuthenticationError):
                 self._authenticate(connection)
@@ -158,8 +161,7 @@ class _Declared(NamedTuple):
 class _Source:
     """vLLM's `WeightSource`: the version that is being sent."""
 
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor]
 
     def metadata(self) -> list[_Declared]:
         return [_Declared(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
@@ -259,7 +261,7 @@ def make_publisher(transfer: WeightTransfer, *, kept_versions: int = 1, kept_eve
     return DevicePublisher(transfer, make_trainer, host=host, kept_versions=kept_versions, kept_every=kept_every)
 
 
-def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: str) -> Trainer:
+def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: str) -> Any:
     """Return vLLM's side for trainers: a group of this process and the worker behind `client`, an engine on one GPU."""
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo

@@ -7,8 +7,6 @@ them, and a group's shared prompt is computed once (`learners.packing`). At most
 ones wait for a place. A training run has encoders only if its bonus needs features (`bonus.base.Need`); `actors.bonus`
 scores them. Axes: R responses, N tokens, H hidden, D projected."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Sequence
@@ -155,9 +153,8 @@ def keep_layers(model: Any, layer: int) -> None:
     num_layers = len(decoder.layers)
     position = layer if layer >= 0 else num_layers + 1 + layer
     if not 0 <= position <= num_layers:
-        raise ValueError(
-            f"encoder.layer = {layer}: the model has layers 0 (embeddings) to {num_layers}, or −1 to −{num_layers + 1} from the end"
-        )
+        known = f"0 (embeddings) to {num_layers}, or −1 to −{num_layers + 1} from the end"
+        raise ValueError(f"encoder.layer = {layer}: the model has layers {known}")
     if position < num_layers:
         decoder.layers = decoder.layers[:position]
         decoder.norm = torch.nn.Identity()

@@ -181,7 +181,7 @@ class AsyncEngine(Protocol):
         """Sample one response (see `SampleRequest`). Raises RuntimeError for a key that is in use."""
 
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
-        """Sample `requests` alone, begun together after a `StepEngine.reset`. Raises RuntimeError while others run."""
+        """Sample `requests` alone, begun together after a `StepEngine.reset`. Raises RuntimeError if others run."""
 
     async def abort(self, keys: Sequence[str]) -> None:
         """End requests early. Their `sample` calls return the tokens so far."""
@@ -195,7 +195,7 @@ class AsyncEngine(Protocol):
         """Tokens sampled since the start, as of the last step. Never waits."""
 
     async def wait_for_tokens(self, total: float) -> None:
-        """Return once `total` tokens are sampled (math.inf: never). Raises EngineError once the engine has failed."""
+        """Return once `total` tokens were sampled (math.inf: never). Raises EngineError if the engine has failed."""
 
     async def load(self, weights: Weights) -> float:
         """Take new weights between two steps, keep all requests, and prove the weights. Returns the seconds during

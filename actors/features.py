@@ -3,8 +3,6 @@
 Both sources of features use it: the encoder, and the rollout workers if `bonus.source = "policy"`. Axes: K responses, H
 hidden, D projected."""
 
-from __future__ import annotations
-
 import zlib
 
 from torch import Tensor

@@ -3,8 +3,6 @@
 With several ranks there is one in each, and every call but `ready` is made on all of them
 (`jobs.processes.learner_group`)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

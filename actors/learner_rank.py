@@ -6,8 +6,6 @@
 
 A call that fails because another rank is gone raises `RankLost`. All ranks must then be replaced."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 import ray

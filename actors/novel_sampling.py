@@ -98,18 +98,17 @@ class KeptStates:
     """S = Σ xx' over the chunks kept so far, and the choice against it, in float64."""
 
     def __init__(self, config: NovelSamplingConfig, *, seed: int) -> None:
-        self._config = config
-        self._seed = seed
+        self._config, self._seed = config, seed
         self._projection_HD: Tensor | None = None
         self._ridge: float | None = None
         self._moment_DD = torch.zeros(0, 0, dtype=torch.float64)
 
     def choose(self, samples: Sequence[Sample], logprob_M: np.ndarray) -> int:
         """Return the candidate with the largest weighted novelty, the first of equals, and add its state to S."""
-        states = [sample.state_mean for sample in samples]
-        if any(state is None for state in states):
+        states = [sample.state_mean for sample in samples if sample.state_mean is not None]
+        if len(states) < len(samples):
             raise ValueError("novel sampling needs an engine that pools hidden states")
-        features_MD = self._project(torch.from_numpy(np.stack([state for state in states if state is not None])).double())
+        features_MD = self._project(torch.from_numpy(np.stack(states)).double())
         if self._ridge is None:
             self._ridge = max(self._config.ridge * float(features_MD.square().sum(dim=1).mean()), 1e-12)
         factor_DD = torch.linalg.cholesky(self._moment_DD + self._ridge * torch.eye(features_MD.shape[1], dtype=torch.float64))

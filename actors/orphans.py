@@ -1,7 +1,5 @@
 """Directories outside a run's own that survive a killed process, whose id their names carry."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -9,8 +9,6 @@ nothing about the response and is left out. The mean therefore lacks the last to
 encoder (`actors.encoder`) has all T. A response of one token is represented by the state that it was sampled from.
 Axes: N running requests, S slots, H hidden size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -8,8 +8,6 @@ news.note()                                                       # something ha
 await news.wait(cursor, engine.wait_for_tokens(due), timeout_s)
 news.told(sampled_tokens)                                         # all of it has been reported"""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -63,12 +61,9 @@ class News:
         self._has_some.set()
         self._has_some = asyncio.Event()
 
-    def told(self, sampled_tokens: int) -> None:
-        """Note that a report covered all events, when `sampled_tokens` tokens had been sampled."""
-        self._told = (sampled_tokens, self._num)
-
-    def not_told(self, sampled_tokens: int) -> None:
-        self._told = (sampled_tokens, -1)
+    def told(self, sampled_tokens: int, *, everything: bool = True) -> None:
+        """Note a report when `sampled_tokens` tokens had been sampled, and whether it covered all events."""
+        self._told = (sampled_tokens, self._num if everything else -1)
 
     async def wait(self, cursor: int, enough_tokens: Coroutine[Any, Any, None], timeout_s: float) -> None:
         """Wait for `enough_tokens` or an event, for at most `timeout_s`. Returns at once if the report that returned

@@ -5,8 +5,6 @@ token's position, and every sequence is computed by itself. So what the engine s
 neither on what else is running nor on which engine has sampled the tokens before: a whole asynchronous run can be
 reproduced bit for bit."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ lost one held:
     replay.take_over(seen_below, not_seen)
     replay.insert(encoded, verdicts, version)                     # or insert_rows, of what `held_rows` returned"""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,21 +21,11 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from actors.checkpointed import Checkpointed
+from buffers import schema
 from buffers.config import ReplayConfig
 from buffers.records import GroupOutcome, Verdict
 from buffers.replay import InsertResult, ReplayBuffer, ReplayState
 from buffers.rollout_log import RolloutLog
-from buffers.schema import (
-    ROLLOUT_SCHEMA,
-    concat_groups,
-    conform_checkpoint,
-    group_ids,
-    split_groups,
-    with_outcome,
-    with_scores,
-    with_shaped_rewards,
-    with_verdicts,
-)
 from learners.checkpoint import CheckpointManager, FileEntry
 from tasks.rewards import RewardConfig, reward_terms
 
@@ -101,7 +89,7 @@ class Replay(Checkpointed):
 
     def _set_aside(self, group: pa.RecordBatch, outcome: GroupOutcome) -> None:
         if _id_of(group) not in map(_id_of, self._aside):
-            self._aside.append(with_outcome(group, 0, outcome))
+            self._aside.append(schema.with_outcome(group, 0, outcome))
 
     def sample(self, num_groups: int, version: int, none_below: int = 0) -> tuple[pa.RecordBatch | None, DrawnBatch]:
         """Evict the groups that are stale at `version`, then take `num_groups` groups; None while there are fewer.
@@ -111,7 +99,7 @@ class Replay(Checkpointed):
         for group in stale:
             self._set_aside(group, GroupOutcome.STALE)
         batch = self._buffer.sample(num_groups, version=version)
-        ids = () if batch is None else tuple(map(int, group_ids(batch)))
+        ids = () if batch is None else tuple(map(int, schema.group_ids(batch)))
         stale_ids = tuple(map(_id_of, stale))
         return batch, DrawnBatch(group_ids=ids, stale_ids=stale_ids, held_groups=self._buffer.num_groups, held_bytes=self._buffer.nbytes)
 
@@ -124,9 +112,8 @@ class Replay(Checkpointed):
             return Logged()
         written = self._written_aside(step)
         ids = {_id_of(group) for group in written}
-        new = [
-            with_outcome(group, step, GroupOutcome(group.column("outcome")[0].as_py())) for group in self._aside if _id_of(group) not in ids
-        ]
+        late = [(group, GroupOutcome(group.column("outcome")[0].as_py())) for group in self._aside if _id_of(group) not in ids]
+        new = [schema.with_outcome(group, step, outcome) for group, outcome in late]
         self._log.append(step, [trained_rows(batch, step, advantages), *written, *new])
         self._aside = []
         max_bytes = int(self._config.log_max_mib * 2**20)
@@ -138,7 +125,7 @@ class Replay(Checkpointed):
         if self._log is None or not self._log.has(step):
             return []
         outcomes = (outcome for outcome in GroupOutcome if outcome is not GroupOutcome.TRAINED)
-        return [group for outcome in outcomes for group in split_groups(self._log.batch(step, outcome))]
+        return [group for outcome in outcomes for group in schema.split_groups(self._log.batch(step, outcome))]
 
     def save_part(self, manager: CheckpointManager, step: int, part: str) -> list[FileEntry]:
         self._checkpoints = manager
@@ -152,7 +139,7 @@ class Replay(Checkpointed):
     def insert_rows(self, rows: pa.Table, ids: Sequence[int]) -> None:
         """Insert the groups `ids` of `rows`, which `held_rows` returned. Stale ones are found when a batch is drawn.
         Raises ValueError for a group that is not in `rows` or does not fit."""
-        groups = {_id_of(group): group for group in split_groups(concat_groups(rows.to_batches()))} if len(rows) else {}
+        groups = {_id_of(group): group for group in schema.split_groups(schema.concat_groups(rows.to_batches()))} if len(rows) else {}
         for group_id in ids:
             if group_id not in groups:
                 raise ValueError(f"group {group_id} is not among the rows: {sorted(groups)}")
@@ -170,13 +157,13 @@ class Replay(Checkpointed):
     def save(self, directory: Path) -> None:
         state = self._buffer.state_dict()
         _write_table(directory / "replay.arrow", state["rows"])
-        _write_table(directory / "aside.arrow", pa.Table.from_batches(self._aside, schema=ROLLOUT_SCHEMA))
+        _write_table(directory / "aside.arrow", pa.Table.from_batches(self._aside, schema=schema.ROLLOUT_SCHEMA))
         (directory / "replay.json").write_text(json.dumps({"seen_ranges": state["seen_ranges"], "counters": state["counters"]}))
 
     def load(self, directory: Path) -> None:
         rows = _read_table(directory / "replay.arrow")
         aside = directory / "aside.arrow"
-        self._aside = conform_checkpoint(_read_table(aside)).to_batches() if aside.exists() else []
+        self._aside = schema.conform_checkpoint(_read_table(aside)).to_batches() if aside.exists() else []
         numbers = json.loads((directory / "replay.json").read_text())
         self._buffer.load_state_dict(ReplayState(rows=rows, seen_ranges=numbers["seen_ranges"], counters=numbers["counters"]))
 
@@ -188,27 +175,23 @@ class Replay(Checkpointed):
 
 def with_rewards(batch: pa.RecordBatch, verdicts: Sequence[Verdict], config: RewardConfig, max_response_tokens: int) -> pa.RecordBatch:
     """Return the group with its verdicts, and with its rewards as `config` shapes them."""
-    batch = with_verdicts(batch, verdicts)
+    batch = schema.with_verdicts(batch, verdicts)
     if not config.is_shaped:
         return batch
     lengths = pc.list_value_length(batch.column("response_ids")).to_pylist()
     terms = [reward_terms(verdict, length, max_response_tokens, config) for verdict, length in zip(verdicts, lengths, strict=True)]
-    return with_shaped_rewards(
-        batch,
-        reward=[term.total for term in terms],
-        format_term=[term.format for term in terms],
-        length_term=[term.length for term in terms],
-    )
+    formats, lengths = [term.format for term in terms], [term.length for term in terms]
+    return schema.with_shaped_rewards(batch, reward=[term.total for term in terms], format_term=formats, length_term=lengths)
 
 
 def trained_rows(batch: pa.RecordBatch, step: int, advantages: Sequence[float]) -> pa.RecordBatch:
     """Return `batch` as the log keeps it: its bonuses (or 0), one advantage a row, and `step`, which trained on it."""
     bonus = batch.column("bonus").fill_null(0.0).to_numpy()
-    return with_outcome(with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
+    return schema.with_outcome(schema.with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
 
 
 def _id_of(group: pa.RecordBatch) -> int:
-    return int(group_ids(group)[0])
+    return int(schema.group_ids(group)[0])
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -9,8 +9,6 @@ progress, heartbeat = await worker.watch(cursor, timeout_s)       # all tokens o
 await worker.update(weights)                                      # new weights; requests continue
 await worker.abort(group_id)"""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import time
@@ -192,7 +190,7 @@ class RolloutWorker:
             self._news.told(sampled_tokens)
         except TimeoutError:
             sampled_tokens = engine.sampled_tokens
-            self._news.not_told(sampled_tokens)
+            self._news.told(sampled_tokens, everything=False)
         samples = {group_id: [response.sample for response in group.responses] for group_id, group in self._groups.items()}
         rows = [(group_id, index, sample) for group_id in samples for index, sample in enumerate(samples[group_id]) if sample.token_ids]
         tokens = {group_id: sum(len(sample.token_ids) for sample in samples[group_id]) for group_id, _, _ in rows}
@@ -227,8 +225,7 @@ class RolloutWorker:
     def _prompt_ids(self, request: GroupRequest, messages: Messages) -> list[int]:
         options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
         prompt_ids: list[int] = self._tokenizer.apply_chat_template(list(messages), **options)
-        limit = self._sampling.max_prompt_tokens
-        if len(prompt_ids) > limit:
+        if len(prompt_ids) > (limit := self._sampling.max_prompt_tokens):
             prompt = f"the prompt of problem {request.problem.problem_id}"
             raise DataError(f"{prompt} has {len(prompt_ids)} tokens, more than sampling.max_prompt_tokens = {limit}")
         return prompt_ids

@@ -2,8 +2,6 @@
 
 mean_logprobs = scorer.mean_logprobs(batch)  # one prompt with its responses: a number each, None for an empty one"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pyarrow as pa

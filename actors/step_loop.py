@@ -9,8 +9,6 @@
 A load happens between two steps. Requests continue under the new weights, and every token carries the version that
 sampled it."""
 
-from __future__ import annotations
-
 import asyncio
 import queue
 import threading
@@ -50,17 +48,13 @@ class TokenCounter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._total = 0
+        self.total = 0
         self._waiting: list[tuple[float, Future[None]]] = []
         self._failure: EngineError | None = None
 
-    @property
-    def total(self) -> int:
-        return self._total
-
     def advance(self, total: int) -> None:
         with self._lock:
-            self._total = total
+            self.total = total
             due = [waiter for waiter in self._waiting if waiter[0] <= total]
             self._waiting = [waiter for waiter in self._waiting if waiter[0] > total]
         for _, done in due:
@@ -79,7 +73,7 @@ class TokenCounter:
         with self._lock:
             if self._failure is not None:
                 raise EngineError(str(self._failure)) from self._failure
-            if self._total >= total:
+            if self.total >= total:
                 return
             self._waiting.append(waiter)
         try:

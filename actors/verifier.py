@@ -94,7 +94,8 @@ class VerifierPool:
         self._task_factory: TaskFactory = task_factory or partial(make_task, task_config)
         if final_answers:
             self._task_factory = partial(with_final_answers, self._task_factory)
-        self._deadline_s = config.timeout_s if config.timeout_s is not None else self._task_factory().deadline_s
+        # Seconds that one response may take:
+        self.deadline_s = config.timeout_s if config.timeout_s is not None else self._task_factory().deadline_s
         self._lock = threading.Lock()  # guards everything below
         self._counts: Counter[VerdictStatus] = Counter()
         self._num_rebuilds = 0
@@ -104,11 +105,6 @@ class VerifierPool:
         self._others: set[Workers] = set()  # of a resize: not yet in use, or ending what they have begun
         self._resizing = threading.Lock()  # one resize at a time; acquired before the other lock
         atexit.register(self.close)
-
-    @property
-    def deadline_s(self) -> float:
-        """Seconds that one response may take."""
-        return self._deadline_s
 
     @property
     def num_workers(self) -> int:
@@ -175,7 +171,7 @@ class VerifierPool:
                 raise
             self._last_progress = time.monotonic()
             try:
-                old.hand_over(self._deadline_s + _KILL_S)
+                old.hand_over(self.deadline_s + _KILL_S)
             finally:
                 self._stop_others(old)
 
@@ -196,22 +192,22 @@ class VerifierPool:
         self.close()
 
     def _run_round(self, workers: Workers, problem: Problem, jobs: list[_Job]) -> None:
-        futures = [workers.schedule(problem, job.text, self._deadline_s) for job in jobs]
+        futures = [workers.schedule(problem, job.text, self.deadline_s) for job in jobs]
         for future in futures:
             future.add_done_callback(self._note_progress)
         self._wait(workers, futures, problem)
         for job, future in zip(jobs, futures, strict=True):
-            job.settle(future, self._deadline_s)
+            job.settle(future, self.deadline_s)
 
     def _wait(self, workers: Workers, futures: list[Future[Verdict]], problem: Problem) -> None:
         """Wait until what `workers` will end is done, or they break. Raises VerifierPoolError without progress."""
         started = time.monotonic()
-        window_s = self._deadline_s + self._config.start_timeout_s
+        window_s = self.deadline_s + self._config.start_timeout_s
         while (pending := workers.will_end(wait(futures, timeout=TICK_S).not_done)) and workers.are_live():
             is_stuck = time.monotonic() - max(started, self._last_progress) > window_s
             if is_stuck and not workers.has_successor:  # `resize` has a deadline for those that have one
                 self._replace(workers)
-                window = f"{window_s:.1f} s (a deadline of {self._deadline_s:g} s + start_timeout_s {self._config.start_timeout_s})"
+                window = f"{window_s:.1f} s (a deadline of {self.deadline_s:g} s + start_timeout_s {self._config.start_timeout_s})"
                 open_ = f"{len(pending)} of {len(futures)} responses to '{problem.problem_id}' on {workers.num_workers} workers"
                 raise VerifierPoolError(f"no verifier finished anything for {window} while waiting for {open_}; the workers were replaced")
 

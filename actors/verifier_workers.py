@@ -8,8 +8,6 @@
 Linux sends a process its parent-death signal when the *thread* that started it ends. So a thread of their own starts
 the processes and lives as long as they do, not whichever thread happens to call `verify` first."""
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import os
@@ -127,8 +125,8 @@ class Workers:
             self._thread.join()
 
     def _hold(self, started: Future[bool]) -> None:
-        """Start the pool, then stay until it is stopped. What starts here inherits the blocked SIGINT, so that Ctrl-C
-        does not hit a worker before it can ignore it. The resource tracker unblocks the signal, so it starts first."""
+        """Start the pool, then stay until it is stopped. What starts here inherits the blocked SIGINT: Ctrl-C hits no
+        worker before it can ignore it. The resource tracker unblocks the signal, so it starts first."""
         try:
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -139,7 +137,6 @@ class Workers:
 
 
 # ---- inside a worker process ----
-
 _worker_task: Task | str = "the worker was not initialised"  # the task, or the reason why there is none
 
 

@@ -11,8 +11,6 @@ vllm is imported inside functions only. These facts about vLLM shape the code:
   own generator instead.
 - The hidden states that an engine samples from are seen by wrapping `compute_logits`: `actors.vllm_worker`."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os
@@ -38,11 +36,8 @@ from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, WeightSnapshot
 
 QUIET_LOGGERS = ("vllm", "vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
-
 SHARED_MEMORY = Path("/dev/shm")
-WEIGHTS_PREFIX = "repexp-weights-"
-"""Prefix of directories in shared memory; the id of the process whose engine is being loaded follows."""
-
+WEIGHTS_PREFIX = "repexp-weights-"  # of directories in shared memory; the id of the process whose engine is being loaded follows
 POOLING_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """`actors.vllm_worker` reads which rows of the logits are sampled from model runner V1, the only one on CPU."""
 
@@ -141,10 +136,8 @@ class VllmEngine:
         self._engine.collective_rpc("seed_sampler", args=(seed,))
 
     def step(self) -> list[NewTokens]:
-        return [
-            _new_tokens(output, FinishReason(output.outputs[0].finish_reason) if output.finished else None)
-            for output in self._engine.step()
-        ]
+        outputs = self._engine.step()
+        return [_new_tokens(output, FinishReason(output.outputs[0].finish_reason) if output.finished else None) for output in outputs]
 
     def abort(self, keys: Sequence[str]) -> None:
         self._engine.abort_request(list(keys))

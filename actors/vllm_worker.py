@@ -4,8 +4,6 @@ and seeds the sampler.
 CPU kernels pack matrices into a layout of their own and drop the originals. So the weights that a live module computes
 with are read by computing with it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ from torch import Tensor
 from actors.engine import EngineError, WeightMismatch
 from actors.pooled_states import PooledStates
 from learners.weights import HEAD, WeightSnapshot, fingerprint_by, load_snapshot
+
+Packed = Mapping[str, Sequence[str]]  # by the name of a fused matrix, those of its parts
 
 
 class EngineWorker:
@@ -40,8 +40,7 @@ class EngineWorker:
         model.compute_logits = pooled_compute_logits
 
     def _pool(self, states_NH: Tensor) -> None:
-        """Add the states of a step: one row for each scheduled request, in the runner's order. A prompt that is taken
-        in by chunks samples no token before its last chunk."""
+        """Add a step's states, a row for each scheduled request. A prompt's chunks before its last sample no token."""
         runner = self.model_runner
         keys = runner.input_batch.req_ids
         if len(keys) != len(states_NH):
@@ -81,7 +80,7 @@ class EngineWorker:
             return fingerprint_by(shapes, lambda name, columns: _read(modules, packed, shapes, name, columns), version=version)
 
 
-def _require_all_parameters(model: Any, packed: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> None:
+def _require_all_parameters(model: Any, packed: Packed, given: Mapping[str, Any]) -> None:
     """Raise WeightMismatch if the snapshot lacks a parameter of the model, which would then keep its old weights."""
     for name, _ in model.named_parameters():
         module_name, _, parameter = name.rpartition(".")
@@ -92,13 +91,7 @@ def _require_all_parameters(model: Any, packed: Mapping[str, Sequence[str]], giv
                 raise WeightMismatch(f"the published weights have no tensor {tensor}, which the engine's model has")
 
 
-def _read(
-    modules: Mapping[str, Any],
-    packed: Mapping[str, Sequence[str]],
-    shapes: Mapping[str, tuple[int, ...]],
-    name: str,
-    columns: Tensor | None,
-) -> Tensor:
+def _read(modules: Mapping[str, Any], packed: Packed, shapes: Mapping[str, tuple[int, ...]], name: str, columns: Tensor | None) -> Tensor:
     """Return columns of the Hugging Face matrix `name`, or a whole vector, as the live vLLM module computes with them.
     The module may hold several matrices fused into one. Raises EngineError if the model has no such module."""
     module_name, _, parameter = name.rpartition(".")

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
 
-from learners.sharding import Deferred
 from learners.weight_check import check_snapshot, check_tensors
 from learners.weights import TensorSpec, WeightSnapshot
+
+if TYPE_CHECKING:
+    from learners.policy_learner import PolicyLearner
 
 STAGING_BYTES = 256 << 20  # size of each of the two buffers, on both sides, that vLLM's NCCL engine packs tensors into
 
@@ -62,24 +63,10 @@ def check_weights(weights: Weights, *, shapes: Mapping[str, tuple[int, ...]], dt
         check_tensors(weights.index, shapes=shapes, dtype=dtype, version=weights.version)
 
 
-class Policy(Protocol):
-    """What is published: a `learners.policy_learner.PolicyLearner`."""
-
-    version: int
-
-    @property
-    def weight_dtype(self) -> torch.dtype | None:
-        """The precision in which weights are published; None if each keeps its own."""
-
-    def snapshot(self) -> WeightSnapshot: ...
-    def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
-        """Return the tensors, maybe parts (`learners.sharding`), and which of them is also the output head, if any."""
-
-
 class WeightPublisher(Protocol):
     """One way of handing out weights, in the learner's process."""
 
-    def publish(self, policy: Policy) -> Weights:
+    def publish(self, policy: PolicyLearner) -> Weights:
         """Return the weights of `policy.version`, for any number of engines. Training leaves them unchanged."""
 
     def require_usable(self, device: torch.device) -> None:
@@ -89,15 +76,7 @@ class WeightPublisher(Protocol):
 class ObjectStorePublisher:
     """Returns all bytes in one buffer, which the learner's caller puts into Ray's object store."""
 
-    def publish(self, policy: Policy) -> WeightSnapshot:
+    def publish(self, policy: PolicyLearner) -> WeightSnapshot:
         return policy.snapshot()
 
-    def require_usable(self, device: torch.device) -> None:
-        return None
-
-
-class Trainer(Protocol):
-    """vLLM's `TrainerWeightTransferEngine`, for one worker."""
-
-    def send_weights(self) -> None: ...
-    def shutdown(self) -> None: ...
+    def require_usable(self, device: torch.device) -> None: ...
