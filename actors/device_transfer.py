@@ -65,8 +65,9 @@ class DevicePublisher:
     def __init__(
         self, transfer: WeightTransfer, make_trainer: Callable[[Any, Any], Any], *, host: str, kept_versions: int, kept_every: int = 0
     ) -> None:
-        """`make_trainer(client, source)` opens the way to the worker of `client`. Workers reach this process at `host`.
-        The last `kept_versions` versions are kept, and the last multiple of `kept_every`, if not 0, for evaluations."""
+        """`make_trainer(client, source)` opens the way to the worker behind `client`. Workers reach this process at
+        `host`. The newest `kept_versions` versions are kept, and the newest multiple of `kept_every` (0: none), because
+        an evaluation may ask for it late."""
         self._transfer, self._make_trainer = transfer, make_trainer
         self._kept_versions, self._kept_every = kept_versions, kept_every
         self._copies: dict[int, dict[str, Tensor]] = {}
@@ -122,9 +123,9 @@ class DevicePublisher:
                 while True:
                     version = connection.recv()
                     try:
-                        if version not in self._copies:
+                        if (kept := self._copies.get(version)) is None:
                             raise LookupError(f"the learner keeps versions {sorted(self._copies)} only")
-                        source.tensors = self._copies[version]
+                        source.tensors = kept
                         trainer = trainer or self._make_trainer(_ClientOf(connection), source)
                         trainer.send_weights()
                     except Exception as error:  # a seam: the worker is told, and connects again or is replaced
@@ -227,7 +228,8 @@ class DeviceReceiver:
         return self._connection.recv()
 
     async def take(self) -> None:
-        """Take what was asked for into the engine, which must not step. After an error its weights have no version."""
+        """Take what was asked for into the engine, which must not step meanwhile. After an error the engine's weights
+        belong to no version."""
         assert self._connection is not None
         while isinstance(self._next, _Call):
             call = self._next
@@ -267,8 +269,10 @@ def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: st
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-    info: Any = IPCTrainerInitInfo(rank=0)
-    if transfer == "nccl":
+    info: Any
+    if transfer == "ipc":
+        info = IPCTrainerInitInfo(rank=0)
+    else:
         port = _free_port(host)
         info = NCCLTrainerInitInfo(rank=0, master_address=host, master_port=port, world_size=2, packed_buffer_size_bytes=STAGING_BYTES)
     return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)

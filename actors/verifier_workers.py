@@ -125,8 +125,9 @@ class Workers:
             self._thread.join()
 
     def _hold(self, started: Future[bool]) -> None:
-        """Start the pool, then stay until it is stopped. What starts here inherits the blocked SIGINT: Ctrl-C hits no
-        worker before it can ignore it. The resource tracker unblocks the signal, so it starts first."""
+        """Start the pool, then stay until it is stopped. What starts here inherits the blocked SIGINT, so that Ctrl-C
+        does not hit a worker before it can ignore it. Starting the resource tracker unblocks the signal, so that comes
+        first."""
         try:
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

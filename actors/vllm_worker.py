@@ -40,7 +40,8 @@ class EngineWorker:
         model.compute_logits = pooled_compute_logits
 
     def _pool(self, states_NH: Tensor) -> None:
-        """Add a step's states, a row for each scheduled request. A prompt's chunks before its last sample no token."""
+        """Add the states of a step: one row for each scheduled request, in the runner's order. A prompt that is taken
+        in by chunks samples no token before its last chunk."""
         runner = self.model_runner
         keys = runner.input_batch.req_ids
         if len(keys) != len(states_NH):
@@ -109,7 +110,8 @@ def _read(modules: Mapping[str, Any], packed: Packed, shapes: Mapping[str, tuple
 
 
 def _columns_of(module: Any, columns: Tensor) -> Tensor:
-    """Return columns of the module's matrix. A packed matrix takes one-hot inputs: exact, as 0·v + 1·w = w."""
+    """Return columns of the module's matrix. Where the matrix is packed, its kernel is applied to one-hot inputs: the
+    result is exactly a column, because 0·v + 1·w = w."""
     if "Embedding" in type(module).__name__ or not hasattr(module, "cpu_linear"):  # a lookup, or not packed
         return module.weight[:, columns.to(module.weight.device)]
     width = module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim
