@@ -6,10 +6,7 @@ A bonus is given when a step's batch is formed, so all groups of a step see the 
 absorbed, and the state after n steps is a function of the n batches. Steps are absorbed in the order of the rollout
 log. So a state saved after step s and the log of the later steps give today's state again, bit for bit (`absorb_log`).
 What a bonus needs is in the batch already: features come from `actors.encoder` or the rollout workers, final answers
-from the verifier pool. Axes: G groups, K responses, R rows, T tokens of the longest response, D projected.
-"""
-
-from __future__ import annotations
+from the verifier pool. Axes: G groups, K responses, R rows, T tokens of the longest response, D projected."""
 
 import itertools
 import json
@@ -40,40 +37,29 @@ class BonusScorer(Checkpointed):
     """A thin shell around any `bonus.base.Bonus` and its state."""
 
     def __init__(self, *, bonus: BonusConfig, group_size: int, seed: int) -> None:
-        """`seed` is the run's, and so that of the projection: a state made with another one is refused.
-
-        Raises ExtensionError where the bonus of the configuration cannot be used.
-        """
+        """`seed` is the run's, and so that of the projection: a state made with another one is refused. Raises
+        ExtensionError where the bonus of the configuration cannot be used."""
         torch.set_num_threads(1)
-        self._config = bonus
-        self._group_size = group_size
-        self._seed = seed
+        self._config, self._group_size, self._seed = bonus, group_size, seed
         self._bonus = bonus_of(bonus)
         self._state = self._bonus.init_state()
         self._steps = 0
 
     def score(self, batch: pa.RecordBatch, version: int) -> tuple[pa.RecordBatch, dict[str, float]]:
-        """Absorb `batch`, one step's groups about to be trained on by policy `version`.
-
-        Returns the batch with its bonuses, and the step's metrics. Raises ExtensionError for scores that do not fit.
-        """
+        """Absorb `batch`, one step's groups about to be trained on by policy `version`. Returns the batch with its
+        bonuses, and the step's metrics. Raises ExtensionError for scores that do not fit."""
         rows, scores = self._absorb(batch, version)
-        with_bonus = with_scores(batch, scores.bonus_GK.flatten().numpy())
         detail = {name: values_GK.flatten().numpy() for name, values_GK in scores.detail.items()}
-        valid_bonus_N = scores.bonus_GK[rows.valid_GK]
-        mean = {"mean": float(valid_bonus_N.mean())} if len(valid_bonus_N) else {}
+        mean = {"mean": float(scores.bonus_GK[rows.valid_GK].mean())} if rows.valid_GK.any() else {}
         metrics = {f"bonus/{name}": value for name, value in {**mean, **scores.metrics}.items()}
-        return with_bonus_detail(with_bonus, detail), metrics
+        return with_bonus_detail(with_scores(batch, scores.bonus_GK.flatten().numpy()), detail), metrics
 
     def ready(self) -> int:
-        """Return the number of steps absorbed."""
         return self._steps
 
     def absorb_log(self, directory: str, up_to_step: int) -> int:
         """Absorb the steps of a rollout log that follow the last one absorbed, in order. Return the last one absorbed.
-
-        Raises FileNotFoundError for a step in between that was not logged: the state would not be that of the run.
-        """
+        Raises FileNotFoundError for a step in between that was not logged: the state would not be that of the run."""
         log = RolloutLog(fs.LocalFileSystem(), directory)
         for step in range(self._steps + 1, up_to_step + 1):
             self._absorb(log.batch(step, GroupOutcome.TRAINED), step - 1)
@@ -146,15 +132,13 @@ def step_rows(
 
 
 def _features_of(batch: pa.RecordBatch, valid_R: np.ndarray, dim: int) -> np.ndarray:
-    """Return features_RD, float64; 0 where there is none."""
-    rows_RD = np.zeros((batch.num_rows, dim))
+    rows_RD = np.zeros((batch.num_rows, dim))  # float64; 0 where there is no feature
     rows_RD[valid_R] = list_column_arrays(batch, "feature")[0].reshape(-1, dim)
     return rows_RD
 
 
 def _logprobs_of(batch: pa.RecordBatch, lengths_R: np.ndarray) -> np.ndarray:
-    """Return logprobs_RT, float64; 0 after a response's last token."""
-    rows_RT = np.zeros((batch.num_rows, int(lengths_R.max(initial=0))))
+    rows_RT = np.zeros((batch.num_rows, int(lengths_R.max(initial=0))))  # float64; 0 after a response's last token
     is_token_RT = np.arange(rows_RT.shape[1]) < lengths_R[:, None]
     rows_RT[is_token_RT] = list_column_arrays(batch, "behavior_logprobs")[0]
     return rows_RT
@@ -163,5 +147,5 @@ def _logprobs_of(batch: pa.RecordBatch, lengths_R: np.ndarray) -> np.ndarray:
 def lags_of(batch: pa.RecordBatch, version: int) -> np.ndarray:
     """Return the versions between each response's oldest token and `version`, (R,) int64; 0 for an empty response."""
     values, offsets = list_column_arrays(batch, "version_values")
-    lags: Any = [version - int(values[start:stop].min()) if stop > start else 0 for start, stop in itertools.pairwise(offsets)]
-    return np.array(lags, dtype=np.int64)
+    spans = itertools.pairwise(offsets)
+    return np.array([version - int(values[start:stop].min()) if stop > start else 0 for start, stop in spans], dtype=np.int64)

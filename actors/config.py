@@ -1,26 +1,23 @@
 """Settings of the actors: sampling, rollout workers, encoder, verifiers. Imports neither torch, Ray nor vLLM."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from actors.engines import ENGINES
 from buffers.extensions import Known
 from learners.precision import Dtype
+from tasks.base import Section
 
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+STRICT = Section.model_config
 
 WeightTransfer = Literal["object_store", "nccl", "ipc"]
 """How the learner's weights reach an engine (`actors.weight_transfer`)."""
 
 
-class SamplingConfig(BaseModel):
+class SamplingConfig(Section):
     """How responses are sampled. The learner trains on exactly this distribution, so settings that it cannot reproduce
     are refused."""
-
-    model_config = STRICT
 
     temperature: float = Field(1.0, gt=0)
     """Softmax temperature. The learner divides its logits by it too."""
@@ -39,16 +36,14 @@ class SamplingConfig(BaseModel):
         return self.max_prompt_tokens + self.max_response_tokens
 
 
-class RolloutConfig(BaseModel):
+class RolloutConfig(Section):
     """Rollout workers, each with one engine."""
-
-    model_config = STRICT
 
     engine: Annotated[str, AfterValidator(Known(*ENGINES))] = "vllm"
     """A known engine or the import path of your own (`actors.engine`). "vllm" runs vLLM's LLMEngine inside the worker
     (CPU). "vllm-async" runs AsyncLLM in processes of its own (GPU). "transformers" is a plain, deterministic reference
     engine for tests and for machines without vLLM; it is slow."""
-    engine_options: dict[str, Any] = {}
+    engine_options: dict[str, Any] = Field({})
     """Arguments of your own engine's class. The known engines take none."""
     workers: int = Field(1, ge=1)
     """Rollout workers at the start of the run."""
@@ -92,10 +87,8 @@ class RolloutConfig(BaseModel):
         return self
 
 
-class EncoderConfig(BaseModel):
+class EncoderConfig(Section):
     """The hidden-state encoder: a frozen copy of the initial policy."""
-
-    model_config = STRICT
 
     tokens_per_batch: int = Field(2048, gt=0)
     """Upper bound of tokens in one forward pass, and of tokens taken from waiting groups at once. A longer response is
@@ -118,10 +111,8 @@ class EncoderConfig(BaseModel):
     state."""
 
 
-class ScorerConfig(BaseModel):
+class ScorerConfig(Section):
     """The scorer: a frozen model that gives the likelihood of responses that others have sampled."""
-
-    model_config = STRICT
 
     tokens_per_batch: int = Field(1024, gt=0)
     """Upper bound of tokens in one forward pass. A longer response is scored alone."""
@@ -133,10 +124,8 @@ class ScorerConfig(BaseModel):
     """GPUs that it reserves. Above 0 it runs on one."""
 
 
-class VerifierConfig(BaseModel):
+class VerifierConfig(Section):
     """How many processes verify responses, and what they may cost."""
-
-    model_config = STRICT
 
     num_workers: int = Field(default=1, ge=1)
     """Verifier processes. Each holds one task and verifies one response at a time."""
@@ -155,10 +144,8 @@ class VerifierConfig(BaseModel):
     """Of a longer response only this many characters at its end are verified, because an answer comes at the end."""
 
 
-class NovelSamplingConfig(BaseModel):
+class NovelSamplingConfig(Section):
     """Experimental: steer the sampling of candidates towards novelty, chunk by chunk (`actors.novel_sampling`)."""
-
-    model_config = STRICT
 
     enabled: bool = False
     """False: candidates are plain samples of the model."""

@@ -10,8 +10,7 @@ the worker's connection, and the worker passes them to its engine:
 
     worker    version ->
     learner              <- _Call(method, arguments), answered by None or an error, as often as vLLM needs
-                         <- _Sent, or _Failed(reason)
-"""
+                         <- None: it is sent; or _Failed(reason)"""
 
 from __future__ import annotations
 
@@ -24,67 +23,53 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from actors.config import WeightTransfer
-from actors.weight_transfer import STAGING_BYTES, DeviceWeights, ObjectStorePublisher, Policy, Trainer, TransferUnavailable, WeightPublisher
+from actors.weight_transfer import STAGING_BYTES, DeviceWeights, ObjectStorePublisher, TransferUnavailable, WeightPublisher
 from learners.sharding import full_tensors
 from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, TensorSpec, fingerprint
 
-AUTHENTICATION_TIMEOUT_S = 20
-"""A client that stays silent for this long while it must prove itself is disconnected."""
-ACCEPT_RETRY_S = 0.1
-"""Pause after an error of the listening socket, for example too many open files."""
+if TYPE_CHECKING:
+    from learners.policy_learner import PolicyLearner
+
+AUTHENTICATION_TIMEOUT_S = 20  # a client that stays silent for this long while it must prove itself is disconnected
+ACCEPT_RETRY_S = 0.1  # pause after an error of the listening socket, for example too many open files
 ENGINE_CALLS = frozenset(("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"))
 """The engine methods that the learner's side may call."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """The engine must do this. The worker answers None, or what went wrong."""
 
     method: str
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Failed:
+class _Failed(NamedTuple):
     """The version cannot be sent, or the transfer broke off."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """The transfer is complete."""
-
-
-# ---- the learner's side ----
 
 
 class DevicePublisher:
     """Keeps copies on the learner's GPU, which vLLM's engines send to the workers that ask."""
 
     def __init__(
-        self, transfer: WeightTransfer, make_trainer: Callable[[Any, Any], Trainer], *, host: str, kept_versions: int, kept_every: int = 0
+        self, transfer: WeightTransfer, make_trainer: Callable[[Any, Any], Any], *, host: str, kept_versions: int, kept_every: int = 0
     ) -> None:
         """`make_trainer(client, source)` opens the way to the worker behind `client`. Workers reach this process at
-        `host`.
-
-        The newest `kept_versions` versions are kept, and the newest multiple of `kept_every` (0: none), because an
-        evaluation may ask for it late.
-        """
-        self._transfer = transfer
-        self._make_trainer = make_trainer
-        self._kept_versions = kept_versions
-        self._kept_every = kept_every
+        `host`. The newest `kept_versions` versions are kept, and the newest multiple of `kept_every` (0: none), because
+        an evaluation may ask for it late."""
+        self._transfer, self._make_trainer = transfer, make_trainer
+        self._kept_versions, self._kept_every = kept_versions, kept_every
         self._copies: dict[int, dict[str, Tensor]] = {}
         self._key = secrets.token_bytes(32)
         self._listener = Listener((host, 0))
@@ -94,12 +79,10 @@ class DevicePublisher:
 
     def require_usable(self, device: torch.device) -> None:
         if device.type != "cuda":
-            raise TransferUnavailable(
-                f'rollout.weight_transfer = "{self._transfer}" sends weights from the learner\'s GPU, and the learner is on the '
-                f'{device.type}: set it to "object_store"'
-            )
+            fault = f"sends weights from the learner's GPU, and the learner is on the {device.type}"
+            raise TransferUnavailable(f'rollout.weight_transfer = "{self._transfer}" {fault}: set it to "object_store"')
 
-    def publish(self, policy: Policy) -> DeviceWeights:
+    def publish(self, policy: PolicyLearner) -> DeviceWeights:
         named, tied_to = policy.named_weights()
         with full_tensors(named, policy.weight_dtype) as tensors:
             copies = {name: tensor.clone() for name, tensor in tensors}
@@ -111,10 +94,8 @@ class DevicePublisher:
         for version in sorted(self._copies)[: -self._kept_versions]:
             if version != max(evaluated, default=None):
                 del self._copies[version]  # a thread that is sending it holds a reference of its own
-        index = tuple(
-            TensorSpec(name=name, dtype=str(copy.dtype).removeprefix("torch."), shape=tuple(copy.shape), offset=0)
-            for name, copy in copies.items()
-        )
+        named_types = ((name, str(copy.dtype).removeprefix("torch."), tuple(copy.shape)) for name, copy in copies.items())
+        index = tuple(TensorSpec(name=name, dtype=dtype, shape=shape, offset=0) for name, dtype, shape in named_types)
         return DeviceWeights(version=policy.version, index=index, fingerprint=digests, address=self._listener.address, key=self._key)
 
     def close(self) -> None:
@@ -134,23 +115,24 @@ class DevicePublisher:
                 threading.Thread(target=self._serve, args=(connection,), name="weights", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
-        """Serve one worker until it disconnects or a transfer fails."""
         source = _Source()
-        trainer: Trainer | None = None
+        trainer: Any = None  # vLLM's `TrainerWeightTransferEngine`, for this worker
         try:
             with connection, suppress(EOFError, OSError, AuthenticationError):
                 self._authenticate(connection)
                 while True:
                     version = connection.recv()
                     try:
-                        source.tensors = self._kept(version)
+                        if (kept := self._copies.get(version)) is None:
+                            raise LookupError(f"the learner keeps versions {sorted(self._copies)} only")
+                        source.tensors = kept
                         trainer = trainer or self._make_trainer(_ClientOf(connection), source)
                         trainer.send_weights()
                     except Exception as error:  # a seam: the worker is told, and connects again or is replaced
                         connection.send(_Failed(str(error) or repr(error)))
                         return
                     source.tensors = {}
-                    connection.send(_Sent())
+                    connection.send(None)
         finally:
             if trainer is not None:
                 trainer.shutdown()
@@ -162,12 +144,6 @@ class DevicePublisher:
         answer_challenge(connection, self._key)
         _set_read_timeout(connection, 0)
 
-    def _kept(self, version: int) -> dict[str, Tensor]:
-        copies = self._copies.get(version)
-        if copies is None:
-            raise LookupError(f"the learner keeps versions {sorted(self._copies)} only")
-        return copies
-
 
 def _set_read_timeout(connection: Connection, seconds: int) -> None:
     """Let reads raise BlockingIOError after this long without data; 0: never."""
@@ -175,8 +151,7 @@ def _set_read_timeout(connection: Connection, seconds: int) -> None:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
 
 
-@dataclass(frozen=True, slots=True)
-class _Declared:
+class _Declared(NamedTuple):
     """vLLM's `ParamMeta`."""
 
     name: str
@@ -187,8 +162,7 @@ class _Declared:
 class _Source:
     """vLLM's `WeightSource`: the version that is being sent."""
 
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor]
 
     def metadata(self) -> list[_Declared]:
         return [_Declared(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
@@ -221,15 +195,11 @@ class _ClientOf:
             raise RuntimeError(f"the engine could not {method}: {failure}")
 
 
-# ---- the worker's side ----
-
-
 class DeviceReceiver:
     """Takes weights from a `DevicePublisher` into one engine.
 
     await receiver.ask(weights)        # whether they can be had; the engine is untouched
-    await receiver.take()              # into the engine, which is paused
-    """
+    await receiver.take()              # into the engine, which is paused"""
 
     def __init__(self, call_engine: Callable[[str, dict[str, Any]], Awaitable[Any]]) -> None:
         """`call_engine(method, arguments)` calls a method of vLLM's worker."""
@@ -258,10 +228,8 @@ class DeviceReceiver:
         return self._connection.recv()
 
     async def take(self) -> None:
-        """Take what was asked for into the engine, which must not step meanwhile.
-
-        After an error the engine's weights belong to no version.
-        """
+        """Take what was asked for into the engine, which must not step meanwhile. After an error the engine's weights
+        belong to no version."""
         assert self._connection is not None
         while isinstance(self._next, _Call):
             call = self._next
@@ -284,26 +252,18 @@ class DeviceReceiver:
 
 
 def make_publisher(transfer: WeightTransfer, *, kept_versions: int = 1, kept_every: int = 0) -> WeightPublisher:
-    """Return the publisher that `rollout.weight_transfer` names.
-
-    `kept_versions` is how many versions may be on their way into engines at a time. For `kept_every` see
-    `DevicePublisher`.
-    """
+    """Return the publisher that `rollout.weight_transfer` names. `kept_versions` is how many versions may be on their
+    way into engines at a time. For `kept_every` see `DevicePublisher`."""
     if transfer == "object_store":
         return ObjectStorePublisher()
     import ray
 
     host = ray.util.get_node_ip_address()
-    return DevicePublisher(
-        transfer,
-        lambda client, source: vllm_trainer(transfer, client, source, host=host),
-        host=host,
-        kept_versions=kept_versions,
-        kept_every=kept_every,
-    )
+    make_trainer = partial(vllm_trainer, transfer, host=host)
+    return DevicePublisher(transfer, make_trainer, host=host, kept_versions=kept_versions, kept_every=kept_every)
 
 
-def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: str) -> Trainer:
+def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: str) -> Any:
     """Return vLLM's side for trainers: a group of this process and the worker behind `client`, an engine on one GPU."""
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
@@ -313,15 +273,12 @@ def vllm_trainer(transfer: WeightTransfer, client: Any, source: Any, *, host: st
     if transfer == "ipc":
         info = IPCTrainerInitInfo(rank=0)
     else:
-        info = NCCLTrainerInitInfo(
-            rank=0, master_address=host, master_port=_free_port(host), world_size=2, packed_buffer_size_bytes=STAGING_BYTES
-        )
-    trainer: Trainer = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
-    return trainer
+        port = _free_port(host)
+        info = NCCLTrainerInitInfo(rank=0, master_address=host, master_port=port, world_size=2, packed_buffer_size_bytes=STAGING_BYTES)
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
 
 
 def _free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return probe.getsockname()[1]

@@ -5,10 +5,7 @@
 The batches of waiting callers are encoded together, up to `tokens_per_batch`. Rows are sorted by length over all of
 them, and a group's shared prompt is computed once (`learners.packing`). At most `max_waiting` calls wait inside; later
 ones wait for a place. A training run has encoders only if its bonus needs features (`bonus.base.Need`); `actors.bonus`
-scores them. Axes: R responses, N tokens, H hidden, D projected.
-"""
-
-from __future__ import annotations
+scores them. Axes: R responses, N tokens, H hidden, D projected."""
 
 import asyncio
 import time
@@ -32,18 +29,13 @@ from learners.packing import GroupTokens, micro_batches, pack, prefix_tree
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Job:
-    """The rows of one call on their way through the model."""
-
     batch: pa.RecordBatch
     num_tokens: int
     done: asyncio.Future[tuple[pa.RecordBatch, float]]
 
 
 class HiddenStateEncoder:
-    """A frozen copy of the initial policy.
-
-    With the configuration of a bonus its features are projected; without one they are the states themselves.
-    """
+    """A frozen copy of the initial policy. A bonus configuration projects its features; else they are the states."""
 
     def __init__(
         self,
@@ -71,10 +63,8 @@ class HiddenStateEncoder:
         self._working: asyncio.Task[None] | None = None
 
     async def encode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, float]:
-        """Return `batch` (whole groups) with its features, and the seconds spent on it.
-
-        An empty response gets a null feature. Raises what went wrong with any of the calls that were encoded together.
-        """
+        """Return `batch` (whole groups) with its features, and the seconds spent on it. An empty response gets a null
+        feature. Raises what went wrong with any of the calls that were encoded together."""
         async with self._room:
             job = _Job(batch=batch, num_tokens=self._num_tokens(batch), done=asyncio.get_running_loop().create_future())
             self._waiting.append(job)
@@ -87,10 +77,7 @@ class HiddenStateEncoder:
                     self._waiting.remove(job)
 
     async def _encode_waiting(self) -> None:
-        """Encode until no call waits.
-
-        This is a task of its own, so that a caller that gives up does not cancel the work of the others.
-        """
+        """Encode until no call waits: a task of its own, so that a caller that gives up cancels no other's work."""
         while self._waiting:
             jobs = self._take()
             try:
@@ -105,10 +92,7 @@ class HiddenStateEncoder:
                         job.done.set_result(result)
 
     def _take(self) -> list[_Job]:
-        """Take the waiting calls in order of arrival, as many as fit the token budget.
-
-        It takes at least one, and only one where each is encoded alone.
-        """
+        """Take waiting calls in order of arrival: at least one, and further ones that fit the token budget."""
         taken = [self._waiting.pop(0)]
         budget = 0 if self._alone else self._config.tokens_per_batch - taken[0].num_tokens
         while self._waiting and self._waiting[0].num_tokens <= budget:
@@ -129,31 +113,24 @@ class HiddenStateEncoder:
 
     @torch.inference_mode()
     def pooled_states(self, groups: Sequence[GroupTokens]) -> tuple[Tensor, Tensor]:
-        """Return the hidden state of each response, pooled over its own tokens, and which responses have any.
-
-        The former is (R, H) float64, the latter (R,) bool.
-        """
-        num_responses = sum(len(group.responses) for group in groups)
+        """Return each response's state, pooled over its tokens, (R, H) float64, and whether it has any, (R,) bool."""
         lengths_R = torch.tensor([len(ids) for group in groups for ids in group.responses])
-        sum_RH = torch.zeros(num_responses, self._model.config.hidden_size, dtype=torch.float64)
+        sum_RH = torch.zeros(len(lengths_R), self._model.config.hidden_size, dtype=torch.float64)
         for branches in micro_batches(prefix_tree(groups, own_states=True), max_tokens=self._config.tokens_per_batch):
             packed = pack(branches)
             hidden_NH = last_hidden_states(self._model, packed.to(self._device))[packed.own_N].cpu().double()
             if self._config.pooling == "last":
                 hidden_NH = hidden_NH * (packed.offset_N == lengths_R[packed.response_N] - 1)[:, None]
             sum_RH.index_add_(0, packed.response_N, hidden_NH)
-        valid_R = lengths_R > 0
-        return (sum_RH if self._config.pooling == "last" else sum_RH / lengths_R.clamp(min=1)[:, None]), valid_R
+        return (sum_RH if self._config.pooling == "last" else sum_RH / lengths_R.clamp(min=1)[:, None]), lengths_R > 0
 
     def ready(self) -> int:
         """Return the hidden size once the model is loaded."""
-        hidden_size: int = self._model.config.hidden_size
-        return hidden_size
+        return int(self._model.config.hidden_size)
 
     def _num_tokens(self, batch: pa.RecordBatch) -> int:
-        """Return the tokens of all responses, and of each group's prompt once."""
         num_prompt, num_response = (len(list_column_arrays(batch, name)[0]) for name in ("prompt_ids", "response_ids"))
-        return num_prompt // self._size_of(batch) + num_response
+        return num_prompt // self._size_of(batch) + num_response  # each group's prompt once
 
     def _size_of(self, batch: pa.RecordBatch) -> int:
         return batch.num_rows if self._group_size is None else self._group_size
@@ -169,19 +146,15 @@ class HiddenStateEncoder:
 
 
 def keep_layers(model: Any, layer: int) -> None:
-    """Cut `model` in place, so that its decoder ends with the states of `layer`.
-
-    With L layers, −1 or L means after the last layer and the final norm. 1 to L − 1 (or −2 for L − 1, and so on) means
-    after that layer, without the norm. 0 means the embeddings. Later layers are dropped, so a lower layer costs less.
-    Raises ValueError for any other layer.
-    """
+    """Cut `model` in place, so that its decoder ends with the states of `layer`. With L layers, −1 or L means after the
+    last layer and the final norm. 1 to L − 1 (or −2 for L − 1, and so on) means after that layer, without the norm; 0
+    means the embeddings. Later layers are dropped, so a lower one costs less. Raises ValueError for any other layer."""
     decoder = model.get_decoder()
     num_layers = len(decoder.layers)
     position = layer if layer >= 0 else num_layers + 1 + layer
     if not 0 <= position <= num_layers:
-        raise ValueError(
-            f"encoder.layer = {layer}: the model has layers 0 (embeddings) to {num_layers}, or −1 to −{num_layers + 1} from the end"
-        )
+        known = f"0 (embeddings) to {num_layers}, or −1 to −{num_layers + 1} from the end"
+        raise ValueError(f"encoder.layer = {layer}: the model has layers {known}")
     if position < num_layers:
         decoder.layers = decoder.layers[:position]
         decoder.norm = torch.nn.Identity()

@@ -10,8 +10,7 @@ policy version sampled each token, reports progress, and loads weights between t
 
     facts: EngineFacts                       what the engine promises (`actors.engines`); without it, nothing
     environment(config) -> dict[str, str]    variables that its process needs before it imports torch
-    take_states(keys)                        mean hidden states (`StatePooling`)
-"""
+    take_states(keys)                        mean hidden states (`StatePooling`)"""
 
 from __future__ import annotations
 
@@ -40,13 +39,11 @@ class WeightMismatch(EngineError):
 class EngineSetup:
     """What an engine is started with."""
 
-    model: str
-    """Directory of a model in Hugging Face's layout. Its weights are policy version 0."""
+    model: str  # Directory of a model in Hugging Face's layout. Its weights are policy version 0.
     config: RolloutConfig
     sampling: SamplingConfig
     seed: int
-    pool_states: bool = False
-    """Whether every sample must carry the mean of its hidden states."""
+    pool_states: bool = False  # whether every sample must carry the mean of its hidden states
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,16 +61,12 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRequest:
-    """One response to sample after `prompt_ids`.
-
-    `sampled` holds the response's first tokens where another engine has sampled them already. The response continues
-    after them and keeps their log-probs and versions.
-    """
+    """One response to sample after `prompt_ids`. Where another engine has sampled its first tokens already (`sampled`),
+    the response continues after them and keeps their log-probs and versions."""
 
     key: str
     prompt_ids: Sequence[int]
-    max_tokens: int | None = None
-    """Limit on the response's tokens, those in `sampled` included. None: `sampling.max_response_tokens`."""
+    max_tokens: int | None = None  # Limit on the response's tokens, those in `sampled` included. None: `sampling.max_response_tokens`.
     sampled: Sample | None = None
 
     @property
@@ -82,7 +75,6 @@ class SampleRequest:
         return [*self.prompt_ids, *(self.sampled.token_ids if self.sampled else ())]
 
     def num_left(self, sampling: SamplingConfig) -> int:
-        """Return how many tokens may still be sampled."""
         limit = sampling.max_response_tokens if self.max_tokens is None else self.max_tokens
         return limit - (len(self.sampled.token_ids) if self.sampled else 0)
 
@@ -93,16 +85,14 @@ class NewTokens:
 
     key: str
     token_ids: Sequence[int]
-    logprobs: Sequence[float]
-    """Under the distribution that was sampled from, temperature included."""
+    logprobs: Sequence[float]  # under the distribution that was sampled from, temperature included
     finish_reason: FinishReason | None = None
     """STOP after an end-of-turn token, LENGTH at the limit; None while the response is unfinished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """The state of an engine between two steps: the running requests' tokens so far, and how many tokens it has sampled
-    since it started."""
+    """An engine between two steps: the running requests' tokens so far, and all tokens sampled since its start."""
 
     samples: Mapping[str, Sample]
     sampled_tokens: int
@@ -123,13 +113,8 @@ class PartialSample:
         """Return a response that continues after `sampled`, or an empty one."""
         if sampled is None:
             return cls()
-        return cls(
-            token_ids=list(sampled.token_ids),
-            logprobs=list(sampled.logprobs),
-            version_starts=list(sampled.version_starts),
-            version_values=list(sampled.version_values),
-            num_resumed=len(sampled.token_ids),
-        )
+        token_ids, logprobs = list(sampled.token_ids), list(sampled.logprobs)
+        return cls(token_ids, logprobs, list(sampled.version_starts), list(sampled.version_values), num_resumed=len(token_ids))
 
     def extend(self, new: NewTokens, version: int) -> None:
         for token_id, logprob in zip(new.token_ids, new.logprobs, strict=True):
@@ -156,53 +141,37 @@ class PartialSample:
 
 @runtime_checkable
 class StepEngine(Protocol):
-    """An engine that samples in steps. One thread calls all of its methods but the constructor.
-
-    An exception in `step` or `load` ends the engine: its requests fail, and the worker is replaced. An exception in
-    `add` fails that request only.
-    """
+    """An engine that samples in steps. One thread calls all methods but the constructor. An exception in `step` or
+    `load` ends the engine: its requests fail, and the worker is replaced. One in `add` fails that request only."""
 
     def start(self, setup: EngineSetup) -> None:
         """Load the model. Called once, before all other methods."""
-        ...
 
     def add(self, request: SampleRequest) -> None:
         """Take in a request. Its key is not in use."""
-        ...
 
     def step(self) -> Sequence[NewTokens]:
-        """Sample about one token for each unfinished request. Called only while there is one.
-
-        A request is forgotten once its `finish_reason` is returned.
-        """
-        ...
+        """Sample about one token for each unfinished request. Called only while there is one. A request is forgotten
+        once its `finish_reason` is returned."""
 
     def abort(self, keys: Sequence[str]) -> None:
         """Forget these unfinished requests."""
-        ...
 
     def load(self, snapshot: WeightSnapshot) -> None:
         """Take new weights, keep all requests, and prove the weights (`require_held`). Raises WeightMismatch."""
-        ...
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
-        """Seed the sampler and forget cached prefixes. Called only without requests.
-
-        If the engine repeats (`actors.engines.Repeats`), what it samples next depends on the seed, the weights and the
-        requests only; with `keep_cache` also on what it has sampled since the last reset without it.
-        """
-        ...
+        """Seed the sampler and forget cached prefixes. Called only without requests. If the engine repeats
+        (`actors.engines.Repeats`), what it samples next depends on the seed, the weights and the requests only; with
+        `keep_cache` also on what it has sampled since the last reset without it."""
 
 
 class StatePooling(Protocol):
     """A StepEngine with `facts.pools_states` has this method too."""
 
     def take_states(self, keys: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """Return the mean hidden states (H,), float32, of requests that have ended, and forget them.
-
-        A request without a token has none. Without `setup.pool_states` the result is empty.
-        """
-        ...
+        """Return the mean hidden states (H,), float32, of requests that have ended, and forget them. A request without
+        a token has none. Without `setup.pool_states` the result is empty."""
 
 
 class AsyncEngine(Protocol):
@@ -210,69 +179,46 @@ class AsyncEngine(Protocol):
 
     async def sample(self, key: str, prompt_ids: Sequence[int], sampled: Sample | None = None) -> Sample:
         """Sample one response (see `SampleRequest`). Raises RuntimeError for a key that is in use."""
-        ...
 
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
-        """Sample all `requests`, alone in the engine and begun together after a reset (see `StepEngine.reset`).
-
-        Raises RuntimeError while other requests run.
-        """
-        ...
+        """Sample `requests` alone, begun together after a `StepEngine.reset`. Raises RuntimeError if others run."""
 
     async def abort(self, keys: Sequence[str]) -> None:
         """End requests early. Their `sample` calls return the tokens so far."""
-        ...
 
     async def partials(self, keys: Sequence[str]) -> Progress:
         """Return the tokens so far of those requests that run, with finish_reason ABORTED, and leave them running.
-
-        Every request that has ended by then returns to its caller first.
-        """
-        ...
+        Every request that has ended by then returns to its caller first."""
 
     @property
     def sampled_tokens(self) -> int:
         """Tokens sampled since the start, as of the last step. Never waits."""
-        ...
 
     async def wait_for_tokens(self, total: float) -> None:
-        """Return once `total` tokens have been sampled since the start; with math.inf, never.
-
-        Raises EngineError once the engine has failed.
-        """
-        ...
+        """Return once `total` tokens were sampled (math.inf: never). Raises EngineError if the engine has failed."""
 
     async def load(self, weights: Weights) -> float:
-        """Take new weights between two steps, keep all requests, and prove the weights.
-
-        Returns the seconds during which nothing was sampled. Raises WeightsRefused if nothing has changed. A load that
-        fails half-way is an EngineError (WeightMismatch if the proof fails), and the engine then samples no more.
-        """
-        ...
+        """Take new weights between two steps, keep all requests, and prove the weights. Returns the seconds during
+        which nothing was sampled. Raises WeightsRefused if nothing has changed. A load that fails half-way is an
+        EngineError (WeightMismatch if the proof fails), and the engine then samples no more."""
 
     def take_idle_s(self) -> float:
         """Return the seconds without any request since the last call."""
-        ...
 
     def close(self) -> None: ...
 
 
 class StartableAsyncEngine(AsyncEngine, Protocol):
-    """An AsyncEngine that `rollout.engine` may name. Write this interface only for an engine with processes of its
-    own."""
+    """An AsyncEngine that `rollout.engine` may name: write one only for an engine with processes of its own."""
 
     async def start(self, setup: EngineSetup) -> None:
         """Load the model. Called once, before all other methods, in the event loop that will call them."""
-        ...
 
 
 def require_held(snapshot: WeightSnapshot, held: Mapping[str, Tensor]) -> None:
-    """Raise WeightMismatch unless `held` are the published tensors, bit for bit.
-
-    `held` are the tensors that the engine computes with, by their names in the snapshot. If the snapshot's fingerprint
-    names the output head (`learners.weights.HEAD`), so must `held`, even if the head is tied to the embedding: an
-    engine may hold it twice.
-    """
+    """Raise WeightMismatch unless `held` are the published tensors, bit for bit. `held` are those that the engine
+    computes with, by their names in the snapshot. If its fingerprint names the output head (`learners.weights.HEAD`),
+    so must `held`, even if the head is tied to the embedding: an engine may hold it twice."""
     require_match(snapshot, fingerprint(held, version=snapshot.version))
 
 

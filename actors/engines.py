@@ -9,8 +9,7 @@
     engine = engine_of(config)               # in the worker: made, not yet started
     facts = facts_of(config)                 # what the rest of the system asks about it
 
-This module imports neither torch nor any engine, so a configuration can be checked without them.
-"""
+This module imports neither torch nor any engine, so a configuration can be checked without them."""
 
 from __future__ import annotations
 
@@ -31,29 +30,19 @@ ASYNC_METHODS = ("start", "sample", "sample_batch", "partials", "wait_for_tokens
 class Repeats(StrEnum):
     """When an engine samples the same responses again under the same weights."""
 
-    NEVER = "never"
-    """Samples depend on timing."""
-    ALONE = "alone"
-    """A batch is the same each time if it has the engine to itself and follows `reset` with the same seed."""
-    ALWAYS = "always"
-    """A response depends on the engine's seed and its own request only (`actors.rollout.request_keys`)."""
+    NEVER = "never"  # samples depend on timing
+    ALONE = "alone"  # a batch is the same each time if it has the engine to itself and follows `reset` with the same seed
+    ALWAYS = "always"  # a response depends on the engine's seed and its own request only (`actors.rollout.request_keys`)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineFacts:
-    """What others must know about an engine before it runs. The defaults promise nothing.
+    """What others must know about an engine before it runs. The defaults promise nothing. Your own may set `facts`."""
 
-    An engine of your own may have an attribute `facts` with its own.
-    """
-
-    repeats: Repeats = Repeats.NEVER
-    """`deterministic = true` needs ALONE or ALWAYS."""
-    weight_transfers: frozenset[str] = frozenset({"object_store"})
-    """The values of `rollout.weight_transfer` that it supports."""
-    pools_states: bool = False
-    """Whether it can return hidden states (`actors.engine.StatePooling`)."""
-    memory_gib: float = 0.7
-    """Host memory that it takes beside weights and cache, over that of a process with torch."""
+    repeats: Repeats = Repeats.NEVER  # `deterministic = true` needs ALONE or ALWAYS
+    weight_transfers: frozenset[str] = frozenset({"object_store"})  # the values of `rollout.weight_transfer` that it supports
+    pools_states: bool = False  # whether it can return hidden states (`actors.engine.StatePooling`)
+    memory_gib: float = 0.7  # host memory that it takes beside weights and cache, over that of a process with torch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,50 +70,38 @@ def engine_of(config: RolloutConfig) -> StepEngine | StartableAsyncEngine:
     known = ENGINES.get(config.engine)
     engine: StepEngine | StartableAsyncEngine = load(known.path if known else config.engine, config.engine_options, key="rollout.engine")
     methods = ASYNC_METHODS if hasattr(engine, "sample") else STEP_METHODS
-    for method in methods:
-        if not hasattr(engine, method):
-            raise ExtensionError(
-                f'rollout.engine = "{config.engine}": {type(engine).__name__} has no {method}; an engine needs {", ".join(methods)}'
-            )
+    if missing := [method for method in methods if not hasattr(engine, method)]:
+        who = f'rollout.engine = "{config.engine}": {type(engine).__name__}'
+        raise ExtensionError(f"{who} has no {missing[0]}; an engine needs {', '.join(methods)}")
     return engine
 
 
 def facts_of(config: RolloutConfig) -> EngineFacts:
-    """Return the facts about the engine that `config` names. Only an engine of your own is imported for this.
-
-    Raises ExtensionError.
-    """
+    """Return the facts about the configured engine. Only your own is imported for this. Raises ExtensionError."""
     known = ENGINES.get(config.engine)
-    if known is not None:
-        return known.facts
-    facts: EngineFacts = getattr(engine_of(config), "facts", EngineFacts())
-    return facts
+    return known.facts if known else getattr(engine_of(config), "facts", EngineFacts())
 
 
 def environment_of(config: RolloutConfig) -> dict[str, str]:
     """Return the environment variables that a worker's process needs before it imports torch or the engine."""
     engine = engine_of(config)
-    variables: dict[str, str] = engine.environment(config) if hasattr(engine, "environment") else {}
-    return variables
+    return engine.environment(config) if hasattr(engine, "environment") else {}
 
 
 def require_methods(config: RolloutConfig, *, deterministic: bool = False, pool_states: bool = False) -> None:
     """Import the engine that `config` names, and check its methods and that it can do what is asked of it.
-
-    `pool_states` asks for hidden states. Raises ExtensionError with one line.
-    """
+    `pool_states` asks for hidden states. Raises ExtensionError with one line."""
     engine_of(config)
     require_facts(facts_of(config), config, deterministic=deterministic, pool_states=pool_states)
 
 
 def require_facts(facts: EngineFacts, config: RolloutConfig, *, deterministic: bool = False, pool_states: bool = False) -> None:
     """Raise ExtensionError where an engine with these facts cannot do what is asked of it."""
+    named = f'rollout.engine = "{config.engine}"'
     if deterministic and facts.repeats is Repeats.NEVER:
         able = " or ".join(f'"{name}"' for name, known in ENGINES.items() if known.facts.repeats is not Repeats.NEVER)
-        raise ExtensionError(
-            f'deterministic = true contradicts rollout.engine = "{config.engine}", whose samples depend on timing: set the engine to '
-            f"{able}, or deterministic to false"
-        )
+        advice = f"set the engine to {able}, or deterministic to false"
+        raise ExtensionError(f"deterministic = true contradicts {named}, whose samples depend on timing: {advice}")
     transfer = config.weight_transfer
     if transfer != "object_store" and (transfer not in facts.weight_transfers or config.num_gpus == 0):
         able = " or ".join(f'"{name}"' for name, known in ENGINES.items() if transfer in known.facts.weight_transfers)
@@ -133,7 +110,5 @@ def require_facts(facts: EngineFacts, config: RolloutConfig, *, deterministic: b
             f'rollout.num_gpus above 0, here "{config.engine}" and {config.num_gpus:g}; or set it to "object_store"'
         )
     if pool_states and not facts.pools_states:
-        raise ExtensionError(
-            f'rollout.engine = "{config.engine}" returns no hidden states: take the features from an encoder '
-            '(bonus.source = "encoder"; in jobs.explore features = "encoder")'
-        )
+        advice = 'take the features from an encoder (bonus.source = "encoder"; in jobs.explore features = "encoder")'
+        raise ExtensionError(f"{named} returns no hidden states: {advice}")

@@ -1,7 +1,5 @@
 """Final answers, read where responses are judged, for a bonus that needs them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast

@@ -4,10 +4,7 @@
     rank.join(address)                          # in all at once: returns when all have met and have loaded their parts
     report = rank.do("step", batch, version)    # one method of `Learner` in all at once; the first rank's answer counts
 
-A call that fails because another rank is gone raises `RankLost`. All ranks must then be replaced.
-"""
-
-from __future__ import annotations
+A call that fails because another rank is gone raises `RankLost`. All ranks must then be replaced."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +23,8 @@ class LearnerRank:
 
     def __init__(self, rank: int, model_path: str, config: LearnerConfig, *, device: str, **options: Any) -> None:
         """`options` are the other arguments of `Learner`."""
-        self._rank = rank
-        self._model_path = model_path
-        self._config = config
-        self._device = device
-        self._options = options
+        self._rank, self._model_path, self._config = rank, model_path, config
+        self._device, self._options = device, options
         self._rendezvous: Rendezvous | None = None
         self._learner: Learner | None = None
 
@@ -43,18 +37,14 @@ class LearnerRank:
         return self._rendezvous.address
 
     def join(self, address: str) -> None:
-        """Meet the other ranks and load this rank's part of the model.
-
-        Raises RankLost if one of them does not join within `join_timeout_s`.
-        """
+        """Meet the other ranks and load this rank's part. Raises RankLost if one is not there in `join_timeout_s`."""
         from learners.fsdp import Rendezvous, ShardedRanks
 
         config = self._config
         try:
             rendezvous = self._rendezvous or Rendezvous.at(address, timeout_s=config.join_timeout_s)
-            ranks = ShardedRanks.join(
-                rendezvous, rank=self._rank, size=config.ranks, device=self._device, collective_timeout_s=config.collective_timeout_s
-            )
+            timeout_s = config.collective_timeout_s
+            ranks = ShardedRanks.join(rendezvous, rank=self._rank, size=config.ranks, device=self._device, collective_timeout_s=timeout_s)
             self._learner = Learner(self._model_path, config, device=self._device, ranks=ranks, **self._options)
         except RuntimeError as error:
             raise _as_rank_lost(error) from error

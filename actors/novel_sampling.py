@@ -32,8 +32,6 @@ from buffers.records import FinishReason
 
 @dataclass(slots=True)
 class _Growing:
-    """An unfinished response."""
-
     key: str
     partial: PartialSample = field(default_factory=PartialSample)
     state_sum: np.ndarray | None = None
@@ -61,9 +59,7 @@ class NovelSampler:
 
     def __init__(self, engine: AsyncEngine, config: NovelSamplingConfig, *, max_tokens: int) -> None:
         """The engine must pool hidden states."""
-        self._engine = engine
-        self._config = config
-        self._max_tokens = max_tokens
+        self._engine, self._config, self._max_tokens = engine, config, max_tokens
 
     async def sample(self, keys: Sequence[str], prompt_ids: Sequence[int], *, seed: int) -> list[Sample]:
         """Return one response for each key. They depend on the seed, the weights and the arguments only."""
@@ -73,9 +69,9 @@ class NovelSampler:
         while unfinished := [lane for lane in lanes if lane.ended is None]:
             requests = [self._request(lane, prompt_ids, number, m) for lane in unfinished for m in range(self._config.candidates)]
             round_seed = zlib.crc32(f"{seed}/{number}".encode())
-            samples = await self._engine.sample_batch(requests, seed=round_seed, keep_cache=number > 0)
-            for position, lane in enumerate(unfinished):
-                self._choose(lane, samples[position * self._config.candidates : (position + 1) * self._config.candidates], kept)
+            samples = iter(await self._engine.sample_batch(requests, seed=round_seed, keep_cache=number > 0))
+            for lane in unfinished:
+                self._choose(lane, [next(samples) for _ in range(self._config.candidates)], kept)
             number += 1
         return [lane.finish() for lane in lanes]
 
@@ -102,18 +98,17 @@ class KeptStates:
     """S = Σ xx' over the chunks kept so far, and the choice against it, in float64."""
 
     def __init__(self, config: NovelSamplingConfig, *, seed: int) -> None:
-        self._config = config
-        self._seed = seed
+        self._config, self._seed = config, seed
         self._projection_HD: Tensor | None = None
         self._ridge: float | None = None
         self._moment_DD = torch.zeros(0, 0, dtype=torch.float64)
 
     def choose(self, samples: Sequence[Sample], logprob_M: np.ndarray) -> int:
         """Return the candidate with the largest weighted novelty, the first of equals, and add its state to S."""
-        states = [sample.state_mean for sample in samples]
-        if any(state is None for state in states):
+        states = [sample.state_mean for sample in samples if sample.state_mean is not None]
+        if len(states) < len(samples):
             raise ValueError("novel sampling needs an engine that pools hidden states")
-        features_MD = self._project(torch.from_numpy(np.stack([state for state in states if state is not None])).double())
+        features_MD = self._project(torch.from_numpy(np.stack(states)).double())
         if self._ridge is None:
             self._ridge = max(self._config.ridge * float(features_MD.square().sum(dim=1).mean()), 1e-12)
         factor_DD = torch.linalg.cholesky(self._moment_DD + self._ridge * torch.eye(features_MD.shape[1], dtype=torch.float64))

@@ -1,7 +1,4 @@
-"""Directories outside a run's own that survive a killed process. Their names carry its process id, so that a later
-process can tell that they are left over."""
-
-from __future__ import annotations
+"""Directories outside a run's own that survive a killed process, whose id their names carry."""
 
 import os
 import shutil

@@ -9,9 +9,7 @@ nothing about the response and is left out. The mean therefore lacks the last to
 encoder (`actors.encoder`) has all T. A response of one token is represented by the state that it was sampled from.
 Axes: N running requests, S slots, H hidden size."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -36,14 +34,17 @@ class PooledStates:
             return
         states_NH = states_NH.detach().float()
         new = [row for row, key in enumerate(keys) if key not in self._slots]
-        self._open([keys[row] for row in new], states_NH)
+        for row in new:
+            if not self._free:
+                self._grow(states_NH)
+            self._slots[keys[row]] = self._free.pop()
+            self._counts[keys[row]] = 0
         assert self._first_SH is not None and self._sum_SH is not None
         slots_N = torch.tensor([self._slots[key] for key in keys], device=states_NH.device)
         if new:
             self._first_SH[slots_N[new]] = states_NH[new]
             self._sum_SH[slots_N[new]] = 0.0
-        fresh = set(new)
-        later = [row for row in range(len(keys)) if row not in fresh]
+        later = sorted(set(range(len(keys))) - set(new))
         if later:
             self._sum_SH.index_add_(0, slots_N[later], states_NH[later])
         for row in later:
@@ -58,22 +59,12 @@ class PooledStates:
         count = self._counts.pop(key)
         mean_H = self._sum_SH[slot] / count if count else self._first_SH[slot]
         self._free.append(slot)
-        taken: np.ndarray = mean_H.cpu().numpy().copy()
-        return taken
+        return mean_H.cpu().numpy().copy()
 
     def __len__(self) -> int:
-        """Return the number of responses that have not been taken."""
         return len(self._slots)
 
-    def _open(self, keys: Iterable[str], like_NH: Tensor) -> None:
-        for key in keys:
-            if not self._free:
-                self._grow(like_NH)
-            self._slots[key] = self._free.pop()
-            self._counts[key] = 0
-
     def _grow(self, like_NH: Tensor) -> None:
-        """Double the slots."""
         num_old = 0 if self._sum_SH is None else len(self._sum_SH)
         num_new = max(64, num_old)
         more_SH = torch.zeros(num_new, like_NH.shape[1], device=like_NH.device)

@@ -6,10 +6,7 @@ samples = resumed_samples(batch, request, max_tokens=256)        # by index
 news = News()
 news.note()                                                       # something happened that should be reported
 await news.wait(cursor, engine.wait_for_tokens(due), timeout_s)
-news.told(sampled_tokens)                                         # all of it has been reported
-"""
-
-from __future__ import annotations
+news.told(sampled_tokens)                                         # all of it has been reported"""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -24,23 +21,16 @@ from buffers.arrays import list_array, string_array
 from buffers.records import FinishReason, GroupRequest
 from buffers.schema import ROLLOUT_SCHEMA
 
-PROGRESS_SCHEMA: pa.Schema = pa.schema(
-    [
-        ROLLOUT_SCHEMA.field(name)
-        for name in ("group_id", "index", "response_ids", "behavior_logprobs", "version_starts", "version_values", "finish_reason")
-    ]
-)
+_COLUMNS = ("group_id", "index", "response_ids", "behavior_logprobs", "version_starts", "version_values", "finish_reason")
+PROGRESS_SCHEMA: pa.Schema = pa.schema([ROLLOUT_SCHEMA.field(name) for name in _COLUMNS])
 """The tokens of a response so far. The finish reason "aborted" means that it is unfinished."""
 
 NOTHING = PartialSample().finish(FinishReason.ABORTED)
 
 
 def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *, max_tokens: int) -> dict[int, Sample]:
-    """Return the request's responses, by index, from rows with the columns of PROGRESS_SCHEMA.
-
-    An unfinished response of `max_tokens` tokens counts as finished by its length. Raises ValueError for an index that
-    the group does not have, or that appears twice.
-    """
+    """Return the request's responses, by index, from rows with the columns of PROGRESS_SCHEMA. Unfinished ones of
+    `max_tokens` tokens end by their length. Raises ValueError for an index that is unknown or appears twice."""
     found: dict[int, Sample] = {}
     own = resume.filter(pc.equal(resume["group_id"], request.group_id)).select(PROGRESS_SCHEMA.names)
     for row in own.to_pylist():
@@ -64,28 +54,20 @@ class News:
     def __init__(self) -> None:
         self._num = 0
         self._has_some = asyncio.Event()
-        self._told = (0, 0)
-        """The sampled tokens and the number of the newest event, as of the last report."""
+        self._told = (0, 0)  # the sampled tokens and the number of the newest event, as of the last report
 
     def note(self) -> None:
-        """Note an event that should be reported at once."""
         self._num += 1
         self._has_some.set()
         self._has_some = asyncio.Event()
 
-    def told(self, sampled_tokens: int) -> None:
-        """Note that a report covered all events, when `sampled_tokens` tokens had been sampled."""
-        self._told = (sampled_tokens, self._num)
-
-    def not_told(self, sampled_tokens: int) -> None:
-        """Note that a report left something out."""
-        self._told = (sampled_tokens, -1)
+    def told(self, sampled_tokens: int, *, everything: bool = True) -> None:
+        """Note a report when `sampled_tokens` tokens had been sampled, and whether it covered all events."""
+        self._told = (sampled_tokens, self._num if everything else -1)
 
     async def wait(self, cursor: int, enough_tokens: Coroutine[Any, Any, None], timeout_s: float) -> None:
-        """Wait for `enough_tokens` or an event, for at most `timeout_s`.
-
-        Returns at once if the report that returned `cursor` left something out. Raises what `enough_tokens` raises.
-        """
+        """Wait for `enough_tokens` or an event, for at most `timeout_s`. Returns at once if the report that returned
+        `cursor` left something out. Raises what `enough_tokens` raises."""
         sampled_tokens, num_told = self._told
         if cursor == sampled_tokens and num_told != self._num:
             enough_tokens.close()
@@ -103,15 +85,13 @@ class News:
 def progress_batch(rows: Sequence[tuple[int, int, Sample]]) -> pa.RecordBatch:
     """Return a batch with PROGRESS_SCHEMA from (group id, index, sample) rows."""
     samples = [sample for _, _, sample in rows]
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array([group_id for group_id, _, _ in rows], pa.int64()),
-            pa.array([index for _, index, _ in rows], pa.int32()),
-            list_array([sample.token_ids for sample in samples], np.int32),
-            list_array([sample.logprobs for sample in samples], np.float32),
-            list_array([sample.version_starts for sample in samples], np.int32),
-            list_array([sample.version_values for sample in samples], np.int64),
-            string_array(sample.finish_reason.value for sample in samples),
-        ],
-        schema=PROGRESS_SCHEMA,
-    )
+    columns = [
+        pa.array([group_id for group_id, _, _ in rows], pa.int64()),
+        pa.array([index for _, index, _ in rows], pa.int32()),
+        list_array([sample.token_ids for sample in samples], np.int32),
+        list_array([sample.logprobs for sample in samples], np.float32),
+        list_array([sample.version_starts for sample in samples], np.int32),
+        list_array([sample.version_values for sample in samples], np.int64),
+        string_array(sample.finish_reason.value for sample in samples),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=PROGRESS_SCHEMA)

@@ -5,8 +5,6 @@ token's position, and every sequence is computed by itself. So what the engine s
 neither on what else is running nor on which engine has sampled the tokens before: a whole asynchronous run can be
 reproduced bit for bit."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +21,7 @@ from learners.weights import HEAD, WeightSnapshot
 
 @dataclass(slots=True)
 class _Running:
-    token_ids: list[int]
-    """The prompt, and the response so far."""
+    token_ids: list[int]  # the prompt, and the response so far
     num_prompt: int
     num_left: int
 
@@ -43,9 +40,7 @@ class ReferenceEngine:
         self._pooled = PooledStates() if setup.pool_states else None
 
     def add(self, request: SampleRequest) -> None:
-        self._running[request.key] = _Running(
-            token_ids=request.context_ids, num_prompt=len(request.prompt_ids), num_left=request.num_left(self._sampling)
-        )
+        self._running[request.key] = _Running(request.context_ids, len(request.prompt_ids), request.num_left(self._sampling))
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
         """Replace the engine's seed. There is no cache."""
@@ -71,7 +66,6 @@ class ReferenceEngine:
         return NewTokens(key=key, token_ids=[token_id], logprobs=[float(logprobs_V[token_id])], finish_reason=reason)
 
     def _generator(self, key: str, position: int) -> torch.Generator:
-        """Return the source of one token's randomness."""
         seed = zlib.crc32(f"{self._seed}/{key.partition(':')[2] or key}/{position}".encode())
         return torch.Generator().manual_seed(seed)
 

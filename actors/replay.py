@@ -9,10 +9,7 @@ A replay that takes the place of a lost one is first told which groups are known
 lost one held:
 
     replay.take_over(seen_below, not_seen)
-    replay.insert(encoded, verdicts, version)                     # or insert_rows, of what `held_rows` returned
-"""
-
-from __future__ import annotations
+    replay.insert(encoded, verdicts, version)                     # or insert_rows, of what `held_rows` returned"""
 
 import json
 from collections.abc import Sequence
@@ -24,21 +21,11 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from actors.checkpointed import Checkpointed
+from buffers import schema
 from buffers.config import ReplayConfig
 from buffers.records import GroupOutcome, Verdict
 from buffers.replay import InsertResult, ReplayBuffer, ReplayState
 from buffers.rollout_log import RolloutLog
-from buffers.schema import (
-    ROLLOUT_SCHEMA,
-    concat_groups,
-    conform_checkpoint,
-    group_ids,
-    split_groups,
-    with_outcome,
-    with_scores,
-    with_shaped_rewards,
-    with_verdicts,
-)
 from learners.checkpoint import CheckpointManager, FileEntry
 from tasks.rewards import RewardConfig, reward_terms
 
@@ -76,10 +63,8 @@ class Replay(Checkpointed):
         max_response_tokens: int = 0,
     ) -> None:
         """`rewards` measures length against `max_response_tokens`."""
-        self._config = config
-        self._rewards = rewards
-        self._max_response_tokens = max_response_tokens
-        self._prompts_per_step = prompts_per_step
+        self._config, self._rewards = config, rewards
+        self._max_response_tokens, self._prompts_per_step = max_response_tokens, prompts_per_step
         self._buffer = ReplayBuffer(group_size=group_size, max_policy_lag=max_policy_lag, config=config)
         self._log = RolloutLog(fs.LocalFileSystem(), log_directory) if config.log_rollouts else None
         self._aside: list[pa.RecordBatch] = []  # stale or filtered groups, with that outcome; not yet in the log
@@ -87,12 +72,9 @@ class Replay(Checkpointed):
         self._checkpoints: CheckpointManager | None = None  # the manager of the last save
 
     def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int, filterable: bool = False) -> InsertResult:
-        """Offer one group with its verdicts.
-
-        FULL means that nothing changed: offer it again. A STALE group goes to the log as such. A `filterable` group is
-        FILTERED, and goes to the log too, if its scored rewards are all equal before they are shaped. Raises ValueError
-        when replay is full with fewer groups than a step needs: it would never empty.
-        """
+        """Offer one group with its verdicts. FULL means that nothing changed: offer it again. A STALE group goes to the
+        log as such. A `filterable` group is FILTERED, and logged too, if its scored rewards are all equal before
+        shaping. Raises ValueError when replay is full with fewer groups than a step needs: it would never empty."""
         batch = with_rewards(batch, verdicts, self._rewards, self._max_response_tokens)
         if filterable and len({verdict.reward for verdict in verdicts if verdict.reward is not None}) <= 1:
             self._set_aside(batch, GroupOutcome.FILTERED)
@@ -101,47 +83,37 @@ class Replay(Checkpointed):
         if result is InsertResult.STALE:
             self._set_aside(batch, GroupOutcome.STALE)
         if result is InsertResult.FULL and self._buffer.num_groups < self._prompts_per_step:
-            raise ValueError(
-                f"replay is full with {self._buffer.num_groups} groups and a step needs prompts_per_step = {self._prompts_per_step}: "
-                f"raise replay.max_bytes = {self._config.max_bytes}"
-            )
+            fault = f"replay is full with {self._buffer.num_groups} groups and a step needs prompts_per_step = {self._prompts_per_step}"
+            raise ValueError(f"{fault}: raise replay.max_bytes = {self._config.max_bytes}")
         return result
 
     def _set_aside(self, group: pa.RecordBatch, outcome: GroupOutcome) -> None:
-        """Keep the group for the log of the next step."""
         if _id_of(group) not in map(_id_of, self._aside):
-            self._aside.append(with_outcome(group, 0, outcome))
+            self._aside.append(schema.with_outcome(group, 0, outcome))
 
     def sample(self, num_groups: int, version: int, none_below: int = 0) -> tuple[pa.RecordBatch | None, DrawnBatch]:
         """Evict the groups that are stale at `version`, then take `num_groups` groups; None while there are fewer.
-
-        `none_below` says that no group below it will be offered any more.
-        """
+        `none_below` says that no group below it will be offered any more."""
         self._buffer.forget_below(none_below)
         stale = self._buffer.evict(version=version)
         for group in stale:
             self._set_aside(group, GroupOutcome.STALE)
         batch = self._buffer.sample(num_groups, version=version)
-        drawn = DrawnBatch(
-            group_ids=() if batch is None else tuple(int(group_id) for group_id in group_ids(batch)),
-            stale_ids=tuple(_id_of(group) for group in stale),
-            held_groups=self._buffer.num_groups,
-            held_bytes=self._buffer.nbytes,
-        )
-        return batch, drawn
+        ids = () if batch is None else tuple(map(int, schema.group_ids(batch)))
+        stale_ids = tuple(map(_id_of, stale))
+        return batch, DrawnBatch(group_ids=ids, stale_ids=stale_ids, held_groups=self._buffer.num_groups, held_bytes=self._buffer.nbytes)
 
     def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> Logged:
-        """Write the groups trained on in `step`, and the stale or filtered groups set aside since the step before.
-
-        The call may be repeated when its answer was lost, also by a replay that took over: the groups set aside that an
-        earlier call wrote stay. Raises RolloutLogError, and then nothing has changed.
-        """
+        """Write the groups trained on in `step`, and the stale or filtered groups set aside since the step before. The
+        call may be repeated when its answer was lost, also by a replay that took over: the groups set aside that an
+        earlier call wrote stay. Raises RolloutLogError, and then nothing has changed."""
         if self._log is None:
             self._aside = []
             return Logged()
         written = self._written_aside(step)
         ids = {_id_of(group) for group in written}
-        new = [at_step(group, step) for group in self._aside if _id_of(group) not in ids]
+        late = [(group, GroupOutcome(group.column("outcome")[0].as_py())) for group in self._aside if _id_of(group) not in ids]
+        new = [schema.with_outcome(group, step, outcome) for group, outcome in late]
         self._log.append(step, [trained_rows(batch, step, advantages), *written, *new])
         self._aside = []
         max_bytes = int(self._config.log_max_mib * 2**20)
@@ -153,7 +125,7 @@ class Replay(Checkpointed):
         if self._log is None or not self._log.has(step):
             return []
         outcomes = (outcome for outcome in GroupOutcome if outcome is not GroupOutcome.TRAINED)
-        return [group for outcome in outcomes for group in split_groups(self._log.batch(step, outcome))]
+        return [group for outcome in outcomes for group in schema.split_groups(self._log.batch(step, outcome))]
 
     def save_part(self, manager: CheckpointManager, step: int, part: str) -> list[FileEntry]:
         self._checkpoints = manager
@@ -161,17 +133,13 @@ class Replay(Checkpointed):
 
     def take_over(self, seen_below: int, not_seen: Sequence[int]) -> None:
         """Take the place of a replay that was lost: it saw every group below `seen_below` but those in `not_seen`.
-
-        Raises ValueError if this replay has seen a group.
-        """
+        Raises ValueError if this replay has seen a group."""
         self._buffer.take_over(seen_below, not_seen)
 
     def insert_rows(self, rows: pa.Table, ids: Sequence[int]) -> None:
         """Insert the groups `ids` of `rows`, which `held_rows` returned. Stale ones are found when a batch is drawn.
-
-        Raises ValueError for a group that is not in `rows` or does not fit.
-        """
-        groups = {_id_of(group): group for group in split_groups(concat_groups(rows.to_batches()))} if len(rows) else {}
+        Raises ValueError for a group that is not in `rows` or does not fit."""
+        groups = {_id_of(group): group for group in schema.split_groups(schema.concat_groups(rows.to_batches()))} if len(rows) else {}
         for group_id in ids:
             if group_id not in groups:
                 raise ValueError(f"group {group_id} is not among the rows: {sorted(groups)}")
@@ -189,13 +157,13 @@ class Replay(Checkpointed):
     def save(self, directory: Path) -> None:
         state = self._buffer.state_dict()
         _write_table(directory / "replay.arrow", state["rows"])
-        _write_table(directory / "aside.arrow", pa.Table.from_batches(self._aside, schema=ROLLOUT_SCHEMA))
+        _write_table(directory / "aside.arrow", pa.Table.from_batches(self._aside, schema=schema.ROLLOUT_SCHEMA))
         (directory / "replay.json").write_text(json.dumps({"seen_ranges": state["seen_ranges"], "counters": state["counters"]}))
 
     def load(self, directory: Path) -> None:
         rows = _read_table(directory / "replay.arrow")
         aside = directory / "aside.arrow"
-        self._aside = conform_checkpoint(_read_table(aside)).to_batches() if aside.exists() else []
+        self._aside = schema.conform_checkpoint(_read_table(aside)).to_batches() if aside.exists() else []
         numbers = json.loads((directory / "replay.json").read_text())
         self._buffer.load_state_dict(ReplayState(rows=rows, seen_ranges=numbers["seen_ranges"], counters=numbers["counters"]))
 
@@ -205,37 +173,25 @@ class Replay(Checkpointed):
             self._log.truncate(step)
 
 
-def at_step(group: pa.RecordBatch, step: int) -> pa.RecordBatch:
-    """Return the group, which has its outcome, as a group of `step`."""
-    return with_outcome(group, step, GroupOutcome(group.column("outcome")[0].as_py()))
-
-
 def with_rewards(batch: pa.RecordBatch, verdicts: Sequence[Verdict], config: RewardConfig, max_response_tokens: int) -> pa.RecordBatch:
     """Return the group with its verdicts, and with its rewards as `config` shapes them."""
-    batch = with_verdicts(batch, verdicts)
+    batch = schema.with_verdicts(batch, verdicts)
     if not config.is_shaped:
         return batch
     lengths = pc.list_value_length(batch.column("response_ids")).to_pylist()
     terms = [reward_terms(verdict, length, max_response_tokens, config) for verdict, length in zip(verdicts, lengths, strict=True)]
-    return with_shaped_rewards(
-        batch,
-        reward=[term.total for term in terms],
-        format_term=[term.format for term in terms],
-        length_term=[term.length for term in terms],
-    )
+    formats, lengths = [term.format for term in terms], [term.length for term in terms]
+    return schema.with_shaped_rewards(batch, reward=[term.total for term in terms], format_term=formats, length_term=lengths)
 
 
 def trained_rows(batch: pa.RecordBatch, step: int, advantages: Sequence[float]) -> pa.RecordBatch:
-    """Return `batch` as the rollout log keeps it.
-
-    It has its bonuses (0 without a bonus), one advantage a row, and the mark that `step` trained on it.
-    """
+    """Return `batch` as the log keeps it: its bonuses (or 0), one advantage a row, and `step`, which trained on it."""
     bonus = batch.column("bonus").fill_null(0.0).to_numpy()
-    return with_outcome(with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
+    return schema.with_outcome(schema.with_scores(batch, bonus, list(advantages)), step, GroupOutcome.TRAINED)
 
 
 def _id_of(group: pa.RecordBatch) -> int:
-    return int(group_ids(group)[0])
+    return int(schema.group_ids(group)[0])
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -7,16 +7,12 @@ batch, usage = await worker.generate(request, messages, resume)   # the same, af
 batch, usage = await worker.sample_pool(request, messages, seed)  # the same, alone in the engine and reproducible
 progress, heartbeat = await worker.watch(cursor, timeout_s)       # all tokens of its groups, when there is news
 await worker.update(weights)                                      # new weights; requests continue
-await worker.abort(group_id)
-"""
-
-from __future__ import annotations
+await worker.abort(group_id)"""
 
 import asyncio
 import math
 import time
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +35,9 @@ from buffers.schema import to_record_batch, with_features
 from learners.forward import causal_lm_shapes
 from learners.precision import resolve_dtype
 
+Messages = Sequence[dict[str, str]]
+Generated = tuple[pa.RecordBatch, GroupUsage]
+
 REFRESH_SHARE, REFRESH_MAX_S = 0.25, 1.0
 """The part of a `watch` without news that is left for asking the engine, which answers after its step."""
 
@@ -48,11 +47,8 @@ class DataError(ValueError):
 
 
 def request_keys(request: GroupRequest) -> list[str]:
-    """Return the engine's keys of a group's responses. The part behind the colon seeds a deterministic engine.
-
-    That part names the problem, the version it was admitted under and the attempt, but not the group. So a group that
-    is sampled again after a resume is the same group.
-    """
+    """Return the engine's keys of a group's responses. The part behind the colon seeds a deterministic engine. It names
+    the problem, the version at admission and the attempt, not the group, so that a resume samples the same."""
     seed = f"{request.problem.problem_id}/{request.admitted_version}/{request.attempt}"
     return [f"{request.group_id}:{seed}/{index}" for index in range(request.num_responses)]
 
@@ -64,8 +60,7 @@ def group_seed(key: str) -> str:
 
 @dataclass(slots=True)
 class _Response:
-    """One response of a group. Until it has ended, `sample` holds the tokens that it came with, or that it had when the
-    engine was last asked."""
+    """One response of a group. Until it ends, `sample` holds the tokens that it came with or had at the last look."""
 
     key: str
     sample: Sample
@@ -75,8 +70,6 @@ class _Response:
 
 @dataclass(slots=True)
 class _Group:
-    """A group in the worker."""
-
     responses: list[_Response]
     is_aborted: bool = False
 
@@ -85,8 +78,7 @@ class _Group:
 class PooledFeatures:
     """How a worker makes features from the mean hidden state of each response (`actors.pooled_states`)."""
 
-    bonus: BonusConfig | None = None
-    """Settings of the projection. None: features are the mean states themselves."""
+    bonus: BonusConfig | None = None  # Settings of the projection. None: features are the mean states themselves.
     projection_seed: int = 0
 
 
@@ -106,18 +98,14 @@ class RolloutWorker:
         isolated: bool = False,
     ) -> None:
         """`features`: every group carries features made from the engine's own states; None: it carries none.
-
         `isolated`: a group is sampled alone and from a seed of its own. It is then the same whenever and on whichever
-        worker it is sampled, and the caller of `generate` awaits one group before the next.
-        """
+        worker it is sampled, and the caller of `generate` awaits one group before the next."""
         from transformers import AutoTokenizer
 
-        self._worker_id = worker_id
-        self._run_id = run_id
+        self._worker_id, self._run_id = worker_id, run_id
         self._setup = EngineSetup(model=model, config=config, sampling=sampling, seed=seed, pool_states=features is not None)
         self._sampling = sampling
-        self._features = features
-        self._isolated = isolated
+        self._features, self._isolated = features, isolated
         self._projector: Projector | None = None
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self._engine: AsyncEngine | None = None
@@ -126,8 +114,7 @@ class RolloutWorker:
         self._groups: dict[int, _Group] = {}
         self._version = 0
         self._news = News()
-        self._leaving: asyncio.Future[Any] | None = None
-        """A task that is held so that it is not collected before it ends."""
+        self._leaving: asyncio.Future[Any] | None = None  # held so that it is not collected before it ends
 
     async def start(self) -> str:
         """Start the engine, and return the worker's id once it can serve."""
@@ -135,19 +122,13 @@ class RolloutWorker:
         self._shapes = await asyncio.to_thread(causal_lm_shapes, self._setup.model)
         return self._worker_id
 
-    async def generate(
-        self, request: GroupRequest, messages: Sequence[dict[str, str]], resume: pa.RecordBatch | pa.Table | None = None
-    ) -> tuple[pa.RecordBatch, GroupUsage]:
+    async def generate(self, request: GroupRequest, messages: Messages, resume: pa.RecordBatch | pa.Table | None = None) -> Generated:
         """Sample the group. Aborted responses return with their tokens so far. Seconds are those in this worker.
-
         `resume` has rows with the columns of PROGRESS_SCHEMA, of this and any other group: a progress batch, or the
-        batch of an aborted group. Responses that have ended are kept, "aborted" ones continue after their tokens, and
-        those without a row begin. With `features` it is ignored, because the hidden states of the old tokens are
-        unknown. If this raises or is cancelled, none of its requests stays in the engine.
-
-        Raises DataError if the prompt is longer than `max_prompt_tokens`, EngineError if the engine has failed, and
-        RuntimeError if the group is in the worker already.
-        """
+        batch of an aborted group. Responses that have ended are kept, "aborted" ones continue, and those without a row
+        begin. With `features` it is ignored, because the hidden states of the old tokens are unknown. If this raises or
+        is cancelled, none of its requests stays in the engine. Raises DataError for a prompt longer than
+        `max_prompt_tokens`, EngineError if the engine has failed, and RuntimeError if the group is here already."""
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
         group = self._enter(request, resume)
@@ -167,28 +148,22 @@ class RolloutWorker:
         resumed_tokens = sum(response.num_resumed for response in group.responses)
         return self._batch(request, prompt_ids, samples, seconds, started, resumed_tokens=resumed_tokens)
 
-    async def sample_pool(self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int) -> tuple[pa.RecordBatch, GroupUsage]:
+    async def sample_pool(self, request: GroupRequest, messages: Messages, seed: int) -> Generated:
         """Sample the group alone in the engine and from `seed`, so that it does not depend on what was sampled before.
-
-        Raises what `generate` raises, and RuntimeError while the engine has other requests.
-        """
+        Raises what `generate` raises, and RuntimeError while the engine has other requests."""
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
         requests = [SampleRequest(key=key, prompt_ids=prompt_ids) for key in request_keys(request)]
         samples = await self._serving().sample_batch(requests, seed=seed)
-        elapsed_s = time.monotonic() - started
-        return self._batch(request, prompt_ids, samples, [elapsed_s] * len(samples), started)
+        return self._batch(request, prompt_ids, samples, None, started)
 
-    async def sample_novel_pool(
-        self, request: GroupRequest, messages: Sequence[dict[str, str]], seed: int, config: NovelSamplingConfig
-    ) -> tuple[pa.RecordBatch, GroupUsage]:
+    async def sample_novel_pool(self, request: GroupRequest, messages: Messages, seed: int, config: NovelSamplingConfig) -> Generated:
         """Do as `sample_pool`, steered towards novelty chunk by chunk (`actors.novel_sampling`). Needs `features`."""
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
         sampler = NovelSampler(self._serving(), config, max_tokens=self._sampling.max_response_tokens)
         samples = await sampler.sample(request_keys(request), prompt_ids, seed=seed)
-        elapsed_s = time.monotonic() - started
-        return self._batch(request, prompt_ids, samples, [elapsed_s] * len(samples), started)
+        return self._batch(request, prompt_ids, samples, None, started)
 
     async def abort(self, group_id: int) -> None:
         """End a group early. Its `generate` returns what was sampled. Unknown groups are ignored: they have ended."""
@@ -198,14 +173,12 @@ class RolloutWorker:
             await self._serving().abort([response.key for response in group.responses if response.is_running])
 
     async def watch(self, cursor: int, timeout_s: float) -> tuple[pa.RecordBatch, Heartbeat]:
-        """Report all tokens of the groups in the worker once there is news, or shortly before `timeout_s` is over.
-
-        News are `config.progress_tokens` more tokens for each running response on average, a response that ended, or a
-        group that came or left, since the call that returned `sampled_tokens == cursor` (0 for the first call). The
-        batch has PROGRESS_SCHEMA and a row for every response with a token. If the engine does not answer in time,
-        because it is in a step, the rows are as they were, and the next call asks again; `sampled_tokens` is as of the
-        engine's last step. Raises EngineError once the engine has failed.
-        """
+        """Report all tokens of the groups in the worker once there is news, or shortly before `timeout_s` is over. News
+        are `config.progress_tokens` more tokens for each running response on average, a response that ended, or a group
+        that came or left, since the call that returned `sampled_tokens == cursor` (0 for the first call). The batch has
+        PROGRESS_SCHEMA and a row for every response with a token. If the engine is in a step and does not answer in
+        time, the rows are as they were, and the next call asks again; `sampled_tokens` is as of the engine's last step.
+        Raises EngineError once the engine has failed."""
         engine = self._serving()
         deadline = asyncio.get_running_loop().time() + timeout_s
         num_running = sum(response.is_running for group in self._groups.values() for response in group.responses)
@@ -217,44 +190,27 @@ class RolloutWorker:
             self._news.told(sampled_tokens)
         except TimeoutError:
             sampled_tokens = engine.sampled_tokens
-            self._news.not_told(sampled_tokens)
-        rows = [
-            (group_id, index, response.sample)
-            for group_id, group in self._groups.items()
-            for index, response in enumerate(group.responses)
-            if response.sample.token_ids
-        ]
-        tokens_by_group: Counter[int] = Counter()
-        for group_id, _, sample in rows:
-            tokens_by_group[group_id] += len(sample.token_ids)
-        heartbeat = Heartbeat(
-            worker_id=self._worker_id,
-            version=self._version,
-            tokens_by_group=dict(tokens_by_group),
-            sampled_tokens=sampled_tokens,
-            rss_bytes=psutil.Process().memory_info().rss,
+            self._news.told(sampled_tokens, everything=False)
+        samples = {group_id: [response.sample for response in group.responses] for group_id, group in self._groups.items()}
+        rows = [(group_id, index, sample) for group_id in samples for index, sample in enumerate(samples[group_id]) if sample.token_ids]
+        tokens = {group_id: sum(len(sample.token_ids) for sample in samples[group_id]) for group_id, _, _ in rows}
+        rss_bytes = psutil.Process().memory_info().rss
+        return progress_batch(rows), Heartbeat(
+            worker_id=self._worker_id, version=self._version, tokens_by_group=tokens, sampled_tokens=sampled_tokens, rss_bytes=rss_bytes
         )
-        return progress_batch(rows), heartbeat
 
     async def update(self, weights: Weights) -> WeightUpdate:
-        """Check new weights while the engine continues, load them between two steps and prove them.
-
-        Raises WeightsRefused if they are not those published or do not fit the model; nothing has changed then. Raises
-        EngineError if the load fails (WeightMismatch if the proof does); the worker then serves no more.
-        """
+        """Check new weights while the engine continues, load them between two steps and prove them. Raises
+        WeightsRefused if they are not those published or do not fit the model; nothing has changed then. Raises
+        EngineError if the load fails (WeightMismatch if the proof does); the worker then serves no more."""
         engine = self._serving()
         started = time.monotonic()
         await asyncio.to_thread(check_weights, weights, shapes=self._shapes, dtype=self._dtype)
         check_s = time.monotonic() - started
         load_s = await engine.load(weights)
-        self._version = weights.version
+        self._version, idle_s = weights.version, engine.take_idle_s()
         return WeightUpdate(
-            worker_id=self._worker_id,
-            version=weights.version,
-            load_s=load_s,
-            idle_s=engine.take_idle_s(),
-            check_s=check_s,
-            nbytes=weights.nbytes,
+            worker_id=self._worker_id, version=self._version, load_s=load_s, idle_s=idle_s, check_s=check_s, nbytes=weights.nbytes
         )
 
     async def close(self) -> None:
@@ -266,16 +222,12 @@ class RolloutWorker:
             raise RuntimeError(f"{self._worker_id} has not been started")
         return self._engine
 
-    def _prompt_ids(self, request: GroupRequest, messages: Sequence[dict[str, str]]) -> list[int]:
-        prompt_ids: list[int] = self._tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        limit = self._sampling.max_prompt_tokens
-        if len(prompt_ids) > limit:
-            raise DataError(
-                f"the prompt of problem {request.problem.problem_id} has {len(prompt_ids)} tokens, more than "
-                f"sampling.max_prompt_tokens = {limit}"
-            )
+    def _prompt_ids(self, request: GroupRequest, messages: Messages) -> list[int]:
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        prompt_ids: list[int] = self._tokenizer.apply_chat_template(list(messages), **options)
+        if len(prompt_ids) > (limit := self._sampling.max_prompt_tokens):
+            prompt = f"the prompt of problem {request.problem.problem_id}"
+            raise DataError(f"{prompt} has {len(prompt_ids)} tokens, more than sampling.max_prompt_tokens = {limit}")
         return prompt_ids
 
     def _enter(self, request: GroupRequest, resume: pa.RecordBatch | pa.Table | None) -> _Group:
@@ -285,20 +237,15 @@ class RolloutWorker:
         if resume is not None and self._features is None:
             resumed = resumed_samples(resume, request, max_tokens=self._sampling.max_response_tokens)
         samples = [resumed.get(index, NOTHING) for index in range(request.num_responses)]
-        group = _Group(
-            responses=[
-                _Response(
-                    key=key, sample=sample, num_resumed=len(sample.token_ids), is_running=sample.finish_reason is FinishReason.ABORTED
-                )
-                for key, sample in zip(request_keys(request), samples, strict=True)
-            ]
-        )
-        self._groups[request.group_id] = group
+        responses = [
+            _Response(key, sample, num_resumed=len(sample.token_ids), is_running=sample.finish_reason is FinishReason.ABORTED)
+            for key, sample in zip(request_keys(request), samples, strict=True)
+        ]
+        group = self._groups[request.group_id] = _Group(responses)
         self._news.note()
         return group
 
     async def _respond(self, group: _Group, response: _Response, prompt_ids: list[int]) -> float:
-        """Sample the response to its end, and return the seconds that this took."""
         started = time.monotonic()
         if not response.is_running:
             return 0.0
@@ -310,11 +257,8 @@ class RolloutWorker:
         return time.monotonic() - started
 
     async def _respond_alone(self, request: GroupRequest, group: _Group, prompt_ids: list[int]) -> list[float]:
-        """Sample all responses of the group, alone in the engine, and return the seconds of each.
-
-        The seed contains the request's place, which is the same after a resume. It distinguishes groups of one problem
-        and version, which occur if there are few problems.
-        """
+        """Sample all responses of the group, alone in the engine, and return the seconds of each. The seed has the
+        request's place, which a resume keeps; it tells groups of one problem and version apart (with few problems)."""
         started = time.monotonic()
         requests = [SampleRequest(key=response.key, prompt_ids=prompt_ids) for response in group.responses]
         seed = zlib.crc32(f"{self._setup.seed}/{group_seed(requests[0].key)}/{request.place}".encode())
@@ -325,11 +269,8 @@ class RolloutWorker:
         return [time.monotonic() - started] * len(samples)
 
     async def _refresh(self) -> int:
-        """Ask the engine for the tokens of the running responses. Return how many tokens it had sampled by then.
-
-        A response that had ended by then has been completed before, because the engine's answers reach this event loop
-        in order.
-        """
+        """Ask the engine for the running responses' tokens, and return how many it had sampled by then. Those that had
+        ended by then are complete, because the engine's answers reach this event loop in order."""
         running = {response.key: response for group in self._groups.values() for response in group.responses if response.is_running}
         progress = await self._serving().partials(list(running))
         for key, sample in progress.samples.items():
@@ -342,43 +283,43 @@ class RolloutWorker:
         request: GroupRequest,
         prompt_ids: list[int],
         samples: Sequence[Sample],
-        seconds: Sequence[float],
+        seconds: Sequence[float] | None,
         started: float,
         *,
         resumed_tokens: int = 0,
-    ) -> tuple[pa.RecordBatch, GroupUsage]:
+    ) -> Generated:
+        generate_s = time.monotonic() - started
         usage = GroupUsage(
             worker_id=self._worker_id,
             prompt_tokens=len(prompt_ids),
             response_tokens=sum(len(sample.token_ids) for sample in samples),
-            generate_s=time.monotonic() - started,
+            generate_s=generate_s,
             resumed_tokens=resumed_tokens,
             num_aborted=sum(sample.finish_reason is FinishReason.ABORTED for sample in samples),
             sampled_tokens=self._serving().sampled_tokens,
         )
-        rollouts = [self._rollout(prompt_ids, sample, elapsed_s) for sample, elapsed_s in zip(samples, seconds, strict=True)]
+        rollouts = [
+            Rollout(
+                prompt_ids=tuple(prompt_ids),
+                response_ids=sample.token_ids,
+                behavior_logprobs=sample.logprobs,
+                version_starts=sample.version_starts,
+                version_values=sample.version_values,
+                finish_reason=sample.finish_reason,
+                response_text=self._tokenizer.decode(sample.token_ids, skip_special_tokens=True),
+                generate_s=elapsed_s,
+            )
+            for sample, elapsed_s in zip(samples, seconds or [generate_s] * len(samples), strict=True)
+        ]
         batch = to_record_batch(self._run_id, request, rollouts, worker_id=self._worker_id)
-        return (batch if self._features is None else self._with_features(batch, request, samples, self._features)), usage
+        return self._with_features(batch, request, samples), usage
 
-    def _rollout(self, prompt_ids: list[int], sample: Sample, elapsed_s: float) -> Rollout:
-        return Rollout(
-            prompt_ids=tuple(prompt_ids),
-            response_ids=sample.token_ids,
-            behavior_logprobs=sample.logprobs,
-            version_starts=sample.version_starts,
-            version_values=sample.version_values,
-            finish_reason=sample.finish_reason,
-            response_text=self._tokenizer.decode(sample.token_ids, skip_special_tokens=True),
-            generate_s=elapsed_s,
-        )
-
-    def _with_features(
-        self, batch: pa.RecordBatch, request: GroupRequest, samples: Sequence[Sample], settings: PooledFeatures
-    ) -> pa.RecordBatch:
-        """Add the features. A response that was aborted before its first token has none (null)."""
+    def _with_features(self, batch: pa.RecordBatch, request: GroupRequest, samples: Sequence[Sample]) -> pa.RecordBatch:
+        """Add the features, if any. A response that was aborted before its first token has none (null)."""
+        settings = self._features
         means = [sample.state_mean for sample in samples]
         valid = np.array([mean is not None for mean in means])
-        if not valid.any():
+        if settings is None or not valid.any():
             return batch
         hidden_size = next(len(mean) for mean in means if mean is not None)
         mean_KH = np.stack([np.zeros(hidden_size, dtype=np.float32) if mean is None else mean for mean in means])

@@ -1,9 +1,6 @@
 """The scorer: a frozen model that gives the likelihood of responses that any model has sampled.
 
-mean_logprobs = scorer.mean_logprobs(batch)        # one prompt with its responses: a number each, None for an empty one
-"""
-
-from __future__ import annotations
+mean_logprobs = scorer.mean_logprobs(batch)  # one prompt with its responses: a number each, None for an empty one"""
 
 from typing import Any
 
@@ -26,14 +23,11 @@ class ResponseScorer:
 
     def mean_logprobs(self, batch: pa.RecordBatch) -> list[float | None]:
         """Return the mean log-prob, in nats, of each response's tokens at temperature 1, end-of-turn token included.
-
-        `batch` has the columns prompt_ids (the same in all rows) and response_ids.
-        """
+        `batch` has the columns prompt_ids (the same in all rows) and response_ids."""
         groups = read_groups(batch, batch.num_rows)
-        loglikelihood_R, num_tokens_R = response_loglikelihoods(
-            self._model, groups, tokens_per_batch=self._config.tokens_per_batch, device=self._device
-        )
-        pairs = zip(loglikelihood_R.tolist(), num_tokens_R.tolist(), strict=True)
+        limit = self._config.tokens_per_batch
+        sums_and_sizes = response_loglikelihoods(self._model, groups, tokens_per_batch=limit, device=self._device)
+        pairs = zip(*(values_R.tolist() for values_R in sums_and_sizes), strict=True)
         return [total / num_tokens if num_tokens else None for total, num_tokens in pairs]
 
     def ready(self) -> int:

@@ -7,10 +7,7 @@
     TokenCounter       how many tokens were sampled, for callers that wait for more
 
 A load happens between two steps. Requests continue under the new weights, and every token carries the version that
-sampled it.
-"""
-
-from __future__ import annotations
+sampled it."""
 
 import asyncio
 import queue
@@ -29,11 +26,11 @@ from learners.weights import WeightSnapshot
 
 QUEUE_CAP = 4096
 CLOSE_TIMEOUT_S = 10.0
+Command = Callable[["RunningRequests"], Any]
 
 
 async def start_engine(setup: EngineSetup) -> AsyncEngine:
-    """Start the engine that `setup.config` names: in a thread of its own if it works in steps, else in this event
-    loop."""
+    """Start the engine of `setup.config`: in a thread of its own if it works in steps, else in this event loop."""
     engine = engine_of(setup.config)
     if not isinstance(engine, StepEngine):
         await engine.start(setup)
@@ -51,17 +48,13 @@ class TokenCounter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._total = 0
+        self.total = 0
         self._waiting: list[tuple[float, Future[None]]] = []
         self._failure: EngineError | None = None
 
-    @property
-    def total(self) -> int:
-        return self._total
-
     def advance(self, total: int) -> None:
         with self._lock:
-            self._total = total
+            self.total = total
             due = [waiter for waiter in self._waiting if waiter[0] <= total]
             self._waiting = [waiter for waiter in self._waiting if waiter[0] > total]
         for _, done in due:
@@ -80,7 +73,7 @@ class TokenCounter:
         with self._lock:
             if self._failure is not None:
                 raise EngineError(str(self._failure)) from self._failure
-            if self._total >= total:
+            if self.total >= total:
                 return
             self._waiting.append(waiter)
         try:
@@ -91,20 +84,13 @@ class TokenCounter:
 
 
 class RunningRequests:
-    """The requests in a StepEngine with their tokens so far. Not thread-safe.
-
-    requests.add(request)
-    while requests.has_unfinished:
-        finished = requests.step()            # [(key, sample), ...]
-    """
+    """The requests in a StepEngine with their tokens so far. Not thread-safe."""
 
     def __init__(self, engine: StepEngine) -> None:
-        """`engine` has been started."""
-        self._engine = engine
+        self._engine = engine  # started
         self._partials: dict[str, PartialSample] = {}
         self.version = 0
-        self.sampled_tokens = 0
-        """Tokens sampled here; those that a request came with do not count."""
+        self.sampled_tokens = 0  # tokens sampled here; those that a request came with do not count
 
     @property
     def has_unfinished(self) -> bool:
@@ -146,18 +132,13 @@ class RunningRequests:
         return [(key, self._partials.pop(key).finish(reason, states.get(key))) for key, reason in ended.items()]
 
 
-Command = Callable[[RunningRequests], Any]
-
-
 class StepLoop:
-    """Makes a StepEngine an AsyncEngine: one thread runs the queued commands, then steps the engine, until closed.
-
-    If the engine raises, every waiting request and every later call fails with the same cause.
-    """
+    """Makes a StepEngine an AsyncEngine: one thread runs the queued commands, then steps the engine, until closed. If
+    the engine raises, every waiting request and every later call fails with the same cause."""
 
     def __init__(self, build: Callable[[], StepEngine]) -> None:
-        """`build` returns a started engine. It runs in the new thread, because engines bind to the thread that starts
-        them. What it raises is raised here."""
+        """`build` runs in the new thread, to which engines bind, and returns a started engine. Its error is raised
+        here."""
         self._commands: queue.Queue[tuple[Command, Future[Any]] | None] = queue.Queue(maxsize=QUEUE_CAP)
         self._waiting: dict[str, Future[Sample]] = {}
         self._sampled = TokenCounter()
@@ -205,10 +186,7 @@ class StepLoop:
         await self._call(lambda requests: self._resolve(requests.abort([key for key in keys if key in self._waiting])))
 
     async def partials(self, keys: Sequence[str]) -> Progress:
-        progress: Progress = await self._call(
-            lambda requests: Progress(samples=requests.partials(keys), sampled_tokens=requests.sampled_tokens)
-        )
-        return progress
+        return await self._call(lambda requests: Progress(samples=requests.partials(keys), sampled_tokens=requests.sampled_tokens))
 
     @property
     def sampled_tokens(self) -> int:
@@ -231,8 +209,7 @@ class StepLoop:
                 raise EngineError(f"loading version {weights.version} failed: {error!r}") from error
             return time.monotonic() - started
 
-        load_s: float = await self._call(load)
-        return load_s
+        return await self._call(load)
 
     def take_idle_s(self) -> float:
         idle_s, self._idle_s = self._idle_s, 0.0
@@ -277,11 +254,10 @@ class StepLoop:
                 item = self._commands.get(timeout=1.0 if wait else 0)
             except queue.Empty:
                 if wait:
-                    self._idle_s += time.monotonic() - since
                     continue
                 return True
-            if wait:
-                self._idle_s += time.monotonic() - since
+            finally:
+                self._idle_s += time.monotonic() - since if wait else 0.0
             if item is None:
                 self._fail(EngineError("the engine was closed"))
                 return False

@@ -21,7 +21,6 @@ from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
@@ -88,16 +87,15 @@ class VerifierPool:
     def __init__(
         self, task_config: TaskConfig, config: VerifierConfig, *, task_factory: TaskFactory | None = None, final_answers: bool = False
     ) -> None:
-        """`task_factory`, if given, makes the task in place of `task_config`. It is pickled into the workers.
-        With `final_answers`, verdicts carry the final answers too (`actors.final_answers`).
-
-        Without `timeout_s` the task is made here too, because it knows its deadline. What that raises is raised here.
-        """
+        """`task_factory`, if given, makes the task in place of `task_config`. It is pickled into the workers. With
+        `final_answers`, verdicts carry the final answers too (`actors.final_answers`). Without `timeout_s` the task is
+        made here too, because it knows its deadline. What that raises is raised here."""
         self._config = config
         self._task_factory: TaskFactory = task_factory or partial(make_task, task_config)
         if final_answers:
             self._task_factory = partial(with_final_answers, self._task_factory)
-        self._deadline_s = config.timeout_s if config.timeout_s is not None else self._task_factory().deadline_s
+        # Seconds that one response may take:
+        self.deadline_s = config.timeout_s if config.timeout_s is not None else self._task_factory().deadline_s
         self._lock = threading.Lock()  # guards everything below
         self._counts: Counter[VerdictStatus] = Counter()
         self._num_rebuilds = 0
@@ -109,38 +107,30 @@ class VerifierPool:
         atexit.register(self.close)
 
     @property
-    def deadline_s(self) -> float:
-        """Seconds that one response may take."""
-        return self._deadline_s
-
-    @property
     def num_workers(self) -> int:
         """Processes that take new responses."""
         with self._lock:
             return self._workers.num_workers
 
     def verify(self, problem: Problem, responses: Sequence[str]) -> list[Verdict]:
-        """Return one verdict for each response, in order. TIMEOUT and ERROR verdicts carry no reward.
-
-        Raises VerifierPoolError if the pool finishes nothing for deadline_s + start_timeout_s, cannot keep its workers
-        alive, or is closed. Some response of the pool finishes in every such window, so the wait is bounded by the
-        window times the responses in the queue.
-
-        A call changes nothing but the counts of `stats`. So a caller that lost the result may call again, even while
-        the first call is still running.
-        """
+        """Return one verdict for each response, in order. TIMEOUT and ERROR verdicts carry no reward. Raises
+        VerifierPoolError if the pool finishes nothing for deadline_s + start_timeout_s, cannot keep its workers alive,
+        or is closed. Some response of the pool finishes in every such window, so the wait is bounded by the window
+        times the responses in the queue. A call changes nothing but the counts of `stats`. So a caller that lost the
+        result may call again, even while the first call is still running."""
         jobs = [_Job(response[-self._config.max_response_chars :]) for response in responses]
         num_rounds = 0
         while num_rounds < _MAX_ROUNDS and (open_jobs := [job for job in jobs if job.verdict is None]):
-            workers = self._live_workers()
+            if not (workers := self._workers).are_live():
+                self._replace(workers)
+                workers = self._workers
             self._run_round(workers, problem, open_jobs)
             num_rounds += not workers.has_successor  # a resize is not a failure
         verdicts = [job.verdict for job in jobs if job.verdict is not None]
         if len(verdicts) < len(jobs):
-            raise VerifierPoolError(
-                f"the verifier pool broke {_MAX_ROUNDS} times with {len(jobs) - len(verdicts)} of {len(jobs)} responses to "
-                f"'{problem.problem_id}' open: its workers die before they take a response; their standard error says why"
-            )
+            lost = f"{len(jobs) - len(verdicts)} of {len(jobs)} responses to '{problem.problem_id}'"
+            reason = "its workers die before they take a response; their standard error says why"
+            raise VerifierPoolError(f"the verifier pool broke {_MAX_ROUNDS} times with {lost} open: {reason}")
         with self._lock:
             self._counts.update(verdict.status for verdict in verdicts)
         return verdicts
@@ -155,21 +145,20 @@ class VerifierPool:
             return VerifierStats(**counts, num_rebuilds=self._num_rebuilds)
 
     def resize(self, num_workers: int) -> None:
-        """Use `num_workers` processes from now on. Calls of `verify` continue meanwhile.
-
-        Returns once a new process has answered, the new ones have all responses that were not begun, and the old
-        processes are gone. The old ones get deadline_s, and the time it takes to kill them, to end what they had begun;
-        what they do not end is verified again. Until then both sets of processes exist.
-
-        Raises ValueError for less than one worker, ResizeError if the new workers do not start within start_timeout_s,
-        and VerifierPoolError if the pool is closed. The pool is then as before.
-        """
+        """Use `num_workers` processes from now on. Calls of `verify` continue meanwhile. Returns once a new process has
+        answered, the new ones have all responses that were not begun, and the old ones are gone. These get deadline_s,
+        and the time it takes to kill them, to end what they had begun; the rest is verified again. Until then both
+        exist. Raises ValueError for less than one worker, ResizeError if the new workers do not start within
+        start_timeout_s, and VerifierPoolError if the pool is closed. The pool is then as before."""
         if num_workers < 1:
             raise ValueError(f"a verifier pool needs at least one worker, not {num_workers}")
         with self._resizing:
             if num_workers == self.num_workers and not self._closed:
                 return
-            fresh = self._start_others(num_workers)
+            with self._lock:
+                self._raise_if_closed()
+                fresh = Workers(num_workers, self._task_factory)
+                self._others.add(fresh)  # so that `close` knows about them
             try:
                 fresh.wait_until_started(self._config.start_timeout_s)
                 with self._lock:
@@ -182,7 +171,7 @@ class VerifierPool:
                 raise
             self._last_progress = time.monotonic()
             try:
-                old.hand_over(self._deadline_s + _KILL_S)
+                old.hand_over(self.deadline_s + _KILL_S)
             finally:
                 self._stop_others(old)
 
@@ -199,43 +188,31 @@ class VerifierPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _run_round(self, workers: Workers, problem: Problem, jobs: list[_Job]) -> None:
-        """Schedule each of `jobs` once, and settle those that have ended."""
-        futures = [workers.schedule(problem, job.text, self._deadline_s) for job in jobs]
+        futures = [workers.schedule(problem, job.text, self.deadline_s) for job in jobs]
         for future in futures:
             future.add_done_callback(self._note_progress)
         self._wait(workers, futures, problem)
         for job, future in zip(jobs, futures, strict=True):
-            job.settle(future, self._deadline_s)
+            job.settle(future, self.deadline_s)
 
     def _wait(self, workers: Workers, futures: list[Future[Verdict]], problem: Problem) -> None:
-        """Wait until all futures that `workers` will end are done, or `workers` are broken.
-
-        Raises VerifierPoolError if the whole pool makes no progress.
-        """
+        """Wait until what `workers` will end is done, or they break. Raises VerifierPoolError without progress."""
         started = time.monotonic()
-        window_s = self._deadline_s + self._config.start_timeout_s
+        window_s = self.deadline_s + self._config.start_timeout_s
         while (pending := workers.will_end(wait(futures, timeout=TICK_S).not_done)) and workers.are_live():
             is_stuck = time.monotonic() - max(started, self._last_progress) > window_s
             if is_stuck and not workers.has_successor:  # `resize` has a deadline for those that have one
                 self._replace(workers)
-                raise VerifierPoolError(
-                    f"no verifier finished anything for {window_s:.1f} s (a deadline of {self._deadline_s:g} s + start_timeout_s "
-                    f"{self._config.start_timeout_s}) while waiting for {len(pending)} of {len(futures)} responses to "
-                    f"'{problem.problem_id}' on {workers.num_workers} workers; the workers were replaced"
-                )
+                window = f"{window_s:.1f} s (a deadline of {self.deadline_s:g} s + start_timeout_s {self._config.start_timeout_s})"
+                open_ = f"{len(pending)} of {len(futures)} responses to '{problem.problem_id}' on {workers.num_workers} workers"
+                raise VerifierPoolError(f"no verifier finished anything for {window} while waiting for {open_}; the workers were replaced")
 
     def _note_progress(self, _: Future[Verdict]) -> None:
         self._last_progress = time.monotonic()
-
-    def _live_workers(self) -> Workers:
-        workers = self._workers
-        if not workers.are_live():
-            self._replace(workers)
-        return self._workers
 
     def _replace(self, broken: Workers) -> None:
         """Replace the workers `broken`, unless another thread has done so."""
@@ -250,14 +227,6 @@ class VerifierPool:
         if self._closed:
             raise VerifierPoolError("the verifier pool is closed")
 
-    def _start_others(self, num_workers: int) -> Workers:
-        """Start workers that `close` knows about and that take no responses yet."""
-        with self._lock:
-            self._raise_if_closed()
-            fresh = Workers(num_workers, self._task_factory)
-            self._others.add(fresh)
-            return fresh
-
     def _stop_others(self, workers: Workers) -> None:
         workers.stop()
         with self._lock:
@@ -266,8 +235,6 @@ class VerifierPool:
 
 @dataclass(slots=True)
 class _Job:
-    """One response on its way to a verdict."""
-
     text: str
     verdict: Verdict | None = None
     num_crashes: int = 0

@@ -8,8 +8,6 @@
 Linux sends a process its parent-death signal when the *thread* that started it ends. So a thread of their own starts
 the processes and lives as long as they do, not whichever thread happens to call `verify` first."""
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import os
@@ -30,8 +28,7 @@ from tasks.base import NeedsWarmUp, Task
 
 TaskFactory = Callable[[], Task]
 
-TICK_S = 0.2
-"""How often a wait looks whether the pool is still live."""
+TICK_S = 0.2  # how often a wait looks whether the pool is still live
 _PR_SET_PDEATHSIG = 1
 _MAX_DETAIL_CHARS = 500
 
@@ -44,8 +41,7 @@ class Workers:
     """One pebble pool, whose size is fixed, and the thread that started its processes."""
 
     def __init__(self, num_workers: int, task_factory: TaskFactory) -> None:
-        """Returns once the processes are started, which is before they are ready. Raises if `task_factory` cannot be
-        pickled."""
+        """Returns once the processes are started, before they are ready. Raises if `task_factory` cannot be pickled."""
         self.num_workers = num_workers
         self._pool = ProcessPool(
             max_workers=num_workers,
@@ -94,18 +90,16 @@ class Workers:
         while wait([answer], timeout=TICK_S).not_done and self.are_live() and time.monotonic() < deadline:
             pass
         if not answer.done() or answer.exception() is not None:
-            raise ResizeError(
-                f"none of {self.num_workers} new verifier workers was ready within start_timeout_s = {timeout_s:g} s: they are killed, "
-                "or die when they start, and their standard error says why"
-            )
+            reason = "they are killed, or die when they start, and their standard error says why"
+            late = f"none of {self.num_workers} new verifier workers was ready within start_timeout_s = {timeout_s:g} s"
+            raise ResizeError(f"{late}: {reason}")
 
     @property
     def has_successor(self) -> bool:
         return self._begun is not None
 
     def will_end(self, futures: Collection[Future[Any]]) -> list[Future[Any]]:
-        """Return those of `futures` that will be done as long as the pool is live: all of them, or after `hand_over`
-        the ones that it had begun."""
+        """Return those of `futures` that a live pool will end: all, or after `hand_over` those that it had begun."""
         begun = self._begun
         return [future for future in futures if begun is None or future in begun]
 
@@ -131,11 +125,9 @@ class Workers:
             self._thread.join()
 
     def _hold(self, started: Future[bool]) -> None:
-        """Start the pool, then stay until it is stopped.
-
-        Threads and processes that are started here inherit the blocked SIGINT, so that Ctrl-C does not hit a worker
-        before it can ignore it. Starting the resource tracker unblocks the signal, so that comes first.
-        """
+        """Start the pool, then stay until it is stopped. What starts here inherits the blocked SIGINT, so that Ctrl-C
+        does not hit a worker before it can ignore it. Starting the resource tracker unblocks the signal, so that comes
+        first."""
         try:
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -146,7 +138,6 @@ class Workers:
 
 
 # ---- inside a worker process ----
-
 _worker_task: Task | str = "the worker was not initialised"  # the task, or the reason why there is none
 
 

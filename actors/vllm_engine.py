@@ -9,10 +9,7 @@ vllm is imported inside functions only. These facts about vLLM shape the code:
   version's salt and be computed with the new weights.
 - Per-request seeds together with chunked prefill kill the CPU engine, so none are passed. `reset` seeds the worker's
   own generator instead.
-- The hidden states that an engine samples from are seen by wrapping `compute_logits`: `actors.vllm_worker`.
-"""
-
-from __future__ import annotations
+- The hidden states that an engine samples from are seen by wrapping `compute_logits`: `actors.vllm_worker`."""
 
 import asyncio
 import logging
@@ -38,15 +35,11 @@ from learners.precision import resolve_dtype
 from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, WeightSnapshot
 
-QUIET_LOGGERS = ("vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
-
+QUIET_LOGGERS = ("vllm", "vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
 SHARED_MEMORY = Path("/dev/shm")
-WEIGHTS_PREFIX = "repexp-weights-"
-"""Prefix of directories in shared memory; the id of the process whose engine is being loaded follows."""
-
+WEIGHTS_PREFIX = "repexp-weights-"  # of directories in shared memory; the id of the process whose engine is being loaded follows
 POOLING_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
-"""`actors.vllm_worker` reads from the state of model runner V1, the only one on CPU, which rows of the logits are
-sampled."""
+"""`actors.vllm_worker` reads which rows of the logits are sampled from model runner V1, the only one on CPU."""
 
 
 def engine_environment(config: RolloutConfig, *, in_process: bool) -> dict[str, str]:
@@ -70,9 +63,6 @@ def engine_environment(config: RolloutConfig, *, in_process: bool) -> dict[str, 
 def _engine_arguments(setup: EngineSetup) -> dict[str, Any]:
     config, sampling = setup.config, setup.sampling
     on_gpu = config.num_gpus > 0
-    device_arguments = (
-        {"gpu_memory_utilization": config.gpu_memory_fraction} if on_gpu else {"enforce_eager": True, "block_size": config.block_size}
-    )
     return {
         "model": setup.model,
         "dtype": resolve_dtype(config.dtype, on_gpu=on_gpu),
@@ -85,7 +75,7 @@ def _engine_arguments(setup: EngineSetup) -> dict[str, Any]:
         "async_scheduling": False,
         "disable_log_stats": True,
         "worker_extension_cls": "actors.vllm_worker.EngineWorker",
-        **device_arguments,
+        **({"gpu_memory_utilization": config.gpu_memory_fraction} if on_gpu else {"enforce_eager": True, "block_size": config.block_size}),
         **({} if config.weight_transfer == "object_store" else {"weight_transfer_config": {"backend": config.weight_transfer}}),
     }
 
@@ -146,10 +136,8 @@ class VllmEngine:
         self._engine.collective_rpc("seed_sampler", args=(seed,))
 
     def step(self) -> list[NewTokens]:
-        return [
-            _new_tokens(output, FinishReason(output.outputs[0].finish_reason) if output.finished else None)
-            for output in self._engine.step()
-        ]
+        outputs = self._engine.step()
+        return [_new_tokens(output, FinishReason(output.outputs[0].finish_reason) if output.finished else None) for output in outputs]
 
     def abort(self, keys: Sequence[str]) -> None:
         self._engine.abort_request(list(keys))
@@ -230,10 +218,8 @@ class AsyncVllmEngine:
         return partial.finish(reason, states.get(key))
 
     async def _may_begin(self, key: str) -> bool:
-        """Wait while weights are being replaced. Return False if the request was aborted meanwhile.
-
-        Raises EngineError if the load failed, or takes too long.
-        """
+        """Wait while weights are being replaced. Return False if the request was aborted meanwhile. Raises EngineError
+        if the load failed, or takes too long."""
         while self._is_replacing:
             held = self._held[key] = asyncio.get_running_loop().create_future()
             try:
@@ -329,11 +315,9 @@ class AsyncVllmEngine:
         return time.monotonic() - started
 
     def take_idle_s(self) -> float:
-        now = time.monotonic()
+        self._note_busy()
         idle_s, self._idle_s = self._idle_s, 0.0
-        if self._idle_since is not None:
-            idle_s += now - self._idle_since
-            self._idle_since = now
+        self._note_idle()
         return idle_s
 
     def close(self) -> None:
@@ -351,8 +335,7 @@ class AsyncVllmEngine:
 
 
 def _states(answers: Sequence[Mapping[str, bytes]]) -> dict[str, np.ndarray]:
-    """Return the mean states that the first rank answers with, by request."""
-    return {key: np.frombuffer(taken, dtype=np.float32) for key, taken in answers[0].items()}
+    return {key: np.frombuffer(taken, dtype=np.float32) for key, taken in answers[0].items()}  # the first rank's
 
 
 def _to_be_held(weights: Weights) -> tuple[dict[str, tuple[int, ...]], bool, int]:
@@ -369,4 +352,3 @@ def _quieten() -> None:
     """Silence warnings about tied heads and rotary tables, which vLLM prints on every reload; both are expected."""
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("vllm").setLevel(logging.ERROR)

@@ -4,8 +4,6 @@ and seeds the sampler.
 CPU kernels pack matrices into a layout of their own and drop the originals. So the weights that a live module computes
 with are read by computing with it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ from torch import Tensor
 from actors.engine import EngineError, WeightMismatch
 from actors.pooled_states import PooledStates
 from learners.weights import HEAD, WeightSnapshot, fingerprint_by, load_snapshot
+
+Packed = Mapping[str, Sequence[str]]  # by the name of a fused matrix, those of its parts
 
 
 class EngineWorker:
@@ -40,18 +40,15 @@ class EngineWorker:
         model.compute_logits = pooled_compute_logits
 
     def _pool(self, states_NH: Tensor) -> None:
-        """Add the states of a step: one row for each scheduled request, in the runner's order.
-
-        A prompt that is taken in by chunks samples no token before its last chunk.
-        """
+        """Add the states of a step: one row for each scheduled request, in the runner's order. A prompt that is taken
+        in by chunks samples no token before its last chunk."""
         runner = self.model_runner
         keys = runner.input_batch.req_ids
         if len(keys) != len(states_NH):
             raise EngineError(f"{len(states_NH)} hidden states for {len(keys)} requests: pooling does not know speculative decoding")
-        samples = ~runner.discard_request_mask.np[: len(keys)]
-        rows = np.flatnonzero(samples).tolist()
-        chosen_NH = states_NH if len(rows) == len(keys) else states_NH[rows]
-        self._pooled.add([_external(keys[row]) for row in rows], chosen_NH)
+        rows = np.flatnonzero(~runner.discard_request_mask.np[: len(keys)]).tolist()
+        external_keys = [keys[row][:-9] for row in rows]  # vLLM has appended "-" and eight characters
+        self._pooled.add(external_keys, states_NH if len(rows) == len(keys) else states_NH[rows])
 
     def take_states(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Return the mean states of ended requests as float32 bytes. A request without a token has none."""
@@ -70,10 +67,8 @@ class EngineWorker:
             dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
     def held_weights(self, shapes: dict[str, tuple[int, ...]], with_head: bool, version: int) -> dict[str, str]:
-        """Return the fingerprint, as of `version`, of the tensors that the model computes with now.
-
-        `shapes` names the tensors. The output head is added under its own name if `with_head`.
-        """
+        """Return the fingerprint, as of `version`, of the tensors that the model computes with now. `shapes` names the
+        tensors. The output head is added under its own name if `with_head`."""
         model = self.model_runner.get_model()
         head = getattr(model, "lm_head", None)
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
@@ -86,12 +81,7 @@ class EngineWorker:
             return fingerprint_by(shapes, lambda name, columns: _read(modules, packed, shapes, name, columns), version=version)
 
 
-def _external(request_id: str) -> str:
-    """Return the id that a request was added with: vLLM appends "-" and eight characters."""
-    return request_id[:-9]
-
-
-def _require_all_parameters(model: Any, packed: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> None:
+def _require_all_parameters(model: Any, packed: Packed, given: Mapping[str, Any]) -> None:
     """Raise WeightMismatch if the snapshot lacks a parameter of the model, which would then keep its old weights."""
     for name, _ in model.named_parameters():
         module_name, _, parameter = name.rpartition(".")
@@ -102,17 +92,9 @@ def _require_all_parameters(model: Any, packed: Mapping[str, Sequence[str]], giv
                 raise WeightMismatch(f"the published weights have no tensor {tensor}, which the engine's model has")
 
 
-def _read(
-    modules: Mapping[str, Any],
-    packed: Mapping[str, Sequence[str]],
-    shapes: Mapping[str, tuple[int, ...]],
-    name: str,
-    columns: Tensor | None,
-) -> Tensor:
+def _read(modules: Mapping[str, Any], packed: Packed, shapes: Mapping[str, tuple[int, ...]], name: str, columns: Tensor | None) -> Tensor:
     """Return columns of the Hugging Face matrix `name`, or a whole vector, as the live vLLM module computes with them.
-
-    The module may hold several matrices fused into one. Raises EngineError if the model has no such module.
-    """
+    The module may hold several matrices fused into one. Raises EngineError if the model has no such module."""
     module_name, _, parameter = name.rpartition(".")
     parent, _, leaf = module_name.rpartition(".")
     fused = next((fused for fused, parts in packed.items() if leaf in parts), leaf)
@@ -124,22 +106,15 @@ def _read(
         parts = [shapes[f"{parent}.{part}.{parameter}"][0] for part in packed[fused]]
         position = list(packed[fused]).index(leaf)
         rows = slice(sum(parts[:position]), sum(parts[: position + 1]))
-    values: Tensor = getattr(module, parameter) if columns is None else _columns_of(module, columns)
-    return values[rows]
+    return (getattr(module, parameter) if columns is None else _columns_of(module, columns))[rows]
 
 
 def _columns_of(module: Any, columns: Tensor) -> Tensor:
     """Return columns of the module's matrix. Where the matrix is packed, its kernel is applied to one-hot inputs: the
     result is exactly a column, because 0·v + 1·w = w."""
-    is_lookup = "Embedding" in type(module).__name__
-    if is_lookup or not hasattr(module, "cpu_linear"):
+    if "Embedding" in type(module).__name__ or not hasattr(module, "cpu_linear"):  # a lookup, or not packed
         return module.weight[:, columns.to(module.weight.device)]
-    inputs = torch.zeros(len(columns), _width(module), dtype=module.weight.dtype)
+    width = module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim
+    inputs = torch.zeros(len(columns), width, dtype=module.weight.dtype)
     inputs[torch.arange(len(columns)), columns] = 1
-    output: Tensor = module.cpu_linear(inputs, module.weight, None)
-    return output.T
-
-
-def _width(module: Any) -> int:
-    """Return the number of columns of a linear layer or of a vocabulary head."""
-    return int(module.input_size_per_partition if hasattr(module, "input_size_per_partition") else module.embedding_dim)
+    return module.cpu_linear(inputs, module.weight, None).T

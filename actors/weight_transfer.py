@@ -19,17 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
 
-from learners.sharding import Deferred
 from learners.weight_check import check_snapshot, check_tensors
 from learners.weights import TensorSpec, WeightSnapshot
 
-STAGING_BYTES = 256 << 20
-"""Size of each of the two buffers, on both sides, that vLLM's NCCL engine packs tensors into."""
+if TYPE_CHECKING:
+    from learners.policy_learner import PolicyLearner
+
+STAGING_BYTES = 256 << 20  # size of each of the two buffers, on both sides, that vLLM's NCCL engine packs tensors into
 
 
 class TransferUnavailable(RuntimeError):
@@ -39,9 +39,7 @@ class TransferUnavailable(RuntimeError):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceWeights:
     """The weights of one policy version, which stay on the learner's GPU: what they must be, and where to ask for them.
-
-    The offsets in `index` are 0, because there is no buffer. `key` authenticates both ends of the connection.
-    """
+    The offsets in `index` are 0, because there is no buffer. `key` authenticates both ends of the connection."""
 
     version: int
     index: tuple[TensorSpec, ...]
@@ -58,55 +56,27 @@ Weights = WeightSnapshot | DeviceWeights
 
 
 def check_weights(weights: Weights, *, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
-    """Raise WeightsRefused unless `weights` fit a model with these parameters and, where their bytes are at hand, are
-    those that were published."""
+    """Raise WeightsRefused unless `weights` fit these parameters and, if the bytes are here, are those published."""
     if isinstance(weights, WeightSnapshot):
         check_snapshot(weights, shapes=shapes, dtype=dtype)
     else:
         check_tensors(weights.index, shapes=shapes, dtype=dtype, version=weights.version)
 
 
-class Policy(Protocol):
-    """What is published: a `learners.policy_learner.PolicyLearner`."""
-
-    version: int
-
-    @property
-    def weight_dtype(self) -> torch.dtype | None:
-        """The precision in which weights are published; None if each keeps its own."""
-        ...
-
-    def snapshot(self) -> WeightSnapshot: ...
-    def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
-        """Return the tensors, which may be parts (`learners.sharding`), and the name of the one that is also the output
-        head, if there is one."""
-        ...
-
-
 class WeightPublisher(Protocol):
     """One way of handing out weights, in the learner's process."""
 
-    def publish(self, policy: Policy) -> Weights:
+    def publish(self, policy: PolicyLearner) -> Weights:
         """Return the weights of `policy.version`, for any number of engines. Training leaves them unchanged."""
-        ...
 
     def require_usable(self, device: torch.device) -> None:
         """Raise TransferUnavailable if this way does not work for weights on this device."""
-        ...
 
 
 class ObjectStorePublisher:
     """Returns all bytes in one buffer, which the learner's caller puts into Ray's object store."""
 
-    def publish(self, policy: Policy) -> WeightSnapshot:
+    def publish(self, policy: PolicyLearner) -> WeightSnapshot:
         return policy.snapshot()
 
-    def require_usable(self, device: torch.device) -> None:
-        return None
-
-
-class Trainer(Protocol):
-    """vLLM's `TrainerWeightTransferEngine`, for one worker."""
-
-    def send_weights(self) -> None: ...
-    def shutdown(self) -> None: ...
+    def require_usable(self, device: torch.device) -> None: ...
