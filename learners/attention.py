@@ -45,9 +45,8 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionLayout:
-    """Which token sees which in one forward pass, in the form that one kind of attention needs.
-
-    `longest` is the length of the longest branch."""
+    """Which token sees which in one forward pass, in the form that one kind of attention needs. `longest` is the length
+    of the longest branch."""
 
     longest: int
     blocks: Sequence[Block] | None = None
@@ -90,11 +89,10 @@ def make_blocks(end_T: Tensor, *, dtype: torch.dtype, num_queries: int = BLOCK_Q
 
 
 class _BlockAttention(torch.autograd.Function):
-    """softmax(scale · q kᵀ) v over the keys that each query sees: query_AGTD, key_ATD, value_ATD -> mean_TAGD.
-
-    It calls torch's own CPU kernel of FlashAttention (Dao et al. 2022, arXiv:2205.14135) block by block, forward and
-    backward. Through autograd, that kernel would keep a copy of the keys of every block for each query head until the
-    backward pass."""
+    """softmax(scale · q kᵀ) v over the keys that each query sees: query_AGTD, key_ATD, value_ATD -> mean_TAGD. It calls
+    torch's own CPU kernel of FlashAttention (Dao et al. 2022, arXiv:2205.14135) block by block, forward and backward.
+    Through autograd, that kernel would keep a copy of the keys of every block for each query head until the backward
+    pass."""
 
     @staticmethod
     def forward(ctx: Any, query_AGTD: Tensor, key_ATD: Tensor, value_ATD: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
@@ -159,10 +157,8 @@ def _flex_mask(end_T: Tensor) -> Any:
 
 @functools.cache
 def _flex(compiled: bool) -> Any:
-    """Return flex_attention, compiled or not.
-
-    Without compilation it materialises all T² scores. It is then exact, and enough for a test on a CPU, but has no
-    backward pass there."""
+    """Return flex_attention, compiled or not. Without compilation it materialises all T² scores. It is then exact, and
+    enough for a test on a CPU, but has no backward pass there."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
@@ -180,9 +176,7 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers' attention interface asks: query (1, A·G, T, D), key and value (1, A, T, D) -> (1, T, A·G,
-    D).
-
-    Raises ModelUnsupported for a model whose attention is of another kind, rather than compute the wrong one."""
+    D). Raises ModelUnsupported for a model whose attention is of another kind, rather than compute the wrong one."""
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -213,10 +207,8 @@ def _refuse_other_kinds(module: Any, layout: AttentionLayout, others: dict[str, 
 
 @functools.cache
 def register() -> None:
-    """Make all kinds known to transformers.
-
-    Without a layout they use the masks of its "sdpa". The compiler skips blocks, because their number and sizes differ
-    in every pass."""
+    """Make all kinds known to transformers. Without a layout they use the masks of its "sdpa". The compiler skips
+    blocks, because their number and sizes differ in every pass."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -97,9 +97,8 @@ class TokenLookup:
 
 
 def sum_by_row(batch: pa.RecordBatch, values: np.ndarray) -> Tensor:
-    """Return the sum of the flat per-token `values` over the response tokens of each row (R,), float64.
-
-    Tokens are added in their order, so equal responses have equal sums."""
+    """Return the sum of the flat per-token `values` over the response tokens of each row (R,), float64. Tokens are
+    added in their order, so equal responses have equal sums."""
     _, offsets = list_column_arrays(batch, "response_ids")
     rows = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
     return torch.from_numpy(np.bincount(rows, weights=values, minlength=batch.num_rows))
@@ -119,11 +118,10 @@ def token_versions(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def prefetch(prepare: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Yield `prepare(item)` for every item, in order. A thread prepares at most one more than is being used.
-
-    The caller's own thread takes the `items`, so they may be made with collectives. An error of `prepare` is raised
-    where its result is due, after the results before it. A caller that stops early waits for the thread to finish its
-    item, and no thread is left running."""
+    """Yield `prepare(item)` for every item, in order. A thread prepares at most one more than is being used. The
+    caller's own thread takes the `items`, so they may be made with collectives. An error of `prepare` is raised where
+    its result is due, after the results before it. A caller that stops early waits for the thread to finish its item,
+    and no thread is left running."""
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         pending: Future[T] | None = None
         for item in items:

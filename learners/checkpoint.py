@@ -63,10 +63,8 @@ class CheckpointManager:
 
     def save(self, step: int, part: str, write: Callable[[Path], None]) -> list[FileEntry]:
         """Have `write(directory)` put the files of one part into the checkpoint of `step`. Returns them for the
-        manifest.
-
-        A step that is written again does not count until it is committed again. Raises CheckpointError if storage
-        fails. What was written of the step is then removed, so that a later save has the space."""
+        manifest. A step that is written again does not count until it is committed again. Raises CheckpointError if
+        storage fails. What was written of the step is then removed, so that a later save has the space."""
         with self._giving_up_whole(step):
             return self._save(step, part, write)
 
@@ -88,9 +86,7 @@ class CheckpointManager:
 
     def commit(self, step: int, files: Sequence[FileEntry], meta: dict[str, Any]) -> None:
         """Make the checkpoint of `step` count, then remove older complete ones that are not kept, and older incomplete
-        ones.
-
-        Raises CheckpointError if storage fails. If only the removal failed, the new checkpoint counts."""
+        ones. Raises CheckpointError if storage fails. If only the removal failed, the new checkpoint counts."""
         manifest = {"format": FORMAT_VERSION, "step": step, "files": [asdict(file) for file in files], "meta": meta}
         with self._giving_up_whole(step):
             filesystem, root = self._open()
@@ -132,9 +128,7 @@ class CheckpointManager:
 
     def restore(self, step: int, part: str, read: Callable[[Path], None]) -> None:
         """Verify every file of one part, then have `read(directory)` load it. `part` may be a folder within one:
-        "learner/policy".
-
-        Raises CheckpointError naming a damaged file."""
+        "learner/policy". Raises CheckpointError naming a damaged file."""
         files = [FileEntry(**file) for file in self._manifest(step)["files"] if file["path"].startswith(f"{part}/")]
         if not files:
             raise CheckpointError(f"the checkpoint of step {step} in {self.uri} has no part '{part}'")

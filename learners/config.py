@@ -209,9 +209,8 @@ class LossConfig(BaseModel):
 
 
 def without_effect(section: BaseModel, seam: str, known: Mapping[str, Facts], reads: Collection[str] | None) -> str | None:
-    """Return why a key of `section` that is set has no effect, or None.
-
-    `seam` is the key that names the method, `known` its known methods, and `reads` what the chosen method reads."""
+    """Return why a key of `section` that is set has no effect, or None. `seam` is the key that names the method,
+    `known` its known methods, and `reads` what the chosen method reads."""
     if reads is None:
         return None
     for key in sorted(set().union(*(facts.reads or () for facts in known.values())) - set(reads)):

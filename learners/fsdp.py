@@ -89,9 +89,8 @@ class ShardedRanks:
 
     @classmethod
     def join(cls, rendezvous: Rendezvous, *, rank: int, size: int, device: str, collective_timeout_s: float) -> Self:
-        """Return once all ranks are there. Raises RankLost as `Rendezvous.wait_for_all` does.
-
-        A rank that later waits for another for `collective_timeout_s` gives up."""
+        """Return once all ranks are there. Raises RankLost as `Rendezvous.wait_for_all` does. A rank that later waits
+        for another for `collective_timeout_s` gives up."""
         rendezvous.wait_for_all(rank, size)
         host = rendezvous.address.rpartition(":")[0]
         if (interface := interface_of(local_address_towards(host))) is not None:
@@ -146,9 +145,8 @@ def local_address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """Return the network interface that has this address, or None.
-
-    Without it gloo takes the interface that the machine's own name leads to, which is often the loopback."""
+    """Return the network interface that has this address, or None. Without it gloo takes the interface that the
+    machine's own name leads to, which is often the loopback."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address == address for found in addresses):
             return str(name)

@@ -57,10 +57,8 @@ def check_lora(model_path: str, config: LoraConfig) -> None:
 
 
 def target_names(model: Any, config: LoraConfig) -> list[str]:
-    """Return the last names of the layers to adapt, sorted.
-
-    Raises LoraError for a name that this model does not have, and for "all-linear" if that would leave out most of a
-    model, because its experts are one tensor."""
+    """Return the last names of the layers to adapt, sorted. Raises LoraError for a name that this model does not have,
+    and for "all-linear" if that would leave out most of a model, because its experts are one tensor."""
     head = model.get_output_embeddings()
     layers = ((name, module) for name, module in model.named_modules() if module is not head)
     there = sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
@@ -103,9 +101,8 @@ class Adapters:
 
     @classmethod
     def attach(cls, model: Any, config: LoraConfig, *, base: str) -> Self:
-        """Put new adapters into `model`, which was loaded from `base`. Raises LoraError.
-
-        A is seeded and B is 0, so the model has not changed yet."""
+        """Put new adapters into `model`, which was loaded from `base`. Raises LoraError. A is seeded and B is 0, so the
+        model has not changed yet."""
         _require_peft()
         import peft
 
@@ -123,9 +120,8 @@ class Adapters:
 
     @classmethod
     def load(cls, model: Any, directory: Path, *, base: str) -> Self:
-        """Put adapters that `save` wrote into a model that was loaded from `base`.
-
-        Raises LoraError, and CheckpointError if they belong to another base."""
+        """Put adapters that `save` wrote into a model that was loaded from `base`. Raises LoraError, and
+        CheckpointError if they belong to another base."""
         _require_peft()
         import peft
 
@@ -139,9 +135,8 @@ class Adapters:
             yield
 
     def named_weights(self) -> list[tuple[str, Tensor | Deferred]]:
-        """Return the model's tensors by their names without adapters.
-
-        Those with an adapter are merged, each only when it is asked for."""
+        """Return the model's tensors by their names without adapters. Those with an adapter are merged, each only when
+        it is asked for."""
         weights: list[tuple[str, Tensor | Deferred]] = []
         for name, parameter in self._model.named_parameters():
             if ".lora_" in name:
@@ -161,9 +156,8 @@ class Adapters:
 
 
 def write_merged(adapter: Path, directory: str, *, base: str, dtype: Dtype) -> None:
-    """Write the policy of an adapter that `Adapters.save` wrote as a Hugging Face directory.
-
-    It is bit for bit the policy of a learner of this `dtype`. Raises as `Adapters.load` does."""
+    """Write the policy of an adapter that `Adapters.save` wrote as a Hugging Face directory. It is bit for bit the
+    policy of a learner of this `dtype`. Raises as `Adapters.load` does."""
     model = load_causal_lm(base, dtype=dtype)
     adapters = Adapters.load(model, adapter, base=base)
     save_model(model, take_snapshot(adapters.named_weights(), version=0), directory, tokenizer=base)

@@ -68,10 +68,8 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
         rho_t = pi(t) / pi_prox(t)        w_t = min(pi_prox(t) / mu(t), is_cap)
 
     Divergence and entropy are not weighted by w, as in GRPO's published form. They hold the policy at every token,
-    whichever policy sampled it; weights would release exactly the tokens that have moved furthest.
-
-    Raises ValueError if the configuration needs an input that is None, or if a method returns tensors of another shape.
-    """
+    whichever policy sampled it; weights would release exactly the tokens that have moved furthest. Raises ValueError if
+    the configuration needs an input that is None, or if a method returns tensors of another shape."""
     response_N = inputs.response_N
     if response_N is None:
         if config.is_by_response:

@@ -15,10 +15,8 @@ from learners.mismatch import MismatchTokens, mismatch_metrics
 
 
 def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_GK: Tensor | None = None) -> dict[str, float]:
-    """Return rewards, pass rates, shares of groups without contrast, and lengths of one batch.
-
-    A metric whose value is unknown is left out. `without_bonus_GK` is what the advantages would be without the bonus,
-    if there is one."""
+    """Return rewards, pass rates, shares of groups without contrast, and lengths of one batch. A metric whose value is
+    unknown is left out. `without_bonus_GK` is what the advantages would be without the bonus, if there is one."""
     num_groups, group_size = advantages_GK.shape
     reward_GK = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_groups, group_size)
     correct_GK = np.array([s == "correct" for s in batch.column("verdict_status").to_pylist()]).reshape(num_groups, group_size)
@@ -36,9 +34,8 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_G
 
 
 def _scores(batch: pa.RecordBatch, reward_GK: np.ndarray, correct_GK: np.ndarray) -> dict[str, float]:
-    """Return figures of rewards and verdicts; nothing if no response could be scored.
-
-    A group without any scored response is neither all correct nor all wrong."""
+    """Return figures of rewards and verdicts; nothing if no response could be scored. A group without any scored
+    response is neither all correct nor all wrong."""
     scored_G = ~np.isnan(reward_GK).all(-1)
     if not scored_G.any():
         return {}

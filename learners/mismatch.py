@@ -47,11 +47,10 @@ TEMPERATURE_FIT, TEMPERATURE_SLOPES = 0.7, (0.03, 0.75)
 """The share of the energy of d that a temperature must explain. The smallest relative error of a temperature that is
 reported, and the largest that does not mean a broken model (of infinite temperature)."""
 EXTREME, AGREEING, UNCERTAIN, MIN_UNCERTAIN = 2.0, 0.05, 0.1, 20
-"""Thresholds of re-tokenisation. EXTREME: the largest |d| must reach it. AGREEING: the 20th percentile of |d| over
-its mean must be below it, because a fifth of the tokens still agrees. UNCERTAIN: only tokens with a larger entropy
-count, since all models agree where the next token is certain. MIN_UNCERTAIN: the number of such tokens that are
-needed. Tokens that are mixed up do not affect those before them, so the ratio is below 0.02 there; otherwise it is
-above 0.12."""
+"""Thresholds of re-tokenisation. EXTREME: the largest |d| must reach it. AGREEING: the 20th percentile of |d| over its
+mean must be below it, because a fifth of the tokens still agrees. UNCERTAIN: only tokens with a larger entropy count,
+since all models agree where the next token is certain. MIN_UNCERTAIN: the number of such tokens that are needed. Tokens
+that are mixed up do not affect those before them, so the ratio is below 0.02 there; otherwise it is above 0.12."""
 TENSOR_DIVERGENCE = 0.15
 """From this mean of exp(d) − 1 − d on, the engine holds another model. The mean estimates KL(engine ‖ learner) in nats
 per token."""
@@ -138,18 +137,16 @@ def _figures(prefix: str, difference_N: np.ndarray) -> dict[str, float]:
 
 
 def effective_sample_share(difference_N: np.ndarray) -> float:
-    """Return (Σ w)² / (N · Σ w²) with w = exp d, at most 1.
-
-    It is the share of samples that equally many unweighted ones would be worth (Kish 1965)."""
+    """Return (Σ w)² / (N · Σ w²) with w = exp d, at most 1. It is the share of samples that equally many unweighted
+    ones would be worth (Kish 1965)."""
     weight_N = np.exp(difference_N - difference_N.max())  # a common factor cancels
     return float(weight_N.sum() ** 2 / (len(weight_N) * np.square(weight_N).sum()))
 
 
 def diagnose(tokens: MismatchTokens, floor: Floor) -> Diagnosis:
-    """Return what the disagreement of `tokens` looks like. The whole response of each must be of lag 0.
-
-    Patterns are tested first, then the size. The result is deterministic. Below the thresholds it is blind: an engine
-    that is wrong by less than numeric noise is not found."""
+    """Return what the disagreement of `tokens` looks like. The whole response of each must be of lag 0. Patterns are
+    tested first, then the size. The result is deterministic. Below the thresholds it is blind: an engine that is wrong
+    by less than numeric noise is not found."""
     if _only_some_tokens_disagree(tokens):
         return Diagnosis(cause=Cause.RETOKENISATION)
     slope, explained = _temperature_fit(tokens)
@@ -171,10 +168,9 @@ def _only_some_tokens_disagree(tokens: MismatchTokens) -> bool:
 
 
 def _temperature_fit(tokens: MismatchTokens) -> tuple[float, float]:
-    """Return the slope of d against log-prob + entropy through 0, and the share of Σ d² that it explains.
-
-    With T the learner's and T' the engine's temperature and κ = T/T', the engine's log-prob is κ·l − log Σ_v p_v^κ. To
-    first order in κ − 1 this gives d = (1 − κ)·(l + H)."""
+    """Return the slope of d against log-prob + entropy through 0, and the share of Σ d² that it explains. With T the
+    learner's and T' the engine's temperature and κ = T/T', the engine's log-prob is κ·l − log Σ_v p_v^κ. To first order
+    in κ − 1 this gives d = (1 − κ)·(l + H)."""
     pattern_N, energy = tokens.logprob_N + tokens.entropy_N, float(np.square(tokens.difference_N).sum())
     scale = float(np.square(pattern_N).sum())
     if not energy or not scale:

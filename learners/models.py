@@ -70,9 +70,8 @@ def check_model(name: str) -> None:
 
 
 def resolve_model(name: str) -> str:
-    """Return a local directory for an alias, a path or a hub id. Raises ModelError.
-
-    A model of the hub is downloaded once, into the hub's own cache."""
+    """Return a local directory for an alias, a path or a hub id. Raises ModelError. A model of the hub is downloaded
+    once, into the hub's own cache."""
     check_model(name)
     if name in EMBEDDED:
         return str(_materialise(name))

@@ -39,9 +39,8 @@ class GroupTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """A path of the prefix tree: one response behind its prompt. `response` is its flat index.
-
-    The first `num_computed` of the ids go through the model."""
+    """A path of the prefix tree: one response behind its prompt. `response` is its flat index. The first `num_computed`
+    of the ids go through the model."""
 
     ids_L: np.ndarray
     prompt_length: int
@@ -57,9 +56,8 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class PassCost:
-    """The cost of a forward pass, in operations: per computed token, per (query, key) pair, per position with logits.
-
-    A backward pass costs twice as much, so ratios between passes are those of training too."""
+    """The cost of a forward pass, in operations: per computed token, per (query, key) pair, per position with logits. A
+    backward pass costs twice as much, so ratios between passes are those of training too."""
 
     token: float = 1.0
     pair: float = 0.0
@@ -91,7 +89,6 @@ class PassCost:
 @dataclass(frozen=True, kw_only=True)
 class PackedTokens:
     """One forward pass over T tokens in preorder. Response token n is token `offset_N[n]` of response `response_N[n]`.
-
     The state at `predicts_M[state_N[n]]` predicts the token. The state at `own_N[n]` is its own; `own_N` is empty
     unless it is asked for. The tokens of a response are adjacent and in order."""
 
@@ -118,10 +115,9 @@ class PackedTokens:
 
 
 def prefix_tree(groups: Sequence[GroupTokens], *, own_states: bool = False) -> list[Branch]:
-    """Return the prefix tree of all non-empty responses, as its sorted branches.
-
-    The flat index of response k of group g is Σ_{h<g} K_h + k. With `own_states` the last token of each response is
-    computed too, because every token's own state is wanted."""
+    """Return the prefix tree of all non-empty responses, as its sorted branches. The flat index of response k of group
+    g is Σ_{h<g} K_h + k. With `own_states` the last token of each response is computed too, because every token's own
+    state is wanted."""
     branches = []
     response = 0
     for group in groups:
@@ -141,10 +137,9 @@ def shared_tokens(branches: Sequence[Branch]) -> list[int]:
 
 
 def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost = PassCost()) -> list[list[Branch]]:
-    """Cut sorted branches into runs of at most `max_tokens` computed tokens.
-
-    There are as few runs as possible. Of all cuts with so few, this one has the lowest cost of its most expensive run,
-    to within a thousandth. A single branch may exceed `max_tokens`."""
+    """Cut sorted branches into runs of at most `max_tokens` computed tokens. There are as few runs as possible. Of all
+    cuts with so few, this one has the lowest cost of its most expensive run, to within a thousandth. A single branch
+    may exceed `max_tokens`."""
     if not branches:
         return []
     shared = shared_tokens(branches)

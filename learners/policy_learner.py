@@ -50,9 +50,8 @@ DUMMY_BATCH = prefix_tree([GroupTokens(prompt_ids=np.zeros(1, np.int64), respons
 
 
 class PolicyLearner:
-    """Owns the policy's weights and their optimiser. `version` counts the batches that were trained on.
-
-    With several `ranks` each rank has such an object, and every call is made on all of them (`learners.ranks`)."""
+    """Owns the policy's weights and their optimiser. `version` counts the batches that were trained on. With several
+    `ranks` each rank has such an object, and every call is made on all of them (`learners.ranks`)."""
 
     def __init__(
         self,
@@ -93,12 +92,11 @@ class PolicyLearner:
         return self._ranks.rank == 0
 
     def step(self, batch: pa.RecordBatch, version: int | None = None) -> StepReport:
-        """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one.
-
-        `version` is the version that is to train on `batch`, if the caller gives it. Raises ValueError if the learner
-        is at another one, so that no batch is trained on twice, and for a batch that is empty or does not hold
-        well-formed whole groups. Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch
-        is applied, and the version stays."""
+        """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one. `version` is the version
+        that is to train on `batch`, if the caller gives it. Raises ValueError if the learner is at another one, so that
+        no batch is trained on twice, and for a batch that is empty or does not hold well-formed whole groups. Raises
+        FloatingPointError on a gradient that is not finite: nothing of that mini-batch is applied, and the version
+        stays."""
         if version is not None and version != self.version:
             raise ValueError(f"the learner is at version {self.version}, the batch is for version {version}")
         started = time.monotonic()
@@ -170,9 +168,8 @@ class PolicyLearner:
     def _optimiser_step(
         self, lookup: TokenLookup, groups: Sequence[GroupTokens], part: MiniBatch, advantages_GK: Tensor, statistics: StepStatistics
     ) -> float | None:
-        """Take one optimiser step on `part`, if it has a gradient, and return the gradient's norm.
-
-        The loss's denominators count all responses and tokens of `part`, whichever rank computes them."""
+        """Take one optimiser step on `part`, if it has a gradient, and return the gradient's norm. The loss's
+        denominators count all responses and tokens of `part`, whichever rank computes them."""
         lengths = [len(ids) for g in part.groups for ids in groups[g].responses]
         loss = self._config.loss
         advantage_R = advantages_GK.flatten()
@@ -216,10 +213,9 @@ class PolicyLearner:
 
     @torch.no_grad()
     def _flat_logprobs(self, model: Any, lookup: TokenLookup, groups: Sequence[GroupTokens], parts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return the log-probs of the response tokens of the groups in `parts` under `model` as it is now.
-
-        The result is flat, in row order, float64, and 0 for other groups. Each part is computed in the micro-batches of
-        an optimiser step on it, because a token's rounding depends on the tokens beside it."""
+        """Return the log-probs of the response tokens of the groups in `parts` under `model` as it is now. The result
+        is flat, in row order, float64, and 0 for other groups. Each part is computed in the micro-batches of an
+        optimiser step on it, because a token's rounding depends on the tokens beside it."""
         flat = np.zeros(len(lookup.behavior), np.float64)
         for part in parts:
             for micro_batch, packed in prefetch(self._pack, self._own_micro_batches(groups, part)):
@@ -252,7 +248,6 @@ class PolicyLearner:
 
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
         """Return the policy's tensors, with adapters merged, and the name of the tensor that is also the output head.
-
         On several ranks the tensors are this rank's shards. The name is None for a head of its own."""
         embedding = self._model.get_input_embeddings().weight
         head = self._model.get_output_embeddings().weight
@@ -273,10 +268,9 @@ class PolicyLearner:
         return snapshot
 
     def save_policy(self, directory: str | None) -> None:
-        """Write the policy and its tokenizer as a Hugging Face directory, loadable with `from_pretrained`.
-
-        The first rank writes. Adapters, if there are any, go into `adapter/` within it. With None this rank only takes
-        part in the collectives of the others."""
+        """Write the policy and its tokenizer as a Hugging Face directory, loadable with `from_pretrained`. The first
+        rank writes. Adapters, if there are any, go into `adapter/` within it. With None this rank only takes part in
+        the collectives of the others."""
         if self.is_first and directory is not None:
             save_model(self._model, self.snapshot(), directory, tokenizer=self._model_path)
             if self._adapters is not None:
@@ -285,10 +279,9 @@ class PolicyLearner:
             self.give_weights()
 
     def save(self, directory: Path | None) -> None:
-        """Write everything that a restored learner needs.
-
-        These are `policy/` (Hugging Face), or `adapter/` (peft) for a frozen model, and `optimiser.safetensors`
-        (masters, moments, RNG). Neither depends on the number of ranks. For None see `save_policy`."""
+        """Write everything that a restored learner needs. These are `policy/` (Hugging Face), or `adapter/` (peft) for
+        a frozen model, and `optimiser.safetensors` (masters, moments, RNG). Neither depends on the number of ranks. For
+        None see `save_policy`."""
         state = {
             **self._optimiser.state_dict(),
             **self._mismatch.state_dict(),

@@ -18,9 +18,8 @@ SLOW_ON = {"avx512_bf16": "GenuineIntel"}
 
 
 def resolve_dtype(dtype: Dtype, *, on_gpu: bool = False) -> Literal["bfloat16", "float32"]:
-    """Return `dtype`, with "auto" decided for this machine.
-
-    Emulated bfloat16 takes three to five times longer (docs/measurements.md)."""
+    """Return `dtype`, with "auto" decided for this machine. Emulated bfloat16 takes three to five times longer
+    (docs/measurements.md)."""
     if dtype != "auto":
         return dtype
     return "bfloat16" if on_gpu or cpu_has_bfloat16() else "float32"

@@ -107,12 +107,10 @@ def take_snapshot(
     into: np.ndarray | None = None,
     dtype: torch.dtype | None = None,
 ) -> WeightSnapshot:
-    """Copy tensors into one buffer. `tied_to` names the tensor that is also the output head, if there is one.
-
-    A tied head is sent once but has a fingerprint of its own, because engines may hold it twice. `into` is the buffer
-    of an earlier snapshot of the same tensors, which is overwritten: fresh pages cost 0.5 s for 270 MB. `dtype` is what
-    all tensors are cast to; None: each keeps its own. Sharded tensors (`learners.sharding`) are gathered one at a time.
-    """
+    """Copy tensors into one buffer. `tied_to` names the tensor that is also the output head, if there is one. A tied
+    head is sent once but has a fingerprint of its own, because engines may hold it twice. `into` is the buffer of an
+    earlier snapshot of the same tensors, which is overwritten: fresh pages cost 0.5 s for 270 MB. `dtype` is what all
+    tensors are cast to; None: each keeps its own. Sharded tensors (`learners.sharding`) are gathered one at a time."""
     tensors = list(named_tensors)
     specs, size = [], 0
     for name, tensor in tensors:
@@ -137,7 +135,6 @@ def take_snapshot(
 
 def save_model(model: Any, weights: WeightSnapshot, directory: str, *, tokenizer: str) -> None:
     """Write `weights` as a Hugging Face directory, with the configuration of `model` and the tokenizer at that path.
-
     `from_pretrained` loads it. `model` itself may be sharded (`learners.fsdp`) and of another dtype: it gives only its
     configuration and the tensors that are not parameters."""
     from transformers import AutoTokenizer
@@ -159,9 +156,8 @@ def checksums(buffer: np.ndarray, index: Sequence[TensorSpec]) -> dict[str, int]
 
 
 def _checksum(data: np.ndarray) -> int:
-    """Return the sum of the data's 64-bit words modulo 2^64, which costs a fifth of a CRC-32.
-
-    It finds any single word that differs. It does not see words in another order; the fingerprint's columns do."""
+    """Return the sum of the data's 64-bit words modulo 2^64, which costs a fifth of a CRC-32. It finds any single word
+    that differs. It does not see words in another order; the fingerprint's columns do."""
     whole = data.size // 8 * 8
     rest = int.from_bytes(data[whole:].tobytes(), "little")
     return (int(data[:whole].view(np.uint64).sum()) + rest) % 2**64
@@ -183,9 +179,8 @@ def fingerprint(tensors: Mapping[str, Tensor], *, version: int) -> dict[str, str
 
 
 def fingerprint_by(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, Tensor | None], Tensor], *, version: int) -> dict[str, str]:
-    """Return the digest of every tensor through `read(name, columns)`.
-
-    It returns the given columns of a matrix; with columns None it returns a tensor that is no matrix, in full."""
+    """Return the digest of every tensor through `read(name, columns)`. It returns the given columns of a matrix; with
+    columns None it returns a tensor that is no matrix, in full."""
     digests = {}
     for name, shape in shapes.items():
         columns = probed_columns(name, shape[1], version) if len(shape) == 2 else None

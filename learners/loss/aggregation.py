@@ -28,26 +28,22 @@ class Denominators:
 
 
 def token_mean(values_N: Tensor, response_N: Tensor, over: Denominators) -> Tensor:
-    """Return 1/M · Σ_t x_t over all M tokens of the batch: DAPO (arXiv:2503.14476).
-
-    A long response weighs more than a short one."""
+    """Return 1/M · Σ_t x_t over all M tokens of the batch: DAPO (arXiv:2503.14476). A long response weighs more than a
+    short one."""
     return values_N.sum() / over.num_tokens
 
 
 def sequence_mean(values_N: Tensor, response_N: Tensor, over: Denominators) -> Tensor:
     """Return 1/R · Σ_i 1/T_i · Σ_t x_t over R responses of T_i tokens: GRPO (arXiv:2402.03300), GSPO
-    (arXiv:2507.18071).
-
-    A token of a long wrong answer is punished less than one of a short wrong answer (the length bias that Dr. GRPO
-    names). GRPO averages over a group and then over groups, which is the same because all groups have one size. A
-    response without tokens has no mean and does not count."""
+    (arXiv:2507.18071). A token of a long wrong answer is punished less than one of a short wrong answer (the length
+    bias that Dr. GRPO names). GRPO averages over a group and then over groups, which is the same because all groups
+    have one size. A response without tokens has no mean and does not count."""
     return (values_N / length_by_response(response_N)).sum() / over.num_responses
 
 
 def constant(values_N: Tensor, response_N: Tensor, over: Denominators) -> Tensor:
-    """Return 1/(R·L) · Σ_t x_t with one L = constant_tokens for all: Dr. GRPO (arXiv:2503.20783).
-
-    There L is the largest length that a response may have. Raises ValueError if it is 0."""
+    """Return 1/(R·L) · Σ_t x_t with one L = constant_tokens for all: Dr. GRPO (arXiv:2503.20783). There L is the
+    largest length that a response may have. Raises ValueError if it is 0."""
     if not over.constant_tokens:
         raise ValueError('aggregation = "constant" needs constant_tokens')
     return values_N.sum() / (over.num_responses * over.constant_tokens)

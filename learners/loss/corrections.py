@@ -41,17 +41,15 @@ def none(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor
 
 
 def truncated_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = min(exp d_t, is_cap).
-
-    Truncated importance sampling (Espeholt et al., IMPALA, arXiv:1802.01561). Yao et al., "Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training", 2025, use it against the mismatch of engine and learner."""
+    """Return w_t = min(exp d_t, is_cap). Truncated importance sampling (Espeholt et al., IMPALA, arXiv:1802.01561). Yao
+    et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025, use it against the mismatch
+    of engine and learner."""
     return ratio(difference_N).clamp(max=config.is_cap)
 
 
 def masked_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = exp d_t where mask_low <= exp d_t <= mask_high, else 0.
-
-    IcePop (Ring-1T, arXiv:2510.18855, with 0.5 and 5)."""
+    """Return w_t = exp d_t where mask_low <= exp d_t <= mask_high, else 0. IcePop (Ring-1T, arXiv:2510.18855, with 0.5
+    and 5)."""
     return _masked(difference_N, config)
 
 
@@ -67,19 +65,16 @@ def sequence_truncated_is(difference_N: Tensor, response_N: Tensor, config: Loss
 
 
 def sequence_masked_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = ρ where mask_low <= ρ <= mask_high, else 0, with ρ as in `sequence_truncated_is`.
-
-    The product gives Seq-MIS (Liu et al. 2025), which has only an upper bound, as our default band does. The geometric
-    mean gives the band of their Geo-RS, which weighs what it keeps by 1; we weigh by ρ, which lies within the band."""
+    """Return w_t = ρ where mask_low <= ρ <= mask_high, else 0, with ρ as in `sequence_truncated_is`. The product gives
+    Seq-MIS (Liu et al. 2025), which has only an upper bound, as our default band does. The geometric mean gives the
+    band of their Geo-RS, which weighs what it keeps by 1; we weigh by ρ, which lies within the band."""
     return _masked(_of_response(difference_N, response_N, config), config)
 
 
 def decoupled(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = exp d_t, not truncated.
-
-    Decoupled PPO (Hilton et al., arXiv:2110.00641; AReaL, arXiv:2505.24298): the ratio is clipped around a proximal
-    policy that is newer than mu, and mu enters through the weight only. The proximal policy is the one that the batch
-    begins with. AReaL also caps the weight, which is "truncated_is"."""
+    """Return w_t = exp d_t, not truncated. Decoupled PPO (Hilton et al., arXiv:2110.00641; AReaL, arXiv:2505.24298):
+    the ratio is clipped around a proximal policy that is newer than mu, and mu enters through the weight only. The
+    proximal policy is the one that the batch begins with. AReaL also caps the weight, which is "truncated_is"."""
     return ratio(difference_N)
 
 

@@ -50,11 +50,9 @@ class Surrogate(Protocol):
 
 
 def clip(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
-    """Return min(r_t·A_t, clip(r_t, 1 − clip_low, 1 + clip_high)·A_t).
-
-    With dual_clip = c the value is at least c·A_t where A_t < 0. Sources: PPO (arXiv:1707.06347) and GRPO
-    (arXiv:2402.03300); clip_high > clip_low is DAPO's clip-higher (arXiv:2503.14476); the bound c is dual-clip PPO (Ye
-    et al., arXiv:1912.09729), which takes c = 3."""
+    """Return min(r_t·A_t, clip(r_t, 1 − clip_low, 1 + clip_high)·A_t). With dual_clip = c the value is at least c·A_t
+    where A_t < 0. Sources: PPO (arXiv:1707.06347) and GRPO (arXiv:2402.03300); clip_high > clip_low is DAPO's
+    clip-higher (arXiv:2503.14476); the bound c is dual-clip PPO (Ye et al., arXiv:1912.09729), which takes c = 3."""
     ratio_N = ratio(inputs.logprob_N - inputs.anchor_logprob_N)
     clipped_ratio_N = ratio_N.clamp(1 - config.clip_low, 1 + config.clip_high)
     return _pessimistic(ratio_N, clipped_ratio_N, inputs.advantage_N, config.dual_clip)
@@ -73,11 +71,10 @@ def gspo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
 
 
 def cispo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
-    """Return sg(min(r_t, cispo_cap))·A_t·log pi(t).
-
-    CISPO (MiniMax-M1, arXiv:2506.13585) limits the weight and never the gradient, so that a rare token still trains
-    after a large update has moved it. The paper writes clip(r, 1 − low, 1 + high) and sets low so that there is no
-    lower bound; cispo_cap is its 1 + high. The paper aggregates by token mean."""
+    """Return sg(min(r_t, cispo_cap))·A_t·log pi(t). CISPO (MiniMax-M1, arXiv:2506.13585) limits the weight and never
+    the gradient, so that a rare token still trains after a large update has moved it. The paper writes clip(r, 1 − low,
+    1 + high) and sets low so that there is no lower bound; cispo_cap is its 1 + high. The paper aggregates by token
+    mean."""
     ratio_N = ratio(inputs.logprob_N - inputs.anchor_logprob_N).detach()
     return SurrogateOutput(
         value_N=ratio_N.clamp(max=config.cispo_cap) * inputs.advantage_N * inputs.logprob_N, clipped_N=ratio_N > config.cispo_cap
