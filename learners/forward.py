@@ -49,8 +49,7 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
 def check_supported(path: str, *, longest: int | None = None, with_head: bool = True) -> None:
     """Raise ModelUnsupported for a model that a pass could not compute, without reading weights. `longest` is the most
     tokens of a prompt and its response. With `with_head`, what `response_logprobs` could not compute is refused too."""
-    model = without_weights(path)
-    require_supported(model, longest=longest)
+    require_supported(model := without_weights(path), longest=longest)
     if with_head:
         require_plain_logits(model)
 
@@ -87,11 +86,10 @@ def last_hidden_states(model: Any, packed: PackedTokens, kind: AttentionKind | N
 def response_logprobs(
     model: Any, packed: PackedTokens, *, temperature: float, logits_bytes: int = LOGITS_BYTES, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the log-prob of each response token under softmax(logits / temperature), and the entropy of that
-    distribution. These are (logprob_N with gradient, entropy_N in nats), at least float32. The entropy has a gradient
-    if `entropy_gradient` is set. Logits are made only for positions that predict a response token, and at a time for as
-    many positions as fit into `logits_bytes`, at least one. Raises ModelUnsupported for a model that changes its logits
-    behind its head."""
+    """Return (logprob_N, entropy_N) of the response tokens under softmax(logits / temperature), in nats, at least
+    float32. The log-probs have a gradient, and the entropy if `entropy_gradient` is set. Logits are made only for
+    positions that predict a response token, and at a time for as many positions as fit into `logits_bytes`, at least
+    one. Raises ModelUnsupported for a model that changes its logits behind its head."""
     require_plain_logits(model)
     states_TH = last_hidden_states(model, packed)
     head = model.get_output_embeddings()
@@ -112,8 +110,7 @@ def response_loglikelihoods(
     model: Any, groups: Sequence[GroupTokens], *, tokens_per_batch: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return Σ_t log p(y_t | prompt, y_<t) of each response under `model` at temperature 1, and its number of tokens.
-    The results are (loglikelihood_R float64, num_tokens_R int64), in the order of `groups`. Both are 0 for an empty
-    response."""
+    These are (loglikelihood_R float64, num_tokens_R int64), in the order of `groups`; 0 for an empty response."""
     num_tokens_R = torch.tensor([len(ids) for group in groups for ids in group.responses], dtype=torch.int64)
     loglikelihood_R = torch.zeros(len(num_tokens_R), dtype=torch.float64)
     for branches in micro_batches(prefix_tree(groups), max_tokens=tokens_per_batch):

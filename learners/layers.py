@@ -29,9 +29,8 @@ def run_layers(model: Any, *, recomputed: bool = False, compiled: bool = False) 
     of any length. Raises ValueError for a model that does not say what its layers are."""
     layers = layers_of(model)
     if not layers and (recomputed or compiled):
-        raise ValueError(
-            f"{type(model).__name__} does not say which of its modules are layers: set activation_checkpointing and compile to false"
-        )
+        why = "does not say which of its modules are layers: set activation_checkpointing and compile to false"
+        raise ValueError(f"{type(model).__name__} {why}")
     for layer in layers:
         if compiled:
             layer.forward = torch.compile(layer.forward, dynamic=True)

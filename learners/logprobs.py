@@ -32,9 +32,7 @@ def head_logprobs(
     if not len(state_N):
         empty_N = hidden_MH.new_zeros(0, dtype=_wide(hidden_MH.dtype)) + 0 * hidden_MH.sum()
         return empty_N, empty_N
-    logprob_N, entropy_M = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_MH, weight_VH, bias_V, state_N, target_N, temperature, chunk
-    )
+    logprob_N, entropy_M = _HeadLogprobs.apply(hidden_MH, weight_VH, bias_V, state_N, target_N, temperature, chunk)  # type: ignore[no-untyped-call]
     return logprob_N, entropy_M[state_N]
 
 

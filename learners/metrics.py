@@ -34,8 +34,7 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_G
 
 
 def _scores(batch: pa.RecordBatch, reward_GK: np.ndarray, correct_GK: np.ndarray) -> dict[str, float]:
-    """Return figures of rewards and verdicts; nothing if no response could be scored. A group without any scored
-    response is neither all correct nor all wrong."""
+    """Return figures of rewards and verdicts. A group without scored responses is neither all correct nor all wrong."""
     scored_G = ~np.isnan(reward_GK).all(-1)
     if not scored_G.any():
         return {}
@@ -112,13 +111,8 @@ class StepStatistics:
 
     def tokens(self) -> MismatchTokens:
         """Return what `learners.mismatch` examines."""
-        return MismatchTokens(
-            logprob_N=self._column("logprob"),
-            difference_N=self._column("difference"),
-            entropy_N=self._column("entropy"),
-            lag_N=self._column("lag"),
-            oldest_lag_N=self._column("oldest_lag"),
-        )
+        names = ("logprob", "difference", "entropy", "lag", "oldest_lag")
+        return MismatchTokens(**{f"{name}_N": self._column(name) for name in names})
 
     def metrics(self) -> dict[str, float]:
         """Return means over all computed tokens. There are none if no group of the batch had signal."""

@@ -48,8 +48,7 @@ def full_tensors(
 
 
 def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's shard of `tensor`, which all ranks have in full, divided as `like` is. A number is not
-    divided. Nothing is communicated."""
+    """Return this rank's shard of the full `tensor`, divided as `like`; a number is not. Nothing is communicated."""
     if not _is_sharded(like) or tensor.ndim == 0:
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -58,6 +57,5 @@ def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _is_sharded(tensor: Tensor) -> bool:
-    """Return whether `tensor` is a DTensor, by its attribute. Importing the class takes two seconds, which engines
-    would spend for nothing."""
+    """Return whether `tensor` is a DTensor. Importing the class takes two seconds, which engines need not spend."""
     return hasattr(tensor, "full_tensor")

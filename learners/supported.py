@@ -5,9 +5,7 @@
 
 A packed pass runs responses through the model side by side (`learners.packing`), and only attention knows where one
 ends. A model that mixes tokens anywhere else (a convolution, a state space, linear attention) would carry state from
-each response to the next.
-
-Axes: T tokens, H hidden size."""
+each response to the next. Axes: T tokens, H hidden size."""
 
 from __future__ import annotations
 
@@ -34,8 +32,8 @@ def require_supported(model: Any, *, longest: int | None = None) -> None:
     prompt with its response, if it is known. transformers takes the frequencies of "dynamic" and "longrope" position
     embeddings from the longest sequence of a pass, so a response would depend on its neighbours. "longrope" has two
     tables and uses the first up to some length."""
-    if getattr(model, "_is_stateful", False) or (others := _other_layers(model)):
-        named = "a recurrent state" if getattr(model, "_is_stateful", False) else ", ".join(others)
+    others = sorted(set(getattr(model.config, "layer_types", None) or ()) - set(ATTENTION_LAYERS))
+    if named := "a recurrent state" if getattr(model, "_is_stateful", False) else ", ".join(others):
         raise _refusal(model, f"mixes tokens elsewhere than in attention ({named})")
     if not getattr(model, "_supports_attention_backend", False):
         raise _refusal(model, "has an attention of its own, in whose place transformers puts no other")
@@ -55,9 +53,8 @@ def require_short(model: Any, longest: int) -> None:
     """Raise ModelUnsupported if a branch of `longest` tokens would change other branches' position embeddings."""
     for kind, reach in _rope_tables(model, model.modules()):
         if longest > reach:
-            raise _refusal(
-                model, f'takes its position embeddings ("{kind}") from the longest sequence of a pass, which has {longest} tokens'
-            )
+            why = f'takes its position embeddings ("{kind}") from the longest sequence of a pass, which has {longest} tokens'
+            raise _refusal(model, why)
 
 
 def require_plain_logits(model: Any) -> None:
@@ -91,10 +88,6 @@ def require_independent(model: Any, states_of: Callable[[PackedTokens], Tensor])
         raise _refusal(model, "mixes tokens elsewhere than in attention: the states of a response change with those beside it")
 
 
-def _other_layers(model: Any) -> list[str]:
-    return sorted(set(getattr(model.config, "layer_types", None) or ()) - set(ATTENTION_LAYERS))
-
-
 def _window(model: Any, module: Any) -> int | None:
     """Return the sliding window of an attention module, or None. Some modules store it, others ask the config."""
     if not type(module).__name__.endswith("Attention"):
@@ -104,8 +97,7 @@ def _window(model: Any, module: Any) -> int | None:
 
 
 def _rope_tables(model: Any, modules: Any) -> list[tuple[str, int]]:
-    """Return the kinds of position embeddings that depend on the longest sequence of a pass, and the length up to
-    which they do not."""
+    """Return the position embeddings that depend on the longest sequence of a pass, and up to where they do not."""
     found = []
     for module in modules:
         kinds = getattr(module, "rope_type", None)

@@ -17,19 +17,16 @@ from learners.loss.per_token import length_by_response
 
 @dataclass(frozen=True, kw_only=True)
 class Denominators:
-    """What the batch of one optimiser step holds, over all micro-batches and ranks."""
+    """The response tokens of the batch of one optimiser step, over all micro-batches and ranks, and the responses that
+    have any. `constant_tokens`, which only `constant` needs, is the length that every response is divided by."""
 
     num_tokens: int
-    """Response tokens."""
     num_responses: int
-    """Responses that have tokens."""
     constant_tokens: int = 0
-    """The length that every response is divided by. Needed by `constant` only."""
 
 
 def token_mean(values_N: Tensor, response_N: Tensor, over: Denominators) -> Tensor:
-    """Return 1/M · Σ_t x_t over all M tokens of the batch: DAPO (arXiv:2503.14476). A long response weighs more than a
-    short one."""
+    """Return 1/M · Σ_t x_t over all M tokens of the batch: DAPO (arXiv:2503.14476). Long responses weigh more."""
     return values_N.sum() / over.num_tokens
 
 
@@ -49,9 +46,6 @@ def constant(values_N: Tensor, response_N: Tensor, over: Denominators) -> Tensor
     return values_N.sum() / (over.num_responses * over.constant_tokens)
 
 
-AGGREGATIONS: Mapping[Aggregation, Callable[[Tensor, Tensor, Denominators], Tensor]] = {
-    "token_mean": token_mean,
-    "sequence_mean": sequence_mean,
-    "constant": constant,
-}
+Aggregate = Callable[[Tensor, Tensor, Denominators], Tensor]
+AGGREGATIONS: Mapping[Aggregation, Aggregate] = {"token_mean": token_mean, "sequence_mean": sequence_mean, "constant": constant}
 """From (values_N, response_N, denominators) to a scalar, by name."""

@@ -31,25 +31,21 @@ class Correction(Protocol):
 
     def __call__(self, difference_N: Tensor, response_N: Tensor, config: LossConfig, /) -> Tensor:
         """Return the weights (N,), without gradient."""
-        ...
 
 
 def none(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = 1. The surrogate's ratio is then taken against mu itself: PPO (arXiv:1707.06347), GRPO
-    (arXiv:2402.03300)."""
+    """Return w_t = 1. The surrogate's ratio is taken against mu: PPO (arXiv:1707.06347), GRPO (arXiv:2402.03300)."""
     return torch.ones_like(difference_N)
 
 
 def truncated_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
     """Return w_t = min(exp d_t, is_cap). Truncated importance sampling (Espeholt et al., IMPALA, arXiv:1802.01561). Yao
-    et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025, use it against the mismatch
-    of engine and learner."""
+    et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025: against engine mismatch."""
     return ratio(difference_N).clamp(max=config.is_cap)
 
 
 def masked_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = exp d_t where mask_low <= exp d_t <= mask_high, else 0. IcePop (Ring-1T, arXiv:2510.18855, with 0.5
-    and 5)."""
+    """Return w_t = exp d_t where low <= exp d_t <= high, else 0. IcePop (Ring-1T, arXiv:2510.18855, with 0.5 and 5)."""
     return _masked(difference_N, config)
 
 
@@ -94,13 +90,11 @@ def trust_region_mask(difference_N: Tensor, response_N: Tensor, config: LossConf
 
 def _of_response(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
     """Return log ρ."""
-    reduce = sum_by_response if config.sequence_ratio == "product" else mean_by_response
-    return reduce(difference_N, response_N)
+    return (sum_by_response if config.sequence_ratio == "product" else mean_by_response)(difference_N, response_N)
 
 
 def _masked(log_weight_N: Tensor, config: LossConfig) -> Tensor:
-    low, high = config.band
-    weight_N = ratio(log_weight_N)
+    (low, high), weight_N = config.band, ratio(log_weight_N)
     return torch.where((weight_N >= low) & (weight_N <= high), weight_N, 0.0)
 
 
