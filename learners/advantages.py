@@ -145,9 +145,7 @@ def unlikeliness_rewards(rewards_GK: Tensor, logprobs_GK: Tensor, strength: floa
         raise ValueError(f"rewards {tuple(rewards_GK.shape)} and log-probs {tuple(logprobs_GK.shape)} must both be (G, K)")
     logprobs_GK = logprobs_GK.to(torch.float64)
     this_GK1, other_G1K = logprobs_GK[:, :, None], logprobs_GK[:, None, :]
-    less_likely_GK = (other_G1K < this_GK1).sum(-1)
-    as_likely_GK = (other_G1K == this_GK1).sum(-1) - 1
-    rank_GK = less_likely_GK + as_likely_GK / 2
+    rank_GK = (other_G1K < this_GK1).sum(-1) + ((other_G1K == this_GK1).sum(-1) - 1) / 2
     rewards_GK = rewards_GK.to(torch.float64)
     return torch.where(rewards_GK > 0, rewards_GK * (1 - strength * rank_GK / rewards_GK.shape[1]), rewards_GK)
 

@@ -139,7 +139,7 @@ def _flex_mask(end_T: Tensor) -> Any:
 
 @functools.cache
 def _flex(compiled: bool) -> Any:
-    """Return flex_attention. Uncompiled, it makes all T² scores and has no backward pass on a CPU. Tests use it."""
+    """Return flex_attention. Uncompiled (for tests on a CPU) it makes all T² scores, without a backward pass."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
@@ -163,7 +163,12 @@ def _attention(
 
         attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
         return attended
-    _refuse_other_kinds(module, layout, others)
+    window = others.get("sliding_window")
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    if window is not None and layout.longest > window:
+        unknown.append(f"a sliding window of {window} tokens, shorter than the longest sequence ({layout.longest})")
+    if unknown:
+        raise ModelUnsupported(f"{type(module).__name__} attends with {', '.join(unknown)}, which the learner's packed rows do not support")
     if layout.blocks is not None:
         query_AGTD = query[0].unflatten(0, (key.shape[1], -1))
         mean_TAGD: Tensor = _BlockAttention.apply(query_AGTD, key[0], value[0], layout.blocks, scaling)  # type: ignore[no-untyped-call]
@@ -174,15 +179,6 @@ def _attention(
         attend = torch.nn.functional.scaled_dot_product_attention
         mean = attend(query, key, value, attn_mask=layout.visible_TT, scale=scaling, enable_gqa=True)
     return mean.transpose(1, 2), None
-
-
-def _refuse_other_kinds(module: Any, layout: AttentionLayout, others: dict[str, Any]) -> None:
-    window = others.get("sliding_window")
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
-    if window is not None and layout.longest > window:
-        unknown.append(f"a sliding window of {window} tokens, shorter than the longest sequence ({layout.longest})")
-    if unknown:
-        raise ModelUnsupported(f"{type(module).__name__} attends with {', '.join(unknown)}, which the learner's packed rows do not support")
 
 
 @functools.cache

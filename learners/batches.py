@@ -28,19 +28,14 @@ T = TypeVar("T")
 
 def read_groups(batch: pa.RecordBatch, group_size: int) -> list[GroupTokens]:
     """Return the token ids of the groups of `batch`, which has `group_size` adjacent rows per group."""
-    prompts, prompt_offsets = list_column_arrays(batch, "prompt_ids")
-    responses, response_offsets = list_column_arrays(batch, "response_ids")
 
-    def row(values: np.ndarray, offsets: np.ndarray, index: int) -> np.ndarray:
-        return values[offsets[index] : offsets[index + 1]].astype(np.int64)
+    def rows(name: str, step: int) -> list[np.ndarray]:
+        values, offsets = list_column_arrays(batch, name)
+        return [values[offsets[i] : offsets[i + 1]].astype(np.int64) for i in range(0, batch.num_rows, step)]
 
-    return [
-        GroupTokens(
-            prompt_ids=row(prompts, prompt_offsets, first),
-            responses=[row(responses, response_offsets, first + k) for k in range(group_size)],
-        )
-        for first in range(0, batch.num_rows, group_size)
-    ]
+    prompts, responses = rows("prompt_ids", group_size), rows("response_ids", 1)
+    firsts = range(0, batch.num_rows, group_size)
+    return [GroupTokens(prompt_ids=ids, responses=responses[i : i + group_size]) for i, ids in zip(firsts, prompts, strict=True)]
 
 
 def without_responses(group: GroupTokens) -> GroupTokens:

@@ -118,8 +118,7 @@ class CheckpointManager:
 
     def meta(self, step: int) -> dict[str, Any]:
         """Return what the controller committed with the checkpoint."""
-        meta: dict[str, Any] = self._manifest(step)["meta"]
-        return meta
+        return dict(self._manifest(step)["meta"])
 
     def restore(self, step: int, part: str, read: Callable[[Path], None]) -> None:
         """Verify every file of one part, then have `read(directory)` load it. `part` may be a folder within one:

@@ -23,8 +23,7 @@ from learners.supported import require_independent, require_plain_logits, requir
 
 LOGITS_BYTES = 512 << 20
 _LOADING = threading.Lock()
-"""transformers changes torch's defaults for the whole process while it loads a model, so two threads must not load
-at the same time."""
+"""transformers changes torch's defaults in the process while it loads a model: two threads must not load at once."""
 
 
 def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str = "cpu", place: bool = True) -> Any:

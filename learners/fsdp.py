@@ -85,10 +85,9 @@ class ShardedRanks:
 
     @classmethod
     def join(cls, rendezvous: Rendezvous, *, rank: int, size: int, device: str, collective_timeout_s: float) -> Self:
-        """Return once all ranks are there. Raises as `wait_for_all`. Later waits end after `collective_timeout_s`."""
+        """Return once all ranks are there, or raise RankLost. Later waits end after `collective_timeout_s`."""
         rendezvous.wait_for_all(rank, size)
-        host = rendezvous.address.rpartition(":")[0]
-        if (interface := interface_of(local_address_towards(host))) is not None:
+        if (interface := interface_of(local_address_towards(rendezvous.address.rpartition(":")[0]))) is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         dist.init_process_group(
             "cpu:gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
@@ -134,7 +133,7 @@ def local_address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """Return the interface of this address, or None. By default gloo takes that of the machine's name, often the
-    loopback."""
+    """Return the network interface that has this address, or None. Without it gloo takes the interface that the
+    machine's own name leads to, which is often the loopback."""
     interfaces = psutil.net_if_addrs().items()
     return next((str(name) for name, addresses in interfaces if address in [found.address for found in addresses]), None)

@@ -41,6 +41,7 @@ ADAPTER = "adapter"
 take the merged model there for the adapter's base."""
 BASE = "base.json"
 _NAME = "default"
+_PEFT = "peft==0.21.2"
 
 
 class LoraError(ValueError):
@@ -79,7 +80,7 @@ def target_names(model: Any, config: LoraConfig) -> list[str]:
 
 def _require_peft() -> None:
     if importlib.util.find_spec("peft") is None:
-        raise LoraError("learner.lora.enabled = true needs the package peft: pip install --no-deps peft==0.21.2, or set it to false")
+        raise LoraError(f"learner.lora.enabled = true needs the package peft: pip install --no-deps {_PEFT}, or set it to false")
 
 
 class Adapters:
@@ -97,7 +98,7 @@ class Adapters:
 
     @classmethod
     def attach(cls, model: Any, config: LoraConfig, *, base: str) -> Self:
-        """Put new adapters into `model`, loaded from `base`. B is 0, so it has not changed yet. Raises LoraError."""
+        """Put new adapters into `model` of `base`. A is seeded and B is 0: it has not changed yet. Raises LoraError."""
         _require_peft()
         import peft
 
@@ -151,8 +152,7 @@ class Adapters:
 def write_merged(adapter: Path, directory: str, *, base: str, dtype: Dtype) -> None:
     """Write the policy of an adapter that `Adapters.save` wrote as a Hugging Face directory. It is bit for bit the
     policy of a learner of this `dtype`. Raises as `Adapters.load` does."""
-    model = load_causal_lm(base, dtype=dtype)
-    weights = Adapters.load(model, adapter, base=base).named_weights()
+    weights = Adapters.load(model := load_causal_lm(base, dtype=dtype), adapter, base=base).named_weights()
     save_model(model, take_snapshot(weights, version=0), directory, tokenizer=base)
 
 

@@ -82,9 +82,8 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
     surrogate = surrogate_of(config)(ratios, config)
     _require_per_token(surrogate, weight_N, inputs.advantage_N.shape, config)
     loss = -aggregate(weight_N * surrogate.value_N, response_N, over)
-    kl_N = None
-    if inputs.reference_logprob_N is not None:
-        kl_N = KL_ESTIMATORS[config.kl.estimator](inputs.logprob_N - inputs.reference_logprob_N)
+    reference_N = inputs.reference_logprob_N
+    kl_N = None if reference_N is None else KL_ESTIMATORS[config.kl.estimator](inputs.logprob_N - reference_N)
     if config.kl.where == "loss":
         loss = loss + config.kl.coefficient * aggregate(_required(kl_N, "reference_logprob_N", 'kl.where = "loss"'), response_N, over)
     if config.entropy_coefficient:

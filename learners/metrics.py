@@ -20,7 +20,6 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_G
     num_groups, group_size = advantages_GK.shape
     reward_GK = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_groups, group_size)
     correct_GK = np.array([s == "correct" for s in batch.column("verdict_status").to_pylist()]).reshape(num_groups, group_size)
-    finish = np.array(batch.column("finish_reason").to_pylist())
     lengths = np.diff(batch.column("response_ids").offsets.to_numpy())
     return {
         **_scores(batch, reward_GK, correct_GK),
@@ -29,7 +28,7 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_G
         "verifier/unscored": float(np.isnan(reward_GK).mean()),
         "advantage/abs_mean": float(advantages_GK.abs().mean()),
         "response/tokens_mean": float(lengths.mean()),
-        "response/truncated": float((finish == "length").mean()),
+        "response/truncated": float((np.array(batch.column("finish_reason").to_pylist()) == "length").mean()),
     }
 
 

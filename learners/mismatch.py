@@ -90,12 +90,11 @@ class MismatchTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
-    """What earlier steps have shown, of tokens for which no fault was found."""
+    """Of earlier steps without a fault: the lowest mean |d| at lag 0, and the largest mean of exp(d) − 1 − d at lag 1,
+    which is how far the policy moves in one version."""
 
     level: float = float("inf")
-    """The lowest mean |d| at lag 0."""
     movement: float = 0.0
-    """The largest mean of exp(d) − 1 − d at lag 1: how far the policy moves in one version."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ class MasterAdamW:
                 parameter.data.copy_(master)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return masters, moments and step counts by `kind/parameter name`, not copied, and shards of shards."""
+        """Return masters, moments and step counts by `kind/parameter name`: references; shards if parameters are."""
         state = {"num_steps": torch.tensor(self.num_steps)}
         for name, master in zip(self._names, self._masters, strict=True):
             state[f"master/{name}"] = master.detach()

@@ -40,7 +40,8 @@ class GroupTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """A path of the prefix tree: a prompt and response `response` (flat). `num_computed` ids go through the model."""
+    """A path of the prefix tree: one response behind its prompt. `response` is its flat index. The first `num_computed`
+    of the ids go through the model."""
 
     ids_L: np.ndarray
     prompt_length: int
@@ -65,7 +66,7 @@ class PassCost:
 
     @classmethod
     def of(cls, model: Any) -> PassCost:
-        """Return that of `model`: 2 per weight and token, 4·H per pair and layer (for scores, and means of values)."""
+        """Return the cost for `model`: 2 per weight and token, 4·H per pair and layer (scores, and means of values)."""
         config = model.config
         vocabulary = model.get_output_embeddings().weight.numel()
         embedding = model.get_input_embeddings().weight.numel()

@@ -8,7 +8,8 @@ comes out.
 The defaults differ from GRPO as published in five points, each a key of the configuration: asymmetric clipping; the
 mean over all tokens of the batch; truncated importance sampling against the behavior log-probs; no KL term; and groups
 without signal are skipped. Skipping is exact, because such a group adds 0 to the gradient. With a divergence or an
-entropy in the loss every token adds to it, and no group is skipped. Axes: G groups, K responses, N response tokens of one micro-batch."""
+entropy in the loss every token adds to it, and no group is skipped. Axes: G groups, K responses, N response tokens of
+one micro-batch."""
 
 from __future__ import annotations
 
@@ -109,8 +110,8 @@ class PolicyLearner:
         if len(parts) > 1:
             lookup = replace(lookup, proximal=self._flat_logprobs(self._model, lookup, groups, [part.trained for part in parts]))
         statistics = StepStatistics(version=self.version)
-        norms = [self._optimiser_step(lookup, groups, part, advantages_GK, statistics) for part in parts]
-        taken = [norm for norm in norms if norm is not None]
+        results = (self._optimiser_step(lookup, groups, part, advantages_GK, statistics) for part in parts)
+        norms = [norm for norm in results if norm is not None]
         statistics = StepStatistics.merged(self._ranks.gather(statistics))
         self.version += 1
         elapsed_s = time.monotonic() - started
@@ -119,8 +120,8 @@ class PolicyLearner:
             **lag_metrics(self.version - 1, lookup.versions),
             **statistics.metrics(),
             **self._mismatch.observe(statistics.tokens()),
-            **({"learner/loss": statistics.loss / len(taken), "learner/grad_norm": float(np.mean(taken))} if taken else {}),
-            **({"learner/lr": self._optimiser.last_learning_rate} if taken else {}),
+            **({"learner/loss": statistics.loss / len(norms), "learner/grad_norm": float(np.mean(norms))} if norms else {}),
+            **({"learner/lr": self._optimiser.last_learning_rate} if norms else {}),
             "learner/optimiser_steps": float(self._optimiser.num_steps),
             "learner/tokens_per_s": statistics.num_computed_tokens / elapsed_s,
             "time/learn_s": elapsed_s,
@@ -239,9 +240,8 @@ class PolicyLearner:
         return snapshot
 
     def save_policy(self, directory: str | None) -> None:
-        """Write the policy and its tokenizer as a Hugging Face directory, loadable with `from_pretrained`. The first
-        rank writes, any adapters into `adapter/`. With None this rank only takes part in the collectives of the others.
-        """
+        """Write the policy and its tokenizer for `from_pretrained`, any adapters into `adapter/` there. The first rank
+        writes. With None this rank only takes part in the collectives of the others."""
         if self.is_first and directory is not None:
             save_model(self._model, self.snapshot(), directory, tokenizer=self._model_path)
             if self._adapters is not None:
@@ -250,14 +250,10 @@ class PolicyLearner:
             self.give_weights()
 
     def save(self, directory: Path | None) -> None:
-        """Write what a restored learner needs, on any number of ranks: `policy/` (Hugging Face), or `adapter/` (peft)
+        """Write what a learner of any number of ranks is restored from: `policy/` (Hugging Face), or `adapter/` (peft)
         for a frozen model, and `optimiser.safetensors` (masters, moments, RNG). For None see `save_policy`."""
-        state = {
-            **self._optimiser.state_dict(),
-            **self._mismatch.state_dict(),
-            "version": torch.tensor(self.version),
-            "rng": torch.get_rng_state(),
-        }
+        learned = self._optimiser.state_dict() | self._mismatch.state_dict()
+        state = learned | {"version": torch.tensor(self.version), "rng": torch.get_rng_state()}
         layout = layout_of(state)
         with full_tensors((name, state[name]) for name in layout) as tensors:
             if self._adapters is None:

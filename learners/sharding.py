@@ -48,7 +48,7 @@ def full_tensors(
 
 
 def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's shard of the full `tensor`, divided as `like`; a number is not. Nothing is communicated."""
+    """Return this rank's shard of the full `tensor`, divided as `like` is; a number is not. Nothing is sent."""
     if not _is_sharded(like) or tensor.ndim == 0:
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -79,8 +79,7 @@ def require_independent(model: Any, states_of: Callable[[PackedTokens], Tensor])
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a seam: whatever it is in the code of a model that was not written for this pass
-        reason = next(iter(str(error).splitlines()), "")
-        raise _refusal(model, f"cannot be run so: {type(error).__name__}: {reason}") from error
+        raise _refusal(model, f"cannot be run so: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}") from error
     kept_T = torch.from_numpy(~np.isin(passes[0].input_ids_T.numpy(), second)).to(device)
     states_TH, others_TH = states[kept_T].double(), others[kept_T].double()
     moved_T = (states_TH - others_TH).norm(dim=-1) / states_TH.norm(dim=-1)

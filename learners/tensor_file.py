@@ -37,8 +37,7 @@ TensorLayout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 def layout_of(tensors: Mapping[str, Tensor]) -> TensorLayout:
     """Return the layout of `tensors`, full or sharded, widest dtypes first: each begins at an aligned address."""
-    wide_first = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in wide_first}
+    return {name: (t.dtype, tuple(t.shape)) for name, t in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)}
 
 
 def write_tensors(path: Path, layout: TensorLayout, tensors: Iterable[tuple[str, Tensor]]) -> None:

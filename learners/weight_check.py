@@ -52,8 +52,8 @@ def check_tensors(index: Iterable[TensorSpec], *, shapes: Mapping[str, tuple[int
 
 
 def _check_places(snapshot: WeightSnapshot) -> None:
-    """Raise WeightsRefused unless tensors are aligned in the buffer, one behind the other, and nothing is behind
-    them."""
+    """Raise WeightsRefused unless every tensor is aligned, behind the one before, and inside the buffer, with
+    nothing behind the last."""
     end = 0
     for spec in sorted(snapshot.index, key=lambda spec: spec.offset):
         if spec.offset < end or spec.offset % ALIGNMENT:

@@ -40,8 +40,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        kind: torch.dtype = getattr(torch, self.dtype)
-        return math.prod(self.shape) * kind.itemsize
+        return int(math.prod(self.shape) * getattr(torch, self.dtype).itemsize)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,7 +40,7 @@ def none(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor
 
 def truncated_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
     """Return w_t = min(exp d_t, is_cap). Truncated importance sampling (Espeholt et al., IMPALA, arXiv:1802.01561). Yao
-    et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025: against engine mismatch."""
+    et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025, use it against mismatch."""
     return ratio(difference_N).clamp(max=config.is_cap)
 
 
@@ -61,7 +61,7 @@ def sequence_truncated_is(difference_N: Tensor, response_N: Tensor, config: Loss
 
 
 def sequence_masked_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = ρ where mask_low <= ρ <= mask_high, else 0, with ρ as in `sequence_truncated_is`. The product gives
+    """Return w_t = ρ where low <= ρ <= high, else 0, with ρ as in `sequence_truncated_is`. The product gives
     Seq-MIS (Liu et al. 2025), which has only an upper bound, as our default band does. The geometric mean gives the
     band of their Geo-RS, which weighs what it keeps by 1; we weigh by ρ, which lies within the band."""
     return _masked(_of_response(difference_N, response_N, config), config)
