@@ -35,7 +35,6 @@ class Estimator(Protocol):
 
     def __call__(self, inputs: AdvantageInputs, config: AdvantageConfig, /) -> Tensor:
         """Return finite advantages (G, K); 0 for a response that could not be scored."""
-        ...
 
 
 def normalised(inputs: AdvantageInputs, config: AdvantageConfig) -> Tensor:
@@ -53,26 +52,23 @@ def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageCo
         combine = "reward" (arXiv:2510.11686, §4):   A = normalise(alpha·r + beta·b)
         combine = "advantage" (ours):                A = normalise(alpha·r) + beta·(b − mean(b))
 
-    normalise is one of NORMALISERS. The mean of the bonuses is always that of the group.
-
-    A NaN reward marks a response that could not be scored. It is left out of all statistics and gets advantage 0. A
-    group with fewer than two scored responses gets advantage 0 throughout. With normalise "batch", which compares a
-    response with the whole batch, this holds for a batch instead.
-
-    Raises ValueError on shapes that differ."""
+    normalise is one of NORMALISERS. The mean of the bonuses is always that of the group. A NaN reward marks a response
+    that could not be scored. It is left out of all statistics and gets advantage 0. A group with fewer than two scored
+    responses gets advantage 0 throughout. With normalise "batch", which compares a response with the whole batch, this
+    holds for a batch instead. Raises ValueError on shapes that differ."""
     if rewards_GK.shape != bonuses_GK.shape or rewards_GK.ndim != 2:
         raise ValueError(f"rewards {tuple(rewards_GK.shape)} and bonuses {tuple(bonuses_GK.shape)} must both be (G, K)")
     scored_GK = ~torch.isnan(rewards_GK)
     reward_GK = config.alpha * torch.nan_to_num(rewards_GK.to(torch.float64))
     bonus_GK = config.beta * bonuses_GK.to(torch.float64)
-    normaliser = NORMALISERS[config.normalise]
+    normalise = NORMALISERS[config.normalise]
     if config.beta == 0:
-        advantages_GK = normaliser.function(reward_GK, scored_GK)
+        advantages_GK = normalise(reward_GK, scored_GK)
     elif config.combine == "reward":
-        advantages_GK = normaliser.function(reward_GK + bonus_GK, scored_GK)
+        advantages_GK = normalise(reward_GK + bonus_GK, scored_GK)
     else:
-        advantages_GK = normaliser.function(reward_GK, scored_GK) + mean(bonus_GK, scored_GK)
-    num_compared = scored_GK.sum() if normaliser.over_batch else scored_GK.sum(-1, keepdim=True)
+        advantages_GK = normalise(reward_GK, scored_GK) + mean(bonus_GK, scored_GK)
+    num_compared = scored_GK.sum() if normalise is batch else scored_GK.sum(-1, keepdim=True)
     usable_GK = scored_GK & (num_compared >= 2)
     return torch.where(usable_GK, advantages_GK, torch.zeros_like(advantages_GK))
 
@@ -86,41 +82,35 @@ def mean(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
 
 
 def std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """Return (x − mean(x)) / (std(x, ddof=1) + 1e-6) over the group: GRPO (arXiv:2402.03300).
-
-    All groups with any contrast count alike."""
+    """Return (x − mean(x)) / (std(x, ddof=1) + 1e-6) over the group: GRPO (arXiv:2402.03300). All groups with any
+    contrast count alike."""
     centered_GK = mean(values_GK, scored_GK)
     variance_G1 = centered_GK.square().sum(-1, keepdim=True) / (_count(scored_GK) - 1).clamp(min=1)
     return centered_GK / (variance_G1.sqrt() + EPSILON)
 
 
 def leave_one_out(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """Return x_i − mean of the group's other x_j: RLOO (arXiv:2402.14740), unbiased.
-
-    With n scored responses it is n/(n − 1) times `mean`."""
+    """Return x_i − mean of the group's other x_j: RLOO (arXiv:2402.14740), unbiased: n/(n − 1) times `mean`."""
     count_G1 = _count(scored_GK)
     return mean(values_GK, scored_GK) * count_G1 / (count_G1 - 1).clamp(min=1)
 
 
 def batch(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """Return (x − mean(x)) / (std(x, ddof=1) + 1e-6) over all scored responses: REINFORCE++ (arXiv:2501.03262).
-
-    The paper normalises over tokens, so that long responses weigh more in the mean. Here a response counts once."""
+    """Return (x − mean(x)) / (std(x, ddof=1) + 1e-6) over all scored responses: REINFORCE++ (arXiv:2501.03262). The
+    paper normalises over tokens, so that long responses weigh more in the mean. Here a response counts once."""
     centered_1N = mean(values_GK.reshape(1, -1), scored_GK.reshape(1, -1))  # as if the batch were one group
     return _divide_by_batch_std(centered_1N.view_as(values_GK), scored_GK)
 
 
 def group_mean_batch_std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
     """Return (x − mean over the group) / (std of these over the batch + 1e-6): REINFORCE++ with baseline
-    (arXiv:2501.03262).
-
-    The divisor is one number for the whole step, so it favours neither easy nor hard problems."""
+    (arXiv:2501.03262). The divisor is one number for the whole step, so it favours neither easy nor hard problems."""
     return _divide_by_batch_std(mean(values_GK, scored_GK), scored_GK)
 
 
 def _divide_by_batch_std(centered_GK: Tensor, scored_GK: Tensor) -> Tensor:
     """Divide `centered_GK`, whose mean over all scored responses is 0, by its standard deviation over them."""
-    variance = centered_GK.square().sum() / (_count_all(scored_GK) - 1).clamp(min=1)
+    variance = centered_GK.square().sum() / (scored_GK.sum() - 1).clamp(min=1)
     return centered_GK / (variance.sqrt() + EPSILON)
 
 
@@ -128,28 +118,14 @@ def _count(scored_GK: Tensor) -> Tensor:
     return scored_GK.sum(-1, keepdim=True).clamp(min=1)
 
 
-def _count_all(scored_GK: Tensor) -> Tensor:
-    return scored_GK.sum().clamp(min=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Normaliser:
-    """`function` takes values and which of them count, both (G, K), and returns what `group_advantages` calls
-    normalise(x)."""
-
-    function: Callable[[Tensor, Tensor], Tensor]
-    over_batch: bool = False
-    """Whether a response is compared with the whole batch, and not only with its group."""
-
-
-NORMALISERS: Mapping[Normalise, Normaliser] = {
-    "std": Normaliser(function=std),
-    "mean": Normaliser(function=mean),
-    "leave_one_out": Normaliser(function=leave_one_out),
-    "batch": Normaliser(function=batch, over_batch=True),
-    "group_mean_batch_std": Normaliser(function=group_mean_batch_std),
+NORMALISERS: Mapping[Normalise, Callable[[Tensor, Tensor], Tensor]] = {
+    "std": std,
+    "mean": mean,
+    "leave_one_out": leave_one_out,
+    "batch": batch,
+    "group_mean_batch_std": group_mean_batch_std,
 }
-"""What `AdvantageConfig.normalise` names."""
+"""What `AdvantageConfig.normalise` names: normalise(x) of values and which of them count, both (G, K)."""
 
 
 def unlikeliness_rewards(rewards_GK: Tensor, logprobs_GK: Tensor, strength: float) -> Tensor:
@@ -160,30 +136,23 @@ def unlikeliness_rewards(rewards_GK: Tensor, logprobs_GK: Tensor, strength: floa
 
     `logprobs_GK` holds log mu(y | x), the sum over a response's tokens as the sampler recorded it. Among responses of
     reward 1, the rarest counts most. Rewards of 0 and below stay: a smaller penalty for the likeliest response would
-    favour it.
-
-    Unlikeliness reward: He, Fried, Welleck 2025, arXiv:2506.02355, with strength 0.25, in the form of their published
-    code (rank 0 is the unlikeliest). We differ in two points. Their code ranks by the mean log-prob of a token; we rank
-    by the response's probability, as the paper's text says. Equally likely responses (copies of one) share the mean of
-    their ranks, so that the order of rows does not matter.
-
-    A NaN reward stays NaN. Raises ValueError on shapes that differ."""
+    favour it. A NaN reward stays NaN. Raises ValueError on shapes that differ. Unlikeliness reward: He, Fried, Welleck
+    2025, arXiv:2506.02355, with strength 0.25, in the form of their published code (rank 0 is the unlikeliest). We
+    differ in two points. Their code ranks by the mean log-prob of a token; we rank by the response's probability, as
+    the paper's text says. Equally likely responses (copies of one) share the mean of their ranks, so that the order of
+    rows does not matter."""
     if rewards_GK.shape != logprobs_GK.shape:
         raise ValueError(f"rewards {tuple(rewards_GK.shape)} and log-probs {tuple(logprobs_GK.shape)} must both be (G, K)")
     logprobs_GK = logprobs_GK.to(torch.float64)
     this_GK1, other_G1K = logprobs_GK[:, :, None], logprobs_GK[:, None, :]
-    less_likely_GK = (other_G1K < this_GK1).sum(-1)
-    as_likely_GK = (other_G1K == this_GK1).sum(-1) - 1
-    rank_GK = less_likely_GK + as_likely_GK / 2
+    rank_GK = (other_G1K < this_GK1).sum(-1) + ((other_G1K == this_GK1).sum(-1) - 1) / 2
     rewards_GK = rewards_GK.to(torch.float64)
     return torch.where(rewards_GK > 0, rewards_GK * (1 - strength * rank_GK / rewards_GK.shape[1]), rewards_GK)
 
 
 def kl_penalised_rewards(rewards_GK: Tensor, kl_GK: Tensor, coefficient: float) -> Tensor:
     """Return r_i − coefficient · kl_i (G, K), float64. kl_i sums an estimate of `learners.loss.kl` over response i.
-
     InstructGPT (arXiv:2203.02155) and RLOO (arXiv:2402.14740) use log pi − log pi_ref of every token, which is
     estimator "k1". pi is the policy that sampled, as recorded, because the samples measure its divergence. REINFORCE++
-    (arXiv:2501.03262) subtracts from a token's advantage only the divergences from that token on; here a response has
-    one advantage."""
+    (arXiv:2501.03262) subtracts from a token's advantage only those from it on; here a response has one advantage."""
     return rewards_GK.to(torch.float64) - coefficient * kl_GK.to(torch.float64)

@@ -45,9 +45,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionLayout:
-    """Which token sees which in one forward pass, in the form that one kind of attention needs.
-
-    `longest` is the length of the longest branch."""
+    """Which token sees which in a forward pass, for one kind of attention. `longest` is the longest branch's length."""
 
     longest: int
     blocks: Sequence[Block] | None = None
@@ -62,17 +60,13 @@ def layout_of(packed: PackedTokens, kind: AttentionKind, dtype: torch.dtype) -> 
         return AttentionLayout(longest=longest, blocks=make_blocks(packed.end_T, dtype=dtype))
     if kind == "flex":
         return AttentionLayout(longest=longest, block_mask=_flex_mask(packed.end_T))
-    return AttentionLayout(longest=longest, visible_TT=_sees(packed.end_T, *_query_and_key(packed.end_T)))
+    index_T = torch.arange(len(packed.end_T), device=packed.end_T.device)
+    return AttentionLayout(longest=longest, visible_TT=_sees(packed.end_T, index_T[:, None], index_T))
 
 
 def _sees(end_T: Tensor, query: Tensor, key: Tensor) -> Tensor:
     """Return the rule of `learners.packing`, elementwise over indices."""
     return (key <= query) & (query < end_T[key])
-
-
-def _query_and_key(end_T: Tensor) -> tuple[Tensor, Tensor]:
-    index_T = torch.arange(len(end_T), device=end_T.device)
-    return index_T[:, None], index_T[None, :]
 
 
 def make_blocks(end_T: Tensor, *, dtype: torch.dtype, num_queries: int = BLOCK_QUERIES) -> list[Block]:
@@ -83,32 +77,25 @@ def make_blocks(end_T: Tensor, *, dtype: torch.dtype, num_queries: int = BLOCK_Q
         keys_S = torch.from_numpy(np.concatenate([np.flatnonzero(ends[:start] > start), np.arange(start, stop)]))
         hidden_QS = ~_sees(end_T, torch.arange(start, stop)[:, None], keys_S[None, :])
         mask_QS = torch.zeros(hidden_QS.shape, dtype=dtype).masked_fill_(hidden_QS, float("-inf"))
-        first = int(keys_S[0])
-        adjacent = stop - first == len(keys_S)
-        blocks.append(Block(start=start, stop=stop, keys=slice(first, stop) if adjacent else keys_S, mask_11QS=mask_QS[None, None]))
+        keys = slice(int(keys_S[0]), stop) if stop - int(keys_S[0]) == len(keys_S) else keys_S
+        blocks.append(Block(start=start, stop=stop, keys=keys, mask_11QS=mask_QS[None, None]))
     return blocks
 
 
 class _BlockAttention(torch.autograd.Function):
-    """softmax(scale · q kᵀ) v over the keys that each query sees: query_AGTD, key_ATD, value_ATD -> mean_TAGD.
-
-    It calls torch's own CPU kernel of FlashAttention (Dao et al. 2022, arXiv:2205.14135) block by block, forward and
-    backward. Through autograd, that kernel would keep a copy of the keys of every block for each query head until the
-    backward pass."""
+    """softmax(scale · q kᵀ) v over the keys that each query sees: query_AGTD, key_ATD, value_ATD -> mean_TAGD. It calls
+    torch's own CPU kernel of FlashAttention (Dao et al. 2022, arXiv:2205.14135) block by block, forward and backward.
+    Through autograd, it would keep a copy of the keys of every block for each query head until the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, query_AGTD: Tensor, key_ATD: Tensor, value_ATD: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
         num_kv, num_shared, num_tokens, width = query_AGTD.shape
         mean_TAGD = query_AGTD.new_empty(num_tokens, num_kv, num_shared, width)
-        normalisers = []
+        attend, normalisers = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, []
         for block in blocks:
-            mean_AGQD, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query_AGTD[:, :, block.start : block.stop],
-                _for_query_heads(key_ATD, block, num_shared),
-                _for_query_heads(value_ATD, block, num_shared),
-                attn_mask=block.mask_11QS,
-                scale=scale,
-            )
+            query_AGQD = query_AGTD[:, :, block.start : block.stop]
+            key_AGSD, value_AGSD = _for_query_heads(key_ATD, block, num_shared), _for_query_heads(value_ATD, block, num_shared)
+            mean_AGQD, normaliser = attend(query_AGQD, key_AGSD, value_AGSD, attn_mask=block.mask_11QS, scale=scale)
             mean_TAGD[block.start : block.stop] = mean_AGQD.permute(2, 0, 1, 3)
             normalisers.append(normaliser)
         ctx.save_for_backward(query_AGTD, key_ATD, value_ATD, mean_TAGD, *normalisers)
@@ -120,20 +107,14 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_TAGD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query_AGTD, key_ATD, value_ATD, mean_TAGD, *normalisers = ctx.saved_tensors
         dquery_AGTD, dkey_ATD, dvalue_ATD = torch.empty_like(query_AGTD), torch.zeros_like(key_ATD), torch.zeros_like(value_ATD)
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         for block, normaliser in zip(ctx.blocks, normalisers, strict=True):
             queries = slice(block.start, block.stop)
-            dquery_AGTD[:, :, queries], dkey_AGSD, dvalue_AGSD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad_TAGD[queries].permute(1, 2, 0, 3),
-                query_AGTD[:, :, queries],
-                _for_query_heads(key_ATD, block, query_AGTD.shape[1]),
-                _for_query_heads(value_ATD, block, query_AGTD.shape[1]),
-                mean_TAGD[queries].permute(1, 2, 0, 3),
-                normaliser,
-                dropout_p=0.0,
-                is_causal=False,
-                attn_mask=block.mask_11QS,
-                scale=ctx.scale,
-            )
+            grad_AGQD, mean_AGQD = (values_TAGD[queries].permute(1, 2, 0, 3) for values_TAGD in (grad_TAGD, mean_TAGD))
+            key_AGSD, value_AGSD = (_for_query_heads(values_ATD, block, query_AGTD.shape[1]) for values_ATD in (key_ATD, value_ATD))
+            tensors = (grad_AGQD, query_AGTD[:, :, queries], key_AGSD, value_AGSD, mean_AGQD, normaliser)
+            options = {"dropout_p": 0.0, "is_causal": False, "attn_mask": block.mask_11QS, "scale": ctx.scale}
+            dquery_AGTD[:, :, queries], dkey_AGSD, dvalue_AGSD = gradients(*tensors, **options)
             for total_ATD, part_AGSD in ((dkey_ATD, dkey_AGSD), (dvalue_ATD, dvalue_AGSD)):
                 if isinstance(block.keys, slice):
                     total_ATD[:, block.keys] += part_AGSD.sum(dim=1)
@@ -153,16 +134,12 @@ def _flex_mask(end_T: Tensor) -> Any:
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return _sees(end_T, query, key)
 
-    num_tokens = len(end_T)
-    return create_block_mask(sees, None, None, num_tokens, num_tokens, device=end_T.device, _compile=end_T.is_cuda)
+    return create_block_mask(sees, None, None, len(end_T), len(end_T), device=end_T.device, _compile=end_T.is_cuda)
 
 
 @functools.cache
 def _flex(compiled: bool) -> Any:
-    """Return flex_attention, compiled or not.
-
-    Without compilation it materialises all T² scores. It is then exact, and enough for a test on a CPU, but has no
-    backward pass there."""
+    """Return flex_attention. Uncompiled (for tests on a CPU) it makes all T² scores, without a backward pass."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
@@ -180,15 +157,18 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers' attention interface asks: query (1, A·G, T, D), key and value (1, A, T, D) -> (1, T, A·G,
-    D).
-
-    Raises ModelUnsupported for a model whose attention is of another kind, rather than compute the wrong one."""
+    D). Raises ModelUnsupported for a model whose attention is of another kind, rather than compute the wrong one."""
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
         return attended
-    _refuse_other_kinds(module, layout, others)
+    window = others.get("sliding_window")
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    if window is not None and layout.longest > window:
+        unknown.append(f"a sliding window of {window} tokens, shorter than the longest sequence ({layout.longest})")
+    if unknown:
+        raise ModelUnsupported(f"{type(module).__name__} attends with {', '.join(unknown)}, which the learner's packed rows do not support")
     if layout.blocks is not None:
         query_AGTD = query[0].unflatten(0, (key.shape[1], -1))
         mean_TAGD: Tensor = _BlockAttention.apply(query_AGTD, key[0], value[0], layout.blocks, scaling)  # type: ignore[no-untyped-call]
@@ -196,27 +176,15 @@ def _attention(
     if layout.block_mask is not None:
         mean = _flex(query.is_cuda)(query, key, value, block_mask=layout.block_mask, scale=scaling, enable_gqa=True)
     else:
-        mean = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=layout.visible_TT, scale=scaling, enable_gqa=True
-        )
+        attend = torch.nn.functional.scaled_dot_product_attention
+        mean = attend(query, key, value, attn_mask=layout.visible_TT, scale=scaling, enable_gqa=True)
     return mean.transpose(1, 2), None
-
-
-def _refuse_other_kinds(module: Any, layout: AttentionLayout, others: dict[str, Any]) -> None:
-    window = others.get("sliding_window")
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
-    if window is not None and layout.longest > window:
-        unknown.append(f"a sliding window of {window} tokens, shorter than the longest sequence ({layout.longest})")
-    if unknown:
-        raise ModelUnsupported(f"{type(module).__name__} attends with {', '.join(unknown)}, which the learner's packed rows do not support")
 
 
 @functools.cache
 def register() -> None:
-    """Make all kinds known to transformers.
-
-    Without a layout they use the masks of its "sdpa". The compiler skips blocks, because their number and sizes differ
-    in every pass."""
+    """Make all kinds known to transformers. Without a layout they use the masks of its "sdpa". The compiler skips
+    blocks, because their number and sizes differ in every pass."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -239,8 +207,7 @@ def best_kind(device: str) -> AttentionKind:
 
 def kind_of(model: Any) -> AttentionKind:
     """Return the kind that `model` was loaded with. Raises ValueError if there is none."""
-    name = model.config._attn_implementation
-    for kind in KINDS:
-        if name == implementation(kind):
-            return kind
-    raise ValueError(f"the model attends by '{name}', not by one of {', '.join(map(implementation, KINDS))}: load it with load_causal_lm")
+    name, kinds = model.config._attn_implementation, {implementation(kind): kind for kind in KINDS}
+    if name in kinds:
+        return kinds[name]
+    raise ValueError(f"the model attends by '{name}', not by one of {', '.join(kinds)}: load it with load_causal_lm")

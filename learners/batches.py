@@ -28,19 +28,14 @@ T = TypeVar("T")
 
 def read_groups(batch: pa.RecordBatch, group_size: int) -> list[GroupTokens]:
     """Return the token ids of the groups of `batch`, which has `group_size` adjacent rows per group."""
-    prompts, prompt_offsets = list_column_arrays(batch, "prompt_ids")
-    responses, response_offsets = list_column_arrays(batch, "response_ids")
 
-    def row(values: np.ndarray, offsets: np.ndarray, index: int) -> np.ndarray:
-        return values[offsets[index] : offsets[index + 1]].astype(np.int64)
+    def rows(name: str, step: int) -> list[np.ndarray]:
+        values, offsets = list_column_arrays(batch, name)
+        return [values[offsets[i] : offsets[i + 1]].astype(np.int64) for i in range(0, batch.num_rows, step)]
 
-    return [
-        GroupTokens(
-            prompt_ids=row(prompts, prompt_offsets, first),
-            responses=[row(responses, response_offsets, first + k) for k in range(group_size)],
-        )
-        for first in range(0, batch.num_rows, group_size)
-    ]
+    prompts, responses = rows("prompt_ids", group_size), rows("response_ids", 1)
+    firsts = range(0, batch.num_rows, group_size)
+    return [GroupTokens(prompt_ids=ids, responses=responses[i : i + group_size]) for i, ids in zip(firsts, prompts, strict=True)]
 
 
 def without_responses(group: GroupTokens) -> GroupTokens:
@@ -72,9 +67,7 @@ class TokenLookup:
     def of(cls, batch: pa.RecordBatch) -> TokenLookup:
         """Return what `batch` itself holds, without log-probs of the proximal policy and of the reference."""
         behavior, offsets = list_column_arrays(batch, "behavior_logprobs")
-        starts = offsets - offsets[0]
-        flat = behavior[offsets[0] : offsets[-1]]
-        return cls(behavior=flat, versions=token_versions(batch), starts=starts[:-1])
+        return cls(behavior=behavior[offsets[0] : offsets[-1]], versions=token_versions(batch), starts=(offsets - offsets[0])[:-1])
 
     def positions(self, packed: PackedTokens) -> np.ndarray:
         """Return where the response tokens of `packed` are in the flat columns (N,)."""
@@ -97,9 +90,7 @@ class TokenLookup:
 
 
 def sum_by_row(batch: pa.RecordBatch, values: np.ndarray) -> Tensor:
-    """Return the sum of the flat per-token `values` over the response tokens of each row (R,), float64.
-
-    Tokens are added in their order, so equal responses have equal sums."""
+    """Return the float64 sum of the per-token `values` of each row (R,), in order: equal responses have equal sums."""
     _, offsets = list_column_arrays(batch, "response_ids")
     rows = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
     return torch.from_numpy(np.bincount(rows, weights=values, minlength=batch.num_rows))
@@ -110,20 +101,17 @@ def token_versions(batch: pa.RecordBatch) -> np.ndarray:
     _, token_offsets = list_column_arrays(batch, "response_ids")
     starts, run_offsets = list_column_arrays(batch, "version_starts")
     values, _ = list_column_arrays(batch, "version_values")
-    lengths = np.diff(token_offsets)
     runs = [
         np.repeat(values[a:b], np.diff(np.append(starts[a:b], length)))
-        for a, b, length in zip(run_offsets[:-1], run_offsets[1:], lengths, strict=True)
+        for a, b, length in zip(run_offsets[:-1], run_offsets[1:], np.diff(token_offsets), strict=True)
     ]
     return np.concatenate(runs).astype(np.int64) if runs else np.zeros(0, dtype=np.int64)
 
 
 def prefetch(prepare: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Yield `prepare(item)` for every item, in order. A thread prepares at most one more than is being used.
-
-    The caller's own thread takes the `items`, so they may be made with collectives. An error of `prepare` is raised
-    where its result is due, after the results before it. A caller that stops early waits for the thread to finish its
-    item, and no thread is left running."""
+    """Yield `prepare(item)` for every item, in order. A thread prepares at most one more than is being used. The
+    caller's own thread takes the `items`, so they may be made with collectives. An error of `prepare` is raised where
+    its result is due, after those before it. A caller that stops early waits until the thread has ended."""
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         pending: Future[T] | None = None
         for item in items:

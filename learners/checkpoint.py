@@ -62,39 +62,30 @@ class CheckpointManager:
         self._keep_every = keep_every
 
     def save(self, step: int, part: str, write: Callable[[Path], None]) -> list[FileEntry]:
-        """Have `write(directory)` put the files of one part into the checkpoint of `step`. Returns them for the
-        manifest.
-
-        A step that is written again does not count until it is committed again. Raises CheckpointError if storage
-        fails. What was written of the step is then removed, so that a later save has the space."""
+        """Have `write(directory)` put the files of one part into the checkpoint of `step`. Returns their entries. A
+        step that is written again does not count until it is committed again. Raises CheckpointError if storage fails.
+        What was written of the step is then removed, so that a later save has the space."""
         with self._giving_up_whole(step):
-            return self._save(step, part, write)
-
-    def _save(self, step: int, part: str, write: Callable[[Path], None]) -> list[FileEntry]:
-        filesystem, root = self._open()
-        self._remove_manifest(step)
-        target = posixpath.join(root, _name(step), part)
-        if _is_local(filesystem):
-            shutil.rmtree(target, ignore_errors=True)
-            Path(target).mkdir(parents=True)
-            write(Path(target))
-            return _entries(Path(target), part)
-        with tempfile.TemporaryDirectory() as staging:
-            write(Path(staging))
-            filesystem.create_dir(target, recursive=True)
-            filesystem.delete_dir_contents(target)
-            fs.copy_files(staging, target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
-            return _entries(Path(staging), part)
+            filesystem, target = self._open(_name(step), part)
+            self._remove_manifest(step)
+            if _is_local(filesystem):
+                shutil.rmtree(target, ignore_errors=True)
+                Path(target).mkdir(parents=True)
+                write(Path(target))
+                return _entries(Path(target), part)
+            with tempfile.TemporaryDirectory() as staging:
+                write(Path(staging))
+                filesystem.create_dir(target, recursive=True)
+                filesystem.delete_dir_contents(target)
+                fs.copy_files(staging, target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+                return _entries(Path(staging), part)
 
     def commit(self, step: int, files: Sequence[FileEntry], meta: dict[str, Any]) -> None:
         """Make the checkpoint of `step` count, then remove older complete ones that are not kept, and older incomplete
-        ones.
-
-        Raises CheckpointError if storage fails. If only the removal failed, the new checkpoint counts."""
+        ones. Raises CheckpointError if storage fails. If only the removal failed, the new checkpoint counts."""
         manifest = {"format": FORMAT_VERSION, "step": step, "files": [asdict(file) for file in files], "meta": meta}
         with self._giving_up_whole(step):
-            filesystem, root = self._open()
-            path = posixpath.join(root, _name(step), MANIFEST)
+            filesystem, path = self._open(_name(step), MANIFEST)
             with filesystem.open_output_stream(path + ".partial") as stream:
                 stream.write(json.dumps(manifest).encode())
             filesystem.move(path + ".partial", path)
@@ -102,10 +93,9 @@ class CheckpointManager:
 
     def require_writable(self) -> None:
         """Write a small file and remove it. Raises CheckpointError if that fails."""
-        filesystem, root = self._open()
-        probe = posixpath.join(root, PROBE)
+        filesystem, probe = self._open(PROBE)
         try:
-            filesystem.create_dir(root, recursive=True)
+            filesystem.create_dir(posixpath.dirname(probe), recursive=True)
             with filesystem.open_output_stream(probe) as stream:
                 stream.write(b"can be written")
             filesystem.delete_file(probe)
@@ -119,63 +109,60 @@ class CheckpointManager:
     def steps(self) -> list[int]:
         """Return the steps with a complete checkpoint, oldest first."""
         filesystem, root = self._open()
-        return [step for step in self._all_steps() if _is_file(filesystem, posixpath.join(root, _name(step), MANIFEST))]
+        steps = self._all_steps()
+        found = filesystem.get_file_info([posixpath.join(root, _name(step), MANIFEST) for step in steps])
+        return [step for step, info in zip(steps, found, strict=True) if info.type == fs.FileType.File]
 
     def latest(self) -> int | None:
-        steps = self.steps()
-        return steps[-1] if steps else None
+        return max(self.steps(), default=None)
 
     def meta(self, step: int) -> dict[str, Any]:
         """Return what the controller committed with the checkpoint."""
-        meta: dict[str, Any] = self._manifest(step)["meta"]
-        return meta
+        return dict(self._manifest(step)["meta"])
 
     def restore(self, step: int, part: str, read: Callable[[Path], None]) -> None:
         """Verify every file of one part, then have `read(directory)` load it. `part` may be a folder within one:
-        "learner/policy".
-
-        Raises CheckpointError naming a damaged file."""
+        "learner/policy". Raises CheckpointError naming a damaged file."""
         files = [FileEntry(**file) for file in self._manifest(step)["files"] if file["path"].startswith(f"{part}/")]
         if not files:
             raise CheckpointError(f"the checkpoint of step {step} in {self.uri} has no part '{part}'")
         with self._local_copy(step, part) as checkpoint:
             for file in files:
-                _verify(checkpoint / file.path, file, self._fix(step))
+                path = checkpoint / file.path
+                if not path.is_file():
+                    raise CheckpointError(f"{path} is missing: {self._fix(step)}")
+                if path.stat().st_size != file.size_bytes or _crc32(path) != file.crc32:
+                    raise CheckpointError(f"{path} is damaged (size or checksum differs from the manifest): {self._fix(step)}")
             read(checkpoint / part)
 
     def _fix(self, step: int) -> str:
         return f"delete {self.uri}/{_name(step)} to resume from the checkpoint before it"
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        filesystem, root = self._open()
+        filesystem, path = self._open(_name(step), MANIFEST)
         try:
-            with filesystem.open_input_file(posixpath.join(root, _name(step), MANIFEST)) as file:
+            with filesystem.open_input_file(path) as file:
                 manifest: dict[str, Any] = json.loads(file.read())
         except FileNotFoundError:
             raise CheckpointError(f"there is no complete checkpoint of step {step} in {self.uri}") from None
         except ValueError:
             raise CheckpointError(f"the manifest of step {step} is damaged: {self._fix(step)}") from None
-        if manifest.get("format") != FORMAT_VERSION:
-            raise CheckpointError(
-                f"checkpoint format {manifest.get('format')} of step {step} is not {FORMAT_VERSION}, which this version reads"
-            )
+        if (found := manifest.get("format")) != FORMAT_VERSION:
+            raise CheckpointError(f"checkpoint format {found} of step {step} is not {FORMAT_VERSION}, which this version reads")
         return manifest
 
     @contextmanager
     def _local_copy(self, step: int, part: str) -> Iterator[Path]:
-        """Yield a directory of this machine that contains the checkpoint's part."""
-        filesystem, root = self._open()
-        source = posixpath.join(root, _name(step))
+        filesystem, source = self._open(_name(step))
         if _is_local(filesystem):
             yield Path(source)
             return
         with tempfile.TemporaryDirectory() as staging:
             target = Path(staging) / part
             target.mkdir(parents=True)
+            origin, here = posixpath.join(source, part), fs.LocalFileSystem()
             with suppress(FileNotFoundError):  # what is missing is named by the verification
-                fs.copy_files(
-                    posixpath.join(source, part), str(target), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem()
-                )
+                fs.copy_files(origin, str(target), source_filesystem=filesystem, destination_filesystem=here)
             yield Path(staging)
 
     def _prune(self, newest: int) -> None:
@@ -188,18 +175,17 @@ class CheckpointManager:
         for step in steps:
             try:
                 self._remove_manifest(step)
-                filesystem, root = self._open()
+                filesystem, path = self._open(_name(step))
                 with suppress(FileNotFoundError):
-                    filesystem.delete_dir(posixpath.join(root, _name(step)))
+                    filesystem.delete_dir(path)
             except OSError as error:
-                raise CheckpointError(
-                    f"{self.uri}/{_name(step)} could not be removed ({_reason(error)}): delete it, or let this process write there"
-                ) from error
+                why = f"could not be removed ({_reason(error)}): delete it, or let this process write there"
+                raise CheckpointError(f"{self.uri}/{_name(step)} {why}") from error
 
     def _remove_manifest(self, step: int) -> None:
-        filesystem, root = self._open()
+        filesystem, path = self._open(_name(step), MANIFEST)
         with suppress(FileNotFoundError):
-            filesystem.delete_file(posixpath.join(root, _name(step), MANIFEST))
+            filesystem.delete_file(path)
 
     @contextmanager
     def _giving_up_whole(self, step: int) -> Iterator[None]:
@@ -207,7 +193,7 @@ class CheckpointManager:
         try:
             yield
         except Exception as error:
-            if not _is_storage_error(error):
+            if not isinstance(error, (OSError, SafetensorError)) and "(os error " not in str(error):  # as libraries in Rust say it
                 raise
             with suppress(CheckpointError):
                 self._remove([step])
@@ -221,14 +207,15 @@ class CheckpointManager:
         found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
         return sorted(int(match[1]) for info in found if (match := _STEP_DIRECTORY.fullmatch(info.base_name)))
 
-    def _open(self) -> tuple[fs.FileSystem, str]:
+    def _open(self, *names: str) -> tuple[fs.FileSystem, str]:
+        """Return the file system, and the path of `names` within the checkpoints' directory there."""
         if "://" not in self.uri:
-            return fs.LocalFileSystem(), str(Path(self.uri).absolute())
+            return fs.LocalFileSystem(), posixpath.join(str(Path(self.uri).absolute()), *names)
         try:
             filesystem, root = fs.FileSystem.from_uri(self.uri)
         except (ValueError, OSError, ImportError) as error:
             raise CheckpointError(f"{self.uri} is no place for checkpoints ({_reason(error)}): set checkpoint.storage") from None
-        return filesystem, root
+        return filesystem, posixpath.join(root, *names)
 
 
 def _name(step: int) -> str:
@@ -239,29 +226,13 @@ def _is_local(filesystem: fs.FileSystem) -> bool:
     return isinstance(filesystem, fs.LocalFileSystem)
 
 
-def _is_storage_error(error: Exception) -> bool:
-    """Return whether the operating system failed. Libraries in Rust say so only in the text."""
-    return isinstance(error, (OSError, SafetensorError)) or "(os error " in str(error)
-
-
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _is_file(filesystem: fs.FileSystem, path: str) -> bool:
-    return bool(filesystem.get_file_info(path).type == fs.FileType.File)
 
 
 def _entries(directory: Path, part: str) -> list[FileEntry]:
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return [FileEntry(path=f"{part}/{path.relative_to(directory)}", size_bytes=path.stat().st_size, crc32=_crc32(path)) for path in files]
-
-
-def _verify(path: Path, expected: FileEntry, fix: str) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: {fix}")
-    if path.stat().st_size != expected.size_bytes or _crc32(path) != expected.crc32:
-        raise CheckpointError(f"{path} is damaged (size or checksum differs from the manifest): {fix}")
 
 
 def _crc32(path: Path) -> int:

@@ -84,9 +84,8 @@ class KlConfig(BaseModel):
     @model_validator(mode="after")
     def _means_something(self) -> Self:
         if (self.where == "off") != (self.coefficient == 0):
-            raise ValueError(
-                f'kl.where = "{self.where}" contradicts kl.coefficient = {self.coefficient}: set both, or where = "off" and coefficient = 0'
-            )
+            given = f'kl.where = "{self.where}" contradicts kl.coefficient = {self.coefficient}'
+            raise ValueError(f'{given}: set both, or where = "off" and coefficient = 0')
         if self.where == "off" and self.estimator != "k3":
             raise ValueError(f'kl.estimator = "{self.estimator}" has no effect with kl.where = "off": set where too, or leave it out')
         if self.where == "loss" and self.estimator == "k1":
@@ -209,9 +208,8 @@ class LossConfig(BaseModel):
 
 
 def without_effect(section: BaseModel, seam: str, known: Mapping[str, Facts], reads: Collection[str] | None) -> str | None:
-    """Return why a key of `section` that is set has no effect, or None.
-
-    `seam` is the key that names the method, `known` its known methods, and `reads` what the chosen method reads."""
+    """Return why a key of `section` that is set has no effect, or None. `seam` is the key that names the method,
+    `known` its known methods, and `reads` what the chosen method reads."""
     if reads is None:
         return None
     for key in sorted(set().union(*(facts.reads or () for facts in known.values())) - set(reads)):
@@ -273,9 +271,8 @@ class LoraConfig(BaseModel):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.dropout != 0:
-            raise ValueError(
-                f"lora.dropout = {self.dropout:g}: with features dropped the learner's policy is not the one that sampled: leave it at 0"
-            )
+            why = "with features dropped the learner's policy is not the one that sampled: leave it at 0"
+            raise ValueError(f"lora.dropout = {self.dropout:g}: {why}")
         if not self.targets:
             raise ValueError('lora.targets = [] adapts nothing: name layers, or set it to "all-linear", or lora.enabled to false')
         return self
@@ -328,9 +325,8 @@ class LearnerConfig(OptimiserConfig):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.ranks > 1 and self.num_gpus not in (0, 1):
-            raise ValueError(
-                f"num_gpus = {self.num_gpus:g} contradicts ranks = {self.ranks}: each of several ranks needs a whole GPU, or none"
-            )
+            given = f"num_gpus = {self.num_gpus:g} contradicts ranks = {self.ranks}"
+            raise ValueError(f"{given}: each of several ranks needs a whole GPU, or none")
         if self.lora.enabled and self.ranks > 1:
             raise ValueError(
                 f"lora.enabled = true contradicts ranks = {self.ranks}: a merged weight takes three whole tensors, of which each rank "

@@ -23,15 +23,13 @@ from learners.supported import require_independent, require_plain_logits, requir
 
 LOGITS_BYTES = 512 << 20
 _LOADING = threading.Lock()
-"""transformers changes torch's defaults for the whole process while it loads a model, so two threads must not load
-at the same time."""
+"""transformers changes torch's defaults in the process while it loads a model: two threads must not load at once."""
 
 
 def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str = "cpu", place: bool = True) -> Any:
-    """Return a Hugging Face causal language model in evaluation mode.
-
-    It has no dropout, because sampler and learner must be one distribution. With `place` false it is made for `device`
-    but left in host memory. Raises ModelUnsupported for a model that a packed pass would compute wrongly."""
+    """Return a Hugging Face causal language model in evaluation mode. It has no dropout, because sampler and learner
+    must be one distribution. With `place` false it is made for `device` but left in host memory. Raises
+    ModelUnsupported for a model that a packed pass would compute wrongly."""
     from transformers import AutoModelForCausalLM
 
     register()
@@ -48,12 +46,9 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
 
 
 def check_supported(path: str, *, longest: int | None = None, with_head: bool = True) -> None:
-    """Raise ModelUnsupported for a model that a pass could not compute, without reading weights.
-
-    `longest` is the most tokens of a prompt and its response. With `with_head`, what `response_logprobs` could not
-    compute is refused too."""
-    model = without_weights(path)
-    require_supported(model, longest=longest)
+    """Raise ModelUnsupported for a model that a pass could not compute, without reading weights. `longest` is the most
+    tokens of a prompt and its response. With `with_head`, what `response_logprobs` could not compute is refused too."""
+    require_supported(model := without_weights(path), longest=longest)
     if with_head:
         require_plain_logits(model)
 
@@ -73,9 +68,7 @@ def causal_lm_shapes(path: str) -> dict[str, tuple[int, ...]]:
 
 def last_hidden_states(model: Any, packed: PackedTokens, kind: AttentionKind | None = None) -> Tensor:
     """Return the states (T, H) after the final norm. `kind` replaces the kind of attention that the model was loaded
-    with.
-
-    Raises ModelUnsupported if a branch is too long for the model's position embeddings or its attention."""
+    with. Raises ModelUnsupported if a branch is too long for the model's position embeddings or its attention."""
     layout = layout_of(packed, kind or kind_of(model), model.get_input_embeddings().weight.dtype)
     require_short(model, layout.longest)
     output = model.get_decoder()(
@@ -92,13 +85,10 @@ def last_hidden_states(model: Any, packed: PackedTokens, kind: AttentionKind | N
 def response_logprobs(
     model: Any, packed: PackedTokens, *, temperature: float, logits_bytes: int = LOGITS_BYTES, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the log-prob of each response token under softmax(logits / temperature), and the entropy of that
-    distribution.
-
-    These are (logprob_N with gradient, entropy_N in nats), at least float32. The entropy has a gradient if
-    `entropy_gradient` is set. Logits are made only for positions that predict a response token, and at a time for as
-    many positions as fit into `logits_bytes`, at least one. Raises ModelUnsupported for a model that changes its logits
-    behind its head."""
+    """Return (logprob_N, entropy_N) of the response tokens under softmax(logits / temperature), in nats, at least
+    float32. The log-probs have a gradient, and the entropy if `entropy_gradient` is set. Logits are made only for
+    positions that predict a response token, and at a time for as many positions as fit into `logits_bytes`, at least
+    one. Raises ModelUnsupported for a model that changes its logits behind its head."""
     require_plain_logits(model)
     states_TH = last_hidden_states(model, packed)
     head = model.get_output_embeddings()
@@ -119,9 +109,7 @@ def response_loglikelihoods(
     model: Any, groups: Sequence[GroupTokens], *, tokens_per_batch: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return Σ_t log p(y_t | prompt, y_<t) of each response under `model` at temperature 1, and its number of tokens.
-
-    The results are (loglikelihood_R float64, num_tokens_R int64), in the order of `groups`. Both are 0 for an empty
-    response."""
+    These are (loglikelihood_R float64, num_tokens_R int64), in the order of `groups`; 0 for an empty response."""
     num_tokens_R = torch.tensor([len(ids) for group in groups for ids in group.responses], dtype=torch.int64)
     loglikelihood_R = torch.zeros(len(num_tokens_R), dtype=torch.float64)
     for branches in micro_batches(prefix_tree(groups), max_tokens=tokens_per_batch):

@@ -19,7 +19,7 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Literal, Self
 
 import psutil
 import torch
@@ -31,10 +31,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from learners.forward import load_causal_lm
 from learners.layers import layers_of
 from learners.precision import Dtype
-from learners.ranks import RankLost
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from learners.ranks import P, RankLost, T
 
 LOOPBACK = "127.0.0.1"
 
@@ -52,9 +49,8 @@ class Rendezvous:
         """Open the store on a free port of `host`, an address of this machine, and on no other address."""
         listening = socket.create_server((host, 0))
         port = listening.getsockname()[1]
-        store = TCPStore(
-            host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s), master_listen_fd=listening.detach()
-        )
+        timeout, descriptor = timedelta(seconds=timeout_s), listening.detach()
+        store = TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=descriptor)
         return cls(store, f"{host}:{port}", timeout_s)
 
     @classmethod
@@ -89,12 +85,9 @@ class ShardedRanks:
 
     @classmethod
     def join(cls, rendezvous: Rendezvous, *, rank: int, size: int, device: str, collective_timeout_s: float) -> Self:
-        """Return once all ranks are there. Raises RankLost as `Rendezvous.wait_for_all` does.
-
-        A rank that later waits for another for `collective_timeout_s` gives up."""
+        """Return once all ranks are there, or raise RankLost. Later waits end after `collective_timeout_s`."""
         rendezvous.wait_for_all(rank, size)
-        host = rendezvous.address.rpartition(":")[0]
-        if (interface := interface_of(local_address_towards(host))) is not None:
+        if (interface := interface_of(local_address_towards(rendezvous.address.rpartition(":")[0]))) is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         dist.init_process_group(
             "cpu:gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
@@ -112,7 +105,9 @@ class ShardedRanks:
         self.weight_dtype = model.dtype
         precision = MixedPrecisionPolicy(param_dtype=self.weight_dtype, reduce_dtype=torch.promote_types(self.weight_dtype, torch.float32))
         for module in [*layers_of(model), model]:
-            _widen(module)
+            for parameter in module.parameters():
+                if not hasattr(parameter, "full_tensor"):  # not yet sharded: widened, so that it is a master
+                    parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
             fully_shard(module, mesh=self._mesh, reshard_after_forward=True, mp_policy=precision)
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # else a factor of 1 is multiplied by, which gloo cannot
@@ -130,26 +125,15 @@ class ShardedRanks:
         return values
 
 
-def _widen(module: torch.nn.Module) -> None:
-    """Make parameters that are not yet sharded float32 or wider, so that they are masters."""
-    for parameter in module.parameters():
-        if not hasattr(parameter, "full_tensor"):
-            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-
-
 def local_address_towards(host: str) -> str:
     """Return the address of this machine from which `host` is reached. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))
-        address: str = probe.getsockname()[0]
-        return address
+        return str(probe.getsockname()[0])
 
 
 def interface_of(address: str) -> str | None:
-    """Return the network interface that has this address, or None.
-
-    Without it gloo takes the interface that the machine's own name leads to, which is often the loopback."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(found.address == address for found in addresses):
-            return str(name)
-    return None
+    """Return the network interface that has this address, or None. Without it gloo takes the interface that the
+    machine's own name leads to, which is often the loopback."""
+    interfaces = psutil.net_if_addrs().items()
+    return next((str(name) for name, addresses in interfaces if address in [found.address for found in addresses]), None)

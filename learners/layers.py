@@ -24,17 +24,13 @@ class CompilerMissing(RuntimeError):
 
 
 def run_layers(model: Any, *, recomputed: bool = False, compiled: bool = False) -> None:
-    """Change how the layers of `model` are run, in place.
-
-    With `recomputed`, only the input of each layer is kept for the backward pass, which computes the rest again. With
-    `compiled`, torch.compile makes one piece of code for passes of any length.
-
-    Raises ValueError for a model that does not say what its layers are."""
+    """Change how the layers of `model` are run, in place. With `recomputed`, only the input of each layer is kept for
+    the backward pass, which computes the rest again. With `compiled`, torch.compile makes one piece of code for passes
+    of any length. Raises ValueError for a model that does not say what its layers are."""
     layers = layers_of(model)
     if not layers and (recomputed or compiled):
-        raise ValueError(
-            f"{type(model).__name__} does not say which of its modules are layers: set activation_checkpointing and compile to false"
-        )
+        why = "does not say which of its modules are layers: set activation_checkpointing and compile to false"
+        raise ValueError(f"{type(model).__name__} {why}")
     for layer in layers:
         if compiled:
             layer.forward = torch.compile(layer.forward, dynamic=True)
@@ -43,9 +39,8 @@ def run_layers(model: Any, *, recomputed: bool = False, compiled: bool = False) 
 
 
 def layers_of(model: Any) -> list[Any]:
-    """Return the modules that a model may not be split below, in order.
-
-    The classes of their bases count too, because FSDP gives a sharded module a class that is derived from its own."""
+    """Return the modules that a model may not be split below, in order. The classes of their bases count too, because
+    FSDP gives a sharded module a class that is derived from its own."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if any(cls.__name__ in names for cls in type(module).__mro__)]
 

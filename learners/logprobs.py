@@ -24,19 +24,15 @@ def head_logprobs(
     hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, *, state_N: Tensor, target_N: Tensor, temperature: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Return the log-prob of token target_N[n] after position state_N[n], and the entropy there, under softmax(logits /
-    temperature).
-
-    The results are (logprob_N, entropy_N in nats), at least float32. Both have gradients with respect to the hidden
-    states, weight and bias:
+    temperature). The results are (logprob_N, entropy_N in nats), at least float32. Both have gradients with respect to
+    the hidden states, weight and bias:
 
         z = (h Wᵀ + b) / τ      p = softmax(z)      log p_v = z_v − logsumexp(z)      H = −Σ_v p_v log p_v
         ∂ log p_v / ∂z_u = [u = v] − p_u            ∂H / ∂z_u = −p_u (log p_u + H)"""
     if not len(state_N):
         empty_N = hidden_MH.new_zeros(0, dtype=_wide(hidden_MH.dtype)) + 0 * hidden_MH.sum()
         return empty_N, empty_N
-    logprob_N, entropy_M = _HeadLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_MH, weight_VH, bias_V, state_N, target_N, temperature, chunk
-    )
+    logprob_N, entropy_M = _HeadLogprobs.apply(hidden_MH, weight_VH, bias_V, state_N, target_N, temperature, chunk)  # type: ignore[no-untyped-call]
     return logprob_N, entropy_M[state_N]
 
 

@@ -12,9 +12,7 @@ engine receives W' in the dtype of the model, and in bfloat16 rounding W' loses 
 learner would then train a policy that no engine samples from. So it computes with exactly the W' that is published:
 formed in float32 and rounded once (`merged`), as full weights are rounded from their masters. W' is formed layer by
 layer, and once more in the backward pass, so that there is no second copy of the model. The gradient ignores the
-rounding, like that of a master.
-
-Axes: T tokens, I features in, O out, R rank."""
+rounding, like that of a master. Axes: T tokens, I features in, O out, R rank."""
 
 from __future__ import annotations
 
@@ -57,17 +55,14 @@ def check_lora(model_path: str, config: LoraConfig) -> None:
 
 
 def target_names(model: Any, config: LoraConfig) -> list[str]:
-    """Return the last names of the layers to adapt, sorted.
-
-    Raises LoraError for a name that this model does not have, and for "all-linear" if that would leave out most of a
-    model, because its experts are one tensor."""
+    """Return the last names of the layers to adapt, sorted. Raises LoraError for a name that this model does not have,
+    and for "all-linear" if that would leave out most of a model, because its experts are one tensor."""
     head = model.get_output_embeddings()
     layers = ((name, module) for name, module in model.named_modules() if module is not head)
     there = sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
     if not there:
-        raise LoraError(
-            f"learner.lora.enabled = true: {type(model).__name__} has no linear layers that adapters could be put on: set it to false"
-        )
+        why = f"{type(model).__name__} has no linear layers that adapters could be put on: set it to false"
+        raise LoraError(f"learner.lora.enabled = true: {why}")
     if config.targets == "all-linear":
         if fused := next((name for name, parameter in model.named_parameters() if ".experts." in name and parameter.ndim > 2), None):
             raise LoraError(
@@ -103,9 +98,7 @@ class Adapters:
 
     @classmethod
     def attach(cls, model: Any, config: LoraConfig, *, base: str) -> Self:
-        """Put new adapters into `model`, which was loaded from `base`. Raises LoraError.
-
-        A is seeded and B is 0, so the model has not changed yet."""
+        """Put new adapters into `model` of `base`. A is seeded and B is 0: it has not changed yet. Raises LoraError."""
         _require_peft()
         import peft
 
@@ -123,9 +116,7 @@ class Adapters:
 
     @classmethod
     def load(cls, model: Any, directory: Path, *, base: str) -> Self:
-        """Put adapters that `save` wrote into a model that was loaded from `base`.
-
-        Raises LoraError, and CheckpointError if they belong to another base."""
+        """Put what `save` wrote into a model of `base`. Raises LoraError, and CheckpointError for another base."""
         _require_peft()
         import peft
 
@@ -139,9 +130,7 @@ class Adapters:
             yield
 
     def named_weights(self) -> list[tuple[str, Tensor | Deferred]]:
-        """Return the model's tensors by their names without adapters.
-
-        Those with an adapter are merged, each only when it is asked for."""
+        """Return the model's tensors by their names without adapters, merged where needed when they are asked for."""
         weights: list[tuple[str, Tensor | Deferred]] = []
         for name, parameter in self._model.named_parameters():
             if ".lora_" in name:
@@ -161,12 +150,10 @@ class Adapters:
 
 
 def write_merged(adapter: Path, directory: str, *, base: str, dtype: Dtype) -> None:
-    """Write the policy of an adapter that `Adapters.save` wrote as a Hugging Face directory.
-
-    It is bit for bit the policy of a learner of this `dtype`. Raises as `Adapters.load` does."""
-    model = load_causal_lm(base, dtype=dtype)
-    adapters = Adapters.load(model, adapter, base=base)
-    save_model(model, take_snapshot(adapters.named_weights(), version=0), directory, tokenizer=base)
+    """Write the policy of an adapter that `Adapters.save` wrote as a Hugging Face directory. It is bit for bit the
+    policy of a learner of this `dtype`. Raises as `Adapters.load` does."""
+    weights = Adapters.load(model := load_causal_lm(base, dtype=dtype), adapter, base=base).named_weights()
+    save_model(model, take_snapshot(weights, version=0), directory, tokenizer=base)
 
 
 def require_base(directory: Path, base: str) -> None:
@@ -195,11 +182,8 @@ def _merged_weight(layer: Any) -> Tensor:
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
-    """Replace the forward of peft's layer."""
-    if layer.disable_adapters:
-        untouched: Tensor = layer.base_layer(x)
-        return untouched
-    output: Tensor = _MergedLinear.apply(x, layer.base_layer.bias, *_parts(layer))  # type: ignore[no-untyped-call]
+    apply: Any = _MergedLinear.apply
+    output: Tensor = layer.base_layer(x) if layer.disable_adapters else apply(x, layer.base_layer.bias, *_parts(layer))
     return output
 
 

@@ -33,8 +33,7 @@ class LossInputs:
     """Under the policy, or policies, that sampled the tokens, as the engine recorded it."""
     advantage_N: Tensor
     num_tokens: int
-    """The global denominator: all response tokens of the batch, over all micro-batches, including those of groups
-    without signal."""
+    """The global denominator: the response tokens of all micro-batches of the batch, also of groups without signal."""
     response_N: Tensor | None = None
     """Which response a token belongs to (int64). Needed only if `LossConfig.is_by_response`."""
     num_responses: int = 0
@@ -42,8 +41,7 @@ class LossInputs:
     reference_logprob_N: Tensor | None = None
     """Under the reference, if there is one. Needed with kl.where = "loss"."""
     entropy_N: Tensor | None = None
-    """The entropy of the next-token distribution under the current parameters, with gradient. Needed only with
-    entropy_coefficient > 0."""
+    """The entropy of the current next-token distribution, with gradient. Needed with entropy_coefficient > 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +66,8 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
         rho_t = pi(t) / pi_prox(t)        w_t = min(pi_prox(t) / mu(t), is_cap)
 
     Divergence and entropy are not weighted by w, as in GRPO's published form. They hold the policy at every token,
-    whichever policy sampled it; weights would release exactly the tokens that have moved furthest.
-
-    Raises ValueError if the configuration needs an input that is None, or if a method returns tensors of another shape.
-    """
+    whichever policy sampled it; weights would release exactly the tokens that have moved furthest. Raises ValueError if
+    the configuration needs an input that is None, or if a method returns tensors of another shape."""
     response_N = inputs.response_N
     if response_N is None:
         if config.is_by_response:
@@ -81,20 +77,13 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
     aggregate = AGGREGATIONS[config.aggregation]
     difference_N = (inputs.proximal_logprob_N - inputs.behavior_logprob_N).detach()
     weight_N = correction_of(config)(difference_N, response_N, config)
-    surrogate = surrogate_of(config)(
-        RatioInputs(
-            logprob_N=inputs.logprob_N,
-            anchor_logprob_N=inputs.proximal_logprob_N if config.is_corrected else inputs.behavior_logprob_N,
-            advantage_N=inputs.advantage_N,
-            response_N=response_N,
-        ),
-        config,
-    )
+    anchor_N = inputs.proximal_logprob_N if config.is_corrected else inputs.behavior_logprob_N
+    ratios = RatioInputs(logprob_N=inputs.logprob_N, anchor_logprob_N=anchor_N, advantage_N=inputs.advantage_N, response_N=response_N)
+    surrogate = surrogate_of(config)(ratios, config)
     _require_per_token(surrogate, weight_N, inputs.advantage_N.shape, config)
     loss = -aggregate(weight_N * surrogate.value_N, response_N, over)
-    kl_N = None
-    if inputs.reference_logprob_N is not None:
-        kl_N = KL_ESTIMATORS[config.kl.estimator](inputs.logprob_N - inputs.reference_logprob_N)
+    reference_N = inputs.reference_logprob_N
+    kl_N = None if reference_N is None else KL_ESTIMATORS[config.kl.estimator](inputs.logprob_N - reference_N)
     if config.kl.where == "loss":
         loss = loss + config.kl.coefficient * aggregate(_required(kl_N, "reference_logprob_N", 'kl.where = "loss"'), response_N, over)
     if config.entropy_coefficient:
@@ -105,13 +94,12 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
 
 def _require_per_token(surrogate: SurrogateOutput, weight_N: Tensor, shape: torch.Size, config: LossConfig) -> None:
     """Raise ValueError unless both methods returned tensors (N,). Others could be broadcast unseen."""
+    named = f'learner.loss.surrogate = "{config.surrogate}"'
     if not isinstance(surrogate, SurrogateOutput):
-        raise ValueError(
-            f'learner.loss.surrogate = "{config.surrogate}" returned {type(surrogate).__name__}: it must return a SurrogateOutput'
-        )
+        raise ValueError(f"{named} returned {type(surrogate).__name__}: it must return a SurrogateOutput")
     for method, what, values_N in (
-        (f'learner.loss.surrogate = "{config.surrogate}"', "value_N", surrogate.value_N),
-        (f'learner.loss.surrogate = "{config.surrogate}"', "clipped_N", surrogate.clipped_N),
+        (named, "value_N", surrogate.value_N),
+        (named, "clipped_N", surrogate.clipped_N),
         (f'learner.loss.correction = "{config.correction}"', "weights", weight_N),
     ):
         found = tuple(values_N.shape) if isinstance(values_N, Tensor) else type(values_N).__name__

@@ -52,9 +52,8 @@ def require_methods(config: LearnerConfig) -> None:
 
 
 def estimated_advantages(inputs: AdvantageInputs, config: AdvantageConfig) -> Tensor:
-    """Return what the estimator of `config` makes of `inputs`: advantages (G, K), float64.
-
-    Raises ValueError naming the estimator for a result of another shape, or one that is not finite."""
+    """Return what the estimator of `config` makes of `inputs`: advantages (G, K), float64. Raises ValueError naming the
+    estimator for a result of another shape, or one that is not finite."""
     advantages_GK, shape = estimator_of(config)(inputs, config), tuple(inputs.rewards_GK.shape)
     named = f'learner.advantage.estimator = "{config.estimator}"'
     if not isinstance(advantages_GK, Tensor) or tuple(advantages_GK.shape) != shape:

@@ -15,14 +15,11 @@ from learners.mismatch import MismatchTokens, mismatch_metrics
 
 
 def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_GK: Tensor | None = None) -> dict[str, float]:
-    """Return rewards, pass rates, shares of groups without contrast, and lengths of one batch.
-
-    A metric whose value is unknown is left out. `without_bonus_GK` is what the advantages would be without the bonus,
-    if there is one."""
+    """Return rewards, pass rates, shares of groups without contrast, and lengths of one batch. A metric whose value is
+    unknown is left out. `without_bonus_GK` is what the advantages would be without the bonus, if there is one."""
     num_groups, group_size = advantages_GK.shape
     reward_GK = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_groups, group_size)
     correct_GK = np.array([s == "correct" for s in batch.column("verdict_status").to_pylist()]).reshape(num_groups, group_size)
-    finish = np.array(batch.column("finish_reason").to_pylist())
     lengths = np.diff(batch.column("response_ids").offsets.to_numpy())
     return {
         **_scores(batch, reward_GK, correct_GK),
@@ -31,14 +28,12 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_G
         "verifier/unscored": float(np.isnan(reward_GK).mean()),
         "advantage/abs_mean": float(advantages_GK.abs().mean()),
         "response/tokens_mean": float(lengths.mean()),
-        "response/truncated": float((finish == "length").mean()),
+        "response/truncated": float((np.array(batch.column("finish_reason").to_pylist()) == "length").mean()),
     }
 
 
 def _scores(batch: pa.RecordBatch, reward_GK: np.ndarray, correct_GK: np.ndarray) -> dict[str, float]:
-    """Return figures of rewards and verdicts; nothing if no response could be scored.
-
-    A group without any scored response is neither all correct nor all wrong."""
+    """Return figures of rewards and verdicts. A group without scored responses is neither all correct nor all wrong."""
     scored_G = ~np.isnan(reward_GK).all(-1)
     if not scored_G.any():
         return {}
@@ -115,13 +110,8 @@ class StepStatistics:
 
     def tokens(self) -> MismatchTokens:
         """Return what `learners.mismatch` examines."""
-        return MismatchTokens(
-            logprob_N=self._column("logprob"),
-            difference_N=self._column("difference"),
-            entropy_N=self._column("entropy"),
-            lag_N=self._column("lag"),
-            oldest_lag_N=self._column("oldest_lag"),
-        )
+        names = ("logprob", "difference", "entropy", "lag", "oldest_lag")
+        return MismatchTokens(**{f"{name}_N": self._column(name) for name in names})
 
     def metrics(self) -> dict[str, float]:
         """Return means over all computed tokens. There are none if no group of the batch had signal."""

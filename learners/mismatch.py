@@ -18,8 +18,7 @@ by numeric noise, which is the floor, unless there is a fault:
 | re-tokenisation   | some tokens are far off, while others that are just as uncertain agree as well as ever       |
 | dropped tensor    | every token is affected, by a divergence that no update of a policy makes                    |
 | stale weights     | above the floor of earlier steps by about one update: tokens of lag 0 look like lag 1        |
-| numeric noise     | none of these, and from the first step on                                                    |
-"""
+| numeric noise     | none of these, and from the first step on                                                    |"""
 
 from __future__ import annotations
 
@@ -47,11 +46,10 @@ TEMPERATURE_FIT, TEMPERATURE_SLOPES = 0.7, (0.03, 0.75)
 """The share of the energy of d that a temperature must explain. The smallest relative error of a temperature that is
 reported, and the largest that does not mean a broken model (of infinite temperature)."""
 EXTREME, AGREEING, UNCERTAIN, MIN_UNCERTAIN = 2.0, 0.05, 0.1, 20
-"""Thresholds of re-tokenisation. EXTREME: the largest |d| must reach it. AGREEING: the 20th percentile of |d| over
-its mean must be below it, because a fifth of the tokens still agrees. UNCERTAIN: only tokens with a larger entropy
-count, since all models agree where the next token is certain. MIN_UNCERTAIN: the number of such tokens that are
-needed. Tokens that are mixed up do not affect those before them, so the ratio is below 0.02 there; otherwise it is
-above 0.12."""
+"""Thresholds of re-tokenisation. EXTREME: the largest |d| must reach it. AGREEING: the 20th percentile of |d| over its
+mean must be below it, because a fifth of the tokens still agrees. UNCERTAIN: only tokens with a larger entropy count,
+since all models agree where the next token is certain. MIN_UNCERTAIN: the number of such tokens that are needed. Tokens
+that are mixed up do not affect those before them, so the ratio is below 0.02 there; otherwise it is above 0.12."""
 TENSOR_DIVERGENCE = 0.15
 """From this mean of exp(d) − 1 − d on, the engine holds another model. The mean estimates KL(engine ‖ learner) in nats
 per token."""
@@ -71,14 +69,12 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class MismatchTokens:
-    """Columns of the computed tokens of one step, (N,) float64."""
+    """Columns of the computed tokens of a step, (N,) float64. `logprob_N` is the learner's, under the weights that the
+    step began with; `difference_N` is d_t; `entropy_N` is that of the learner's next-token distribution, in nats."""
 
     logprob_N: np.ndarray
-    """The learner's log-prob, under the weights that the step began with."""
     difference_N: np.ndarray
-    """d_t."""
     entropy_N: np.ndarray
-    """The entropy of the learner's next-token distribution, in nats."""
     lag_N: np.ndarray
     """The number of versions between sampling and training."""
     oldest_lag_N: np.ndarray
@@ -94,12 +90,11 @@ class MismatchTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
-    """What earlier steps have shown, of tokens for which no fault was found."""
+    """Of earlier steps without a fault: the lowest mean |d| at lag 0, and the largest mean of exp(d) − 1 − d at lag 1,
+    which is how far the policy moves in one version."""
 
     level: float = float("inf")
-    """The lowest mean |d| at lag 0."""
     movement: float = 0.0
-    """The largest mean of exp(d) − 1 − d at lag 1: how far the policy moves in one version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +110,11 @@ def mismatch_metrics(tokens: MismatchTokens) -> dict[str, float]:
     if not len(tokens):
         return {}
     found = _figures("mismatch", tokens.difference_N)
-    oldest = LAGS_APART - 1
     for lag in range(LAGS_APART):
-        at_lag = tokens.lag_N >= lag if lag == oldest else tokens.lag_N == lag
+        at_lag = np.minimum(tokens.lag_N, LAGS_APART - 1) == lag
         if at_lag.any():
             found |= _figures(f"mismatch_lag{lag}", tokens.difference_N[at_lag]) | {f"mismatch_lag{lag}/share": float(at_lag.mean())}
-    at_lag_zero = tokens.lag_N == 0
-    if at_lag_zero.any():
+    if (at_lag_zero := tokens.lag_N == 0).any():
         found["mismatch/surprise"] = -float((tokens.logprob_N + tokens.entropy_N)[at_lag_zero].mean())
     return found
 
@@ -138,18 +131,15 @@ def _figures(prefix: str, difference_N: np.ndarray) -> dict[str, float]:
 
 
 def effective_sample_share(difference_N: np.ndarray) -> float:
-    """Return (Σ w)² / (N · Σ w²) with w = exp d, at most 1.
-
-    It is the share of samples that equally many unweighted ones would be worth (Kish 1965)."""
+    """Return (Σ w)² / (N · Σ w²) <= 1, w = exp d: the share of unweighted samples worth as much (Kish 1965)."""
     weight_N = np.exp(difference_N - difference_N.max())  # a common factor cancels
     return float(weight_N.sum() ** 2 / (len(weight_N) * np.square(weight_N).sum()))
 
 
 def diagnose(tokens: MismatchTokens, floor: Floor) -> Diagnosis:
-    """Return what the disagreement of `tokens` looks like. The whole response of each must be of lag 0.
-
-    Patterns are tested first, then the size. The result is deterministic. Below the thresholds it is blind: an engine
-    that is wrong by less than numeric noise is not found."""
+    """Return what the disagreement of `tokens` looks like. The whole response of each must be of lag 0. Patterns are
+    tested first, then the size. The result is deterministic. Below the thresholds it is blind: an engine that is wrong
+    by less than numeric noise is not found."""
     if _only_some_tokens_disagree(tokens):
         return Diagnosis(cause=Cause.RETOKENISATION)
     slope, explained = _temperature_fit(tokens)
@@ -165,16 +155,14 @@ def diagnose(tokens: MismatchTokens, floor: Floor) -> Diagnosis:
 
 def _only_some_tokens_disagree(tokens: MismatchTokens) -> bool:
     absolute_U = np.abs(tokens.difference_N[tokens.entropy_N > UNCERTAIN])
-    if len(absolute_U) < MIN_UNCERTAIN or absolute_U.max() < EXTREME:
-        return False
-    return bool(np.quantile(absolute_U, 0.2) <= AGREEING * absolute_U.mean())
+    is_mixed = len(absolute_U) >= MIN_UNCERTAIN and absolute_U.max() >= EXTREME
+    return bool(is_mixed and np.quantile(absolute_U, 0.2) <= AGREEING * absolute_U.mean())
 
 
 def _temperature_fit(tokens: MismatchTokens) -> tuple[float, float]:
-    """Return the slope of d against log-prob + entropy through 0, and the share of Σ d² that it explains.
-
-    With T the learner's and T' the engine's temperature and κ = T/T', the engine's log-prob is κ·l − log Σ_v p_v^κ. To
-    first order in κ − 1 this gives d = (1 − κ)·(l + H)."""
+    """Return the slope of d against log-prob + entropy through 0, and the share of Σ d² that it explains. With T the
+    learner's and T' the engine's temperature and κ = T/T', the engine's log-prob is κ·l − log Σ_v p_v^κ. To first order
+    in κ − 1 this gives d = (1 − κ)·(l + H)."""
     pattern_N, energy = tokens.logprob_N + tokens.entropy_N, float(np.square(tokens.difference_N).sum())
     scale = float(np.square(pattern_N).sum())
     if not energy or not scale:
@@ -200,19 +188,15 @@ class MismatchMonitor:
             return {}
         diagnosis = diagnose(clean, self.floor)
         if diagnosis.cause in (None, Cause.NOISE):
-            self._learn(clean, tokens.where(tokens.oldest_lag_N == 1))
+            level, moved = float(np.abs(clean.difference_N).mean()), tokens.where(tokens.oldest_lag_N == 1).difference_N
+            movement = _divergence(moved) if len(moved) >= MIN_TOKENS else 0.0
+            self.floor = Floor(level=min(self.floor.level, level), movement=max(self.floor.movement, movement))
         if diagnosis.cause is None:
             return {}
         alarm = {f"mismatch/alarm_{diagnosis.cause}": 1.0}
         if diagnosis.engine_temperature is not None:
             alarm["mismatch/engine_temperature"] = diagnosis.engine_temperature
         return alarm
-
-    def _learn(self, clean: MismatchTokens, one_version_old: MismatchTokens) -> None:
-        movement = _divergence(one_version_old.difference_N) if len(one_version_old) >= MIN_TOKENS else 0.0
-        self.floor = Floor(
-            level=min(self.floor.level, float(np.abs(clean.difference_N).mean())), movement=max(self.floor.movement, movement)
-        )
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"mismatch/floor": torch.tensor([self.floor.level, self.floor.movement], dtype=torch.float64)}

@@ -30,8 +30,7 @@ class ModelError(ValueError):
 
 def cache_dir() -> Path:
     """Return `$REPEXP_CACHE`, else `$XDG_CACHE_HOME/repexp`, else `~/.cache/repexp`."""
-    explicit = os.environ.get("REPEXP_CACHE")
-    if explicit:
+    if explicit := os.environ.get("REPEXP_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repexp"
 
@@ -70,9 +69,7 @@ def check_model(name: str) -> None:
 
 
 def resolve_model(name: str) -> str:
-    """Return a local directory for an alias, a path or a hub id. Raises ModelError.
-
-    A model of the hub is downloaded once, into the hub's own cache."""
+    """Return a local directory for an alias, a path or a hub id (downloaded once, to its cache). Raises ModelError."""
     check_model(name)
     if name in EMBEDDED:
         return str(_materialise(name))
@@ -126,9 +123,8 @@ def _dequantise(source: Path, target: Path) -> None:
     staging = Path(f"{target}.part-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     options: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **options
-    )
+    wide = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, quantization_config=wide, **options)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
     for attribute in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, attribute):

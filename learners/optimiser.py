@@ -25,10 +25,8 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class MasterAdamW:
-    """AdamW with linear warm-up and clipping by global norm. Parameters of float32 or wider are their own masters.
-
-    Parameters may be the shards of a rank (`learners.fsdp`). Masters, gradients and moments are then shards too, and
-    the norm is that of the full gradient."""
+    """AdamW with linear warm-up and clipping by the full gradient's norm. Parameters of float32 or wider are their own
+    masters. If they are the shards of a rank (`learners.fsdp`), masters, gradients and moments are shards too."""
 
     def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], config: OptimiserConfig) -> None:
         self._config = config
@@ -69,10 +67,9 @@ class MasterAdamW:
 
     @torch.no_grad()
     def step(self) -> float | None:
-        """Apply the summed gradients and clear them. Returns the gradient's global norm before clipping.
-
-        Without any gradient (no group had signal) it takes no step and returns None; weights and moments stay as they
-        are. Raises FloatingPointError on a gradient that is not finite, with nothing applied."""
+        """Apply the summed gradients and clear them. Returns the gradient's global norm before clipping. Without any
+        gradient (no group had signal) it takes no step and returns None; weights and moments stay as they are. Raises
+        FloatingPointError on a gradient that is not finite, with nothing applied."""
         gradients = [master.grad for master in self._masters if master.grad is not None]
         if not gradients:
             return None
@@ -100,21 +97,16 @@ class MasterAdamW:
                 parameter.data.copy_(master)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return masters, moments and step counts by `kind/parameter name`.
-
-        Tensors are references, not copies, and shards if the parameters are."""
+        """Return masters, moments and step counts by `kind/parameter name`: references; shards if parameters are."""
         state = {"num_steps": torch.tensor(self.num_steps)}
         for name, master in zip(self._names, self._masters, strict=True):
-            moments = self._adamw.state.get(master, {})
             state[f"master/{name}"] = master.detach()
-            state |= {f"{kind}/{name}": value for kind, value in moments.items()}
+            state |= {f"{kind}/{name}": value for kind, value in self._adamw.state.get(master, {}).items()}
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore masters, moments and counts from full tensors, and copy the masters into the model.
-
-        Raises KeyError on a missing master."""
+        """Restore masters, moments, counts and model from full tensors. Raises KeyError on a missing master."""
         for name, master in zip(self._names, self._masters, strict=True):
             master.copy_(shard_of(state[f"master/{name}"], master))
             saved = {kind: state[f"{kind}/{name}"] for kind in _MOMENTS if f"{kind}/{name}" in state}

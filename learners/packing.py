@@ -19,6 +19,7 @@ So hidden states, log-probs and gradients equal those of one row per response. A
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,9 +40,8 @@ class GroupTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """A path of the prefix tree: one response behind its prompt. `response` is its flat index.
-
-    The first `num_computed` of the ids go through the model."""
+    """A path of the prefix tree: one response behind its prompt. `response` is its flat index. The first `num_computed`
+    of the ids go through the model."""
 
     ids_L: np.ndarray
     prompt_length: int
@@ -57,9 +57,8 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class PassCost:
-    """The cost of a forward pass, in operations: per computed token, per (query, key) pair, per position with logits.
-
-    A backward pass costs twice as much, so ratios between passes are those of training too."""
+    """The cost of a forward pass, in operations: per computed token, per (query, key) pair, per position with logits. A
+    backward pass costs twice as much, so ratios between passes are those of training too."""
 
     token: float = 1.0
     pair: float = 0.0
@@ -67,8 +66,7 @@ class PassCost:
 
     @classmethod
     def of(cls, model: Any) -> PassCost:
-        """Return the cost for a Hugging Face model: 2 operations per weight and token, and 4·H per pair and layer (for
-        the scores, and for the mean of the values)."""
+        """Return the cost for `model`: 2 per weight and token, 4·H per pair and layer (scores, and means of values)."""
         config = model.config
         vocabulary = model.get_output_embeddings().weight.numel()
         embedding = model.get_input_embeddings().weight.numel()
@@ -91,7 +89,6 @@ class PassCost:
 @dataclass(frozen=True, kw_only=True)
 class PackedTokens:
     """One forward pass over T tokens in preorder. Response token n is token `offset_N[n]` of response `response_N[n]`.
-
     The state at `predicts_M[state_N[n]]` predicts the token. The state at `own_N[n]` is its own; `own_N` is empty
     unless it is asked for. The tokens of a response are adjacent and in order."""
 
@@ -118,19 +115,14 @@ class PackedTokens:
 
 
 def prefix_tree(groups: Sequence[GroupTokens], *, own_states: bool = False) -> list[Branch]:
-    """Return the prefix tree of all non-empty responses, as its sorted branches.
-
-    The flat index of response k of group g is Σ_{h<g} K_h + k. With `own_states` the last token of each response is
-    computed too, because every token's own state is wanted."""
+    """Return the prefix tree of all non-empty responses, as its sorted branches. The flat index of response k of group
+    g is Σ_{h<g} K_h + k. With `own_states` the last token of each response is computed too, for its own state."""
     branches = []
-    response = 0
-    for group in groups:
-        for ids in group.responses:
-            if len(ids):
-                ids_L = np.concatenate([group.prompt_ids, ids])
-                num_computed = len(ids_L) if own_states else len(ids_L) - 1
-                branches.append(Branch(ids_L=ids_L, prompt_length=len(group.prompt_ids), num_computed=num_computed, response=response))
-            response += 1
+    for response, (prompt_ids, ids) in enumerate((group.prompt_ids, ids) for group in groups for ids in group.responses):
+        if len(ids):
+            ids_L = np.concatenate([prompt_ids, ids])
+            num_computed = len(ids_L) if own_states else len(ids_L) - 1
+            branches.append(Branch(ids_L=ids_L, prompt_length=len(prompt_ids), num_computed=num_computed, response=response))
     # Big-endian bytes sort as the ids do, so branches with a long common prefix become neighbours.
     return sorted(branches, key=lambda branch: branch.ids_L[: branch.num_computed].astype(">u4").tobytes())
 
@@ -141,10 +133,8 @@ def shared_tokens(branches: Sequence[Branch]) -> list[int]:
 
 
 def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost = PassCost()) -> list[list[Branch]]:
-    """Cut sorted branches into runs of at most `max_tokens` computed tokens.
-
-    There are as few runs as possible. Of all cuts with so few, this one has the lowest cost of its most expensive run,
-    to within a thousandth. A single branch may exceed `max_tokens`."""
+    """Cut sorted branches into as few runs as possible of at most `max_tokens` computed tokens, or a single branch. Of
+    such cuts, this one has the lowest cost of its most expensive run, to within a thousandth."""
     if not branches:
         return []
     shared = shared_tokens(branches)
@@ -176,9 +166,7 @@ def micro_batches(branches: Sequence[Branch], *, max_tokens: int, cost: PassCost
 
 def pack(branches: Sequence[Branch]) -> PackedTokens:
     """Return the forward pass over sorted `branches`."""
-    columns: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("ids_T", "depth_T", "predicts_N", "own_N", "target_N", "response_N", "offset_N")
-    }
+    columns = defaultdict[str, list[np.ndarray]](list)
     ends: list[tuple[np.ndarray, int]] = []
     path_L, before, num_tokens = np.zeros(0, np.int64), None, 0  # path_L: the position of each token of the current branch
     for branch in branches:
@@ -187,8 +175,8 @@ def pack(branches: Sequence[Branch]) -> PackedTokens:
         path_L = np.concatenate([path_L[:shared], np.arange(num_tokens, num_tokens + branch.num_computed - shared)])
         num_tokens += branch.num_computed - shared
         first, num_response = branch.prompt_length, len(branch.ids_L) - branch.prompt_length
-        columns["ids_T"].append(branch.ids_L[shared : branch.num_computed])
-        columns["depth_T"].append(np.arange(shared, branch.num_computed))
+        columns["input_ids_T"].append(branch.ids_L[shared : branch.num_computed])
+        columns["position_ids_T"].append(np.arange(shared, branch.num_computed))
         columns["predicts_N"].append(path_L[first - 1 : first - 1 + num_response])
         columns["own_N"].append(path_L[first:] if branch.num_computed == len(branch.ids_L) else path_L[:0])
         columns["target_N"].append(branch.ids_L[first:])
@@ -200,12 +188,6 @@ def pack(branches: Sequence[Branch]) -> PackedTokens:
     for closed, end in ends:
         end_T[closed] = end
     found = {name: np.concatenate(parts).astype(np.int64) for name, parts in columns.items()}
-    predicts_M, state_N = np.unique(found["predicts_N"], return_inverse=True)
-    return PackedTokens(
-        input_ids_T=torch.from_numpy(found["ids_T"]),
-        position_ids_T=torch.from_numpy(found["depth_T"]),
-        end_T=torch.from_numpy(end_T),
-        predicts_M=torch.from_numpy(predicts_M),
-        state_N=torch.from_numpy(state_N),
-        **{name: torch.from_numpy(found[name]) for name in ("own_N", "target_N", "response_N", "offset_N")},
-    )
+    predicts_M, state_N = np.unique(found.pop("predicts_N"), return_inverse=True)
+    found |= {"end_T": end_T, "predicts_M": predicts_M, "state_N": state_N}
+    return PackedTokens(**{name: torch.from_numpy(values) for name, values in found.items()})

@@ -8,9 +8,8 @@ comes out.
 The defaults differ from GRPO as published in five points, each a key of the configuration: asymmetric clipping; the
 mean over all tokens of the batch; truncated importance sampling against the behavior log-probs; no KL term; and groups
 without signal are skipped. Skipping is exact, because such a group adds 0 to the gradient. With a divergence or an
-entropy in the loss every token adds to it, and no group is skipped.
-
-Axes: G groups, K responses, N response tokens of one micro-batch."""
+entropy in the loss every token adds to it, and no group is skipped. Axes: G groups, K responses, N response tokens of
+one micro-batch."""
 
 from __future__ import annotations
 
@@ -50,9 +49,8 @@ DUMMY_BATCH = prefix_tree([GroupTokens(prompt_ids=np.zeros(1, np.int64), respons
 
 
 class PolicyLearner:
-    """Owns the policy's weights and their optimiser. `version` counts the batches that were trained on.
-
-    With several `ranks` each rank has such an object, and every call is made on all of them (`learners.ranks`)."""
+    """Owns the policy's weights and their optimiser. `version` counts the batches that were trained on. With several
+    `ranks` each rank has such an object, and every call is made on all of them (`learners.ranks`)."""
 
     def __init__(
         self,
@@ -76,8 +74,9 @@ class PolicyLearner:
         self._ranks: Ranks = ranks or OneRank()
         self._model = self._ranks.load(model_path, dtype=config.dtype, device=device)
         self._adapters = Adapters.attach(self._model, config.lora, base=model_path) if config.lora.enabled else None
-        has_reference = config.loss.kl.where != "off"
-        self._reference = self._frozen(model_path) if has_reference and self._adapters is None else None
+        self._reference = None
+        if config.loss.kl.where != "off" and self._adapters is None:  # the reference of divergences: a copy that is never trained
+            self._reference = self._ranks.load(model_path, dtype=config.dtype, device=device).requires_grad_(False)
         self._optimiser = MasterAdamW(self._model.named_parameters(), config)
         run_layers(self._model, recomputed=config.activation_checkpointing, compiled=config.compile)
         self._cost = PassCost.of(self._model)
@@ -86,19 +85,16 @@ class PolicyLearner:
         self._reuse_snapshot_buffer = reuse_snapshot_buffer
         self._snapshot_buffer: np.ndarray | None = None
         self.version = 0
-
-    @property
-    def is_first(self) -> bool:
+        self.is_first = self._ranks.rank == 0
         """Whether this rank answers for all."""
-        return self._ranks.rank == 0
+        self.weight_dtype = self._ranks.weight_dtype
+        """The dtype in which weights are published; None: each tensor in its own."""
 
     def step(self, batch: pa.RecordBatch, version: int | None = None) -> StepReport:
-        """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one.
-
-        `version` is the version that is to train on `batch`, if the caller gives it. Raises ValueError if the learner
-        is at another one, so that no batch is trained on twice, and for a batch that is empty or does not hold
-        well-formed whole groups. Raises FloatingPointError on a gradient that is not finite: nothing of that mini-batch
-        is applied, and the version stays."""
+        """Train on `batch`, whose rewards and bonuses are set, and advance `version` by one. `version` is the version
+        that is to train on `batch`, if the caller gives it. Raises ValueError if the learner is at another one, so that
+        no batch is trained on twice, and for a batch that is empty or does not hold well-formed whole groups. Raises
+        FloatingPointError on a gradient that is not finite: that mini-batch is not applied, and the version stays."""
         if version is not None and version != self.version:
             raise ValueError(f"the learner is at version {self.version}, the batch is for version {version}")
         started = time.monotonic()
@@ -114,7 +110,8 @@ class PolicyLearner:
         if len(parts) > 1:
             lookup = replace(lookup, proximal=self._flat_logprobs(self._model, lookup, groups, [part.trained for part in parts]))
         statistics = StepStatistics(version=self.version)
-        norms = [self._optimiser_step(lookup, groups, part, advantages_GK, statistics) for part in parts]
+        results = (self._optimiser_step(lookup, groups, part, advantages_GK, statistics) for part in parts)
+        norms = [norm for norm in results if norm is not None]
         statistics = StepStatistics.merged(self._ranks.gather(statistics))
         self.version += 1
         elapsed_s = time.monotonic() - started
@@ -123,28 +120,17 @@ class PolicyLearner:
             **lag_metrics(self.version - 1, lookup.versions),
             **statistics.metrics(),
             **self._mismatch.observe(statistics.tokens()),
-            **self._optimiser_metrics(statistics.loss, [norm for norm in norms if norm is not None]),
+            **({"learner/loss": statistics.loss / len(norms), "learner/grad_norm": float(np.mean(norms))} if norms else {}),
+            **({"learner/lr": self._optimiser.last_learning_rate} if norms else {}),
             "learner/optimiser_steps": float(self._optimiser.num_steps),
             "learner/tokens_per_s": statistics.num_computed_tokens / elapsed_s,
             "time/learn_s": elapsed_s,
         }
         return StepReport(version=self.version, metrics=metrics, advantages=tuple(advantages_GK.flatten().tolist()))
 
-    def _optimiser_metrics(self, loss: float, norms: Sequence[float]) -> dict[str, float]:
-        """Return means over the batch's optimiser steps; nothing if there was none."""
-        if not norms:
-            return {}
-        return {
-            "learner/loss": loss / len(norms),
-            "learner/grad_norm": float(np.mean(norms)),
-            "learner/lr": self._optimiser.last_learning_rate,
-        }
-
     def _mini_batches(self, advantages_GK: Tensor) -> list[MiniBatch]:
-        """Return the groups of each optimiser step. Each has at least one group."""
-        num_groups = len(advantages_GK)
         with_signal_G = advantages_GK.ne(0).any(dim=-1).numpy() | self._config.loss.trains_without_advantage
-        parts = np.array_split(np.arange(num_groups), min(self._config.mini_batches, num_groups))
+        parts = np.array_split(np.arange(len(advantages_GK)), min(self._config.mini_batches, len(advantages_GK)))
         return [MiniBatch(groups=part.tolist(), trained=part[with_signal_G[part]].tolist()) for part in parts]
 
     def _advantages(self, batch: pa.RecordBatch, lookup: TokenLookup) -> tuple[Tensor, Tensor | None]:
@@ -170,21 +156,12 @@ class PolicyLearner:
     def _optimiser_step(
         self, lookup: TokenLookup, groups: Sequence[GroupTokens], part: MiniBatch, advantages_GK: Tensor, statistics: StepStatistics
     ) -> float | None:
-        """Take one optimiser step on `part`, if it has a gradient, and return the gradient's norm.
-
-        The loss's denominators count all responses and tokens of `part`, whichever rank computes them."""
+        """Take one optimiser step on `part`, if it has a gradient, and return the gradient's norm. The loss's
+        denominators count all responses and tokens of `part`, whichever rank computes them."""
         lengths = [len(ids) for g in part.groups for ids in groups[g].responses]
-        loss = self._config.loss
-        advantage_R = advantages_GK.flatten()
+        loss, advantage_R = self._config.loss, advantages_GK.flatten()
         for micro_batch, packed in prefetch(self._pack, self._own_micro_batches(groups, part.trained)):
-            logprob_N, entropy_N = self._ranks.compute(
-                response_logprobs,
-                self._model,
-                packed,
-                temperature=self._temperature,
-                logits_bytes=self._logits_bytes,
-                entropy_gradient=loss.entropy_coefficient > 0,
-            )
+            logprob_N, entropy_N = self._logprobs(self._model, packed, entropy_gradient=loss.entropy_coefficient > 0)
             if micro_batch is None:  # the dummy batch: the backward pass is a collective that the other ranks wait for
                 (0 * logprob_N.sum()).backward()
                 continue
@@ -206,8 +183,7 @@ class PolicyLearner:
         return self._optimiser.step()
 
     def _reference_logprobs(self, lookup: TokenLookup, groups: Sequence[GroupTokens]) -> np.ndarray:
-        """Return log-probs under the frozen copy, or under the model without its adapters, which is the same model.
-        Flat in row order."""
+        """Return log-probs, flat in row order, under the frozen copy or the same model without its adapters."""
         everything = [range(len(groups))]
         if self._adapters is None:
             return self._flat_logprobs(self._reference, lookup, groups, everything)
@@ -216,16 +192,13 @@ class PolicyLearner:
 
     @torch.no_grad()
     def _flat_logprobs(self, model: Any, lookup: TokenLookup, groups: Sequence[GroupTokens], parts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return the log-probs of the response tokens of the groups in `parts` under `model` as it is now.
-
-        The result is flat, in row order, float64, and 0 for other groups. Each part is computed in the micro-batches of
-        an optimiser step on it, because a token's rounding depends on the tokens beside it."""
+        """Return the log-probs of the response tokens of the groups in `parts` under `model` as it is now. The result
+        is flat, in row order, float64, and 0 for other groups. Each part is computed in the micro-batches of an
+        optimiser step on it, because a token's rounding depends on the tokens beside it."""
         flat = np.zeros(len(lookup.behavior), np.float64)
         for part in parts:
             for micro_batch, packed in prefetch(self._pack, self._own_micro_batches(groups, part)):
-                logprob_N, _ = self._ranks.compute(
-                    response_logprobs, model, packed, temperature=self._temperature, logits_bytes=self._logits_bytes
-                )
+                logprob_N, _ = self._logprobs(model, packed, entropy_gradient=False)
                 if micro_batch is not None:
                     flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
         of_all_ranks: np.ndarray = np.sum(self._ranks.gather(flat), axis=0)
@@ -237,22 +210,16 @@ class PolicyLearner:
         branches = prefix_tree([group if g in own else without_responses(group) for g, group in enumerate(groups)])
         return in_lockstep(micro_batches(branches, max_tokens=self._config.tokens_per_micro_batch, cost=self._cost), self._ranks)
 
-    @property
-    def _logits_bytes(self) -> int:
-        return int(self._config.logits_mib * 2**20)
+    def _logprobs(self, model: Any, packed: PackedTokens, *, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        options: Any = {"temperature": self._temperature, "logits_bytes": int(self._config.logits_mib * 2**20)}
+        return self._ranks.compute(response_logprobs, model, packed, entropy_gradient=entropy_gradient, **options)
 
     def _pack(self, micro_batch: list[Branch] | None) -> tuple[list[Branch] | None, PackedTokens]:
         """Return the micro-batch, and what this rank's device computes for it, which for None is the dummy batch."""
         return micro_batch, pack(micro_batch or DUMMY_BATCH).to(self._device)
 
-    @property
-    def weight_dtype(self) -> torch.dtype | None:
-        """The dtype in which weights are published; None: each tensor in its own."""
-        return self._ranks.weight_dtype
-
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
         """Return the policy's tensors, with adapters merged, and the name of the tensor that is also the output head.
-
         On several ranks the tensors are this rank's shards. The name is None for a head of its own."""
         embedding = self._model.get_input_embeddings().weight
         head = self._model.get_output_embeddings().weight
@@ -273,10 +240,8 @@ class PolicyLearner:
         return snapshot
 
     def save_policy(self, directory: str | None) -> None:
-        """Write the policy and its tokenizer as a Hugging Face directory, loadable with `from_pretrained`.
-
-        The first rank writes. Adapters, if there are any, go into `adapter/` within it. With None this rank only takes
-        part in the collectives of the others."""
+        """Write the policy and its tokenizer for `from_pretrained`, any adapters into `adapter/` there. The first rank
+        writes. With None this rank only takes part in the collectives of the others."""
         if self.is_first and directory is not None:
             save_model(self._model, self.snapshot(), directory, tokenizer=self._model_path)
             if self._adapters is not None:
@@ -285,16 +250,10 @@ class PolicyLearner:
             self.give_weights()
 
     def save(self, directory: Path | None) -> None:
-        """Write everything that a restored learner needs.
-
-        These are `policy/` (Hugging Face), or `adapter/` (peft) for a frozen model, and `optimiser.safetensors`
-        (masters, moments, RNG). Neither depends on the number of ranks. For None see `save_policy`."""
-        state = {
-            **self._optimiser.state_dict(),
-            **self._mismatch.state_dict(),
-            "version": torch.tensor(self.version),
-            "rng": torch.get_rng_state(),
-        }
+        """Write what a learner of any number of ranks is restored from: `policy/` (Hugging Face), or `adapter/` (peft)
+        for a frozen model, and `optimiser.safetensors` (masters, moments, RNG). For None see `save_policy`."""
+        learned = self._optimiser.state_dict() | self._mismatch.state_dict()
+        state = learned | {"version": torch.tensor(self.version), "rng": torch.get_rng_state()}
         layout = layout_of(state)
         with full_tensors((name, state[name]) for name in layout) as tensors:
             if self._adapters is None:
@@ -313,10 +272,6 @@ class PolicyLearner:
             self._mismatch.load_state_dict(state)
             self.version = int(state["version"])
             torch.set_rng_state(state["rng"])
-
-    def _frozen(self, model_path: str) -> Any:
-        """Return a copy of the initial policy that is never trained: the reference of divergences."""
-        return self._ranks.load(model_path, dtype=self._config.dtype, device=str(self._device)).requires_grad_(False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,7 @@ SLOW_ON = {"avx512_bf16": "GenuineIntel"}
 
 
 def resolve_dtype(dtype: Dtype, *, on_gpu: bool = False) -> Literal["bfloat16", "float32"]:
-    """Return `dtype`, with "auto" decided for this machine.
-
-    Emulated bfloat16 takes three to five times longer (docs/measurements.md)."""
+    """Return `dtype`, or what "auto" is here: emulated bfloat16 takes 3 to 5 times longer (docs/measurements.md)."""
     if dtype != "auto":
         return dtype
     return "bfloat16" if on_gpu or cpu_has_bfloat16() else "float32"
@@ -34,9 +32,8 @@ def cpu_has_bfloat16() -> bool:
 def bf16_instructions() -> list[str]:
     """Return the instructions, sorted, with which this CPU multiplies faster in bfloat16 than in float32."""
     text = _cpuinfo()
-    return sorted(
-        flag for flag in BF16_FLAGS.intersection(_words("flags|Features", text)) if SLOW_ON.get(flag) not in _words("vendor_id", text)
-    )
+    flags, vendors = BF16_FLAGS.intersection(_words("flags|Features", text)), _words("vendor_id", text)
+    return sorted(flag for flag in flags if SLOW_ON.get(flag) not in vendors)
 
 
 def _words(key: str, text: str) -> list[str]:

@@ -26,8 +26,6 @@ from learners.precision import Dtype
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
 _LOST = ("gloo", "pair closure", "NCCL")
 """Marks in the messages of broken collectives. The errors of gloo have no type of their own."""
 
@@ -52,17 +50,13 @@ class Ranks(Protocol):
 
     def load(self, path: str, *, dtype: Dtype | Literal["float64"], device: str) -> Any:
         """Load a model as `learners.forward.load_causal_lm` does, and return this rank's shards of it."""
-        ...
 
     def compute(self, function: Callable[Concatenate[Any, P], T], model: Any, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return `function(model, *args, **kwargs)`, called while the weights it uses are at hand.
-
-        It is a collective, and so is the backward pass of its result: all ranks make equally many."""
-        ...
+        """Return `function(model, *args, **kwargs)`, called while the weights it uses are at hand. It is a collective,
+        and so is the backward pass of its result: all ranks make equally many."""
 
     def gather(self, value: T) -> list[T]:
         """Return the `value` of every rank, by rank."""
-        ...
 
 
 class OneRank:
@@ -83,10 +77,8 @@ class OneRank:
 
 
 def partition(costs: Sequence[float], num_parts: int) -> list[list[int]]:
-    """Return the indices of `costs` in `num_parts` sets whose sums are nearly equal.
-
-    The most expensive index comes first, and each goes to the set with the smallest sum (Graham 1969: at most 4/3 of
-    the best). Ties go to the lower rank. A set may be empty."""
+    """Return the indices of `costs` in `num_parts` sets (perhaps empty) of nearly equal sums. The most expensive comes
+    first, and each goes to the smallest sum (Graham 1969: at most 4/3 of the best). Ties go to the lower rank."""
     sets: list[list[int]] = [[] for _ in range(num_parts)]
     load = [(0.0, rank) for rank in range(num_parts)]
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):

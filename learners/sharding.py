@@ -37,10 +37,8 @@ def full_tensor(tensor: Tensor | Deferred, dtype: torch.dtype | None = None) -> 
 def full_tensors(
     named: Iterable[tuple[str, Tensor | Deferred]], dtype: torch.dtype | None = None
 ) -> Iterator[Iterator[tuple[str, Tensor]]]:
-    """Return an iterator over (name, full tensor). One tensor is full at a time.
-
-    Tensors that were not asked for are gathered when the block is left, also by an exception, because the other ranks
-    wait for this one in each."""
+    """Return an iterator over (name, full tensor). One tensor is full at a time. Tensors that were not asked for are
+    gathered when the block is left, also by an exception, because the other ranks wait for this one in each."""
     tensors = ((name, full_tensor(tensor, dtype)) for name, tensor in named)
     try:
         yield tensors
@@ -50,9 +48,7 @@ def full_tensors(
 
 
 def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's shard of `tensor`, which all ranks have in full, divided as `like` is.
-
-    A number is not divided. Nothing is communicated."""
+    """Return this rank's shard of the full `tensor`, divided as `like` is; a number is not. Nothing is sent."""
     if not _is_sharded(like) or tensor.ndim == 0:
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -61,6 +57,5 @@ def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _is_sharded(tensor: Tensor) -> bool:
-    """Return whether `tensor` is a DTensor, by its attribute. Importing the class takes two seconds, which engines
-    would spend for nothing."""
+    """Return whether `tensor` is a DTensor. Importing the class takes two seconds, which engines need not spend."""
     return hasattr(tensor, "full_tensor")

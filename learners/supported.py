@@ -5,9 +5,7 @@
 
 A packed pass runs responses through the model side by side (`learners.packing`), and only attention knows where one
 ends. A model that mixes tokens anywhere else (a convolution, a state space, linear attention) would carry state from
-each response to the next.
-
-Axes: T tokens, H hidden size."""
+each response to the next. Axes: T tokens, H hidden size."""
 
 from __future__ import annotations
 
@@ -30,13 +28,12 @@ class ModelUnsupported(ValueError):
 
 
 def require_supported(model: Any, *, longest: int | None = None) -> None:
-    """Raise ModelUnsupported for a model that a packed pass would compute wrongly.
-
-    `longest` is the most tokens of a prompt with its response, if it is known. transformers takes the frequencies of
-    "dynamic" and "longrope" position embeddings from the longest sequence of a pass, so a response would depend on its
-    neighbours. "longrope" has two tables and uses the first up to some length."""
-    if getattr(model, "_is_stateful", False) or (others := _other_layers(model)):
-        named = "a recurrent state" if getattr(model, "_is_stateful", False) else ", ".join(others)
+    """Raise ModelUnsupported for a model that a packed pass would compute wrongly. `longest` is the most tokens of a
+    prompt with its response, if it is known. transformers takes the frequencies of "dynamic" and "longrope" position
+    embeddings from the longest sequence of a pass, so a response would depend on its neighbours. "longrope" has two
+    tables and uses the first up to some length."""
+    others = sorted(set(getattr(model.config, "layer_types", None) or ()) - set(ATTENTION_LAYERS))
+    if named := "a recurrent state" if getattr(model, "_is_stateful", False) else ", ".join(others):
         raise _refusal(model, f"mixes tokens elsewhere than in attention ({named})")
     if not getattr(model, "_supports_attention_backend", False):
         raise _refusal(model, "has an attention of its own, in whose place transformers puts no other")
@@ -56,9 +53,8 @@ def require_short(model: Any, longest: int) -> None:
     """Raise ModelUnsupported if a branch of `longest` tokens would change other branches' position embeddings."""
     for kind, reach in _rope_tables(model, model.modules()):
         if longest > reach:
-            raise _refusal(
-                model, f'takes its position embeddings ("{kind}") from the longest sequence of a pass, which has {longest} tokens'
-            )
+            why = f'takes its position embeddings ("{kind}") from the longest sequence of a pass, which has {longest} tokens'
+            raise _refusal(model, why)
 
 
 def require_plain_logits(model: Any) -> None:
@@ -70,11 +66,9 @@ def require_plain_logits(model: Any) -> None:
 @torch.no_grad()
 def require_independent(model: Any, states_of: Callable[[PackedTokens], Tensor]) -> None:
     """Raise ModelUnsupported unless a response's states are independent of its neighbours. Takes two passes over a few
-    tokens.
-
-    Of three branches, the first and the last must have the same states (T, H) for any tokens of the middle one. A model
-    that cannot run the pass is refused too. States must be equal bit for bit, except that the matrix products of
-    experts change in shape: so the square root of a rounding error is allowed."""
+    tokens. Of three branches, the first and the last must have the same states (T, H) for any tokens of the middle one.
+    A model that cannot run the pass is refused too. States must be equal bit for bit, except that the matrix products
+    of experts change in shape: so the square root of a rounding error is allowed."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompt, first, second, other, last = ((np.arange(3) + 3 * i + 1) * vocabulary // 16 for i in range(5))
     responses = [[first, second, last], [first, other, last]]
@@ -85,17 +79,12 @@ def require_independent(model: Any, states_of: Callable[[PackedTokens], Tensor])
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a seam: whatever it is in the code of a model that was not written for this pass
-        reason = next(iter(str(error).splitlines()), "")
-        raise _refusal(model, f"cannot be run so: {type(error).__name__}: {reason}") from error
+        raise _refusal(model, f"cannot be run so: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}") from error
     kept_T = torch.from_numpy(~np.isin(passes[0].input_ids_T.numpy(), second)).to(device)
     states_TH, others_TH = states[kept_T].double(), others[kept_T].double()
     moved_T = (states_TH - others_TH).norm(dim=-1) / states_TH.norm(dim=-1)
     if not float(moved_T.max()) <= torch.finfo(states.dtype).eps ** 0.5:
         raise _refusal(model, "mixes tokens elsewhere than in attention: the states of a response change with those beside it")
-
-
-def _other_layers(model: Any) -> list[str]:
-    return sorted(set(getattr(model.config, "layer_types", None) or ()) - set(ATTENTION_LAYERS))
 
 
 def _window(model: Any, module: Any) -> int | None:
@@ -107,8 +96,7 @@ def _window(model: Any, module: Any) -> int | None:
 
 
 def _rope_tables(model: Any, modules: Any) -> list[tuple[str, int]]:
-    """Return the kinds of position embeddings that depend on the longest sequence of a pass, and the length up to
-    which they do not."""
+    """Return the position embeddings that depend on the longest sequence of a pass, and up to where they do not."""
     found = []
     for module in modules:
         kinds = getattr(module, "rope_type", None)

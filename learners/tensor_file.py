@@ -36,17 +36,12 @@ TensorLayout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> TensorLayout:
-    """Return the layout of `tensors`, full or sharded, with the widest dtypes first.
-
-    Each tensor then begins at an address that is aligned for its dtype."""
-    wide_first = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in wide_first}
+    """Return the layout of `tensors`, full or sharded, widest dtypes first: each begins at an aligned address."""
+    return {name: (t.dtype, tuple(t.shape)) for name, t in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)}
 
 
 def write_tensors(path: Path, layout: TensorLayout, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write `tensors` in the order in which they come.
-
-    Raises ValueError if they are not those of `layout` in its order, and OSError if the disk is full."""
+    """Write `tensors`. Raises ValueError unless they come as `layout` has them, and OSError if the disk is full."""
     header: dict[str, Any] = {}
     end = 0
     for name, (dtype, shape) in layout.items():

@@ -40,8 +40,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        kind: torch.dtype = getattr(torch, self.dtype)
-        return math.prod(self.shape) * kind.itemsize
+        return int(math.prod(self.shape) * getattr(torch, self.dtype).itemsize)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,25 +61,17 @@ class WeightSnapshot:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, view into the buffer). The views must not be written to."""
         for spec in self.index:
-            yield spec.name, self._view(spec)
-
-    def _view(self, spec: TensorSpec) -> Tensor:
-        dtype = getattr(torch, spec.dtype)
-        count = math.prod(spec.shape)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            return torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=spec.offset).view(spec.shape)
+            dtype, count = getattr(torch, spec.dtype), math.prod(spec.shape)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")
+                flat = torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=spec.offset)
+            yield spec.name, flat.view(spec.shape)
 
     def save(self, path: Path) -> None:
         """Write an uncompressed file that `load_snapshot` maps, for engines in another process tree."""
-        header = json.dumps(
-            {
-                "version": self.version,
-                "index": [[s.name, s.dtype, list(s.shape), s.offset] for s in self.index],
-                "fingerprint": dict(self.fingerprint),
-                "checksums": dict(self.checksums),
-            }
-        ).encode()
+        index = [[spec.name, spec.dtype, list(spec.shape), spec.offset] for spec in self.index]
+        fields = {"version": self.version, "index": index, "fingerprint": dict(self.fingerprint), "checksums": dict(self.checksums)}
+        header = json.dumps(fields).encode()
         header += b" " * (-(8 + len(header)) % ALIGNMENT)
         with open(path, "wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
@@ -92,11 +83,9 @@ def load_snapshot(path: Path) -> WeightSnapshot:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    index = tuple(TensorSpec(name=n, dtype=d, shape=tuple(s), offset=o) for n, d, s, o in header["index"])
+    header["index"] = tuple(TensorSpec(name=n, dtype=d, shape=tuple(s), offset=o) for n, d, s, o in header["index"])
     buffer = np.memmap(path, dtype=np.uint8, mode="c", offset=8 + length)
-    return WeightSnapshot(
-        version=header["version"], buffer=buffer, index=index, fingerprint=header["fingerprint"], checksums=header["checksums"]
-    )
+    return WeightSnapshot(buffer=buffer, **header)
 
 
 def take_snapshot(
@@ -107,12 +96,10 @@ def take_snapshot(
     into: np.ndarray | None = None,
     dtype: torch.dtype | None = None,
 ) -> WeightSnapshot:
-    """Copy tensors into one buffer. `tied_to` names the tensor that is also the output head, if there is one.
-
-    A tied head is sent once but has a fingerprint of its own, because engines may hold it twice. `into` is the buffer
-    of an earlier snapshot of the same tensors, which is overwritten: fresh pages cost 0.5 s for 270 MB. `dtype` is what
-    all tensors are cast to; None: each keeps its own. Sharded tensors (`learners.sharding`) are gathered one at a time.
-    """
+    """Copy tensors into one buffer. `tied_to` names the tensor that is also the output head, if there is one. A tied
+    head is sent once but has a fingerprint of its own, because engines may hold it twice. `into` is the buffer of an
+    earlier snapshot of the same tensors, which is overwritten: fresh pages cost 0.5 s for 270 MB. `dtype` is what all
+    tensors are cast to; None: each keeps its own. Sharded tensors (`learners.sharding`) are gathered one at a time."""
     tensors = list(named_tensors)
     specs, size = [], 0
     for name, tensor in tensors:
@@ -130,16 +117,13 @@ def take_snapshot(
             digests |= fingerprint({name: tensor}, version=version)
             if name == tied_to:
                 of_head = fingerprint({HEAD: tensor}, version=version)
-    return WeightSnapshot(
-        version=version, buffer=buffer, index=tuple(specs), fingerprint=digests | of_head, checksums=checksums(buffer, specs)
-    )
+    sums = checksums(buffer, specs)
+    return WeightSnapshot(version=version, buffer=buffer, index=tuple(specs), fingerprint=digests | of_head, checksums=sums)
 
 
 def save_model(model: Any, weights: WeightSnapshot, directory: str, *, tokenizer: str) -> None:
-    """Write `weights` as a Hugging Face directory, with the configuration of `model` and the tokenizer at that path.
-
-    `from_pretrained` loads it. `model` itself may be sharded (`learners.fsdp`) and of another dtype: it gives only its
-    configuration and the tensors that are not parameters."""
+    """Write `weights` for `from_pretrained`, with the tokenizer at that path. `model` gives its configuration and the
+    tensors that are not parameters. It may be sharded (`learners.fsdp`) and of another dtype."""
     from transformers import AutoTokenizer
 
     Path(directory).mkdir(parents=True, exist_ok=True)
@@ -159,9 +143,8 @@ def checksums(buffer: np.ndarray, index: Sequence[TensorSpec]) -> dict[str, int]
 
 
 def _checksum(data: np.ndarray) -> int:
-    """Return the sum of the data's 64-bit words modulo 2^64, which costs a fifth of a CRC-32.
-
-    It finds any single word that differs. It does not see words in another order; the fingerprint's columns do."""
+    """Return the sum of the data's 64-bit words modulo 2^64, which costs a fifth of a CRC-32. It finds any single word
+    that differs. It does not see words in another order; the fingerprint's columns do."""
     whole = data.size // 8 * 8
     rest = int.from_bytes(data[whole:].tobytes(), "little")
     return (int(data[:whole].view(np.uint64).sum()) + rest) % 2**64
@@ -183,19 +166,14 @@ def fingerprint(tensors: Mapping[str, Tensor], *, version: int) -> dict[str, str
 
 
 def fingerprint_by(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, Tensor | None], Tensor], *, version: int) -> dict[str, str]:
-    """Return the digest of every tensor through `read(name, columns)`.
-
-    It returns the given columns of a matrix; with columns None it returns a tensor that is no matrix, in full."""
+    """Return the digest of every tensor through `read(name, columns)`. It returns the given columns of a matrix; with
+    columns None it returns a tensor that is no matrix, in full."""
     digests = {}
     for name, shape in shapes.items():
-        columns = probed_columns(name, shape[1], version) if len(shape) == 2 else None
-        digests[name] = _digest(read(name, columns))
+        tensor = read(name, probed_columns(name, shape[1], version) if len(shape) == 2 else None)
+        data = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
+        digests[name] = hashlib.blake2b(data.data, digest_size=8).hexdigest()
     return digests
-
-
-def _digest(tensor: Tensor) -> str:
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
-    return hashlib.blake2b(data.data, digest_size=8).hexdigest()
 
 
 def first_mismatch(expected: Mapping[str, str], found: Mapping[str, str]) -> str | None:

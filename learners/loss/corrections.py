@@ -31,27 +31,21 @@ class Correction(Protocol):
 
     def __call__(self, difference_N: Tensor, response_N: Tensor, config: LossConfig, /) -> Tensor:
         """Return the weights (N,), without gradient."""
-        ...
 
 
 def none(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = 1. The surrogate's ratio is then taken against mu itself: PPO (arXiv:1707.06347), GRPO
-    (arXiv:2402.03300)."""
+    """Return w_t = 1. The surrogate's ratio is taken against mu: PPO (arXiv:1707.06347), GRPO (arXiv:2402.03300)."""
     return torch.ones_like(difference_N)
 
 
 def truncated_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = min(exp d_t, is_cap).
-
-    Truncated importance sampling (Espeholt et al., IMPALA, arXiv:1802.01561). Yao et al., "Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training", 2025, use it against the mismatch of engine and learner."""
+    """Return w_t = min(exp d_t, is_cap). Truncated importance sampling (Espeholt et al., IMPALA, arXiv:1802.01561). Yao
+    et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025, use it against mismatch."""
     return ratio(difference_N).clamp(max=config.is_cap)
 
 
 def masked_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = exp d_t where mask_low <= exp d_t <= mask_high, else 0.
-
-    IcePop (Ring-1T, arXiv:2510.18855, with 0.5 and 5)."""
+    """Return w_t = exp d_t where low <= exp d_t <= high, else 0. IcePop (Ring-1T, arXiv:2510.18855, with 0.5 and 5)."""
     return _masked(difference_N, config)
 
 
@@ -67,19 +61,16 @@ def sequence_truncated_is(difference_N: Tensor, response_N: Tensor, config: Loss
 
 
 def sequence_masked_is(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = ρ where mask_low <= ρ <= mask_high, else 0, with ρ as in `sequence_truncated_is`.
-
-    The product gives Seq-MIS (Liu et al. 2025), which has only an upper bound, as our default band does. The geometric
-    mean gives the band of their Geo-RS, which weighs what it keeps by 1; we weigh by ρ, which lies within the band."""
+    """Return w_t = ρ where low <= ρ <= high, else 0, with ρ as in `sequence_truncated_is`. The product gives
+    Seq-MIS (Liu et al. 2025), which has only an upper bound, as our default band does. The geometric mean gives the
+    band of their Geo-RS, which weighs what it keeps by 1; we weigh by ρ, which lies within the band."""
     return _masked(_of_response(difference_N, response_N, config), config)
 
 
 def decoupled(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
-    """Return w_t = exp d_t, not truncated.
-
-    Decoupled PPO (Hilton et al., arXiv:2110.00641; AReaL, arXiv:2505.24298): the ratio is clipped around a proximal
-    policy that is newer than mu, and mu enters through the weight only. The proximal policy is the one that the batch
-    begins with. AReaL also caps the weight, which is "truncated_is"."""
+    """Return w_t = exp d_t, not truncated. Decoupled PPO (Hilton et al., arXiv:2110.00641; AReaL, arXiv:2505.24298):
+    the ratio is clipped around a proximal policy that is newer than mu, and mu enters through the weight only. The
+    proximal policy is the one that the batch begins with. AReaL also caps the weight, which is "truncated_is"."""
     return ratio(difference_N)
 
 
@@ -99,13 +90,11 @@ def trust_region_mask(difference_N: Tensor, response_N: Tensor, config: LossConf
 
 def _of_response(difference_N: Tensor, response_N: Tensor, config: LossConfig) -> Tensor:
     """Return log ρ."""
-    reduce = sum_by_response if config.sequence_ratio == "product" else mean_by_response
-    return reduce(difference_N, response_N)
+    return (sum_by_response if config.sequence_ratio == "product" else mean_by_response)(difference_N, response_N)
 
 
 def _masked(log_weight_N: Tensor, config: LossConfig) -> Tensor:
-    low, high = config.band
-    weight_N = ratio(log_weight_N)
+    (low, high), weight_N = config.band, ratio(log_weight_N)
     return torch.where((weight_N >= low) & (weight_N <= high), weight_N, 0.0)
 
 

@@ -13,10 +13,9 @@ LARGEST_LOG_RATIO = 20.0
 
 
 def bounded(log_ratio: Tensor) -> Tensor:
-    """Return `log_ratio` limited to ± 20. Beyond the limit it has no gradient.
-
-    exp overflows float32 at 89, and infinity times an advantage of 0 is NaN. Without a bound, one token that the engine
-    found nearly impossible would cost the whole step. Papers do not mention it; trainers have it (verl, 20)."""
+    """Return `log_ratio` limited to ± 20. Beyond the limit it has no gradient. exp overflows float32 at 89, and
+    infinity times an advantage of 0 is NaN. Without a bound, one token that the engine found nearly impossible would
+    cost the whole step. Papers do not mention it; trainers have it (verl, 20)."""
     return log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
 
 

@@ -46,15 +46,12 @@ class Surrogate(Protocol):
 
     def __call__(self, inputs: RatioInputs, config: LossConfig, /) -> SurrogateOutput:
         """Return the objective of each token."""
-        ...
 
 
 def clip(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
-    """Return min(r_t·A_t, clip(r_t, 1 − clip_low, 1 + clip_high)·A_t).
-
-    With dual_clip = c the value is at least c·A_t where A_t < 0. Sources: PPO (arXiv:1707.06347) and GRPO
-    (arXiv:2402.03300); clip_high > clip_low is DAPO's clip-higher (arXiv:2503.14476); the bound c is dual-clip PPO (Ye
-    et al., arXiv:1912.09729), which takes c = 3."""
+    """Return min(r_t·A_t, clip(r_t, 1 − clip_low, 1 + clip_high)·A_t). With dual_clip = c the value is at least c·A_t
+    where A_t < 0. Sources: PPO (arXiv:1707.06347) and GRPO (arXiv:2402.03300); clip_high > clip_low is DAPO's
+    clip-higher (arXiv:2503.14476); the bound c is dual-clip PPO (Ye et al., arXiv:1912.09729), which takes c = 3."""
     ratio_N = ratio(inputs.logprob_N - inputs.anchor_logprob_N)
     clipped_ratio_N = ratio_N.clamp(1 - config.clip_low, 1 + config.clip_high)
     return _pessimistic(ratio_N, clipped_ratio_N, inputs.advantage_N, config.dual_clip)
@@ -73,15 +70,12 @@ def gspo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
 
 
 def cispo(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
-    """Return sg(min(r_t, cispo_cap))·A_t·log pi(t).
-
-    CISPO (MiniMax-M1, arXiv:2506.13585) limits the weight and never the gradient, so that a rare token still trains
-    after a large update has moved it. The paper writes clip(r, 1 − low, 1 + high) and sets low so that there is no
-    lower bound; cispo_cap is its 1 + high. The paper aggregates by token mean."""
+    """Return sg(min(r_t, cispo_cap))·A_t·log pi(t). CISPO (MiniMax-M1, arXiv:2506.13585) limits the weight and never
+    the gradient, so that a rare token still trains after a large update has moved it. The paper writes clip(r, 1 − low,
+    1 + high) with a low that never binds; cispo_cap is its 1 + high. The paper aggregates by token mean."""
     ratio_N = ratio(inputs.logprob_N - inputs.anchor_logprob_N).detach()
-    return SurrogateOutput(
-        value_N=ratio_N.clamp(max=config.cispo_cap) * inputs.advantage_N * inputs.logprob_N, clipped_N=ratio_N > config.cispo_cap
-    )
+    value_N = ratio_N.clamp(max=config.cispo_cap) * inputs.advantage_N * inputs.logprob_N
+    return SurrogateOutput(value_N=value_N, clipped_N=ratio_N > config.cispo_cap)
 
 
 def reinforce(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
@@ -92,8 +86,7 @@ def reinforce(inputs: RatioInputs, config: LossConfig) -> SurrogateOutput:
 def _pessimistic(ratio_N: Tensor, clipped_ratio_N: Tensor, advantage_N: Tensor, dual_clip: float = 0.0) -> SurrogateOutput:
     """Return the smaller of both terms; with `dual_clip` at least dual_clip·A where A is negative."""
     free_N, clipped_N = ratio_N * advantage_N, clipped_ratio_N * advantage_N
-    value_N = torch.minimum(free_N, clipped_N)
-    limited_N = clipped_N < free_N
+    value_N, limited_N = torch.minimum(free_N, clipped_N), clipped_N < free_N
     if dual_clip:
         floor_N = torch.where(advantage_N < 0, dual_clip * advantage_N, -torch.inf)
         limited_N = limited_N | (value_N < floor_N)
