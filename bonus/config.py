@@ -11,7 +11,7 @@ from buffers.extensions import Known, is_path
 
 FeatureSource = Literal["encoder", "policy"]
 Memory = Literal["none", "prompt", "run"]
-Estimator = Literal["leverage", "leave_one_out"]
+LeverageEstimator = Literal["leverage", "leave_one_out"]
 BonusNormalise = Literal["none", "std", "zscore"]
 Gate = Literal["always", "group_has_correct", "group_not_all_correct", "group_mixed", "correct_only"]
 
@@ -66,7 +66,7 @@ class BonusConfig(BaseModel):
     is forgotten and the bonus dies out as 1/t. The energy behind ridge="auto" is forgotten at the same rate under every
     memory; memory="prompt" forgets nothing else."""
 
-    estimator: Estimator = "leverage"
+    estimator: LeverageEstimator = "leverage"
     """"leverage" is bounded by 1 - 1/K. "leave_one_out" = leverage / (1 - leverage) scores a response against the
     others alone, reaches K - 1, and orders the responses in the same way."""
 

@@ -13,9 +13,9 @@ from learners.precision import Dtype
 
 STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-Surrogate = Annotated[str, AfterValidator(Known(*SURROGATES))]
-Correction = Annotated[str, AfterValidator(Known(*CORRECTIONS))]
-Estimator = Annotated[str, AfterValidator(Known(*ESTIMATORS))]
+SurrogateName = Annotated[str, AfterValidator(Known(*SURROGATES))]
+CorrectionName = Annotated[str, AfterValidator(Known(*CORRECTIONS))]
+EstimatorName = Annotated[str, AfterValidator(Known(*ESTIMATORS))]
 Normalise = Literal["std", "mean", "leave_one_out", "batch", "group_mean_batch_std"]
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 SequenceRatio = Literal["product", "geometric"]
@@ -27,7 +27,7 @@ class AdvantageConfig(BaseModel):
 
     model_config = STRICT
 
-    estimator: Estimator = "normalised"
+    estimator: EstimatorName = "normalised"
     """The method that turns the rewards and bonuses of a step into advantages (`learners.advantages`): "normalised",
     which the keys `normalise`, `combine`, `alpha` and `beta` describe, or the import path "package.module:name" of your
     own function or class, called as (inputs, config). The key `unlikeliness` and loss.kl.where = "reward" change
@@ -101,7 +101,7 @@ class LossConfig(BaseModel):
 
     model_config = STRICT
 
-    surrogate: Surrogate = "clip"
+    surrogate: SurrogateName = "clip"
     """What is maximised for one token (`learners.loss.surrogates`), with the ratio pi / pi_old of the policy that is
     trained and the one the batch began with. "clip" (PPO, GRPO): the ratio is clipped. "gspo": one ratio for a whole
     response, clipped to a range of its own. "cispo": the ratio is a capped weight without gradient, so every token
@@ -134,7 +134,7 @@ class LossConfig(BaseModel):
     constant_tokens: int = Field(0, ge=0)
     """aggregation = "constant": the length that every response is divided by, usually sampling.max_response_tokens.
     Must be 0 with any other aggregation."""
-    correction: Correction = "truncated_is"
+    correction: CorrectionName = "truncated_is"
     """The weight of a token that another policy sampled (`learners.loss.corrections`): an older version, or the same
     version in the engine's arithmetic. With d = log pi_old − log mu, pi_old the policy the batch began with and mu
     the one that sampled: "truncated_is" is min(exp d, is_cap). "masked_is" (IcePop) is exp d if it is within

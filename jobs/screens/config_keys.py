@@ -62,7 +62,7 @@ class Key:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class KeySection:
     """One table of the file with its keys, under its dotted name, "" above all tables. Where its model was met before,
     `same_as` names that section, and `changed` has the defaults that differ, instead of keys."""
 
@@ -73,13 +73,13 @@ class Section:
     changed: list[str] = field(default_factory=list)
 
 
-def sections(root: type[BaseModel], met: _Met | None = None) -> list[Section]:
+def sections(root: type[BaseModel], met: _Met | None = None) -> list[KeySection]:
     """Return the sections of a configuration in the order of its fields. `met` has the sections of other
     configurations, to which those of the same models refer; it is added to."""
     return list(_sections(root, root(), "", root.__doc__, {} if met is None else met))
 
 
-def selected(root: type[BaseModel], prefix: str) -> list[Section]:
+def selected(root: type[BaseModel], prefix: str) -> list[KeySection]:
     """Return what lies under `prefix`: a section, a key, or the beginning of a name. Raises UserError for neither."""
     repeated = list(_sections(root, root(), "", root.__doc__, None))
     for everything in (sections(root), repeated):
@@ -89,7 +89,7 @@ def selected(root: type[BaseModel], prefix: str) -> list[Section]:
     raise UserError(f"unknown key '{prefix}'{_nearest(root, prefix)}")
 
 
-def show(found: Sequence[Section], console: Console) -> None:
+def show(found: Sequence[KeySection], console: Console) -> None:
     """Print sections in a terminal. No text is read as markup."""
     for section in found:
         if section.name:
@@ -115,15 +115,15 @@ def page() -> str:
     return "\n".join([*parts, ""])
 
 
-def _sections(model: type[BaseModel], values: BaseModel | None, name: str, text: str | None, met: _Met | None) -> Iterator[Section]:
+def _sections(model: type[BaseModel], values: BaseModel | None, name: str, text: str | None, met: _Met | None) -> Iterator[KeySection]:
     """Yield the section of `model`, then those below it. Without `met` every section lists its keys."""
     if met is not None and model in met:
         other, defaults = met[model]
-        yield Section(name=name, text=text or "", same_as=other, changed=_changed(values, defaults))
+        yield KeySection(name=name, text=text or "", same_as=other, changed=_changed(values, defaults))
         return
     if met is not None:
         met[model] = (name, values)
-    section = Section(name=name, text=text or "")
+    section = KeySection(name=name, text=text or "")
     yield section
     for each, info in model.model_fields.items():
         dotted = f"{name}.{each}" if name else each
@@ -155,12 +155,12 @@ def _is_under(prefix: str) -> Callable[[str], bool]:
     return matches
 
 
-def _matching(everything: Sequence[Section], matches: Callable[[str], bool]) -> Iterator[Section]:
+def _matching(everything: Sequence[KeySection], matches: Callable[[str], bool]) -> Iterator[KeySection]:
     for section in everything:
         if matches(section.name):
             yield section
         elif keys := [key for key in section.keys if matches(key.name)]:
-            yield Section(name=section.name, text=section.text, keys=keys)
+            yield KeySection(name=section.name, text=section.text, keys=keys)
 
 
 def _nearest(root: type[BaseModel], prefix: str) -> str:
@@ -213,7 +213,7 @@ def _toml(value: Any) -> str:
     return str(value)
 
 
-def _reference(section: Section) -> str:
+def _reference(section: KeySection) -> str:
     if section.same_as is None:
         return ""
     defaults = f", but with {' and '.join(section.changed)}" if section.changed else ""
@@ -224,7 +224,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _markdown(section: Section) -> str:
+def _markdown(section: KeySection) -> str:
     """Return a section as Markdown: a heading, its text and a list of its keys, or one item that refers to another."""
     if section.same_as is not None:
         anchor = re.sub(r"[^a-z0-9_-]", "", section.same_as.lower())

@@ -15,7 +15,7 @@ from jobs import train
 from jobs.config import RunConfig
 from jobs.configuration.files import all_keys
 from jobs.configuration.user_error import UserError
-from jobs.screens.config_keys import COMMANDS, Section, _markdown, main, page, sections, selected, show
+from jobs.screens.config_keys import COMMANDS, KeySection, _markdown, main, page, sections, selected, show
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ROOTS = list(COMMANDS.values())
@@ -153,7 +153,7 @@ def test_text_is_never_read_as_markup():
 def test_paragraphs_stay_apart_on_the_page_and_no_line_begins_a_list():
     section = sections(Root)[1]
     assert "One part.\n\nIt has a second paragraph.\n" in _markdown(section)
-    wrapped = _markdown(Section(name="", text="x" * 115 + " + y", keys=[]))
+    wrapped = _markdown(KeySection(name="", text="x" * 115 + " + y", keys=[]))
     assert wrapped.endswith("x\n\\+ y\n")
 
 
