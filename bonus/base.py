@@ -90,6 +90,8 @@ def load_bonus(path: str, options: Mapping[str, Any]) -> Bonus:
     """Import the bonus that `path` names and make it with `options`. Raises ExtensionError."""
     bonus: Bonus = load(path, options, key="bonus.kind", options_key="bonus.options", methods=("needs", "init_state", "score"))
     known = ", ".join(Need)
+    if isinstance(bonus.needs, str):
+        raise ExtensionError(f'bonus.kind = "{path}": needs must be a set such as frozenset({{Need.FEATURES}}), not a string')
     try:
         unknown = sorted(set(bonus.needs) - set(Need))
     except TypeError:

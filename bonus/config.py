@@ -18,6 +18,9 @@ Gate = Literal["always", "group_has_correct", "group_not_all_correct", "group_mi
 KINDS: Mapping[str, frozenset[Need]] = {"elliptical": frozenset({Need.FEATURES})}
 """The known bonuses and what must be computed for each; `bonus.methods.BONUSES` makes them."""
 
+ELLIPTICAL_KEYS = (*("ridge", "memory", "prompt_memory_mib", "forgetting", "estimator", "normalise", "gate", "staleness_discount"),)
+"""The keys that only the elliptical bonus reads."""
+
 
 class BonusConfig(BaseModel):
     """Which bonus each response gets besides its reward, and what it is made of.
@@ -108,6 +111,13 @@ class BonusConfig(BaseModel):
     def _options_have_a_class(self) -> Self:
         if self.options and not is_path(self.kind):
             raise ValueError(f'bonus.options are for a class of your own, and bonus.kind = "{self.kind}" takes none: leave them out')
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_the_elliptical_bonus_are_for_it(self) -> Self:
+        for key in ELLIPTICAL_KEYS if is_path(self.kind) else ():
+            if (value := getattr(self, key)) != type(self).model_fields[key].default:
+                raise ValueError(f'bonus.{key} = {value!r} has no effect with bonus.kind = "{self.kind}": it is for "elliptical" alone')
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from bonus.base import Bonus, load_bonus
 from bonus.config import BonusConfig
+from bonus.contract import try_out
 from bonus.elliptical_bonus import EllipticalBonus
 
 BONUSES: Mapping[str, Callable[[BonusConfig], Bonus]] = {"elliptical": EllipticalBonus}
@@ -17,6 +18,9 @@ def bonus_of(config: BonusConfig) -> Bonus:
 
 
 def require_methods(config: BonusConfig) -> None:
-    """Raise ExtensionError, one line that names the key, unless the bonus of `config` can be used."""
+    """Raise ExtensionError, one line that names the key, unless the bonus of `config` can be used. A class of your own
+    scores a made-up step (`bonus.contract.try_out`)."""
     if config.enabled:
-        bonus_of(config)
+        bonus = bonus_of(config)
+        if config.kind not in BONUSES:
+            try_out(bonus, kind=config.kind, dim=config.dim)

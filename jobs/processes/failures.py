@@ -81,6 +81,10 @@ def details(error: Exception, *, named: tuple[type[Exception], ...] = NAMED_FAIL
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line what failed."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-    return (lines[-1] if isinstance(error, RayTaskError) else lines[0]).strip()
+    """Return in one line what failed. Ray puts a traceback before the error, which may itself have several lines."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    if not isinstance(error, RayTaskError):
+        return lines[0]
+    name = type(error.cause).__name__ if error.cause is not None else ""
+    begins = [line for line in lines if name and line.partition(":")[0].rpartition(".")[2] == name]
+    return (begins or lines)[-1]

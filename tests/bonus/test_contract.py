@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from bonus.base import Scores, StepRows
-from bonus.contract import score_checked, state_from_files, state_to_files
+from bonus.base import Need, Scores, StepRows
+from bonus.config import BonusConfig
+from bonus.contract import score_checked, state_from_files, state_to_files, try_out
 from buffers.extensions import ExtensionError
 from tests.bonus.outside import Told
 
@@ -109,7 +111,7 @@ def test_what_is_saved_is_a_copy() -> None:
         ({"counts": {1: 2}}, "JSON cannot hold 'counts' of its state as it is, a dict"),
         ({"seen": {1, 2}}, "JSON cannot hold 'seen'"),
         ({"pair": (1, 2)}, "JSON cannot hold 'pair' of its state as it is, a tuple"),
-        ({"net": {"weight": torch.ones(1)}}, "JSON cannot hold 'net'"),
+        ({"net": {"weight": {1, 2}}}, "JSON cannot hold 'net'"),
     ],
     ids=str,
 )
@@ -131,3 +133,66 @@ class Rich(Told):
 def test_a_richer_state_is_saved_by_the_bonus_itself(tmp_path: Path) -> None:
     state = {("a", 1), ("b", 2)}
     assert through_files(Rich(), state, tmp_path) == state
+
+
+def test_a_state_of_dicts_and_lists_with_tensors_inside_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {
+        "seen": {"task/1": {"7": {"count": 2, "total_D": torch.arange(3.0)}, "9": {"count": 1, "total_D": torch.ones(3)}}},
+        "seen/task/1/7/total_D": torch.zeros(1),
+        "layers": [torch.ones(2), {"bias": torch.zeros(2)}, 3],
+        "steps": 4,
+        "total_D": torch.full((2,), 5.0),
+    }
+    restored = through_files(told(), state, tmp_path)
+    assert restored.keys() == state.keys() and restored["steps"] == 4
+    assert restored["seen"]["task/1"]["9"]["count"] == 1
+    pairs = [
+        (restored["seen"]["task/1"]["7"]["total_D"], torch.arange(3.0)),
+        (restored["seen"]["task/1"]["9"]["total_D"], torch.ones(3)),
+        (restored["seen/task/1/7/total_D"], torch.zeros(1)),
+        (restored["layers"][0], torch.ones(2)),
+        (restored["layers"][1]["bias"], torch.zeros(2)),
+        (restored["total_D"], torch.full((2,), 5.0)),
+    ]
+    assert all(torch.equal(found, expected) for found, expected in pairs)
+
+
+class Careless:
+    needs = frozenset({Need.FEATURES})
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def init_state(self) -> dict:
+        return {}
+
+    def score(self, step: StepRows, state: dict) -> tuple[Scores, dict]:
+        norm_GK = step.features_GKD.norm(dim=2)
+        if self.how == "raises":
+            return Scores(bonus_GK=norm_GK.clamp(max=torch.tensor("much"))), state
+        if self.how == "wrong shape":
+            return Scores(bonus_GK=norm_GK[:, 0]), state
+        if self.how == "not finite":
+            return Scores(bonus_GK=norm_GK / step.lengths_GK), state
+        return Scores(bonus_GK=norm_GK), {"seen": {1, 2}} if self.how == "state" else state
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", r"a made-up step could not be scored: TypeError: .* \(.*test_contract\.py, line \d+\)$"),
+        ("wrong shape", r"bonus_GK has shape \(2,\); 2 groups of 4 responses"),
+        ("not finite", r"the bonus of group 0, response 3 is nan"),
+        ("state", r"JSON cannot hold 'seen'"),
+    ],
+)
+def test_what_a_bonus_cannot_do_is_found_before_a_run_starts(how: str, message: str) -> None:
+    with pytest.raises(ExtensionError, match=message) as refusal:
+        try_out(Careless(how), kind=KIND, dim=4)
+    assert "\n" not in str(refusal.value)
+    try_out(Careless("well"), kind=KIND, dim=4)
+
+
+def test_keys_of_the_elliptical_bonus_are_refused_beside_another() -> None:
+    with pytest.raises(ValidationError, match=r"bonus\.gate = 'correct_only' has no effect with bonus\.kind"):
+        BonusConfig(kind="mypackage.bonus:Mine", gate="correct_only")

@@ -71,6 +71,8 @@ def small_config(model: str, directory: Path, **values: Any) -> RunConfig:
         "bonus": {"dim": 8, "memory": "run", "gate": "always"},
         "learner": {"dtype": "float32", "lr": 1e-2, "warmup_steps": 0, "advantage": {"beta": 0.5}},
     }
+    if "kind" in values.get("bonus", {}):  # a bonus that does not know what the elliptical one is told
+        base["bonus"] = {"dim": 8}
     for key, value in values.items():
         base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
     return RunConfig.model_validate(base)
