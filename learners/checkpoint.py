@@ -66,7 +66,7 @@ class CheckpointManager:
         step that is written again does not count until it is committed again. Raises CheckpointError if storage fails.
         What was written of the step is then removed, so that a later save has the space."""
         with self._giving_up_whole(step):
-            filesystem, target = self._open(_name(step), part)
+            filesystem, target = self._location(_name(step), part)
             self._remove_manifest(step)
             if _is_local(filesystem):
                 shutil.rmtree(target, ignore_errors=True)
@@ -85,7 +85,7 @@ class CheckpointManager:
         ones. Raises CheckpointError if storage fails. If only the removal failed, the new checkpoint counts."""
         manifest = {"format": FORMAT_VERSION, "step": step, "files": [asdict(file) for file in files], "meta": meta}
         with self._giving_up_whole(step):
-            filesystem, path = self._open(_name(step), MANIFEST)
+            filesystem, path = self._location(_name(step), MANIFEST)
             with filesystem.open_output_stream(path + ".partial") as stream:
                 stream.write(json.dumps(manifest).encode())
             filesystem.move(path + ".partial", path)
@@ -93,7 +93,7 @@ class CheckpointManager:
 
     def require_writable(self) -> None:
         """Write a small file and remove it. Raises CheckpointError if that fails."""
-        filesystem, probe = self._open(PROBE)
+        filesystem, probe = self._location(PROBE)
         try:
             filesystem.create_dir(posixpath.dirname(probe), recursive=True)
             with filesystem.open_output_stream(probe) as stream:
@@ -108,7 +108,7 @@ class CheckpointManager:
 
     def steps(self) -> list[int]:
         """Return the steps with a complete checkpoint, oldest first."""
-        filesystem, root = self._open()
+        filesystem, root = self._location()
         steps = self._all_steps()
         found = filesystem.get_file_info([posixpath.join(root, _name(step), MANIFEST) for step in steps])
         return [step for step, info in zip(steps, found, strict=True) if info.type == fs.FileType.File]
@@ -139,7 +139,7 @@ class CheckpointManager:
         return f"delete {self.uri}/{_name(step)} to resume from the checkpoint before it"
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        filesystem, path = self._open(_name(step), MANIFEST)
+        filesystem, path = self._location(_name(step), MANIFEST)
         try:
             with filesystem.open_input_file(path) as file:
                 manifest: dict[str, Any] = json.loads(file.read())
@@ -153,7 +153,7 @@ class CheckpointManager:
 
     @contextmanager
     def _local_copy(self, step: int, part: str) -> Iterator[Path]:
-        filesystem, source = self._open(_name(step))
+        filesystem, source = self._location(_name(step))
         if _is_local(filesystem):
             yield Path(source)
             return
@@ -175,7 +175,7 @@ class CheckpointManager:
         for step in steps:
             try:
                 self._remove_manifest(step)
-                filesystem, path = self._open(_name(step))
+                filesystem, path = self._location(_name(step))
                 with suppress(FileNotFoundError):
                     filesystem.delete_dir(path)
             except OSError as error:
@@ -183,7 +183,7 @@ class CheckpointManager:
                 raise CheckpointError(f"{self.uri}/{_name(step)} {why}") from error
 
     def _remove_manifest(self, step: int) -> None:
-        filesystem, path = self._open(_name(step), MANIFEST)
+        filesystem, path = self._location(_name(step), MANIFEST)
         with suppress(FileNotFoundError):
             filesystem.delete_file(path)
 
@@ -203,11 +203,11 @@ class CheckpointManager:
             ) from error
 
     def _all_steps(self) -> list[int]:
-        filesystem, root = self._open()
+        filesystem, root = self._location()
         found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
         return sorted(int(match[1]) for info in found if (match := _STEP_DIRECTORY.fullmatch(info.base_name)))
 
-    def _open(self, *names: str) -> tuple[fs.FileSystem, str]:
+    def _location(self, *names: str) -> tuple[fs.FileSystem, str]:
         """Return the file system, and the path of `names` within the checkpoints' directory there."""
         if "://" not in self.uri:
             return fs.LocalFileSystem(), posixpath.join(str(Path(self.uri).absolute()), *names)

@@ -45,7 +45,8 @@ LENGTHS = (3, 1, 5, 0)
 
 
 def make_scorer(*, seed: int = 11, **bonus: Any) -> BonusScorer:
-    return BonusScorer(bonus=BonusConfig(**{"dim": DIM, "gate": "always", **bonus}), group_size=GROUP_SIZE, seed=seed)
+    base = {"dim": DIM} if "kind" in bonus else {"dim": DIM, "gate": "always"}
+    return BonusScorer(bonus=BonusConfig(**{**base, **bonus}), group_size=GROUP_SIZE, seed=seed)
 
 
 def make_group(

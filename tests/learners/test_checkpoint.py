@@ -379,8 +379,8 @@ class FaultyCheckpoints(CheckpointManager):
         if not remote:
             monkeypatch.setattr(learners.checkpoint.shutil, "rmtree", remove_tree)
 
-    def _open(self) -> tuple[fs.FileSystem, str]:
-        return self._filesystem, self.uri
+    def _location(self, *names: str) -> tuple[fs.FileSystem, str]:
+        return self._filesystem, os.path.join(self.uri, *names)
 
     def write_steps(self, *steps: int) -> None:
         for step in steps:
