@@ -11,7 +11,9 @@ all others use it."""
 import difflib
 import importlib
 import inspect
+import pkgutil
 import re
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,17 +84,30 @@ def _attribute(path: str, key: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             where = "in the current directory or among the installed packages"
-            raise ExtensionError(f'{key} = "{path}": there is no module {error.name} {where}') from None
+            raise ExtensionError(f'{key} = "{path}": there is no module {error.name} {where}{_near_module(error.name)}') from None
         raise ExtensionError(f'{key} = "{path}": {module_name} needs the module {error.name}, which is missing') from error
+    except SyntaxError as error:
+        reason = f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+        raise ExtensionError(f'{key} = "{path}": importing {module_name} failed with {reason}') from None
     except Exception as error:  # a seam: the module is somebody else's code
         line = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({line.filename}, line {line.lineno})".replace("\n", " ")
         raise ExtensionError(f'{key} = "{path}": importing {module_name} failed with {reason}') from error
     if not hasattr(module, name):
-        near = difflib.get_close_matches(name, [each for each in vars(module) if not each.startswith("_")], n=1)
-        suggestion = f"; did you mean '{near[0]}'?" if near else ""
+        suggestion = _did_you_mean(name, [each for each in vars(module) if not each.startswith("_")])
         raise ExtensionError(f'{key} = "{path}": module {module_name} has no {name}{suggestion}')
     return getattr(module, name)
+
+
+def _near_module(name: str) -> str:
+    package, _, last = name.rpartition(".")
+    places = getattr(sys.modules.get(package), "__path__", []) if package else None
+    return _did_you_mean(last, [module.name for module in pkgutil.iter_modules(places)])
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _instance(cls: type, options: dict[str, Any], named: str, options_key: str) -> Any:

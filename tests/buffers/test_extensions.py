@@ -26,6 +26,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "somebodys.py").write_text(MODULE)
     (tmp_path / "broken.py").write_text("x = 1\ny = undefined\n")
     (tmp_path / "needy.py").write_text("import a_module_that_is_not_there\n")
+    (tmp_path / "unfinished.py").write_text("x = 1\ndef score(:\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "somebodys"
     for name in ("somebodys", "broken", "needy"):
@@ -65,8 +66,11 @@ def test_a_function_is_returned_and_a_class_is_made_with_its_options(module):
     ("path", "options", "needs", "message"),
     [
         ("nowhere:x", None, {}, "there is no module nowhere"),
+        ("somebodis:double", None, {}, "among the installed packages; did you mean 'somebodys'?"),
+        ("buffers.samplars:x", None, {}, "did you mean 'samplers'?"),
         ("somebodys.inner:x", None, {}, "somebodys"),
         ("broken:x", None, {}, "importing broken failed with NameError: name 'undefined' is not defined"),
+        ("unfinished:x", None, {}, "unfinished.py, line 2)"),
         ("needy:x", None, {}, "needy needs the module a_module_that_is_not_there"),
         ("somebodys:doubel", None, {}, "did you mean 'double'?"),
         ("somebodys:Scale", {"fctor": 1}, {}, "unexpected keyword argument 'fctor'"),
