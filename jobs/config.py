@@ -250,8 +250,9 @@ class RunConfig(BaseModel):
 
 
 CHANGEABLE_ON_RESUME = (
-    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "replay", "checkpoint", "supervision", "autoscale", "logs"),
+    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "checkpoint", "supervision", "autoscale", "logs"),
     *("evaluation", "trackers", "tracker_options", *PATH_KEYS),
+    *("replay.max_bytes", "replay.log_max_mib", "replay.log_rollouts"),
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch", "learner.logits_mib", "learner.activation_checkpointing", "learner.compile"),
     *("learner.ranks", "learner.num_gpus", "learner.join_timeout_s", "learner.collective_timeout_s"),

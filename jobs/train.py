@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from jobs.config import RunConfig, load_config
 from jobs.configuration.user_error import UserError, answering
 from jobs.plan import available_memory_gib, make_plan, require_disk, require_memory
+from jobs.processes.environment import prepare_environment
 from jobs.processes.methods import require_run_methods
 
 
@@ -48,16 +49,15 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError("--replay-from goes with neither --synchronous nor --resume: it begins at the first rollouts")
     if options.rescore and not options.replay_from:
         raise UserError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
-    require_run_methods(config)
+    prepare_environment(config.model)  # before a module of the user's own may import what reads it
+    require_run_methods(config, samples=not options.replay_from)
     if options.dry_run:
         from jobs.screens.console import show_plan
 
         return show_plan(config, make_plan(config).lines())
     if options.replay_from:
         from jobs.offline.replay_from import replay_from_session
-        from jobs.processes.environment import prepare_environment
 
-        prepare_environment(config.model)
         return replay_from_session(config, options.replay_from, rescore=options.rescore)
     return _train(config, options)
 

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from actors.replay import with_rewards
 from actors.verifier import VerifierPool, VerifierPoolError
+from buffers.extensions import ExtensionError
 from buffers.records import Problem, Verdict
+from buffers.rollout_log import RolloutLogError
 from buffers.schema import concat_groups, from_record_batch
 from jobs.config import RunConfig
 from jobs.configuration.user_error import EXIT_FAILED, UserError
@@ -23,12 +25,18 @@ from jobs.offline.saved_rows import SavedRows, require_known_tokens, vocabulary_
 from jobs.offline.trainer import OfflineRun, ReportStep, check_fits, report_to, require_other_directory
 from jobs.processes.verdict_counter import VerdictCounter, VerifierFailure
 from jobs.screens.console import RunConsole
+from learners.checkpoint import CheckpointError
 from learners.models import resolve_model
+from tasks.base import TaskError
 from tasks.mixture import names_in
 from tasks.registry import make_task
 
 JudgeGroup = Callable[[Problem, pa.RecordBatch], Sequence[Verdict]]
 """Return one verdict for each response of a group."""
+
+
+class TrainingFailed(RuntimeError):
+    """Training that had begun cannot continue. The message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +83,7 @@ def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int
                 pool = VerifierPool(config.task, config.verifier, final_answers=config.bonus.needs_answers)
                 judge = opened.enter_context(pool).verify_batch
             trained = replay_from(config, Path(source), judge=judge, report=report_to(console), warn=console.warn)
-        except (VerifierFailure, VerifierPoolError) as error:
+        except (VerifierFailure, VerifierPoolError, TrainingFailed) as error:
             console.failed("", f"error: the run failed: {error}")
             return EXIT_FAILED
         console.finish(name, [*trained.lines(source), f"final policy    {config.run_dir}/policy  (a Hugging Face directory)"])
@@ -92,20 +100,24 @@ def replay_from(
 ) -> Trained:
     """Train `config.steps` steps (fewer, if there are not enough groups) into `config.run_dir`. With `judge` the
     rewards are given again. Raises UserError where the two are one directory or the rows do not fit the configuration,
-    ModelError for its model, VerifierFailure where too many responses could not be scored."""
+    ModelError for its model, VerifierFailure where too many responses could not be scored, TrainingFailed for a method
+    of one's own or a disk that fails once training has begun."""
     require_other_directory(source, config)
     rescorer = Rescorer(config, judge) if judge is not None else None
     rows = SavedRows(config, source, rescore=judge is not None)
-    groups = _checked(config, source, rows.groups())
+    groups = _checked(config, source, rows.groups(), rescore=judge is not None)
     first = list(islice(groups, config.prompts_per_step))  # read before anything is written: most mistakes show here
     if len(first) < config.prompts_per_step:
         raise UserError(f"--replay-from {source}: {len(first)} groups, but prompts_per_step = {config.prompts_per_step}")
     with OfflineRun(config, report, warn) as run:
         batch = first
-        while len(batch) == config.prompts_per_step and run.learner.version < config.steps:
-            run.train(concat_groups(batch if rescorer is None else [rescorer.rescored(group) for group in batch]))
-            batch = list(islice(groups, config.prompts_per_step)) if run.learner.version < config.steps else []
-        run.export()
+        try:
+            while len(batch) == config.prompts_per_step and run.learner.version < config.steps:
+                run.train(concat_groups(batch if rescorer is None else [rescorer.rescored(group) for group in batch]))
+                batch = list(islice(groups, config.prompts_per_step)) if run.learner.version < config.steps else []
+            run.export()
+        except (ExtensionError, TaskError, RolloutLogError, CheckpointError) as error:
+            raise TrainingFailed(str(error)) from error
         return Trained(
             steps=run.learner.version,
             groups_left=len(batch),
@@ -142,9 +154,9 @@ class Rescorer:
         return with_rewards(group, verdicts, self._config.reward, self._config.sampling.max_response_tokens)
 
 
-def _checked(config: RunConfig, source: Path, groups: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _checked(config: RunConfig, source: Path, groups: Iterable[pa.RecordBatch], *, rescore: bool) -> Iterator[pa.RecordBatch]:
     vocabulary = vocabulary_of(resolve_model(config.model))
     for group in groups:
         require_known_tokens(group, vocabulary, source)
-        check_fits(config, group)
+        check_fits(config, group, rescore=rescore)
         yield group

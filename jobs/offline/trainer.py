@@ -148,8 +148,9 @@ def _device(config: RunConfig) -> str:
     return "cuda"
 
 
-def check_fits(config: RunConfig, group: pa.RecordBatch) -> None:
-    """Raise UserError where a saved group has another size than the configuration's, or lacks what the bonus needs."""
+def check_fits(config: RunConfig, group: pa.RecordBatch, *, rescore: bool) -> None:
+    """Raise UserError where a saved group has another size than the configuration's, or lacks what the bonus needs.
+    With `rescore` the verifier will give it the final answers."""
     if group.num_rows != config.responses_per_prompt:
         raise UserError(f"responses_per_prompt = {config.responses_per_prompt}, but the recorded groups have {group.num_rows}")
     if config.bonus.feature_source is not None:
@@ -159,7 +160,7 @@ def check_fits(config: RunConfig, group: pa.RecordBatch) -> None:
             raise UserError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
         if dims != {config.bonus.dim}:
             raise UserError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
-    if config.bonus.needs_answers:
+    if config.bonus.needs_answers and not rescore:
         answers, statuses = (group.column(name).to_pylist() for name in ("final_answer", "verdict_status"))
         if any(answer is None and status == VerdictStatus.CORRECT for answer, status in zip(answers, statuses, strict=True)):
             raise UserError(

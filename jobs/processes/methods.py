@@ -16,8 +16,8 @@ from tasks import registry
 from tasks.config import TaskConfig
 
 
-def require_run_methods(config: RunConfig) -> None:
-    """Import all methods of a training run. Raises ExtensionError."""
+def require_run_methods(config: RunConfig, *, samples: bool = True) -> None:
+    """Import all methods of a training run; without `samples` those that sample are not used. Raises ExtensionError."""
     learner = config.learner
     if any(is_path(name) for name in (learner.loss.surrogate, learner.loss.correction, learner.advantage.estimator)):
         from learners import methods as of_learner  # imports torch
@@ -30,7 +30,7 @@ def require_run_methods(config: RunConfig) -> None:
     samplers.require_methods(config.replay)
     trackers.require_methods(config.trackers, config.tracker_options)
     pool_states = config.bonus.feature_source == "policy"
-    if is_path(config.rollout.engine):
+    if samples and is_path(config.rollout.engine):
         engines.require_methods(config.rollout, deterministic=config.deterministic, pool_states=pool_states)
     registry.require_methods(config.task)
 

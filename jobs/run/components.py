@@ -95,7 +95,7 @@ class Run:
         recovery = self.recovery
         self.learner: Handle[Learner] = self._supervised("learner", self._launch_learner, recovery.restore_learner)
         self.replay: Handle[Replay] = self._supervised("replay", lambda: launch(components.replay()), recovery.restore_replay)
-        self.verifier: Handle[VerifierPool] = self._supervised("verifier", lambda: launch(components.verifier()), recovery.restore_verifier)
+        self.verifier = self._supervised("verifier", lambda: launch(components.verifier()), recovery.restore_verifier)
         self.bonus: Handle[BonusScorer] | None = None
         if config.bonus.enabled:
             self.bonus = self._supervised("bonus", lambda: launch(components.bonus()), recovery.restore_bonus)
@@ -140,9 +140,10 @@ class Run:
         await asyncio.gather(*(wait_until_loaded(handle.first, timeout_s=timeout_s) for handle in loading))
 
     async def close(self) -> None:
-        """Let verifier processes end by themselves. `jobs.run.rollouts` closes rollout workers, Ray ends the others."""
+        """Let verifier processes end by themselves; a pool that does not is not replaced. `jobs.run.rollouts` closes
+        rollout workers, Ray ends the others."""
         with suppress(Exception):  # on the way out; what matters was raised before
-            await self.verifier.call(VerifierPool.close, timeout_s=CLOSE_TIMEOUT_S, waiting_for="the verifier to close")
+            await self.verifier.first.call(VerifierPool.close, timeout_s=CLOSE_TIMEOUT_S, waiting_for="the verifier to close")
 
     async def resize_verifier(self, num_workers: int) -> None:
         """Resize the verifier pool to `num_workers` processes. A pool that is restarted later gets the same size. Raise

@@ -17,7 +17,6 @@ from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 from jobs.processes.build import launch, missing_cpus, namespace, ray_session
 from jobs.processes.description import TrainingComponents, num_actors
-from jobs.processes.environment import prepare_environment
 from jobs.processes.failures import details, first_error, reason
 from jobs.processes.policy_model import policy_model
 from jobs.run.checkpoints import forget_log_after, restore_checkpoint
@@ -58,7 +57,6 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
                 f"--set steps={start_step + 20}, or start again with --set run_dir=..."
             )
             return 0
-        prepare_environment(config.model)
         with RunConsole(f"repexp {run.run_id}", config.steps) as console:
             session = TrainSession(config, config_path, run, stream, console, synchronous=synchronous, evaluation=evaluation)
             try:
@@ -253,7 +251,7 @@ class TrainSession:
         self._writer.write(step, metrics)
         self.control.stepped(metrics)
         self._console.step(step, metrics)
-        if "bonus/no_signal_warning" in metrics:
+        if self._config.bonus.kind == "elliptical" and "bonus/no_signal_warning" in metrics:
             self._console.warn(no_signal_warning(step, metrics, self._config))
         for text in self._mismatch_advice.new(step, metrics):
             self._console.warn(text)

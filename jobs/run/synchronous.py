@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ class SynchronousTrainer:
 
     async def _score(self, group: Sampled, usage: StepUsage) -> None:
         run, request = self.run, group.request
-        run.books.returned(request, group.usage.worker_id, group.usage)
+        of_group = replace(group.usage, sampled_tokens=0)  # the worker's total has those of evaluations, too
+        run.books.returned(request, group.usage.worker_id, of_group)
         scored = await run.verify_and_encode(group)
         usage.add_scored(scored)
         result = await run.insert(scored, run.step)

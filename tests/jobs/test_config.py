@@ -339,6 +339,7 @@ def test_how_long_where_and_with_what_means_may_change_on_resume(same):
         {"max_policy_lag": 0},
         {"bonus": {"memory": "run"}},
         {"encoder": {"dtype": "float32"}},
+        {"replay": {"sampler": "mine:Newest"}},
     ],
 )
 def test_what_is_computed_may_not_change_on_resume(other):

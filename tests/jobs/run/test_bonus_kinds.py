@@ -6,6 +6,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import pytest
 from pyarrow import fs
 
 from actors.verifier import VerifierPool
+from bonus.base import Scores, StepRows
 from bonus.config import BonusConfig
 from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from buffers.samplers import HeldGroup
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
-from jobs.offline.replay_from import replay_from
+from jobs.offline.replay_from import replay_from, replay_from_session
 from jobs.processes.description import TrainingComponents, num_actors
+from tests.bonus.outside import AnswerCounts
 from tests.buffers.schema_1 import as_schema_1
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, LocalRun, assert_same_state, small_config
 
@@ -170,6 +173,31 @@ def test_saved_rollouts_without_final_answers_are_refused_for_a_bonus_that_needs
     train(config("recorded", steps=2, bonus={"enabled": False}))
     with pytest.raises(UserError, match=r'bonus\.kind = "tests\.bonus\.outside:AnswerCounts" needs final answers.*--rescore'):
         replay_from(config("again", steps=2, **COUNTS), tmp_path / "recorded")
+    settings = config("rescored", steps=2, **COUNTS)
+    assert replay_from(settings, tmp_path / "recorded", judge=AnswerJudge(settings).verify_batch).steps == 2
+    rows = RolloutLog(fs.LocalFileSystem(), str(tmp_path / "rescored" / "rollouts")).read().to_pylist()
+    assert all(row["final_answer"] is not None for row in rows)
+
+
+class FailsLater(AnswerCounts):
+    """Gives a score that is not finite in the second step."""
+
+    steps = 0
+
+    def score(self, step: StepRows, state: dict[str, Any]) -> tuple[Scores, dict[str, Any]]:
+        scores, state = super().score(step, state)
+        self.steps += 1
+        return (replace(scores, bonus_GK=scores.bonus_GK * float("nan")) if self.steps == 2 else scores), state
+
+
+def test_a_bonus_that_fails_later_is_a_failure_and_no_refusal(
+    config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config("recorded", steps=3, **COUNTS))
+    settings = config("again", steps=3, **{**COUNTS, "bonus": {"kind": f"{__name__}:FailsLater"}})
+    assert replay_from_session(settings, str(tmp_path / "recorded"), rescore=False) == 1
+    assert "error: the run failed: bonus.kind" in capsys.readouterr().err
+    assert len(list((tmp_path / "again" / "rollouts").glob("*.parquet"))) == 1
 
 
 # ---- a sampler ----

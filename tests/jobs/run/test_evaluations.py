@@ -168,3 +168,21 @@ def test_what_was_missed_before_a_resume_is_made_up_for_and_what_was_not_is_not(
     third.trainer.evaluations._done = frozenset([3])
     third.train()
     assert not again.begun
+
+
+def test_a_synchronous_run_does_not_count_the_tokens_of_its_evaluations(start) -> None:
+    evaluation = SampledEvaluation(lambda: run, every=1)
+    run = start(steps=3, evaluation=evaluation, synchronous=True, max_policy_lag=0)
+    run.train()
+    assert evaluation.begun == [1, 2, 3]
+    counts = run.books.tokens.counts()
+    assert counts["generated"] == counts["trained"] == sum(len(row["response_ids"]) for row in run.logged())
+    assert counts["wasted_lost"] == 0
+
+
+def test_a_dead_verifier_is_closed_and_not_replaced(start) -> None:
+    run = start(steps=1)
+    run.train()
+    run.handles["verifier"].kill()
+    asyncio.run(run.run.close())
+    assert len(run.parts["verifier"]) == 1
