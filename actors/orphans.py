@@ -1,4 +1,4 @@
-"""Directories outside a run's own that survive a killed process, whose id their names carry."""
+"""Removes directories outside a run's own that a killed process left behind. Their names carry its process id."""
 
 import os
 import shutil

@@ -76,7 +76,6 @@ class VerifierPool:
         pool = VerifierPool(task_config, VerifierConfig(num_workers=2))
         for problem, responses in groups:                      # from any number of threads
             verdicts = pool.verify(problem, responses)         # one for each response, in order
-            if pool.stats().error_rate > config.max_error_rate: ...
         pool.resize(4)                                         # at any time, from any thread
         pool.close()
 

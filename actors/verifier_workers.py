@@ -138,7 +138,7 @@ class Workers:
 
 
 # ---- inside a worker process ----
-_worker_task: Task | str = "the worker was not initialised"  # the task, or the reason why there is none
+_worker_task: Task | str = "the worker was not initialized"  # the task, or the reason why there is none
 
 
 def _initialize_worker(owner_pid: int, task_factory: TaskFactory) -> None:

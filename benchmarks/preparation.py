@@ -36,7 +36,7 @@ def milliseconds(function: Callable[[], Any], repetitions: int) -> float:
     return 1e3 * statistics.median(times)
 
 
-def serialised(batch: pa.RecordBatch) -> pa.Buffer:
+def serialized(batch: pa.RecordBatch) -> pa.Buffer:
     """As it lies in the object store."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -48,7 +48,7 @@ def prepare(learner: Any, batch: pa.RecordBatch, group_size: int, repetitions: i
     """Milliseconds of each part, and MiB of what is moved to the device."""
     from learners.batches import TokenLookup, read_groups
 
-    buffer, groups = serialised(batch), read_groups(batch, group_size)
+    buffer, groups = serialized(batch), read_groups(batch, group_size)
     every = range(len(groups))
     passes = list(learner._own_micro_batches(groups, every))
     packed = [learner._pack(rows)[1] for rows in passes]

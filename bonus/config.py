@@ -51,7 +51,7 @@ class BonusConfig(BaseModel):
 
     ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """lam in Sigma = lam*I + P + X'X; "auto" is the running mean energy of centered features. The authors' 0.01
-    surprises with memory="none": real features have energy 100 to 160, so every leverage sits at 1 - 1/K and differs by
+    surprises with memory="none": real features have energy 150 to 200, so every leverage sits at 1 - 1/K and differs by
     1e-4 within a group."""
 
     memory: Memory = "none"

@@ -80,7 +80,7 @@ def quality_order(features_ND: Tensor, valid_N: Tensor, mean_logprob_N: Tensor, 
 
 def determinantal_order(features_ND: Tensor, valid_N: Tensor) -> Tensor:
     """Return the greedy most likely order of a determinantal point process with kernel K = X X'. X holds the centered
-    features at unit length. Each pick maximises det(K_S) over the picks S so far. det(K_S + r I) with a small r stands
+    features at unit length. Each pick maximizes det(K_S) over the picks S so far. det(K_S + r I) with a small r stands
     in for it, and still orders candidates once K has no rank left. This is the elliptical selection with ridge r: by
     Sherman-Morrison a pick multiplies det(I + K_S / r) by 1 + x' Lambda x."""
     return _greedy(_unit_length(_centered(features_ND[valid_N])), valid_N, DETERMINANTAL_RIDGE)[0]

@@ -70,10 +70,6 @@ class Admission:
         """The requests not yet trained on, oldest first. A worker that replaces a dead one is given these."""
         return tuple(self._in_flight[group_id] for group_id in sorted(self._in_flight))
 
-    def is_in_flight(self, group_id: int) -> bool:
-        """Return False for a group that was dropped. Ask before a late result goes into replay, which cannot know."""
-        return group_id in self._in_flight
-
     @property
     def quarantined(self) -> tuple[Quarantined, ...]:
         return tuple(self._quarantined)

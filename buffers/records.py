@@ -88,7 +88,7 @@ class GroupRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """One sampled response, token for token as sampled (never re-tokenised). `version_starts[i]` is the index of the
+    """One sampled response, token for token as sampled (never re-tokenized). `version_starts[i]` is the index of the
     first response token that was sampled under policy version `version_values[i]` (run-length form: starts strictly
     increase from 0). `response_ids` and `behavior_logprobs` have the same length T; T = 0 is allowed."""
 

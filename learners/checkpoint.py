@@ -2,7 +2,7 @@
 
     manager = CheckpointManager("file:///data/runs/a/checkpoints", keep=2)       # a path, or any URI of pyarrow.fs
     files = manager.save(step, "learner", learner.save)                          # in the process that owns the state
-    files += manager.save(step, "encoder", encoder.save)
+    files += manager.save(step, "bonus", bonus.save)
     manager.commit(step, files, meta)                                            # the controller, once all parts exist
 
     step = manager.latest()

@@ -102,7 +102,7 @@ class LossConfig(BaseModel):
     model_config = STRICT
 
     surrogate: SurrogateName = "clip"
-    """What is maximised for one token (`learners.loss.surrogates`), with the ratio pi / pi_old of the policy that is
+    """What is maximized for one token (`learners.loss.surrogates`), with the ratio pi / pi_old of the policy that is
     trained and the one the batch began with. "clip" (PPO, GRPO): the ratio is clipped. "gspo": one ratio for a whole
     response, clipped to a range of its own. "cispo": the ratio is a capped weight without gradient, so every token
     keeps a gradient. "reinforce": no ratio, so mini_batches must be 1. Or the import path "package.module:name" of
@@ -284,7 +284,7 @@ class LearnerConfig(OptimiserConfig):
     advantage: AdvantageConfig = AdvantageConfig()
     """How rewards and bonuses become advantages."""
     loss: LossConfig = LossConfig()
-    """The loss that the learner minimises."""
+    """The loss that the learner minimizes."""
     lora: LoraConfig = LoraConfig()
     """Low-rank adapters in place of full training. Off by default."""
     dtype: Dtype = "auto"

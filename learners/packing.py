@@ -123,7 +123,7 @@ def prefix_tree(groups: Sequence[GroupTokens], *, own_states: bool = False) -> l
             ids_L = np.concatenate([prompt_ids, ids])
             num_computed = len(ids_L) if own_states else len(ids_L) - 1
             branches.append(Branch(ids_L=ids_L, prompt_length=len(prompt_ids), num_computed=num_computed, response=response))
-    # Big-endian bytes sort as the ids do, so branches with a long common prefix become neighbours.
+    # Big-endian bytes sort as the ids do, so branches with a long common prefix become neighbors.
     return sorted(branches, key=lambda branch: branch.ids_L[: branch.num_computed].astype(">u4").tobytes())
 
 

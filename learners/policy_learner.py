@@ -64,7 +64,7 @@ class PolicyLearner:
         ranks: Ranks | None = None,
     ) -> None:
         """With `reuse_snapshot_buffer` a snapshot is valid only until the next one, which is right if each is
-        serialised at once, as Ray does. Raises ExtensionError for a method that cannot be used."""
+        serialized at once, as Ray does. Raises ExtensionError for a method that cannot be used."""
         require_methods(config)
         torch.set_num_threads(config.threads)
         self._config = config

@@ -18,7 +18,7 @@ SLOW_ON = {"avx512_bf16": "GenuineIntel"}
 
 
 def resolve_dtype(dtype: Dtype, *, on_gpu: bool = False) -> Literal["bfloat16", "float32"]:
-    """Return `dtype`, or what "auto" is here: emulated bfloat16 takes 3 to 5 times longer (docs/measurements.md)."""
+    """Return `dtype`, or what "auto" is here: emulated bfloat16 takes 5 to 11 times longer (docs/measurements.md)."""
     if dtype != "auto":
         return dtype
     return "bfloat16" if on_gpu or cpu_has_bfloat16() else "float32"

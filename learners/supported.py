@@ -30,7 +30,7 @@ class ModelUnsupported(ValueError):
 def require_supported(model: Any, *, longest: int | None = None) -> None:
     """Raise ModelUnsupported for a model that a packed pass would compute wrongly. `longest` is the most tokens of a
     prompt with its response, if it is known. transformers takes the frequencies of "dynamic" and "longrope" position
-    embeddings from the longest sequence of a pass, so a response would depend on its neighbours. "longrope" has two
+    embeddings from the longest sequence of a pass, so a response would depend on its neighbors. "longrope" has two
     tables and uses the first up to some length."""
     others = sorted(set(getattr(model.config, "layer_types", None) or ()) - set(ATTENTION_LAYERS))
     if named := "a recurrent state" if getattr(model, "_is_stateful", False) else ", ".join(others):
@@ -65,7 +65,7 @@ def require_plain_logits(model: Any) -> None:
 
 @torch.no_grad()
 def require_independent(model: Any, states_of: Callable[[PackedTokens], Tensor]) -> None:
-    """Raise ModelUnsupported unless a response's states are independent of its neighbours. Takes two passes over a few
+    """Raise ModelUnsupported unless a response's states are independent of its neighbors. Takes two passes over a few
     tokens. Of three branches, the first and the last must have the same states (T, H) for any tokens of the middle one.
     A model that cannot run the pass is refused too. States must be equal bit for bit, except that the matrix products
     of experts change in shape: so the square root of a rounding error is allowed."""

@@ -16,7 +16,7 @@ PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 ROOMS = sorted(PYPROJECT["tool"]["setuptools"]["packages"])
 PACKAGES = [name for name in ROOMS if "." not in name]
 OWNERS_OF_CONFIG = ("actors", "bonus", "buffers", "jobs", "learners", "tasks")
-NOT_INSTALLED = {"benchmarks", "deploy", "tests"}  # run from a clone only
+NOT_INSTALLED = {"benchmarks", "tests"}  # run from a clone only
 HEAVY = ("ray", "torch", "transformers", "vllm")
 
 

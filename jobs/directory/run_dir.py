@@ -1,7 +1,7 @@
 """A training run's directory (`jobs.directory.job_dir`), and what lies in it.
 
 RUN_DIR/config.json  run.lock  checkpoints/  snapshots/  policy/  rollouts/  metrics.jsonl  tensorboard/  events.jsonl
-    status.json  desired.json  eval.jsonl  eval/"""
+    status.json  desired.json  eval.jsonl  eval/  events.older.jsonl  metrics.older.jsonl"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def draining_nodes() -> dict[str, float]:
     where that is not known.
 
     Ray does not end a node's processes at that time: the cluster that announced it does. The call asks the head over
-    the network, so make it from a thread, and only where Ray is initialised. Where Ray cannot say, return nothing and
+    the network, so make it from a thread, and only where Ray is initialized. Where Ray cannot say, return nothing and
     warn once a process. The source is `ray._private.state.state.get_draining_nodes`, which Ray Train uses too (Ray
     2.60, ray/train/v2/_internal/execution/preemption.py)."""
     global _has_warned

@@ -2,7 +2,7 @@
 
     store = CandidateStore(directory, settings)
     store.add(candidates)           # one file for each finished problem: it is there whole or not at all
-    store.compact(order)            # one file of all: OUT/pools.parquet
+    store.compact(order)            # one file of all: pools.parquet, or samples.parquet of jobs.evaluate
     table = store.read()
 
 A row is a candidate; the candidates of one problem are adjacent rows. The table holds no times, so that the same job
@@ -123,7 +123,7 @@ def split_by_problem(table: pa.Table, key: Sequence[str] = ("problem_id",)) -> I
 
 
 class CandidateStore:
-    """Candidates of a job: a file in `OUT/parts/` for each finished problem, all in `OUT/pools.parquet` at the end."""
+    """Candidates of a job: a file in `OUT/parts/` for each finished key, all in `OUT/FILE` at the end."""
 
     def __init__(
         self, directory: Path, settings: Mapping[str, Any], *, file: str = CANDIDATES_FILE, key: Sequence[str] = ("problem_id",)

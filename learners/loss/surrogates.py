@@ -1,4 +1,4 @@
-"""Surrogate objectives: what is maximised for one token. Axis: N response tokens of one micro-batch.
+"""Surrogate objectives: what is maximized for one token. Axis: N response tokens of one micro-batch.
 
     r_t = pi(t) / pi_anchor(t)        A_t the advantage of the token's response, sg(·) without gradient
 
@@ -35,7 +35,7 @@ class RatioInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class SurrogateOutput:
-    """`value_N` (N,) is maximised; `clipped_N` (N,), bool, says which tokens had their ratio limited."""
+    """`value_N` (N,) is maximized; `clipped_N` (N,), bool, says which tokens had their ratio limited."""
 
     value_N: Tensor
     clipped_N: Tensor

@@ -70,7 +70,7 @@ def test_a_ray_without_the_function_is_no_notice_and_one_warning(monkeypatch: py
 
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
-    """Address of the head of a cluster on this machine, and the hex id of its second node. Ray is initialised; nothing
+    """Address of the head of a cluster on this machine, and the hex id of its second node. Ray is initialized; nothing
     is left."""
     directory = tempfile.mkdtemp(prefix="rxp-", dir="/tmp")  # short: the path of a socket has at most 107 characters
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
