@@ -3,7 +3,6 @@ ExtensionError, one line that names the bonus. Legend: G groups of the step, K r
 
 import json
 import math
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bonus.base import Bonus, Need, SavesState, Scores, State, StepRows
-from buffers.extensions import ExtensionError
+from buffers.extensions import ExtensionError, place_of
 
 
 def try_out(bonus: Bonus, *, kind: str, dim: int) -> None:
@@ -46,9 +45,8 @@ def try_out(bonus: Bonus, *, kind: str, dim: int) -> None:
     except ExtensionError:
         raise
     except Exception as error:  # a seam: the class is somebody else's code
-        line = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise _fault(kind, f"a made-up step could not be scored: {reason} ({line.filename}, line {line.lineno})") from error
+        raise _fault(kind, f"a made-up step could not be scored: {reason} ({place_of(error)})") from error
 
 
 def score_checked(bonus: Bonus, step: StepRows, state: State, *, kind: str) -> tuple[Scores, State]:
@@ -80,7 +78,7 @@ def _as_rows(name: str, values_GK: Any, step: StepRows, kind: str) -> Tensor:
 
 
 def state_to_files(bonus: Bonus, state: State, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return `state` as tensors for safetensors (copies) and a flat dict for JSON. Raises ExtensionError for a state
+    """Return `state` as tensors for safetensors (copies) and a dict for JSON. Raises ExtensionError for a state
     that would not come back as it is."""
     saved = bonus.state_dict(state) if isinstance(bonus, SavesState) else state
     if not isinstance(saved, Mapping) or not all(isinstance(name, str) for name in saved):

@@ -86,17 +86,22 @@ def _attribute(path: str, key: str) -> Any:
             where = "in the current directory or among the installed packages"
             raise ExtensionError(f'{key} = "{path}": there is no module {error.name} {where}{_near_module(error.name)}') from None
         raise ExtensionError(f'{key} = "{path}": {module_name} needs the module {error.name}, which is missing') from error
-    except SyntaxError as error:
-        reason = f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
-        raise ExtensionError(f'{key} = "{path}": importing {module_name} failed with {reason}') from None
     except Exception as error:  # a seam: the module is somebody else's code
-        line = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({line.filename}, line {line.lineno})".replace("\n", " ")
+        message = error.msg if isinstance(error, SyntaxError) else error
+        reason = f"{type(error).__name__}: {message} ({place_of(error)})".replace("\n", " ")
         raise ExtensionError(f'{key} = "{path}": importing {module_name} failed with {reason}') from error
     if not hasattr(module, name):
         suggestion = _did_you_mean(name, [each for each in vars(module) if not each.startswith("_")])
         raise ExtensionError(f'{key} = "{path}": module {module_name} has no {name}{suggestion}')
     return getattr(module, name)
+
+
+def place_of(error: Exception) -> str:
+    """Return the file and the line that raised `error`, or that Python could not read."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    line = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{line.filename}, line {line.lineno}"
 
 
 def _near_module(name: str) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, TypeVarTuple, overload
 
@@ -26,9 +25,10 @@ from buffers.records import GroupRequest, GroupUsage, StepReport, Verdict
 from buffers.replay import InsertResult
 from jobs.config import RunConfig
 from jobs.directory.run_dir import RunDirectory
+from jobs.processes.build import close_all
 from jobs.processes.description import Launch, TrainingComponents
 from jobs.processes.encoders import EncoderPool
-from jobs.processes.handles import CLOSE_TIMEOUT_S, Handle
+from jobs.processes.handles import Handle
 from jobs.processes.learner_group import LearnerGroup
 from jobs.processes.restart_budget import RestartBudget
 from jobs.processes.supervised import Supervised, wait_until_loaded
@@ -142,8 +142,7 @@ class Run:
     async def close(self) -> None:
         """Let verifier processes end by themselves; a pool that does not is not replaced. `jobs.run.rollouts` closes
         rollout workers, Ray ends the others."""
-        with suppress(Exception):  # on the way out; what matters was raised before
-            await self.verifier.first.call(VerifierPool.close, timeout_s=CLOSE_TIMEOUT_S, waiting_for="the verifier to close")
+        await close_all([self.verifier.first])
 
     async def resize_verifier(self, num_workers: int) -> None:
         """Resize the verifier pool to `num_workers` processes. A pool that is restarted later gets the same size. Raise

@@ -16,7 +16,8 @@ from buffers.records import GroupRequest, WeightUpdate
 from buffers.replay import InsertResult
 from jobs.directory.events import EventKind
 from jobs.directory.run_state import Desired, read_desired
-from jobs.processes.handles import CLOSE_TIMEOUT_S, Handle
+from jobs.processes.build import all_ready, close_all
+from jobs.processes.handles import Handle
 from jobs.run.checkpoints import save_checkpoint
 from jobs.run.components import Run, Sampled
 from jobs.run.control import Control
@@ -51,10 +52,7 @@ class SynchronousTrainer:
         run.step = start_step
         self._workers = [run.launch(run.components.rollout_worker(number)) for number in range(config.rollout.workers)]
         try:
-            timeout_s = config.rollout.start_timeout_s
-            await asyncio.gather(
-                *(worker.call(RolloutWorker.start, timeout_s=timeout_s, waiting_for=f"{worker.name} to start") for worker in self._workers)
-            )
+            await all_ready(self._workers, [], timeout_s=config.rollout.start_timeout_s)
             if start_step:
                 await self._load((await run.weights())[0])
             while run.step < config.steps and not self._stopping:
@@ -66,11 +64,7 @@ class SynchronousTrainer:
                     run.listener.note(EventKind.CHECKPOINT, step=run.step)
             return run.step
         finally:
-            closing = (
-                worker.call(RolloutWorker.close, timeout_s=CLOSE_TIMEOUT_S, waiting_for=f"{worker.name} to close")
-                for worker in self._workers
-            )
-            await asyncio.gather(*closing, return_exceptions=True)
+            await close_all(self._workers)
 
     async def _train(self) -> None:
         run, usage = self.run, StepUsage()
