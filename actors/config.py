@@ -77,8 +77,9 @@ class RolloutConfig(Section):
     progress_tokens: int = Field(32, ge=1)
     """Tokens by which a response may grow before they are reported. A lost worker costs at most this many of it."""
     group_timeout_s: float = Field(300.0, gt=0)
-    """A group that a worker has not finished by then is dropped, and its problem counts an attempt. The worker
-    stays."""
+    """A group may take as long as it grows. A worker that has sampled no token of it for this many seconds gives back
+    what there is, and a worker continues from there. A group to which this happens supervision.max_group_tries times is
+    dropped, and its problem counts an attempt. With --synchronous a whole group must end within these seconds."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

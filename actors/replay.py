@@ -22,7 +22,8 @@ from pyarrow import fs
 
 from actors.checkpointed import Checkpointed
 from buffers import schema
-from buffers.config import ReplayConfig
+from buffers.config import Late, ReplayConfig
+from buffers.groups import masked_tokens
 from buffers.records import GroupOutcome, Verdict
 from buffers.replay import InsertResult, ReplayBuffer, ReplayState
 from buffers.rollout_log import RolloutLog
@@ -35,6 +36,8 @@ class DrawnBatch:
     """The groups that `sample` took out: those of the batch (none when too few are held) and those found stale."""
 
     group_ids: tuple[int, ...]
+    masked_tokens: tuple[int, ...]
+    """Of each group of the batch, the response tokens that are too old to be trained on."""
     stale_ids: tuple[int, ...]
     held_groups: int
     held_bytes: int
@@ -57,6 +60,7 @@ class Replay(Checkpointed):
         group_size: int,
         prompts_per_step: int,
         max_policy_lag: int,
+        late: Late = "mask",
         config: ReplayConfig,
         log_directory: str,
         rewards: RewardConfig = RewardConfig(),  # noqa: B008 (frozen)
@@ -65,7 +69,7 @@ class Replay(Checkpointed):
         """`rewards` measures length against `max_response_tokens`."""
         self._config, self._rewards = config, rewards
         self._max_response_tokens, self._prompts_per_step = max_response_tokens, prompts_per_step
-        self._buffer = ReplayBuffer(group_size=group_size, max_policy_lag=max_policy_lag, config=config)
+        self._buffer = ReplayBuffer(group_size=group_size, max_policy_lag=max_policy_lag, config=config, late=late)
         self._log = RolloutLog(fs.LocalFileSystem(), log_directory) if config.log_rollouts else None
         self._aside: list[pa.RecordBatch] = []  # stale or filtered groups, with that outcome; not yet in the log
         self._removed_steps = 0
@@ -99,9 +103,14 @@ class Replay(Checkpointed):
         for group in stale:
             self._set_aside(group, GroupOutcome.STALE)
         batch = self._buffer.sample(num_groups, version=version)
-        ids = () if batch is None else tuple(map(int, schema.group_ids(batch)))
-        stale_ids = tuple(map(_id_of, stale))
-        return batch, DrawnBatch(group_ids=ids, stale_ids=stale_ids, held_groups=self._buffer.num_groups, held_bytes=self._buffer.nbytes)
+        ids = () if batch is None else tuple(schema.group_ids(batch).tolist())
+        return batch, DrawnBatch(
+            group_ids=ids,
+            masked_tokens=() if batch is None else tuple(masked_tokens(batch).tolist()),
+            stale_ids=tuple(map(_id_of, stale)),
+            held_groups=self._buffer.num_groups,
+            held_bytes=self._buffer.nbytes,
+        )
 
     def log(self, step: int, batch: pa.RecordBatch, advantages: Sequence[float]) -> Logged:
         """Write the groups trained on in `step`, and the stale or filtered groups set aside since the step before. The

@@ -3,7 +3,10 @@
     next_problem ──admit──> in flight ──trained──> trained, slot held ──published──> released
                     ^           ├─ filter ──> gone: another problem takes the slot
                     │           │ drop
-                    └─ waiting <┴─> quarantined, after max_attempts
+                    └─ waiting <┴─> quarantined, after max_attempts failures
+
+A slot that `drop` gives back is free once the newest version trained is live. Sooner, its problem would be admitted
+under an older version than others are, and so have less time.
 
 At most `(max_policy_lag + 1) * prompts_per_step` groups are in flight, or trained but not yet live. With
 `max_policy_lag` 0 that is one step's worth: nothing is sampled for the next step before the weights of this one are
@@ -29,7 +32,7 @@ class Admission:
         request = admission.admit(lambda: next(problems))
         start_sampling(request)
 
-    admission.drop(group_id, "stale")  # whenever a group will not be trained on; its problem comes back first
+    admission.drop(group_id, "lost")  # whenever a group will not be trained on; its problem comes back first
     admission.trained(batch_group_ids, version=5)  # the gradient that makes version 5 used these groups
     admission.published(5)  # every engine serves version 5: their slots are free"""
 
@@ -43,6 +46,7 @@ class Admission:
         self._next_id = 0
         self._in_flight: dict[int, GroupRequest] = {}
         self._trained: dict[int, int] = {}  # group id -> the version its gradient makes
+        self._kept_back: Counter[int] = Counter()  # version -> slots of dropped groups that are free once it is live
         self._waiting: deque[WaitingProblem] = deque()
         self._quarantined: list[Quarantined] = []
         self._given_up: set[tuple[str, str]] = set()  # tasks and ids of their problems
@@ -58,7 +62,7 @@ class Admission:
 
     @property
     def free_slots(self) -> int:
-        return self._capacity - len(self._in_flight) - len(self._trained)
+        return self._capacity - len(self._in_flight) - len(self._trained) - self._kept_back.total()
 
     @property
     def live_version(self) -> int:
@@ -114,13 +118,16 @@ class Admission:
         """Return whether the problem was given up, so that no further group of it should be admitted."""
         return (problem.task, problem.problem_id) in self._given_up
 
-    def drop(self, group_id: int, reason: str) -> Quarantined | None:
-        """Give the slot back. The problem waits for another try, or is quarantined after `max_attempts` tries. A
+    def drop(self, group_id: int, reason: str, *, is_failure: bool = True) -> Quarantined | None:
+        """Give the slot back. The problem waits for another try, or is quarantined after `max_attempts` failures. A
         problem that is quarantined for the first time is returned."""
         self._require_in_flight([group_id])
         request = self._in_flight.pop(group_id)
         self._dropped[reason] += 1
-        attempts = request.attempt + 1
+        newest = max(self._trained.values(), default=self._live_version)
+        if newest > self._live_version:
+            self._kept_back[newest] += 1
+        attempts = request.attempt + is_failure
         was_given_up = self.is_quarantined(request.problem)  # another group of it was, in another epoch
         if attempts < self._max_attempts and not was_given_up:
             self._waiting.append(WaitingProblem(problem=request.problem, attempt=attempts))
@@ -158,13 +165,16 @@ class Admission:
         done = [group_id for group_id, made in self._trained.items() if made <= version]
         for group_id in done:
             del self._trained[group_id]
+        for made in [made for made in self._kept_back if made <= version]:
+            del self._kept_back[made]
         self._released += len(done)
 
     def check_valid(self) -> None:
         """Raise AssertionError with the broken invariant."""
         ledger = self.ledger
         ledger.check_sums()
-        assert ledger.outstanding <= self._capacity, f"{ledger.outstanding} groups outstanding, capacity {self._capacity}"
+        assert self.free_slots >= 0, f"{ledger.outstanding} groups outstanding, {self._kept_back} kept back, capacity {self._capacity}"
+        assert all(made > self._live_version for made in self._kept_back), f"{self._kept_back}: {self._live_version} is live"
         both = self._in_flight.keys() & self._trained.keys()
         assert not both, f"groups {sorted(both)} are both in flight and trained"
         assert all(made > self._live_version for made in self._trained.values()), "a group trained into a live version holds a slot"
@@ -212,7 +222,7 @@ class Admission:
         waiting = [WaitingProblem(problem=problem_from_json(entry["problem"]), attempt=entry["attempt"]) for entry in state["waiting"]]
         self._in_flight = {group_id: requests[group_id] for group_id in sorted(kept)}
         self._waiting = deque([WaitingProblem(problem=request.problem, attempt=request.attempt) for request in lost] + waiting)
-        self._trained = {}
+        self._trained, self._kept_back = {}, Counter()
         self._released = state["released"] + len(state["trained"])
         self._live_version = max([state["live_version"], *(made for _, made in state["trained"])])
         self._num_admitted_live = state.get("admitted_live", 0) if self._live_version == state["live_version"] else 0

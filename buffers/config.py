@@ -1,10 +1,13 @@
 """Settings of the replay buffer and the rollout log. Importing this module loads neither Arrow nor torch."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
 from buffers.extensions import Known, is_path
+
+Late = Literal["mask", "wait", "drop"]
+"""What is done with a group that has tokens sampled more than `max_policy_lag` versions ago (`buffers.replay`)."""
 
 SAMPLERS_IN_ORDER = frozenset({"oldest"})  # the samplers that take groups in the fixed order of their ids
 

@@ -38,17 +38,55 @@ def group_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
 def oldest_version(batch: pa.RecordBatch) -> NDArray[np.int64]:
     """Return the oldest policy version that sampled a token of each group, shape [G]. A group of empty responses has no
     token, and counts as old as its admission."""
-    versions_R, offsets = list_column_arrays(batch, "version_values")
-    has_tokens_N = np.diff(list_column_arrays(batch, "response_ids")[1]) > 0
+    return _version_of_groups(batch, np.minimum)
+
+
+def newest_version(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Return the newest policy version that sampled a token of each group, shape [G], or that of its admission."""
+    return _version_of_groups(batch, np.maximum)
+
+
+def _version_of_groups(batch: pa.RecordBatch, extreme: np.ufunc) -> NDArray[np.int64]:
+    versions_V, rows_V = token_versions(batch), token_rows(batch)
     starts = group_starts(batch)
-    group_N = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    row_R = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
-    counts_R = has_tokens_N[row_R]
-    no_token = np.iinfo(np.int64).max
-    oldest_G = np.full(len(starts) - 1, no_token)
-    np.minimum.at(oldest_G, group_N[row_R[counts_R]], versions_R[counts_R])
-    admitted_N = batch.column("admitted_version").to_numpy(zero_copy_only=True)
-    return np.where(oldest_G == no_token, admitted_N[starts[:-1]], oldest_G)
+    found_G = batch.column("admitted_version").to_numpy(zero_copy_only=True)[starts[:-1]].copy()
+    group_V = np.searchsorted(starts, rows_V, side="right") - 1
+    first_V = np.flatnonzero(np.diff(group_V, prepend=-1))  # where a group's tokens begin; a group may have none
+    if len(first_V):
+        found_G[group_V[first_V]] = extreme.reduceat(versions_V, first_V)
+    versions_G: NDArray[np.int64] = found_G
+    return versions_G
+
+
+def token_rows(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Return the row of every response token, flat in row order, shape [V]."""
+    return np.repeat(np.arange(batch.num_rows), np.diff(list_column_arrays(batch, "response_ids")[1]))
+
+
+def token_versions(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Return the policy version that sampled every response token, flat in row order, shape [V]."""
+    token_offsets = list_column_arrays(batch, "response_ids")[1]
+    starts_R, run_offsets = list_column_arrays(batch, "version_starts")
+    versions_R, _ = list_column_arrays(batch, "version_values")
+    row_R = np.repeat(np.arange(batch.num_rows), np.diff(run_offsets))
+    has_tokens_R = np.diff(token_offsets)[row_R] > 0  # an empty response may have a run
+    begins_R = (token_offsets[row_R] + starts_R)[has_tokens_R]
+    return np.repeat(versions_R[has_tokens_R], np.diff(begins_R, append=token_offsets[-1])).astype(np.int64)
+
+
+def trained_tokens(batch: pa.RecordBatch) -> NDArray[np.bool_]:
+    """Return whether each response token has a part in the loss, flat in row order, shape [V]. Tokens that are older
+    than the row's `trained_from_version` have none; a row where that is null has no such token."""
+    first_N = batch.column("trained_from_version").fill_null(0).to_numpy()
+    is_trained_V: NDArray[np.bool_] = token_versions(batch) >= first_N[token_rows(batch)]
+    return is_trained_V
+
+
+def masked_tokens(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Return the number of response tokens of each group that have no part in the loss, shape [G]."""
+    starts = group_starts(batch)
+    masked_V = token_rows(batch)[~trained_tokens(batch)]
+    return np.bincount(np.searchsorted(starts, masked_V, side="right") - 1, minlength=len(starts) - 1)
 
 
 def split_groups(batch: pa.RecordBatch) -> list[pa.RecordBatch]:

@@ -40,7 +40,7 @@ class GroupOutcome(StrEnum):
     """The fate of a group that was offered to replay."""
 
     TRAINED = "trained"
-    STALE = "stale"  # its oldest token was sampled more than max_policy_lag versions before it could be trained on
+    STALE = "stale"  # too much of it was sampled more than max_policy_lag versions before it could be trained on
     FILTERED = "filtered"  # its rewards were all alike, so another problem took its place (dynamic sampling)
 
 
@@ -74,7 +74,7 @@ class Verdict:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupRequest:
     """One admitted group: sample `num_responses` responses to `problem`. `group_id` counts admissions and never repeats
-    within a run. `attempt` counts how often this problem was admitted again after its group was dropped.
+    within a run. `attempt` counts the failures of earlier groups of this problem; being late is no failure.
     `admitted_version` is the newest live policy version when the slot was taken. `place` counts the groups that were
     admitted under that version before."""
 

@@ -1,7 +1,15 @@
 """Replay: whole verified groups, held until they are trained on or too old. One actor owns it; it has no lock or clock.
-A policy version is the number of the weights. For every token of every group handed out,
+A policy version is the number of the weights. For every token that is trained on,
 
-    version of the weights being trained - version that sampled the token  <=  max_policy_lag"""
+    version of the weights being trained - version that sampled the token  <=  max_policy_lag
+
+Slow groups have older tokens. `late` says what becomes of them:
+
+| late | a group with older tokens                                                                                  |
+|------|------------------------------------------------------------------------------------------------------------|
+| mask | is handed out, its older tokens marked as not to be trained on; it is stale once all of its tokens are older |
+| wait | does not occur, because the caller waits for groups that are about to be too old: those are handed out first |
+| drop | is stale: never handed out, and to be sampled again"""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -11,11 +19,11 @@ from typing import TypedDict
 
 import pyarrow as pa
 
-from buffers.config import ReplayConfig
-from buffers.groups import concat_groups, group_ids, list_column_arrays, oldest_version, validate_groups
+from buffers.config import Late, ReplayConfig
+from buffers.groups import concat_groups, group_ids, list_column_arrays, newest_version, oldest_version, validate_groups
 from buffers.id_ranges import IdRanges
 from buffers.samplers import HeldGroup, choose_checked, sampler_of
-from buffers.schema import ROLLOUT_SCHEMA, check_schema, conform_checkpoint
+from buffers.schema import ROLLOUT_SCHEMA, check_schema, conform_checkpoint, with_trained_from
 
 
 class ReplayTooSmall(ValueError):
@@ -62,11 +70,12 @@ class ReplayState(TypedDict):
 class _Held:
     batch: pa.RecordBatch
     about: HeldGroup
+    newest_version: int
     nbytes: int
 
 
 class ReplayBuffer:
-    """Holds whole groups under a byte cap. Each is handed out once, and never beyond the lag bound.
+    """Holds whole groups under a byte cap. Each is handed out once, and no token to train on is beyond the lag bound.
 
     replay = ReplayBuffer(group_size=8, max_policy_lag=2, config=ReplayConfig())
     while replay.insert(group, version=live_version) is InsertResult.FULL:  # a producer, once a group is scored
@@ -81,9 +90,10 @@ class ReplayBuffer:
     Which of the groups held a batch takes is the sampler's choice: by default the lowest ids, so that the same inserts
     and samples give the same batches in any order of arrival among the groups held."""
 
-    def __init__(self, *, group_size: int, max_policy_lag: int, config: ReplayConfig) -> None:
+    def __init__(self, *, group_size: int, max_policy_lag: int, config: ReplayConfig, late: Late = "mask") -> None:
         self._group_size = group_size
         self._max_policy_lag = max_policy_lag
+        self._late = late
         self._max_bytes = config.max_bytes
         self._sampler = sampler_of(config)
         self._sampler_name = config.sampler
@@ -130,16 +140,23 @@ class ReplayBuffer:
         return self._count(InsertResult.ACCEPTED, "inserted")
 
     def sample(self, num_groups: int, *, version: int) -> pa.RecordBatch | None:
-        """Take out `num_groups` groups within the lag bound, sorted by id. Return None, unchanged, if there are fewer.
-        Raises ExtensionError, and changes nothing, if the sampler does not choose that many of these groups."""
+        """Take out `num_groups` groups that may be trained on at `version`, sorted by id. Return None, unchanged, if
+        there are fewer. Raises ExtensionError, and changes nothing, if the sampler does not choose that many of these
+        groups."""
         if num_groups < 1:
             raise ValueError(f"num_groups = {num_groups} must be at least 1")
         valid = [self._held[group_id].about for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
         if len(valid) < num_groups:
             return None
-        ids = choose_checked(self._sampler, valid, num_groups, name=self._sampler_name)
+        oldest = version - self._max_policy_lag
+        last_chance = [group.group_id for group in valid if group.oldest_version <= oldest] if self._late == "wait" else []
+        ids = last_chance[:num_groups]
+        if len(ids) < num_groups:
+            others = [group for group in valid if group.group_id not in ids]
+            ids += choose_checked(self._sampler, others, num_groups - len(ids), name=self._sampler_name)
         self._counters = replace(self._counters, sampled=self._counters.sampled + num_groups)
-        return concat_groups([self._held.pop(group_id).batch for group_id in ids])
+        batch = concat_groups([self._held.pop(group_id).batch for group_id in sorted(ids)])
+        return with_trained_from(batch, oldest)
 
     def evict(self, *, version: int) -> list[pa.RecordBatch]:
         """Take out and return the groups that are too old to be trained on at `version`, lowest id first."""
@@ -170,8 +187,7 @@ class ReplayBuffer:
         for group_id, held in self._held.items():
             assert group_id in self._seen, f"group {group_id} is held but not remembered as seen"
             assert group_ids(held.batch).tolist() == [group_id], f"group {group_id} is held under another id"
-            assert held.about == _about(held.batch), f"group {group_id}: what is known of it changed"
-            assert held.nbytes == held.batch.get_total_buffer_size(), f"group {group_id}: its size changed"
+            assert held == _hold(held.batch), f"group {group_id}: what is known of it changed"
             validate_groups(held.batch, self._group_size)
         counters = self._counters
         left = counters.inserted - counters.sampled - counters.evicted
@@ -203,7 +219,8 @@ class ReplayBuffer:
         self.check_valid()
 
     def _is_stale(self, held: _Held, version: int) -> bool:
-        return held.about.oldest_version < version - self._max_policy_lag
+        decides = held.newest_version if self._late == "mask" else held.about.oldest_version
+        return decides < version - self._max_policy_lag
 
     def _count(self, result: InsertResult, name: str) -> InsertResult:
         self._counters = replace(self._counters, **{name: getattr(self._counters, name) + 1})
@@ -212,7 +229,7 @@ class ReplayBuffer:
 
 def _hold(group: pa.RecordBatch) -> _Held:
     own = concat_groups([group])
-    return _Held(batch=own, about=_about(own), nbytes=own.get_total_buffer_size())
+    return _Held(batch=own, about=_about(own), newest_version=int(newest_version(own)[0]), nbytes=own.get_total_buffer_size())
 
 
 def _about(group: pa.RecordBatch) -> HeldGroup:

@@ -20,7 +20,7 @@ class HeldGroup:
     group_id: int  # counts admissions: a lower id was admitted earlier
     task: str
     problem_id: str
-    oldest_version: int  # Policy version that sampled the oldest token. Groups that have become too old are not offered.
+    oldest_version: int  # Policy version that sampled the oldest token. Groups that may not be trained on are not offered.
     num_tokens: int  # tokens of all responses
     rewards: tuple[float | None, ...]  # one a response; None where the verifier could not score
 

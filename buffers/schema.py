@@ -2,7 +2,7 @@
 is K adjacent rows. Rows are built once a group is sampled, and only gain columns:
 
     sampled ──to_record_batch──> verified ──with_verdicts──> encoded ──with_features──> consumed
-    ──with_scores, with_bonus_detail, with_outcome──> log
+    ──with_trained_from, with_scores, with_bonus_detail, with_outcome──> log
 
 Shape suffixes: N rows, K rows of one group, D feature dimensions."""
 
@@ -15,14 +15,25 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from buffers.arrays import list_array, number_array, offsets_of, repeated, string_array, tuples_of
-from buffers.groups import concat_groups, group_ids, group_starts, list_column_arrays, oldest_version, split_groups, validate_groups
+from buffers.groups import (
+    concat_groups,
+    group_ids,
+    group_starts,
+    list_column_arrays,
+    oldest_version,
+    split_groups,
+    token_rows,
+    token_versions,
+    validate_groups,
+)
 from buffers.records import FinishReason, GroupOutcome, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 
 __all__ = ["concat_groups", "group_ids", "group_starts", "list_column_arrays", "oldest_version", "split_groups", "validate_groups"]
 __all__ += ["ROLLOUT_SCHEMA", "SCHEMA_VERSION", "StoredGroup", "check_schema", "conform", "conform_checkpoint", "from_record_batch"]
-__all__ += ["to_record_batch", "with_bonus_detail", "with_features", "with_outcome", "with_scores", "with_shaped_rewards", "with_verdicts"]
+__all__ += ["to_record_batch", "with_bonus_detail", "with_features", "with_outcome", "with_scores", "with_shaped_rewards"]
+__all__ += ["with_trained_from", "with_verdicts"]
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "2.1"
 """major.minor. A minor version adds nullable columns. A major one changes what is there, and readers refuse another."""
 
 _VERSION_KEY = b"repexp.schema"
@@ -60,6 +71,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     # what the frozen encoder saw
     "feature": pa.list_(pa.float32()),
     # what was decided at consumption
+    "trained_from_version": pa.int64(),  # where older tokens were too old to be trained on; null: the row has no such token
     "bonus": pa.float64(),
     "bonus_detail": pa.map_(pa.string(), pa.float64()),  # what the bonus says of the response, by names of its own
     "advantage": pa.float64(),
@@ -93,7 +105,8 @@ class StoredGroup:
 
 def check_schema(schema: pa.Schema) -> None:
     """Raise ValueError unless rows of `schema` can be read here: the same major version, and every column of its type.
-    The message is one line that names the version found and the version read here."""
+    Rows of an earlier minor version may lack columns that may be null. The message is one line that names the version
+    found and the version read here."""
     found = _version_of(schema)
     if _major(found) < _major(SCHEMA_VERSION):
         remedy = "read these rows with the version of the code that wrote them, or with any Parquet reader"
@@ -102,6 +115,8 @@ def check_schema(schema: pa.Schema) -> None:
         raise ValueError(f"rollout schema {found} is newer than this reader's {SCHEMA_VERSION}: update the code")
     for name, kind in _COLUMNS.items():
         if name not in schema.names:
+            if name in _DECIDED_LATER and _minor(found) < _minor(SCHEMA_VERSION):
+                continue
             raise ValueError(f"rollout schema {found} lacks the column '{name}' of schema {SCHEMA_VERSION}")
         if schema.field(name).type != kind:
             raise ValueError(f"column '{name}' is {schema.field(name).type}; rollout schema {SCHEMA_VERSION} has {kind}")
@@ -116,6 +131,10 @@ def _version_of(schema: pa.Schema) -> str:
 
 def _major(version: str) -> int:
     return int(version.split(".")[0])
+
+
+def _minor(version: str) -> int:
+    return int(version.split(".")[1])
 
 
 def conform(table: pa.Table) -> pa.Table:
@@ -197,6 +216,13 @@ def with_features(batch: pa.RecordBatch, features_KD: NDArray[np.float32], valid
     offsets = offsets_of(valid * features_KD.shape[1])
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), mask=pa.array(~valid))
     return _with_columns(batch, feature=column)
+
+
+def with_trained_from(batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
+    """Return the batch, whose tokens that were sampled under versions before `version` are not to be trained on. Rows
+    without such tokens stay as they are."""
+    is_old_N = np.bincount(token_rows(batch)[token_versions(batch) < version], minlength=batch.num_rows) > 0
+    return _with_columns(batch, trained_from_version=pa.array(np.full(batch.num_rows, version), pa.int64(), mask=~is_old_N))
 
 
 def with_scores(batch: pa.RecordBatch, bonus: ArrayLike, advantage: ArrayLike | None = None) -> pa.RecordBatch:

@@ -1,6 +1,6 @@
 """The account of every sampled response token: trained on, still in flight, or wasted, and why.
 
-    worker samples ──progress──> kept ──group drawn──> trained
+    worker samples ──progress──> kept ──group drawn──> trained, or masked
           │                        └──group dropped──> wasted: aborted, stale, filtered, lost
           └──worker ended, or has no group left──────> wasted: lost
 
@@ -63,7 +63,8 @@ class TokenLedger:
     Let S_w be the tokens that worker w is known to have sampled, A_w those of them settled (kept for a group, or
     wasted), and K_g the tokens kept of group g. At every moment
 
-        generated = Σ_w S_w  =  trained + wasted + in_flight,      in_flight = Σ_{g alive} K_g + Σ_{w alive} (S_w − A_w)
+        generated = Σ_w S_w  =  trained + masked + wasted + in_flight
+        in_flight = Σ_{g alive} K_g + Σ_{w alive} (S_w − A_w)
 
     where the first sum goes over all workers of the run, and g is alive from `started` until `trained` or `dropped`. A
     worker without groups has nothing in flight: its tokens that were not kept are lost at once, as they are at its end.
@@ -80,6 +81,7 @@ class TokenLedger:
         self._ended: set[str] = set()
         self._generated_by_ended = 0
         self._trained = 0
+        self._masked = 0
         self._wasted = dict.fromkeys(TokenWaste, 0)
 
     def started(self, worker_id: str, group_id: int, *, resumed_tokens: int | None = None) -> None:
@@ -137,12 +139,14 @@ class TokenLedger:
         self._generated_by_ended += account.sampled
         self._wasted[TokenWaste.LOST] += account.unkept
 
-    def trained(self, group_id: int) -> None:
-        """Record that a gradient used the group. Raises ValueError if it is being sampled or is not alive."""
+    def trained(self, group_id: int, *, masked: int = 0) -> None:
+        """Record that a gradient used the group, all but `masked` tokens of it. Raises ValueError if the group is being
+        sampled or is not alive."""
         group = self._groups.get(group_id)
         if group is None or group.worker_id is not None or group.cause is not None:
             raise ValueError(f"group {group_id} cannot be trained on: it is {'unknown' if group is None else 'not finished, or dropped'}")
-        self._trained += self._groups.pop(group_id).tokens
+        self._trained += self._groups.pop(group_id).tokens - masked
+        self._masked += masked
 
     def dropped(self, group_id: int, cause: TokenWaste) -> None:
         """Record that the group will not be trained on. If it is still sampled, tokens kept of it later are waste too.
@@ -167,16 +171,16 @@ class TokenLedger:
         return kept + sum(account.unkept for account in self._workers.values())
 
     def counts(self) -> dict[str, int]:
-        """Return generated, trained, in_flight and wasted_CAUSE by name."""
+        """Return generated, trained, masked, in_flight and wasted_CAUSE by name."""
         wasted = {f"wasted_{cause}": tokens for cause, tokens in self._wasted.items()}
-        return {"generated": self.generated, "trained": self._trained, "in_flight": self.in_flight, **wasted}
+        return {"generated": self.generated, "trained": self._trained, "masked": self._masked, "in_flight": self.in_flight, **wasted}
 
     def metrics(self) -> dict[str, float]:
         """Return the counts as tokens/NAME (docs/metrics.md)."""
         return {f"tokens/{name}": float(count) for name, count in self.counts().items()}
 
     def check_sums(self) -> None:
-        """Raise AssertionError unless generated = trained + in flight + wasted, and no count is negative."""
+        """Raise AssertionError unless generated = trained + masked + in flight + wasted, and no count is negative."""
         counts = self.counts()
         generated = counts.pop("generated")
         assert generated == sum(counts.values()), f"{generated} tokens were generated, {sum(counts.values())} are accounted for: {counts}"
@@ -191,6 +195,7 @@ class TokenLedger:
         return {
             "generated": self.generated,
             "trained": self._trained,
+            "masked": self._masked,
             "wasted": {cause.value: tokens for cause, tokens in self._wasted.items()},
             "unkept": sum(account.unkept for account in self._workers.values()),
             "groups": [[group_id, group.tokens] for group_id, group in sorted(self._groups.items()) if group.cause is None],
@@ -207,7 +212,7 @@ class TokenLedger:
         self._groups = {group_id: _Group(tokens=groups[group_id]) for group_id in sorted(held)}
         self._workers, self._ended = {}, set()
         self._generated_by_ended = state["generated"]
-        self._trained = state["trained"]
+        self._trained, self._masked = state["trained"], state.get("masked", 0)
         self._wasted = {cause: state["wasted"][cause.value] for cause in TokenWaste}
         lost = sum(tokens for group_id, tokens in groups.items() if group_id not in self._groups)
         self._wasted[TokenWaste.LOST] += state["unkept"] + lost

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from actors.config import STRICT, EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from actors.engines import ENGINES, Repeats, facts_of, require_facts
 from bonus.config import BonusConfig
-from buffers.config import ReplayConfig
+from buffers.config import Late, ReplayConfig
 from buffers.extensions import Known
 from jobs.configuration.files import load
 from jobs.evaluation_config import EvaluationConfig
@@ -36,8 +36,8 @@ class SupervisionConfig(BaseModel):
     """A worker is killed and replaced when it has reported nothing, or sampled no token of its groups, for this many
     seconds."""
     max_group_tries: int = Field(3, ge=1)
-    """A group is given to at most this many workers and encoders. If they are all lost with it, the group is dropped
-    and its problem counts an attempt."""
+    """A group is given to at most this many workers and encoders. If all are lost with it, or sample nothing of it, the
+    group is dropped and its problem counts an attempt."""
     max_failures: int = Field(5, ge=1)
     """The run ends with the last error after this many failures in a row of one role without any work done in between.
     Roles are rollout, encoder, verifier, learner, replay and bonus."""
@@ -122,13 +122,17 @@ class RunConfig(BaseModel):
     """K: responses in a group. Centering needs at least two."""
     max_policy_lag: int = Field(1, ge=0)
     """S: a token sampled more than S versions ago is never trained on. 0 is the synchronous trainer."""
+    late: Late = "mask"
+    """What is done with a slow group that has older tokens than that. "mask": it is trained on all the same, except for
+    these tokens. "wait": none is that slow, because the learner waits for the groups that would be. "drop": it is
+    thrown away as a whole and its problem sampled again, which trains on short answers more than on long ones."""
     deterministic: bool = False
     """true: the groups of each step and the weights they are sampled under are fixed. The same configuration then
     gives the same policy bit for bit, also when the run is killed and resumed. Slow groups hold up their step, weights
     are not changed in flight, and a vLLM engine samples one group at a time (`jobs.run.fixed_order`). It is meant for
     debugging and for papers."""
     max_attempts: int = Field(5, ge=1)
-    """A problem whose group was dropped this often is quarantined and named."""
+    """A problem whose groups have failed this often is quarantined and named. Being late is no failure."""
     wait_timeout_s: float = Field(900.0, gt=0)
     """No call of the controller waits longer, and the message then says what it waited for. Generation has
     rollout.group_timeout_s instead."""

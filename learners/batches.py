@@ -9,9 +9,9 @@ Axes: N response tokens of one micro-batch, R rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from buffers.schema import list_column_arrays
+from buffers.groups import list_column_arrays, token_rows, token_versions, trained_tokens
 from learners.packing import GroupTokens, PackedTokens
 
 S = TypeVar("S")
@@ -38,9 +38,10 @@ def read_groups(batch: pa.RecordBatch, group_size: int) -> list[GroupTokens]:
     return [GroupTokens(prompt_ids=ids, responses=responses[i : i + group_size]) for i, ids in zip(firsts, prompts, strict=True)]
 
 
-def without_responses(group: GroupTokens) -> GroupTokens:
-    """Return the group with all responses empty, so that the flat indices of other groups' responses stay the same."""
-    return GroupTokens(prompt_ids=group.prompt_ids, responses=[ids[:0] for ids in group.responses])
+def without_responses(group: GroupTokens, kept: Sequence[bool] = ()) -> GroupTokens:
+    """Return the group with all responses empty but those `kept`, so that flat indices of responses stay the same."""
+    responses = [ids if k < len(kept) and kept[k] else ids[:0] for k, ids in enumerate(group.responses)]
+    return GroupTokens(prompt_ids=group.prompt_ids, responses=responses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class TokenLookup:
 
     behavior: np.ndarray
     versions: np.ndarray
+    trained: np.ndarray
+    """Whether the token has a part in the loss (`buffers.groups.trained_tokens`)."""
     starts: np.ndarray
     proximal: np.ndarray | None = None
     reference: np.ndarray | None = None
@@ -67,7 +70,22 @@ class TokenLookup:
     def of(cls, batch: pa.RecordBatch) -> TokenLookup:
         """Return what `batch` itself holds, without log-probs of the proximal policy and of the reference."""
         behavior, offsets = list_column_arrays(batch, "behavior_logprobs")
-        return cls(behavior=behavior[offsets[0] : offsets[-1]], versions=token_versions(batch), starts=(offsets - offsets[0])[:-1])
+        return cls(behavior=behavior, versions=token_versions(batch), trained=trained_tokens(batch), starts=offsets[:-1])
+
+    def of_all_tokens(self) -> TokenLookup:
+        """Return the lookup in which every token has a part."""
+        return replace(self, trained=np.ones_like(self.trained))
+
+    def num_trained(self) -> np.ndarray:
+        """Return the number of tokens of each row that have a part in the loss (R,)."""
+        sums = np.concatenate([[0], np.cumsum(self.trained)])
+        num_R: np.ndarray = np.diff(sums[np.append(self.starts, len(self.trained))])
+        return num_R
+
+    def trained_part(self, groups: Sequence[GroupTokens]) -> list[GroupTokens]:
+        """Return the groups of the batch without the responses of which no token has a part in the loss."""
+        has_part_R = iter((self.num_trained() > 0).tolist())
+        return [without_responses(group, kept=[next(has_part_R) for _ in group.responses]) for group in groups]
 
     def positions(self, packed: PackedTokens) -> np.ndarray:
         """Return where the response tokens of `packed` are in the flat columns (N,)."""
@@ -91,21 +109,7 @@ class TokenLookup:
 
 def sum_by_row(batch: pa.RecordBatch, values: np.ndarray) -> Tensor:
     """Return the float64 sum of the per-token `values` of each row (R,), in order: equal responses have equal sums."""
-    _, offsets = list_column_arrays(batch, "response_ids")
-    rows = np.repeat(np.arange(batch.num_rows), np.diff(offsets))
-    return torch.from_numpy(np.bincount(rows, weights=values, minlength=batch.num_rows))
-
-
-def token_versions(batch: pa.RecordBatch) -> np.ndarray:
-    """Return the policy version of every response token of `batch`, flat in row order (int64)."""
-    _, token_offsets = list_column_arrays(batch, "response_ids")
-    starts, run_offsets = list_column_arrays(batch, "version_starts")
-    values, _ = list_column_arrays(batch, "version_values")
-    runs = [
-        np.repeat(values[a:b], np.diff(np.append(starts[a:b], length)))
-        for a, b, length in zip(run_offsets[:-1], run_offsets[1:], np.diff(token_offsets), strict=True)
-    ]
-    return np.concatenate(runs).astype(np.int64) if runs else np.zeros(0, dtype=np.int64)
+    return torch.from_numpy(np.bincount(token_rows(batch), weights=values, minlength=batch.num_rows))
 
 
 def prefetch(prepare: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:

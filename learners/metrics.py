@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from buffers.groups import list_column_arrays
 from learners.loss.per_token import max_by_response
 from learners.losses import LossInputs, LossOutput
 from learners.mismatch import MismatchTokens, mismatch_metrics
@@ -20,7 +21,7 @@ def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_G
     num_groups, group_size = advantages_GK.shape
     reward_GK = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_groups, group_size)
     correct_GK = np.array([s == "correct" for s in batch.column("verdict_status").to_pylist()]).reshape(num_groups, group_size)
-    lengths = np.diff(batch.column("response_ids").offsets.to_numpy())
+    lengths = np.diff(list_column_arrays(batch, "response_ids")[1])
     return {
         **_scores(batch, reward_GK, correct_GK),
         **({} if without_bonus_GK is None else {"advantage/bonus_alone": bonus_alone_share(without_bonus_GK, advantages_GK)}),
@@ -62,11 +63,20 @@ def bonus_alone_share(without_bonus_GK: Tensor, advantages_GK: Tensor) -> float:
 
 
 def lag_metrics(version: int, token_versions_N: np.ndarray) -> dict[str, float]:
-    """Return figures of the lag, the versions between sampling and training, over all response tokens of the batch."""
+    """Return figures of the lag, the versions between sampling and training, over the response tokens trained on."""
     if not len(token_versions_N):
         return {}
     lag_N = version - token_versions_N
     return {"policy/lag_mean": float(lag_N.mean()), "policy/lag_max": float(lag_N.max())}
+
+
+def late_metrics(num_trained_R: np.ndarray, batch: pa.RecordBatch) -> dict[str, float]:
+    """Return figures of the responses with tokens too old to be trained on. `num_trained_R`: the other tokens of
+    each."""
+    lengths_R = np.diff(list_column_arrays(batch, "response_ids")[1])
+    is_late_R = num_trained_R < lengths_R
+    late = {"late/tokens_mean": float(lengths_R[is_late_R].mean())} if is_late_R.any() else {}
+    return {"late/masked": float(1 - num_trained_R.sum() / max(1, lengths_R.sum())), **late}
 
 
 @dataclass

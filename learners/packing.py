@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -106,6 +106,16 @@ class PackedTokens:
     def num_tokens(self) -> int:
         """The number of computed tokens."""
         return len(self.input_ids_T)
+
+    def only(self, kept_N: np.ndarray) -> PackedTokens:
+        """Return the pass that asks for some response tokens only: those where `kept_N` (N,) is true."""
+        if kept_N.all():
+            return self
+        kept = torch.from_numpy(kept_N)
+        predicts_M, state_N = torch.unique(self.predicts_M[self.state_N[kept]], return_inverse=True)
+        of_tokens = {name: getattr(self, name)[kept] for name in ("target_N", "response_N", "offset_N")}
+        own_N = self.own_N[kept] if len(self.own_N) else self.own_N
+        return replace(self, predicts_M=predicts_M, state_N=state_N, own_N=own_N, **of_tokens)
 
     def to(self, device: torch.device) -> PackedTokens:
         if device.type == "cpu":

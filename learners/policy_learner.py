@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from learners.lora import ADAPTER, Adapters, require_base
 from learners.loss.kl import KL_ESTIMATORS
 from learners.losses import LossInputs, policy_loss
 from learners.methods import estimated_advantages, require_methods
-from learners.metrics import StepStatistics, lag_metrics, reward_metrics
+from learners.metrics import StepStatistics, lag_metrics, late_metrics, reward_metrics
 from learners.mismatch import MismatchMonitor
 from learners.optimiser import MasterAdamW
 from learners.packing import Branch, GroupTokens, PackedTokens, PassCost, micro_batches, pack, prefix_tree
@@ -104,8 +105,9 @@ class PolicyLearner:
         groups = read_groups(batch, self._group_size)
         lookup = TokenLookup.of(batch)
         if self._config.loss.kl.where != "off":
-            lookup = replace(lookup, reference=self._reference_logprobs(lookup, groups))
+            lookup = replace(lookup, reference=self._reference_logprobs(lookup.of_all_tokens(), groups))
         advantages_GK, without_bonus_GK = self._advantages(batch, lookup)
+        groups = lookup.trained_part(groups)
         parts = self._mini_batches(advantages_GK)
         if len(parts) > 1:
             lookup = replace(lookup, proximal=self._flat_logprobs(self._model, lookup, groups, [part.trained for part in parts]))
@@ -117,7 +119,8 @@ class PolicyLearner:
         elapsed_s = time.monotonic() - started
         metrics = {
             **reward_metrics(batch, advantages_GK, without_bonus_GK),
-            **lag_metrics(self.version - 1, lookup.versions),
+            **lag_metrics(self.version - 1, lookup.versions[lookup.trained]),
+            **late_metrics(lookup.num_trained(), batch),
             **statistics.metrics(),
             **self._mismatch.observe(statistics.tokens()),
             **({"learner/loss": statistics.loss / len(norms), "learner/grad_norm": float(np.mean(norms))} if norms else {}),
@@ -158,9 +161,9 @@ class PolicyLearner:
     ) -> float | None:
         """Take one optimiser step on `part`, if it has a gradient, and return the gradient's norm. The loss's
         denominators count all responses and tokens of `part`, whichever rank computes them."""
-        lengths = [len(ids) for g in part.groups for ids in groups[g].responses]
+        lengths = lookup.num_trained().reshape(-1, self._group_size)[part.groups]
         loss, advantage_R = self._config.loss, advantages_GK.flatten()
-        for micro_batch, packed in prefetch(self._pack, self._own_micro_batches(groups, part.trained)):
+        for micro_batch, packed in prefetch(partial(self._pack, lookup), self._own_micro_batches(groups, part.trained)):
             logprob_N, entropy_N = self._logprobs(self._model, packed, entropy_gradient=loss.entropy_coefficient > 0)
             if micro_batch is None:  # the dummy batch: the backward pass is a collective that the other ranks wait for
                 (0 * logprob_N.sum()).backward()
@@ -171,9 +174,9 @@ class PolicyLearner:
                 proximal_logprob_N=logprob_N.detach() if tokens.proximal_N is None else tokens.proximal_N,
                 behavior_logprob_N=tokens.behavior_N,
                 advantage_N=advantage_R[packed.response_N.cpu()].to(logprob_N),
-                num_tokens=sum(lengths),
+                num_tokens=int(lengths.sum()),
                 response_N=packed.response_N,
-                num_responses=sum(length > 0 for length in lengths),
+                num_responses=int((lengths > 0).sum()),
                 reference_logprob_N=tokens.reference_N,
                 entropy_N=entropy_N,
             )
@@ -193,11 +196,12 @@ class PolicyLearner:
     @torch.no_grad()
     def _flat_logprobs(self, model: Any, lookup: TokenLookup, groups: Sequence[GroupTokens], parts: Sequence[Sequence[int]]) -> np.ndarray:
         """Return the log-probs of the response tokens of the groups in `parts` under `model` as it is now. The result
-        is flat, in row order, float64, and 0 for other groups. Each part is computed in the micro-batches of an
-        optimiser step on it, because a token's rounding depends on the tokens beside it."""
+        is flat, in row order, float64, and 0 for other groups and for tokens without a part in the loss. Each part is
+        computed in the micro-batches of an optimiser step on it, because a token's rounding depends on the tokens
+        beside it."""
         flat = np.zeros(len(lookup.behavior), np.float64)
         for part in parts:
-            for micro_batch, packed in prefetch(self._pack, self._own_micro_batches(groups, part)):
+            for micro_batch, packed in prefetch(partial(self._pack, lookup), self._own_micro_batches(groups, part)):
                 logprob_N, _ = self._logprobs(model, packed, entropy_gradient=False)
                 if micro_batch is not None:
                     flat[lookup.positions(packed)] = logprob_N.double().cpu().numpy()
@@ -214,9 +218,12 @@ class PolicyLearner:
         options: Any = {"temperature": self._temperature, "logits_bytes": int(self._config.logits_mib * 2**20)}
         return self._ranks.compute(response_logprobs, model, packed, entropy_gradient=entropy_gradient, **options)
 
-    def _pack(self, micro_batch: list[Branch] | None) -> tuple[list[Branch] | None, PackedTokens]:
+    def _pack(self, lookup: TokenLookup, micro_batch: list[Branch] | None) -> tuple[list[Branch] | None, PackedTokens]:
         """Return the micro-batch, and what this rank's device computes for it, which for None is the dummy batch."""
-        return micro_batch, pack(micro_batch or DUMMY_BATCH).to(self._device)
+        packed = pack(micro_batch or DUMMY_BATCH)
+        if micro_batch is not None:
+            packed = packed.only(lookup.trained[lookup.positions(packed)])
+        return micro_batch, packed.to(self._device)
 
     def named_weights(self) -> tuple[list[tuple[str, Tensor | Deferred]], str | None]:
         """Return the policy's tensors, with adapters merged, and the name of the tensor that is also the output head.

@@ -33,7 +33,7 @@ SOURCES = ("learners/metrics.py", "learners/policy_learner.py", "jobs/run/contro
 GROUPS = "|".join(
     (
         "reward|groups|verifier|response|bonus|advantage|learner|policy|mismatch|mismatch_lag0",
-        "rollout|time|replay|publication|faults|curriculum",
+        "rollout|time|replay|publication|faults|curriculum|late",
     )
 )
 

@@ -151,6 +151,7 @@ class TrainingComponents:
             "group_size": config.responses_per_prompt,
             "prompts_per_step": config.prompts_per_step,
             "max_policy_lag": config.max_policy_lag,
+            "late": config.late,
             "config": config.replay,
             "rewards": config.reward,
             "max_response_tokens": config.sampling.max_response_tokens,

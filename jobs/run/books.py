@@ -31,10 +31,11 @@ MOST_PASSED_OVER = 1000
 
 
 class DropReason(StrEnum):
-    """Why a group gave its slot back without a gradient. Its problem is tried again, up to `max_attempts` times."""
+    """Why a group gave its slot back without a gradient. Its problem is tried again. Each reason but STALE is a failure
+    of the problem, of which there may be `max_attempts`."""
 
-    STALE = "stale"  # its oldest token is too old for the policy
-    TIMEOUT = "timeout"  # it took longer than rollout.group_timeout_s
+    STALE = "stale"  # it is too old for the policy (`buffers.replay`)
+    TIMEOUT = "timeout"  # several workers in turn sampled nothing of it for rollout.group_timeout_s
     DATA = "data"  # its problem cannot be used
     LOST = "lost"  # too many processes were lost with it
 
@@ -80,8 +81,12 @@ class GroupBooks:
         """Groups in replay."""
         self.num_removed = 0
         """How often something left replay."""
+        self.waiting_for_room: set[int] = set()
+        """Groups that replay has refused because it is full."""
+        self._masked: dict[int, int] = {}  # groups of the step in progress -> their tokens that are too old to be trained on
+        self._late, self._max_policy_lag = config.late, config.max_policy_lag
         self._left_early: set[int] = set()  # groups that a draw took out before replay's answer to their insert was here
-        self._prompts_per_step = config.prompts_per_step
+        self._prompts_per_step, self._group_size = config.prompts_per_step, config.responses_per_prompt
         self._stream = stream
         self._note = note
         self._warn = warn
@@ -167,7 +172,7 @@ class GroupBooks:
     def dropped(self, group_id: int, why: DropReason) -> None:
         """The group gives its slot back; its problem waits for another try, or is given up."""
         self.tokens.dropped(group_id, WASTE[why])
-        given_up = self.admission.drop(group_id, why.value)
+        given_up = self.admission.drop(group_id, why.value, is_failure=why is not DropReason.STALE)
         if given_up is not None:
             problem_id, attempts = given_up.problem.problem_id, given_up.attempts
             self._warn(f"problem {problem_id} is given up: {attempts} groups of it were dropped, the last for '{why}' (max_attempts)")
@@ -207,12 +212,18 @@ class GroupBooks:
         """Return whether a draw took the group out before `inserted` was told of it."""
         return group_id in self._left_early
 
-    @property
-    def next_batch_is_in(self) -> bool:
-        """Whether replay holds what the next step trains on."""
+    def next_batch_is_in(self, version: int) -> bool:
+        """Return whether replay holds what the step that `version` begins trains on."""
         if self.order is not None:
             return self.order.next_batch_is_in(self.held)
-        return len(self.held) >= self._prompts_per_step
+        return len(self.held) >= self._prompts_per_step and not (self._late == "wait" and self._last_chance(version))
+
+    def _last_chance(self, version: int) -> list[int]:
+        """Return the groups on their way that would be too old for any step but this one, at most `prompts_per_step`. A
+        group that waits for room in replay is none of them: only a step makes room."""
+        oldest = version - self._max_policy_lag
+        on_their_way = [request for request in self.admission.in_flight if request.group_id not in self.held | self.waiting_for_room]
+        return [request.group_id for request in on_their_way if request.admitted_version <= oldest]
 
     def drawn(self, drawn: DrawnBatch, *, step: int) -> None:
         """Stale groups have left replay, and the batch of `step` if there was one."""
@@ -222,13 +233,14 @@ class GroupBooks:
         self.num_removed += bool(left)
         for group_id in drawn.stale_ids:
             self.dropped(group_id, DropReason.STALE)
+        self._masked = dict(zip(drawn.group_ids, drawn.masked_tokens, strict=True))
         if drawn.group_ids:
             self._note(EventKind.BATCH, step=step, group_ids=list(drawn.group_ids))
 
     def trained(self, group_ids: Sequence[int], *, step: int, version: int) -> None:
         """The gradient of `step` used these groups and made `version`. Their slots stay taken until it is live."""
         for group_id in group_ids:
-            self.tokens.trained(group_id)
+            self.tokens.trained(group_id, masked=self._masked[group_id])
         self._note(EventKind.TRAINED, step=step, version=version)
         self.admission.trained(group_ids, version=version)
         self.observations.trained(group_ids, version)
@@ -244,8 +256,10 @@ class GroupBooks:
     def metrics(self) -> dict[str, float]:
         """Return counts of groups by fate, and of tokens."""
         ledger = self.admission.ledger
+        num_stale, stale_tokens = ledger.dropped_by_reason.get(DropReason.STALE, 0), self.tokens.counts()["wasted_stale"]
         return {
-            "groups/dropped_stale": float(ledger.dropped_by_reason.get(DropReason.STALE, 0)),
+            "groups/dropped_stale": float(num_stale),
+            **({"late/dropped_tokens_mean": stale_tokens / (num_stale * self._group_size)} if num_stale else {}),
             "groups/dropped": float(ledger.dropped - ledger.filtered),
             "groups/filtered": float(ledger.filtered),
             "groups/quarantined": float(ledger.quarantined),

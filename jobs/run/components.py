@@ -152,7 +152,7 @@ class Run:
 
     # ---- a group ----
 
-    async def generate(self, worker: Handle[RolloutWorker], request: GroupRequest, resume: Any = None) -> Sampled:
+    async def generate(self, worker: Handle[RolloutWorker], request: GroupRequest, resume: Any = None, *, timeout_s: float) -> Sampled:
         """Sample a group. `resume` refers to what was sampled of it before (`RolloutWorker.generate`)."""
         batch, usage = await worker.call(
             RolloutWorker.generate,
@@ -160,7 +160,7 @@ class Run:
             self.task.prompt(request.problem),
             resume,
             returns=2,
-            timeout_s=self.config.rollout.group_timeout_s,
+            timeout_s=timeout_s,
             waiting_for=f"group {request.group_id} ({request.problem.problem_id}) on {worker.name}",
         )
         return Sampled(request=request, batch=batch, usage=usage)

@@ -177,10 +177,19 @@ class Controller:
         while (result := await self.run.insert(scored, self.run.step)) is InsertResult.FULL:
             with self._waiting("insert", f"room in replay for group {group_id}"):
                 self._require_room()
-                await self._changes.until(lambda before=removed: self.books.num_removed > before)  # type: ignore[misc]
+                await self._until_room(group_id, removed)
             removed = self.books.num_removed
         self.books.inserted(scored.request, result)
         await self._changes.notify()
+
+    async def _until_room(self, group_id: int, removed: int) -> None:
+        """Wait until more than `removed` times something has left replay."""
+        self.books.waiting_for_room.add(group_id)
+        try:
+            await self._changes.notify()  # the learner may have waited for this very group
+            await self._changes.until(lambda: self.books.num_removed > removed)
+        finally:
+            self.books.waiting_for_room.discard(group_id)
 
     def _waiting(self, loop: str, waiting_for: str) -> AbstractContextManager[None]:
         return self.run.waits.waiting(loop, waiting_for, usual_s=FIRST_WAIT_S)
@@ -212,7 +221,7 @@ class Controller:
 
     async def _next_batch(self) -> tuple[Any, DrawnBatch | None]:
         while True:
-            await self._changes.until(lambda: self.books.next_batch_is_in or self._stopping)
+            await self._changes.until(lambda: self.books.next_batch_is_in(self.run.step) or self._stopping)
             if self._stopping:
                 return None, None
             batch, drawn = await self.run.draw(self.run.step)
@@ -234,7 +243,7 @@ class Controller:
         await self._changes.notify()
         metrics = {
             **metrics,
-            **self._usage.metrics(),
+            **self._usage.metrics(self.config.responses_per_prompt),
             **run_metrics(run, self.rollouts, drawn, logged),
             **await memory_metrics(run, self.rollouts),
         }

@@ -13,8 +13,8 @@ moment the engines are empty, so no response has tokens of two versions. The lea
 meanwhile, which hides the time of sampling.
 
 A checkpoint of step k is written once version k is live. So it has every group that was sampled under older weights.
-What it leaves out, a resumed run samples under the same weights and with the same ids. A group that is dropped (too
-slow, unusable) is replaced by one whose id depends on when that was. From there on two runs may differ, and the run
+What it leaves out, a resumed run samples under the same weights and with the same ids. A group that is dropped
+(unusable) is replaced by one whose id depends on when that was. From there on two runs may differ, and the run
 says so."""
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
 A worker that is lost (its process died, it hangs, its engine failed) is killed. Its groups return to the queue with
 what the last watch brought of them, and continue from there on another worker: same ids, log-probs and versions. A
 worker that is to leave is given nothing new, finishes what it can before its deadline, and hands over the rest in the
-same way. A worker that refuses weights (they are not what was published, or are gone) continues under those it has.
-They are published again, a few times, or the run ends."""
+same way. A group may take as long as it grows; one that does not is handed over, too. A worker that refuses weights
+(they are not what was published, or are gone) continues under those it has. They are published again, a few times, or
+the run ends."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 from buffers.records import GroupRequest, WeightUpdate
 from jobs.directory.events import EventKind
 from jobs.processes.failures import reason
+from jobs.processes.handles import Deadline
 from jobs.run.books import DropReason
 from jobs.run.components import Run, Sampled
 from jobs.run.fleet import Fleet, FleetPlan, WorkerState
@@ -168,10 +170,18 @@ class Rollouts:
             self.fleet.worked()
             self.observer.sampled(sampled)
             return
-        if self._can_resume:
-            work.resume, work.resumed_tokens = sampled.batch, sampled.usage.response_tokens
         work.tries -= 1  # it was taken away from a worker that was well
-        self.requests.put_nowait(work)
+        self._go_on(work, sampled.batch, sampled.usage.response_tokens)
+
+    def stalled(self, work: GroupWork, sampled: Sampled, worker: str) -> None:
+        """A worker has given back a group of which it has sampled nothing for too long. The worker stays."""
+        group_id, limit_s = work.request.group_id, self.run.config.rollout.group_timeout_s
+        error = Deadline(f"{worker} has sampled nothing of group {group_id} for {limit_s:g} s (rollout.group_timeout_s)")
+        if work.tries >= self.run.config.supervision.max_group_tries:
+            self.observer.dropped(work, DropReason.TIMEOUT, error)
+            return
+        self.run.faults.note("group", str(group_id), error)
+        self._go_on(work, sampled.batch, sampled.usage.response_tokens)
 
     def give_back(self, work: GroupWork, progress: Any, tokens: int) -> None:
         """Give a group to another worker, from the tokens that are safe (`progress` refers to them). Drop it where too
@@ -179,8 +189,12 @@ class Rollouts:
         if work.tries >= self.run.config.supervision.max_group_tries:
             self.observer.dropped(work, DropReason.LOST, None)
             return
+        self._go_on(work, progress, tokens)
+
+    def _go_on(self, work: GroupWork, rows: Any, tokens: int) -> None:
+        """Have a worker continue the group after `tokens` tokens of it in `rows` (a reference)."""
         if self._can_resume and tokens:
-            work.resume, work.resumed_tokens = progress, tokens
+            work.resume, work.resumed_tokens = rows, tokens
         self.requests.put_nowait(work)
 
     def refused(self, worker: str, version: int, held: int, error: Exception) -> None:

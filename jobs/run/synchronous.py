@@ -67,7 +67,7 @@ class SynchronousTrainer:
             await close_all(self._workers)
 
     async def _train(self) -> None:
-        run, usage = self.run, StepUsage()
+        run, config, usage = self.run, self.run.config, StepUsage()
         generate_s = 0.0
         while requests := self._requests():  # again for groups that were filtered out
             began = time.monotonic()
@@ -80,7 +80,12 @@ class SynchronousTrainer:
         trained = await self._training.train(batch, drawn, usage)
         usage.updates = await self._load(trained.snapshot)
         run.books.live(trained.version, workers=len(self._workers))
-        metrics = {**trained.metrics, **usage.metrics(), **run.books.tokens.metrics(), "time/generate_s": generate_s}
+        metrics = {
+            **trained.metrics,
+            **usage.metrics(config.responses_per_prompt),
+            **run.books.tokens.metrics(),
+            "time/generate_s": generate_s,
+        }
         metrics["time/plumbing_s"] = metrics["time/step_s"] - metrics["time/learn_s"] - generate_s - usage.encode_s
         run.listener.stepped(run.step, metrics)
 
@@ -104,7 +109,7 @@ class SynchronousTrainer:
             async with turn:
                 run.books.submitted(request)
                 run.books.dispatched(request, worker.name, tries=1, resumed_tokens=0)
-                return await run.generate(worker, request)
+                return await run.generate(worker, request, timeout_s=run.config.rollout.group_timeout_s)
 
         return await asyncio.gather(*(sample(place, request) for place, request in enumerate(requests)))
 

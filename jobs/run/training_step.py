@@ -42,9 +42,10 @@ class StepUsage:
         self.num_published += 1
         self.publish_s += time.monotonic() - since
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, group_size: int) -> dict[str, float]:
         elapsed_s = time.monotonic() - self.since
         response_tokens = sum(usage.response_tokens - usage.resumed_tokens for usage in self.usages)
+        lengths = [usage.response_tokens / group_size for usage in self.usages]
         per_worker = max(1, len({update.worker_id for update in self.updates}))
         sizes = {"publication/mib": self.updates[-1].nbytes / 2**20} if self.updates else {}
         return {
@@ -53,6 +54,7 @@ class StepUsage:
             "time/publish_s": self.publish_s,
             "rollout/groups": float(len(self.usages)),
             "rollout/response_tokens": float(response_tokens),
+            **({"rollout/tokens_mean": sum(lengths) / len(lengths)} if lengths else {}),
             "rollout/tokens_per_s": response_tokens / elapsed_s,
             "rollout/idle_s": sum(update.idle_s for update in self.updates) / per_worker,
             "time/check_weights_s": sum(update.check_s for update in self.updates) / per_worker,

@@ -109,8 +109,12 @@ class Waits:
             self._num_ending -= 1
             self._last_end = self._clock()
 
+    def progressed(self) -> None:
+        """Note that something has moved."""
+        self._last_end = self._clock()
+
     def still_s(self) -> float:
-        """Return the seconds since a call that ends by itself was last under way; 0 while one is."""
+        """Return the seconds since something moved, or a call that ends by itself was under way; 0 while one is."""
         return 0.0 if self._num_ending else self._clock() - self._last_end
 
     def usual_s(self, loop: str, waiting_for: str) -> float | None:

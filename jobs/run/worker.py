@@ -26,6 +26,7 @@ from jobs.processes.failures import FailureKind, PublicationFailed, kind_of, rea
 from jobs.processes.handles import CLOSE_TIMEOUT_S, DataLost, Deadline, Handle
 from jobs.processes.restart_budget import RestartBudget
 from jobs.run.books import DropReason
+from jobs.run.components import Sampled
 from jobs.run.fleet import WorkerState
 from learners.weight_check import WeightsRefused
 
@@ -174,15 +175,11 @@ class Worker:
         rollouts = self._rollouts
         while (work := await self._next_group()) is not None:
             try:
-                sampled = await self._run.generate(self.handle, work.request, work.resume)
+                sampled = await self._sample(work)
             except DataLost:  # what was sampled of it before went with a node; the worker is well
                 self._take_back(work, None)
                 work.resume, work.resumed_tokens = None, 0
                 rollouts.give_back(work, None, 0)
-            except Deadline as error:  # dropped if it was the group's fault; a worker that cannot let go of it is lost
-                await self._abort(work.request.group_id, "abort")
-                self._take_back(work, None)
-                rollouts.observer.dropped(work, DropReason.TIMEOUT, error)
             except Exception as error:
                 if kind_of(error) is not FailureKind.DATA:
                     raise
@@ -190,7 +187,33 @@ class Worker:
                 rollouts.observer.dropped(work, DropReason.DATA, error)
             else:
                 self._take_back(work, sampled.usage)
-                rollouts.finished(work, sampled)
+                if sampled.usage.num_aborted and not self._draining.is_set():
+                    rollouts.stalled(work, sampled, self.name)
+                else:
+                    rollouts.finished(work, sampled)
+
+    async def _sample(self, work: GroupWork) -> Sampled:
+        """Sample a group, however long it takes, for as long as it grows. Once it has not grown for `group_timeout_s`,
+        have the worker give back what there is. Raise Deadline where it does not: it is lost then."""
+        group_id, config = work.request.group_id, self._run.config
+        limit_s = config.rollout.group_timeout_s
+        longest_s = limit_s * (1 + config.sampling.max_response_tokens)  # one token in every `limit_s`
+        sampling = asyncio.ensure_future(self._run.generate(self.handle, work.request, work.resume, timeout_s=longest_s))
+        try:
+            tokens, beat = work.resumed_tokens, self.beat
+            while not (await asyncio.wait((sampling,), timeout=limit_s))[0]:
+                if self.beat is beat:  # the worker has said nothing; whether it hangs is found by `_watch_loop`
+                    continue
+                before, tokens, beat = tokens, self._safe(work)[1], self.beat
+                if tokens > before:
+                    continue
+                await self._abort(group_id, "give back")
+                await asyncio.wait((sampling,), timeout=self._supervision.hang_timeout_s)
+                if not sampling.done():
+                    raise Deadline(f"{self.name} has not given back group {group_id}, of which it samples nothing")
+            return sampling.result()
+        finally:
+            sampling.cancel()
 
     async def _next_group(self) -> GroupWork | None:
         """Return None once the worker is to leave and has been given nothing more."""
@@ -268,6 +291,7 @@ class Worker:
             now = time.monotonic()
             if beat.sampled_tokens > cursor or not self.groups:
                 moved_at = now
+                self._run.waits.progressed()
             elif now - moved_at > supervision.hang_timeout_s:
                 raise Deadline(
                     f"{self.name} has sampled no token of its groups {sorted(self.groups)[:5]} for {now - moved_at:.0f} s "

@@ -51,8 +51,9 @@ def tokens_line(record: dict[str, float]) -> str:
     """Return where the run's sampled tokens went, with the causes of waste that occurred."""
     tokens = {name.removeprefix("tokens/"): int(count) for name, count in record.items() if name.startswith("tokens/")}
     waste = {name.removeprefix("wasted_"): count for name, count in tokens.items() if name.startswith("wasted_")}
+    masked = f" + {count:,} too old for it" if (count := tokens.get("masked", 0)) else ""
     causes = ", ".join(f"{count:,} {cause}" for cause, count in waste.items() if count)
     return (
-        f"{'tokens':<19} {tokens['generated']:,} generated = {tokens['trained']:,} trained on + {tokens['in_flight']:,} in flight "
+        f"{'tokens':<19} {tokens['generated']:,} generated = {tokens['trained']:,} trained on{masked} + {tokens['in_flight']:,} in flight "
         f"+ {sum(waste.values()):,} wasted{f' ({causes})' if causes else ''}"
     )

@@ -3,23 +3,25 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from buffers.config import ReplayConfig
+from buffers.config import Late, ReplayConfig
+from buffers.groups import masked_tokens
 from buffers.replay import InsertResult, ReplayBuffer, ReplayState, ReplayTooSmall
+from buffers.samplers import HeldGroup
 from buffers.schema import concat_groups, group_ids, split_groups, with_bonus_detail
 from tests.buffers.schema_1 import DETAIL, as_schema_1
 
 MakeGroup = Callable[..., pa.RecordBatch]
 
 
-def make_replay(max_bytes: int = 1 << 20, *, max_policy_lag: int = 1) -> ReplayBuffer:
-    return ReplayBuffer(group_size=2, max_policy_lag=max_policy_lag, config=ReplayConfig(max_bytes=max_bytes))
+def make_replay(max_bytes: int = 1 << 20, *, max_policy_lag: int = 1, late: Late = "mask", **config: str) -> ReplayBuffer:
+    return ReplayBuffer(group_size=2, max_policy_lag=max_policy_lag, config=ReplayConfig(max_bytes=max_bytes, **config), late=late)
 
 
 def size_of(group: pa.RecordBatch) -> int:
@@ -58,8 +60,9 @@ def test_an_insert_repeated_is_a_duplicate_even_after_sampling_and_eviction(make
     replay.check_valid()
 
 
-def test_the_oldest_token_decides_whether_a_group_is_stale(make_group: MakeGroup) -> None:
-    replay = make_replay(max_policy_lag=1)
+@pytest.mark.parametrize("late", ["wait", "drop"])
+def test_the_oldest_token_decides_whether_a_group_is_stale(make_group: MakeGroup, late: Late) -> None:
+    replay = make_replay(max_policy_lag=1, late=late)
     assert replay.insert(make_group(0, (1, 3), (3,)), version=3) is InsertResult.STALE
     assert replay.insert(make_group(1, (2, 3), (3,)), version=3) is InsertResult.ACCEPTED
     assert replay.insert(make_group(2, (3,), (3,)), version=3) is InsertResult.ACCEPTED
@@ -67,6 +70,39 @@ def test_the_oldest_token_decides_whether_a_group_is_stale(make_group: MakeGroup
     assert [group_ids(group).tolist() for group in replay.evict(version=4)] == [[1]]
     assert group_ids(replay.sample(1, version=4)).tolist() == [2]
     assert (replay.counters.evicted, replay.counters.refused_stale, replay.counters.stale) == (1, 1, 2)
+
+
+def test_with_mask_the_newest_token_decides_and_older_ones_are_marked(make_group: MakeGroup) -> None:
+    replay = make_replay(max_policy_lag=1)
+    assert replay.insert(make_group(0, (0, 1), (1,)), version=3) is InsertResult.STALE
+    assert replay.insert(make_group(1, (1, 3), (3,)), version=3) is InsertResult.ACCEPTED
+    assert replay.insert(make_group(2, (2,), (1, 1)), version=3) is InsertResult.ACCEPTED
+    assert replay.insert(make_group(3, (4,), (4, 4)), version=3) is InsertResult.ACCEPTED
+    assert [group_ids(group).tolist() for group in replay.evict(version=4)] == [[2]]
+    batch = replay.sample(2, version=4)
+    assert group_ids(batch).tolist() == [1, 3]
+    assert batch.column("trained_from_version").to_pylist() == [3, None, None, None]
+    assert masked_tokens(batch).tolist() == [1, 0]
+    replay.check_valid()
+
+
+def test_with_wait_groups_come_out_that_would_be_too_old_for_the_next_step_whatever_the_sampler(make_group: MakeGroup) -> None:
+    sampler = "tests.buffers.test_replay:Newest"
+    for late, expected in (("wait", [1, 2, 5]), ("mask", [3, 4, 5]), ("drop", [3, 4, 5])):
+        replay = make_replay(max_policy_lag=1, late=late, sampler=sampler)
+        for group_id, version in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 2)):
+            replay.insert(make_group(group_id, (version, 2), (2,)), version=2)
+        assert group_ids(replay.sample(3, version=2)).tolist() == expected
+    replay = make_replay(max_policy_lag=1, late="wait", sampler=sampler)
+    for group_id in range(3):
+        replay.insert(make_group(group_id, (1,), (1,)), version=2)
+    assert group_ids(replay.sample(2, version=2)).tolist() == [0, 1], "the sampler is not asked for nothing"
+
+
+class Newest:
+    def choose(self, held: Sequence[HeldGroup], num_groups: int) -> list[int]:
+        assert num_groups > 0
+        return [group.group_id for group in held[-num_groups:]]
 
 
 def test_a_stale_insert_stays_stale_when_retried(make_group: MakeGroup) -> None:
@@ -210,7 +246,7 @@ def test_saved_rows_of_another_major_version_are_refused(make_group: MakeGroup) 
     replay.insert(make_group(0), version=0)
     state = replay.state_dict()
     state["rows"] = state["rows"].replace_schema_metadata({"repexp.schema": "3.0"})
-    with pytest.raises(ValueError, match=r"3\.0.*2\.0"):
+    with pytest.raises(ValueError, match=r"3\.0.*2\.1"):
         make_replay().load_state_dict(state)
 
 

@@ -115,7 +115,7 @@ def test_a_file_of_another_major_version_is_refused_with_both_numbers(log: Rollo
     log.append(1, [make_group(0)])
     table = pa.Table.from_batches([make_group(1)]).replace_schema_metadata({"repexp.schema": "3.1"})
     pq.write_table(table, tmp_path / "rollouts" / "step_000002.parquet")
-    with pytest.raises(ValueError, match=r"step_000002\.parquet: rollout schema 3\.1 is newer than this reader's 2\.0: update the code"):
+    with pytest.raises(ValueError, match=r"step_000002\.parquet: rollout schema 3\.1 is newer than this reader's 2\.1: update the code"):
         log.read()
 
 
@@ -131,7 +131,7 @@ def test_old_files_beside_new_ones_hinder_nothing_and_whoever_reads_one_is_told(
     log.append(3, [with_outcome(make_group(9), 3, GroupOutcome.TRAINED)])
     assert log.steps() == [1, 2, 3]
     assert log.batch(3, GroupOutcome.TRAINED)["group_id"].to_pylist() == [9, 9]
-    told = r"step_000001\.parquet: rollout schema 1\.2 is older than this reader's 2\.0: read these rows with the version of the code that"
+    told = r"step_000001\.parquet: rollout schema 1\.2 is older than this reader's 2\.1: read these rows with the version of the code that"
     for read in (log.read, lambda: log.batch(1, GroupOutcome.TRAINED)):
         with pytest.raises(ValueError, match=told) as caught:
             read()

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 
 from buffers.admission import Admission
-from buffers.config import ReplayConfig
+from buffers.config import Late, ReplayConfig
+from buffers.groups import group_ids, token_versions, trained_tokens, validate_groups
 from buffers.records import GroupRequest, Problem, Rollout
 from buffers.replay import InsertResult, ReplayBuffer
-from buffers.schema import group_ids, list_column_arrays, to_record_batch, validate_groups
+from buffers.schema import to_record_batch
 
 MakeRollout = Callable[..., Rollout]
 GROUP_SIZE = 2
@@ -26,8 +27,10 @@ GROUP_SIZE = 2
 class Simulation:
     """A run without engines: random durations, token versions, losses and restarts, all from one seed."""
 
-    def __init__(self, seed: int, make_rollout: MakeRollout) -> None:
+    def __init__(self, seed: int, make_rollout: MakeRollout, late: Late) -> None:
         self.rng = random.Random(seed)
+        self.late = late
+        self.num_masked = self.num_stale = 0
         self.make_rollout = make_rollout
         self.prompts_per_step = self.rng.randint(1, 3)
         self.max_policy_lag = self.rng.randint(0, 3)
@@ -49,7 +52,7 @@ class Simulation:
             max_attempts=self.max_attempts,
         )
         config = ReplayConfig(max_bytes=self.max_bytes)
-        return admission, ReplayBuffer(group_size=GROUP_SIZE, max_policy_lag=self.max_policy_lag, config=config)
+        return admission, ReplayBuffer(group_size=GROUP_SIZE, max_policy_lag=self.max_policy_lag, config=config, late=self.late)
 
     def next_problem(self) -> Problem:
         return Problem(task="t", problem_id=str(next(self.problem_ids)), question="?", answer="!")
@@ -83,13 +86,17 @@ class Simulation:
             return
         batch = self.finished.pop(group_id)
         if result is InsertResult.STALE:
-            self.admission.drop(group_id, "stale")
+            self.drop_stale(group_id)
         elif self.rng.random() < 0.2:  # its answer was lost
             assert self.replay.insert(batch, version=self.learner_version) is InsertResult.DUPLICATE
 
     def evict(self) -> None:
         for batch in self.replay.evict(version=self.learner_version):
-            self.admission.drop(int(group_ids(batch)[0]), "stale")
+            self.drop_stale(int(group_ids(batch)[0]))
+
+    def drop_stale(self, group_id: int) -> None:
+        self.num_stale += 1
+        assert self.admission.drop(group_id, "stale", is_failure=False) is None, "being late gives no problem up"
 
     def train(self) -> bool:
         batch = self.replay.sample(self.prompts_per_step, version=self.learner_version)
@@ -107,8 +114,10 @@ class Simulation:
         assert ids == sorted(ids)
         assert len(ids) == self.prompts_per_step
         self.sampled_ids.update(ids)
-        versions, _ = list_column_arrays(batch, "version_values")
-        assert np.all(self.learner_version - versions <= self.max_policy_lag)
+        is_trained, lags = trained_tokens(batch), self.learner_version - token_versions(batch)
+        assert np.array_equal(is_trained, lags <= self.max_policy_lag), "the bound holds for what is trained on, and no more is masked"
+        self.num_masked += int((~is_trained).sum())
+        assert self.late == "mask" or is_trained.all()
 
     def publish(self) -> None:
         self.admission.published(self.rng.randint(self.admission.live_version, self.learner_version))
@@ -170,17 +179,21 @@ class Simulation:
         return self.train()
 
 
+@pytest.mark.parametrize("late", ["mask", "wait", "drop"])
 @pytest.mark.parametrize("block", range(10))
-def test_no_schedule_breaks_an_invariant_or_stops_progress(block: int, make_rollout: MakeRollout) -> None:
+def test_no_schedule_breaks_an_invariant_or_stops_progress(block: int, late: Late, make_rollout: MakeRollout) -> None:
+    num_masked = num_stale = 0
     for seed in range(block * 25, block * 25 + 25):
-        simulation = Simulation(seed, make_rollout)
+        simulation = Simulation(seed, make_rollout, late)
         simulation.run(120)
         assert any(simulation.fair_round() for _ in range(2 + simulation.max_policy_lag)), f"seed {seed}: no step could be trained"
         simulation.check()
+        num_masked, num_stale = num_masked + simulation.num_masked, num_stale + simulation.num_stale
+    assert num_stale > 0 and (num_masked > 0) == (late == "mask"), "the schedules tried nothing"
 
 
 def test_one_seed_is_one_run(make_rollout: MakeRollout) -> None:
-    first, second = Simulation(7, make_rollout), Simulation(7, make_rollout)
+    first, second = Simulation(7, make_rollout, "mask"), Simulation(7, make_rollout, "mask")
     first.run(200)
     second.run(200)
     assert first.sampled_ids == second.sampled_ids

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from buffers.groups import masked_tokens, trained_tokens
 from buffers.records import FinishReason, GroupOutcome, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 from buffers.schema import (
     ROLLOUT_SCHEMA,
     check_schema,
     concat_groups,
+    conform,
     from_record_batch,
     split_groups,
     to_record_batch,
@@ -23,6 +25,7 @@ from buffers.schema import (
     with_features,
     with_outcome,
     with_scores,
+    with_trained_from,
     with_verdicts,
 )
 
@@ -174,12 +177,31 @@ def test_a_token_id_beyond_int32_is_an_error(make_request: Callable[..., GroupRe
 
 def test_another_major_version_is_refused_with_both_numbers() -> None:
     for other, what in (("1.2", "older"), ("3.3", "newer")):
-        with pytest.raises(ValueError, match=rf"rollout schema {other} is {what} than this reader's 2\.0: "):
+        with pytest.raises(ValueError, match=rf"rollout schema {other} is {what} than this reader's 2\.1: "):
             check_schema(ROLLOUT_SCHEMA.with_metadata({"repexp.schema": other}))
 
 
 def test_a_later_minor_version_with_one_more_column_is_read() -> None:
     check_schema(ROLLOUT_SCHEMA.append(pa.field("later", pa.string())).with_metadata({"repexp.schema": "2.9"}))
+
+
+def test_rows_of_an_earlier_minor_version_lack_what_came_later(make_group: Callable[..., pa.RecordBatch]) -> None:
+    old = make_group(0).drop_columns(["trained_from_version"]).replace_schema_metadata({"repexp.schema": "2.0"})
+    check_schema(old.schema)
+    assert conform(pa.Table.from_batches([old])).to_batches()[0].equals(make_group(0))
+    with pytest.raises(ValueError, match=r"2\.0 lacks the column 'run_id'"):
+        check_schema(old.schema.remove(0))
+
+
+def test_tokens_before_a_version_are_marked_row_by_row(make_group: Callable[..., pa.RecordBatch]) -> None:
+    batch = concat_groups([make_group(0, (1, 1, 3), (3, 4)), make_group(1, (), (2, 2))])
+    marked = with_trained_from(batch, 3)
+    assert marked.column("trained_from_version").to_pylist() == [3, None, None, 3]
+    assert trained_tokens(marked).tolist() == [False, False, True, True, True, False, False]
+    assert masked_tokens(marked).tolist() == [2, 2]
+    assert trained_tokens(batch).all() and masked_tokens(batch).tolist() == [0, 0]
+    assert trained_tokens(marked.slice(2)).tolist() == [False, False] and masked_tokens(marked.slice(0, 2)).tolist() == [2]
+    assert with_trained_from(batch, 1).equals(batch)
 
 
 def test_a_table_without_version_or_column_is_refused() -> None:

@@ -38,6 +38,20 @@ def test_a_token_is_in_flight_until_its_group_is_trained_on() -> None:
     assert counts(ledger) == {"generated": 20, "trained": 20}
 
 
+def test_tokens_too_old_to_be_trained_on_have_a_fate_of_their_own_and_a_resume_knows_it() -> None:
+    ledger = sampling(total=20, kept=20)
+    ledger.finished(A, 7)
+    ledger.trained(7, masked=6)
+    assert counts(ledger) == {"generated": 20, "trained": 14, "masked": 6}
+    resumed, state = TokenLedger(), ledger.state_dict()
+    resumed.load_state_dict(json.loads(json.dumps(state)), held=[])
+    assert counts(resumed) == counts(ledger)
+    del state["masked"]  # a checkpoint of before
+    state["trained"] = 20
+    resumed.load_state_dict(state, held=[])
+    assert counts(resumed) == {"generated": 20, "trained": 20}
+
+
 def test_a_result_that_overtakes_its_heartbeat_counts_at_once_and_once() -> None:
     ledger = sampling()
     ledger.finished(A, 7, 20)
@@ -148,7 +162,7 @@ def test_a_mistake_of_the_caller_is_an_error_and_changes_nothing() -> None:
 
 
 def test_metrics_have_the_names_of_the_documentation() -> None:
-    names = ["generated", "trained", "in_flight", "wasted_aborted", "wasted_stale", "wasted_filtered", "wasted_lost"]
+    names = ["generated", "trained", "masked", "in_flight", "wasted_aborted", "wasted_stale", "wasted_filtered", "wasted_lost"]
     assert list(TokenLedger().metrics()) == [f"tokens/{name}" for name in names]
 
 
@@ -406,8 +420,11 @@ class Simulation:
 
     def train(self) -> None:
         for group_id, group in [group for group in self.groups.items() if group[1].is_finished and not group[1].fate][:1]:
-            self.ledger.trained(group_id)
-            give_fate(self.groups.pop(group_id).safe, "trained")
+            tokens = self.groups.pop(group_id).safe
+            masked = self.rng.randint(0, len(tokens))
+            self.ledger.trained(group_id, masked=masked)
+            give_fate(tokens[:masked], "masked")
+            give_fate(tokens[masked:], "trained")
             assert not group.owner
 
     def drop(self) -> None:

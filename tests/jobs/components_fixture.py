@@ -266,7 +266,8 @@ class LocalRun:
         steps = self.config.steps
         self.books.check_valid()
         self.books.tokens.check_sums()
-        assert self.books.tokens.counts()["trained"] == sum(len(row["response_ids"]) for row in self.logged())
+        counts = self.books.tokens.counts()
+        assert counts["trained"] + counts["masked"] == sum(len(row["response_ids"]) for row in self.logged())
         assert self.checkpoints.latest() == steps
         assert self.the_learner.version == steps
         rows, trained = self.logged(), self.trained_problems()
@@ -274,9 +275,10 @@ class LocalRun:
         assert len(set(trained)) == steps * PROMPTS, "a problem was trained on twice"
         assert len({row["group_id"] for row in rows}) == steps * PROMPTS, "a group was trained on twice"
         for row in rows:
-            newest = row["step"] - 1
-            versions = set(row["version_values"])
+            newest, first = row["step"] - 1, row["trained_from_version"]
+            versions = {version for version in row["version_values"] if first is None or version >= first}
             assert versions <= set(range(newest - self.config.max_policy_lag, newest + 1)), f"{versions} in step {row['step']}"
+            assert first is None or self.config.late == "mask"
         ledger = self.admission.ledger
         assert ledger.trained + ledger.released == steps * PROMPTS
         accounted = Counter(problem for problem, _ in self.outcomes().elements())

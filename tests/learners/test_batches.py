@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from buffers.groups import token_versions
 from buffers.schema import concat_groups
-from learners.batches import prefetch, read_groups, token_versions
+from learners.batches import prefetch, read_groups
 from tests.learners.samples import make_group
 
 WAIT_S = 30.0

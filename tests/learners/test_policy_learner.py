@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import learners.policy_learner
-from buffers.schema import concat_groups
+from buffers.groups import masked_tokens, trained_tokens
+from buffers.schema import concat_groups, with_trained_from
 from learners.advantages import group_advantages
 from learners.config import AdvantageConfig, LearnerConfig, LossConfig
 from learners.forward import load_causal_lm
@@ -75,7 +76,8 @@ def plain_gradient(model_path: str, batch: pa.RecordBatch, loss: LossConfig, adv
 
 
 def plain_loss(model: Any, batch: pa.RecordBatch, loss: LossConfig, advantage: AdvantageConfig) -> Tensor:
-    """Return the loss from the model's own forward pass."""
+    """Return the loss from the model's own forward pass, of the tokens that have a part in it."""
+    kept = torch.from_numpy(trained_tokens(batch))
     columns = {name: batch.column(name).to_pylist() for name in ("prompt_ids", "response_ids", "behavior_logprobs", "reward", "bonus")}
     rewards = torch.tensor([float("nan") if r is None else r for r in columns["reward"]], dtype=torch.float64)
     bonuses = torch.tensor(columns["bonus"], dtype=torch.float64)
@@ -84,12 +86,15 @@ def plain_loss(model: Any, batch: pa.RecordBatch, loss: LossConfig, advantage: A
     logprob_N = torch.cat(
         [plain_logprobs(model, columns["prompt_ids"][r], columns["response_ids"][r], temperature=TEMPERATURE) for r in rows]
     )
+    response_N = torch.tensor([r for r in rows for _ in columns["response_ids"][r]])[kept]
     inputs = LossInputs(
-        logprob_N=logprob_N,
-        proximal_logprob_N=logprob_N.detach(),
-        behavior_logprob_N=torch.tensor([b for r in rows for b in columns["behavior_logprobs"][r]], dtype=torch.float64),
-        advantage_N=torch.cat([advantages[r].expand(len(columns["response_ids"][r])) for r in rows]),
-        num_tokens=len(logprob_N),
+        logprob_N=logprob_N[kept],
+        proximal_logprob_N=logprob_N[kept].detach(),
+        behavior_logprob_N=torch.tensor([b for r in rows for b in columns["behavior_logprobs"][r]], dtype=torch.float64)[kept],
+        advantage_N=advantages[response_N],
+        num_tokens=len(response_N),
+        response_N=response_N,
+        num_responses=len(response_N.unique()),
     )
     return policy_loss(inputs, loss).loss
 
@@ -255,6 +260,87 @@ def test_lag_is_counted_from_the_version_that_is_trained(tiny_model: str) -> Non
     report = learner.step(make_group(0, [5], [[6, 7], [8], [9], [10]], [1.0, 0.0, 0.0, 0.0], versions=[[0, 2], [2], [1], [2]]))
     assert report.metrics["policy/lag_max"] == 2.0
     assert report.metrics["policy/lag_mean"] == pytest.approx(3 / 5)
+
+
+def with_old_tokens(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the batch with tokens of versions 0 to 3, of which those before version 2 are too old: in some responses
+    none, in some the first ones, in some all, in some those in the middle."""
+    rng = np.random.default_rng(0)
+    versions = [rng.integers(0, 4, len(ids)) for ids in batch.column("response_ids").to_pylist()]
+    versions = [np.sort(row) if r % 4 else row for r, row in enumerate(versions)]
+    starts = [[0, *(np.flatnonzero(np.diff(row)) + 1).tolist()] if len(row) else [] for row in versions]
+    for name, values in (
+        ("version_starts", starts),
+        ("version_values", [[int(row[s]) for s in at] for row, at in zip(versions, starts, strict=True)]),
+    ):
+        place = batch.schema.get_field_index(name)
+        batch = batch.set_column(place, batch.schema.field(place), pa.array(values, batch.schema.field(place).type))
+    return with_trained_from(batch, 2)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {},
+        {"aggregation": "sequence_mean"},
+        {"surrogate": "gspo", "aggregation": "sequence_mean"},
+        {"correction": "sequence_masked_is", "sequence_ratio": "geometric", "mask_band": (0.5, 2.0)},
+    ],
+    ids=str,
+)
+def test_tokens_that_are_too_old_have_no_part_in_the_loss_nor_in_its_denominators(
+    tiny_model: str, exact_norms: None, loss: dict[str, Any]
+) -> None:
+    """Their responses keep their rewards in the baselines of their groups."""
+    batch = with_old_tokens(mixed_batch())
+    assert masked_tokens(batch).sum() > 0 and (masked_tokens(batch) < masked_tokens(with_trained_from(batch, 9))).all()
+    config = LossConfig.model_validate(loss)
+    expected = plain_gradient(tiny_model, batch, config, PLAIN)
+    for budget in BUDGETS:
+        found = gradient_of(tiny_model, batch, loss=config, advantage=PLAIN, tokens_per_micro_batch=budget)
+        assert_equal_gradients(found, expected, atol=1e-9)
+    learner, whole = make_learner(tiny_model, loss=config), make_learner(tiny_model, loss=config)
+    report, of_all = learner.step(batch), whole.step(mixed_batch())
+    assert report.advantages == of_all.advantages
+    assert report.metrics["late/masked"] == masked_tokens(batch).sum() / len(trained_tokens(batch))
+    assert (of_all.metrics["late/masked"], "late/tokens_mean" in of_all.metrics) == (0.0, False)
+
+
+def test_what_is_too_old_is_no_lag_and_is_not_computed_where_all_of_a_response_is(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    forward = learners.policy_learner.response_logprobs
+
+    def watched(model: Any, packed: PackedTokens, **options: Any) -> tuple[Tensor, Tensor]:
+        computed.extend(packed.response_N.tolist())
+        return forward(model, packed, **options)
+
+    monkeypatch.setattr(learners.policy_learner, "response_logprobs", watched)
+    learner = make_learner(tiny_model)
+    for _ in range(2):
+        learner.step(ragged_batch(1))
+    computed.clear()
+    versions = [[0, 1], [0], [1], [2]]
+    report = learner.step(with_trained_from(make_group(0, [5], [[6, 7], [8], [9], [10]], [1.0, 0.0, 0.0, 0.0], versions=versions), 1))
+    assert sorted(computed) == [0, 2, 3]
+    assert (report.metrics["policy/lag_max"], report.metrics["policy/lag_mean"]) == (1.0, pytest.approx(2 / 3))
+    assert (report.metrics["late/masked"], report.metrics["late/tokens_mean"]) == (pytest.approx(0.4), 1.5)
+
+
+def test_mini_batches_with_old_tokens_have_proximal_log_probs_of_the_same_passes(tiny_model: str) -> None:
+    learner = make_learner(
+        tiny_model, dtype="bfloat16", mini_batches=3, lr=1e-12, loss={"surrogate": "gspo", "aggregation": "sequence_mean"}
+    )
+    report = learner.step(with_old_tokens(ragged_batch(6)))
+    assert report.metrics["learner/clipped"] == 0.0 and report.metrics["late/masked"] > 0.2
+
+
+def test_a_penalty_in_the_reward_is_that_of_the_whole_response(tiny_model: str) -> None:
+    settings: dict[str, Any] = {"loss": {"kl": {"where": "reward", "coefficient": 0.5}}, "advantage": {"normalise": "mean"}}
+    batch = ragged_batch(3)
+    assert (
+        make_learner(tiny_model, **settings).step(with_old_tokens(batch)).advantages
+        == make_learner(tiny_model, **settings).step(batch).advantages
+    )
 
 
 @pytest.mark.parametrize(("mini_batches", "num_groups", "steps"), [(1, 4, 1), (2, 4, 2), (3, 4, 3), (8, 4, 4)])

@@ -242,8 +242,8 @@ def test_a_run_that_was_begun_with_schema_1_is_resumed_and_its_old_steps_stay(co
     resumed.train()
     assert_same_state(straight.state(tmp_path / "a"), resumed.state(tmp_path / "b"))
     versions = [pq.read_schema(file).metadata[b"repexp.schema"] for file in sorted((tmp_path / "run" / "rollouts").iterdir())]
-    assert versions == [b"1.2", b"1.2", b"2.0", b"2.0"]
-    with pytest.raises(UserError, match=r"step 1 cannot be read: .*rollout schema 1\.2 is older than this reader's 2\.0"):
+    assert versions == [b"1.2", b"1.2", b"2.1", b"2.1"]
+    with pytest.raises(UserError, match=r"step 1 cannot be read: .*rollout schema 1\.2 is older than this reader's 2\.1"):
         replay_from(config("again", steps=2), tmp_path / "run")
 
 

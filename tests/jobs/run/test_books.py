@@ -57,21 +57,22 @@ def usage_of(worker: str, tokens: int, sampled: int) -> GroupUsage:
 class Schedule:
     """A run of groups in random order, with every fate there is."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, **values: Any) -> None:
         self.rng = random.Random(seed)
-        self.told = Told()
+        self.told = Told(**values)
         self.books = self.told.books
         self.to_sample: list[GroupRequest] = []
         self.with_worker: list[GroupRequest] = []
         self.sampled: list[GroupRequest] = []
         self.sampled_tokens = 0
         self.step = 0
+        self.masked = 0
 
     def act(self) -> None:
         books, rng = self.books, self.rng
         actions = [self.admit] * bool(books.admission.free_slots) + [self.dispatch] * bool(self.to_sample)
         actions += [self.give_back, self.beat, self.fail] * bool(self.with_worker) + [self.judge] * bool(self.sampled)
-        actions += [self.train] * books.next_batch_is_in + [self.lose_rows] * bool(books.held)
+        actions += [self.train] * books.next_batch_is_in(self.step) + [self.lose_rows] * bool(books.held)
         rng.choice(actions)()
         books.check_valid()
 
@@ -122,7 +123,9 @@ class Schedule:
         stale = tuple(held[:1]) if self.rng.random() < 0.2 else ()
         batch = tuple(i for i in held if i not in stale)[:PROMPTS]
         batch = batch if len(batch) == PROMPTS else ()
-        drawn = DrawnBatch(group_ids=batch, stale_ids=stale, held_groups=0, held_bytes=0)
+        masked = tuple(self.rng.randint(0, 5) for _ in batch)
+        drawn = DrawnBatch(group_ids=batch, masked_tokens=masked, stale_ids=stale, held_groups=0, held_bytes=0)
+        self.masked += sum(masked)
         self.books.drawn(drawn, step=self.step + 1)
         if batch:
             self.step += 1
@@ -130,9 +133,10 @@ class Schedule:
             self.books.live(self.step, workers=1)
 
 
+@pytest.mark.parametrize("late", ["mask", "wait", "drop"])
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_happens_every_group_has_one_end_and_every_sum_is_kept(seed):
-    schedule = Schedule(seed)
+def test_whatever_happens_every_group_has_one_end_and_every_sum_is_kept(seed, late):
+    schedule = Schedule(seed, late=late)
     for _ in range(300):
         schedule.act()
     books, ends = schedule.books, schedule.told.ends()
@@ -142,7 +146,8 @@ def test_whatever_happens_every_group_has_one_end_and_every_sum_is_kept(seed):
     assert in_flight | ends.keys() == set(admitted)
     counts = books.tokens.counts()
     assert counts["generated"] == schedule.sampled_tokens
-    assert schedule.step > 0 and counts["trained"] == 5 * PROMPTS * schedule.step
+    assert schedule.step > 0 and counts["trained"] + counts["masked"] == 5 * PROMPTS * schedule.step
+    assert counts["masked"] == schedule.masked > 0
     assert books.metrics()["groups/dropped"] == sum(
         kind is EventKind.DROPPED and fields["reason"] != "filtered" for kind, fields in schedule.told.events
     )
@@ -177,7 +182,9 @@ def test_a_group_that_is_drawn_before_the_answer_to_its_insert_is_here_is_not_he
         told.books.inserted(request, InsertResult.ACCEPTED)
     batch = tuple(request.group_id for request in requests)
     drawn = (batch, ()) if fate == "trained" else ((), batch)
-    told.books.drawn(DrawnBatch(group_ids=drawn[0], stale_ids=drawn[1], held_groups=0, held_bytes=0), step=1)
+    told.books.drawn(
+        DrawnBatch(group_ids=drawn[0], masked_tokens=(0,) * len(drawn[0]), stale_ids=drawn[1], held_groups=0, held_bytes=0), step=1
+    )
     assert told.books.has_left_replay(late.group_id)
     told.books.inserted(late, InsertResult.ACCEPTED)
     assert not told.books.held and not told.books.has_left_replay(late.group_id)
@@ -185,6 +192,49 @@ def test_a_group_that_is_drawn_before_the_answer_to_its_insert_is_here_is_not_he
         told.books.trained(batch, step=1, version=1)
         told.books.live(1, workers=1)
     told.books.check_valid()
+
+
+def under_way(told: Told, num: int) -> list[GroupRequest]:
+    requests = [told.books.admit() for _ in range(num)]
+    for request in requests:
+        told.books.submitted(request)
+        told.books.dispatched(request, "rollout-0", tries=1, resumed_tokens=0)
+        told.books.returned(request, "rollout-0", usage_of("rollout-0", 1, request.group_id + 1))
+        told.books.judged(request, [CORRECT] * RESPONSES)
+    return requests
+
+
+@pytest.mark.parametrize("late", ["mask", "wait", "drop"])
+def test_only_wait_waits_for_groups_of_which_it_is_the_last_chance(late):
+    """Of six groups under version 0, three are in: at step 1 (S = 1) the other three could be trained on for the last
+    time."""
+    told = Told(late=late)
+    books, requests = told.books, under_way(told, 2 * PROMPTS)
+    for request in requests[PROMPTS:]:
+        books.inserted(request, InsertResult.ACCEPTED)
+    assert books.next_batch_is_in(0)
+    assert books.next_batch_is_in(1) is (late != "wait")
+    books.waiting_for_room |= {request.group_id for request in requests[:2]}
+    assert books.next_batch_is_in(1) is (late != "wait")
+    books.inserted(requests[2], InsertResult.ACCEPTED)
+    assert books.next_batch_is_in(1), "only a step makes room for the two that wait for it"
+
+
+def test_lateness_is_no_failure_of_the_problem_and_what_is_sampled_again_has_as_much_time_as_others():
+    told = Told(max_attempts=1)
+    books, requests = told.books, under_way(told, 2 * PROMPTS)
+    batch = tuple(request.group_id for request in requests[:PROMPTS])
+    for request in requests[:PROMPTS]:
+        books.inserted(request, InsertResult.ACCEPTED)
+    books.drawn(DrawnBatch(group_ids=batch, masked_tokens=(0,) * PROMPTS, stale_ids=(), held_groups=0, held_bytes=0), step=1)
+    books.trained(batch, step=1, version=1)
+    late = requests[PROMPTS]
+    books.inserted(late, InsertResult.STALE)
+    assert not told.warnings and books.admission.free_slots == 0, "version 1 is not live yet"
+    books.live(1, workers=1)
+    again = books.admit()
+    assert (again.problem, again.attempt, again.admitted_version) == (late.problem, 0, 1)
+    assert books.admission.free_slots == PROMPTS
 
 
 def test_a_problem_that_fails_too_often_is_given_up_by_name():

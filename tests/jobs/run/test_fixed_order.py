@@ -1,10 +1,10 @@
 """A fixed order: what is trained on when, under which weights, is a function of the configuration alone."""
 
-import asyncio
 import random
 
 import pytest
 
+from actors.rollout import DataError
 from buffers.admission import Admission
 from buffers.records import Problem
 from jobs.run.fixed_order import FixedOrder
@@ -202,22 +202,22 @@ def test_a_replay_that_cannot_hold_what_must_be_waited_for_is_told_at_once(confi
 
 def test_a_dropped_group_is_replaced_and_told_of(config):
 
-    def hang(name, target):
+    def refuse(name, target):
         if not name.startswith("rollout"):
             return
         generate = target.generate
 
-        async def hanging(request, *args):
+        async def refusing(request, *args):
             if request.group_id == 3:
-                await asyncio.Event().wait()
+                raise DataError("it cannot be used")
             return await generate(request, *args)
 
-        target.generate = hanging
+        target.generate = refusing
 
-    run = LocalRun(config("dropped", max_policy_lag=1, rollout={"group_timeout_s": 0.5}), on_made=hang)
+    run = LocalRun(config("dropped", max_policy_lag=1), on_made=refuse)
     assert run.train() == 5
     run.check_valid()
-    assert run.admission.ledger.dropped_by_reason == {"timeout": 1}
+    assert run.admission.ledger.dropped_by_reason == {"data": 1}
     (warning,) = run.warnings
-    assert warning.startswith("group 3 was dropped (timeout): from here on another start may differ")
+    assert warning.startswith("group 3 was dropped (data): from here on another start may differ")
     assert len(run.trained_problems()) == 5 * PROMPTS

@@ -46,6 +46,7 @@ class ScriptedWorker:
         self.asked: dict[int, tuple[GroupRequest, Any]] = {}
         self.ends: dict[int, asyncio.Future[tuple[Any, int]]] = {}
         self.times_given: Counter[int] = Counter()
+        self.resumed: dict[int, Any] = {}
         self.moved = asyncio.Condition()
         self.may_load = scene.may_load
         self.closed = False
@@ -58,7 +59,7 @@ class ScriptedWorker:
 
     async def generate(self, request: GroupRequest, messages: Any, resume: Any) -> tuple[Any, GroupUsage]:
         group_id = request.group_id
-        self.asked[group_id] = (request, resume)
+        self.asked[group_id], self.resumed[group_id] = (request, resume), resume
         self.times_given[group_id] += 1
         self.ends[group_id] = asyncio.get_running_loop().create_future()
         await self.scene.note()
@@ -148,6 +149,7 @@ class Scene:
         self.done: list[tuple[int, Any]] = []
         self.drops: list[tuple[int, str]] = []
         self.losses: list[tuple[str, list[int]]] = []
+        self.stalls: list[tuple[int, str]] = []
         self.offered: list[tuple[str, int]] = []
         self.refusals: list[tuple[str, int, int]] = []
         self.learner_publishes: list[Published] = []
@@ -164,7 +166,7 @@ class Scene:
         parts.call = lambda handle, method, *args, **options: Run.call(parts, handle, method, *args, **options)
         parts.placed = lambda handle, loop: Run.placed(parts, handle, loop)
         parts.weights = self.weights
-        parts.generate = lambda handle, request, resume=None: Run.generate(parts, handle, request, resume)
+        parts.generate = lambda handle, request, resume=None, **options: Run.generate(parts, handle, request, resume, **options)
         self.rollouts = Rollouts(parts, self, desired=workers)
 
     async def __aenter__(self) -> "Scene":
@@ -246,6 +248,9 @@ class Scene:
         self._note_soon()
 
     def noted(self, role: str, name: str, error: Exception) -> None:
+        if role == "group":
+            self.stalls.append((int(name), str(error)))
+            return
         assert role == "publication"
         assert "tensor t is not as it was published" in str(error) or isinstance(error, DataLost)
         self.refusals.append((name, self.rollouts.newest[0], self.rollouts.fleet.members[name].version))
@@ -374,10 +379,30 @@ def test_a_group_that_costs_too_many_workers_is_dropped():
     run(scenario())
 
 
-def test_a_group_that_takes_too_long_is_dropped_and_its_worker_stays():
+def test_a_group_may_take_as_long_as_it_grows():
     async def scenario() -> None:
         async with Scene(workers=1, lanes=1, group_timeout_s=0.05) as scene:
+            scene.submit(0)
+            worker = await scene.until_given(0)
+            for _ in range(20):
+                await worker.sample(1)
+                await asyncio.sleep(0.02)
+            worker.finish(0)
+            await scene.until(lambda: scene.done)
+            assert worker.times_given[0] == 1 and scene.drops == scene.losses == []
+
+    run(scenario())
+
+
+def test_a_group_that_does_not_grow_goes_on_with_what_it_has_and_is_dropped_when_that_is_no_use():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1, group_timeout_s=0.05, max_group_tries=3) as scene:
             scene.submit(0, 1)
+            worker = await scene.until_given(0)
+            await worker.sample(4)
+            await scene.until(lambda: scene.drops)
+            assert (worker.times_given[0], worker.resumed[0]) == (3, f"rows of 0 by {worker.name}")
+            assert scene.stalls == 2 * [(0, f"{worker.name} has sampled nothing of group 0 for 0.05 s (rollout.group_timeout_s)")]
             await scene.until(lambda: len(scene.drops) == 2)
             assert scene.drops == [(0, DropReason.TIMEOUT), (1, DropReason.TIMEOUT)]
             assert scene.losses == []

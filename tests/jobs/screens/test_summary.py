@@ -72,6 +72,7 @@ def test_tokens_are_shown_as_a_sum_with_the_causes_there_were():
     line = tokens_line(record | {"tokens/wasted_stale": 0.0})
     assert line.endswith("1,500 generated = 1,000 trained on + 300 in flight + 200 wasted (200 lost)")
     assert tokens_line(record | {"tokens/wasted_lost": 0.0}).endswith("+ 0 wasted")
+    assert "= 1,000 trained on + 50 too old for it + 300 in flight" in tokens_line(record | {"tokens/masked": 50.0})
 
 
 def test_summary_has_the_tokens_of_the_newest_step(tmp_path):
