@@ -199,6 +199,7 @@ class Worker:
         limit_s = config.rollout.group_timeout_s
         longest_s = limit_s * (1 + config.sampling.max_response_tokens)  # one token in every `limit_s`
         sampling = asyncio.ensure_future(self._run.generate(self.handle, work.request, work.resume, timeout_s=longest_s))
+        sampling.add_done_callback(lambda done: done.cancelled() or done.exception())  # what ends after a cancellation is of no interest
         try:
             tokens, beat = work.resumed_tokens, self.beat
             while not (await asyncio.wait((sampling,), timeout=limit_s))[0]:

@@ -14,13 +14,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 
 from actors.engine import EngineSetup, Sample, SampleRequest
 from actors.reference_engine import ReferenceEngine
 from actors.step_loop import RunningRequests
+from buffers.config import Late
 from buffers.records import FinishReason
 from jobs.config import RunConfig
 from jobs.directory.events import EventKind
@@ -28,6 +29,8 @@ from jobs.run.faults import KEPT_FAULTS
 from learners.weights import WeightSnapshot
 from tests.jobs.components_fixture import BOUND_S, Around, LocalRun, small_config
 
+POLICIES = get_args(Late)
+"""What may be done with late groups."""
 PROGRESS = "progress"
 """In place of a method: an answer of `watch` that tells of tokens of unfinished groups."""
 

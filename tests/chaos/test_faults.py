@@ -10,7 +10,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, product
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from actors.verifier import VerifierPool, VerifierPoolError
 from buffers.rollout_log import RolloutLogError
 from jobs.directory.events import EventKind
 from learners.checkpoint import CheckpointError, CheckpointManager
-from tests.chaos.chaos_fixture import PROGRESS, Chaos, Fault, How, check, check_every_token, quick_config
+from tests.chaos.chaos_fixture import POLICIES, PROGRESS, Chaos, Fault, How, check, check_every_token, quick_config
 from tests.chaos.raising_task import make_raising_task
 from tests.jobs.components_fixture import LocalRun, assert_same_state
 
@@ -158,8 +158,8 @@ def test_a_loss_while_a_run_is_resumed_changes_nothing_of_what_is_learnt(config,
     assert_as_undisturbed(run, undisturbed, tmp_path)
 
 
-@pytest.mark.parametrize("lag", [1, 2])
-def test_all_are_lost_in_one_run_and_every_token_is_what_its_weights_give(config, tmp_path, lag):
+@pytest.mark.parametrize(("lag", "late"), list(product([1, 2], POLICIES)))
+def test_all_are_lost_in_one_run_and_every_token_is_what_its_weights_give(config, tmp_path, lag, late):
     chaos = Chaos(
         Fault(who="rollout", method=PROGRESS, nth=2, how=How.TOLD),
         Fault(who="encoder", method="encode", nth=3, how=How.AFTER),
@@ -172,7 +172,7 @@ def test_all_are_lost_in_one_run_and_every_token_is_what_its_weights_give(config
         Fault(who="replay", method="log", nth=5, how=How.HALFWAY),
         Fault(who="learner", method="save_part", nth=2, how=How.HALFWAY),
     )
-    run = chaos.start(config(steps=6, max_policy_lag=lag))
+    run = chaos.start(config(steps=6, max_policy_lag=lag, late=late))
     assert run.train() == 6
     check(run, chaos, tmp_path)
     check_every_token(run, chaos)
@@ -480,10 +480,10 @@ def test_a_clock_that_jumps_loses_nobody(config, tmp_path, undisturbed, monkeypa
 # ---- more and fewer ----
 
 
-@pytest.mark.parametrize("lag", [0, 1, 2])
-def test_two_more_then_one_fewer_then_one_killed(config, tmp_path, lag):
+@pytest.mark.parametrize(("lag", "late"), [(0, "mask"), *product([1, 2], POLICIES)])
+def test_two_more_then_one_fewer_then_one_killed(config, tmp_path, lag, late):
     chaos = Chaos()
-    run = chaos.start(config(steps=10, max_policy_lag=lag, sampling={"max_response_tokens": 8}))
+    run = chaos.start(config(steps=10, max_policy_lag=lag, late=late, sampling={"max_response_tokens": 8}))
     rollouts = run.trainer.rollouts
     tasks = []
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from jobs.directory.events import EventKind
-from tests.chaos.chaos_fixture import PROGRESS, Chaos, Fault, How, check_every_token
+from tests.chaos.chaos_fixture import POLICIES, PROGRESS, Chaos, Fault, How, check_every_token
 from tests.jobs.components_fixture import LocalRun, random_delays
 
 pytestmark = pytest.mark.chaos
@@ -82,6 +82,7 @@ def test_no_schedule_loses_or_doubles_anything_or_stops_the_run(config, tmp_path
     settings = config(
         steps=STEPS,
         max_policy_lag=seed % 3,
+        late=POLICIES[seed // 3 % 3],
         seed=seed,
         wait_timeout_s=2.0,
         rollout={"workers": rng.randint(1, 4), "max_sequences": rng.choice([4, 8, 64]), "progress_tokens": rng.choice([1, 3, 32])},
