@@ -23,7 +23,6 @@ import argparse
 import asyncio
 import cProfile
 import json
-import math
 import tempfile
 import time
 from collections import Counter
@@ -95,10 +94,10 @@ class Setting:
         return self.workers * self.prompts_per_worker
 
     @property
-    def ideal(self) -> float:
-        """The groups a second if nothing took time but the learner and the engines."""
+    def ideal(self) -> float | None:
+        """The groups a second if nothing took time but the learner and the engines; None where these take none."""
         if not self.time_scale:
-            return math.inf
+            return None
         group_s = self.draws.mean_longest * self.token_s
         return min(self.prompts_per_step / self.learner_s, self.workers * self.lanes_per_worker / group_s) / self.time_scale
 
@@ -221,7 +220,8 @@ class Recorder:
             "steps": last.step - first.step,
             "elapsed_s": round(elapsed_s, 2),
             "groups_per_s": round(rate, 2),
-            "share_of_ideal": round(rate / setting.ideal, 4),
+            "ideal_groups_per_s": setting.ideal and round(setting.ideal, 2),
+            "share_of_ideal": setting.ideal and round(rate / setting.ideal, 4),
             "learner_waits": round(self.waited_s / elapsed_s, 4),
             "lanes_wait": round(float(np.mean(self.idle_shares)), 4),
             "dropped": round(stale / (stale + len(trained)), 4),
@@ -269,7 +269,7 @@ def cpu_by_role() -> dict[str, float]:
 
 def launch_here(component: Component[Any]) -> Handle[Any]:
     """Make a component an object in this process."""
-    return LocalHandle(component.make(), component.name)
+    return LocalHandle(component.make(), component.name, max_concurrency=component.max_concurrency)
 
 
 async def run_once(setting: Setting, config: RunConfig, start: Launch, profile: cProfile.Profile | None) -> dict[str, Any]:
@@ -310,7 +310,8 @@ HEAD = (
 def line_of(row: Mapping[str, Any]) -> str:
     """Return a row as a line of a Markdown table."""
     cells = [
-        *(row["workers"], row["lag"], row["late"], row["lengths"], f"{row['groups_per_s']:.1f}", f"{row['share_of_ideal']:.1%}"),
+        *(row["workers"], row["lag"], row["late"], row["lengths"].partition(":")[0], f"{row['groups_per_s']:.1f}"),
+        "-" if row["share_of_ideal"] is None else f"{row['share_of_ideal']:.1%}",
         *(f"{row[name]:.1%}" for name in ("learner_waits", "lanes_wait", "dropped", "masked")),
         row["given_up"],
         *(f"{row[f'{name}_s']:.2f} ({row[f'{name}_s_p95']:.2f})" for name in ("trained", "sampled")),

@@ -72,10 +72,11 @@ class Handle(ABC, Generic[C_co]):
 class LocalHandle(Handle[C]):
     """An object in this process, where Ray would be in the way. References are the values themselves."""
 
-    def __init__(self, target: C, name: str) -> None:
+    def __init__(self, target: C, name: str, *, max_concurrency: int | None = None) -> None:
+        """`max_concurrency`: the calls of functions that run at once, each in a thread. None: one after the other."""
         self._target = target
         self.name = name
-        self._one_at_a_time = asyncio.Lock()
+        self._free_threads = asyncio.Semaphore(max_concurrency or 1)
         self._killed = asyncio.Event()
 
     async def call_named(self, method: str, args: tuple[Any, ...], *, timeout_s: float, waiting_for: str, returns: int) -> Any:
@@ -106,7 +107,7 @@ class LocalHandle(Handle[C]):
         function = getattr(self._target, method)
         if inspect.iscoroutinefunction(function):
             return await function(*args)
-        async with self._one_at_a_time:
+        async with self._free_threads:
             return await asyncio.to_thread(function, *args)
 
     async def placed(self) -> str | None:

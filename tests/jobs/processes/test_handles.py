@@ -87,6 +87,22 @@ def test_sync_methods_run_one_at_a_time_in_order():
     assert target.order == [0, 1, 2, 3]
 
 
+def test_sync_methods_run_side_by_side_up_to_the_handles_concurrency():
+    target = Target()
+
+    async def scenario() -> list[int]:
+        handle = LocalHandle(target, "verifier", max_concurrency=2)
+        calls = [asyncio.create_task(call(handle, "work", number)) for number in range(3)]
+        for _ in range(2):
+            assert await asyncio.to_thread(target.entered.acquire, timeout=BOUND_S)
+        assert not await asyncio.to_thread(target.entered.acquire, timeout=0.1), "a third call began while two were running"
+        target.release.set()
+        return await asyncio.gather(*calls)
+
+    assert asyncio.run(scenario()) == [0, 1, 2]
+    assert target.most_running == 2
+
+
 def test_sync_methods_of_two_handles_run_side_by_side():
     target = Target()
 
