@@ -60,7 +60,7 @@ def engine_environment(config: RolloutConfig, *, in_process: bool) -> dict[str, 
     }
 
 
-def _engine_arguments(setup: EngineSetup) -> dict[str, Any]:
+def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
     config, sampling = setup.config, setup.sampling
     on_gpu = config.num_gpus > 0
     return {
@@ -120,7 +120,7 @@ class VllmEngine:
 
         _quieten()
         torch.set_num_threads(setup.config.threads)
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**_engine_arguments(setup)))
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(setup)))
         self._sampling = setup.sampling
         self._pools_states = setup.pool_states
         if setup.pool_states:
@@ -163,7 +163,7 @@ class AsyncVllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         _quieten()
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**_engine_arguments(setup)))
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(setup)))
         self._sampling = setup.sampling
         self._pools_states = setup.pool_states
         if setup.pool_states:
