@@ -20,6 +20,7 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pyarrow import fs
 
@@ -178,12 +179,14 @@ def undecided(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def none_newer(batch: pa.RecordBatch, version: int) -> pa.RecordBatch:
-    """Return `batch` with tokens of versions after `version` counted as tokens of `version`. Versions are those of the
-    run that sampled. In batches of another size its steps come sooner than here."""
+    """Return `batch` with tokens of versions after `version` counted as tokens of `version`, and so not as too old.
+    Versions are those of the run that sampled. In batches of another size its steps come sooner than here."""
     at = batch.schema.get_field_index("version_values")
     values, offsets = list_column_arrays(batch, "version_values")
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.minimum(values, version)))
-    return batch.set_column(at, ROLLOUT_SCHEMA.field(at), column)
+    batch = batch.set_column(at, ROLLOUT_SCHEMA.field(at), column)
+    at = batch.schema.get_field_index("trained_from_version")
+    return batch.set_column(at, ROLLOUT_SCHEMA.field(at), pc.min_element_wise(batch.column(at), version, skip_nulls=False))
 
 
 def read_step(log: RolloutLog, step: int, source: str) -> pa.RecordBatch:

@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 
 from actors.learner import Learner
 from actors.verifier import VerifierPoolError
+from buffers.groups import token_versions, trained_tokens
 from buffers.records import GroupOutcome, Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
+from buffers.schema import with_trained_from
 from jobs.config import RunConfig
 from jobs.configuration.user_error import REFUSALS, UserError
 from jobs.directory.events import EVENTS, Event, EventKind, read_events
@@ -26,12 +28,13 @@ from jobs.directory.metrics import read_metrics
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo
 from jobs.offline.replay_from import Trained, replay_from, replay_from_session
-from jobs.offline.trainer import undecided
+from jobs.offline.trainer import none_newer, undecided
 from jobs.processes.verdict_counter import VerifierFailure
 from jobs.train import main
 from learners.checkpoint import CheckpointManager
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, CoinJudge, LocalRun, assert_same_state, small_config
 from tests.jobs.event_batches import batches
+from tests.learners.samples import make_group
 
 STEPS = 3
 MakeConfig = Callable[..., RunConfig]
@@ -545,3 +548,14 @@ def test_options_that_do_not_go_together_are_refused(
     (tmp_path / "c.toml").write_text(f'run_dir = "{tmp_path / "run"}"\nmodel = "{tiny_model}"\n')
     assert main([str(tmp_path / "c.toml"), *options]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_tokens_of_versions_to_come_are_of_this_one_and_not_too_old() -> None:
+    group = make_group(0, [5], [[6, 7, 8], [9]], [1.0, 0.0], versions=[[1, 4, 6], [6]])
+    batch = with_trained_from(group, 4)
+    assert trained_tokens(batch).tolist() == [False, True, True, True]
+    sooner = none_newer(batch, 2)
+    assert token_versions(sooner).tolist() == [1, 2, 2, 2]
+    assert trained_tokens(sooner).tolist() == [False, True, True, True]
+    assert trained_tokens(none_newer(batch, 1)).all()
+    assert none_newer(batch, 6).equals(batch) and none_newer(group, 0).column("trained_from_version").null_count == 2

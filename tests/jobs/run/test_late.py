@@ -4,18 +4,20 @@ distribution of lengths. The learner is the real one."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from benchmarks.sleeping import Lengths
 from buffers.records import Problem, Verdict, VerdictStatus
 from jobs.directory.events import EventKind
+from jobs.offline.replay_from import replay_from
 from tasks.base import Task
-from tests.jobs.components_fixture import LocalRun, small_config
+from tests.jobs.components_fixture import LocalRun, assert_same_state, small_config
 
 NUM_PROBLEMS, STEPS, GROUPS_PER_STEP, GROUP_SIZE = 64, 48, 8, 2
 LENGTHS = {"kind": "lognormal", "group_size": GROUP_SIZE, "mean_tokens": 12.0}
@@ -34,7 +36,7 @@ class Few(Task):
         return Verdict(status=VerdictStatus.INCORRECT, reward=0.0)
 
 
-def trained_run(model: str, directory: Path, **values: Any) -> LocalRun:
+def trained_run(model: str, directory: Path, prepare: Callable[[LocalRun], None] = lambda run: None, **values: Any) -> LocalRun:
     """Train the run with two workers of eight lanes, which take about as long for a step's groups as its learner."""
     engine = {"engine": "benchmarks.sleeping:SleepingEngine", "engine_options": {"token_s": 0.002, "again": "same", **LENGTHS}}
     config = small_config(
@@ -49,10 +51,11 @@ def trained_run(model: str, directory: Path, **values: Any) -> LocalRun:
         rollout={"workers": 2, "max_sequences": 8 * GROUP_SIZE, **engine},
         bonus={"enabled": False},
         checkpoint={"every": STEPS},
-        learner={"advantage": {"beta": 0.0}, "lr": 1e-6},
+        learner={"advantage": {"beta": 0.0}, "lr": 1e-4},
         **values,
     )
     run = LocalRun(config)
+    prepare(run)
     assert run.train() == STEPS
     run.books.check_valid()
     return run
@@ -105,3 +108,19 @@ def test_dropping_trains_on_short_answers_more_than_on_long_ones(tiny_model, tmp
     assert trained.mean() < 0.8 * sampled.mean() and largest_distance(sampled, trained) > 0.08
     assert run.admission.ledger.dropped_by_reason["stale"] > 0.05 * len(trained)
     assert not run.admission.quarantined
+
+
+def test_saved_rollouts_with_tokens_too_old_and_a_learner_that_comes_back_train_the_same_policy(tiny_model, tmp_path):
+    """The rollout log says which tokens were too old, so whoever trains on it again leaves out the same ones."""
+
+    def lose_the_learner(run: LocalRun) -> None:
+        run.on_report = lambda step: run.handles["learner"].kill() if step in (STEPS // 3, STEPS - 1) else None
+
+    run = trained_run(tiny_model, tmp_path, lose_the_learner, max_policy_lag=1, late="mask", supervision={"backoff_s": 0.0})
+    assert len(run.parts["learner"]) == 3 and run.books.tokens.counts()["masked"] > 0
+    again = run.config.model_copy(update={"run_dir": str(tmp_path / "again")})
+    assert replay_from(again, Path(run.config.run_dir)).same_steps == STEPS
+    state = tmp_path / f"again/state/step_{STEPS:06d}/learner"
+    found = {f"policy/{name}": tensor for name, tensor in load_file(state / "policy/model.safetensors").items()}
+    found |= {f"optimiser/{name}": tensor for name, tensor in load_file(state / "optimiser.safetensors").items() if name != "rng"}
+    assert_same_state(found, run.state(tmp_path / "state"))
