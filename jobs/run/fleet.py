@@ -88,8 +88,10 @@ class Fleet:
             if now < self._not_before:
                 return FleetPlan(again_at=self._not_before)
             return FleetPlan(start=tuple(self._new(now).name for _ in range(missing)))
+        if not missing:
+            return FleetPlan()
         rank = {state: place for place, state in enumerate(LIVING)}
-        leaving = sorted(living, key=lambda member: (rank[member.state], -member.number))[: max(0, -missing)]
+        leaving = sorted(living, key=lambda member: (rank[member.state], -member.number))[:-missing]
         for member in leaving:
             self.drain(member.name, f"{self.desired} are wanted", now)
         return FleetPlan(drain=tuple(member.name for member in leaving))

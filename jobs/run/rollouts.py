@@ -63,6 +63,7 @@ class Rollouts:
         self._newest: tuple[int, Any] | None = None
         self._renewing = asyncio.Lock()
         self._changed = asyncio.Condition()
+        self._offered = asyncio.Condition()  # that there are newer weights; apart, or every load would wake every worker
         self._noted_states: dict[str, WorkerState] = {}
 
     # ---- what the controller asks for ----
@@ -91,6 +92,8 @@ class Rollouts:
         serves."""
         self.fleet.publish(version)
         self._newest = (version, snapshot)
+        async with self._offered:
+            self._offered.notify_all()
         await self.note_change()
 
     async def published(self, version: int) -> None:
@@ -212,8 +215,8 @@ class Rollouts:
 
     async def until_stale(self, name: str) -> None:
         """Wait until there are newer weights than the worker holds."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.fleet.members[name].version < self.fleet.newest_version)
+        async with self._offered:
+            await self._offered.wait_for(lambda: self.fleet.members[name].version < self.fleet.newest_version)
 
     async def renew(self, version: int, refused: Any) -> None:
         """Have the learner hand out its weights again, unless that is done already. They may be newer by now; where
@@ -226,7 +229,7 @@ class Rollouts:
                 await self.publish(newest, weights)
 
     async def note_change(self, name: str | None = None) -> None:
-        """Wake every wait of this object. `name`: the worker that came into another state."""
+        """Wake what waits for the workers. `name`: the worker that came into another state."""
         self.has_room.set()
         if name is not None:
             self.note_state(name)

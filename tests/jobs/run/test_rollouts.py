@@ -513,6 +513,38 @@ def test_a_version_is_published_when_all_who_serve_have_it_or_are_gone():
     run(scenario())
 
 
+async def let_all_run() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class CountedLooks(dict):
+    """The members of a fleet, with the number of times that one was looked up."""
+
+    num_looks = 0
+
+    def __getitem__(self, name: str) -> Any:
+        self.num_looks += 1
+        return super().__getitem__(name)
+
+
+def test_a_change_of_one_worker_wakes_no_other_that_waits_for_newer_weights():
+    async def scenario() -> None:
+        async with Scene(workers=3) as scene:
+            await scene.until_serving(3)
+            await let_all_run()
+            fleet = scene.rollouts.fleet
+            members = fleet.members = CountedLooks(fleet.members)
+            await scene.rollouts.note_change()
+            await let_all_run()
+            assert members.num_looks == 0
+            await scene.rollouts.publish(1, Published(1))
+            await scene.rollouts.published(1)
+            assert sorted(scene.offered) == [(name, 1) for name in sorted(members)]
+
+    run(scenario())
+
+
 def test_refused_weights_are_published_again_and_the_old_ones_serve_meanwhile():
     async def scenario() -> None:
         async with Scene(workers=2, lanes=1) as scene:
