@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from learners import config as configs
-from learners import facts
+from learners import facts, loss_terms
 from learners.config import LossConfig
 from learners.loss.aggregation import AGGREGATIONS
 from learners.loss.corrections import CORRECTIONS
@@ -120,7 +120,7 @@ def test_every_named_part_has_a_function_and_is_tested_here() -> None:
     assert SURROGATES.keys() == facts.SURROGATES.keys() == SURROGATE_SETTINGS.keys()
     assert CORRECTIONS.keys() == facts.CORRECTIONS.keys() == CORRECTION_SETTINGS.keys()
     assert AGGREGATIONS.keys() == set(get_args(configs.Aggregation)) == AGGREGATION_SETTINGS.keys()
-    assert KL_ESTIMATORS.keys() == set(get_args(configs.KlEstimator))
+    assert KL_ESTIMATORS.keys() == set(get_args(loss_terms.KlEstimator))
     assert len(every_loss()) == 5 * 10 * 3 + 3 * 3
 
 

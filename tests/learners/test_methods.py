@@ -16,8 +16,9 @@ from torch import Tensor
 from buffers.extensions import ExtensionError
 from jobs.config import RunConfig
 from learners import facts, methods
-from learners.advantages import ESTIMATORS, AdvantageInputs, group_advantages
+from learners.advantages import AdvantageInputs, group_advantages
 from learners.config import AdvantageConfig, LearnerConfig, LossConfig
+from learners.estimators import ESTIMATORS
 from learners.loss.corrections import CORRECTIONS, Correction
 from learners.loss.surrogates import SURROGATES, RatioInputs
 from learners.losses import LossInputs, policy_loss
