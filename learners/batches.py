@@ -119,8 +119,8 @@ def features_of(batch: pa.RecordBatch) -> Tensor:
     """Return the features (R, D), float64; 0 for a row that has none."""
     values, offsets = list_column_arrays(batch, "feature")
     sizes_R = np.diff(offsets)
-    rows_RD = np.zeros((batch.num_rows, int(sizes_R.max(initial=0))))
-    rows_RD[sizes_R > 0] = values.reshape(-1, rows_RD.shape[1]) if len(values) else 0.0
+    rows_RD = np.zeros((batch.num_rows, int(sizes_R.max(initial=1))))
+    rows_RD[sizes_R > 0] = values.reshape(-1, rows_RD.shape[1])
     return torch.from_numpy(rows_RD)
 
 

@@ -207,14 +207,14 @@ class PolicyLearner:
     def _restrained(self, lookup: TokenLookup, part: MiniBatch, advantage_R: Tensor, statistics: StepStatistics) -> TokenLookup:
         """Return the lookup with the tokens of `part` that are restrained. Every rank makes the same choice."""
         rows = lookup.rows()
-        of_part = torch.from_numpy(lookup.trained & np.isin(rows // self._group_size, part.groups))
-        advantage_N, logprob_N = advantage_R[torch.from_numpy(rows)][of_part], torch.from_numpy(lookup.behavior)[of_part].double()
-        covariance_N = covariances(advantage_N, logprob_N)
+        of_part = lookup.trained & np.isin(rows // self._group_size, part.groups)
+        logprob_N = torch.from_numpy(lookup.behavior[of_part]).double()
+        covariance_N = covariances(advantage_R[torch.from_numpy(rows[of_part])], logprob_N)
         if len(covariance_N):
             statistics.covariances.append(float(covariance_N.mean()))
-        chosen = torch.zeros(len(rows), dtype=torch.bool)
-        chosen[of_part] = chosen_tokens(covariance_N, self._config.loss.covariance, seed=(self.version, part.groups[0]))
-        return replace(lookup, chosen=chosen.numpy())
+        chosen = np.zeros(len(rows), dtype=bool)
+        chosen[of_part] = chosen_tokens(covariance_N, self._config.loss.covariance, seed=(self.version, part.groups[0])).numpy()
+        return replace(lookup, chosen=chosen)
 
     def _reference_logprobs(self, lookup: TokenLookup, groups: Sequence[GroupTokens]) -> np.ndarray:
         """Return log-probs, flat in row order, under the frozen copy or the same model without its adapters."""

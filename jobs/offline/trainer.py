@@ -161,8 +161,10 @@ def check_fits(config: RunConfig, group: pa.RecordBatch, *, rescore: bool) -> No
         if not len(values):
             if Need.FEATURES in of_bonus:
                 raise UserError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
-            remedy = "--set learner.advantage.diversity_product=0, or choose an estimator that needs none"
-            raise UserError(f"{advantage} and its reward need features, but the recorded run has none: {remedy}")
+            who, remedy = advantage, "choose another estimator"
+            if product := config.learner.advantage.diversity_product:
+                who, remedy = f"learner.advantage.diversity_product = {product:g}", "--set learner.advantage.diversity_product=0"
+            raise UserError(f"{who} needs features, and the recorded run has none: {remedy}")
         if dims != {config.bonus.dim}:
             raise UserError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
     if config.needs_answers and not rescore:
