@@ -53,9 +53,10 @@ class AdvantageConfig(BaseModel):
     deviation, unless it is 0. Change beta there."""
     beta: float = Field(0.5, ge=0)
     """Weight of the exploration bonus. Bonuses of one group differ by about 0.1, normalised rewards by 1. The paper
-    takes 0.01 with combine = "reward". 0 is plain GRPO, bit for bit."""
+    takes 0.01 with combine = "reward". 0 trains without the bonus, bit for bit: with the other defaults, plain GRPO."""
     pass_k: int = Field(4, ge=1)
-    """"pass_at_k": k, the number of responses of which one must be right. At most responses_per_prompt. 1 is GRPO."""
+    """"pass_at_k": k, the number of responses of which one must be right. At most responses_per_prompt. 1 is
+    normalise = "std" but for the divisor of its standard deviation."""
     cluster_by: Literal["answers", "features"] = "answers"
     """"uniqueness": which responses of a group are alike. "answers": those with equal final answers, so it tells right
     answers apart only where a problem has several. "features": clusters of their features, as [bonus] makes them."""

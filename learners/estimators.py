@@ -31,9 +31,9 @@ def maxrl(inputs: AdvantageInputs, config: AdvantageConfig) -> Tensor:
     arXiv:2602.02710).
 
     With rewards of 0 and 1 and a pass rate p, its expectation approaches the gradient of log p as K grows, where GRPO
-    without division has that of p: the right answers of a problem weigh 1/p. The authors' code has this equation and
-    this 1e-6 (as quoted by several ports; we have not run theirs). We take any rewards of at least 0, which then count
-    in proportion, and refuse one below, because a mean near 0 or below would turn the signs. Raises ValueError."""
+    without division has that of p: the right answers of a problem weigh 1/p. The authors' code has the same equation
+    and the same 1e-6. We take any rewards of at least 0, which then count in proportion, and refuse one below, because
+    a mean near 0 or below would turn the signs. Raises ValueError for such a reward."""
     rewards_GK, scored_GK = _rewards_of(inputs)
     _refuse_rewards(rewards_GK < 0, rewards_GK, config, "must not be negative, because it divides by their mean")
     mean_G1 = rewards_GK.sum(-1, keepdim=True) / scored_GK.sum(-1, keepdim=True).clamp(min=1)
@@ -87,7 +87,7 @@ ESTIMATORS: Mapping[str, Estimator] = {"normalised": normalised, "maxrl": maxrl,
 
 
 def _rewards_of(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
-    """Return the rewards, 0 where there is none, and which there are."""
+    """Return the rewards, 0 where there is none, and where there is one."""
     return torch.nan_to_num(inputs.rewards_GK.to(torch.float64)), ~torch.isnan(inputs.rewards_GK)
 
 
