@@ -30,7 +30,7 @@ class Facts:
     """Corrections: whether they weigh the tokens of another policy. If not, the anchor is the policy that sampled."""
     bands: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Corrections: the band that mask_band = "auto" stands for, by sequence_ratio."""
-    rewards: Literal["any", "not negative", "0 or 1"] = "any"
+    rewards: Literal["any", "at least 0", "0 or 1"] = "any"
     """Estimators: the rewards for which the equation means something."""
 
 
@@ -51,7 +51,7 @@ CORRECTIONS: Mapping[str, Facts] = {
 }
 ESTIMATORS: Mapping[str, Facts] = {
     "normalised": Facts(reads={"normalise", "combine", "alpha", "beta"}),
-    "maxrl": Facts(reads={"combine", "beta"}, rewards="not negative"),
+    "maxrl": Facts(reads={"combine", "beta"}, rewards="at least 0"),
     "pass_at_k": Facts(reads={"combine", "beta", "pass_k"}, rewards="0 or 1"),
     "uniqueness": Facts(reads={"normalise", "combine", "alpha", "beta", "cluster_by", "max_clusters", "rarity"}),
 }

@@ -58,7 +58,7 @@ SECTIONS = [AdvantageConfig, KlConfig, CovarianceConfig, LossConfig, LoraConfig,
         ({"advantage": {"estimator": "pass_at_k", "alpha": 0.5}}, ["alpha = 0.5", 'estimator = "pass_at_k"']),
         (
             {"advantage": {"estimator": "maxrl", "combine": "reward"}},
-            ['combine = "reward"', 'estimator = "maxrl"', "not negative", '"ties"'],
+            ['combine = "reward"', 'estimator = "maxrl"', "at least 0", '"ties"'],
         ),
         ({"advantage": {"estimator": "pass_at_k", "combine": "reward"}}, ['combine = "reward"', 'estimator = "pass_at_k"', "0 or 1"]),
         ({"advantage": {"pass_k": 2}}, ["pass_k = 2", 'estimator = "normalised"', '"pass_at_k" alone']),
@@ -72,7 +72,7 @@ SECTIONS = [AdvantageConfig, KlConfig, CovarianceConfig, LossConfig, LoraConfig,
         ({"advantage": {"estimator": "max_rl"}}, ["did you mean 'maxrl'?"]),
         (
             {"advantage": {"estimator": "maxrl"}, "loss": {"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.1}}},
-            ['loss.kl.where = "reward"', 'advantage.estimator = "maxrl"', "not negative"],
+            ['loss.kl.where = "reward"', 'advantage.estimator = "maxrl"', "at least 0"],
         ),
         (
             {
