@@ -15,11 +15,13 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from actors.config import STRICT, EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from actors.engines import ENGINES, Repeats, facts_of, require_facts
-from bonus.config import BonusConfig
+from bonus.base import Need
+from bonus.config import BonusConfig, FeatureSource
 from buffers.config import Late, ReplayConfig
 from buffers.extensions import Known
 from jobs.configuration.files import load
 from jobs.evaluation_config import EvaluationConfig
+from learners import facts
 from learners.config import CheckpointConfig, LearnerConfig
 from tasks.config import PATH_KEYS, TaskConfig
 from tasks.rewards import RewardConfig
@@ -217,7 +219,7 @@ class RunConfig(BaseModel):
                 f"sampling.top_p = {self.sampling.top_p} and sampling.top_k = {self.sampling.top_k}: training needs top_p = 1.0 and "
                 "top_k = 0, because the learner's log-probs are those of the whole distribution"
             )
-        if self.bonus.enabled and self.bonus.source == "policy" and (self.encoder.layer, self.encoder.pooling) != (-1, "mean"):
+        if self.bonus.source == "policy" and (self.encoder.layer, self.encoder.pooling) != (-1, "mean"):
             raise ValueError(
                 f"bonus.source = \"policy\" takes the engine's own states, the last layer's mean, but encoder.layer = {self.encoder.layer} "
                 f'and encoder.pooling = "{self.encoder.pooling}": set bonus.source to "encoder", or leave both out'
@@ -236,6 +238,35 @@ class RunConfig(BaseModel):
         if self.learner.advantage.beta > 0 and self.learner.advantage.alpha == 0 and not self.bonus.enabled:
             raise ValueError("learner.advantage.alpha = 0 and bonus.enabled = false leave no signal to learn from")
         return self
+
+    @model_validator(mode="after")
+    def _rewards_suit_the_estimator(self) -> Self:
+        advantage = self.learner.advantage
+        rewards = facts.facts_of(facts.ESTIMATORS, advantage.estimator).rewards
+        penalties = {"format_penalty": self.reward.format_penalty, "overlong_tokens": self.reward.overlong_tokens}
+        for key, value in penalties.items():
+            if value and rewards != "any":
+                raise ValueError(
+                    f'reward.{key} = {value} contradicts learner.advantage.estimator = "{advantage.estimator}": its rewards must be '
+                    f"{rewards}: set {key} to 0"
+                )
+        if advantage.estimator == "pass_at_k" and advantage.pass_k > self.responses_per_prompt:
+            raise ValueError(
+                f"learner.advantage.pass_k = {advantage.pass_k} exceeds responses_per_prompt = {self.responses_per_prompt}: a group then "
+                "has no pass@k"
+            )
+        return self
+
+    @property
+    def feature_source(self) -> FeatureSource | None:
+        """Whose hidden states are computed, for the bonus or for the advantages; None where neither needs features.
+        Raises ExtensionError for a method of your own that cannot be used."""
+        return self.bonus.feature_source or (self.bonus.source if Need.FEATURES in self.learner.advantage.needs else None)
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether final answers are read where responses are judged. Raises as `feature_source`."""
+        return self.bonus.needs_answers or Need.ANSWERS in self.learner.advantage.needs
 
     @property
     def responses_per_step(self) -> int:

@@ -1,13 +1,14 @@
 """From the rewards and exploration bonuses of a step to advantages. Axes: G groups, K responses. Float64 throughout.
 
     rewards_GK = unlikeliness_rewards(rewards_GK, logprobs_GK, 0.25)       # where the configuration asks for it
-    advantages_GK = group_advantages(rewards_GK, bonuses_GK, config)       # the known estimator, "normalised"
+    advantages_GK = group_advantages(rewards_GK, bonuses_GK, config)       # the default estimator, "normalised"
 
-An estimator of your own is called as (inputs, config). It may call `group_advantages` and change the result."""
+The known estimators are in `learners.estimators`. One of your own is called as (inputs, config). It may call
+`group_advantages` and change the result, or add `bonus_part` to advantages that it makes of the rewards alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,12 +23,17 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class AdvantageInputs:
-    """What an estimator knows of a step. Later fields will be optional, so that today's estimators keep working."""
+    """What an estimator knows of a step. What it has to ask for is None otherwise: with an attribute `needs`, a set of
+    `bonus.base.Need.FEATURES` and `ANSWERS`. Later fields will be optional, so that today's estimators keep working."""
 
     rewards_GK: Tensor
-    """The rewards, after any divergence and unlikeliness. NaN: the response could not be scored."""
+    """The rewards, after any divergence, unlikeliness and diversity. NaN: the response could not be scored."""
     bonuses_GK: Tensor
     """The exploration bonuses, without their weight beta. 0 where there is none."""
+    features_GKD: Tensor | None = None
+    """The features that [bonus] describes, float64; 0 for an empty response, which has none."""
+    answers_GK: Sequence[Sequence[str | None]] | None = None
+    """The final answers. Equal answers are equal strings; None where a response states no answer."""
 
 
 class Estimator(Protocol):
@@ -37,40 +43,49 @@ class Estimator(Protocol):
         """Return finite advantages (G, K); 0 for a response that could not be scored."""
 
 
-def normalised(inputs: AdvantageInputs, config: AdvantageConfig) -> Tensor:
-    """Return `group_advantages` of the inputs."""
-    return group_advantages(inputs.rewards_GK, inputs.bonuses_GK, config)
-
-
-ESTIMATORS: Mapping[str, Estimator] = {"normalised": normalised}
-"""The known estimators by name. `learners.facts` says what each reads."""
-
-
 def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageConfig) -> Tensor:
     """Return advantages (G, K), float64:
 
         combine = "reward" (arXiv:2510.11686, §4):   A = normalise(alpha·r + beta·b)
-        combine = "advantage" (ours):                A = normalise(alpha·r) + beta·(b − mean(b))
+        combine = "advantage" or "ties" (ours):      A = normalise(alpha·r) + bonus_part
 
-    normalise is one of NORMALISERS. The mean of the bonuses is always that of the group. A NaN reward marks a response
-    that could not be scored. It is left out of all statistics and gets advantage 0. A group with fewer than two scored
-    responses gets advantage 0 throughout. With normalise "batch", which compares a response with the whole batch, this
-    holds for a batch instead. Raises ValueError on shapes that differ."""
+    normalise is one of NORMALISERS. A NaN reward marks a response that could not be scored. It is left out of all
+    statistics and gets advantage 0. A group with fewer than two scored responses gets advantage 0 throughout. With
+    normalise "batch", which compares a response with the whole batch, this holds for a batch instead. Raises ValueError
+    on shapes that differ."""
     if rewards_GK.shape != bonuses_GK.shape or rewards_GK.ndim != 2:
         raise ValueError(f"rewards {tuple(rewards_GK.shape)} and bonuses {tuple(bonuses_GK.shape)} must both be (G, K)")
     scored_GK = ~torch.isnan(rewards_GK)
     reward_GK = config.alpha * torch.nan_to_num(rewards_GK.to(torch.float64))
-    bonus_GK = config.beta * bonuses_GK.to(torch.float64)
     normalise = NORMALISERS[config.normalise]
-    if config.beta == 0:
-        advantages_GK = normalise(reward_GK, scored_GK)
-    elif config.combine == "reward":
-        advantages_GK = normalise(reward_GK + bonus_GK, scored_GK)
+    if config.beta and config.combine == "reward":
+        advantages_GK = normalise(reward_GK + config.beta * bonuses_GK.to(torch.float64), scored_GK)
     else:
-        advantages_GK = normalise(reward_GK, scored_GK) + mean(bonus_GK, scored_GK)
+        advantages_GK = normalise(reward_GK, scored_GK)
+        if config.beta:
+            advantages_GK = advantages_GK + bonus_part(rewards_GK, bonuses_GK, config)
     num_compared = scored_GK.sum() if normalise is batch else scored_GK.sum(-1, keepdim=True)
     usable_GK = scored_GK & (num_compared >= 2)
     return torch.where(usable_GK, advantages_GK, torch.zeros_like(advantages_GK))
+
+
+def bonus_part(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageConfig) -> Tensor:
+    """Return what the bonuses add to advantages that were made of rewards alone (G, K), float64:
+
+        combine = "advantage":   beta·(b − mean(b))
+        combine = "ties":        beta·(b − mean(b)) / (std(b) + 1e-6) in a group whose rewards are all equal, else 0
+        combine = "reward":      0, because the bonuses are in the rewards
+
+    Mean and standard deviation are always those of the group's scored responses. "ties" is ours. It is what the
+    published setting comes to for a small beta: there the bonus hardly changes a group with unequal rewards, and has
+    unit variance in one with equal rewards (docs/algorithm.md). Here it has a scale, and goes with any estimator."""
+    scored_GK, bonus_GK = ~torch.isnan(rewards_GK), bonuses_GK.to(torch.float64)
+    if config.combine == "advantage":
+        return mean(config.beta * bonus_GK, scored_GK)
+    if config.combine == "reward":
+        return torch.zeros_like(bonus_GK)
+    is_tied_G1 = ~mean(torch.nan_to_num(rewards_GK.to(torch.float64)), scored_GK).any(-1, keepdim=True)
+    return config.beta * std(bonus_GK, scored_GK) * is_tied_G1
 
 
 def mean(values_GK: Tensor, scored_GK: Tensor) -> Tensor:

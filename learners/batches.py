@@ -52,6 +52,7 @@ class PassColumns:
     proximal_N: Tensor | None
     reference_N: Tensor | None
     version_N: Tensor
+    chosen_N: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ class TokenLookup:
     starts: np.ndarray
     proximal: np.ndarray | None = None
     reference: np.ndarray | None = None
+    chosen: np.ndarray | None = None
+    """Whether the token is restrained (`learners.loss.covariance`)."""
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> TokenLookup:
@@ -81,6 +84,10 @@ class TokenLookup:
         sums = np.concatenate([[0], np.cumsum(self.trained)])
         num_R: np.ndarray = np.diff(sums[np.append(self.starts, len(self.trained))])
         return num_R
+
+    def rows(self) -> np.ndarray:
+        """Return the row of each token."""
+        return np.repeat(np.arange(len(self.starts)), np.diff(np.append(self.starts, len(self.trained))))
 
     def trained_part(self, groups: Sequence[GroupTokens]) -> list[GroupTokens]:
         """Return the groups of the batch without the responses of which no token has a part in the loss."""
@@ -104,7 +111,17 @@ class TokenLookup:
             proximal_N=column(self.proximal),
             reference_N=column(self.reference),
             version_N=torch.from_numpy(self.versions[at]),
+            chosen_N=None if self.chosen is None else torch.from_numpy(self.chosen[at]).to(like.device),
         )
+
+
+def features_of(batch: pa.RecordBatch) -> Tensor:
+    """Return the features (R, D), float64; 0 for a row that has none."""
+    values, offsets = list_column_arrays(batch, "feature")
+    sizes_R = np.diff(offsets)
+    rows_RD = np.zeros((batch.num_rows, int(sizes_R.max(initial=1))))
+    rows_RD[sizes_R > 0] = values.reshape(-1, rows_RD.shape[1])
+    return torch.from_numpy(rows_RD)
 
 
 def sum_by_row(batch: pa.RecordBatch, values: np.ndarray) -> Tensor:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from buffers.extensions import Known
-from learners.facts import CORRECTIONS, ESTIMATORS, SURROGATES, Facts, facts_of
+from bonus.base import Need
+from buffers.extensions import Known, is_path, load
+from learners.facts import CORRECTIONS, ESTIMATORS, STRICT, SURROGATES, facts_of, needs_of, refuse_without_effect
+from learners.loss_terms import CovarianceConfig, KlConfig
 from learners.precision import Dtype
-
-STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 SurrogateName = Annotated[str, AfterValidator(Known(*SURROGATES))]
 CorrectionName = Annotated[str, AfterValidator(Known(*CORRECTIONS))]
 EstimatorName = Annotated[str, AfterValidator(Known(*ESTIMATORS))]
+Combine = Literal["reward", "advantage", "ties"]
 Normalise = Literal["std", "mean", "leave_one_out", "batch", "group_mean_batch_std"]
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 SequenceRatio = Literal["product", "geometric"]
-KlEstimator = Literal["k1", "k2", "k3"]
 
 
 class AdvantageConfig(BaseModel):
@@ -28,70 +28,82 @@ class AdvantageConfig(BaseModel):
     model_config = STRICT
 
     estimator: EstimatorName = "normalised"
-    """The method that turns the rewards and bonuses of a step into advantages (`learners.advantages`): "normalised",
-    which the keys `normalise`, `combine`, `alpha` and `beta` describe, or the import path "package.module:name" of your
-    own function or class, called as (inputs, config). The key `unlikeliness` and loss.kl.where = "reward" change
-    rewards before any estimator sees them."""
+    """The method that turns the rewards and bonuses of a step into advantages (`learners.estimators`). "normalised":
+    what `normalise` says. "maxrl": (r − mean) / mean of the group, so that rare successes weigh more. "pass_at_k": the
+    advantage of the group's pass@k with k = `pass_k`. "uniqueness": "normalised" times a weight that falls with the
+    number of similar responses. Or the import path "package.module:name" of your own function or class, called as
+    (inputs, config). The keys `unlikeliness`, `diversity_product` and loss.kl.where = "reward" change rewards before
+    any estimator sees them."""
     estimator_options: dict[str, Any] = {}
-    """Keyword arguments for an estimator that is a class of your own. The known estimator takes none."""
+    """Keyword arguments for an estimator that is a class of your own. Known estimators take none."""
     normalise: Normalise = "std"
     """What a reward is compared with. "std" (GRPO): subtract the group's mean, divide by the group's standard
     deviation. "mean" (Dr. GRPO): subtract the group's mean only. "leave_one_out" (RLOO): subtract the mean of the
     group's other responses. "batch" (REINFORCE++): use the mean and standard deviation of the whole batch, so that a
     group whose rewards are all equal trains too. "group_mean_batch_std" (REINFORCE++ with baseline): subtract the
     group's mean, divide by the standard deviation of the batch."""
-    combine: Literal["reward", "advantage"] = "advantage"
-    """Where the bonus enters. "advantage": the rewards are normalised, then beta·(bonus − group mean) is added, so
-    beta is a scale. "reward" (the paper): alpha·reward + beta·bonus is normalised as one number. In a group whose
-    rewards are all equal, the bonus alone is then scaled up to unit variance, however small beta is."""
+    combine: Combine = "advantage"
+    """Where the bonus enters. "advantage": beta·(bonus − group mean) is added to what the estimator makes of the
+    rewards, so beta is a scale. "reward" (the paper): alpha·reward + beta·bonus takes the place of the reward. In a
+    group whose rewards are all equal, "std" then scales the bonus alone up to unit variance, however small beta is.
+    "maxrl" and "pass_at_k" refuse it. "ties": beta·(bonus − mean) / std of the group is added where the rewards of a
+    group are all equal, and nothing elsewhere. It is "reward" for a small beta, with a scale and for any estimator."""
     alpha: float = Field(1.0, ge=0)
-    """Weight of the task's reward. With combine = "advantage" it has no effect if `normalise` divides by a standard
+    """Weight of the task's reward. Unless combine is "reward" it has no effect if `normalise` divides by a standard
     deviation, unless it is 0. Change beta there."""
     beta: float = Field(0.5, ge=0)
     """Weight of the exploration bonus. Bonuses of one group differ by about 0.1, normalised rewards by 1. The paper
-    takes 0.01 with combine = "reward". 0 is plain GRPO, bit for bit."""
+    takes 0.01 with combine = "reward". 0 trains without the bonus, bit for bit: with the other defaults, plain GRPO."""
+    pass_k: int = Field(4, ge=1)
+    """"pass_at_k": k, the number of responses of which one must be right. At most responses_per_prompt. 1 is
+    normalise = "std" but for the divisor of its standard deviation."""
+    cluster_by: Literal["answers", "features"] = "answers"
+    """"uniqueness": which responses of a group are alike. "answers": those with equal final answers, so it tells right
+    answers apart only where a problem has several. "features": clusters of their features, as [bonus] makes them."""
+    max_clusters: int = Field(4, ge=2)
+    """"uniqueness" with cluster_by = "features": the most clusters of a group (k-means)."""
+    rarity: float = Field(1.0, gt=0)
+    """"uniqueness": an advantage is multiplied by size^(−rarity) of its response's cluster."""
     unlikeliness: float = Field(0.0, ge=0, lt=1)
     """The share of its reward that the likeliest response of a group loses. Other responses lose less, by their rank.
     He et al. 2025 take 0.25. It is a baseline to compare the bonus with, so set bonus.enabled to false beside it. 0 is
     off."""
+    diversity_product: float = Field(0.0, ge=0, le=1)
+    """s: a reward above 0 is multiplied by 1 − s·(1 − d), where d in [0, 1] is how far the response's feature is from
+    those of its group (DARLING). 0.9 leaves a tenth to copies, as the authors' code is said to; 1 is the product. It
+    needs features, which `bonus.dim` and `bonus.source` describe also where bonus.enabled is false. 0 is off."""
+
+    @cached_property
+    def needs(self) -> frozenset[Need]:
+        """What must be computed for the advantages besides rewards and bonuses. An estimator of your own is imported to
+        say so, once. Raises ExtensionError where that fails."""
+        needs = {Need.FEATURES} if self.diversity_product else set()
+        if self.estimator == "uniqueness":
+            needs.add(Need(self.cluster_by))
+        if is_path(self.estimator):
+            key = "learner.advantage.estimator"
+            method = load(self.estimator, self.estimator_options, key=key, arguments=("inputs", "config"))
+            needs |= needs_of(method, f'{key} = "{self.estimator}"')
+        return frozenset(needs)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        reads = facts_of(ESTIMATORS, self.estimator).reads
-        if self.alpha == 0 and self.beta == 0 and reads is not None and {"alpha", "beta"} <= reads:
+        facts = facts_of(ESTIMATORS, self.estimator)
+        if self.alpha == 0 and self.beta == 0 and facts.reads is not None and {"alpha", "beta"} <= facts.reads:
             raise ValueError("advantage.alpha = 0 and advantage.beta = 0 leave nothing to train on: set one of them above 0")
-        _refuse_without_effect(self, "estimator", ESTIMATORS)
-        return self
-
-
-class KlConfig(BaseModel):
-    """A penalty on the divergence of the policy from a reference, which is the initial policy."""
-
-    model_config = STRICT
-
-    where: Literal["off", "loss", "reward"] = "off"
-    """"loss" (GRPO): coefficient · KL of every token is added to the loss. "reward" (InstructGPT, RLOO): coefficient ·
-    KL, summed over a response's tokens, is subtracted from its reward before advantages. Both cost a frozen copy of the
-    model and one more forward pass. With LoRA no copy is needed: the reference is the model without its adapters.
-    "off": no reference model is loaded."""
-    estimator: KlEstimator = "k3"
-    """How KL is estimated from one sampled token, with r = log pi − log pi_ref (`learners.loss.kl`): "k1" is r, "k2" is
-    r²/2, "k3" is exp(−r) − 1 + r. Use "k1" in the reward only. In the loss its gradient is 0 on average, and it is
-    refused."""
-    coefficient: float = Field(0.0, ge=0)
-    """Weight of the divergence. Typical values are 0.001 to 0.1."""
-
-    @model_validator(mode="after")
-    def _means_something(self) -> Self:
-        if (self.where == "off") != (self.coefficient == 0):
-            given = f'kl.where = "{self.where}" contradicts kl.coefficient = {self.coefficient}'
-            raise ValueError(f'{given}: set both, or where = "off" and coefficient = 0')
-        if self.where == "off" and self.estimator != "k3":
-            raise ValueError(f'kl.estimator = "{self.estimator}" has no effect with kl.where = "off": set where too, or leave it out')
-        if self.where == "loss" and self.estimator == "k1":
+        refuse_without_effect(self, "estimator", ESTIMATORS)
+        if self.combine == "reward" and facts.rewards != "any":
             raise ValueError(
-                'kl.estimator = "k1" with kl.where = "loss" has a gradient of expectation 0 and does nothing but add noise: '
-                'set the estimator to "k2", which has the gradient that is meant, or to "k3", or where to "reward"'
+                f'combine = "reward" contradicts estimator = "{self.estimator}": its rewards must be {facts.rewards}, and a bonus may be '
+                'anything: set combine to "advantage" or "ties"'
+            )
+        for key in ("unlikeliness", "diversity_product"):
+            if facts.rewards == "0 or 1" and (value := getattr(self, key)):
+                raise ValueError(f'{key} = {value} contradicts estimator = "{self.estimator}": its rewards must be 0 or 1: set {key} to 0')
+        if self.max_clusters != 4 and self.cluster_by != "features":
+            raise ValueError(
+                f'max_clusters = {self.max_clusters} contradicts cluster_by = "{self.cluster_by}": it has an effect with '
+                'cluster_by = "features" alone'
             )
         return self
 
@@ -167,6 +179,8 @@ class LossConfig(BaseModel):
     entropy_coefficient: float = Field(0.0, ge=0)
     """Weight of the mean entropy of the next-token distribution, which is added to the objective to keep answers
     diverse. Typical values are 1e-4 to 1e-3. 0 is off."""
+    covariance: CovarianceConfig = CovarianceConfig()
+    """A restraint on the tokens whose log-prob and advantage vary together, against collapse. Off by default."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -181,8 +195,8 @@ class LossConfig(BaseModel):
             raise ValueError(f"mask_band = {list(self.mask_band)} must have 0 <= low < 1 < high: a weight of 1 is no mismatch")
         if self.accept_uncorrected and self.is_corrected:
             raise ValueError(f'accept_uncorrected = true contradicts correction = "{self.correction}": set it to false')
-        _refuse_without_effect(self, "surrogate", SURROGATES)
-        _refuse_without_effect(self, "correction", CORRECTIONS)
+        refuse_without_effect(self, "surrogate", SURROGATES)
+        refuse_without_effect(self, "correction", CORRECTIONS)
         return self
 
     @property
@@ -204,31 +218,7 @@ class LossConfig(BaseModel):
     @property
     def trains_without_advantage(self) -> bool:
         """Whether a token has a gradient although its advantage is 0."""
-        return self.kl.where == "loss" or self.entropy_coefficient > 0
-
-
-def without_effect(section: BaseModel, seam: str, known: Mapping[str, Facts], reads: Collection[str] | None) -> str | None:
-    """Return why a key of `section` that is set has no effect, or None. `seam` is the key that names the method,
-    `known` its known methods, and `reads` what the chosen method reads."""
-    if reads is None:
-        return None
-    for key in sorted(set().union(*(facts.reads or () for facts in known.values())) - set(reads)):
-        value = getattr(section, key)
-        if value != type(section).model_fields[key].default:
-            shown = list(value) if isinstance(value, tuple) else f'"{value}"' if isinstance(value, str) else value
-            readers = " or ".join(f'"{name}"' for name, facts in known.items() if key in (facts.reads or ()))
-            chosen = getattr(section, seam)
-            return f'{key} = {shown} contradicts {seam} = "{chosen}": it has an effect with {seam} = {readers} alone'
-    return None
-
-
-def _refuse_without_effect(section: BaseModel, seam: str, known: Mapping[str, Facts]) -> None:
-    """Raise ValueError for keys and options of `section` that a known method does not read."""
-    chosen, options = getattr(section, seam), getattr(section, f"{seam}_options")
-    if (reason := without_effect(section, seam, known, facts_of(known, chosen).reads)) is not None:
-        raise ValueError(reason)
-    if options and chosen in known:
-        raise ValueError(f'{seam}_options = {options} contradicts {seam} = "{chosen}": they are for a class named by an import path')
+        return self.kl.where == "loss" or self.entropy_coefficient > 0 or self.covariance.term == "kl_cov"
 
 
 class OptimiserConfig(BaseModel):
@@ -332,12 +322,27 @@ class LearnerConfig(OptimiserConfig):
                 f"lora.enabled = true contradicts ranks = {self.ranks}: a merged weight takes three whole tensors, of which each rank "
                 "would have parts: set ranks to 1, or lora.enabled to false"
             )
-        reads = facts_of(ESTIMATORS, self.advantage.estimator).reads or ()
-        if self.loss.kl.where == "reward" and "normalise" in reads and self.advantage.normalise == "std":
+        facts = facts_of(ESTIMATORS, self.advantage.estimator)
+        if self.loss.kl.where == "reward" and facts.rewards != "any":
+            raise ValueError(
+                f'loss.kl.where = "reward" contradicts advantage.estimator = "{self.advantage.estimator}": its rewards must be '
+                f'{facts.rewards}: set where to "loss"'
+            )
+        if self.loss.kl.where == "reward" and self.advantage.combine == "ties":
+            raise ValueError(
+                'loss.kl.where = "reward" contradicts advantage.combine = "ties": with a divergence in the reward no two are equal: set '
+                'combine to "advantage", or where to "loss"'
+            )
+        if self.loss.kl.where == "reward" and "normalise" in (facts.reads or ()) and self.advantage.normalise == "std":
             raise ValueError(
                 'loss.kl.where = "reward" contradicts advantage.normalise = "std": where all rewards of a group are equal the divergences '
                 "alone differ, by the engine's rounding if by nothing else, and are divided by their own deviation: set normalise to "
                 '"leave_one_out", "mean", "batch" or "group_mean_batch_std", or where to "loss"'
+            )
+        if self.loss.covariance.term == "kl_cov" and self.mini_batches == 1:
+            raise ValueError(
+                'loss.covariance.term = "kl_cov" contradicts mini_batches = 1: the only optimiser step of a batch begins at the policy '
+                'that the penalty holds to, where it has no gradient: set mini_batches above 1, or the term to "clip_cov"'
             )
         if self.mini_batches > 1 and not facts_of(SURROGATES, self.loss.surrogate).has_ratio:
             raise ValueError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from learners.config import LossConfig
+from learners.loss import covariance
 from learners.loss.aggregation import AGGREGATIONS, Denominators
 from learners.loss.kl import KL_ESTIMATORS
 from learners.loss.surrogates import RatioInputs, SurrogateOutput
@@ -42,6 +43,8 @@ class LossInputs:
     """Under the reference, if there is one. Needed with kl.where = "loss"."""
     entropy_N: Tensor | None = None
     """The entropy of the current next-token distribution, with gradient. Needed with entropy_coefficient > 0."""
+    chosen_N: Tensor | None = None
+    """Which tokens are restrained (`learners.loss.covariance`), of the whole batch. Needed with a covariance.term."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +63,14 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
 
         loss = −agg_t( w_t · surrogate_t ) + kl.coefficient · agg_t( kl_t ) − entropy_coefficient · agg_t( H_t )
 
-    with agg the aggregation, w the correction, kl the estimator of KL(pi ‖ pi_ref), H the entropy. By default
+    with agg the aggregation, w the correction, kl the estimator of KL(pi ‖ pi_ref), H the entropy. covariance.term
+    "clip_cov" takes the surrogate of chosen tokens away, and "kl_cov" adds covariance.coefficient · agg_t( |log pi −
+    log pi_prox| ) over them. By default
 
         loss = −1/M Σ_t w_t · min(rho_t A_t, clip(rho_t, 1 − clip_low, 1 + clip_high) A_t)
         rho_t = pi(t) / pi_prox(t)        w_t = min(pi_prox(t) / mu(t), is_cap)
 
-    Divergence and entropy are not weighted by w, as in GRPO's published form. They hold the policy at every token,
+    Divergences and entropy are not weighted by w, as in GRPO's published form. They hold the policy at every token,
     whichever policy sampled it; weights would release exactly the tokens that have moved furthest. Raises ValueError if
     the configuration needs an input that is None, or if a method returns tensors of another shape."""
     response_N = inputs.response_N
@@ -81,7 +86,14 @@ def policy_loss(inputs: LossInputs, config: LossConfig) -> LossOutput:
     ratios = RatioInputs(logprob_N=inputs.logprob_N, anchor_logprob_N=anchor_N, advantage_N=inputs.advantage_N, response_N=response_N)
     surrogate = surrogate_of(config)(ratios, config)
     _require_per_token(surrogate, weight_N, inputs.advantage_N.shape, config)
-    loss = -aggregate(weight_N * surrogate.value_N, response_N, over)
+    value_N, term = surrogate.value_N, config.covariance.term
+    if term == "clip_cov":
+        value_N = covariance.restrained_value(value_N, _required(inputs.chosen_N, "chosen_N", 'covariance.term = "clip_cov"'))
+    loss = -aggregate(weight_N * value_N, response_N, over)
+    if term == "kl_cov":
+        chosen_N = _required(inputs.chosen_N, "chosen_N", 'covariance.term = "kl_cov"')
+        penalty_N = covariance.penalty(inputs.logprob_N, inputs.proximal_logprob_N, chosen_N)
+        loss = loss + config.covariance.coefficient * aggregate(penalty_N, response_N, over)
     reference_N = inputs.reference_logprob_N
     kl_N = None if reference_N is None else KL_ESTIMATORS[config.kl.estimator](inputs.logprob_N - reference_N)
     if config.kl.where == "loss":

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from buffers.extensions import ExtensionError, load
 from learners import facts
-from learners.advantages import ESTIMATORS, AdvantageInputs, Estimator
-from learners.config import AdvantageConfig, LearnerConfig, LossConfig, without_effect
+from learners.advantages import AdvantageInputs, Estimator
+from learners.config import AdvantageConfig, LearnerConfig, LossConfig
+from learners.estimators import ESTIMATORS
 from learners.loss.corrections import CORRECTIONS, Correction
 from learners.loss.surrogates import SURROGATES, Surrogate
 
@@ -46,6 +47,7 @@ def estimator_of(config: AdvantageConfig) -> Estimator:
 
 def require_methods(config: LearnerConfig) -> None:
     """Load all methods of `config`. Raises ExtensionError if one is unusable or ignores a key that is set."""
+    facts.needs_of(estimator_of(config.advantage), f'learner.advantage.estimator = "{config.advantage.estimator}"')
     _require_read(estimator_of(config.advantage), config.advantage, "learner.advantage", "estimator", facts.ESTIMATORS)
     _require_read(surrogate_of(config.loss), config.loss, "learner.loss", "surrogate", facts.SURROGATES)
     _require_read(correction_of(config.loss), config.loss, "learner.loss", "correction", facts.CORRECTIONS)
@@ -90,5 +92,5 @@ def _require_read(method: Any, section: BaseModel, prefix: str, seam: str, known
         raise ExtensionError(f"{named}: its attribute reads must be a set of names of keys, and it is {reads!r}")
     if unknown := sorted(set(reads) - type(section).model_fields.keys()):
         raise ExtensionError(f"{named}: its attribute reads names {', '.join(unknown)}, and [{prefix}] has no such key")
-    if (reason := without_effect(section, seam, known, reads)) is not None:
+    if (reason := facts.without_effect(section, seam, known, reads)) is not None:
         raise ExtensionError(f"{prefix}.{reason}")

@@ -15,15 +15,19 @@ from learners.losses import LossInputs, LossOutput
 from learners.mismatch import MismatchTokens, mismatch_metrics
 
 
-def reward_metrics(batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_GK: Tensor | None = None) -> dict[str, float]:
+def reward_metrics(
+    batch: pa.RecordBatch, advantages_GK: Tensor, without_bonus_GK: Tensor | None = None, diverse_GK: Tensor | None = None
+) -> dict[str, float]:
     """Return rewards, pass rates, shares of groups without contrast, and lengths of one batch. A metric whose value is
-    unknown is left out. `without_bonus_GK` is what the advantages would be without the bonus, if there is one."""
+    unknown is left out. `without_bonus_GK` is what the advantages would be without the bonus, if there is one, and
+    `diverse_GK` the rewards times their diversity, if they are multiplied."""
     num_groups, group_size = advantages_GK.shape
     reward_GK = batch.column("reward").to_numpy(zero_copy_only=False).astype(np.float64).reshape(num_groups, group_size)
     correct_GK = np.array([s == "correct" for s in batch.column("verdict_status").to_pylist()]).reshape(num_groups, group_size)
     lengths = np.diff(list_column_arrays(batch, "response_ids")[1])
     return {
         **_scores(batch, reward_GK, correct_GK),
+        **({} if diverse_GK is None or diverse_GK.isnan().all() else {"reward/diversity_product": float(diverse_GK.nanmean())}),
         **({} if without_bonus_GK is None else {"advantage/bonus_alone": bonus_alone_share(without_bonus_GK, advantages_GK)}),
         "groups/without_signal": float((advantages_GK == 0).all(-1).double().mean()),
         "verifier/unscored": float(np.isnan(reward_GK).mean()),
@@ -87,6 +91,8 @@ class StepStatistics:
     num_computed_tokens: int = 0
     loss: float = 0.0
     """The sum over micro-batches, hence over optimiser steps."""
+    covariances: list[float] = field(default_factory=list)
+    """The covariance of log-prob and advantage of each optimiser step, where it is computed, over all ranks."""
     _columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def add(self, inputs: LossInputs, output: LossOutput, entropy_N: Tensor, version_N: Tensor, *, num_computed: int) -> None:
@@ -104,13 +110,15 @@ class StepStatistics:
         }
         if output.kl_N is not None:
             columns["kl"] = output.kl_N
+        if inputs.chosen_N is not None:
+            columns["chosen"] = inputs.chosen_N
         for name, values in columns.items():
             self._columns.setdefault(name, []).append(values.double().cpu().numpy())
 
     @classmethod
     def merged(cls, parts: Sequence[StepStatistics]) -> StepStatistics:
         """Return the statistics of several ranks that computed a step together, as one."""
-        whole = cls(version=parts[0].version)
+        whole = cls(version=parts[0].version, covariances=parts[0].covariances)
         for part in parts:
             whole.num_computed_tokens += part.num_computed_tokens
             whole.loss += part.loss
@@ -134,6 +142,8 @@ class StepStatistics:
             "learner/masked": float((is_weight == 0).mean()),
             "policy/entropy": float(self._column("entropy").mean()),
             **({"policy/kl_reference": float(self._column("kl").mean())} if "kl" in self._columns else {}),
+            **({"learner/covariance": float(np.mean(self.covariances))} if self.covariances else {}),
+            **({"learner/restrained": float(self._column("chosen").mean())} if "chosen" in self._columns else {}),
             **mismatch_metrics(self.tokens()),
         }
 

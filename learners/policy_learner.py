@@ -25,14 +25,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from bonus.base import Need
 from buffers.groups import validate_groups
 from buffers.records import StepReport
 from learners.advantages import AdvantageInputs, kl_penalised_rewards, unlikeliness_rewards
-from learners.batches import TokenLookup, prefetch, read_groups, sum_by_row, without_responses
+from learners.batches import TokenLookup, features_of, prefetch, read_groups, sum_by_row, without_responses
 from learners.config import LearnerConfig
+from learners.diversity import diversity_rewards
 from learners.forward import response_logprobs
 from learners.layers import run_layers
 from learners.lora import ADAPTER, Adapters, require_base
+from learners.loss.covariance import chosen_tokens, covariances
 from learners.loss.kl import KL_ESTIMATORS
 from learners.losses import LossInputs, policy_loss
 from learners.methods import estimated_advantages, require_methods
@@ -106,7 +109,8 @@ class PolicyLearner:
         lookup = TokenLookup.of(batch)
         if self._config.loss.kl.where != "off":
             lookup = replace(lookup, reference=self._reference_logprobs(lookup.of_all_tokens(), groups))
-        advantages_GK, without_bonus_GK = self._advantages(batch, lookup)
+        advantages = self._advantages(batch, lookup)
+        advantages_GK = advantages.advantages_GK
         groups = lookup.trained_part(groups)
         parts = self._mini_batches(advantages_GK)
         if len(parts) > 1:
@@ -118,7 +122,7 @@ class PolicyLearner:
         self.version += 1
         elapsed_s = time.monotonic() - started
         metrics = {
-            **reward_metrics(batch, advantages_GK, without_bonus_GK),
+            **reward_metrics(batch, advantages_GK, advantages.without_bonus_GK, advantages.diverse_GK),
             **lag_metrics(self.version - 1, lookup.versions[lookup.trained]),
             **late_metrics(lookup.num_trained(), batch),
             **statistics.metrics(),
@@ -136,9 +140,7 @@ class PolicyLearner:
         parts = np.array_split(np.arange(len(advantages_GK)), min(self._config.mini_batches, len(advantages_GK)))
         return [MiniBatch(groups=part.tolist(), trained=part[with_signal_G[part]].tolist()) for part in parts]
 
-    def _advantages(self, batch: pa.RecordBatch, lookup: TokenLookup) -> tuple[Tensor, Tensor | None]:
-        """Return the advantages (G, K), and what they would be without the bonus, if the bonus has a weight."""
-
+    def _advantages(self, batch: pa.RecordBatch, lookup: TokenLookup) -> StepAdvantages:
         def column(name: str) -> Tensor:
             values = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
             return torch.from_numpy(values).view(-1, self._group_size)
@@ -148,13 +150,27 @@ class PolicyLearner:
         if config.unlikeliness:
             logprobs_GK = sum_by_row(batch, lookup.behavior).view_as(rewards_GK)
             rewards_GK = unlikeliness_rewards(rewards_GK, logprobs_GK, config.unlikeliness)
+        features_GKD = features_of(batch).unflatten(0, rewards_GK.shape) if Need.FEATURES in config.needs else None
+        diverse_GK = None
+        if config.diversity_product and features_GKD is not None:
+            rewards_GK = diverse_GK = diversity_rewards(rewards_GK, features_GKD, config.diversity_product)
         if kl.where == "reward":
             assert lookup.reference is not None
             kl_of_token = KL_ESTIMATORS[kl.estimator](torch.from_numpy(lookup.behavior - lookup.reference)).numpy()
             rewards_GK = kl_penalised_rewards(rewards_GK, sum_by_row(batch, kl_of_token).view_as(rewards_GK), kl.coefficient)
-        inputs = AdvantageInputs(rewards_GK=rewards_GK, bonuses_GK=torch.nan_to_num(column("bonus")))
+        answers = batch.column("final_answer").to_pylist() if Need.ANSWERS in config.needs else None
+        inputs = AdvantageInputs(
+            rewards_GK=rewards_GK,
+            bonuses_GK=torch.nan_to_num(column("bonus")),
+            features_GKD=features_GKD,
+            answers_GK=None if answers is None else [answers[i : i + self._group_size] for i in range(0, len(answers), self._group_size)],
+        )
         without = replace(inputs, bonuses_GK=torch.zeros_like(inputs.bonuses_GK))
-        return estimated_advantages(inputs, config), estimated_advantages(without, config) if config.beta else None
+        return StepAdvantages(
+            advantages_GK=estimated_advantages(inputs, config),
+            without_bonus_GK=estimated_advantages(without, config) if config.beta else None,
+            diverse_GK=diverse_GK,
+        )
 
     def _optimiser_step(
         self, lookup: TokenLookup, groups: Sequence[GroupTokens], part: MiniBatch, advantages_GK: Tensor, statistics: StepStatistics
@@ -163,6 +179,8 @@ class PolicyLearner:
         denominators count all responses and tokens of `part`, whichever rank computes them."""
         lengths = lookup.num_trained().reshape(-1, self._group_size)[part.groups]
         loss, advantage_R = self._config.loss, advantages_GK.flatten()
+        if loss.covariance.term != "off":
+            lookup = self._restrained(lookup, part, advantage_R, statistics)
         for micro_batch, packed in prefetch(partial(self._pack, lookup), self._own_micro_batches(groups, part.trained)):
             logprob_N, entropy_N = self._logprobs(self._model, packed, entropy_gradient=loss.entropy_coefficient > 0)
             if micro_batch is None:  # the dummy batch: the backward pass is a collective that the other ranks wait for
@@ -179,11 +197,24 @@ class PolicyLearner:
                 num_responses=int((lengths > 0).sum()),
                 reference_logprob_N=tokens.reference_N,
                 entropy_N=entropy_N,
+                chosen_N=tokens.chosen_N,
             )
             output = policy_loss(inputs, loss)
             output.loss.backward()
             statistics.add(inputs, output, entropy_N.detach(), tokens.version_N, num_computed=packed.num_tokens)
         return self._optimiser.step()
+
+    def _restrained(self, lookup: TokenLookup, part: MiniBatch, advantage_R: Tensor, statistics: StepStatistics) -> TokenLookup:
+        """Return the lookup with the tokens of `part` that are restrained. Every rank makes the same choice."""
+        rows = lookup.rows()
+        of_part = lookup.trained & np.isin(rows // self._group_size, part.groups)
+        logprob_N = torch.from_numpy(lookup.behavior[of_part]).double()
+        covariance_N = covariances(advantage_R[torch.from_numpy(rows[of_part])], logprob_N)
+        if len(covariance_N):
+            statistics.covariances.append(float(covariance_N.mean()))
+        chosen = np.zeros(len(rows), dtype=bool)
+        chosen[of_part] = chosen_tokens(covariance_N, self._config.loss.covariance, seed=(self.version, part.groups[0])).numpy()
+        return replace(lookup, chosen=chosen)
 
     def _reference_logprobs(self, lookup: TokenLookup, groups: Sequence[GroupTokens]) -> np.ndarray:
         """Return log-probs, flat in row order, under the frozen copy or the same model without its adapters."""
@@ -287,3 +318,14 @@ class MiniBatch:
 
     groups: Sequence[int]
     trained: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepAdvantages:
+    """The advantages of a step (G, K), and what they were made of."""
+
+    advantages_GK: Tensor
+    without_bonus_GK: Tensor | None
+    """What they would be without the bonus, if the bonus has a weight."""
+    diverse_GK: Tensor | None
+    """The rewards times their diversity, if `diversity_product` is on."""

@@ -20,6 +20,7 @@ from jobs.processes.failures import FailureKind
 from jobs.screens.config_keys import COMMANDS
 from learners.advantages import NORMALISERS
 from learners.config import LearnerConfig
+from learners.estimators import ESTIMATORS
 from learners.loss.aggregation import AGGREGATIONS
 from learners.loss.corrections import CORRECTIONS
 from learners.loss.kl import KL_ESTIMATORS
@@ -174,17 +175,17 @@ def test_the_reading_path_gives_sizes_that_hold():
 
 def test_every_part_of_a_loss_is_in_the_table():
     named = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs/losses.md").read_text(), re.MULTILINE))
-    parts = (NORMALISERS, SURROGATES, AGGREGATIONS, CORRECTIONS, KL_ESTIMATORS)
+    parts = (ESTIMATORS, NORMALISERS, SURROGATES, AGGREGATIONS, CORRECTIONS, KL_ESTIMATORS)
     assert {name for registry in parts for name in registry} <= named
 
 
 def test_every_recipe_is_a_configuration():
-    recipes = (ROOT / "docs/losses.md").read_text().partition("Recipes")[2].partition("##")[0]
+    recipes = (ROOT / "docs/losses.md").read_text().partition("## Recipes")[2].partition("##")[0]
     keys = {
         line.split("|")[1].strip(): re.findall(r"`((?:loss|advantage|mini_batches)[^`]* = [^`]*)`", line)
         for line in recipes.splitlines()
         if "= " in line
     }
     configs = {name: LearnerConfig.model_validate(tomllib.loads("\n".join(given))) for name, given in keys.items() if given}
-    assert len(configs) == 8
-    assert len(set(map(repr, configs.values()))) == 8 and LearnerConfig() not in configs.values()
+    assert len(configs) == 14
+    assert len(set(map(repr, configs.values()))) == 14 and LearnerConfig() not in configs.values()

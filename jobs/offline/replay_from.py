@@ -80,7 +80,7 @@ def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int
             if rescore:
                 if not (task := make_task(config.task)).has_verifier:
                     raise UserError(f"--rescore: task {task.name} has no verifier")
-                pool = VerifierPool(config.task, config.verifier, final_answers=config.bonus.needs_answers)
+                pool = VerifierPool(config.task, config.verifier, final_answers=config.needs_answers)
                 judge = opened.enter_context(pool).verify_batch
             trained = replay_from(config, Path(source), judge=judge, report=report_to(console), warn=console.warn)
         except (VerifierFailure, VerifierPoolError, TrainingFailed) as error:

@@ -27,6 +27,7 @@ from pyarrow import fs
 from actors.bonus import BonusScorer
 from actors.learner import Learner
 from actors.replay import trained_rows
+from bonus.base import Need
 from buffers.records import GroupOutcome, StepReport, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from buffers.schema import ROLLOUT_SCHEMA, group_ids, list_column_arrays
@@ -150,23 +151,31 @@ def _device(config: RunConfig) -> str:
 
 
 def check_fits(config: RunConfig, group: pa.RecordBatch, *, rescore: bool) -> None:
-    """Raise UserError where a saved group has another size than the configuration's, or lacks what the bonus needs.
-    With `rescore` the verifier will give it the final answers."""
+    """Raise UserError where a saved group has another size than the configuration's, or lacks what the bonus or the
+    advantages need. With `rescore` the verifier will give it the final answers."""
+    of_bonus, advantage = config.bonus.needs, f'learner.advantage.estimator = "{config.learner.advantage.estimator}"'
     if group.num_rows != config.responses_per_prompt:
         raise UserError(f"responses_per_prompt = {config.responses_per_prompt}, but the recorded groups have {group.num_rows}")
-    if config.bonus.feature_source is not None:
+    if config.feature_source is not None:
         values, offsets = list_column_arrays(group, "feature")
         dims = {int(length) for length in offsets[1:] - offsets[:-1] if length}
         if not len(values):
-            raise UserError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
+            if Need.FEATURES in of_bonus:
+                raise UserError("bonus.enabled = true, but the recorded run has no features: --set bonus.enabled=false")
+            who, remedy = advantage, "choose another estimator"
+            if product := config.learner.advantage.diversity_product:
+                who, remedy = f"learner.advantage.diversity_product = {product:g}", "--set learner.advantage.diversity_product=0"
+            raise UserError(f"{who} needs features, and the recorded run has none: {remedy}")
         if dims != {config.bonus.dim}:
             raise UserError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
-    if config.bonus.needs_answers and not rescore:
+    if config.needs_answers and not rescore:
         answers, statuses = (group.column(name).to_pylist() for name in ("final_answer", "verdict_status"))
         if any(answer is None and status == VerdictStatus.CORRECT for answer, status in zip(answers, statuses, strict=True)):
+            who, remedy = f'bonus.kind = "{config.bonus.kind}"', "--set bonus.enabled=false"
+            if Need.ANSWERS not in of_bonus:
+                who, remedy = advantage, "choose another estimator"
             raise UserError(
-                f'bonus.kind = "{config.bonus.kind}" needs final answers, and the recorded rows have none: --replay-from with '
-                "--rescore reads them again, or --set bonus.enabled=false"
+                f"{who} needs final answers, and the recorded rows have none: --replay-from with --rescore reads them again, or {remedy}"
             )
 
 

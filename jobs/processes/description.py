@@ -72,7 +72,7 @@ class TrainingComponents:
         self._model = model
         self._run_id = run_id
         self._log_directory = log_directory
-        self._from_policy = config.bonus.feature_source == "policy"
+        self._from_policy = config.feature_source == "policy"
 
     def rollout_worker(self, number: int) -> Component[RolloutWorker]:
         """Return a worker. Where an engine samples by the keys of requests, all workers have one seed: a group is then
@@ -143,7 +143,7 @@ class TrainingComponents:
     def verifier(self) -> Component[VerifierPool]:
         config = self._config
         concurrency = config.prompts_per_step + 1
-        return verifier_pool(config.task, config.verifier, max_concurrency=concurrency, final_answers=config.bonus.needs_answers)
+        return verifier_pool(config.task, config.verifier, max_concurrency=concurrency, final_answers=config.needs_answers)
 
     def replay(self) -> Component[Replay]:
         config = self._config
@@ -205,7 +205,7 @@ def verifier_pool(
 
 def num_actors(config: RunConfig) -> int:
     """Return the number of processes of a training run that reserve a CPU each."""
-    encoders = config.encoder.replicas if config.bonus.feature_source == "encoder" else 0
+    encoders = config.encoder.replicas if config.feature_source == "encoder" else 0
     return config.rollout.workers + config.learner.ranks + 2 + config.bonus.enabled + encoders + (config.evaluation.every > 0)
 
 

@@ -29,7 +29,7 @@ def require_run_methods(config: RunConfig, *, samples: bool = True) -> None:
         of_bonus.require_methods(config.bonus)
     samplers.require_methods(config.replay)
     trackers.require_methods(config.trackers, config.tracker_options)
-    pool_states = config.bonus.feature_source == "policy"
+    pool_states = config.feature_source == "policy"
     if samples and is_path(config.rollout.engine):
         engines.require_methods(config.rollout, deterministic=config.deterministic, pool_states=pool_states)
     registry.require_methods(config.task)

@@ -194,7 +194,7 @@ class Control:
         }
 
     def _uses_encoders(self) -> bool:
-        return self._config.bonus.feature_source == "encoder"
+        return self._config.feature_source == "encoder"
 
     def _rollouts(self, controller: Controller) -> list[WorkerStatus]:
         """Return the workers that are there and the last few that were lost; not those that left as they were asked

@@ -50,7 +50,7 @@ class Rollouts:
         self.observer = observer
         config = run.config
         isolated = config.isolates_groups  # then a group that is begun again is begun as a whole, as it was the first time
-        from_policy = config.bonus.feature_source == "policy"  # the old tokens' states are known nowhere else
+        from_policy = config.feature_source == "policy"  # the old tokens' states are known nowhere else
         self._can_resume = not isolated and not from_policy
         self.lanes = 1 if isolated else max(1, config.rollout.max_sequences // config.responses_per_prompt)
         """Groups that a worker samples at once."""

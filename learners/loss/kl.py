@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from learners.config import KlEstimator
 from learners.loss.per_token import bounded
+from learners.loss_terms import KlEstimator
 
 
 def k1(log_ratio_N: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Only the names in the configurations come from `learners`. A batch is a list of 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ class Token:
     reference: float
     entropy: float
     advantage: float
+    chosen: bool = False
 
 
 Batch = Sequence[Sequence[Token]]
@@ -35,11 +37,18 @@ def loss(batch: Batch, config: LossConfig, *, frozen: Batch | None = None) -> fl
         [surrogate_of(response, fixed, t, config) for t in range(len(response))] for response, fixed in zip(batch, frozen, strict=True)
     ]
     weighted = [
-        [weight_of(fixed, t, config) * value for t, value in enumerate(values)] for fixed, values in zip(frozen, policy, strict=True)
+        [
+            0.0 if config.covariance.term == "clip_cov" and fixed[t].chosen else weight_of(fixed, t, config) * value
+            for t, value in enumerate(values)
+        ]
+        for fixed, values in zip(frozen, policy, strict=True)
     ]
     total = -aggregated(weighted, config)
     if config.kl.where == "loss":
         total += config.kl.coefficient * aggregated([[kl_of(token, config) for token in response] for response in batch], config)
+    if config.covariance.term == "kl_cov":
+        far = [[abs(bounded(token.logprob - token.proximal)) * token.chosen for token in response] for response in batch]
+        total += config.covariance.coefficient * aggregated(far, config)
     return total - config.entropy_coefficient * aggregated([[token.entropy for token in response] for response in batch], config)
 
 
@@ -110,6 +119,13 @@ def kl_of(token: Token, config: LossConfig) -> float:
     return {"k1": r, "k2": r * r / 2, "k3": k3_of(r)}[config.kl.estimator]
 
 
+def chosen_by_covariance(advantages: Sequence[float], logprobs: Sequence[float], share: float) -> list[int]:
+    """Return the indices of the tokens with the largest covariance."""
+    covariances = [(a - average(advantages)) * (q - average(logprobs)) for a, q in zip(advantages, logprobs, strict=True)]
+    largest_first = sorted(range(len(covariances)), key=lambda t: -covariances[t])
+    return sorted(largest_first[: max(1, int(share * len(covariances)))])
+
+
 def aggregated(values: Sequence[Sequence[float]], config: LossConfig) -> float:
     responses = [response for response in values if response]
     match config.aggregation:
@@ -161,6 +177,71 @@ def advantages(rewards: Rewards, bonuses: Sequence[Sequence[float]], config: Adv
             [0.0 if x is None or not usable else value + y - average(scored) for x, value, y in zip(group, values, bonus, strict=True)]
         )
     return added
+
+
+Bonuses = Sequence[Sequence[float]]
+
+
+def maxrl(rewards: Rewards) -> list[list[float]]:
+    return [[0.0 if x is None else (x - average(known(group))) / (average(known(group)) + 1e-6) for x in group] for group in rewards]
+
+
+def pass_at_k(rewards: Rewards, k: int) -> list[list[float]]:
+    """Return for each response the mean standardised reward of all k-subsets of the scored ones that hold it."""
+
+    def of_group(group: Sequence[float | None]) -> list[float]:
+        scored = [i for i, x in enumerate(group) if x is not None]
+        subsets = list(itertools.combinations(scored, k))
+        if not subsets:
+            return [0.0] * len(group)
+        passes = [max(group[i] for i in subset) for subset in subsets]
+        sigma = math.sqrt(average([(p - average(passes)) ** 2 for p in passes]))
+        standardised = [(p - average(passes)) / (sigma + 1e-6) for p in passes]
+        holding = [[a for a, subset in zip(standardised, subsets, strict=True) if i in subset] for i in range(len(group))]
+        return [average(found) if found else 0.0 for found in holding]
+
+    return [of_group(group) for group in rewards]
+
+
+def uniqueness_weights(rewards: Rewards, clusters: Sequence[Sequence[object]], rarity: float) -> list[list[float]]:
+    return [
+        [sum(y is not None and other == own for y, other in zip(group, names, strict=True)) ** -rarity if x is not None else 0.0
+         for x, own in zip(group, names, strict=True)]
+        for group, names in zip(rewards, clusters, strict=True)
+    ]  # fmt: skip
+
+
+def bonus_part(rewards: Rewards, bonuses: Bonuses, config: AdvantageConfig) -> list[list[float]]:
+    def of_group(group: Sequence[float | None], bonus: Sequence[float]) -> list[float]:
+        scored = [y for x, y in zip(group, bonus, strict=True) if x is not None]
+        if len(scored) < 2 or config.combine == "reward":
+            return [0.0] * len(group)
+        scale = config.beta
+        if config.combine == "ties":
+            scale = config.beta / (deviation(scored) + 1e-6) if len(set(known(group))) == 1 else 0.0
+        return [0.0 if x is None else scale * (y - average(scored)) for x, y in zip(group, bonus, strict=True)]
+
+    return [of_group(*pair) for pair in zip(rewards, bonuses, strict=True)]
+
+
+def distinctness(group: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean of (1 − cos) / 2 to the others, about the mean feature of the group. None is all zeros."""
+    spoken = [x for x in group if any(x)]
+
+    def centered(x: Sequence[float]) -> list[float]:
+        return [value - average([other[d] for other in spoken]) for d, value in enumerate(x)]
+
+    def length(x: Sequence[float]) -> float:
+        return math.sqrt(sum(value * value for value in x))
+
+    def distance(x: Sequence[float], y: Sequence[float]) -> float:
+        if length([a - b for a, b in zip(x, y, strict=True)]) <= 1e-3 * max(length(x), length(y)):
+            return 0.0
+        cosine = sum(a * b for a, b in zip(centered(x), centered(y), strict=True)) / length(centered(x)) / length(centered(y))
+        return (1 - cosine) / 2
+
+    others = [[y for j, y in enumerate(group) if j != i and any(y)] for i in range(len(group))]
+    return [average([distance(x, y) for y in ys]) if any(x) and ys else 0.0 for x, ys in zip(group, others, strict=True)]
 
 
 def normalised(values: Rewards, config: AdvantageConfig) -> list[list[float]]:

@@ -8,7 +8,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from jobs.config import RunConfig
-from learners.config import AdvantageConfig, CheckpointConfig, KlConfig, LearnerConfig, LoraConfig, LossConfig, OptimiserConfig
+from learners.config import AdvantageConfig, CheckpointConfig, LearnerConfig, LoraConfig, LossConfig, OptimiserConfig
+from learners.loss_terms import CovarianceConfig, KlConfig
+
+SECTIONS = [AdvantageConfig, KlConfig, CovarianceConfig, LossConfig, LoraConfig, OptimiserConfig, LearnerConfig, CheckpointConfig]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,38 @@ from learners.config import AdvantageConfig, CheckpointConfig, KlConfig, Learner
         ({"betas": (0.9, 1.0)}, ["betas.1", "less than 1"]),
         ({"betas": (-0.1, 0.9)}, ["betas.0", "greater than or equal to 0"]),
         ({"advantage": {"alpha": 0.0, "beta": 0.0}}, ["advantage.alpha = 0", "advantage.beta = 0"]),
+        ({"advantage": {"estimator": "maxrl", "normalise": "mean"}}, ['normalise = "mean"', 'estimator = "maxrl"', '"normalised" or "uni']),
+        ({"advantage": {"estimator": "pass_at_k", "alpha": 0.5}}, ["alpha = 0.5", 'estimator = "pass_at_k"']),
+        (
+            {"advantage": {"estimator": "maxrl", "combine": "reward"}},
+            ['combine = "reward"', 'estimator = "maxrl"', "at least 0", '"ties"'],
+        ),
+        ({"advantage": {"estimator": "pass_at_k", "combine": "reward"}}, ['combine = "reward"', 'estimator = "pass_at_k"', "0 or 1"]),
+        ({"advantage": {"pass_k": 2}}, ["pass_k = 2", 'estimator = "normalised"', '"pass_at_k" alone']),
+        ({"advantage": {"estimator": "pass_at_k", "pass_k": 0}}, ["pass_k", "greater than or equal to 1"]),
+        ({"advantage": {"rarity": 0.5}}, ["rarity = 0.5", 'estimator = "normalised"', '"uniqueness" alone']),
+        ({"advantage": {"cluster_by": "features"}}, ['cluster_by = "features"', 'estimator = "normalised"']),
+        ({"advantage": {"estimator": "uniqueness", "max_clusters": 3}}, ["max_clusters = 3", 'cluster_by = "answers"', '"features" alone']),
+        ({"advantage": {"estimator": "pass_at_k", "unlikeliness": 0.2}}, ["unlikeliness = 0.2", 'estimator = "pass_at_k"']),
+        ({"advantage": {"estimator": "pass_at_k", "diversity_product": 0.9}}, ["diversity_product = 0.9", 'estimator = "pass_at_k"']),
+        ({"advantage": {"diversity_product": 1.5}}, ["diversity_product", "less than or equal to 1"]),
+        ({"advantage": {"estimator": "max_rl"}}, ["did you mean 'maxrl'?"]),
+        (
+            {"advantage": {"estimator": "maxrl"}, "loss": {"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.1}}},
+            ['loss.kl.where = "reward"', 'advantage.estimator = "maxrl"', "at least 0"],
+        ),
+        (
+            {
+                "advantage": {"normalise": "mean", "combine": "ties"},
+                "loss": {"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.1}},
+            },
+            ['loss.kl.where = "reward"', 'advantage.combine = "ties"'],
+        ),
+        ({"loss": {"covariance": {"share": 0.1}}}, ["covariance.share = 0.1", 'covariance.term = "off"', '"kl_cov" or "clip_cov"']),
+        ({"loss": {"covariance": {"term": "kl_cov", "band": (0.5, 2.0)}}}, ["covariance.band = [0.5, 2.0]", 'covariance.term = "kl_cov"']),
+        ({"loss": {"covariance": {"term": "clip_cov", "coefficient": 2.0}}}, ["covariance.coefficient = 2.0", 'term = "clip_cov"']),
+        ({"loss": {"covariance": {"term": "clip_cov", "band": (2.0, 1.0)}}}, ["covariance.band = [2.0, 1.0]", "low < high"]),
+        ({"loss": {"covariance": {"term": "kl_cov"}}}, ['loss.covariance.term = "kl_cov"', "mini_batches = 1"]),
         (
             {"loss": {"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.1}}},
             ['loss.kl.where = "reward"', 'advantage.normalise = "std"', '"leave_one_out"'],
@@ -72,6 +107,11 @@ def test_what_contradicts_itself_is_refused_and_both_keys_are_named(values: dict
         {"loss": {"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.1}}, "advantage": {"normalise": "mean"}},
         {"lora": {"enabled": True, "rank": 8, "targets": ("q_proj", "v_proj")}},
         {"loss": {"surrogate": "gspo", "correction": "sequence_masked_is", "mask_band": (0.0, 1.5)}, "mini_batches": 4},
+        {"advantage": {"estimator": "maxrl", "combine": "ties", "beta": 0.3, "unlikeliness": 0.2, "diversity_product": 0.9}},
+        {"advantage": {"estimator": "pass_at_k", "pass_k": 8}},
+        {"advantage": {"estimator": "uniqueness", "cluster_by": "features", "max_clusters": 3, "combine": "reward", "rarity": 0.5}},
+        {"loss": {"covariance": {"term": "kl_cov", "share": 0.01, "coefficient": 0.5}}, "mini_batches": 2},
+        {"loss": {"covariance": {"term": "clip_cov", "band": (0.5, 9.0)}}},
     ],
     ids=str,
 )
@@ -100,16 +140,48 @@ def test_the_band_in_force_is_that_of_the_correction_unless_one_is_given() -> No
     assert band(correction="masked_is", mask_band=(0.1, 3.0)) == (0.1, 3.0)
 
 
+def test_what_a_run_has_must_suit_the_estimator() -> None:
+    def refusal(**values: Any) -> str:
+        with pytest.raises(ValidationError) as caught:
+            RunConfig.model_validate(values)
+        return str(caught.value)
+
+    for name in ("maxrl", "pass_at_k"):
+        learner = {"advantage": {"estimator": name}}
+        for key, value in (("format_penalty", 0.1), ("overlong_tokens", 4)):
+            assert f'reward.{key} = {value} contradicts learner.advantage.estimator = "{name}"' in refusal(
+                learner=learner, reward={key: value}
+            )
+        RunConfig.model_validate({"learner": learner})
+    many = {"advantage": {"estimator": "pass_at_k", "pass_k": 5}}
+    assert "learner.advantage.pass_k = 5 exceeds responses_per_prompt = 4" in refusal(learner=many, responses_per_prompt=4)
+
+
+def test_what_the_advantages_need_is_computed_also_without_a_bonus() -> None:
+    def needed(**advantage: Any) -> tuple[str | None, bool]:
+        config = RunConfig.model_validate({"bonus": {"enabled": False}, "learner": {"advantage": advantage}})
+        return config.feature_source, config.needs_answers
+
+    assert needed() == needed(estimator="maxrl") == (None, False)
+    assert needed(diversity_product=0.9) == ("encoder", False)
+    assert needed(estimator="uniqueness") == (None, True)
+    assert needed(estimator="uniqueness", cluster_by="features") == ("encoder", False)
+    assert RunConfig().feature_source == "encoder" and not RunConfig().needs_answers
+    policy = {"bonus": {"enabled": False, "source": "policy"}, "learner": {"advantage": {"diversity_product": 0.9}}}
+    assert RunConfig.model_validate(policy).feature_source == "policy"
+
+
 def test_the_defaults_are_those_of_before() -> None:
     loss, advantage = LossConfig(), AdvantageConfig()
     assert (loss.surrogate, loss.aggregation, loss.correction) == ("clip", "token_mean", "truncated_is")
     assert (loss.clip_low, loss.clip_high, loss.dual_clip, loss.is_cap) == (0.2, 0.28, 0.0, 2.0)
     assert (loss.kl.where, loss.entropy_coefficient, loss.trains_without_advantage, loss.is_by_response) == ("off", 0.0, False, False)
     assert (advantage.normalise, advantage.combine, advantage.alpha, advantage.beta) == ("std", "advantage", 1.0, 0.5)
-    assert advantage.unlikeliness == 0.0
+    assert (advantage.estimator, advantage.unlikeliness, advantage.diversity_product) == ("normalised", 0.0, 0.0)
+    assert (loss.covariance.term, advantage.needs) == ("off", frozenset())
 
 
-@pytest.mark.parametrize("section", [AdvantageConfig, KlConfig, LossConfig, LoraConfig, OptimiserConfig, LearnerConfig, CheckpointConfig])
+@pytest.mark.parametrize("section", SECTIONS)
 def test_every_key_is_explained_in_the_schema_by_a_whole_sentence(section: type[BaseModel]) -> None:
     texts = {name: field.description or "" for name, field in section.model_fields.items()}
     assert [name for name, text in texts.items() if len(text) < 20 or not text.endswith(".")] == []

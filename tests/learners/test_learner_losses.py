@@ -3,16 +3,19 @@ not changed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from buffers.schema import concat_groups
-from learners.config import LearnerConfig
+from buffers.schema import concat_groups, with_features, with_trained_from
+from learners.config import LearnerConfig, LossConfig
 from learners.forward import load_causal_lm
+from learners.losses import LossInputs, LossOutput, policy_loss
 from learners.policy_learner import PolicyLearner
 from tests.learners.samples import make_group, plain_logprobs, ragged_batch, ragged_groups
 
@@ -183,3 +186,87 @@ def on_policy_batch(learner: PolicyLearner) -> pa.RecordBatch:
         responses = [row["response_ids"] for row in rows]
         groups.append(make_group(rows[0]["group_id"], rows[0]["prompt_ids"], responses, [1.0, 0.0, 0.0, 0.0], behavior=said))
     return concat_groups(groups)
+
+
+# --- features, answers, and restrained tokens ------------------------------------------------------------------------
+
+
+def with_column(batch: pa.RecordBatch, name: str, values: list[Any]) -> pa.RecordBatch:
+    at = batch.schema.get_field_index(name)
+    return batch.set_column(at, batch.schema.field(at), pa.array(values, batch.schema.field(at).type))
+
+
+RESPONSES = [[6, 7], [8], [9], [10, 11]]
+
+
+def test_the_reward_times_its_diversity_is_what_counts_and_is_logged_apart(tiny_model: str) -> None:
+    """Three of four features are equal, so their distinctness is ⅓, and that of the other 1."""
+    batch = make_group(0, [5], RESPONSES, [1.0, 1.0, 0.0, 1.0])
+    batch = with_features(batch, np.array([[3, 1], [3, 1], [3, 1], [3, 9]], np.float32), [True] * 4)
+    learner = make_learner(tiny_model, advantage={"normalise": "mean", "beta": 0.0, "diversity_product": 1.0})
+    report = learner.step(batch)
+    kept = [1 / 3, 1 / 3, 0.0, 1.0]
+    assert report.advantages == pytest.approx([value - sum(kept) / 4 for value in kept])
+    assert report.metrics["reward/mean"] == 0.75, "the task's own"
+    assert report.metrics["reward/diversity_product"] == pytest.approx(sum(kept) / 4)
+    plain = make_learner(tiny_model, advantage={"beta": 0.0}).step(batch).metrics
+    assert "reward/diversity_product" not in plain
+
+
+def test_uniqueness_is_told_the_answers_and_features_of_the_batch(tiny_model: str) -> None:
+    batch = with_column(make_group(0, [5], RESPONSES, [1.0, 1.0, 0.0, 0.0]), "final_answer", ["7", "7", "1", None])
+    batch = with_features(batch, np.array([[3, 1], [9, 9], [3, 1], [0, 0]], np.float32), [True, True, True, False])
+    uniqueness = {"estimator": "uniqueness", "normalise": "mean", "beta": 0.0}
+    by_answers = make_learner(tiny_model, advantage=uniqueness).step(batch).advantages
+    assert by_answers == pytest.approx([0.25, 0.25, -0.5, -0.5])
+    by_features = make_learner(tiny_model, advantage={**uniqueness, "cluster_by": "features"}).step(batch).advantages
+    assert by_features == pytest.approx([0.25, 0.5, -0.25, -0.5])
+
+
+@pytest.mark.parametrize("term", ["kl_cov", "clip_cov"])
+@pytest.mark.parametrize("mini_batches", [2, 3])
+def test_the_same_tokens_are_restrained_however_a_batch_is_split(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, term: str, mini_batches: int
+) -> None:
+    """They are chosen among all tokens of an optimizer step."""
+    batch = concat_groups(ragged_groups(6, seed=1))
+    settings = {"covariance": {"term": term, "share": 0.1, **({"band": (0.0, 9.0)} if term == "clip_cov" else {})}}
+
+    def chosen(budget: int) -> tuple[list[tuple[int, float]], Mapping[str, float]]:
+        """Return the step of each token that is restrained, and the log-prob that was recorded of it."""
+        found: list[tuple[int, float]] = []
+        learner = make_learner(tiny_model, mini_batches=mini_batches, loss=settings, tokens_per_micro_batch=budget)
+
+        def watched(inputs: LossInputs, config: LossConfig) -> LossOutput:
+            assert inputs.chosen_N is not None
+            found.extend((learner._optimiser.num_steps, logprob) for logprob in inputs.behavior_logprob_N[inputs.chosen_N].tolist())
+            return policy_loss(inputs, config)
+
+        monkeypatch.setattr("learners.policy_learner.policy_loss", watched)
+        metrics = learner.step(batch).metrics
+        return sorted(found), metrics
+
+    (together, metrics), (apart, _) = chosen(4096), chosen(1)
+    assert together == apart and len({step for step, _ in together}) == mini_batches
+    assert 0 < metrics["learner/restrained"] <= 0.25 and abs(metrics["learner/covariance"]) < 1.0
+
+
+def test_kl_cov_changes_a_step_from_its_second_mini_batch_on(tiny_model: str) -> None:
+    def masters(**covariance: Any) -> float:
+        learner = make_learner(tiny_model, lr=1e-2, mini_batches=2, loss={"covariance": covariance})
+        learner.step(ragged_batch(4))
+        return sum(value.double().sum().item() for name, value in learner._optimiser.state_dict().items() if name.startswith("master/"))
+
+    assert masters(term="kl_cov", share=1.0, coefficient=1e-12) == pytest.approx(masters(), rel=1e-6)
+    assert masters(term="kl_cov", share=1.0, coefficient=5.0) != pytest.approx(masters(), rel=1e-6)
+
+
+def test_tokens_that_are_too_old_are_not_restrained_nor_in_the_means(tiny_model: str) -> None:
+    versions = [[0, 1], [1], [1], [0, 0]]
+    batch = make_group(0, [5], RESPONSES, [1.0, 0.0, 0.0, 0.0], behavior=[[-99.0, -1.0], [-2.0], [-3.0], [-99.0, -99.0]], versions=versions)
+    learner = make_learner(tiny_model, advantage={"normalise": "mean", "beta": 0.0}, loss={"covariance": {"term": "clip_cov"}})
+    learner.version = 1
+    metrics = learner.step(with_trained_from(batch, 1)).metrics
+    advantages, logprobs = torch.tensor([0.75, -0.25, -0.25]), torch.tensor([-1.0, -2.0, -3.0])
+    expected = ((advantages - advantages.mean()) * (logprobs - logprobs.mean())).mean().item()
+    assert metrics["learner/covariance"] == pytest.approx(expected)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from buffers.schema import concat_groups
-from learners.advantages import NORMALISERS, group_advantages, kl_penalised_rewards, unlikeliness_rewards
+from learners.advantages import NORMALISERS, AdvantageInputs, kl_penalised_rewards, unlikeliness_rewards
 from learners.config import LearnerConfig
 from learners.forward import load_causal_lm
 from learners.loss.aggregation import AGGREGATIONS
@@ -21,6 +21,7 @@ from learners.loss.corrections import CORRECTIONS
 from learners.loss.kl import KL_ESTIMATORS
 from learners.loss.surrogates import SURROGATES
 from learners.losses import LossInputs, policy_loss
+from learners.methods import estimated_advantages
 from learners.policy_learner import PolicyLearner
 from tests.learners.samples import assert_equal_gradients, gradients, in_order, make_group, plain_logprobs, ragged_groups
 from tests.tiny_model import make_tiny_model
@@ -38,6 +39,7 @@ PROCESS_FAILURES: dict[str, dict[str, Any]] = {
     },
     "kl in the reward": {"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.5}},
     "entropy": {"entropy_coefficient": 0.3},
+    "clip_cov": {"covariance": {"term": "clip_cov", "share": 1.0, "band": (0.1, 5.0)}},  # all of a band: a draw would depend on the order
     "dual clip": {"correction": "none", "dual_clip": 1.01},
     "sequence_masked_is, wide": {"correction": "sequence_masked_is", "mask_band": (0.0, 50.0)},
     "sequence_truncated_is, geometric": {"correction": "sequence_truncated_is", "sequence_ratio": "geometric"},
@@ -50,7 +52,13 @@ PROCESS_FAILURES: dict[str, dict[str, Any]] = {
         "entropy_coefficient": 0.3,
     },
 }
-ADVANTAGES: dict[str, dict[str, Any]] = {**{name: {"normalise": name} for name in NORMALISERS}, "unlikeliness": {"unlikeliness": 0.25}}
+ADVANTAGES: dict[str, dict[str, Any]] = {
+    **{name: {"normalise": name} for name in NORMALISERS},
+    "unlikeliness": {"unlikeliness": 0.25},
+    "ties": {"combine": "ties"},
+    "maxrl": {"estimator": "maxrl"},
+    "pass_at_k": {"estimator": "pass_at_k", "pass_k": 2, "combine": "ties"},
+}
 CONFIGS = {
     **{name: {"loss": values} for name, values in PROCESS_FAILURES.items()},
     "kl in the reward": {"loss": PROCESS_FAILURES["kl in the reward"], "advantage": {"normalise": "mean"}},
@@ -114,20 +122,28 @@ class Bench:
             kl = KL_ESTIMATORS[config.loss.kl.estimator]
             sums = [kl(b - reference[r]).sum().item() if r in reference else 0.0 for r, b in enumerate(behavior)]
             rewards_GK = kl_penalised_rewards(rewards_GK, by_group(sums), config.loss.kl.coefficient)
-        advantages = group_advantages(rewards_GK, by_group([row["bonus"] for row in rows]), config.advantage).flatten()
+        known = AdvantageInputs(rewards_GK=rewards_GK, bonuses_GK=by_group([row["bonus"] for row in rows]))
+        advantages = estimated_advantages(known, config.advantage).flatten()
         logprob = {r: logprobs(self.model, r) for r in spoken}
         entropy = [self._entropies(rows[r]) for r in spoken] if config.loss.entropy_coefficient else []
         logprob_N = torch.cat([logprob[r] for r in spoken])
+        behavior_N, advantage_N = (
+            torch.cat([behavior[r] for r in spoken]),
+            torch.cat([advantages[r].expand(len(logprob[r])) for r in spoken]),
+        )
+        low, high = config.loss.covariance.band
+        covariance_N = (advantage_N - advantage_N.mean()) * (behavior_N - behavior_N.mean())
         inputs = LossInputs(
             logprob_N=logprob_N,
             proximal_logprob_N=logprob_N.detach(),
-            behavior_logprob_N=torch.cat([behavior[r] for r in spoken]),
-            advantage_N=torch.cat([advantages[r].expand(len(logprob[r])) for r in spoken]),
+            behavior_logprob_N=behavior_N,
+            advantage_N=advantage_N,
             num_tokens=len(logprob_N),
             response_N=torch.tensor([r for r in spoken for _ in logprob[r]]),
             num_responses=len(spoken),
             reference_logprob_N=torch.cat([reference[r] for r in spoken]),
             entropy_N=torch.cat(entropy) if entropy else None,
+            chosen_N=(covariance_N > low) & (covariance_N < high),
         )
         policy_loss(inputs, config.loss).loss.backward()
         found = gradients(self.model)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from learners import config as configs
-from learners import facts
+from learners import facts, loss_terms
 from learners.config import LossConfig
 from learners.loss.aggregation import AGGREGATIONS
 from learners.loss.corrections import CORRECTIONS
@@ -40,6 +40,8 @@ EXTRAS: list[dict[str, Any]] = [
     {"kl": {"where": "loss", "estimator": "k2", "coefficient": 0.3}},
     {"kl": {"where": "loss", "estimator": "k3", "coefficient": 0.3}},
     {"entropy_coefficient": 0.2},
+    {"covariance": {"term": "kl_cov", "coefficient": 0.3}},
+    {"covariance": {"term": "clip_cov"}},
 ]
 
 
@@ -61,8 +63,8 @@ def label(config: LossConfig) -> str:
 
 def draw_batch(seed: int, lengths: tuple[int, ...] = (6, 1, 7, 3, 5)) -> list[list[slow.Token]]:
     """Return responses whose policies differ by about 0.2 per token, with no two equal values. One response has
-    advantage 0."""
-    rng = np.random.default_rng(seed)
+    advantage 0, and about a third of the tokens are chosen to be restrained."""
+    rng, choice = np.random.default_rng(seed), np.random.default_rng(seed + 100)
 
     def token(advantage: float, spread: float) -> slow.Token:
         proximal = -2 + 0.5 * rng.standard_normal()
@@ -73,6 +75,7 @@ def draw_batch(seed: int, lengths: tuple[int, ...] = (6, 1, 7, 3, 5)) -> list[li
             reference=proximal + 0.3 * rng.standard_normal(),
             entropy=float(rng.uniform(0.5, 2)),
             advantage=advantage,
+            chosen=bool(choice.random() < 0.3),
         )
 
     advantages = [1.3, -0.7, 0.0, -1.1, 0.9]
@@ -98,6 +101,7 @@ def inputs_of(batch: slow.Batch, *, num_tokens: int, num_responses: int, first_r
         num_responses=num_responses,
         reference_logprob_N=column("reference"),
         entropy_N=column("entropy", gradient=True),
+        chosen_N=torch.tensor([token.chosen for token in tokens]),
     )
 
 
@@ -120,8 +124,8 @@ def test_every_named_part_has_a_function_and_is_tested_here() -> None:
     assert SURROGATES.keys() == facts.SURROGATES.keys() == SURROGATE_SETTINGS.keys()
     assert CORRECTIONS.keys() == facts.CORRECTIONS.keys() == CORRECTION_SETTINGS.keys()
     assert AGGREGATIONS.keys() == set(get_args(configs.Aggregation)) == AGGREGATION_SETTINGS.keys()
-    assert KL_ESTIMATORS.keys() == set(get_args(configs.KlEstimator))
-    assert len(every_loss()) == 5 * 10 * 3 + 3 * 3
+    assert KL_ESTIMATORS.keys() == set(get_args(loss_terms.KlEstimator))
+    assert len(every_loss()) == 5 * 10 * 3 + 5 * 3
 
 
 def test_every_named_part_states_its_source_or_equation() -> None:

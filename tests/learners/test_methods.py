@@ -16,8 +16,9 @@ from torch import Tensor
 from buffers.extensions import ExtensionError
 from jobs.config import RunConfig
 from learners import facts, methods
-from learners.advantages import ESTIMATORS, AdvantageInputs, group_advantages
+from learners.advantages import AdvantageInputs, group_advantages
 from learners.config import AdvantageConfig, LearnerConfig, LossConfig
+from learners.estimators import ESTIMATORS
 from learners.loss.corrections import CORRECTIONS, Correction
 from learners.loss.surrogates import SURROGATES, RatioInputs
 from learners.losses import LossInputs, policy_loss
@@ -60,6 +61,10 @@ def signs(inputs, config):
     return torch.nan_to_num(inputs.rewards_GK - 0.5).sign().float()
 signs.reads = ["beta"]
 
+def of_answers(inputs, config):
+    return torch.tensor([[float(answer == "1") for answer in group] for group in inputs.answers_GK])
+of_answers.needs = {"answers"}
+
 class Times:
     def __init__(self, factor):
         self.factor = factor
@@ -74,6 +79,12 @@ def reads_a_word(inputs, config): ...
 reads_a_word.reads = "clip_low"
 def reads_a_number(inputs, config): ...
 reads_a_number.reads = 3
+def needs_a_word(inputs, config): ...
+needs_a_word.needs = "answers"
+def needs_log_probs(inputs, config): ...
+needs_log_probs.needs = {"logprobs"}
+def needs_a_number(inputs, config): ...
+needs_a_number.needs = 3
 def a_number(inputs, config): return 1.0
 def one_value(inputs, config): return SurrogateOutput(value_N=inputs.logprob_N.sum(), clipped_N=inputs.logprob_N > 0)
 def one_weight(difference_N, response_N, config): return torch.ones(1)
@@ -333,15 +344,45 @@ def test_a_correction_reads_the_keys_that_its_facts_name_and_no_others(name: str
     assert facts.CORRECTIONS[name].corrects is not usual_N.equal(torch.ones(5))
 
 
-def test_the_known_estimator_reads_the_keys_that_its_facts_name() -> None:
-    rewards_GK = torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 0.0]], dtype=torch.float64)
-    inputs = AdvantageInputs(rewards_GK=rewards_GK, bonuses_GK=rewards_GK.flip(-1) + 0.2)
-    others = {"normalise": "mean", "combine": "reward", "alpha": 0.0, "beta": 0.7, "unlikeliness": 0.5}
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_reads_the_keys_that_its_facts_name_and_no_others(name: str) -> None:
+    others = {"normalise": "mean", "combine": "ties", "alpha": 0.0, "beta": 0.7, "unlikeliness": 0.5, "diversity_product": 0.5}
+    others |= {"pass_k": 1, "cluster_by": "features", "max_clusters": 2, "rarity": 0.3}
+    rewards_GK = torch.tensor([[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    inputs = AdvantageInputs(
+        rewards_GK=rewards_GK,
+        bonuses_GK=torch.tensor([[0.3, 0.1, 0.4, 0.1], [0.5, 0.9, 0.2, 0.6]], dtype=torch.float64),
+        features_GKD=torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [5.0, 1.0]]] * 2),
+        answers_GK=[["1", "2", "1", None], ["1", "1", "3", "2"]],
+    )
+    settings = {"estimator": name, "pass_k": 2} | ({"cluster_by": "features"} if name == "uniqueness" else {})
+
+    def made(**changed: Any) -> Tensor:
+        """Return advantages. The configuration is not validated, because a key that is not read is refused."""
+        return ESTIMATORS[name](inputs, AdvantageConfig().model_copy(update={**settings, **changed}))
+
+    read = {key for key, value in others.items() if not made(**{key: value}).equal(made())}
+    if name == "uniqueness":
+        read |= {"cluster_by"} if not made(cluster_by="answers").equal(made()) else set()
+    assert read == facts.ESTIMATORS[name].reads
+
+
+def test_the_default_estimator_is_that_of_groups() -> None:
+    inputs = AdvantageInputs(rewards_GK=torch.tensor([[1.0, 0.0, 0.5]]), bonuses_GK=torch.tensor([[0.3, 0.2, 0.7]]))
     usual_GK = group_advantages(inputs.rewards_GK, inputs.bonuses_GK, AdvantageConfig())
     assert torch.equal(estimated_advantages(inputs, AdvantageConfig()), usual_GK)
-    found = {key: estimated_advantages(inputs, AdvantageConfig.model_validate({key: value})) for key, value in others.items()}
-    read = {key for key, advantages_GK in found.items() if not advantages_GK.equal(usual_GK)}
-    assert read == facts.ESTIMATORS["normalised"].reads
+
+
+def test_an_estimator_of_your_own_says_what_it_needs(module: str) -> None:
+    def needs(name: str) -> frozenset[str]:
+        return AdvantageConfig(estimator=f"peoples_methods:{name}").needs
+
+    assert (needs("signs"), needs("of_answers")) == (frozenset(), {"answers"})
+    for name in ("needs_a_word", "needs_log_probs", "needs_a_number"):
+        with pytest.raises(ExtensionError, match=rf'"peoples_methods:{name}": needs = .* is not a set of: answers, features'):
+            needs(name)
+        with pytest.raises(ExtensionError, match="is not a set of"):
+            require_methods(config_of(advantage={"estimator": f"peoples_methods:{name}"}))
 
 
 def test_a_correction_of_your_own_counts_as_one_at_a_lag() -> None:
