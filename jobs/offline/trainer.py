@@ -164,7 +164,7 @@ def check_fits(config: RunConfig, group: pa.RecordBatch, *, rescore: bool) -> No
         answers, statuses = (group.column(name).to_pylist() for name in ("final_answer", "verdict_status"))
         if any(answer is None and status == VerdictStatus.CORRECT for answer, status in zip(answers, statuses, strict=True)):
             raise UserError(
-                f'bonus.kind = "{config.bonus.kind}" needs final answers, and the recorded rows have none: --replay-from with '
+                f'bonus.kind = "{config.bonus.label}" needs final answers, and the recorded rows have none: --replay-from with '
                 "--rescore reads them again, or --set bonus.enabled=false"
             )
 
