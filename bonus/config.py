@@ -73,8 +73,8 @@ class BonusConfig(BaseModel):
 
     prompt_memory_mib: Annotated[int, Field(ge=1)] = 256
     """elliptical, logdet: bound of what memory="prompt" keeps. A prompt takes 8 (D^2 + D) bytes, so this holds about
-    31,000 prompts at D=32 and 2,000 at D=128. Beyond it the least recently used prompts are forgotten and counted. Prompts
-    of the step that is scored stay, even if they alone exceed the bound."""
+    31,000 prompts at D=32 and 2,000 at D=128. Beyond it the least recently used prompts are forgotten and counted.
+    Prompts of the step that is scored stay, even if they alone exceed the bound."""
 
     forgetting: Annotated[float, Field(gt=0, le=1)] = 0.99
     """elliptical, logdet: gamma, the factor on the past per absorbed step: 0.99 remembers about 100 steps. At 1 with
