@@ -19,7 +19,8 @@ from tasks.base import Task
 from tests.jobs.components_fixture import LocalRun, assert_same_state, small_config
 
 FAMILY: list[dict[str, Any]] = [
-    *({"kind": kind} for kind in KINDS if kind not in ("elliptical", "outcome_ucb")),
+    *({"kind": kind} for kind in KINDS if kind not in ("elliptical", "outcome_ucb", "surprise")),
+    {"kind": "surprise", "surprise": {"scale": 0.01, "decay": 0.9}},
     {"kind": "logdet", "memory": "prompt", "gate": "always"},
     {"kind": "outcome_ucb", "outcome_ucb": {"baseline": "constant"}},
     {"terms": [{"kind": "elliptical", "weight": 0.01}, {"kind": "outcome_batch", "weight": 0.1}, {"kind": "rnd"}], "memory": "run"},
