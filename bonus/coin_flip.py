@@ -80,9 +80,10 @@ class CoinFlipBonus:
     states of all tokens, filter the largest, and normalise the root of their mean variance over the group. Ours is one
     state for a response, the group-centered feature, and a regression that is solved exactly: linear, or behind one
     layer of fixed random units (`hidden`). So there is no learning rate, the order of responses does not matter, and
-    shards add up. The step is absorbed first. A linear network gives the elliptical bonus of memory="run" without
-    forgetting: for a small ridge the expectation of b^2 over the coins is the leverage (`inverse_counts`). The coins
-    add noise to it. A response's coins depend on the seed, the step, its problem and its place."""
+    shards add up. The step is absorbed first. With one group a step a linear network gives the elliptical bonus of
+    memory="run" without forgetting: for a small ridge the expectation of b^2 over the coins is the leverage
+    (`inverse_counts`). The coins add noise to it. A response's coins depend on the seed, the step, its problem and its
+    place."""
 
     needs = KINDS["coin_flip"]
 

@@ -28,10 +28,10 @@ class SurpriseBonus:
 
     The paper calls `cap` kappa and `scale` alpha, and adds omega_t * b_i to the reward, which is combine = "reward"
     with beta = omega. It anneals omega by a staircase, and finds that some annealing is needed; here `decay` shrinks
-    the bonus smoothly. The values of kappa and alpha were not found, so our defaults are guesses. pi is the policy that
-    sampled, before any change of temperature that the engine's log-probs include. The cap keeps the sign of a negative
-    reward. A reward of 0 leaves no bonus: with rewards 0 and 1 only correct responses have one, where the paper's wrong
-    answers may be penalized less for being unsure."""
+    the bonus smoothly. Its values of kappa and alpha were not found, so our defaults are guesses: `bonus/capped_share`
+    says whether they fit. pi is the policy that sampled, by the engine's log-probs. With rewards 0 and 1 only correct
+    responses have a bonus. Where rewards are negative, wrong responses that the policy is unsure of lose less, and the
+    cap keeps the sign."""
 
     needs = KINDS["surprise"]
 
