@@ -67,9 +67,9 @@ class BonusScorer(Checkpointed):
 
     def save(self, directory: Path) -> None:
         """Write the state as safetensors and JSON. The projection follows from the seed and is not stored."""
-        tensors, rest = state_to_files(self._bonus, self._state, kind=self._config.kind)
+        tensors, rest = state_to_files(self._bonus, self._state, kind=self._config.label)
         save_file(tensors, directory / TENSORS)
-        saved = {"kind": self._config.kind, "steps": self._steps, "state": rest, "projection_seed": self._seed}
+        saved = {"kind": self._config.label, "steps": self._steps, "state": rest, "projection_seed": self._seed}
         (directory / REST).write_text(json.dumps(saved))
 
     def load(self, directory: Path) -> None:
@@ -77,8 +77,8 @@ class BonusScorer(Checkpointed):
         saved = _current_form(json.loads((directory / REST).read_text()))
         if saved["projection_seed"] != self._seed:
             raise ValueError(f"the saved state was made with projection seed {saved['projection_seed']}, this run has {self._seed}")
-        if saved["kind"] != self._config.kind:
-            raise ValueError(f'the saved state is of bonus.kind = "{saved["kind"]}", this run has "{self._config.kind}"')
+        if saved["kind"] != self._config.label:
+            raise ValueError(f'the saved state is of bonus.kind = "{saved["kind"]}", this run has "{self._config.label}"')
         self._state = state_from_files(self._bonus, load_file(directory / TENSORS), saved["state"])
         self._steps = saved["steps"]
 
@@ -86,9 +86,9 @@ class BonusScorer(Checkpointed):
         rows = step_rows(
             batch, self._config, self._bonus.needs, group_size=self._group_size, version=version, step=self._steps + 1, seed=self._seed
         )
-        scores, state = score_checked(self._bonus, rows, self._state, kind=self._config.kind)
+        scores, state = score_checked(self._bonus, rows, self._state, kind=self._config.label)
         if self._steps == 0:
-            state_to_files(self._bonus, state, kind=self._config.kind)  # a state that cannot be saved is found in the first step
+            state_to_files(self._bonus, state, kind=self._config.label)  # a state that cannot be saved is found in the first step
         self._state = state
         self._steps += 1
         return rows, scores

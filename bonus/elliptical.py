@@ -92,6 +92,13 @@ def leave_one_out(leverage: Tensor) -> Tensor:
     return leverage / (1.0 - leverage)
 
 
+def logdet_gain(leverage: Tensor) -> Tensor:
+    """Return log det(I + K/lam) - log det(I + K_{-i}/lam) = -log(1 - leverage_i), what response i adds to the volume of
+    its group. K is the Gram matrix of the centered features, and K_{-i} that without row i. The identity is the
+    determinant lemma: det(Sigma - x_i x_i') = det(Sigma) (1 - leverage_i)."""
+    return -torch.log1p(-leverage)
+
+
 def group_mean_and_std(values_GK: Tensor, valid_GK: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and std (ddof=1) over each group's valid values, G x 1 each, 0 where too few values define it."""
     count_G1 = valid_GK.sum(dim=1, keepdim=True)

@@ -1,7 +1,7 @@
 """The elliptical bonus as a `bonus.base.Bonus`: `bonus.scoring.score_step`, its state and its numbers for the log.
 Legend: G groups of the step, K responses per group."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bonus import state as memory
 from bonus.base import Scores, StepRows
-from bonus.config import KINDS, BonusConfig
+from bonus.config import BonusConfig
+from bonus.kinds import KINDS
 from bonus.prompt_memory import nbytes
 from bonus.scoring import StepBonus, carries_no_signal, score_step
 from bonus.state import BonusState
@@ -29,6 +30,8 @@ class EllipticalBonus:
     """The leverage of a response's feature against its group and against what the memory holds (arXiv:2510.11686)."""
 
     needs = KINDS["elliptical"]
+    estimator: Callable[[Tensor], Tensor] | None = None
+    """From leverages to raw bonuses, in place of what `bonus.estimator` names."""
 
     def __init__(self, config: BonusConfig) -> None:
         self._config = config
@@ -47,6 +50,7 @@ class EllipticalBonus:
             lengths_GK=step.lengths_GK,
             keys_G=step.keys_G,
             lags_GK=step.lags_GK,
+            estimator=self.estimator,
         )
         metrics = _metrics_of(scored)
         if self._config.memory == "prompt":

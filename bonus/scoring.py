@@ -7,7 +7,7 @@
 
 Legend: G groups of the step, K responses per group, D projected size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from bonus.config import BonusConfig
 from bonus.covariance import absorb_energy, auto_ridge, update
 from bonus.diagnostics import BonusDiagnostics, GroupDiagnostics, ScoredGroups, carries_no_signal, diagnose, diagnose_groups
-from bonus.elliptical import center, centered_leverage, gate_mask, leave_one_out, normalise_bonus
+from bonus.elliptical import center, centered_leverage, gate_mask, leave_one_out
 from bonus.prompt_memory import absorb, around_prompts
+from bonus.shaping import shaped
 from bonus.state import BonusState
 
 __all__ = ["BonusDiagnostics", "GroupDiagnostics", "StepBonus", "carries_no_signal", "score_step"]
@@ -44,6 +45,7 @@ def score_step(
     lengths_GK: Tensor | None = None,
     keys_G: Sequence[str] | None = None,
     lags_GK: Tensor | None = None,
+    estimator: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[StepBonus, BonusState]:
     """Score the groups of a step and absorb them. Return the bonuses and the next state.
 
@@ -58,9 +60,10 @@ def score_step(
 
         bonus = staleness_discount^lag * gate(normalise(estimator(leverage)))
 
-    and 0 for an empty response. `lags_GK` counts the versions between a response's oldest token and the policy that is
-    trained. `state` is not modified. Features and state share a device. Raises ValueError for wrong shapes, a feature
-    not finite, memory="prompt" without `keys_G`, and a staleness_discount below 1 without `lags_GK`."""
+    and 0 for an empty response. `estimator` replaces that of the config. `lags_GK` counts the versions between a
+    response's oldest token and the policy that is trained. `state` is not modified. Features and state share a device.
+    Raises ValueError for wrong shapes, a feature not finite, memory="prompt" without `keys_G`, and a staleness_discount
+    below 1 without `lags_GK`."""
     shape_GK = features_GKD.shape[:2]
     if features_GKD.shape[-1] != config.dim:
         raise ValueError(f"features have D={features_GKD.shape[-1]}, the config says dim={config.dim}")
@@ -85,11 +88,12 @@ def score_step(
         prompts = absorb(prompts, keys_G, features_GKD, valid_GK, max_bytes=config.prompt_memory_mib * 2**20)
         centered_GKD, prior, seen_G = around_prompts(prompts, keys_G, features_GKD, valid_GK)
     leverage_GK = centered_leverage(centered_GKD, ridge=ridge, prior=prior)
-    raw_bonus_GK = leverage_GK if config.estimator == "leverage" else leave_one_out(leverage_GK)
+    if estimator is not None:
+        raw_bonus_GK = estimator(leverage_GK)
+    else:
+        raw_bonus_GK = leverage_GK if config.estimator == "leverage" else leave_one_out(leverage_GK)
     kept_GK = gate_mask(correct_GK, config.gate)
-    bonus_GK = torch.where(kept_GK, normalise_bonus(raw_bonus_GK, valid_GK, config.normalise), 0.0)
-    if lags_GK is not None:
-        bonus_GK = bonus_GK * config.staleness_discount ** lags_GK.double()  # times exactly 1 where the discount is off
+    bonus_GK = shaped(raw_bonus_GK, kept_GK, valid_GK, lags_GK, config)
     scored = ScoredGroups(
         centered_GKD=centered_GKD,
         prior=prior,

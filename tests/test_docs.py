@@ -12,6 +12,8 @@ import numpy as np
 
 from actors.bonus import BonusScorer
 from bonus.config import BonusConfig
+from bonus.kinds import KINDS, READS
+from bonus.methods import BONUSES
 from buffers.schema import with_features
 from buffers.tokens import TokenLedger
 from jobs.analysis.evaluation import evaluate_outcomes
@@ -43,7 +45,7 @@ def metrics_written() -> set[str]:
     names = set()
     for source in (*SOURCES, *ROOT.glob("jobs/run/*.py")):
         names |= set(re.findall(rf'"((?:{GROUPS})/[\w@]+)"', (ROOT / source).read_text()))
-    names |= elliptical_metrics()
+    names |= elliptical_metrics() | metrics_of_known_bonuses()
     names |= {f"faults/{kind}" for kind in FailureKind if kind is not FailureKind.BUG}
     names |= TokenLedger().metrics().keys()
     names |= {re.sub(r"@\d+$", "@k", name) for name in evaluate_outcomes(outcomes_of("1x", "11")).metrics()}
@@ -59,6 +61,13 @@ def elliptical_metrics() -> set[str]:
     encoded = with_features(group, features_KD, [True] * 3)
     scorer = BonusScorer(bonus=BonusConfig(dim=8, memory="prompt", ridge=1e9), group_size=3, seed=0)
     return set(scorer.score(encoded, 0)[1])
+
+
+def metrics_of_known_bonuses() -> set[str]:
+    """Of a step of each kind alone, without the elliptical one's."""
+    group = with_features(make_group(0, [4], [[5], [6, 7], [8]], [1.0, 0.0, 0.0]), np.eye(3, 8, dtype=np.float32), [True] * 3)
+    scorers = [BonusScorer(bonus=BonusConfig(kind=kind, dim=8), group_size=3, seed=0) for kind in KINDS if kind != "elliptical"]
+    return {name for scorer in scorers for name in scorer.score(group, 0)[1]}
 
 
 def metrics_documented() -> set[str]:
@@ -177,6 +186,20 @@ def test_every_part_of_a_loss_is_in_the_table():
     named = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs/losses.md").read_text(), re.MULTILINE))
     parts = (ESTIMATORS, NORMALISERS, SURROGATES, AGGREGATIONS, CORRECTIONS, KL_ESTIMATORS)
     assert {name for registry in parts for name in registry} <= named
+
+
+def test_every_known_bonus_is_described_with_its_keys_and_its_source():
+    text = (ROOT / "docs/exploration.md").read_text()
+    parts = {heading: part.partition("\n## ")[0] for heading, _, part in (part.partition("\n") for part in text.split("\n## "))}
+    described = re.findall(r"^\| `(\w+)` \|.*`(bonus/\w+\.py)` \|$", text, re.MULTILINE)
+    assert [kind for kind, _ in described] == list(BONUSES)
+    assert {kind for kind, file in described if f'KINDS["{kind}"]' not in (ROOT / file).read_text()} == set()
+    sources = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| ([^|]*) \|", parts["Sources"], re.MULTILINE)))
+    assert sorted(sources) == sorted(KINDS)
+    for cell, readers in re.findall(r"^\| (`[^|]*`) \| ([a-z_, ]+) \|$", parts["Keys"], re.MULTILINE):
+        for key in re.findall(r"`([\w.]+)`", cell):
+            read = {kind for kind, keys in READS.items() if key.partition(".")[0] in keys}
+            assert not read or read == set(readers.split(", ")), key
 
 
 def test_every_recipe_is_a_configuration():

@@ -171,7 +171,7 @@ def check_fits(config: RunConfig, group: pa.RecordBatch, *, rescore: bool) -> No
     if config.needs_answers and not rescore:
         answers, statuses = (group.column(name).to_pylist() for name in ("final_answer", "verdict_status"))
         if any(answer is None and status == VerdictStatus.CORRECT for answer, status in zip(answers, statuses, strict=True)):
-            who, remedy = f'bonus.kind = "{config.bonus.kind}"', "--set bonus.enabled=false"
+            who, remedy = f'bonus.kind = "{config.bonus.label}"', "--set bonus.enabled=false"
             if Need.ANSWERS not in of_bonus:
                 who, remedy = advantage, "choose another estimator"
             raise UserError(

@@ -23,7 +23,7 @@ def require_run_methods(config: RunConfig, *, samples: bool = True) -> None:
         from learners import methods as of_learner  # imports torch
 
         of_learner.require_methods(learner)
-    if is_path(config.bonus.kind):
+    if any(is_path(part.kind) for part in config.bonus.parts):
         from bonus import methods as of_bonus  # imports torch
 
         of_bonus.require_methods(config.bonus)

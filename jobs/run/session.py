@@ -28,7 +28,7 @@ from jobs.run.synchronous import SynchronousTrainer, watch
 from jobs.sampling.evaluator import EvaluatorSettings
 from jobs.sampling.training_evaluation import TrainingEvaluation
 from jobs.screens.console import RunConsole
-from jobs.screens.hints import MismatchAdvice, no_signal_warning
+from jobs.screens.hints import MismatchAdvice, no_signal_warnings
 from jobs.screens.summary import summary_lines
 from learners.checkpoint import CheckpointError
 from learners.models import ModelError, check_model
@@ -251,9 +251,7 @@ class TrainSession:
         self._writer.write(step, metrics)
         self.control.stepped(metrics)
         self._console.step(step, metrics)
-        if self._config.bonus.kind == "elliptical" and "bonus/no_signal_warning" in metrics:
-            self._console.warn(no_signal_warning(step, metrics, self._config))
-        for text in self._mismatch_advice.new(step, metrics):
+        for text in [*no_signal_warnings(step, metrics, self._config), *self._mismatch_advice.new(step, metrics)]:
             self._console.warn(text)
 
     def _evaluated(self, step: int, metrics: dict[str, float]) -> None:

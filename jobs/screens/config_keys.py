@@ -198,7 +198,7 @@ def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     elif origin is tuple:
         kind = f"[{', '.join(map(_kind, arguments))}]"
     else:
-        kind = _WORDS.get(origin or annotation, "value")
+        kind = "table" if section_of(annotation) is not None else _WORDS.get(origin or annotation, "value")
     bounds = [(sign, getattr(each, name, None)) for each in metadata for name, sign in _SIGNS.items()]
     return f"{kind} {', '.join(sign.format(f'{bound:.12g}') for sign, bound in bounds if bound is not None)}".strip()
 

@@ -23,12 +23,17 @@ _MISMATCH = {
 }
 
 
-def no_signal_warning(step: int, metrics: dict[str, float], config: RunConfig) -> str:
-    """Return what a bonus that orders nothing means, and what to change."""
+def no_signal_warnings(step: int, metrics: Mapping[str, float], config: RunConfig) -> list[str]:
+    """Return what each known bonus means that says of itself that it orders nothing, and what to change."""
+    prefixes = [config.bonus.prefix_of(part) for part in config.bonus.parts if part.kind in ("elliptical", "logdet")]
+    return [_no_signal(step, prefix, metrics, config) for prefix in prefixes if f"{prefix}/no_signal_warning" in metrics]
+
+
+def _no_signal(step: int, prefix: str, metrics: Mapping[str, float], config: RunConfig) -> str:
     fix = 'set bonus.ridge = "auto"' if config.bonus.ridge != "auto" else "check bonus.dim and the encoder"
     return (
-        f"step {step}: the exploration bonus carries no signal: its median spread within a group is {metrics['bonus/spread']:.1e} "
-        f"(below 1e-3) at ridge {metrics['bonus/ridge']:.3g}; {fix} (docs/algorithm.md)"
+        f"step {step}: the exploration bonus carries no signal: its median spread within a group is {metrics[f'{prefix}/spread']:.1e} "
+        f"(below 1e-3) at ridge {metrics[f'{prefix}/ridge']:.3g}; {fix} (docs/algorithm.md)"
     )
 
 

@@ -18,6 +18,7 @@ from actors.bonus import REST, TENSORS, BonusScorer, step_rows
 from actors.replay import Replay
 from bonus.base import Scores
 from bonus.config import BonusConfig
+from bonus.kinds import KINDS
 from bonus.scoring import score_step
 from bonus.state import init_state
 from buffers.config import ReplayConfig
@@ -45,7 +46,7 @@ LENGTHS = (3, 1, 5, 0)
 
 
 def make_scorer(*, seed: int = 11, **bonus: Any) -> BonusScorer:
-    base = {"dim": DIM} if "kind" in bonus else {"dim": DIM, "gate": "always"}
+    base = {"dim": DIM} if "kind" in bonus or "terms" in bonus else {"dim": DIM, "gate": "always"}
     return BonusScorer(bonus=BonusConfig(**{**base, **bonus}), group_size=GROUP_SIZE, seed=seed)
 
 
@@ -363,13 +364,28 @@ def test_rewards_verdicts_lags_and_the_number_of_the_step_are_there_for_every_bo
     assert (rows.features_GKD, rows.answers_GK, rows.logprobs_GKT) == (None, None, None)
 
 
-@pytest.mark.parametrize("kind", ["elliptical", f"{OUTSIDE}:AnswerCounts", f"{OUTSIDE}:Surprise"])
-def test_the_log_brings_back_the_state_of_any_bonus(kind: str, tmp_path: Path) -> None:
-    whole, fresh = LoggedRun(tmp_path / "log", kind=kind), make_scorer(kind=kind)
+@pytest.mark.parametrize(
+    "bonus",
+    [
+        *({"kind": kind} for kind in (*KINDS, f"{OUTSIDE}:AnswerCounts", f"{OUTSIDE}:Surprise")),
+        {"terms": [{"kind": kind} for kind in KINDS], "memory": "run"},
+    ],
+    ids=str,
+)
+def test_the_log_brings_back_the_state_of_any_bonus(bonus: dict[str, Any], tmp_path: Path) -> None:
+    whole, fresh = LoggedRun(tmp_path / "log", **bonus), make_scorer(**bonus)
     for version in range(3):
         whole.step(version)
     assert fresh.absorb_log(str(tmp_path / "log"), 3) == 3
     assert saved_state(fresh, tmp_path / "fresh") == saved_state(whole.scorer, tmp_path / "whole")
+
+
+def test_a_state_of_other_terms_is_refused(tmp_path: Path) -> None:
+    terms = make_scorer(terms=[{"kind": "random"}, {"kind": "outcome_batch"}])
+    terms.save(tmp_path)
+    make_scorer(terms=[{"kind": "random", "weight": 2.0}, {"kind": "outcome_batch"}]).load(tmp_path)  # a weight is no state
+    with pytest.raises(ValueError, match=r'the saved state is of bonus\.kind = "random \+ outcome_batch", this run has "elliptical"'):
+        make_scorer().load(tmp_path)
 
 
 def test_scores_of_another_shape_name_the_bonus_and_leave_the_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,7 +469,7 @@ class LoggedRun:
         self.scorer = make_scorer(**bonus)
         self.log_directory = directory
         self._replay = Replay(
-            group_size=GROUP_SIZE, prompts_per_step=2, max_policy_lag=1, config=ReplayConfig(), log_directory=str(directory)
+            group_size=GROUP_SIZE, prompts_per_step=2, max_policy_lag=1, late="drop", config=ReplayConfig(), log_directory=str(directory)
         )
 
     def step(self, version: int) -> None:
@@ -462,7 +478,8 @@ class LoggedRun:
             sampled = max(0, version - age)
             versions = [[sampled] * (length - 1) + [version] * min(length, 1) for length in LENGTHS]
             group = make_group(3 * version + number, problem=problem, versions=versions)
-            verdicts = [make_verdict(1.0 if status == "correct" else 0.0) for status in column(group, "verdict_status")]
+            rewards = [1.0 if status == "correct" else 0.0 for status in column(group, "verdict_status")]
+            verdicts = [replace(make_verdict(reward), final_answer=str(reward)) for reward in rewards]
             result = self._replay.insert(group, verdicts, version)
             assert result is (InsertResult.STALE if problem == "late" and version >= 2 else InsertResult.ACCEPTED)
         batch, drawn = self._replay.sample(2, version)

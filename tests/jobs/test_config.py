@@ -78,7 +78,7 @@ def test_overrides_take_toml_values_and_bare_strings(config_file):
         ("lr=1", ["'lr'", "did you mean 'learner.lr'?"]),
         ("lerner.lr=1", ["'lerner'", "did you mean 'learner'?"]),
         ("learner.loss.clip_hi=1", ["'learner.loss.clip_hi'", "did you mean 'learner.loss.clip_high'?"]),
-        ("bonus.zzzzzz=1", ["'bonus.zzzzzz'", "known here: enabled, kind, options, dim"]),
+        ("bonus.zzzzzz=1", ["'bonus.zzzzzz'", "known here: enabled, kind, options, terms, dim"]),
     ],
 )
 def test_unknown_key_is_refused_with_the_nearest_known_one(refusal, config_file, override, named):

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from actors.engines import ENGINES
+from bonus.base import Need
+from bonus.kinds import KINDS
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.plan import BASE_PROCESS_GIB, DRIVER_GIB, RAY_GIB, available_memory_gib, make_plan, require_disk, require_memory
@@ -28,6 +30,13 @@ def test_encoders_are_planned_for_a_bonus_that_needs_features_and_for_no_other()
         assert {"bonus", "encoder"} & plan.processes.keys() == processes
     less, more = (plan_of(bonus={"kind": f"tests.bonus.outside:{name}"}).memory_gib for name in ("Surprise", "Distance"))
     assert less < more == plan_of().memory_gib
+
+
+def test_a_known_bonus_without_features_plans_no_encoder():
+    for kind, needs in KINDS.items():
+        assert ("encoder" in plan_of(bonus={"kind": kind}).processes) == (Need.FEATURES in needs), kind
+    assert "encoder" not in plan_of(bonus={"terms": [{"kind": "random"}, {"kind": "outcome_ucb"}]}).processes
+    assert "encoder" in plan_of(bonus={"terms": [{"kind": "random"}, {"kind": "cosine"}]}).processes
 
 
 def test_sizes_of_a_step():

@@ -1,0 +1,72 @@
+"""A step from plain arrays, for a trainer of your own: every bonus of this folder without the rest of the system.
+
+    bonus = bonus_of(BonusConfig(kind="outcome_batch"))                          # bonus.methods, bonus.config
+    state = bonus.init_state()
+    scores, state = bonus.score(step_of(rewards=rewards, answers=answers), state)
+    rewards = rewards + 0.1 * scores.bonus_GK.numpy()
+
+An array may be a NumPy array, a torch tensor or nested lists. Legend: G groups, K responses, T tokens, D features."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bonus.base import StepRows
+
+Array = Any
+"""What `torch.as_tensor` takes."""
+
+
+def step_of(
+    *,
+    rewards: Array,
+    correct: Array | None = None,
+    features: Array | None = None,
+    answers: Sequence[Sequence[str | None]] | None = None,
+    logprobs: Array | None = None,
+    lengths: Array | None = None,
+    lags: Array | None = None,
+    keys: Sequence[str] | None = None,
+    step: int = 1,
+    seed: int = 0,
+) -> StepRows:
+    """Return a step as a bonus takes it: `features` G x K x D, `logprobs` G x K x T and 0 after a response's end, all
+    else G x K. What is left out is made up: a response is correct if its reward is above 0, `lengths` counts the
+    log-probs that are not 0, or is 1 without log-probs, and no response is stale. A response of length 0 is empty.
+    `keys` names the problem of each group; left out, every group is of a problem of its own. Count `step` up from 1.
+    Raises ValueError for a shape that does not fit."""
+    rewards_GK = torch.as_tensor(rewards).double()
+    if rewards_GK.dim() != 2:
+        raise ValueError(f"rewards must be G x K, got {tuple(rewards_GK.shape)}")
+    logprobs_GKT = None if logprobs is None else torch.as_tensor(logprobs).double()
+    if lengths is None:
+        lengths = torch.ones(rewards_GK.shape) if logprobs_GKT is None else (logprobs_GKT != 0).sum(dim=-1)
+    lengths_GK = torch.as_tensor(lengths).long()
+    rows = StepRows(
+        step=step,
+        seed=seed,
+        keys_G=[f"step {step}/group {group}" for group in range(len(rewards_GK))] if keys is None else list(keys),
+        rewards_GK=rewards_GK,
+        correct_GK=rewards_GK > 0 if correct is None else torch.as_tensor(correct).bool(),
+        valid_GK=lengths_GK > 0,
+        lengths_GK=lengths_GK,
+        lags_GK=torch.zeros_like(lengths_GK) if lags is None else torch.as_tensor(lags).long(),
+        features_GKD=None if features is None else torch.as_tensor(features).double(),
+        answers_GK=answers,
+        logprobs_GKT=logprobs_GKT,
+    )
+    _require_shapes(rows)
+    return rows
+
+
+def _require_shapes(rows: StepRows) -> None:
+    shape = tuple(rows.rewards_GK.shape)
+    for name, values in vars(rows).items():
+        if isinstance(values, Tensor) and tuple(values.shape[:2]) != shape:
+            raise ValueError(f"{name} has shape {tuple(values.shape)}, but rewards have {shape}")
+    if len(rows.keys_G) != shape[0]:
+        raise ValueError(f"{len(rows.keys_G)} keys for {shape[0]} groups")
+    if rows.answers_GK is not None and [len(answers) for answers in rows.answers_GK] != [shape[1]] * shape[0]:
+        raise ValueError(f"answers must be {shape[0]} sequences of {shape[1]} answers")
