@@ -8,7 +8,6 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from jobs.analysis.bootstrap import Curve, Estimate
 from jobs.analysis.methods import MethodDifference, MethodStatistics
@@ -30,7 +29,7 @@ Statistics = Mapping[str, Sequence[MethodStatistics]]
 
 def style_by_method(methods: Sequence[str], base: str) -> dict[str, Style]:
     """Return the style of every method, the same in all figures."""
-    return {name: BASE_STYLE if name == base else style_of(place) for place, name in enumerate(name for name in methods)}
+    return {base: BASE_STYLE} | {name: style_of(place) for place, name in enumerate(name for name in methods if name != base)}
 
 
 def overview_figure(last: Mapping[str, MethodStatistics], styles: Mapping[str, Style]) -> Drawing | None:
@@ -46,7 +45,7 @@ def overview_figure(last: Mapping[str, MethodStatistics], styles: Mapping[str, S
         return Drawing(png=png_of(figure), numbers={name: numbers_of(one.pass_at_k) for name, one in last.items()})
 
 
-def passk_figure(last: Mapping[str, MethodStatistics], styles: Mapping[str, Style], base: str, baseline: str) -> Drawing | None:
+def passk_figure(last: Mapping[str, MethodStatistics], base: str, baseline: str) -> Drawing | None:
     """Draw pass@k of each method beside that of the baseline and the base model, with bands: a panel for each."""
     methods = [name for name in last if name not in (base, baseline)]
     if not methods:
@@ -55,6 +54,7 @@ def passk_figure(last: Mapping[str, MethodStatistics], styles: Mapping[str, Styl
         figure, panels = grid(len(methods), height=3.9)
         for axes, method in zip(panels, methods, strict=True):
             shown = {name: last[name] for name in (base, baseline, method) if name in last}
+            styles = {base: BASE_STYLE, baseline: style_of(0), method: style_of(1)}
             _draw_passk(axes, shown, styles, bands=True)
             axes.legend(loc="lower right", frameon=False, handlelength=2.8)
             axes.set_title(method, loc="left")
@@ -97,7 +97,7 @@ def learning_figure(statistics: Statistics, styles: Mapping[str, Style], base: s
             axes.set_ylim(*room(curves.values()))
             axes.set_title(title, loc="left")
             axes.set_xlabel("step")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xticks(sorted({step for curve in curves.values() for step in curve.ks}))
             _plain(axes)
         legend(figure)
         numbers = {title: {name: numbers_of(curve) for name, curve in curves.items()} for title, curves in panels.items()}

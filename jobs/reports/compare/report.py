@@ -26,7 +26,7 @@ from jobs.reports.compare.summary import (
     summary_sentences,
     test_table,
 )
-from jobs.reports.compare.tables import difference_rows, method_rows, policy_rows
+from jobs.reports.compare.tables import Row, difference_rows, method_rows, policy_rows
 from jobs.reports.plots import Drawing
 from jobs.reports.report import Report, TextTable
 from jobs.reports.text import flattened
@@ -75,6 +75,8 @@ class CompareReport(Report):
     """Each method less the baseline at `step`."""
     base_difference: MethodDifference | None
     """The base model less the baseline; no method, so it is no part of the correction."""
+    policies: tuple[Row, ...]
+    """One for each evaluated policy: the numbers of single runs."""
     runs: tuple[TrainedRun, ...]
     failures: Mapping[str, str]
     confidence: float = 0.95
@@ -100,6 +102,7 @@ class CompareReport(Report):
             "efficiency": efficiency_table(self.all_differences),
             "spending": spending_table(self.runs, self.last),
             "runs": _runs_table(self.runs),
+            "policies": _policies_table(self.policies),
         }
 
     def table(self) -> TextTable:
@@ -108,9 +111,10 @@ class CompareReport(Report):
 
     def write(self, directory: Path, figures: Mapping[str, Drawing | None]) -> None:
         """Write the tables as CSV too."""
-        _write_csv(directory / "table.csv", method_rows(self.statistics))
-        _write_csv(directory / "differences.csv", difference_rows(self.all_differences))
         super().write(directory, figures)
+        tables = {"table": method_rows(self.statistics), "differences": difference_rows(self.all_differences), "seeds": self.policies}
+        for name, rows in tables.items():
+            _write_csv(directory / f"{name}.csv", rows)
 
 
 def write_report(found: Found, config: CompareConfig, directory: Path, *, failures: Mapping[str, str]) -> CompareReport:
@@ -121,6 +125,7 @@ def write_report(found: Found, config: CompareConfig, directory: Path, *, failur
     step = max((one.step for steps in statistics.values() for one in steps), default=0)
     differences = with_correction(list(_differences(found, config, order, step)))
     base_difference = _base_difference(found, config, step)
+    ks = next(iter(statistics.values()))[0].ks if statistics else (1,)
     report = CompareReport(
         summary=summary_sentences(differences, base_difference, config, step),
         notes=notes(found.num_evaluated, found.num_expected, statistics, config, failures),
@@ -130,22 +135,21 @@ def write_report(found: Found, config: CompareConfig, directory: Path, *, failur
         statistics=statistics,
         differences=differences,
         base_difference=base_difference,
+        policies=tuple(policy_rows({name: found.policies[name] for name in order}, ks)),
         runs=found.runs,
         failures=dict(failures),
         num_resamples=config.evaluation.resamples,
         seed=config.evaluation.seed,
     )
     styles = style_by_method((BASE, *config.methods), BASE)
-    ks = next(iter(statistics.values()))[0].ks if statistics else (1,)
     figures = {
         "overview": overview_figure(report.last, styles),
-        "passk": passk_figure(report.last, styles, BASE, config.baseline),
-        "differences": difference_figure(report.all_differences, styles),
+        "passk": passk_figure(report.last, BASE, config.baseline),
+        "differences": difference_figure(report.differences, styles),
         "learning": learning_figure(statistics, styles, BASE, ks),
         "training": training_figure(found.runs, styles),
     }
     report.write(directory, figures)
-    _write_csv(directory / "seeds.csv", policy_rows(found.policies, ks))
     return report
 
 
@@ -187,6 +191,12 @@ def _difference(method: str, by_seed: BySeed, config: CompareConfig, others: ByS
 def _runs_table(runs: Sequence[TrainedRun]) -> TextTable:
     rows = [(run.method, str(run.seed), str(run.steps), f"{run.tokens:,.0f}", f"{run.seconds:,.0f}") for run in runs]
     return TextTable(headings=("method", "seed", "steps", "tokens", "seconds"), rows=rows)
+
+
+def _policies_table(policies: Sequence[Row]) -> TextTable:
+    headings = list(policies[0]) if policies else []
+    rows = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in policies]
+    return TextTable(headings=headings, rows=rows)
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -114,7 +114,9 @@ def _sentence(one: MethodDifference, num_methods: int) -> str:
     shown = {name: test for name, test in one.tests.items() if test.verdict != "no difference shown"}
     if not shown:
         return f"{one.method}: no difference from {one.against} is shown at {_listed(list(one.tests))}."
-    parts = [f"{test.verdict} at {name} by {interval_sentence_of(test)}{_after(test, num_methods)}" for name, test in shown.items()]
+    parts = [
+        f"{test.verdict} at {_listed([name])} by {interval_sentence_of(test)}{_after(test, num_methods)}" for name, test in shown.items()
+    ]
     rest = [name for name in one.tests if name not in shown]
     missing = f" No difference is shown at {_listed(rest)}." if rest else ""
     return f"{one.method} is {'; '.join(parts)}, compared with {one.against}.{missing}{_efficiency(one)}"

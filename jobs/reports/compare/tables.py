@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jobs.analysis.bootstrap import Estimate
 from jobs.analysis.methods import BySeed, MethodDifference, MethodStatistics
+from jobs.analysis.outcomes import ProblemOutcomes
 from jobs.analysis.seeds import area_weights
 from jobs.reports.text import at
 
@@ -26,17 +25,22 @@ def difference_rows(differences: Sequence[MethodDifference]) -> list[Row]:
 
 
 def policy_rows(policies: Mapping[str, Mapping[int, BySeed]], ks: Sequence[int]) -> list[Row]:
-    """Return a row for each evaluated policy: means over problems."""
-    rows: list[Row] = []
-    for method, by_step in policies.items():
-        for step, by_seed in sorted(by_step.items()):
-            for seed, outcomes in by_seed.items():
-                pass_K = np.nanmean(outcomes.pass_PK, axis=0) if outcomes.scored_P.any() else np.full(outcomes.max_k, np.nan)
-                row: Row = {"method": method, "seed": seed, "step": step, "problems": outcomes.num_problems}
-                row |= {f"pass@{k}": float(pass_K[k - 1]) for k in ks}
-                row["area"] = float(pass_K @ area_weights(outcomes.max_k))
-                rows.append(row | {"tokens": float(outcomes.tokens_P.mean()), "cut off": float(outcomes.truncated_P.mean())})
-    return rows
+    """Return a row for each evaluated policy: means over its problems, without those of which nothing was scored."""
+    return [
+        {"method": method, "seed": seed, "step": step} | _policy_numbers(outcomes, ks)
+        for method, by_step in policies.items()
+        for step, by_seed in sorted(by_step.items())
+        for seed, outcomes in by_seed.items()
+    ]
+
+
+def _policy_numbers(outcomes: ProblemOutcomes, ks: Sequence[int]) -> Row:
+    scored_PK = outcomes.pass_PK[outcomes.scored_P]
+    row: Row = {"problems": len(scored_PK)}
+    if len(scored_PK):
+        pass_K = scored_PK.mean(axis=0)
+        row |= {f"pass@{k}": float(pass_K[k - 1]) for k in ks} | {"area": float(pass_K @ area_weights(outcomes.max_k))}
+    return row | {"tokens": float(outcomes.tokens_P.mean()), "cut off": float(outcomes.truncated_P.mean())}
 
 
 def _method_row(method: str, one: MethodStatistics) -> Row:
