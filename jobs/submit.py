@@ -12,46 +12,20 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from jobs.cluster.package import Package, commit, mib, select
-from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Cluster, Job, address_of, connect, shell_path
+from jobs.cluster.package import Package, commit, select
+from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Job, address_of, connect, shell_path
 from jobs.cluster.runs import STORAGE, shown
+from jobs.cluster.submission import Submission, job_environment, next_id, send
 from jobs.config import RunConfig, load_config
 from jobs.configuration.user_error import UserError, answering
 from jobs.follow import follow
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-STOP_WAIT_S = (60, 600)
-"""The least and most seconds from SIGTERM to SIGKILL of a stopped job, which ends a step and writes a checkpoint."""
 OUTSIDE = "submitted"
 """The folder of the package that a configuration from outside the working directory is copied to."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """Everything that a job is made of, except the package."""
-
-    run: str
-    job_id: str
-    storage: str
-    config: str
-    """The path of the configuration inside the package."""
-    overrides: tuple[str, ...]
-    python: str
-    resumes: bool
-    env_vars: Mapping[str, str]
-    metadata: Mapping[str, str]
-
-    @property
-    def entrypoint(self) -> str:
-        """The command of the job. With `exec` a signal reaches the run itself, and the run's exit code is the job's."""
-        settings = "".join(f" --set {shlex.quote(override)}" for override in self.overrides)
-        where = shell_path(self.storage, self.run)
-        return f"exec {shlex.quote(self.python)} -m jobs.train {shlex.quote(self.config)}{settings} --set run_dir={where}"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -151,13 +125,13 @@ def prepare(
             f"run {run} is kept in {known_storage}, not in {chosen}: leave --storage out to resume it, or choose another name with --run"
         )
     python = python or (earlier[-1].python if earlier else "python")
+    settings = "".join(f" --set {shlex.quote(override)}" for override in without_run_dir(overrides))
     return Submission(
         run=run,
-        job_id=next(job_id for number in range(1, len(used_ids) + 2) if (job_id := f"{run}-{number}") not in used_ids),
+        job_id=next_id(run, used_ids),
         storage=chosen,
-        config=config_path,
-        overrides=tuple(override for override in overrides if override.partition("=")[0].strip() != "run_dir"),
         python=python,
+        command=f"jobs.train {shlex.quote(config_path)}{settings} --set run_dir={shell_path(chosen, run)}",
         resumes=bool(earlier),
         env_vars=job_environment(config, environment),
         metadata={
@@ -167,38 +141,15 @@ def prepare(
     )
 
 
-def job_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the run's processes, always with RAY_AUTH_MODE: Ray else decides by what ran before."""
-    least, most = STOP_WAIT_S
-    variables = {
-        "RAY_JOB_STOP_WAIT_TIME_S": str(int(min(most, max(least, config.wait_timeout_s)))),
-        "RAY_AUTH_MODE": environment.get("RAY_AUTH_MODE") or "disabled",
-    }
-    return variables | {name: environment[name] for name in ("HF_HUB_OFFLINE",) if name in environment}
+def without_run_dir(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those of `run_dir`, which on a cluster is `--storage` and `--run`."""
+    return [override for override in overrides if override.partition("=")[0].strip() != "run_dir"]
 
 
 def config_hash(config: RunConfig) -> str:
     """Return a hash of what the run computes and with what; where it is kept does not count."""
     values = config.model_dump(mode="json", exclude={"run_dir"})
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapping[str, Path]) -> None:
-    """Print what is sent, send it, and start the job."""
-    with tempfile.TemporaryDirectory() as directory:
-        archive = Path(directory) / "package.zip"
-        package.write(archive, extra=extra)
-        print(
-            f"package    {len(package.sizes) + len(extra)} files, {mib(package.total_bytes)} ({mib(archive.stat().st_size)} compressed),"
-            f" commit {submission.metadata['commit']}",
-            flush=True,
-        )
-        cluster.submit(
-            job_id=submission.job_id,
-            entrypoint=submission.entrypoint,
-            runtime_env={"working_dir": str(archive), "env_vars": dict(submission.env_vars)},
-            metadata=dict(submission.metadata),
-        )
 
 
 def what_follows(submission: Submission) -> str:
@@ -212,7 +163,7 @@ def commands(submission: Submission, options: argparse.Namespace, address: str) 
     python = shlex.quote(shown(Path(sys.executable)))
     where = f"{shlex.quote(submission.run)} --address {shlex.quote(address)}"
     again = [options.config, "--address", address, "--run", submission.run, "--storage", submission.storage]
-    again += [word for override in submission.overrides for word in ("--set", override)]
+    again += [word for override in without_run_dir(options.overrides) for word in ("--set", override)]
     again += [word for pattern in options.exclude for word in ("--exclude", pattern)]
     again += ["--python", submission.python] if options.python else []
     return [

@@ -46,7 +46,7 @@ class Curve:
         return Estimate(value=self.value[place], low=self.low[place] if self.low else None, high=self.high[place] if self.high else None)
 
 
-def resample_counts(num: int, num_resamples: int, seed: int) -> FloatArray | None:
+def resample_counts(num: int, num_resamples: int, seed: int | Sequence[int]) -> FloatArray | None:
     """Return (B, num): how often each resample holds each prompt; None for fewer than two, which have no spread."""
     if num < 2:
         return None

@@ -31,7 +31,7 @@ from jobs.configuration.user_error import UserError
 from jobs.directory.run_state import STATUS, RunStatus
 
 APP = "repexp"
-TRAIN, HELPER = "train", "helper"
+TRAIN, EVALUATE, HELPER = "train", "evaluate", "helper"
 LIVE_STATES = ("PENDING", "RUNNING")
 ENDED_WELL = ("SUCCEEDED", "STOPPED")
 HELPER_DEADLINE_S = 90.0
@@ -164,10 +164,11 @@ class Cluster:
         self._client, self.address = client, address
         self._sleep, self._clock = sleep, clock
 
-    def jobs(self) -> list[Job]:
-        """Return the submissions of runs, oldest first, without helper jobs and other people's jobs."""
+    def jobs(self, kind: str = TRAIN) -> list[Job]:
+        """Return the submissions of runs (or of evaluations), oldest first, without helper jobs and other people's
+        jobs."""
         with _refusing(self.address):
-            found = [job for details in self._client.list_jobs() if (job := job_of(details)) is not None]
+            found = [job for details in self._client.list_jobs() if (job := job_of(details, kind)) is not None]
         return sorted(found, key=lambda job: job.started or 0.0)
 
     def newest(self, run: str) -> Job:
@@ -189,7 +190,8 @@ class Cluster:
     def job(self, job_id: str) -> Job:
         """Return a job as it is now. Raises UserError for one of somebody else."""
         with _refusing(self.address):
-            found = job_of(self._client.get_job_info(job_id))
+            details = self._client.get_job_info(job_id)
+        found = job_of(details, TRAIN) or job_of(details, EVALUATE)
         if found is None:
             raise UserError(f"job {job_id} is not one of ours")
         return found
@@ -298,10 +300,10 @@ class Cluster:
         )
 
 
-def job_of(details: Any) -> Job | None:
-    """Return a job of Ray's (JobDetails) as one of this project, or None where it is another one."""
+def job_of(details: Any, kind: str = TRAIN) -> Job | None:
+    """Return a job of Ray's (JobDetails) as one of this project of that kind, or None where it is another one."""
     metadata = details.metadata or {}
-    if metadata.get("app") != APP or metadata.get("kind") != TRAIN or not details.submission_id:
+    if metadata.get("app") != APP or metadata.get("kind") != kind or not details.submission_id:
         return None
     return Job(
         id=details.submission_id,

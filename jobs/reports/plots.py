@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from jobs.analysis.bootstrap import Curve
 
 DPI = 150
 LOWEST_RATIO = 1 / 16
+COLUMNS = 3
+"""The most panels beside each other."""
 FONT: dict[Any, Any] = {
     **{"text.parse_math": False, "font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11},
     **{"legend.fontsize": 10, "xtick.labelsize": 10, "ytick.labelsize": 10},
@@ -33,12 +35,29 @@ class Style:
     width: float = 1.1
 
 
+STYLES = (
+    Style(color="#0b3c78", line="-", marker="o", width=2.2),
+    Style(color="#d1495b", line=(0, (6, 2)), marker="s", width=2.2),
+    Style(color="#1b7f5c", line="-.", marker="^", width=2.2),
+    Style(color="#8a5a00", line=(0, (1.5, 1.5)), marker="D", width=2.2),
+    Style(color="#7a3e9d", line=(0, (4, 1, 1, 1, 1, 1)), marker="v", width=2.2),
+    Style(color="#222222", line=(0, (8, 2, 2, 2)), marker="x", width=2.2),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """A figure and the numbers that it draws."""
 
     png: bytes
     numbers: dict[str, Any]
+
+
+def style_of(place: int) -> Style:
+    """Return the style of a line by its place: six colors, each with another line and marker in every round of six."""
+    again = place // len(STYLES)
+    color, line, marker = (STYLES[(place + shift * again) % len(STYLES)] for shift in (0, 1, 2))
+    return Style(color=color.color, line=line.line, marker=marker.marker, width=color.width)
 
 
 def draw_line(axes: Axes, curve: Curve, style: Style, label: str, listed: Sequence[int]) -> None:
@@ -68,6 +87,29 @@ def log2_k(axes: Axes, max_k: int) -> None:
     axes.grid(True, color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def grid(num: int, *, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `num` panels, each `height` inches high."""
+    columns, rows = min(num, COLUMNS), -(-num // COLUMNS)
+    figure = Figure(figsize=(0.6 + max(4.7 * columns, 6.4), height * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for unused in panels[num:]:
+        unused.set_visible(False)
+    return figure, panels[:num]
+
+
+def k_axis(axes: Axes, curves: Sequence[Curve], name: str = "k") -> None:
+    """Make the horizontal axis one of k that holds `curves`."""
+    log2_k(axes, max([curve.ks[-1] for curve in curves], default=1))
+    axes.set_xlabel(f"{name}, responses")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+
+
+def legend(figure: Figure) -> None:
+    """Explain the lines of all panels below them."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False, handlelength=3.6)
 
 
 def whole(value: float, _: int | None) -> str:

@@ -8,7 +8,7 @@ report.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from rich.console import Console
 from actors.scorer import ResponseScorer
 from actors.verifier import VerifierPool
 from buffers.records import Problem
-from jobs.analysis.candidate_table import Candidates, candidates_by_problem
 from jobs.configuration.user_error import UserError
 from jobs.directory.job_dir import JobDirectory
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, EvaluateConfig
@@ -28,21 +27,15 @@ from jobs.processes.description import rollout_worker, scorer, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
 from jobs.reports.evaluate.report import write_report
-from jobs.sampling.candidates import CandidateKey, CandidateStore, with_columns
+from jobs.sampling.candidates import CandidateStore, with_columns
 from jobs.sampling.evaluated_models import EvaluatedModel, PinnedModel, PinnedModels
-from jobs.sampling.evaluator import MODEL_AND_PROBLEM, Evaluator, EvaluatorSettings
+from jobs.sampling.evaluator import Evaluator, EvaluatorSettings
 from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, run_to_end
 from jobs.sampling.pipeline import FINISHERS
+from jobs.sampling.samples import BASE_COLUMN, MODEL_AND_PROBLEM, SAMPLES, read_responses
 from jobs.screens.console import say
 from tasks.base import Task
 from tasks.registry import make_task
-
-SAMPLES = "samples.parquet"
-BASE_COLUMN = "base_mean_logprob"
-REPORT_COLUMNS = (
-    *("model", "task", "problem_id", "question", "reference_answer", "index", "response_ids", "response_text", "finish_reason"),
-    *("mean_logprob", "verdict_status", "final_answer", BASE_COLUMN),
-)
 
 
 def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
@@ -64,17 +57,6 @@ def _task(config: EvaluateConfig) -> Task:
     if not task.has_verifier:
         raise UserError(f"task {task.name} has no verifier, and evaluation needs verdicts: set its verifier")
     return task
-
-
-def read_responses(store: CandidateStore, label: str, problem_ids: Collection[str] | None = None) -> Iterator[Candidates]:
-    """Yield the responses of the model `label`, one problem at a time: of all problems, or of those named. With its
-    store given, this is what a report reads (`jobs.reports.evaluate.report.ReadResponses`)."""
-
-    def is_wanted(key: CandidateKey) -> bool:
-        return key[0] == label and (problem_ids is None or key[1] in problem_ids)
-
-    for table in store.read_each(is_wanted, REPORT_COLUMNS):
-        yield from candidates_by_problem(table)
 
 
 class EvaluateSession:

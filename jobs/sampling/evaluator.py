@@ -16,11 +16,8 @@ from buffers.records import Problem
 from jobs.processes.handles import Handle
 from jobs.sampling.candidates import sampled_candidates
 from jobs.sampling.pipeline import CandidateSampling, Judge, OnFinished, SamplingPipeline
+from jobs.sampling.samples import MODEL
 from tasks.base import Task
-
-MODEL = "model"
-MODEL_AND_PROBLEM = (MODEL, "problem_id")
-"""The columns that tell one model's responses to a problem from all others."""
 
 
 @dataclass(frozen=True, kw_only=True)

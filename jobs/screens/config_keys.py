@@ -26,13 +26,14 @@ from rich.console import Console
 from rich.text import Text
 
 from buffers.extensions import Known
+from jobs.compare_config import CompareConfig
 from jobs.config import RunConfig
 from jobs.configuration.files import LABEL, labelled_section_of, section_of, suggestion
 from jobs.configuration.user_error import UserError
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
 
-COMMANDS: dict[str, type[BaseModel]] = {"train": RunConfig, "explore": ExploreConfig, "evaluate": EvaluateConfig}
+COMMANDS: dict[str, type[BaseModel]] = {"train": RunConfig, "explore": ExploreConfig, "evaluate": EvaluateConfig, "compare": CompareConfig}
 """The commands that take a TOML file, and their configurations."""
 
 _HEAD = """# Configuration

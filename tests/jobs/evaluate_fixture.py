@@ -19,7 +19,8 @@ from jobs.config import RunConfig
 from jobs.directory.run_dir import POLICY_STEP, RunDirectory
 from jobs.processes.handles import LocalHandle
 from jobs.sampling.candidates import CandidateStore
-from jobs.sampling.evaluator import MODEL_AND_PROBLEM, Evaluator, EvaluatorSettings
+from jobs.sampling.evaluator import Evaluator, EvaluatorSettings
+from jobs.sampling.samples import MODEL_AND_PROBLEM
 from tasks.config import TaskConfig
 from tasks.registry import make_task
 from tests.jobs.explore_fixture import CoinVerifier

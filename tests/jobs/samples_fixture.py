@@ -12,7 +12,7 @@ import pyarrow as pa
 from jobs.analysis.candidate_table import Candidates, candidates_by_problem
 from jobs.analysis.outcomes import ProblemOutcomes, problem_outcomes
 from jobs.sampling.candidates import CandidateStore
-from jobs.sampling.evaluator import MODEL_AND_PROBLEM
+from jobs.sampling.samples import MODEL_AND_PROBLEM
 from tests.jobs.candidates_fixture import COLUMNS
 
 LETTERS = {"1": "correct", "0": "incorrect", "?": "no_answer", "m": "malformed", "t": "timeout", "e": "error"}

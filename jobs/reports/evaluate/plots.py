@@ -7,7 +7,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,25 +14,11 @@ from jobs.analysis.bootstrap import Curve
 from jobs.analysis.comparison import Comparison
 from jobs.analysis.evaluation import ModelStatistics
 from jobs.analysis.outcomes import ProblemOutcomes
-from jobs.reports.plots import FONT, Drawing, Style, draw_band, draw_line, draw_ratios, log2_k, numbers_of, png_of, room
+from jobs.reports.plots import FONT, Drawing, draw_band, draw_line, draw_ratios, grid, k_axis, legend, numbers_of, png_of, room, style_of
 
-STYLES = (
-    Style(color="#0b3c78", line="-", marker="o", width=2.2),
-    Style(color="#d1495b", line=(0, (6, 2)), marker="s", width=2.2),
-    Style(color="#1b7f5c", line="-.", marker="^", width=2.2),
-    Style(color="#8a5a00", line=(0, (1.5, 1.5)), marker="D", width=2.2),
-    Style(color="#7a3e9d", line=(0, (4, 1, 1, 1, 1, 1)), marker="v", width=2.2),
-    Style(color="#222222", line=(0, (8, 2, 2, 2)), marker="x", width=2.2),
-)
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 SOLVE_RATE_EDGES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 SOLVE_RATE_NAMES = ("none", "to 10 %", "to 30 %", "to 50 %", "to 70 %", "to 90 %", "below all", "all")
-COLUMNS = 3
-
-
-def style_of(place: int) -> Style:
-    """Return the style of a model by its place among the models."""
-    return STYLES[place % len(STYLES)]
 
 
 def pass_at_k_figure(models: Mapping[str, ModelStatistics]) -> Drawing | None:
@@ -53,11 +38,11 @@ def pass_at_k_figure(models: Mapping[str, ModelStatistics]) -> Drawing | None:
                 draw_band(axes, curve, style_of(places[label]))
             for label, curve in curves.items():
                 draw_line(axes, curve, style_of(places[label]), label, listed)
-            _k_axis(axes, list(curves.values()))
+            k_axis(axes, list(curves.values()))
             axes.set_ylim(*room(curves.values()))
             axes.set_ylabel(name)
             axes.set_title({"pass@k": "Any of k responses is right", "maj@k": "Majority vote of k responses is right"}[name], loc="left")
-        _legend(figure)
+        legend(figure)
         numbers = {name: {label: numbers_of(curve) for label, curve in curves.items()} for name, curves in panels.items()}
         return Drawing(png=png_of(figure), numbers=numbers)
 
@@ -84,7 +69,7 @@ def solve_rates_figure(outcomes: Mapping[str, ProblemOutcomes]) -> Drawing | Non
         axes.set_ylabel("problems")
         axes.set_xlabel("share of a problem's responses that are right")
         axes.set_title("Problems by how often they are solved", loc="left")
-        _legend(figure)
+        legend(figure)
         numbers = {"classes": list(SOLVE_RATE_NAMES), "problems": {label: c.tolist() for label, c in counts.items()}}
         return Drawing(png=png_of(figure), numbers=numbers)
 
@@ -102,10 +87,10 @@ def difference_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
     if not comparisons:
         return None
     with matplotlib.rc_context(FONT):
-        figure, panels = _grid(len(comparisons), height=3.9)
+        figure, panels = grid(len(comparisons), height=3.9)
         for axes, comparison in zip(panels, comparisons, strict=True):
             style = style_of(0)
-            _k_axis(axes, [comparison.difference])
+            k_axis(axes, [comparison.difference])
             axes.axhline(0.0, color="#222222", linewidth=1.2)
             draw_band(axes, comparison.difference, style)
             draw_line(axes, comparison.difference, style, "", comparison.ks)
@@ -121,10 +106,10 @@ def efficiency_figure(comparisons: Sequence[Comparison]) -> Drawing | None:
         return None
     numbers: dict[str, Any] = {}
     with matplotlib.rc_context(FONT):
-        figure, panels = _grid(len(known), height=5.2)
+        figure, panels = grid(len(known), height=5.2)
         for axes, comparison in zip(panels, known, strict=True):
             curves = _directions(comparison)
-            _k_axis(axes, list(curves.values()), "K")
+            k_axis(axes, list(curves.values()), "K")
             lines = [(label, curve, style_of(place)) for place, (label, curve) in enumerate(curves.items())]
             draw_ratios(axes, lines, comparison.ks, scale=list(curves.values()))
             axes.set_ylabel("K over the samples needed")
@@ -143,23 +128,3 @@ def _directions(comparison: Comparison) -> dict[str, Curve]:
 
 def _pair(comparison: Comparison) -> str:
     return f"{comparison.model} / {comparison.against}"
-
-
-def _grid(num: int, *, height: float) -> tuple[Figure, list[Axes]]:
-    columns, rows = min(num, COLUMNS), -(-num // COLUMNS)
-    figure = Figure(figsize=(0.6 + max(4.7 * columns, 6.4), height * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for unused in panels[num:]:
-        unused.set_visible(False)
-    return figure, panels[:num]
-
-
-def _k_axis(axes: Axes, curves: Sequence[Curve], name: str = "k") -> None:
-    log2_k(axes, max([curve.ks[-1] for curve in curves], default=1))
-    axes.set_xlabel(f"{name}, responses")
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-
-
-def _legend(figure: Figure) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False, handlelength=3.6)

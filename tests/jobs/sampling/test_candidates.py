@@ -9,7 +9,7 @@ import pytest
 
 from jobs.configuration.user_error import UserError
 from jobs.sampling.candidates import CandidateStore, split_by_problem
-from jobs.sampling.evaluator import MODEL_AND_PROBLEM
+from jobs.sampling.samples import MODEL_AND_PROBLEM
 from tests.jobs.samples_fixture import response_table
 
 

@@ -16,7 +16,7 @@ from jobs.analysis.evaluation import evaluate_outcomes
 from jobs.reports.evaluate.plots import SOLVE_RATE_NAMES, solve_rate_counts
 from jobs.reports.evaluate.report import EvaluateReport, write_report
 from jobs.reports.text import spread
-from jobs.sampling.evaluate_session import read_responses
+from jobs.sampling.samples import read_responses
 from tests.jobs.samples_fixture import outcomes_of, realistic_models, store_of
 
 FIGURES = ("passk", "solve_rates", "difference", "efficiency")

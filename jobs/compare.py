@@ -1,0 +1,84 @@
+"""`python -m jobs.compare COMPARE.toml [--set key=value ...]`: train several methods with several seeds, evaluate the
+policies of some of their steps, and report how they differ from a baseline. `jobs.compare_config` has every key.
+
+    python -m jobs.compare configs/compare/quick.toml --dry-run        # how many runs, hours and tokens
+    python -m jobs.compare configs/compare/quick.toml                  # hours; the report is written after each of them
+
+The commands are carried out one after the other on this machine or, with --address, side by side as jobs of a Ray
+cluster. Exit codes: 0 done, 2 refused (one line says why), 1 a run or an evaluation failed, 130 or 143 stopped. The
+same command then continues."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from jobs.cluster.package import select
+from jobs.cluster.remote import ADDRESS_HELP, address_of, connect
+from jobs.compare_config import CompareConfig
+from jobs.configuration.files import load, source_of
+from jobs.configuration.user_error import UserError, answering
+
+if TYPE_CHECKING:
+    from jobs.comparison.experiment import Experiment
+    from jobs.comparison.session import Executor
+
+AT_ONCE = 4
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.compare", description="Compare methods of training.")
+    add = parser.add_argument
+    add("config", help="TOML file, for example configs/compare/quick.toml")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key of the file; repeatable")
+    add("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    add("--address", help=f"train and evaluate on a cluster: {ADDRESS_HELP}")
+    add("--at-once", type=int, default=AT_ONCE, metavar="N", help=f"with --address: so many runs at a time (default {AT_ONCE})")
+    add("--python", default="python", metavar="PATH", help="with --address: interpreter on the head")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return answering(lambda: _main(parse_arguments(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    config = load(CompareConfig, options.config, options.overrides)
+    if options.at_once < 1:
+        raise UserError(f"--at-once {options.at_once}: at least 1 run must be at work")
+    from jobs.comparison.experiment import resolve
+
+    experiment = resolve(config, source=source_of(options.config))
+    if options.dry_run:
+        from jobs.comparison.forecast import forecast
+        from jobs.screens.console import show_plan
+
+        return show_plan(config, forecast(experiment))
+    from jobs.comparison.session import run_comparison
+
+    console = Console()
+    return run_comparison(experiment, _executor(experiment, options, console), console)
+
+
+def _executor(experiment: Experiment, options: argparse.Namespace, console: Console) -> Executor:
+    from jobs.comparison.local import LocalExecutor
+    from jobs.comparison.on_cluster import ClusterExecutor
+    from jobs.screens.console import say
+
+    address = address_of(options.address) if options.address else None
+    if address is None:
+        return LocalExecutor(experiment, say=lambda text: say(console, text))
+    package = select(Path.cwd())
+    package.check_size()
+    return ClusterExecutor(
+        experiment, connect(address), package, at_once=options.at_once, python=options.python, say=lambda text: say(console, text)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
