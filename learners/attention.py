@@ -100,7 +100,7 @@ class _BlockAttention(torch.autograd.Function):
         for block in blocks:
             queries = slice(block.start, block.stop)
             key_AGSD, value_AGSD = _for_query_heads(key, block, num_shared), _for_query_heads(value, block, num_shared)
-            mean_AGQD, normaliser = attend(query[:, :, queries], key_AGSD, value_AGSD, attn_mask=block.mask_11QS, scale=scale)
+            mean_AGQD, normaliser = attend(query[:, :, queries], key_AGSD, value_AGSD, attn_mask=_wide(block.mask_11QS), scale=scale)
             mean_TAGD[queries] = mean_AGQD.permute(2, 0, 1, 3)
             normalisers.append(normaliser)
         ctx.save_for_backward(query_AGTD, key_ATD, value_ATD, mean_TAGD, *normalisers)
@@ -109,8 +109,8 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TAGD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        *narrow, mean_TAGD, normalisers = *ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        query, key, value, mean, grad = map(_wide, (*narrow, mean_TAGD, grad_TAGD))
+        query_AGTD, key_ATD, value_ATD, mean_TAGD, *normalisers = ctx.saved_tensors
+        query, key, value, mean, grad = map(_wide, (query_AGTD, key_ATD, value_ATD, mean_TAGD, grad_TAGD))
         dquery, dkey, dvalue = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         for block, normaliser in zip(ctx.blocks, normalisers, strict=True):
@@ -118,7 +118,7 @@ class _BlockAttention(torch.autograd.Function):
             grad_AGQD, mean_AGQD = (values_TAGD[queries].permute(1, 2, 0, 3) for values_TAGD in (grad, mean))
             key_AGSD, value_AGSD = (_for_query_heads(values_ATD, block, query.shape[1]) for values_ATD in (key, value))
             tensors = (grad_AGQD, query[:, :, queries], key_AGSD, value_AGSD, mean_AGQD, normaliser)
-            options = {"dropout_p": 0.0, "is_causal": False, "attn_mask": block.mask_11QS, "scale": ctx.scale}
+            options = {"dropout_p": 0.0, "is_causal": False, "attn_mask": _wide(block.mask_11QS), "scale": ctx.scale}
             dquery[:, :, queries], dkey_AGSD, dvalue_AGSD = gradients(*tensors, **options)
             for total_ATD, part_AGSD in ((dkey, dkey_AGSD), (dvalue, dvalue_AGSD)):
                 if isinstance(block.keys, slice):
@@ -130,6 +130,7 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def _wide(values: Tensor) -> Tensor:
+    """Return the values in float32 or wider. FSDP casts masks to the dtype of the model, too."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
