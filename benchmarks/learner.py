@@ -15,10 +15,18 @@ masters. First both compute the gradient of one batch from the same weights, whi
 steps in turns; a ratio is that of one pair, and the one printed the median over the pairs. Tokens are those of all
 responses, and of each group's prompt once, whatever is computed.
 
-Prints one JSON object a shape: also the operations that the step requires (3 × those of a forward pass that computes
-what responses have in common once) over its seconds, on a CUDA device as a share of its dense peak (model-FLOPs
-utilisation); the share of a step's time in matrix products and attention (torch.profiler); and the peak of memory while
-a gradient is computed, beyond what is held before: activations, logits and the gradient itself."""
+Prints one JSON object a shape. Beside tokens and seconds, it has
+
+    model_gflops   the operations that the step requires (3 × those of a forward pass that computes what responses have
+                   in common once) over its seconds
+    machine        GFLOP/s of torch.mm here, in the same dtype and with as many threads: "square" of large square
+                   matrices, measured beside each pair of steps, and "of_step" of the matrix products that our step
+                   computes, each alone, on operands of the same shape and layout; these take "of_step_s" together
+    share          model_gflops over "square", the median over the pairs
+    utilisation    on a CUDA device: model_gflops over its dense peak (model-FLOPs utilisation)
+    matrix_share   the share of a step's time in matrix products and attention (torch.profiler)
+    peak_gib       the peak of memory while a gradient is computed, beyond what is held before: activations, logits and
+                   the gradient itself"""
 
 from __future__ import annotations
 
@@ -38,6 +46,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.padded_loop import PaddedLoop
+from benchmarks.products import Products, square_gflops
 from benchmarks.synthetic import GROUP_SIZE, Shape, make_group, num_tokens
 from buffers.records import Verdict, VerdictStatus
 from buffers.schema import concat_groups, with_scores, with_verdicts
@@ -183,6 +192,14 @@ def speeds(seconds: dict[str, list[float]], tokens: int, operations: float, devi
     return found
 
 
+def products_of(step: Callable[[], Any]) -> dict[str, float]:
+    """The matrix products of a step, each alone."""
+    with torch.compiler.set_stance("force_eager"), Products() as products:
+        step()
+    seconds = products.seconds()
+    return {"of_step": round(products.operations / seconds / 1e9, 1), "of_step_s": round(seconds, 3)}
+
+
 def measure(model: str, shape: Shape, config: LearnerConfig, options: argparse.Namespace) -> dict[str, object]:
     device = options.device
     learner = PolicyLearner(model, config, temperature=TEMPERATURE, group_size=GROUP_SIZE, device=device)
@@ -197,10 +214,14 @@ def measure(model: str, shape: Shape, config: LearnerConfig, options: argparse.N
     del found, expected
     steps: dict[str, Callable[[], Any]] = {"ours": lambda: learner.step(batch), "padded": lambda: loop.step(batch, advantages)}
     shares = {name: round(matrix_share(step, device), 3) for name, step in steps.items()}  # the first steps, in which moments are made
+    of_step = products_of(steps["ours"])
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    squares: list[float] = []
     for _ in range(options.repeats):
+        squares.append(square_gflops(getattr(torch, dtype), device))
         for name, step in steps.items():
             seconds[name].append(timed(step, device))
+    operations = required_operations(learner, batch)
     return {
         "shape": shape.name,
         "groups": shape.num_groups,
@@ -208,7 +229,12 @@ def measure(model: str, shape: Shape, config: LearnerConfig, options: argparse.N
         "dtype": dtype,
         "tokens": num_tokens(batch),
         "gradient_difference": float(f"{difference:.1e}"),
-        **speeds(seconds, num_tokens(batch), required_operations(learner, batch), device),
+        **speeds(seconds, num_tokens(batch), operations, device),
+        "machine": {"square": round(median(squares), 1), **of_step},
+        "share": {
+            name: round(median(operations / value / square / 1e9 for value, square in zip(values, squares, strict=True)), 3)
+            for name, values in seconds.items()
+        },
         "matrix_share": shares,
         "peak_gib": {"ours": round(our_peak, 2), "padded": round(padded_peak, 2)},
     }

@@ -54,10 +54,10 @@ class AttentionLayout:
 
 
 def layout_of(packed: PackedTokens, kind: AttentionKind, dtype: torch.dtype) -> AttentionLayout:
-    """Return the layout of `packed` for one kind of attention. `dtype` is that of the scores."""
+    """Return the layout of `packed` for one kind of attention, for a model that computes in `dtype`."""
     longest = int(packed.position_ids_T.max()) + 1
     if kind == "blocks":
-        return AttentionLayout(longest=longest, blocks=make_blocks(packed.end_T, dtype=dtype))
+        return AttentionLayout(longest=longest, blocks=make_blocks(packed.end_T, dtype=torch.promote_types(dtype, torch.float32)))
     if kind == "flex":
         return AttentionLayout(longest=longest, block_mask=_flex_mask(packed.end_T))
     index_T = torch.arange(len(packed.end_T), device=packed.end_T.device)
@@ -70,7 +70,7 @@ def _sees(end_T: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 def make_blocks(end_T: Tensor, *, dtype: torch.dtype, num_queries: int = BLOCK_QUERIES) -> list[Block]:
-    """Return blocks of at most `num_queries` queries that cover every token once."""
+    """Return blocks of at most `num_queries` queries that cover every token once. `dtype` is that of the scores."""
     ends, blocks = end_T.numpy(), []
     for start in range(0, len(ends), num_queries):
         stop = min(start + num_queries, len(ends))
@@ -85,42 +85,53 @@ def make_blocks(end_T: Tensor, *, dtype: torch.dtype, num_queries: int = BLOCK_Q
 class _BlockAttention(torch.autograd.Function):
     """softmax(scale · q kᵀ) v over the keys that each query sees: query_AGTD, key_ATD, value_ATD -> mean_TAGD. It calls
     torch's own CPU kernel of FlashAttention (Dao et al. 2022, arXiv:2205.14135) block by block, forward and backward.
-    Through autograd, it would keep a copy of the keys of every block for each query head until the backward pass."""
+    Through autograd, it would keep a copy of the keys of every block for each query head until the backward pass.
+
+    The kernel gets float32 even if the model is narrower, because its backward pass in bfloat16 takes more than twice
+    as long (docs/measurements.md). What is kept until then has the dtype of the model."""
 
     @staticmethod
     def forward(ctx: Any, query_AGTD: Tensor, key_ATD: Tensor, value_ATD: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
+        ctx.blocks, ctx.scale = blocks, scale
         num_kv, num_shared, num_tokens, width = query_AGTD.shape
         mean_TAGD = query_AGTD.new_empty(num_tokens, num_kv, num_shared, width)
+        query, key, value = map(_wide, (query_AGTD, key_ATD, value_ATD))
         attend, normalisers = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, []
         for block in blocks:
-            query_AGQD = query_AGTD[:, :, block.start : block.stop]
-            key_AGSD, value_AGSD = _for_query_heads(key_ATD, block, num_shared), _for_query_heads(value_ATD, block, num_shared)
-            mean_AGQD, normaliser = attend(query_AGQD, key_AGSD, value_AGSD, attn_mask=block.mask_11QS, scale=scale)
-            mean_TAGD[block.start : block.stop] = mean_AGQD.permute(2, 0, 1, 3)
+            queries = slice(block.start, block.stop)
+            key_AGSD, value_AGSD = _for_query_heads(key, block, num_shared), _for_query_heads(value, block, num_shared)
+            mean_AGQD, normaliser = attend(query[:, :, queries], key_AGSD, value_AGSD, attn_mask=_wide(block.mask_11QS), scale=scale)
+            mean_TAGD[queries] = mean_AGQD.permute(2, 0, 1, 3)
             normalisers.append(normaliser)
         ctx.save_for_backward(query_AGTD, key_ATD, value_ATD, mean_TAGD, *normalisers)
-        ctx.blocks, ctx.scale = blocks, scale
         return mean_TAGD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TAGD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query_AGTD, key_ATD, value_ATD, mean_TAGD, *normalisers = ctx.saved_tensors
-        dquery_AGTD, dkey_ATD, dvalue_ATD = torch.empty_like(query_AGTD), torch.zeros_like(key_ATD), torch.zeros_like(value_ATD)
+        query, key, value, mean, grad = map(_wide, (query_AGTD, key_ATD, value_ATD, mean_TAGD, grad_TAGD))
+        dquery, dkey, dvalue = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         for block, normaliser in zip(ctx.blocks, normalisers, strict=True):
             queries = slice(block.start, block.stop)
-            grad_AGQD, mean_AGQD = (values_TAGD[queries].permute(1, 2, 0, 3) for values_TAGD in (grad_TAGD, mean_TAGD))
-            key_AGSD, value_AGSD = (_for_query_heads(values_ATD, block, query_AGTD.shape[1]) for values_ATD in (key_ATD, value_ATD))
-            tensors = (grad_AGQD, query_AGTD[:, :, queries], key_AGSD, value_AGSD, mean_AGQD, normaliser)
-            options = {"dropout_p": 0.0, "is_causal": False, "attn_mask": block.mask_11QS, "scale": ctx.scale}
-            dquery_AGTD[:, :, queries], dkey_AGSD, dvalue_AGSD = gradients(*tensors, **options)
-            for total_ATD, part_AGSD in ((dkey_ATD, dkey_AGSD), (dvalue_ATD, dvalue_AGSD)):
+            grad_AGQD, mean_AGQD = (values_TAGD[queries].permute(1, 2, 0, 3) for values_TAGD in (grad, mean))
+            key_AGSD, value_AGSD = (_for_query_heads(values_ATD, block, query.shape[1]) for values_ATD in (key, value))
+            tensors = (grad_AGQD, query[:, :, queries], key_AGSD, value_AGSD, mean_AGQD, normaliser)
+            options = {"dropout_p": 0.0, "is_causal": False, "attn_mask": _wide(block.mask_11QS), "scale": ctx.scale}
+            dquery[:, :, queries], dkey_AGSD, dvalue_AGSD = gradients(*tensors, **options)
+            for total_ATD, part_AGSD in ((dkey, dkey_AGSD), (dvalue, dvalue_AGSD)):
                 if isinstance(block.keys, slice):
                     total_ATD[:, block.keys] += part_AGSD.sum(dim=1)
                 else:
                     total_ATD.index_add_(1, block.keys, part_AGSD.sum(dim=1))
+        dquery_AGTD, dkey_ATD, dvalue_ATD = (total.to(grad_TAGD.dtype) for total in (dquery, dkey, dvalue))
         return dquery_AGTD, dkey_ATD, dvalue_ATD, None, None
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return the values in float32 or wider. FSDP casts masks to the dtype of the model, too."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _for_query_heads(values_ATD: Tensor, block: Block, num_shared: int) -> Tensor:

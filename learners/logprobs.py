@@ -3,10 +3,11 @@
 Axes: M positions whose next token is asked for, N response tokens (several may follow one position), H hidden size, V
 vocabulary, C positions of a chunk, R of a slab.
 
-Logits of at most `chunk` positions exist at a time. The forward pass keeps the probabilities of the last chunk, and the
+Logits of at most `chunk` positions exist at a time. The forward pass keeps the logits of the last chunk, and the
 backward pass starts with them. It computes the logits of other chunks again, for a third of the output layer's total
-cost. If all positions fit into one chunk, nothing is computed twice. Gradients of several chunks are summed in float32.
-Softmax and its gradient work on slabs that fit into a processor's cache."""
+cost. If all positions fit into one chunk, no product is computed twice. Gradients of several chunks are summed in
+float32. Logits have the dtype of the model. Softmax and its gradient are computed in float32 on slabs that fit into a
+processor's cache, so probabilities are cheaper to compute twice than to keep."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SLAB_BYTES = 8 << 20
+SLAB_BYTES = 4 << 20
 """Float32 logits of one slab. A larger slab leaves the cache between two operations."""
 
 
@@ -37,7 +38,8 @@ def head_logprobs(
 
 
 def logit_bytes(weight_VH: Tensor) -> int:
-    """Return the bytes of the logits of one position, in the dtype in which they are normalised."""
+    """Return the bytes of the logits of one position, in the dtype in which they are normalised. A GPU has all logits
+    of a chunk in it at once, a CPU those of a slab."""
     return len(weight_VH) * _wide(weight_VH.dtype).itemsize
 
 
@@ -59,10 +61,10 @@ class _HeadLogprobs(torch.autograd.Function):
         kept_CV = None
         for rows in _chunks(num_positions, chunk):
             kept_CV = None  # free it before the next one is made
-            kept_CV = _logits(hidden_MH[rows], weight_VH, bias_V, temperature)
-            of_chunk = ((state_N >= rows.start) & (state_N < rows.stop)).nonzero().squeeze(-1)
-            logprob_N[of_chunk] = kept_CV[state_N[of_chunk] - rows.start, target_N[of_chunk]]
-            normaliser_M[rows], entropy_M[rows] = _softmax_in_place(kept_CV)
+            kept_CV = _logits(hidden_MH[rows], weight_VH, bias_V)
+            of_chunk = _within(state_N, rows)
+            logprob_N[of_chunk] = kept_CV[state_N[of_chunk] - rows.start, target_N[of_chunk]].to(wide) / temperature
+            normaliser_M[rows], entropy_M[rows] = _normalisers(kept_CV, temperature)
         logprob_N -= normaliser_M[state_N]
         ctx.kept_CV = kept_CV if any(ctx.needs_input_grad) else None
         ctx.save_for_backward(hidden_MH, weight_VH, bias_V, state_N, target_N, normaliser_M, entropy_M)
@@ -79,21 +81,16 @@ class _HeadLogprobs(torch.autograd.Function):
         dweight_VH = dbias_V = None
         if grad_logprob_N is None:
             grad_logprob_N = normaliser_M.new_zeros(len(state_N))
-        probability_CV, ctx.kept_CV = ctx.kept_CV, None
-        total_M = torch.zeros_like(normaliser_M).index_add_(0, state_N, grad_logprob_N)
+        logits_CV, ctx.kept_CV = ctx.kept_CV, None
         chunks = _chunks(len(hidden_MH), ctx.chunk)
         for rows in reversed(chunks):
-            if probability_CV is None:
-                probability_CV = _logits(hidden_MH[rows], weight_VH, bias_V, ctx.temperature)
-                for slab in _slabs(probability_CV):
-                    probability_CV[slab].sub_(normaliser_M[rows][slab, None]).exp_()
+            if logits_CV is None:
+                logits_CV = _logits(hidden_MH[rows], weight_VH, bias_V)
+            of_chunk = _within(state_N, rows)
+            chosen = (state_N[of_chunk] - rows.start, target_N[of_chunk], grad_logprob_N[of_chunk])
             of_entropy_C = None if grad_entropy_M is None else grad_entropy_M[rows]
-            _gradient_in_place(probability_CV, total_M[rows], of_entropy_C, entropy_M[rows])
-            of_chunk = ((state_N >= rows.start) & (state_N < rows.stop)).nonzero().squeeze(-1)
-            at = (state_N[of_chunk] - rows.start, target_N[of_chunk])
-            probability_CV.index_put_(at, grad_logprob_N[of_chunk], accumulate=True)
-            dlogits_CV = probability_CV.div_(ctx.temperature).to(hidden_MH.dtype)
-            probability_CV = None
+            _gradient_in_place(logits_CV, chosen, of_entropy_C, normaliser_M[rows], entropy_M[rows], ctx.temperature)
+            dlogits_CV, logits_CV = logits_CV, None
             if dhidden_MH is not None:
                 torch.mm(dlogits_CV, weight_VH, out=dhidden_MH[rows])
             if needs_weight:
@@ -125,35 +122,58 @@ def _chunks(num_positions: int, chunk: int) -> list[slice]:
     return [slice(start, stop) for start, stop in zip([0, *stops[:-1]], stops, strict=True)]
 
 
-def _slabs(values_CV: Tensor) -> list[slice]:
-    num_rows = max(1, SLAB_BYTES // (values_CV.shape[1] * values_CV.element_size())) if values_CV.device.type == "cpu" else len(values_CV)
-    return [slice(start, start + num_rows) for start in range(0, len(values_CV), num_rows)]
+def _within(index_N: Tensor, rows: slice) -> Tensor:
+    """Return where the index is one of `rows`."""
+    return ((index_N >= rows.start) & (index_N < rows.stop)).nonzero().squeeze(-1)
 
 
-def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
-    logits_CV = torch.nn.functional.linear(hidden_CH, weight_VH, bias_V).to(_wide(hidden_CH.dtype))
-    return logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
+def _slabs(logits_CV: Tensor) -> list[slice]:
+    num_columns = logits_CV.shape[1] * _wide(logits_CV.dtype).itemsize
+    num_rows = max(1, SLAB_BYTES // num_columns) if logits_CV.device.type == "cpu" else len(logits_CV)
+    return [slice(start, min(start + num_rows, len(logits_CV))) for start in range(0, len(logits_CV), num_rows)]
 
 
-def _softmax_in_place(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn logits into probabilities. Returns their normalisers and entropies, (C,) each."""
-    normaliser_C, entropy_C = logits_CV.new_empty(len(logits_CV)), logits_CV.new_empty(len(logits_CV))
+def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(hidden_CH, weight_VH, bias_V)
+
+
+def _scaled(logits_RV: Tensor, temperature: float) -> Tensor:
+    """Return a copy of the logits over the temperature, in float32 or wider."""
+    scaled_RV = logits_RV.to(_wide(logits_RV.dtype), copy=True)
+    return scaled_RV if temperature == 1.0 else scaled_RV.div_(temperature)
+
+
+def _normalisers(logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the normalisers and entropies of logits over the temperature, (C,) each."""
+    normaliser_C, entropy_C = (logits_CV.new_empty(len(logits_CV), dtype=_wide(logits_CV.dtype)) for _ in range(2))
     for slab in _slabs(logits_CV):
-        logits_RV = logits_CV[slab]
-        normaliser_R = logits_RV.logsumexp(dim=-1)
-        probability_RV = (logits_RV - normaliser_R[:, None]).exp_()
-        entropy_C[slab] = normaliser_R - torch.linalg.vecdot(probability_RV, logits_RV)
-        normaliser_C[slab] = normaliser_R
-        logits_RV.copy_(probability_RV)
+        logits_RV = _scaled(logits_CV[slab], temperature)
+        largest_R1 = logits_RV.amax(dim=-1, keepdim=True)
+        weight_RV = logits_RV.sub_(largest_R1).exp()
+        total_R = weight_RV.sum(dim=-1)
+        normaliser_C[slab] = total_R.log() + largest_R1[:, 0]
+        entropy_C[slab] = total_R.log() - torch.linalg.vecdot(weight_RV, logits_RV) / total_R
     return normaliser_C, entropy_C
 
 
-def _gradient_in_place(probability_CV: Tensor, total_C: Tensor, of_entropy_C: Tensor | None, entropy_C: Tensor) -> None:
-    """Turn probabilities into the gradient with respect to the logits, without the term of the targets' own logits."""
-    for slab in _slabs(probability_CV):
-        probability_RV = probability_CV[slab]
+def _gradient_in_place(
+    logits_CV: Tensor,
+    chosen: tuple[Tensor, Tensor, Tensor],
+    of_entropy_C: Tensor | None,
+    normaliser_C: Tensor,
+    entropy_C: Tensor,
+    temperature: float,
+) -> None:
+    """Turn logits into the gradient with respect to them. `chosen` are rows, columns, and gradients of the log-probs
+    there."""
+    row_N, column_N, grad_N = chosen
+    total_C = torch.zeros_like(normaliser_C).index_add_(0, row_N, grad_N)
+    for slab in _slabs(logits_CV):
+        logprob_RV = _scaled(logits_CV[slab], temperature).sub_(normaliser_C[slab, None])
         factor = total_C[slab, None]
         if of_entropy_C is not None:
-            surprise_RV = probability_RV.clamp(min=torch.finfo(probability_RV.dtype).tiny).log_()
-            factor = surprise_RV.add_(entropy_C[slab, None]).mul_(of_entropy_C[slab, None]).add_(factor)
-        probability_RV.mul_(factor).neg_()
+            factor = torch.addcmul(factor, logprob_RV + entropy_C[slab, None], of_entropy_C[slab, None])
+        gradient_RV = logprob_RV.exp_().mul_(factor).neg_()
+        of_slab = _within(row_N, slab)
+        gradient_RV.index_put_((row_N[of_slab] - slab.start, column_N[of_slab]), grad_N[of_slab], accumulate=True)
+        logits_CV[slab] = gradient_RV.div_(temperature)

@@ -27,5 +27,6 @@ def test_the_benchmark_of_the_learner_runs_with_neither_ray_nor_vllm() -> None:
     found = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     assert [line["shape"] for line in found] == ["quickstart"]
     assert found[0]["tokens"] > 500 and found[0]["gradient_difference"] < 1e-4
-    for key in ("tokens_per_s", "model_gflops", "peak_gib", "matrix_share"):
+    for key in ("tokens_per_s", "model_gflops", "share", "peak_gib", "matrix_share"):
         assert found[0][key].keys() == {"ours", "padded"} and all(value >= 0 for value in found[0][key].values()), key
+    assert found[0]["machine"].keys() == {"square", "of_step", "of_step_s"} and all(value > 0 for value in found[0]["machine"].values())
