@@ -26,6 +26,7 @@ from jobs.configuration.user_error import EXIT_FAILED, UserError
 from jobs.directory.job_dir import JobDirectory
 from jobs.reports.compare.report import CompareReport, write_report
 from jobs.screens.console import say
+from learners.checkpoint import CheckpointError
 
 CHANGEABLE = tuple(CompareConfig.model_fields)
 """Everything: methods, seeds and steps may be added. Runs and evaluations themselves keep one configuration each."""
@@ -98,7 +99,7 @@ class CompareSession:
                     return
                 self._report({})
             unit.tidy()
-        except UserError as error:
+        except (UserError, CheckpointError, OSError) as error:
             self._fail(unit.name, str(error))
 
     def _fail(self, name: str, why: str) -> None:
