@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +24,9 @@ from rich.console import Console
 from jobs.analysis.pass_at_k import pass_at_k
 from jobs.compare_config import CompareConfig
 from jobs.comparison.experiment import Experiment, resolve
+from jobs.comparison.forecast import forecast
 from jobs.comparison.session import run_comparison
+from jobs.comparison.units import Command
 from jobs.configuration.files import load
 from jobs.configuration.user_error import UserError
 from jobs.reports.text import one_line
@@ -159,6 +164,35 @@ def test_checkpoints_are_removed_and_results_stay(finished: tuple[Path, list[str
     for run in (out / "runs").iterdir():
         assert not list((run / "checkpoints").iterdir())
         assert (run / "policy" / "config.json").is_file() and (run / "metrics.jsonl").is_file()
+
+
+def test_a_dry_run_of_what_is_finished_has_measured_seconds_and_nothing_left(finished: tuple[Path, list[str]]) -> None:
+    lines = forecast(resolve(load(CompareConfig, str(finished[0])), source="x"))
+    text = "\n".join(lines)
+    assert "4 are trained" in text and "9 are done" in text and "0.0 of them left" in text
+    assert "measured over 8 steps" in text
+
+
+def test_a_signal_ends_the_comparison_after_the_command_under_way(tiny_model: str, tmp_path: Path) -> None:
+    class Signalled(InProcess):
+        stopped: ClassVar[threading.Event] = threading.Event()
+
+        def execute(self, command: Command) -> str | None:
+            self.commands.append(command.name)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert self.stopped.wait(10)
+            return "ended by a signal"
+
+        def stop(self, number: int) -> None:
+            assert number == signal.SIGTERM
+            self.stopped.set()
+
+    file = write_comparison(tmp_path, tiny_model)
+    experiment, executor, before = resolve(load(CompareConfig, str(file)), source="x"), Signalled(), signal.getsignal(signal.SIGTERM)
+    assert run_comparison(experiment, executor, Console(quiet=True)) == 143
+    assert executor.commands == ["base"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (tmp_path / "small" / "report.json").exists()
 
 
 def test_what_is_finished_keeps_its_configuration(finished: tuple[Path, list[str]]) -> None:
