@@ -29,6 +29,7 @@ from jobs.comparison.session import run_comparison
 from jobs.comparison.units import Command
 from jobs.configuration.files import load
 from jobs.configuration.user_error import UserError
+from jobs.directory.metrics import read_metrics
 from jobs.reports.text import one_line
 from tests.jobs.comparison_fixture import InProcess, write_comparison
 from tests.jobs.reports.page_text import Text
@@ -232,6 +233,15 @@ def test_a_failure_is_named_and_the_others_continue_and_it_is_tried_again(tiny_m
     assert (code, commands) == (0, ["small-grpo-0", "small-grpo-0@3", "small-repexp-0", "small-repexp-0@3"])
     code, commands, _ = compare(file, "seeds=[0]", "steps=[1, 2, 3]", "keep_checkpoints=true")
     assert code == 1 and "is past step 1 and did not keep its policy" in report_of(file)["failures"]["small-grpo-0"]
+
+
+def test_a_bonus_by_import_path_is_compared_like_any_other(tiny_model: str, tmp_path: Path) -> None:
+    file = write_comparison(tmp_path, tiny_model)
+    code, _, experiment = compare(file, "seeds=[0]", "steps=[1]", 'methods.repexp.bonus.kind="tests.bonus.outside:Distance"')
+    assert code == 0
+    (record,) = read_metrics(experiment.runs[1].directory.metrics)
+    assert record["bonus/mean"] > 0
+    assert [one["method"] for one in report_of(file)["differences"]] == ["repexp"]
 
 
 @pytest.mark.parametrize("kills", [KILLS, *(pytest.param(kills, marks=pytest.mark.long) for kills in MORE_KILLS)])
