@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from jobs.cluster.package import select
-from jobs.cluster.remote import ADDRESS_HELP, address_of, connect
+from jobs.cluster.remote import address_of, connect
 from jobs.compare_config import CompareConfig
 from jobs.configuration.files import load, source_of
 from jobs.configuration.user_error import UserError, answering
@@ -37,7 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("config", help="TOML file, for example configs/compare/quick.toml")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key of the file; repeatable")
     add("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
-    add("--address", help=f"train and evaluate on a cluster: {ADDRESS_HELP}")
+    add("--address", metavar="URL", help="train and evaluate on a cluster: the job server of its head, http://HEAD:8265")
     add("--at-once", type=int, default=AT_ONCE, metavar="N", help=f"with --address: so many runs at a time (default {AT_ONCE})")
     add("--python", default="python", metavar="PATH", help="with --address: interpreter on the head")
     return parser.parse_args(arguments)

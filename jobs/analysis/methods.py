@@ -49,10 +49,8 @@ class MethodStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Test:
+class DifferenceTest:
     """Whether one difference is there."""
-
-    __test__ = False  # no test of pytest's
 
     difference: Estimate
     p: float
@@ -87,7 +85,7 @@ class MethodDifference:
     efficiency: Curve | None
     """At each K: K / k, where k is the number of samples with which the method reaches the pass@K of the baseline."""
     measures: Mapping[str, Estimate | None]
-    tests: Mapping[str, Test] = field(default_factory=dict)
+    tests: Mapping[str, DifferenceTest] = field(default_factory=dict)
     """Of pass@1, pass@K for the largest K, and the area."""
 
 
@@ -95,19 +93,19 @@ def method_statistics(
     by_seed: BySeed, *, step: int, ks: Sequence[int] = (), num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> MethodStatistics | None:
     """Return the statistics of one method, or None where no problem was scored for every seed."""
-    rows_SP = _common_rows([by_seed])
-    if not rows_SP[0].shape[1]:
+    (rows_SP,) = _common_rows([by_seed])
+    if not rows_SP.shape[1]:
         return None
-    (outcomes,) = (list(by_seed.values()),)
-    pass_RK = _rows([one.pass_PK for one in outcomes], rows_SP[0])
+    outcomes = list(by_seed.values())
+    pass_RK = _rows([one.pass_PK for one in outcomes], rows_SP)
     listed = listed_ks(pass_RK.shape[1], ks)
     dense = curve_ks(pass_RK.shape[1], listed)
-    counts_BR = crossed_counts(len(outcomes), rows_SP[0].shape[1], num_resamples, seed)
-    measured = _measures_R(outcomes, rows_SP[0])
+    counts_BR = crossed_counts(len(outcomes), rows_SP.shape[1], num_resamples, seed)
+    measured = _measures_R(outcomes, rows_SP)
     return MethodStatistics(
         step=step,
         seeds=tuple(by_seed),
-        num_problems=rows_SP[0].shape[1],
+        num_problems=rows_SP.shape[1],
         ks=listed,
         pass_at_k=mean_curve(dense, pass_RK[:, np.asarray(dense) - 1], counts_BR),
         area=mean_estimate(pass_RK @ area_weights(pass_RK.shape[1]), counts_BR),
@@ -168,10 +166,10 @@ def with_correction(differences: Sequence[MethodDifference]) -> tuple[MethodDiff
     )
 
 
-def _test(values_R: FloatArray, counts_BR: FloatArray | None) -> Test:
+def _test(values_R: FloatArray, counts_BR: FloatArray | None) -> DifferenceTest:
     samples_B = None if counts_BR is None else counts_BR @ values_R / len(values_R)
     p = two_sided_p(samples_B)
-    return Test(difference=estimate(float(values_R.mean()), samples_B), p=p, adjusted_p=p)
+    return DifferenceTest(difference=estimate(float(values_R.mean()), samples_B), p=p, adjusted_p=p)
 
 
 def _mean(values_R: FloatArray, counts_BR: FloatArray | None) -> Estimate | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
@@ -26,6 +26,7 @@ from jobs.configuration.user_error import EXIT_FAILED, UserError
 from jobs.directory.job_dir import JobDirectory
 from jobs.reports.compare.report import CompareReport, write_report
 from jobs.screens.console import say
+from learners.checkpoint import CheckpointError
 
 CHANGEABLE = tuple(CompareConfig.model_fields)
 """Everything: methods, seeds and steps may be added. Runs and evaluations themselves keep one configuration each."""
@@ -75,7 +76,7 @@ class CompareSession:
         if self._signal is not None:
             say(self._console, f"stopped: {self._executor.stopped_hint}; the same command continues")
             return 128 + self._signal
-        report = self._report(self._failures)
+        report = self._report()
         if report is not None:
             report.print(self._console)
         for name, why in self._failures.items():
@@ -96,22 +97,22 @@ class CompareSession:
                 if why is not None:
                     self._fail(command.name, why)
                     return
-                self._report({})
+                self._report()
             unit.tidy()
-        except UserError as error:
+        except (UserError, CheckpointError, OSError) as error:
             self._fail(unit.name, str(error))
 
     def _fail(self, name: str, why: str) -> None:
         self._failures[name] = why
         say(self._console, f"{name} failed: {why}")
 
-    def _report(self, failures: Mapping[str, str]) -> CompareReport | None:
-        """Write the report on what there is; None while that is nothing."""
+    def _report(self) -> CompareReport | None:
+        """Write the report on what there is, and on what failed; None while that is nothing."""
         with self._reporting:
             found = self._results.read()
             if not found.policies:
                 return None
-            return write_report(found, self._experiment.config, self._experiment.out, failures=failures)
+            return write_report(found, self._experiment.config, self._experiment.out, failures=dict(self._failures))
 
     def _stop(self, number: int) -> None:
         self._signal = number

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from tests.integration.processes import MARK, REPOSITORY, is_alive, metrics_of, psutil_or_none, steps_of, tiny_settings, wait_until
+from tests.jobs.comparison_fixture import write_comparison
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -241,3 +242,18 @@ def serving(run_dir: Path) -> int:
     """Rollout workers that serve, by the run's own word."""
     workers = json.loads((run_dir / "status.json").read_text())["workers"]
     return sum(worker["role"] == "rollout" and worker["state"] == "serving" for worker in workers)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(500)
+def test_a_comparison_is_carried_out_as_jobs_side_by_side(head, tiny_model, tmp_path):
+    file = write_comparison(tmp_path, tiny_model)
+    settings = ("--set", "seeds=[0]", "--set", "steps=[1]", "--at-once", "2")
+    said = head.done("compare", str(file), *settings, timeout_s=400)
+    assert "repexp" in said and "pass@4" in said
+    listed = [line.split()[:3] for line in head.done("list").splitlines() if "small-" in line]
+    assert listed == [[f"small-{name}-0", f"small-{name}-0-1", "succeeded"] for name in ("grpo", "repexp")]
+    record = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert list(record["statistics"]) == ["base", "grpo", "repexp"] and record["failures"] == {}
+    head.done("compare", str(file), *settings)
+    assert len([line for line in head.done("list").splitlines() if "small-" in line]) == 2

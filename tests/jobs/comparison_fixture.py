@@ -49,7 +49,6 @@ dtype = "float32"
 
 [bonus]
 dim = 8
-gate = "always"
 
 [learner]
 dtype = "float32"

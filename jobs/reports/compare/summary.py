@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from jobs.analysis.methods import AREA, MEASURES, MethodDifference, MethodStatistics, Test
+from jobs.analysis.methods import AREA, MEASURES, DifferenceTest, MethodDifference, MethodStatistics
 from jobs.analysis.trained import TrainedRun
 from jobs.compare_config import CompareConfig
 from jobs.reports.report import TextTable
@@ -42,7 +42,7 @@ def test_table(differences: Sequence[MethodDifference]) -> TextTable:
     return TextTable(headings=("method", *headings), rows=rows)
 
 
-def _test_cells(test: Test) -> tuple[str, ...]:
+def _test_cells(test: DifferenceTest) -> tuple[str, ...]:
     verdict = f"{test.verdict}{', survives' if test.survives else ''}"
     return (interval(test.difference, sign=True), f"{test.p:.3f}", f"{test.adjusted_p:.3f}", verdict)
 
@@ -122,12 +122,12 @@ def _sentence(one: MethodDifference, num_methods: int) -> str:
     return f"{one.method} is {'; '.join(parts)}, compared with {one.against}.{missing}{_efficiency(one)}"
 
 
-def interval_sentence_of(test: Test) -> str:
+def interval_sentence_of(test: DifferenceTest) -> str:
     """Return the difference with its interval, in words, both with signs."""
     return interval(test.difference, sign=True).replace("(", "(95 % interval ")
 
 
-def _after(test: Test, num_methods: int) -> str:
+def _after(test: DifferenceTest, num_methods: int) -> str:
     if num_methods < 2:
         return ""
     return f" (this {'survives' if test.survives else 'does not survive'} the correction for {num_methods} methods)"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jobs.analysis.bootstrap import Estimate
-from jobs.analysis.methods import AREA, MEASURES, Test, method_difference, method_statistics, with_correction
+from jobs.analysis.methods import AREA, MEASURES, DifferenceTest, method_difference, method_statistics, with_correction
 from tests.jobs.samples_fixture import binomial_outcomes, outcomes_of
 
 GRPO = {0: outcomes_of("11xx", "xxxx"), 1: outcomes_of("1111", "xxxx")}
@@ -76,8 +76,8 @@ def test_problems_are_paired_by_name_not_by_place():
 
 
 def test_the_verdict_is_what_the_interval_says():
-    def test_of(low: float | None, high: float | None) -> Test:
-        return Test(difference=Estimate(value=0.0, low=low, high=high), p=0.01, adjusted_p=0.01)
+    def test_of(low: float | None, high: float | None) -> DifferenceTest:
+        return DifferenceTest(difference=Estimate(value=0.0, low=low, high=high), p=0.01, adjusted_p=0.01)
 
     assert [test_of(*ends).verdict for ends in ((0.1, 0.2), (-0.2, -0.1))] == ["better", "worse"]
     assert {test_of(*ends).verdict for ends in ((0.0, 0.2), (-0.1, 0.1), (None, None))} == {"no difference shown"}

@@ -8,6 +8,7 @@ import pytest
 from setuptools import Distribution
 
 from jobs.cluster.package import select
+from jobs.reports.compare.report import CompareReport
 from jobs.reports.evaluate.report import EvaluateReport
 from jobs.reports.explore.report import ExploreReport
 from jobs.reports.report import Report, _templates
@@ -16,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 TEMPLATES = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jobs").rglob("*.jinja")}
 
 
-@pytest.mark.parametrize("report", [ExploreReport, EvaluateReport])
+@pytest.mark.parametrize("report", [ExploreReport, EvaluateReport, CompareReport])
 def test_every_report_has_a_template_that_compiles(report: type[Report]) -> None:
     assert f"jobs/reports/{report.template}" in TEMPLATES
     assert _templates().get_template(report.template).blocks.keys() >= {"body", "intervals"}
@@ -30,7 +31,7 @@ def test_an_installed_package_holds_the_templates(monkeypatch: pytest.MonkeyPatc
     build = distribution.get_command_obj("build_py")
     build.ensure_finalized()
     installed = {f"{directory}/{file}" for _, directory, _, files in build.data_files for file in files}
-    assert installed >= TEMPLATES and len(TEMPLATES) == 4
+    assert installed >= TEMPLATES and len(TEMPLATES) == 5
 
 
 def test_a_submitted_package_holds_the_templates() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -17,28 +16,11 @@ from jobs.reports.evaluate.plots import SOLVE_RATE_NAMES, solve_rate_counts
 from jobs.reports.evaluate.report import EvaluateReport, write_report
 from jobs.reports.text import spread
 from jobs.sampling.samples import read_responses
+from tests.jobs.reports.page_text import Text
 from tests.jobs.samples_fixture import outcomes_of, realistic_models, store_of
 
 FIGURES = ("passk", "solve_rates", "difference", "efficiency")
 HOSTILE = "</pre><script>alert(1)</script>{{ 7*7 }}\u202e\x1b[2J"
-
-
-class Text(HTMLParser):
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.words: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.tags.add(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 def write(directory: Path, models: dict[str, list[str]], **values: object) -> tuple[EvaluateReport, Text]:
