@@ -8,7 +8,7 @@ from pyarrow import fs
 
 from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog
-from buffers.schema import with_outcome, with_scores
+from buffers.schema import SCHEMA_VERSION, with_outcome, with_scores
 from jobs import answers
 from tests.buffers.schema_1 import as_schema_1
 from tests.learners.samples import ragged_groups
@@ -68,5 +68,5 @@ def test_rows_of_an_older_schema_are_one_line_and_exit_2_and_newer_steps_are_sho
     pq.write_table(as_schema_1(pq.read_table(file)), file)
     assert answers.main([str(run_dir)]) == 2
     error = capsys.readouterr().err
-    assert "step_000001.parquet: rollout schema 1.2 is older than this reader's 2.0" in error and error.count("\n") == 1
+    assert f"step_000001.parquet: rollout schema 1.2 is older than this reader's {SCHEMA_VERSION}" in error and error.count("\n") == 1
     assert answers.main([str(run_dir), "--steps", "2", "4"]) == 0
