@@ -19,6 +19,8 @@ from jobs.offline.replay_from import replay_from
 from tasks.base import Task
 from tests.jobs.components_fixture import LocalRun, assert_same_state, small_config
 
+pytestmark = pytest.mark.whole
+
 NUM_PROBLEMS, STEPS, GROUPS_PER_STEP, GROUP_SIZE = 64, 48, 8, 2
 LENGTHS = {"kind": "lognormal", "group_size": GROUP_SIZE, "mean_tokens": 12.0}
 
