@@ -95,14 +95,14 @@ class Replay(Checkpointed):
         if _id_of(group) not in map(_id_of, self._aside):
             self._aside.append(schema.with_outcome(group, 0, outcome))
 
-    def sample(self, num_groups: int, version: int, none_below: int = 0) -> tuple[pa.RecordBatch | None, DrawnBatch]:
-        """Evict the groups that are stale at `version`, then take `num_groups` groups; None while there are fewer.
-        `none_below` says that no group below it will be offered any more."""
+    def sample(self, num_groups: int, version: int, none_below: int = 0, num_due: int = 0) -> tuple[pa.RecordBatch | None, DrawnBatch]:
+        """Evict the groups that are stale at `version`, then take `num_groups` groups, the lowest `num_due` among them;
+        None while there are fewer. `none_below` says that no group below it will be offered any more."""
         self._buffer.forget_below(none_below)
         stale = self._buffer.evict(version=version)
         for group in stale:
             self._set_aside(group, GroupOutcome.STALE)
-        batch = self._buffer.sample(num_groups, version=version)
+        batch = self._buffer.sample(num_groups, version=version, num_due=num_due)
         ids = () if batch is None else tuple(schema.group_ids(batch).tolist())
         return batch, DrawnBatch(
             group_ids=ids,

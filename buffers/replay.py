@@ -8,8 +8,8 @@ Slow groups have older tokens. `late` says what becomes of them:
 | late | a group with older tokens                                                                                  |
 |------|------------------------------------------------------------------------------------------------------------|
 | mask | is handed out, its older tokens marked as not to be trained on; it is stale once all of its tokens are older |
-| wait | does not occur, because the caller waits for groups that are about to be too old: those are handed out first |
-| drop | is stale: never handed out, and to be sampled again"""
+| wait | is stale; the caller waits for groups before they are too old, and has them handed out first             |
+| drop | is stale: never handed out, and to be sampled again                                                        |"""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -139,24 +139,21 @@ class ReplayBuffer:
         self._seen.add(group_id)
         return self._count(InsertResult.ACCEPTED, "inserted")
 
-    def sample(self, num_groups: int, *, version: int) -> pa.RecordBatch | None:
-        """Take out `num_groups` groups that may be trained on at `version`, sorted by id. Return None, unchanged, if
-        there are fewer. Raises ExtensionError, and changes nothing, if the sampler does not choose that many of these
-        groups."""
+    def sample(self, num_groups: int, *, version: int, num_due: int = 0) -> pa.RecordBatch | None:
+        """Take out `num_groups` groups that may be trained on at `version`, sorted by id: the lowest `num_due`, and
+        others that the sampler chooses. Return None, unchanged, if there are fewer. Raises ExtensionError, and changes
+        nothing, if the sampler does not choose that many of these groups."""
         if num_groups < 1:
             raise ValueError(f"num_groups = {num_groups} must be at least 1")
         valid = [self._held[group_id].about for group_id in self.held_ids if not self._is_stale(self._held[group_id], version)]
         if len(valid) < num_groups:
             return None
-        oldest = version - self._max_policy_lag
-        last_chance = [group.group_id for group in valid if group.oldest_version <= oldest] if self._late == "wait" else []
-        ids = last_chance[:num_groups]
-        if len(ids) < num_groups:
-            others = [group for group in valid if group.group_id not in ids]
-            ids += choose_checked(self._sampler, others, num_groups - len(ids), name=self._sampler_name)
+        ids = [group.group_id for group in valid[:num_due]]
+        if num_due < num_groups:
+            ids += choose_checked(self._sampler, valid[num_due:], num_groups - num_due, name=self._sampler_name)
         self._counters = replace(self._counters, sampled=self._counters.sampled + num_groups)
         batch = concat_groups([self._held.pop(group_id).batch for group_id in sorted(ids)])
-        return with_trained_from(batch, oldest)
+        return with_trained_from(batch, version - self._max_policy_lag)
 
     def evict(self, *, version: int) -> list[pa.RecordBatch]:
         """Take out and return the groups that are too old to be trained on at `version`, lowest id first."""

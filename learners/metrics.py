@@ -80,7 +80,7 @@ def late_metrics(num_trained_R: np.ndarray, batch: pa.RecordBatch) -> dict[str, 
     lengths_R = np.diff(list_column_arrays(batch, "response_ids")[1])
     is_late_R = num_trained_R < lengths_R
     late = {"late/tokens_mean": float(lengths_R[is_late_R].mean())} if is_late_R.any() else {}
-    return {"late/masked": float(1 - num_trained_R.sum() / max(1, lengths_R.sum())), **late}
+    return {"late/masked": float((lengths_R - num_trained_R).sum() / max(1, lengths_R.sum())), **late}
 
 
 @dataclass

@@ -216,14 +216,25 @@ class GroupBooks:
         """Return whether replay holds what the step that `version` begins trains on."""
         if self.order is not None:
             return self.order.next_batch_is_in(self.held)
-        return len(self.held) >= self._prompts_per_step and not (self._late == "wait" and self._last_chance(version))
+        if len(self.held) < self._prompts_per_step:
+            return False
+        return bool(self.waiting_for_room) or self._due(version)[1]  # where replay is full, only a step makes room
 
-    def _last_chance(self, version: int) -> list[int]:
-        """Return the groups on their way that would be too old for any step but this one, at most `prompts_per_step`. A
-        group that waits for room in replay is none of them: only a step makes room."""
-        oldest = version - self._max_policy_lag
-        on_their_way = [request for request in self.admission.in_flight if request.group_id not in self.held | self.waiting_for_room]
-        return [request.group_id for request in on_their_way if request.admitted_version <= oldest]
+    def num_due(self, version: int) -> int:
+        """Return how many of the groups held, those admitted first, the step that `version` begins has to train on."""
+        return min(self._due(version)[0], self._prompts_per_step)
+
+    def _due(self, version: int) -> tuple[int, bool]:
+        """Return how many of the first groups the step must take, and whether replay holds them. With `late` = "wait",
+        a group that has j more steps after this one is among the first i in flight: of these, at most j · P may be left
+        to later steps."""
+        num_due, num_held, are_held = 0, 0, True
+        for number, request in enumerate(self.admission.in_flight if self._late == "wait" else (), start=1):
+            steps_left = max(0, request.admitted_version + self._max_policy_lag - version)
+            needed = number - steps_left * self._prompts_per_step
+            num_held += request.group_id in self.held
+            num_due, are_held = max(num_due, needed), are_held and num_held >= needed
+        return num_due, are_held
 
     def drawn(self, drawn: DrawnBatch, *, step: int) -> None:
         """Stale groups have left replay, and the batch of `step` if there was one."""

@@ -212,8 +212,9 @@ class Run:
     async def draw(self, version: int) -> tuple[Any, DrawnBatch]:
         """Take a step's batch out of replay (a reference; its value is None while too few groups are held)."""
         lowest = min((request.group_id for request in self.books.admission.in_flight), default=0)
+        num_due = self.books.num_due(version)
         batch, drawn = await self.call(
-            self.replay, Replay.sample, self.config.prompts_per_step, version, lowest, returns=2, waiting_for="a batch from replay"
+            self.replay, Replay.sample, self.config.prompts_per_step, version, lowest, num_due, returns=2, waiting_for="a batch from replay"
         )
         self.recovery.rows.drawn(drawn)
         self.books.drawn(drawn, step=self.step + 1)

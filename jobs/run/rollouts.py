@@ -148,7 +148,7 @@ class Rollouts:
     # ---- which worker gets what ----
 
     async def _dispatch_loop(self) -> None:
-        """Give the lowest id to the worker with the fewest groups."""
+        """Give the lowest id to the worker with the fewest groups; a worker that had it before is the last choice."""
         while True:
             work = await self.requests.get()
             while not (free := [worker for worker in self._serving() if len(worker.groups) < self.lanes]):
@@ -156,8 +156,9 @@ class Rollouts:
                 await self.has_room.wait()
                 self.requests.put_nowait(work)  # a lower one may have come back meanwhile
                 work = self.requests.get_nowait()
-            worker = min(free, key=lambda worker: len(worker.groups))
+            worker = min(free, key=lambda worker: (worker.name == work.given_to, len(worker.groups)))
             work.tries += 1
+            work.given_to = worker.name
             work.given_at = time.monotonic()
             self.run.books.dispatched(work.request, worker.name, tries=work.tries, resumed_tokens=work.resumed_tokens)
             worker.give(work)
@@ -177,9 +178,12 @@ class Rollouts:
         self._go_on(work, sampled.batch, sampled.usage.response_tokens)
 
     def stalled(self, work: GroupWork, sampled: Sampled, worker: str) -> None:
-        """A worker has given back a group of which it has sampled nothing for too long. The worker stays."""
+        """A worker has given back a group of which it has sampled nothing for too long. The worker stays. Tries are
+        counted from the last worker that sampled some of it."""
         group_id, limit_s = work.request.group_id, self.run.config.rollout.group_timeout_s
         error = Deadline(f"{worker} has sampled nothing of group {group_id} for {limit_s:g} s (rollout.group_timeout_s)")
+        if sampled.usage.response_tokens > work.resumed_tokens:
+            work.tries = 0
         if work.tries >= self.run.config.supervision.max_group_tries:
             self.observer.dropped(work, DropReason.TIMEOUT, error)
             return
@@ -196,7 +200,7 @@ class Rollouts:
 
     def _go_on(self, work: GroupWork, rows: Any, tokens: int) -> None:
         """Have a worker continue the group after `tokens` tokens of it in `rows` (a reference)."""
-        if self._can_resume and tokens:
+        if self._can_resume and tokens >= max(1, work.resumed_tokens):
             work.resume, work.resumed_tokens = rows, tokens
         self.requests.put_nowait(work)
 

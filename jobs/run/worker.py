@@ -43,6 +43,7 @@ class GroupWork:
     resume: Any = None
     """A reference to rows that `RolloutWorker.generate` continues from, with `resumed_tokens` tokens of the group."""
     resumed_tokens: int = 0
+    given_to: str = ""
     given_at: float = 0.0
     """When it was last given to a worker (monotonic seconds)."""
 
@@ -61,6 +62,7 @@ class Worker:
         """Those of its `groups` that no lane has taken up yet: never more than the lanes that are free."""
         self.beat: Heartbeat | None = None
         """What it said of itself last."""
+        self._beat_at = 0.0
         self.node_id: str | None = None
         self._progress: Any = None  # a reference to what came with the last beat: rows of every group in it
         self._rollouts = rollouts
@@ -201,12 +203,12 @@ class Worker:
         sampling = asyncio.ensure_future(self._run.generate(self.handle, work.request, work.resume, timeout_s=longest_s))
         sampling.add_done_callback(lambda done: done.cancelled() or done.exception())  # what ends after a cancellation is of no interest
         try:
-            tokens, beat = work.resumed_tokens, self.beat
+            tokens, grew_at = work.resumed_tokens, time.monotonic()
             while not (await asyncio.wait((sampling,), timeout=limit_s))[0]:
-                if self.beat is beat:  # the worker has said nothing; whether it hangs is found by `_watch_loop`
-                    continue
-                before, tokens, beat = tokens, self._safe(work)[1], self.beat
+                before, tokens = tokens, max(tokens, self._safe(work)[1])
                 if tokens > before:
+                    grew_at = self._beat_at
+                if self._beat_at - grew_at < limit_s:  # whether the worker still says something is seen by `_watch_loop`
                     continue
                 await self._abort(group_id, "give back")
                 await asyncio.wait((sampling,), timeout=self._supervision.hang_timeout_s)
@@ -287,12 +289,13 @@ class Worker:
                 timeout_s=supervision.heartbeat_s + supervision.hang_timeout_s,
                 waiting_for=f"a sign of life of {self.name}, which has groups {sorted(self.groups)[:5]}",
             )
-            self.beat = beat
+            self.beat, self._beat_at = beat, time.monotonic()
             self._run.books.beat(self.name, beat)
             now = time.monotonic()
+            if beat.sampled_tokens > cursor:
+                self._run.waits.progressed()
             if beat.sampled_tokens > cursor or not self.groups:
                 moved_at = now
-                self._run.waits.progressed()
             elif now - moved_at > supervision.hang_timeout_s:
                 raise Deadline(
                     f"{self.name} has sampled no token of its groups {sorted(self.groups)[:5]} for {now - moved_at:.0f} s "

@@ -942,3 +942,36 @@ def test_a_lost_learner_comes_back_from_its_newest_snapshot_and_trains_only_the_
     run.check_valid()
     assert steps_of_second == [4, 5, 6], "step 5 again, from the snapshot of step 4; then the rest"
     assert_same_state(undisturbed.state(tmp_path / "a"), run.state(tmp_path / "b"))
+
+
+def test_with_wait_a_full_replay_holds_up_no_group_for_ever(config):
+    """Replay has room for one step's groups, and the group that the learner waits for comes while others wait for room,
+    which only a step makes."""
+    first_is_due = asyncio.Event()
+
+    async def around(name, method, args, proceed):
+        if method == "insert" and run.books.held and len(run.books.held) >= PROMPTS:
+            return InsertResult.FULL
+        result = await proceed()
+        if method == "generate" and args[0].group_id == 0:
+            while not run.books.waiting_for_room:
+                await asyncio.sleep(0.01)
+            first_is_due.set()
+        return result
+
+    run = LocalRun(config(steps=6, max_policy_lag=2, late="wait"), around=around)
+    assert run.train() == 6
+    assert first_is_due.is_set() and not run.admission.quarantined
+
+
+def test_a_worker_without_work_does_not_hide_a_standstill(config):
+    async def around(name, method, args, proceed):
+        if method == "generate" and name == "rollout-0":
+            await asyncio.Event().wait()
+        return await proceed()
+
+    limits = {"rollout": {"workers": 2, "max_sequences": 64, "group_timeout_s": 20.0}, "supervision": {"heartbeat_s": 0.05}}
+    run = LocalRun(config(steps=50, max_policy_lag=0, **limits), around=around)
+    run.trainer._changes.stuck_after_s = 1.0
+    with pytest.raises(RuntimeError, match=r"nothing has moved for 1 s"):
+        run.train()

@@ -401,8 +401,8 @@ def test_a_group_that_does_not_grow_goes_on_with_what_it_has_and_is_dropped_when
             worker = await scene.until_given(0)
             await worker.sample(4)
             await scene.until(lambda: scene.drops)
-            assert (worker.times_given[0], worker.resumed[0]) == (3, f"rows of 0 by {worker.name}")
-            assert scene.stalls == 2 * [(0, f"{worker.name} has sampled nothing of group 0 for 0.05 s (rollout.group_timeout_s)")]
+            assert (worker.times_given[0], worker.resumed[0]) == (4, f"rows of 0 by {worker.name}"), "the first one sampled some of it"
+            assert scene.stalls == 3 * [(0, f"{worker.name} has sampled nothing of group 0 for 0.05 s (rollout.group_timeout_s)")]
             await scene.until(lambda: len(scene.drops) == 2)
             assert scene.drops == [(0, DropReason.TIMEOUT), (1, DropReason.TIMEOUT)]
             assert scene.losses == []
