@@ -80,13 +80,17 @@ def assert_accounted(run_dir: Path) -> None:
     assert Counter(row["step"] for row in rows) == dict.fromkeys(steps, P * K)
     problems = [row["problem_id"] for row in rows[::K]]
     assert len(set(problems)) == len(problems), "a problem was trained on twice"
-    assert max(row["step"] - 1 - min(row["version_values"]) for row in rows if row["version_values"]) <= 1
+    trained = [(row["step"], version) for row in rows for version in row["version_values"] if version >= (row["trained_from_version"] or 0)]
+    assert max(step - 1 - version for step, version in trained) <= 1
     last = records[-1]
     spent = (
-        sum(value for name, value in last.items() if name.startswith("tokens/wasted_")) + last["tokens/trained"] + last["tokens/in_flight"]
+        sum(value for name, value in last.items() if name.startswith("tokens/wasted_"))
+        + last["tokens/trained"]
+        + last["tokens/masked"]
+        + last["tokens/in_flight"]
     )
     assert last["tokens/generated"] == spent
-    assert last["tokens/trained"] == sum(len(row["response_ids"]) for row in rows)
+    assert last["tokens/trained"] + last["tokens/masked"] == sum(len(row["response_ids"]) for row in rows)
     recorded = batches(read_events(run_dir / "events.jsonl"))
     by_step: dict[int, list[int]] = {}
     for row in rows[::K]:

@@ -76,7 +76,8 @@ def test_run_then_nothing_to_do_then_more_steps(config, run_dir, tiny_model):
         validate_groups(table.combine_chunks().to_batches()[0], K)
         assert table.num_rows == P * K
         assert set(table.column("step").to_pylist()) == {step}
-        lags = [step - 1 - min(versions) for versions in table.column("version_values").to_pylist()]
+        columns = zip(table.column("version_values").to_pylist(), table.column("trained_from_version").to_pylist(), strict=True)
+        lags = [step - 1 - version for versions, first in columns for version in versions if version >= (first or 0)]
         assert 0 <= min(lags) <= max(lags) <= 1
 
     with Training(config, run_dir) as training:

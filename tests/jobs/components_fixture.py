@@ -259,7 +259,8 @@ class LocalRun:
 
     def lags(self) -> list[int]:
         """Versions between the sampling of a trained row's oldest token and its gradient."""
-        return [row["step"] - 1 - min(row["version_values"]) for row in self.logged()]
+        trained = [(row, [v for v in row["version_values"] if v >= (row["trained_from_version"] or 0)]) for row in self.logged()]
+        return [row["step"] - 1 - min(versions) for row, versions in trained if versions]
 
     def check_valid(self) -> None:
         """What holds after any run that came to its end, however it went."""
