@@ -124,7 +124,8 @@ def _chunks(num_positions: int, chunk: int) -> list[slice]:
 
 def _within(index_N: Tensor, rows: slice) -> Tensor:
     """Return where the index is one of `rows`."""
-    return ((index_N >= rows.start) & (index_N < rows.stop)).nonzero().squeeze(-1)
+    found: Tensor = ((index_N >= rows.start) & (index_N < rows.stop)).nonzero().squeeze(-1)
+    return found
 
 
 def _slabs(logits_CV: Tensor) -> list[slice]:
