@@ -27,6 +27,7 @@ from torch import Tensor
 from buffers.groups import validate_groups
 from buffers.records import StepReport
 from learners.advantages import AdvantageInputs, kl_penalised_rewards, unlikeliness_rewards
+from learners.allocator import keep_freed_memory
 from learners.batches import TokenLookup, prefetch, read_groups, sum_by_row, without_responses
 from learners.config import LearnerConfig
 from learners.forward import response_logprobs
@@ -67,6 +68,8 @@ class PolicyLearner:
         serialized at once, as Ray does. Raises ExtensionError for a method that cannot be used."""
         require_methods(config)
         torch.set_num_threads(config.threads)
+        if device == "cpu":
+            keep_freed_memory()
         self._config = config
         self._temperature = temperature
         self._group_size = group_size
