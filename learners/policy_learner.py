@@ -29,6 +29,7 @@ from bonus.base import Need
 from buffers.groups import validate_groups
 from buffers.records import StepReport
 from learners.advantages import AdvantageInputs, kl_penalised_rewards, unlikeliness_rewards
+from learners.allocator import keep_freed_memory
 from learners.batches import TokenLookup, features_of, prefetch, read_groups, sum_by_row, without_responses
 from learners.config import LearnerConfig
 from learners.diversity import diversity_rewards
@@ -71,6 +72,8 @@ class PolicyLearner:
         serialized at once, as Ray does. Raises ExtensionError for a method that cannot be used."""
         require_methods(config)
         torch.set_num_threads(config.threads)
+        if device == "cpu":
+            keep_freed_memory()
         self._config = config
         self._temperature = temperature
         self._group_size = group_size
