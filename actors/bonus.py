@@ -26,6 +26,7 @@ from bonus.base import Need, Scores, StepRows
 from bonus.config import BonusConfig
 from bonus.contract import score_checked, state_from_files, state_to_files
 from bonus.methods import bonus_of
+from buffers.groups import feature_rows
 from buffers.records import GroupOutcome
 from buffers.rollout_log import RolloutLog
 from buffers.schema import list_column_arrays, with_bonus_detail, with_scores
@@ -125,16 +126,10 @@ def step_rows(
         valid_GK=by_group(valid_R),
         lengths_GK=by_group(lengths_R),
         lags_GK=by_group(lags_of(batch, version)),
-        features_GKD=by_group(_features_of(batch, valid_R, config.dim)) if has_features else None,
+        features_GKD=by_group(feature_rows(batch, config.dim)) if has_features else None,
         answers_GK=[answers[row : row + group_size] for row in firsts] if answers is not None else None,
         logprobs_GKT=by_group(_logprobs_of(batch, lengths_R)) if Need.LOGPROBS in needs else None,
     )
-
-
-def _features_of(batch: pa.RecordBatch, valid_R: np.ndarray, dim: int) -> np.ndarray:
-    rows_RD = np.zeros((batch.num_rows, dim))  # float64; 0 where there is no feature
-    rows_RD[valid_R] = list_column_arrays(batch, "feature")[0].reshape(-1, dim)
-    return rows_RD
 
 
 def _logprobs_of(batch: pa.RecordBatch, lengths_R: np.ndarray) -> np.ndarray:

@@ -152,7 +152,7 @@ class Recorder:
         self._events = EventLog(directory.events)
         self._metrics = MetricsWriter(directory.metrics, trackers, resume_step=0)
         self._setting = setting
-        self.listener = Listener(stepped=self._stepped, note=self._note, warn=self._warn)
+        self.listener = Listener(stepped=self._stepped, note=self._note, warn=lambda text: None)  # metrics count what is given up
         self.problems: dict[int, str] = {}
         self.completed: list[int] = []
         self.trained: list[int] = []
@@ -202,9 +202,6 @@ class Recorder:
             num_completed=len(self.completed),
             num_trained=len(self.trained),
         )
-
-    def _warn(self, text: str) -> None:
-        """A problem that is given up is counted in the metrics."""
 
     def result(self) -> dict[str, Any]:
         setting, first, last = self._setting, self.first, self.last

@@ -36,26 +36,26 @@ def group_ids(batch: pa.RecordBatch) -> NDArray[np.int64]:
 
 
 def oldest_version(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """Return the oldest policy version that sampled a token of each group, shape [G]. A group of empty responses has no
-    token, and counts as old as its admission."""
-    return _version_of_groups(batch, np.minimum)
+    """Return the oldest policy version that sampled a token of each group, shape [G] (`version_range`)."""
+    return version_range(batch)[0]
 
 
-def newest_version(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """Return the newest policy version that sampled a token of each group, shape [G], or that of its admission."""
-    return _version_of_groups(batch, np.maximum)
-
-
-def _version_of_groups(batch: pa.RecordBatch, extreme: np.ufunc) -> NDArray[np.int64]:
-    versions_V, rows_V = token_versions(batch), token_rows(batch)
-    starts = group_starts(batch)
-    found_G = batch.column("admitted_version").to_numpy(zero_copy_only=True)[starts[:-1]].copy()
-    group_V = np.searchsorted(starts, rows_V, side="right") - 1
-    first_V = np.flatnonzero(np.diff(group_V, prepend=-1))  # where a group's tokens begin; a group may have none
+def version_range(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the oldest and the newest policy version that sampled a token of each group, shape [G]. A group of empty
+    responses has no token, and counts as old as its admission."""
+    versions_V, groups_V = token_versions(batch), token_groups(batch)
+    oldest_G = batch.column("admitted_version").to_numpy(zero_copy_only=True)[group_starts(batch)[:-1]].copy()
+    newest_G = oldest_G.copy()
+    first_V = np.flatnonzero(np.diff(groups_V, prepend=-1))  # where a group's tokens begin; a group may have none
     if len(first_V):
-        found_G[group_V[first_V]] = extreme.reduceat(versions_V, first_V)
-    versions_G: NDArray[np.int64] = found_G
-    return versions_G
+        oldest_G[groups_V[first_V]] = np.minimum.reduceat(versions_V, first_V)
+        newest_G[groups_V[first_V]] = np.maximum.reduceat(versions_V, first_V)
+    return oldest_G, newest_G
+
+
+def token_groups(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Return the place of the group of every response token, flat in row order, shape [V]."""
+    return np.searchsorted(group_starts(batch), token_rows(batch), side="right") - 1
 
 
 def token_rows(batch: pa.RecordBatch) -> NDArray[np.int64]:
@@ -84,9 +84,17 @@ def trained_tokens(batch: pa.RecordBatch) -> NDArray[np.bool_]:
 
 def masked_tokens(batch: pa.RecordBatch) -> NDArray[np.int64]:
     """Return the number of response tokens of each group that have no part in the loss, shape [G]."""
-    starts = group_starts(batch)
-    masked_V = token_rows(batch)[~trained_tokens(batch)]
-    return np.bincount(np.searchsorted(starts, masked_V, side="right") - 1, minlength=len(starts) - 1)
+    return np.bincount(token_groups(batch)[~trained_tokens(batch)], minlength=len(group_starts(batch)) - 1)
+
+
+def feature_rows(batch: pa.RecordBatch, dim: int | None = None) -> NDArray[np.float64]:
+    """Return the feature of every row, shape [N, D], 0 where there is none. Without `dim`, D is that of the features,
+    and 1 where no row has one. Raises ValueError for features of other lengths."""
+    values, offsets = list_column_arrays(batch, "feature")
+    sizes_N = np.diff(offsets)
+    rows_ND = np.zeros((batch.num_rows, dim or int(sizes_N.max(initial=1))))
+    rows_ND[sizes_N > 0] = values.reshape(-1, rows_ND.shape[1])
+    return rows_ND
 
 
 def split_groups(batch: pa.RecordBatch) -> list[pa.RecordBatch]:

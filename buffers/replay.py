@@ -20,7 +20,7 @@ from typing import TypedDict
 import pyarrow as pa
 
 from buffers.config import Late, ReplayConfig
-from buffers.groups import concat_groups, group_ids, list_column_arrays, newest_version, oldest_version, validate_groups
+from buffers.groups import concat_groups, group_ids, list_column_arrays, validate_groups, version_range
 from buffers.id_ranges import IdRanges
 from buffers.samplers import HeldGroup, choose_checked, sampler_of
 from buffers.schema import ROLLOUT_SCHEMA, check_schema, conform_checkpoint, with_trained_from
@@ -226,15 +226,13 @@ class ReplayBuffer:
 
 def _hold(group: pa.RecordBatch) -> _Held:
     own = concat_groups([group])
-    return _Held(batch=own, about=_about(own), newest_version=int(newest_version(own)[0]), nbytes=own.get_total_buffer_size())
-
-
-def _about(group: pa.RecordBatch) -> HeldGroup:
-    return HeldGroup(
-        group_id=int(group_ids(group)[0]),
-        task=group.column("task")[0].as_py(),
-        problem_id=group.column("problem_id")[0].as_py(),
-        oldest_version=int(oldest_version(group)[0]),
-        num_tokens=len(list_column_arrays(group, "response_ids")[0]),
-        rewards=tuple(group.column("reward").to_pylist()),
+    (oldest,), (newest,) = version_range(own)
+    about = HeldGroup(
+        group_id=int(group_ids(own)[0]),
+        task=own.column("task")[0].as_py(),
+        problem_id=own.column("problem_id")[0].as_py(),
+        oldest_version=int(oldest),
+        num_tokens=len(list_column_arrays(own, "response_ids")[0]),
+        rewards=tuple(own.column("reward").to_pylist()),
     )
+    return _Held(batch=own, about=about, newest_version=int(newest), nbytes=own.get_total_buffer_size())

@@ -38,9 +38,14 @@ def read_groups(batch: pa.RecordBatch, group_size: int) -> list[GroupTokens]:
     return [GroupTokens(prompt_ids=ids, responses=responses[i : i + group_size]) for i, ids in zip(firsts, prompts, strict=True)]
 
 
-def without_responses(group: GroupTokens, kept: Sequence[bool] = ()) -> GroupTokens:
-    """Return the group with all responses empty but those `kept`, so that flat indices of responses stay the same."""
-    responses = [ids if k < len(kept) and kept[k] else ids[:0] for k, ids in enumerate(group.responses)]
+def without_responses(group: GroupTokens) -> GroupTokens:
+    """Return the group with all responses empty, so that the flat indices of other groups' responses stay the same."""
+    return only_responses(group, kept=[False] * len(group.responses))
+
+
+def only_responses(group: GroupTokens, kept: Sequence[bool]) -> GroupTokens:
+    """Return the group with the responses empty that are not `kept`, for the same reason."""
+    responses = [ids if keep else ids[:0] for ids, keep in zip(group.responses, kept, strict=True)]
     return GroupTokens(prompt_ids=group.prompt_ids, responses=responses)
 
 
@@ -81,9 +86,7 @@ class TokenLookup:
 
     def num_trained(self) -> np.ndarray:
         """Return the number of tokens of each row that have a part in the loss (R,)."""
-        sums = np.concatenate([[0], np.cumsum(self.trained)])
-        num_R: np.ndarray = np.diff(sums[np.append(self.starts, len(self.trained))])
-        return num_R
+        return np.bincount(self.rows()[self.trained], minlength=len(self.starts))
 
     def rows(self) -> np.ndarray:
         """Return the row of each token."""
@@ -92,7 +95,7 @@ class TokenLookup:
     def trained_part(self, groups: Sequence[GroupTokens]) -> list[GroupTokens]:
         """Return the groups of the batch without the responses of which no token has a part in the loss."""
         has_part_R = iter((self.num_trained() > 0).tolist())
-        return [without_responses(group, kept=[next(has_part_R) for _ in group.responses]) for group in groups]
+        return [only_responses(group, kept=[next(has_part_R) for _ in group.responses]) for group in groups]
 
     def positions(self, packed: PackedTokens) -> np.ndarray:
         """Return where the response tokens of `packed` are in the flat columns (N,)."""
@@ -113,15 +116,6 @@ class TokenLookup:
             version_N=torch.from_numpy(self.versions[at]),
             chosen_N=None if self.chosen is None else torch.from_numpy(self.chosen[at]).to(like.device),
         )
-
-
-def features_of(batch: pa.RecordBatch) -> Tensor:
-    """Return the features (R, D), float64; 0 for a row that has none."""
-    values, offsets = list_column_arrays(batch, "feature")
-    sizes_R = np.diff(offsets)
-    rows_RD = np.zeros((batch.num_rows, int(sizes_R.max(initial=1))))
-    rows_RD[sizes_R > 0] = values.reshape(-1, rows_RD.shape[1])
-    return torch.from_numpy(rows_RD)
 
 
 def sum_by_row(batch: pa.RecordBatch, values: np.ndarray) -> Tensor:

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from bonus.base import Need
-from buffers.groups import validate_groups
+from buffers.groups import feature_rows, validate_groups
 from buffers.records import StepReport
 from learners.advantages import AdvantageInputs, kl_penalised_rewards, unlikeliness_rewards
 from learners.allocator import keep_freed_memory
-from learners.batches import TokenLookup, features_of, prefetch, read_groups, sum_by_row, without_responses
+from learners.batches import TokenLookup, prefetch, read_groups, sum_by_row, without_responses
 from learners.config import LearnerConfig
 from learners.diversity import diversity_rewards
 from learners.forward import response_logprobs
@@ -153,7 +153,7 @@ class PolicyLearner:
         if config.unlikeliness:
             logprobs_GK = sum_by_row(batch, lookup.behavior).view_as(rewards_GK)
             rewards_GK = unlikeliness_rewards(rewards_GK, logprobs_GK, config.unlikeliness)
-        features_GKD = features_of(batch).unflatten(0, rewards_GK.shape) if Need.FEATURES in config.needs else None
+        features_GKD = torch.from_numpy(feature_rows(batch)).unflatten(0, rewards_GK.shape) if Need.FEATURES in config.needs else None
         diverse_GK = None
         if config.diversity_product and features_GKD is not None:
             rewards_GK = diverse_GK = diversity_rewards(rewards_GK, features_GKD, config.diversity_product)

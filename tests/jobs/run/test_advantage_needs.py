@@ -24,15 +24,8 @@ def config(tiny_model: str, tmp_path: Path) -> Callable[..., RunConfig]:
     return lambda name="run", **values: small_config(tiny_model, tmp_path, run_dir=str(tmp_path / name), **{**NO_BONUS, **values})
 
 
-class ThreeAnswers(AnswerJudge):
-    """Makes up one of three answers to each response, and is asked for final answers as the run asks."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._states_answers = config.needs_answers
-
-
 def train(settings: RunConfig) -> LocalRun:
-    run = LocalRun(settings, judge=ThreeAnswers(settings))
+    run = LocalRun(settings, judge=AnswerJudge(settings))
     run.train()
     run.check_valid()
     return run

@@ -44,17 +44,19 @@ class AnswerJudge:
     for final answers as the pool is."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._states_answers = config.bonus.needs_answers
+        self._states_answers = config.needs_answers
+
+    def answers(self, batch: pa.RecordBatch) -> list[str]:
+        return [str(sum(ids) % 3) for ids in batch.column("response_ids").to_pylist()]
 
     def verify_batch(self, problem: Problem, batch: pa.RecordBatch) -> list[Verdict]:
-        answers = [str(sum(ids) % 3) for ids in batch.column("response_ids").to_pylist()]
         return [
             Verdict(
                 status=VerdictStatus.CORRECT if answer == "0" else VerdictStatus.INCORRECT,
                 reward=float(answer == "0"),
                 final_answer=answer if self._states_answers else None,
             )
-            for answer in answers
+            for answer in self.answers(batch)
         ]
 
 

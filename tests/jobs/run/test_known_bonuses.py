@@ -17,6 +17,7 @@ from buffers.records import Problem, Verdict, VerdictStatus
 from jobs.config import RunConfig
 from tasks.base import Task
 from tests.jobs.components_fixture import LocalRun, assert_same_state, small_config
+from tests.jobs.run.test_bonus_kinds import AnswerJudge
 
 FAMILY: list[dict[str, Any]] = [
     *({"kind": kind} for kind in KINDS if kind not in ("elliptical", "outcome_ucb", "surprise")),
@@ -31,22 +32,11 @@ def name_of(bonus: dict[str, Any]) -> str:
     return str(bonus.get("kind", "several"))
 
 
-class AnswerJudge:
-    """In place of the verifier pool: makes up one of three answers to each response, always the same one."""
+class PlacedAnswers(AnswerJudge):
+    """Equal responses state different answers where their places differ."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._states_answers = config.bonus.needs_answers
-
-    def verify_batch(self, problem: Problem, batch: pa.RecordBatch) -> list[Verdict]:
-        answers = [str((sum(ids) + index) % 3) for index, ids in enumerate(batch.column("response_ids").to_pylist())]
-        return [
-            Verdict(
-                status=VerdictStatus.CORRECT if answer == "0" else VerdictStatus.INCORRECT,
-                reward=float(answer == "0"),
-                final_answer=answer if self._states_answers else None,
-            )
-            for answer in answers
-        ]
+    def answers(self, batch: pa.RecordBatch) -> list[str]:
+        return [str((sum(ids) + index) % 3) for index, ids in enumerate(batch.column("response_ids").to_pylist())]
 
 
 @pytest.fixture
@@ -58,7 +48,7 @@ def config(tiny_model: str, tmp_path: Path) -> Callable[..., RunConfig]:
 
 
 def train(settings: RunConfig) -> LocalRun:
-    run = LocalRun(settings, judge=AnswerJudge(settings))
+    run = LocalRun(settings, judge=PlacedAnswers(settings))
     run.train()
     run.check_valid()
     return run
@@ -103,7 +93,7 @@ def test_a_lost_bonus_absorbs_the_steps_since_the_checkpoint_once(config: Callab
     terms = [{"kind": kind} for kind in ("outcome_ucb", "rnd", "coin_flip", "logdet")]
     settings = {"bonus": {"dim": 8, "terms": terms, "memory": "run"}, "max_policy_lag": 0, "supervision": {"backoff_s": 0.0}}
     straight = train(config("straight", steps=4, **settings))
-    lost = LocalRun(config("lost", steps=4, **settings), judge=AnswerJudge(config(**settings)))
+    lost = LocalRun(config("lost", steps=4, **settings), judge=PlacedAnswers(config(**settings)))
     lost.on_report = lambda step: lost.handles["bonus"].kill() if step == 2 else None
     lost.train()
     assert len(lost.parts["bonus"]) == 2
@@ -156,7 +146,7 @@ def test_every_state_counts_each_response_once_also_with_late_groups(tiny_model:
         checkpoint={"every": STEPS},
         learner={"lr": 1e-6},
     )
-    run = LocalRun(config, judge=AnswerJudge(config))
+    run = LocalRun(config, judge=PlacedAnswers(config))
     assert run.train() == STEPS
     run.books.check_valid()
     rows = run.logged()
