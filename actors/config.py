@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from actors.engines import ENGINES
 from buffers.extensions import Known
 from learners.precision import Dtype
+from learners.threads import Threads
 from tasks.base import Section
 
 STRICT = Section.model_config
@@ -61,8 +62,9 @@ class RolloutConfig(Section):
     """Prompt tokens that an engine step may take in. Small values keep steps, and so weight updates, short."""
     gpu_memory_fraction: float = Field(0.5, gt=0, le=1)
     """Share of a GPU's memory that the engine may take."""
-    threads: int = Field(1, ge=1)
-    """CPU threads of a worker."""
+    threads: Threads = "auto"
+    """CPU threads of a worker. auto: the cores of the machine on which the job starts, shared by its workers, learner
+    ranks and encoders without a GPU; at least 1, and 1 with a GPU. On a cluster of unequal machines set a number."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that a worker reserves."""
     weight_transfer: WeightTransfer = "object_store"
@@ -96,8 +98,8 @@ class EncoderConfig(Section):
     encoded alone."""
     dtype: Dtype = "auto"
     """Precision of the forward pass. Features are averaged and projected in float32 and scored in float64."""
-    threads: int = Field(1, ge=1)
-    """CPU threads of an encoder."""
+    threads: Threads = "auto"
+    """CPU threads of an encoder. auto: as for `rollout.threads`."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that an encoder reserves. Above 0 it runs on one."""
     replicas: int = Field(1, ge=1)
@@ -119,8 +121,8 @@ class ScorerConfig(Section):
     """Upper bound of tokens in one forward pass. A longer response is scored alone."""
     dtype: Dtype = "auto"
     """Precision of the forward pass. Log-probs are computed in float32 and summed in float64."""
-    threads: int = Field(1, ge=1)
-    """CPU threads of the scorer."""
+    threads: Threads = "auto"
+    """CPU threads of the scorer. auto: all cores of this machine, as nothing runs beside it."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that it reserves. Above 0 it runs on one."""
 

@@ -25,6 +25,7 @@ from buffers.schema import list_column_arrays, with_features
 from learners.batches import read_groups
 from learners.forward import last_hidden_states, load_causal_lm
 from learners.packing import GroupTokens, micro_batches, pack, prefix_tree
+from learners.threads import resolve_threads
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +51,7 @@ class HiddenStateEncoder:
     ) -> None:
         """With `group_size` None each call brings one group. With `alone` each call is encoded by itself, so that a
         feature depends on its own group only. Raises ValueError for a layer that the model does not have."""
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(resolve_threads(config.threads))
         self._config = config
         self._group_size = group_size
         self._device = torch.device(device)

@@ -16,6 +16,7 @@ from actors.engine import EngineSetup, NewTokens, SampleRequest, require_held
 from actors.pooled_states import PooledStates
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
+from learners.threads import resolve_threads
 from learners.weights import HEAD, WeightSnapshot
 
 
@@ -30,7 +31,7 @@ class ReferenceEngine:
     """A StepEngine. One step samples one token for every request, with a full forward pass for each."""
 
     def start(self, setup: EngineSetup) -> None:
-        torch.set_num_threads(setup.config.threads)
+        torch.set_num_threads(resolve_threads(setup.config.threads))
         self._model = load_causal_lm(setup.model, dtype=setup.config.dtype)
         eos = self._model.generation_config.eos_token_id
         self._end_ids = set(eos) if isinstance(eos, list) else {eos}

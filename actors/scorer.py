@@ -10,13 +10,14 @@ import torch
 from actors.config import ScorerConfig
 from learners.batches import read_groups
 from learners.forward import load_causal_lm, response_loglikelihoods
+from learners.threads import resolve_threads
 
 
 class ResponseScorer:
     """A model that is never trained. It takes one call at a time."""
 
     def __init__(self, *, model: str, config: ScorerConfig, device: str = "cpu") -> None:
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(resolve_threads(config.threads))
         self._config = config
         self._device = torch.device(device)
         self._model: Any = load_causal_lm(model, dtype=config.dtype, device=device).requires_grad_(False)

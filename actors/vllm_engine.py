@@ -32,6 +32,7 @@ from actors.step_loop import TokenCounter
 from actors.weight_transfer import DeviceWeights, Weights
 from buffers.records import FinishReason
 from learners.precision import resolve_dtype
+from learners.threads import resolve_threads
 from learners.weight_check import WeightsRefused
 from learners.weights import HEAD, WeightSnapshot
 
@@ -45,7 +46,7 @@ POOLING_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 def engine_environment(config: RolloutConfig, *, in_process: bool) -> dict[str, str]:
     """Return the environment that a worker's process needs before it imports torch or vllm."""
     return {
-        "OMP_NUM_THREADS": str(config.threads),
+        "OMP_NUM_THREADS": str(resolve_threads(config.threads)),
         "OMP_WAIT_POLICY": "PASSIVE",
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
@@ -119,7 +120,7 @@ class VllmEngine:
         from vllm import EngineArgs, LLMEngine
 
         _quieten()
-        torch.set_num_threads(setup.config.threads)
+        torch.set_num_threads(resolve_threads(setup.config.threads))
         self._engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(setup)))
         self._sampling = setup.sampling
         self._pools_states = setup.pool_states

@@ -12,6 +12,7 @@ from buffers.extensions import Known, is_path, load
 from learners.facts import CORRECTIONS, ESTIMATORS, STRICT, SURROGATES, facts_of, needs_of, refuse_without_effect
 from learners.loss_terms import CovarianceConfig, KlConfig
 from learners.precision import Dtype
+from learners.threads import Threads
 
 SurrogateName = Annotated[str, AfterValidator(Known(*SURROGATES))]
 CorrectionName = Annotated[str, AfterValidator(Known(*CORRECTIONS))]
@@ -296,8 +297,9 @@ class LearnerConfig(OptimiserConfig):
     mini_batches: int = Field(1, ge=1)
     """Optimiser steps per batch. Above 1, the log-probs of the old policy are computed before the first step, and the
     surrogate limits how far the later steps move from it."""
-    threads: int = Field(1, ge=1)
-    """CPU threads of each rank. With more threads than cores over all processes, steps take two to ten times longer."""
+    threads: Threads = "auto"
+    """CPU threads of each rank. auto: as for `rollout.threads`. More threads than cores over all processes were never
+    faster, and at worst made steps two to ten times longer (docs/measurements.md)."""
     ranks: int = Field(1, ge=1)
     """Processes that make up the learner. Each holds its shard of weights, gradients and moments (FSDP2) and computes
     its part of a batch's groups. The gradient is that of one process. It may change when a run is resumed

@@ -47,6 +47,7 @@ from learners.packing import Branch, GroupTokens, PackedTokens, PassCost, micro_
 from learners.ranks import OneRank, Ranks, in_lockstep, own_part
 from learners.sharding import Deferred, full_tensors
 from learners.tensor_file import TensorFile, layout_of, write_tensors
+from learners.threads import resolve_threads
 from learners.weights import WeightSnapshot, save_model, take_snapshot
 
 DUMMY_BATCH = prefix_tree([GroupTokens(prompt_ids=np.zeros(1, np.int64), responses=[np.zeros(1, np.int64)])])
@@ -71,7 +72,7 @@ class PolicyLearner:
         """With `reuse_snapshot_buffer` a snapshot is valid only until the next one, which is right if each is
         serialized at once, as Ray does. Raises ExtensionError for a method that cannot be used."""
         require_methods(config)
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(resolve_threads(config.threads))
         if device == "cpu":
             keep_freed_memory()
         self._config = config

@@ -38,10 +38,12 @@ from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 from jobs.processes.policy_model import policy_model
+from jobs.processes.threads import with_threads
 from jobs.screens.console import RunConsole
 from jobs.screens.hints import MismatchAdvice
 from learners.checkpoint import CheckpointManager, FileEntry
 from learners.layers import CompilerMissing, require_compiler
+from learners.threads import resolve_threads
 
 STATE = "state"
 _DECIDED_AT_CONSUMPTION = ROLLOUT_SCHEMA.names[ROLLOUT_SCHEMA.names.index("bonus") :]
@@ -73,7 +75,7 @@ class OfflineRun:
         with refusing(CompilerMissing):
             if config.learner.compile:
                 require_compiler(torch.device(device))
-        self._config, self._report = config, report
+        self._config, self._report = with_threads(config), report
         self.recorded_steps, self.same_steps = 0, 0
         """Steps whose recorded advantages are known, and those in which all of them came out again, bit for bit."""
         with ExitStack() as opened:
@@ -82,7 +84,7 @@ class OfflineRun:
                 raise UserError(f"run_dir {self._run.path} has a run in it already: choose another with --set run_dir=...")
             size = config.responses_per_prompt
             self._bonus = BonusScorer(bonus=config.bonus, group_size=size, seed=config.seed) if config.bonus.enabled else None
-            self.learner = Learner(model, config.learner, temperature=config.sampling.temperature, group_size=size, device=device)
+            self.learner = Learner(model, self._config.learner, temperature=config.sampling.temperature, group_size=size, device=device)
             self._rows = RolloutLog(fs.LocalFileSystem(), str(self._run.rollouts))
             started = Trackers(trackers, RunInfo.of(self._run.path, config), warn=warn)
             self._metrics = MetricsWriter(self._run.metrics, started)
@@ -109,7 +111,7 @@ class OfflineRun:
             torch.set_num_threads(1)  # as in the run, where each has a process of its own: sums depend on it
             batch, bonus_metrics = self._bonus.score(batch, version)
             self._events.write(EventKind.ABSORBED, step=step, groups=len(ids))
-        torch.set_num_threads(self._config.learner.threads)
+        torch.set_num_threads(resolve_threads(self._config.learner.threads))
         trained: StepReport = self.learner.step(batch, version)
         self._rows.append(step, [trained_rows(batch, step, trained.advantages)])
         self._events.write(EventKind.TRAINED, step=step, version=trained.version)

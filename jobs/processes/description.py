@@ -5,8 +5,8 @@ Ray.
     handle = launch(components.learner())                     # an actor
     learner = components.learner().make()                     # an object in this process
 
-Each process gets the threads that its role was given, never the machine's core count: more threads than cores, or
-spinning ones, cost a factor of two to ten.
+Each process gets the threads of its role (`jobs.processes.threads`): more threads than cores, or spinning ones, cost a
+factor of two to ten.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from actors.scorer import ResponseScorer
 from actors.verifier import VerifierPool
 from jobs.config import RunConfig
 from jobs.processes.handles import Handle
+from jobs.processes.threads import with_threads
+from learners.threads import Threads, resolve_threads
 from tasks.config import TaskConfig
 
 C = TypeVar("C")
@@ -68,7 +70,7 @@ class TrainingComponents:
     """The components of a training run."""
 
     def __init__(self, config: RunConfig, model: str, *, run_id: str, log_directory: str) -> None:
-        self._config = config
+        self._config = with_threads(config)
         self._model = model
         self._run_id = run_id
         self._log_directory = log_directory
@@ -213,5 +215,5 @@ def _device(num_gpus: float) -> str:
     return "cuda" if num_gpus else "cpu"
 
 
-def _threads(count: int) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+def _threads(threads: Threads) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(resolve_threads(threads)), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}

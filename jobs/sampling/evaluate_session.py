@@ -26,6 +26,7 @@ from jobs.processes.build import all_ready, close_all, launch, namespace, ray_se
 from jobs.processes.description import rollout_worker, scorer, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
+from jobs.processes.threads import share_of_cores
 from jobs.reports.evaluate.report import write_report
 from jobs.sampling.candidates import CandidateStore, with_columns
 from jobs.sampling.evaluated_models import EvaluatedModel, PinnedModel, PinnedModels
@@ -115,7 +116,8 @@ class EvaluateSession:
         say(self._console, f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
         make = partial(rollout_worker, model=model.path, run_id="evaluate", seed=config.seed)
         names = [f"rollout-{index}" for index in range(config.rollout.workers)]
-        workers = [launch(make(name, config.rollout, config.sampling)) for name in names]
+        engine = share_of_cores(config.rollout, config.rollout.workers)
+        workers = [launch(make(name, engine, config.sampling)) for name in names]
         settings = EvaluatorSettings(
             samples=config.samples,
             seed=config.seed,
@@ -135,7 +137,7 @@ class EvaluateSession:
     async def _score(self, base: PinnedModel) -> None:
         """Add how likely the base model finds the responses, where that is missing."""
         config = self._config
-        handle = launch(scorer(config.scorer, model=base.path))
+        handle = launch(scorer(share_of_cores(config.scorer, 1), model=base.path))
         say(self._console, f"likelihood under {base.label}: loading")
         await all_ready([], [handle], timeout_s=config.rollout.start_timeout_s)
         lacking = [BASE_COLUMN not in responses.column_names for responses in self.store.parts()]

@@ -24,6 +24,7 @@ from jobs.processes.build import Closes, all_ready, close_all, launch, namespace
 from jobs.processes.description import encoder, rollout_worker, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
+from jobs.processes.threads import share_of_cores
 from jobs.reports.explore.report import write_report
 from jobs.sampling.candidates import CandidateStore, known_verdicts, problem_of, read_candidates, split_by_problem
 from jobs.sampling.explorer import Explorer, Sources
@@ -99,7 +100,8 @@ class ExploreSession:
             features = PooledFeatures() if config.from_engine else None
             worker = partial(rollout_worker, model=model, run_id="explore", seed=config.seed, features=features)
             names = [f"rollout-{index}" for index in range(config.rollout.workers)]
-            workers = [launch(worker(name, config.rollout, config.sampling)) for name in names]
+            engine = share_of_cores(config.rollout, self._sharing)
+            workers = [launch(worker(name, engine, config.sampling)) for name in names]
             sources = Sources(workers=workers, encoder=self._encoder(model) if use_encoder else None, verifier=self._verifier())
             try:
                 encoders = [sources.encoder] if sources.encoder else []
@@ -134,8 +136,12 @@ class ExploreSession:
             finally:
                 await close_all([sources.verifier] if sources.verifier else [])
 
+    @property
+    def _sharing(self) -> int:
+        return self._config.rollout.workers + int(not self._config.from_engine)
+
     def _encoder(self, model: str) -> Handle[HiddenStateEncoder]:
-        return launch(encoder(0, self._config.encoder, model=model, group_size=None))
+        return launch(encoder(0, share_of_cores(self._config.encoder, self._sharing), model=model, group_size=None))
 
     def _verifier(self) -> Handle[VerifierPool] | None:
         if self._config.verify == "none":
