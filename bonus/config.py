@@ -234,5 +234,8 @@ class SelectionConfig(BaseModel):
         return "repexp" if self.quality == "none" else "quality"
 
 
-ORDER_NAMES = (*("repexp", "quality", "random", "likeliest", "unlikeliest", "longest"), *("kmeans", "determinantal", "distinct_answers"))
+ORDER_NAMES = (
+    *("repexp", "quality", "random", "likeliest", "unlikeliest", "longest", "kmeans", "determinantal"),
+    *("distinct_answers", "answers_by_novelty", "answers_by_likelihood", "answers_by_votes"),
+)
 """The names of `bonus.orders.ORDERS`, for readers that do without torch."""

@@ -5,7 +5,7 @@
 Every order is complete and deterministic. Ties go to the lowest index. Candidates without a feature (empty responses,
 `valid_N` False) come last, in index order. Legend: N candidates, V those with a feature, D projected size."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -124,15 +124,24 @@ def longest_order(lengths_N: Tensor, valid_N: Tensor) -> Tensor:
     return _among_all(lengths_N[valid_N].argsort(descending=True, stable=True), valid_N)
 
 
-def distinct_answers_order(answers: Sequence[str | None]) -> Tensor:
-    """Return the first candidate of each distinct answer, then each second one, ..., then those without an answer."""
+def outcome_first(order_N: Tensor, answers: Sequence[str | None]) -> Tensor:
+    """Return the first candidate of each distinct answer, then each second one, ..., then those without an answer; each
+    time in the order of `order_N`. With the candidates as they were sampled this is the order distinct_answers."""
     seen: defaultdict[str, int] = defaultdict(int)
-    places: list[tuple[float, int]] = []
-    for index, answer in enumerate(answers):
-        places.append((float("inf"), index) if answer is None else (seen[answer], index))
+    places: list[tuple[float, int, int]] = []
+    for place, index in enumerate(order_N.tolist()):
+        answer = answers[index]
+        places.append((float("inf") if answer is None else seen[answer], place, index))
         if answer is not None:
             seen[answer] += 1
-    return torch.tensor([index for _, index in sorted(places)], dtype=torch.int64)
+    return torch.tensor([index for _, _, index in sorted(places)], dtype=torch.int64)
+
+
+def votes_order(answers: Sequence[str | None]) -> Tensor:
+    """Return the candidates by the number that state the same answer, the most first; none without an answer."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    votes_N = [0 if answer is None else votes[answer] for answer in answers]
+    return torch.tensor(sorted(range(len(answers)), key=lambda index: -votes_N[index]), dtype=torch.int64)
 
 
 def repexp_features(features_ND: Tensor, valid_N: Tensor, *, center: Literal["none", "pool"]) -> Tensor:
@@ -221,6 +230,21 @@ ORDERS: Mapping[str, Order] = {
         "greedy most likely set of a determinantal point process over directions of hidden states",
         lambda pool, _: determinantal_order(pool.features_ND, pool.valid_N),
     ),
-    "distinct_answers": Order("one of each distinct answer first", lambda pool, _: distinct_answers_order(pool.answers)),
+    "distinct_answers": Order(
+        "one of each distinct answer first, as they were sampled",
+        lambda pool, _: outcome_first(torch.arange(len(pool.answers)), pool.answers),
+    ),
+    "answers_by_novelty": Order(
+        "one of each distinct answer first, the most novel before others",
+        lambda pool, config: outcome_first(ORDERS["repexp"].rank(pool, config), pool.answers),
+    ),
+    "answers_by_likelihood": Order(
+        "one of each distinct answer first, the likeliest before others",
+        lambda pool, config: outcome_first(ORDERS["likeliest"].rank(pool, config), pool.answers),
+    ),
+    "answers_by_votes": Order(
+        "one of each distinct answer first, the most frequent answer before others",
+        lambda pool, _: outcome_first(votes_order(pool.answers), pool.answers),
+    ),
 }
 """Every order by name. `jobs` and reports list them in this order."""

@@ -7,18 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bonus.config import SelectionConfig
+from bonus.config import ORDER_NAMES, SelectionConfig
 from bonus.coreset import select
 from bonus.covariance import RIDGE_FLOOR
 from bonus.orders import (
     ORDERS,
     Pool,
     determinantal_order,
-    distinct_answers_order,
     kmeans_order,
     likeliest_order,
     longest_order,
     order_pool,
+    outcome_first,
     quality_features,
     quality_order,
     random_order,
@@ -26,13 +26,14 @@ from bonus.orders import (
     resolve_ridge,
     scored_order,
     unlikeliest_order,
+    votes_order,
 )
 
 DIM = 6
 CONFIG = SelectionConfig(dim=DIM)
 every_order = pytest.mark.parametrize("name", list(ORDERS))
 every_order_but_random = pytest.mark.parametrize("name", [name for name in ORDERS if name != "random"])
-every_order_of_values = pytest.mark.parametrize("name", [name for name in ORDERS if name not in ("random", "distinct_answers")])
+every_order_of_values = pytest.mark.parametrize("name", [name for name in ORDERS if name != "random"])
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,8 @@ def test_an_order_is_the_same_every_time_and_leaves_the_pool_as_it_was(name: str
 def test_empty_candidates_do_not_change_the_order_of_the_others(name: str) -> None:
     alone, among = draw_pool(5, 10), draw_pool(5, 10)
     places = torch.tensor([1, 2, 4, 5, 6, 8, 9, 10, 11, 13])
-    wide = draw_pool(0, 14, empty=(0, 3, 7, 12))
+    answers = dict(zip(places.tolist(), alone.answers, strict=True))
+    wide = dataclasses.replace(draw_pool(0, 14, empty=(0, 3, 7, 12)), answers=[answers.get(place) for place in range(14)])
     wide.features_ND[places], wide.mean_logprob_N[places], wide.lengths_N[places] = among.features_ND, among.mean_logprob_N, among.lengths_N
     assert order_pool(name, wide, CONFIG)[:10].tolist() == places[order_pool(name, alone, CONFIG)].tolist()
 
@@ -117,8 +119,7 @@ def test_every_order_says_what_it_is_in_one_line(name: str) -> None:
 
 
 def test_the_orders_are_those_that_a_report_names() -> None:
-    expected = ["repexp", "quality", "random", "likeliest", "unlikeliest", "longest", "kmeans", "determinantal", "distinct_answers"]
-    assert list(ORDERS) == expected
+    assert tuple(ORDERS) == ORDER_NAMES
 
 
 # -- each order by itself
@@ -212,8 +213,27 @@ def test_the_random_order_depends_on_its_seed_alone() -> None:
 
 
 def test_every_distinct_answer_comes_once_before_any_comes_twice() -> None:
-    assert distinct_answers_order(["a", "b", None, "a", "a", "c", "b", None]).tolist() == [0, 1, 5, 3, 6, 4, 2, 7]
-    assert distinct_answers_order([None, None]).tolist() == [0, 1]
+    answers = ["a", "b", None, "a", "a", "c", "b", None]
+    assert outcome_first(torch.arange(8), answers).tolist() == [0, 1, 5, 3, 6, 4, 2, 7]
+    assert outcome_first(torch.arange(7, -1, -1), answers).tolist() == [6, 5, 4, 3, 1, 0, 7, 2]
+    assert outcome_first(torch.arange(2), [None, None]).tolist() == [0, 1]
+
+
+def test_among_distinct_answers_an_order_of_its_own_decides() -> None:
+    pool = dataclasses.replace(
+        draw_pool(0, 6), answers=["x", "y", "y", None, "z", "y"], mean_logprob_N=torch.tensor([-3.0, -2.0, -1.0, -0.1, -0.5, -4.0])
+    )
+    assert order_pool("distinct_answers", pool, CONFIG).tolist() == [0, 1, 4, 2, 5, 3]
+    assert order_pool("answers_by_likelihood", pool, CONFIG).tolist() == [4, 2, 0, 1, 5, 3]
+    assert order_pool("answers_by_votes", pool, CONFIG).tolist() == [1, 0, 4, 2, 5, 3]
+    novel = [index for index in order_pool("repexp", pool, CONFIG).tolist() if index != 3]
+    firsts = list({pool.answers[index]: index for index in reversed(novel)}.values())
+    assert sorted(order_pool("answers_by_novelty", pool, CONFIG).tolist()[:3]) == sorted(firsts)
+    assert order_pool("answers_by_novelty", pool, CONFIG)[0] == novel[0]
+
+
+def test_an_empty_text_that_is_an_answer_has_its_votes() -> None:
+    assert votes_order(["", None, "", "a"]).tolist() == [0, 2, 3, 1]
 
 
 # -- why

@@ -30,6 +30,9 @@ STYLES: Mapping[str, Style] = {
     "kmeans": Style(color="#7a3e9d", line="-", marker="x"),
     "determinantal": Style(color="#7a3e9d", line="--", marker="+"),
     "distinct_answers": Style(color="#222222", line=":", marker="*"),
+    "answers_by_novelty": Style(color="#0b3c78", line=":", marker="o"),
+    "answers_by_likelihood": Style(color="#1b7f5c", line=":", marker="^"),
+    "answers_by_votes": Style(color="#b8860b", line=":", marker="P"),
 }
 OTHER_STYLES = tuple(Style(color="#555555", line=line, marker=marker) for line in ("-", "--", "-.") for marker in ("1", "2", "3", "4"))
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from jobs.analysis.candidate_table import FEATURED, RANDOM, Candidates, candidates_by_problem, label_of
 from jobs.analysis.order_statistics import ExploreStatistics, Outcomes, explore_statistics, judge, novelty_worse_than_random
 from jobs.analysis.picks import FIRST_PICKS, Picks, picks_of_order
+from jobs.analysis.recommended_order import recommend
 from jobs.reports.explore.examples import EXAMPLES_OF_A_KIND, KINDS, ExploreExample, choose_examples
 from jobs.reports.explore.plots import efficiency_figure, first_correct_figure, pass_at_k_figure
 from jobs.reports.explore.summary import Overview, notes, overview, summary_sentences
@@ -97,7 +98,7 @@ def write_report(table: pa.Table, settings: Mapping[str, Any], directory: Path, 
     example_order = next((order for order in (*FEATURED, *orders) if order in orders), None)
     shown = judged if view.coverage == "all" else problems
     report = ExploreReport(
-        summary=summary_sentences(view, statistics, flat),
+        summary=summary_sentences(view, statistics, recommend(outcomes, seed=seed) if outcomes else None, flat),
         warning=novelty_worse_than_random(outcomes, ks=ks, seed=seed) if outcomes else None,
         notes=notes(view, statistics, orders),
         overview=view,

@@ -15,6 +15,7 @@ from jobs.analysis.bootstrap import Estimate
 from jobs.analysis.candidate_table import FEATURED, Candidates, label_of
 from jobs.analysis.order_statistics import ExploreStatistics
 from jobs.analysis.picks import mean_of_known
+from jobs.analysis.recommended_order import Recommended
 from jobs.reports.text import NAME_LIMIT, count, interval_sentence, notes_on_intervals, visible_text
 
 NOT_VERIFIED = "not verified"
@@ -65,12 +66,14 @@ def overview(problems: Sequence[Candidates]) -> Overview:
     )
 
 
-def summary_sentences(view: Overview, statistics: ExploreStatistics | None, settings: Mapping[str, str]) -> tuple[str, ...]:
+def summary_sentences(
+    view: Overview, statistics: ExploreStatistics | None, recommended: Recommended | None, settings: Mapping[str, str]
+) -> tuple[str, ...]:
     """Return the result first, then what it was measured on."""
     sentences = [_candidates_sentence(view)]
     length = f"Candidates have {view.mean_tokens:.0f} tokens on average; {100 * view.truncated_share:.1f} % were cut off at the limit."
     if statistics is not None:
-        sentences += [_solvable_sentence(statistics)]
+        sentences += [_solvable_sentence(statistics), _recommendation_sentence(recommended, statistics)]
         sentences += [_efficiency_sentence(name, statistics) for name in FEATURED if name in statistics.orders and statistics.num_solvable]
     sentences += [length, _verdict_sentence(view), _settings_sentence(settings)]
     return tuple(sentence for sentence in sentences if sentence)
@@ -111,6 +114,19 @@ def _solvable_sentence(statistics: ExploreStatistics) -> str:
     rest = "" if solvable else ", so that no order can be better than another"
     found = f"{solvable} of {total} prompts have a correct candidate{rest}"
     return f"{found}; pass@1, the share of correct candidates, is {interval_sentence(rate, 3)}."
+
+
+def _recommendation_sentence(recommended: Recommended | None, statistics: ExploreStatistics) -> str:
+    if recommended is None or statistics.random_first_correct is None:
+        return ""
+    others = ", ".join(label_of(order) for order in recommended.not_worse)
+    if not recommended.better_than_random:
+        return f"Which order to use: any, as none is shown to be better than random choice (not told from the best: {others})."
+    rest = f"; not told from it: {others}" if others else ", and every other order is worse"
+    return (
+        f"Which order to use: {label_of(recommended.order)}, with {interval_sentence(recommended.first_correct, 1)} verifications to the "
+        f"first correct answer, where random choice needs {statistics.random_first_correct.value:.1f}{rest}."
+    )
 
 
 def _efficiency_sentence(name: str, statistics: ExploreStatistics) -> str:
