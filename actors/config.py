@@ -43,7 +43,8 @@ class RolloutConfig(Section):
     engine: Annotated[str, AfterValidator(Known(*ENGINES))] = "vllm"
     """A known engine or the import path of your own (`actors.engine`). "vllm" runs vLLM's LLMEngine inside the worker
     (CPU). "vllm-async" runs AsyncLLM in processes of its own (GPU). "transformers" is a plain, deterministic reference
-    engine for tests and for machines without vLLM; it is slow."""
+    engine for tests and for machines without vLLM; it is slow. "prefix-tree" computes a prefix once that responses to a
+    prompt share (CPU): for many short responses each, as in evaluations (`actors.tree_engine`)."""
     engine_options: dict[str, Any] = Field({})
     """Arguments of your own engine's class. The known engines take none."""
     workers: int = Field(1, ge=1)

@@ -62,6 +62,7 @@ ENGINES: dict[str, KnownEngine] = {
     "transformers": KnownEngine(
         path="actors.reference_engine:ReferenceEngine", facts=EngineFacts(repeats=Repeats.ALWAYS, pools_states=True, memory_gib=0.0)
     ),
+    "prefix-tree": KnownEngine(path="actors.tree_engine:TreeEngine", facts=EngineFacts(repeats=Repeats.ALONE, pools_states=True)),
 }
 
 

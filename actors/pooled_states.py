@@ -61,6 +61,11 @@ class PooledStates:
         self._free.append(slot)
         return mean_H.cpu().numpy().copy()
 
+    def take_all(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the mean state by key, where a token was sampled, and forget these responses."""
+        taken = {key: self.take(key) for key in keys}
+        return {key: mean_H for key, mean_H in taken.items() if mean_H is not None}
+
     def __len__(self) -> int:
         return len(self._slots)
 

@@ -8,6 +8,7 @@ reproduced bit for bit."""
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,7 @@ class ReferenceEngine:
     def start(self, setup: EngineSetup) -> None:
         torch.set_num_threads(resolve_threads(setup.config.threads))
         self._model = load_causal_lm(setup.model, dtype=setup.config.dtype)
-        eos = self._model.generation_config.eos_token_id
-        self._end_ids = set(eos) if isinstance(eos, list) else {eos}
+        self._end_ids = end_ids_of(self._model)
         self._sampling = setup.sampling
         self._seed = setup.seed
         self._running: dict[str, _Running] = {}
@@ -75,17 +75,25 @@ class ReferenceEngine:
             del self._running[key]
 
     def take_states(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        if self._pooled is None:
-            return {}
-        taken = {key: self._pooled.take(key) for key in keys}
-        return {key: mean_H for key, mean_H in taken.items() if mean_H is not None}
+        return {} if self._pooled is None else self._pooled.take_all(keys)
 
-    @torch.no_grad()
     def load(self, snapshot: WeightSnapshot) -> None:
-        own = dict(self._model.named_parameters())
-        for name, tensor in snapshot.tensors():
-            own[name].copy_(tensor)
-        held = {name: own[name] for name, _ in snapshot.tensors()}
-        if HEAD in snapshot.fingerprint:
-            held[HEAD] = self._model.get_output_embeddings().weight
-        require_held(snapshot, held)
+        load_into(self._model, snapshot)
+
+
+@torch.no_grad()
+def load_into(model: Any, snapshot: WeightSnapshot) -> None:
+    """Copy the weights into a transformers model. Raises WeightMismatch unless it then holds what was published."""
+    own = dict(model.named_parameters())
+    for name, tensor in snapshot.tensors():
+        own[name].copy_(tensor)
+    held = {name: own[name] for name, _ in snapshot.tensors()}
+    if HEAD in snapshot.fingerprint:
+        held[HEAD] = model.get_output_embeddings().weight
+    require_held(snapshot, held)
+
+
+def end_ids_of(model: Any) -> set[int]:
+    """Return the ids of the tokens that end a response."""
+    eos = model.generation_config.eos_token_id
+    return set(eos) if isinstance(eos, list) else {eos}

@@ -52,8 +52,7 @@ class EngineWorker:
 
     def take_states(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Return the mean states of ended requests as float32 bytes. A request without a token has none."""
-        taken = {key: self._pooled.take(key) for key in keys}
-        return {key: mean_H.tobytes() for key, mean_H in taken.items() if mean_H is not None}
+        return {key: mean_H.tobytes() for key, mean_H in self._pooled.take_all(keys).items()}
 
     def load_weights_from(self, source: WeightSnapshot | str) -> None:
         """Load all tensors from memory or from a file, and pack a tied head again (see `actors.vllm_engine`)."""

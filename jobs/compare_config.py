@@ -16,8 +16,8 @@ METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
 
 
 class ComparedEvaluation(BaseModel):
-    """What the base model and every policy are asked. Task, sampling and engine are those of the base configuration and
-    `common`, whatever a method changes."""
+    """What the base model and every policy are asked. Task and sampling are those of the base configuration and
+    `common`, whatever a method changes; so is the engine, but for `rollout`."""
 
     model_config = STRICT
 
@@ -29,6 +29,9 @@ class ComparedEvaluation(BaseModel):
     """n, the number of responses to each problem."""
     k: tuple[int, ...] = ()
     """The k of the tables. An empty list means 1, 2, 4, … and `samples`."""
+    rollout: dict[str, Any] = {}
+    """Keys of [rollout] that replace those of the base configuration in evaluations. { engine = "prefix-tree" } is for
+    short answers: policies that answer alike then cost a fraction."""
     seed: int = 0
     """Seeds sampling and the bootstrap."""
     resamples: int = Field(2000, ge=100)

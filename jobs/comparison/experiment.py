@@ -164,22 +164,25 @@ def resolve(config: CompareConfig, *, source: str) -> Experiment:
     prepare_environment(shared.model)  # before a module of the user's own may import what reads it
     for run in runs[: len(config.methods)]:  # all seeds have the same methods
         require_run_methods(run.config)
-    require_sampling_methods(shared.task, shared.rollout)
+    evaluation = validated(EvaluateConfig, evaluation_values(config, shared), source=f"{source}, evaluation")
+    require_sampling_methods(evaluation.task, evaluation.rollout)
     return Experiment(
         config=config,
         out=out,
         base=Evaluated(name=BASE, model=shared.model, step=0, directory=out / "evaluations" / BASE),
         runs=runs,
         shared=shared,
-        evaluation=validated(EvaluateConfig, evaluation_values(config, shared), source=source),
+        evaluation=evaluation,
     )
 
 
 def evaluation_values(config: CompareConfig, shared: RunConfig) -> dict[str, Any]:
     """Return the file of all evaluations. It says everything about task, sampling, engine and verifier, so that nothing
     of a method's own is left to a policy."""
+    asked = config.evaluation.model_dump(mode="json")
     sections = shared.model_dump(mode="json", include=set(TAKEN_FROM_A_RUN))
-    return config.evaluation.model_dump(mode="json") | {"wait_timeout_s": shared.wait_timeout_s} | sections
+    sections["rollout"] |= asked.pop("rollout")
+    return asked | {"wait_timeout_s": shared.wait_timeout_s} | sections
 
 
 def _run(config: CompareConfig, out: Path, start: dict[str, Any], method: str, seed: int, source: str) -> ComparedRun:

@@ -210,7 +210,9 @@ def test_a_wrong_path_or_class_or_option_is_one_line_with_the_key(outside: None)
 
 
 def test_a_misspelt_name_is_refused_with_the_nearest_and_a_known_engine_takes_no_options() -> None:
-    with pytest.raises(ValidationError, match=r"did you mean 'vllm-async'\? Known: vllm, vllm-async, transformers; or an import path"):
+    with pytest.raises(
+        ValidationError, match=r"did you mean 'vllm-async'\? Known: vllm, vllm-async, transformers, prefix-tree; or an import path"
+    ):
         RolloutConfig(engine="vllm-asynk")
     with pytest.raises(ValidationError, match=r'engine_options are for an engine of your own, and engine = "vllm" takes none'):
         RolloutConfig(engine_options={"token": 5})
@@ -220,7 +222,7 @@ def test_what_an_engine_does_not_promise_is_refused_where_it_is_needed(outside: 
     require_methods(config_of("outside_constant:Constant"), deterministic=True)
     require_methods(config_of("outside_served:Served"))
     line = refusal("outside_served:Served", asks={"deterministic": True})
-    assert "deterministic = true contradicts" in line and 'set the engine to "vllm" or "transformers"' in line
+    assert "deterministic = true contradicts" in line and 'set the engine to "vllm" or "transformers" or "prefix-tree"' in line
     assert "returns no hidden states" in refusal("outside_constant:Constant", asks={"pool_states": True})
     line = refusal("outside_constant:Constant", weight_transfer="nccl", num_gpus=1)
     assert 'it needs rollout.engine = "vllm-async" and rollout.num_gpus above 0, here "outside_constant:Constant" and 1' in line
