@@ -88,6 +88,14 @@ def test_policies_are_evaluated_alike_whatever_a_method_changes(file: Path) -> N
     assert experiment.evaluation.sampling.temperature == 1.0
 
 
+def test_evaluations_may_have_an_engine_that_no_run_has(file: Path) -> None:
+    experiment = experiment_of(file, 'evaluation.rollout={engine="prefix-tree", kv_cache_gib=2}')
+    assert (experiment.evaluation.rollout.engine, experiment.evaluation.rollout.kv_cache_gib) == ("prefix-tree", 2)
+    assert all(run.config.rollout == experiment.shared.rollout for run in experiment.runs)
+    assert experiment.evaluation.rollout.dtype == experiment.shared.rollout.dtype
+    assert experiment.shared.rollout.engine != "prefix-tree"
+
+
 def test_a_method_by_import_path_needs_no_change_of_the_project(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = ("--set", 'methods.mine.bonus.kind="tests.bonus.outside:AnswerCounts"')
     assert main([str(file), *mine, "--dry-run"]) == 0
@@ -102,6 +110,7 @@ def test_mistakes_are_refused_in_one_line(file: Path, tmp_path: Path, capsys: py
     assert "does not exist" in refusal(capsys, "nothing.toml")
     assert f"{file}: unknown key 'seedz'; did you mean 'seeds'?" in of("seedz=[1]")
     assert f"{file}, methods.repexp: unknown key 'bonus.ridgee'; did you mean 'bonus.ridge'?" in of("methods.repexp.bonus.ridgee=1")
+    assert f"{file}, evaluation: unknown key 'rollout.engin'" in of('evaluation.rollout={engin="vllm"}')
     assert f"{file}, methods.repexp: bonus.ridge = -1" in of("methods.repexp.bonus.ridge=-1")
     assert f"{file}, common: unknown key 'lr'; did you mean 'learner.lr'?" in of("common.lr=1")
     assert "baseline = 'ppo' is not among the methods grpo, repexp" in of("baseline=ppo")
