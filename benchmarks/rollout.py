@@ -27,6 +27,8 @@ from multiprocessing.connection import Connection
 from statistics import median, quantiles
 from typing import Any
 
+import psutil
+
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import EngineSetup
 from actors.rollout import RolloutWorker
@@ -109,6 +111,8 @@ def serve(name: str, setup: EngineSetup, connection: Connection) -> None:
         started = time.perf_counter()
         tokens = sample(groups)
         connection.send((tokens, time.perf_counter() - started))
+    for child in psutil.Process().children(recursive=True):  # an engine in a process of its own outlives its parent
+        child.kill()
     os._exit(0)  # engines end by themselves only after a while
 
 
