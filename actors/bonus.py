@@ -27,7 +27,7 @@ from bonus.config import BonusConfig
 from bonus.contract import score_checked, state_from_files, state_to_files
 from bonus.methods import bonus_of
 from buffers.groups import feature_rows
-from buffers.records import GroupOutcome
+from buffers.records import FinishReason, GroupOutcome
 from buffers.rollout_log import RolloutLog
 from buffers.schema import list_column_arrays, with_bonus_detail, with_scores
 
@@ -125,6 +125,7 @@ def step_rows(
         correct_GK=by_group(np.array([status == "correct" for status in batch.column("verdict_status").to_pylist()])),
         valid_GK=by_group(valid_R),
         lengths_GK=by_group(lengths_R),
+        ended_GK=by_group(np.array([reason != FinishReason.LENGTH for reason in batch.column("finish_reason").to_pylist()])),
         lags_GK=by_group(lags_of(batch, version)),
         features_GKD=by_group(feature_rows(batch, config.dim)) if has_features else None,
         answers_GK=[answers[row : row + group_size] for row in firsts] if answers is not None else None,

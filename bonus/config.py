@@ -23,6 +23,7 @@ from bonus.kinds import (
 FeatureSource = Literal["encoder", "policy"]
 Memory = Literal["none", "prompt", "run"]
 LeverageEstimator = Literal["leverage", "leave_one_out"]
+CutOff = Literal["keep", "least"]
 BonusNormalise = Literal["none", "std", "zscore"]
 Gate = Literal["always", "group_has_correct", "group_not_all_correct", "group_mixed", "correct_only"]
 
@@ -99,6 +100,11 @@ class BonusConfig(BaseModel):
     """elliptical, logdet, cosine, coin_flip, random. A response whose oldest token was sampled `lag` versions ago keeps
     discount^lag of its bonus, after `normalise` and `gate`: what was new to an older policy may no longer be new. 1 is
     off."""
+
+    cut_off: CutOff = "keep"
+    """elliptical, logdet, cosine, coin_flip, random: what a response gets that ran into the token limit. "keep": its
+    bonus, as in the paper. "least": the least bonus of its group's responses that ended, so that going on after the
+    answer is not worth it. It is applied before `normalise`."""
 
     redraw_projection: bool = False
     """True draws a fresh projection every step, as the authors do. Features of different steps then live in different

@@ -34,6 +34,7 @@ def try_out(bonus: Bonus, *, kind: str, dim: int) -> None:
                 correct_GK=rewards_GK == 1.0,
                 valid_GK=valid_GK,
                 lengths_GK=lengths_GK,
+                ended_GK=lengths_GK < 3,
                 lags_GK=torch.tensor([[0, 1, 0, 0], [0, 0, 1, 1]]),
                 features_GKD=features_GKD if Need.FEATURES in bonus.needs else None,
                 answers_GK=(("1", "2", None, None), ("3", "3", "3", "3")) if Need.ANSWERS in bonus.needs else None,

@@ -50,6 +50,7 @@ class EllipticalBonus:
             lengths_GK=step.lengths_GK,
             keys_G=step.keys_G,
             lags_GK=step.lags_GK,
+            ended_GK=step.ended_GK,
             estimator=self.estimator,
         )
         metrics = _metrics_of(scored)

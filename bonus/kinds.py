@@ -23,7 +23,7 @@ KINDS: Mapping[str, frozenset[Need]] = {
 }
 """The known bonuses and what must be computed for each."""
 
-_SHAPING = {"normalise", "gate", "staleness_discount"}
+_SHAPING = {"normalise", "gate", "staleness_discount", "cut_off"}
 _GEOMETRY = {"ridge", "memory", "prompt_memory_mib", "forgetting"}
 READS: Mapping[str, frozenset[str]] = {
     "elliptical": frozenset(_GEOMETRY | _SHAPING | {"estimator"}),

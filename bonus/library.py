@@ -27,6 +27,7 @@ def step_of(
     answers: Sequence[Sequence[str | None]] | None = None,
     logprobs: Array | None = None,
     lengths: Array | None = None,
+    ended: Array | None = None,
     lags: Array | None = None,
     keys: Sequence[str] | None = None,
     step: int = 1,
@@ -34,9 +35,9 @@ def step_of(
 ) -> StepRows:
     """Return a step as a bonus takes it: `features` G x K x D, `logprobs` G x K x T and 0 after a response's end, all
     else G x K. What is left out is made up: a response is correct if its reward is above 0, `lengths` counts the
-    log-probs that are not 0, or is 1 without log-probs, and no response is stale. A response of length 0 is empty.
-    `keys` names the problem of each group; left out, every group is of a problem of its own. Count `step` up from 1.
-    Raises ValueError for a shape that does not fit."""
+    log-probs that are not 0, or is 1 without log-probs, every response `ended` by itself, and none is stale. A response
+    of length 0 is empty. `keys` names the problem of each group; left out, every group is of a problem of its own.
+    Count `step` up from 1. Raises ValueError for a shape that does not fit."""
     rewards_GK = torch.as_tensor(rewards).double()
     if rewards_GK.dim() != 2:
         raise ValueError(f"rewards must be G x K, got {tuple(rewards_GK.shape)}")
@@ -52,6 +53,7 @@ def step_of(
         correct_GK=rewards_GK > 0 if correct is None else torch.as_tensor(correct).bool(),
         valid_GK=lengths_GK > 0,
         lengths_GK=lengths_GK,
+        ended_GK=torch.ones_like(rewards_GK, dtype=torch.bool) if ended is None else torch.as_tensor(ended).bool(),
         lags_GK=torch.zeros_like(lengths_GK) if lags is None else torch.as_tensor(lags).long(),
         features_GKD=None if features is None else torch.as_tensor(features).double(),
         answers_GK=answers,

@@ -45,6 +45,7 @@ def score_step(
     lengths_GK: Tensor | None = None,
     keys_G: Sequence[str] | None = None,
     lags_GK: Tensor | None = None,
+    ended_GK: Tensor | None = None,
     estimator: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[StepBonus, BonusState]:
     """Score the groups of a step and absorb them. Return the bonuses and the next state.
@@ -58,12 +59,13 @@ def score_step(
     So the order of groups within a step never matters. With a memory, the order of steps does. The energy behind
     ridge="auto" is that of group-centered features and advances under every memory.
 
-        bonus = staleness_discount^lag * gate(normalise(estimator(leverage)))
+        bonus = staleness_discount^lag * gate(normalise(cut_off(estimator(leverage))))
 
     and 0 for an empty response. `estimator` replaces that of the config. `lags_GK` counts the versions between a
-    response's oldest token and the policy that is trained. `state` is not modified. Features and state share a device.
-    Raises ValueError for wrong shapes, a feature not finite, memory="prompt" without `keys_G`, and a staleness_discount
-    below 1 without `lags_GK`."""
+    response's oldest token and the policy that is trained, and `ended_GK` says which responses ran into no limit.
+    `state` is not modified. Features and state share a device. Raises ValueError for wrong shapes, a feature not
+    finite, memory="prompt" without `keys_G`, a staleness_discount below 1 without `lags_GK`, and cut_off="least"
+    without `ended_GK`."""
     shape_GK = features_GKD.shape[:2]
     if features_GKD.shape[-1] != config.dim:
         raise ValueError(f"features have D={features_GKD.shape[-1]}, the config says dim={config.dim}")
@@ -75,6 +77,8 @@ def score_step(
         raise ValueError("memory='prompt' needs keys_G: which prompt each group answers")
     if config.staleness_discount < 1 and lags_GK is None:
         raise ValueError(f"staleness_discount={config.staleness_discount} needs lags_GK: how old each response is")
+    if config.cut_off == "least" and ended_GK is None:
+        raise ValueError('cut_off="least" needs ended_GK: which responses ran into no limit')
     if lags_GK is not None and (lags_GK.shape != shape_GK or lags_GK.is_floating_point() or bool((lags_GK < 0).any())):
         raise ValueError(f"lags_GK must be whole numbers >= 0 of shape {tuple(shape_GK)}, got {lags_GK.dtype} {tuple(lags_GK.shape)}")
 
@@ -93,7 +97,7 @@ def score_step(
     else:
         raw_bonus_GK = leverage_GK if config.estimator == "leverage" else leave_one_out(leverage_GK)
     kept_GK = gate_mask(correct_GK, config.gate)
-    bonus_GK = shaped(raw_bonus_GK, kept_GK, valid_GK, lags_GK, config)
+    bonus_GK = shaped(raw_bonus_GK, kept_GK, valid_GK, lags_GK, config, ended_GK)
     scored = ScoredGroups(
         centered_GKD=centered_GKD,
         prior=prior,

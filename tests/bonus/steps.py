@@ -37,6 +37,7 @@ def make_step(step: int = 1, *, groups: int = 3, responses: int = 4, dim: int = 
         correct_GK=correct_GK,
         valid_GK=valid_GK,
         lengths_GK=lengths_GK,
+        ended_GK=lengths_GK < 5,
         lags_GK=torch.randint(0, 3, (groups, responses), generator=generator),
         features_GKD=torch.randn(groups, responses, dim, generator=generator, dtype=torch.float64) * valid_GK[..., None],
         answers_GK=[

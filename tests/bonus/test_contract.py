@@ -32,6 +32,7 @@ def make_step() -> StepRows:
         correct_GK=true_GK,
         valid_GK=true_GK,
         lengths_GK=whole_GK + 1,
+        ended_GK=true_GK,
         lags_GK=whole_GK,
     )
 

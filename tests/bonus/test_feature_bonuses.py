@@ -18,6 +18,8 @@ from bonus.cosine import novelty, similarities
 from bonus.elliptical import center, gate_mask, leverage
 from bonus.methods import bonus_of
 from bonus.rnd import RndState, error_std, init_rnd, network, random_parameters, trained
+from bonus.scoring import score_step
+from bonus.state import init_state
 from bonus.surprise import capped, mean_surprise
 from tests.bonus.steps import all_equal, bonuses_of, make_step
 
@@ -313,3 +315,30 @@ def test_noise_is_standard_normal_and_gated_as_the_elliptical_bonus() -> None:
     for gate in ("group_has_correct", "correct_only"):
         gated = only_bonus(step, kind="random", gate=gate)
         assert torch.equal(gated != 0, gate_mask(step.correct_GK, gate) & step.valid_GK)
+
+
+# ---- responses that were cut off ----
+
+
+@pytest.mark.parametrize("kind", ["elliptical", "logdet", "cosine"])
+def test_a_response_that_was_cut_off_is_the_least_new_of_those_that_ended(kind: str) -> None:
+    ended_GK = torch.tensor([[True, False, True, True], [False, True, False, True], [False, False, False, False]])
+    step = replace(make_step(), ended_GK=ended_GK)
+    kept, least = (only_bonus(step, kind=kind, gate="always", cut_off=cut_off) for cut_off in ("keep", "least"))
+    assert least[ended_GK].tolist() == kept[ended_GK].tolist()
+    assert least[0, 1] == kept[0, [0, 2]].min()  # the last one of the first group is empty, and no discovery either
+    assert least[1, 0] == least[1, 2] == kept[1, [1, 3]].min()
+    assert least[2].tolist() == [0.0] * 4, "where none ended, none is newer than another"
+
+
+def test_going_on_is_worth_nothing_after_normalising_either() -> None:
+    ended_GK = torch.ones(3, 4, dtype=torch.bool)
+    ended_GK[2, 0] = False
+    found = only_bonus(replace(make_step(), ended_GK=ended_GK), gate="always", cut_off="least", normalise="zscore")
+    assert found[2, 0] == found[2].min() < 0
+
+
+def test_scoring_without_knowing_who_ended_is_refused() -> None:
+    all_GK, config = torch.ones(1, 2, dtype=torch.bool), BonusConfig(dim=6, cut_off="least")
+    with pytest.raises(ValueError, match="needs ended_GK"):
+        score_step(torch.ones(1, 2, 6), all_GK, all_GK, init_state(6), config)
