@@ -28,6 +28,7 @@ from actors.bonus import BonusScorer
 from actors.learner import Learner
 from actors.replay import trained_rows
 from bonus.base import Need
+from buffers.groups import token_versions, trained_tokens
 from buffers.records import GroupOutcome, StepReport, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from buffers.schema import ROLLOUT_SCHEMA, group_ids, list_column_arrays
@@ -124,7 +125,7 @@ class OfflineRun:
 
     def _refuse_uncorrected(self, batch: pa.RecordBatch, step: int) -> None:
         loss = self._config.learner.loss
-        versions, _ = list_column_arrays(batch, "version_values")
+        versions = token_versions(batch)[trained_tokens(batch)]
         if not loss.is_corrected and not loss.accept_uncorrected and len(versions) and versions.min() != step - 1:
             raise UserError(
                 f'learner.loss.correction = "{loss.correction}", but step {step} trains version {step - 1} on tokens of version '
