@@ -215,9 +215,9 @@ class SelectionConfig(BaseModel):
     alike."""
 
     center: Literal["none", "pool"] = "none"
-    """"none" takes the features as they are (the authors' choice): they share a large mean, and the first pick is
-    simply the longest. "pool" subtracts the pool's mean. Only the order repexp reads it: quality, kmeans and
-    determinantal have a choice of their own."""
+    """"none" takes the features as they are: they share a large mean, and the first pick is simply the longest. "pool"
+    subtracts the pool's mean after the projection, as the paper's appendix B.1 does. Only the order repexp reads it:
+    quality, kmeans and determinantal have a choice of their own."""
 
     quality: Literal["none", "logprob"] = "none"
     """What novelty is weighted with. "none" is the authors' selection. "logprob" multiplies by the answer's likelihood,

@@ -1,11 +1,15 @@
-"""A step from plain arrays, for a trainer of your own: every bonus of this folder without the rest of the system.
+"""Steps and pools from plain arrays, for a trainer of your own: this folder without the rest of the system
+(docs/library.md).
 
     bonus = bonus_of(BonusConfig(kind="outcome_batch"))                          # bonus.methods, bonus.config
     state = bonus.init_state()
     scores, state = bonus.score(step_of(rewards=rewards, answers=answers), state)
     rewards = rewards + 0.1 * scores.bonus_GK.numpy()
 
-An array may be a NumPy array, a torch tensor or nested lists. Legend: G groups, K responses, T tokens, D features."""
+    order_N = order_pool("repexp", pool_of(features=features), SelectionConfig(dim=64))        # bonus.orders
+
+An array may be a NumPy array, a torch tensor or nested lists. Legend: G groups, K responses, T tokens, D features, N
+candidates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bonus.base import StepRows
+from bonus.orders import Pool
 
 Array = Any
 """What `torch.as_tensor` takes."""
@@ -61,6 +66,33 @@ def step_of(
     )
     _require_shapes(rows)
     return rows
+
+
+def pool_of(
+    *,
+    features: Array,
+    mean_logprobs: Array | None = None,
+    lengths: Array | None = None,
+    answers: Sequence[str | None] | None = None,
+) -> Pool:
+    """Return the candidates of one prompt as `bonus.orders.order_pool` takes them: `features` N x D, all else N. A
+    candidate of length 0 is empty, and its feature is not read. An order reads what it is about and nothing else, so
+    what is left out is made up: mean log-probs 0, lengths 1, no answers. Raises ValueError for features or lengths of
+    another shape; `order_pool` checks the rest."""
+    features_ND = torch.as_tensor(features).double()
+    if features_ND.dim() != 2:
+        raise ValueError(f"features must be N x D, got {tuple(features_ND.shape)}")
+    num = len(features_ND)
+    lengths_N = torch.ones(num).long() if lengths is None else torch.as_tensor(lengths).long()
+    if lengths_N.shape != (num,):
+        raise ValueError(f"lengths must be of {num} candidates, got {tuple(lengths_N.shape)}")
+    return Pool(
+        features_ND=features_ND,
+        valid_N=lengths_N > 0,
+        mean_logprob_N=torch.zeros(num).double() if mean_logprobs is None else torch.as_tensor(mean_logprobs).double(),
+        lengths_N=lengths_N,
+        answers=[None] * num if answers is None else answers,
+    )
 
 
 def _require_shapes(rows: StepRows) -> None:

@@ -66,7 +66,8 @@ def scored_order(name: str, pool: Pool, config: SelectionConfig) -> tuple[Tensor
 
 
 def repexp_order(features_ND: Tensor, valid_N: Tensor, *, ridge: Ridge, center: Literal["none", "pool"]) -> Tensor:
-    """Return the order of the paper's Algorithm 1, to the last candidate. Pool centering and ridge "auto" are ours."""
+    """Return the order of the paper's Algorithm 1, to the last candidate. The paper centers by the pool and draws its
+    first pick at random; here the first pick is the one of highest energy. Ridge "auto" is ours."""
     return _greedy(repexp_features(features_ND, valid_N, center=center), valid_N, ridge)[0]
 
 
