@@ -61,6 +61,8 @@ def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapp
             f" commit {submission.metadata['commit']}",
             flush=True,
         )
+        if package.left_out:
+            print(f"left out   {package.named_left_out} (links that lead to no file that is sent, or no files)", flush=True)
         cluster.submit(
             job_id=submission.job_id,
             entrypoint=submission.entrypoint,

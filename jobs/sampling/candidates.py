@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from buffers.records import Problem, Verdict, VerdictStatus
+from jobs.configuration.files import path_of
 from jobs.configuration.user_error import UserError
 from jobs.directory.atomic import replacing
 
@@ -195,7 +196,7 @@ class CandidateStore:
 
 def read_candidates(path: str) -> tuple[pa.Table, dict[str, Any]]:
     """Return candidates and the settings they were sampled with, from a file or a job's directory. Raises UserError."""
-    place = Path(path)
+    place = path_of(path)
     if place.is_dir():
         place = place / CANDIDATES_FILE if (place / CANDIDATES_FILE).is_file() else place / PARTS
     if not place.exists():
