@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field, model_validator
 
 from actors.config import STRICT
-from buffers.paths import LocalPath
+from buffers.fields import LocalPath
 from jobs.config import RunConfig
 from jobs.configuration.files import KeysOf
 from jobs.evaluation_config import MAX_RESPONSES, check_ks

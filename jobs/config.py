@@ -19,7 +19,7 @@ from bonus.base import Need
 from bonus.config import BonusConfig, FeatureSource
 from buffers.config import Late, ReplayConfig
 from buffers.extensions import Known
-from buffers.paths import LocalPath
+from buffers.fields import LocalPath
 from jobs.configuration.files import load
 from jobs.evaluation_config import EvaluationConfig
 from learners import facts

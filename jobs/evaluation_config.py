@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import BaseModel, Field, model_validator
 
 from actors.config import STRICT, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
-from buffers.paths import LocalPath
+from buffers.fields import LocalPath
 from tasks.config import PATH_KEYS, TaskConfig
 
 MAX_RESPONSES = 1000

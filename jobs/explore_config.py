@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from actors.config import STRICT, EncoderConfig, NovelSamplingConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from bonus.config import SelectionConfig
-from buffers.paths import LocalPath
+from buffers.fields import LocalPath
 from tasks.config import PATH_KEYS, TaskConfig
 
 

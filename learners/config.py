@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from bonus.base import Need
 from buffers.extensions import Known, is_path, load
-from buffers.paths import LocalPath
+from buffers.fields import LocalPath
 from learners.facts import CORRECTIONS, ESTIMATORS, STRICT, SURROGATES, facts_of, needs_of, refuse_without_effect
 from learners.loss_terms import CovarianceConfig, KlConfig
 from learners.precision import Dtype

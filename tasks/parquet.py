@@ -19,7 +19,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from buffers.paths import LocalPath
+from buffers.fields import LocalPath
 from tasks.answers import canonical_text, final_number, final_text, reference_number
 from tasks.base import Message, Problem, Section, Task, TaskError, Verdict, judge, with_instruction
 from tasks.data.files import SUFFIXES, DataFile, Row

@@ -15,7 +15,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from buffers.paths import LocalPath
+from buffers.fields import LocalPath
 from tasks.base import Section, TaskError
 from tasks.data.files import DataFile
 

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from buffers.paths import LocalPath
+from buffers.fields import LocalPath
 from tasks.base import Message, Problem, Section, Task, TaskError, Verdict, with_instruction
 from tasks.data.held_out import SPLITS, require_split
 from tasks.puzzles.number_puzzle import Puzzle
