@@ -15,7 +15,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from jobs.cluster.package import Package, commit, require_unicode, select
+from jobs.cluster.package import Package, commit, select
 from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Job, address_of, connect, shell_path
 from jobs.cluster.runs import STORAGE, command_line
 from jobs.cluster.submission import Submission, job_environment, next_id, send
@@ -98,8 +98,7 @@ def config_in_package(config: Path, package: Package) -> tuple[str, dict[str, Pa
         inside = file.relative_to(package.root.resolve()).as_posix()
         if inside in package.sizes:
             return inside, {}
-    name = f"{OUTSIDE}/{file.name}"
-    require_unicode(name)
+    name = f"{OUTSIDE}/{config.name}"
     return name, {name: file}
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from buffers.paths import require_utf8
 from jobs.configuration.user_error import UserError
 
 MAX_BYTES = 500 << 20
@@ -93,8 +94,8 @@ def select(root: Path, excludes: Sequence[str] = ()) -> Package:
     listed = _tracked(root) if _is_in_git(root) else _everything(root, patterns)
     paths = {path for path in listed if not is_excluded(path, patterns) and os.path.lexists(root / path)}  # not those deleted
     for path in sorted(paths):
-        require_unicode(path)
-    sent = {path for path in paths if (root / path).is_file() and _leads_to(root, path, paths)}
+        _require_name(path)
+    sent = {path for path in paths if (root / path).is_file() and _may_follow(root, path, paths)}
     sizes = {path: (root / path).stat().st_size for path in sorted(sent)}
     return Package(root=root, sizes=sizes, left_out=sorted(paths - sent))
 
@@ -137,8 +138,9 @@ def _git(root: Path, *arguments: str, may_fail: bool = False) -> str:
         raise _refusal(root, f"git cannot be run ({error.strerror})") from None
     except subprocess.TimeoutExpired:
         raise _refusal(root, f"git did not answer within {GIT_TIMEOUT_S} s") from None
-    if done.returncode != 0 and not may_fail:
-        raise _refusal(root, " ".join(os.fsdecode(done.stderr).split()) or f"git ended with exit code {done.returncode}")
+    said = os.fsdecode(done.stderr)
+    if not may_fail and (done.returncode != 0 or said.startswith("warning: ")):  # of a .gitignore that it cannot read
+        raise _refusal(root, " ".join(said.split()) or f"git ended with exit code {done.returncode}")
     return os.fsdecode(done.stdout)
 
 
@@ -161,17 +163,19 @@ def _everything(root: Path, patterns: Sequence[str]) -> Iterator[str]:
         yield from ((here / name).as_posix() for name in (*files, *links))
 
 
-def _leads_to(root: Path, path: str, paths: Collection[str]) -> bool:
-    """Return whether what `path` is, or links to, may be sent: what lies in the tree only if it is sent itself."""
+def _may_follow(root: Path, path: str, paths: Collection[str]) -> bool:
+    """Return whether what `path` links to may be sent: what lies in the tree only if it is sent itself."""
+    if not (root / path).is_symlink():
+        return True
     top, target = root.resolve(), (root / path).resolve()
     return not target.is_relative_to(top) or target.relative_to(top).as_posix() in paths
 
 
-def require_unicode(path: str) -> None:
+def _require_name(path: str) -> None:
     """Raise UserError for a path that an archive cannot hold."""
     try:
-        path.encode()
-    except UnicodeEncodeError:
-        shown, pattern = ("".join(char if char.isprintable() else mark for char in path) for mark in ("\N{REPLACEMENT CHARACTER}", "?"))
+        require_utf8(path)
+    except ValueError as error:
+        pattern = "".join(char if char.isprintable() else "?" for char in path)
         fix = f"rename the file, or leave it out with --exclude {shlex.quote(pattern)}"
-        raise UserError(f"the name of {shown} is not UTF-8, and no archive can hold it: {fix}") from None
+        raise UserError(f"the file name {error}, and no archive can hold it: {fix}") from None

@@ -62,7 +62,9 @@ def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapp
             flush=True,
         )
         if package.left_out:
-            print(f"left out   {package.named_left_out} (links that lead to no file that is sent, or no files)", flush=True)
+            print(
+                f"left out   {package.named_left_out} (links to directories or to files that are not sent, and what is no file)", flush=True
+            )
         cluster.submit(
             job_id=submission.job_id,
             entrypoint=submission.entrypoint,

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from buffers.paths import local_path
+from buffers.paths import local_path, require_utf8
 from jobs.configuration.overrides import key_of, value_of
 from jobs.configuration.user_error import UserError, refusing
 
@@ -48,6 +48,8 @@ def read_values(kind: type[BaseModel], path: str | None, overrides: Sequence[str
     values = _read_toml(path) if path is not None else {}
     for override in overrides:
         key, (_, separator, text) = key_of(override), override.partition("=")
+        with refusing(ValueError):
+            require_utf8(override)
         if not separator or not key:
             raise UserError(f"--set {override!r}: write it as key=value, for example --set seed=1")
         _assign(values, key, value_of(text.strip(), _type_at(kind, key.split("."))))

@@ -54,8 +54,11 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    remove_orphans(TEMP_ROOT, TEMP_PREFIX)  # of private Rays whose driver was killed
-    directory = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=TEMP_ROOT)
+    try:
+        remove_orphans(TEMP_ROOT, TEMP_PREFIX)  # of private Rays whose driver was killed
+        directory = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=TEMP_ROOT)
+    except OSError as error:
+        raise UserError(f"{TEMP_ROOT} cannot be used for Ray's own files ({error.strerror}): make it writable") from None
     try:
         _init(
             address="local",

@@ -41,6 +41,12 @@ def test_a_home_that_is_not_there_is_refused(text):
         local_path(text)
 
 
+@pytest.mark.parametrize("text", ["caf\udce9", "~/\udcff/", "s3://\udc80"])
+def test_a_name_in_another_encoding_is_refused(text):
+    with pytest.raises(ValueError, match=r"\\udc.* is not UTF-8"):
+        local_path(text)
+
+
 @pytest.mark.parametrize(
     ("kind", "keys"),
     [

@@ -256,6 +256,13 @@ def test_where_git_fails_nothing_is_sent(tree, tmp_path, client, capsys, monkeyp
     assert not client.jobs
 
 
+def test_a_gitignore_that_git_does_not_read_is_a_failure(tree, capsys):
+    git(tree, "init", "-q")
+    (tree / "patterns").write_text("*.secret\n")
+    (tree / ".gitignore").symlink_to("patterns")
+    assert "nothing is sent: warning: unable to access '.gitignore'" in refusal(capsys, "configs/mine.toml", "--address", ADDRESS)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 def test_a_checkout_of_somebody_else_is_refused_in_gits_own_words(tree, client, capsys, monkeypatch):
     git(tree, "init", "-q")

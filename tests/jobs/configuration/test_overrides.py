@@ -138,6 +138,12 @@ def test_a_file_in_the_home_directory_is_found(tmp_path: Path, monkeypatch: pyte
         load(RunConfig, "~nobody-here/mine.toml")
 
 
+@pytest.mark.parametrize("override", ["model=caf\udce9", "task.parquet.instruction=\udcff", "\udc80=1"])
+def test_text_in_another_encoding_is_refused(override: str):
+    with pytest.raises(UserError, match=r"\\udc.* is not UTF-8"):
+        load(RunConfig, None, [override])
+
+
 def test_overrides_of_a_key_are_left_out_however_they_are_written():
     given = ["run_dir=a", " run_dir = b", "run_directory=c", "task.run_dir=d", "steps=3"]
     assert without(given, "run_dir", "steps") == ["run_directory=c", "task.run_dir=d"]

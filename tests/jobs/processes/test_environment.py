@@ -58,3 +58,14 @@ def test_every_job_refuses_it_before_ray_and_torch_are_imported(tmp_path, tiny_m
     assert (done.returncode, line.partition("=")[0]) == (2, "error: RAY_ADDRESS")
     assert not done.stdout.split()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("address", "remedy"), [("http://head:8265", "Set RAY_ADDRESS to the GCS address instead"), ("head:99", "99")])
+def test_all_that_ray_says_of_an_address_is_handed_on(monkeypatch, address, remedy):
+    from jobs.processes.build import ray_session
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError) as refused, ray_session("repexp-test", 1):
+        pass
+    assert f"RAY_ADDRESS={address} cannot be attached to: " in str(refused.value)
+    assert remedy in str(refused.value) and "\n" not in str(refused.value)
