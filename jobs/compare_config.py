@@ -9,13 +9,12 @@ from pydantic import BaseModel, Field, model_validator
 
 from actors.config import STRICT
 from buffers.fields import LocalPath
-from jobs.config import RunConfig
-from jobs.configuration.files import KeysOf
+from jobs.configuration.overrides import KeysOf
 from jobs.evaluation_config import MAX_RESPONSES, check_ks
 
 BASE = "base"
 """What the model is called that no run has trained."""
-RunKeys = Annotated[dict[str, Any], KeysOf(RunConfig)]
+RunKeys = Annotated[dict[str, Any], KeysOf("jobs.config:RunConfig")]
 """Keys of `jobs.train`, and what each is set to."""
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
 

@@ -13,14 +13,13 @@ import tomllib
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from buffers.paths import local_path, require_utf8
-from jobs.configuration.overrides import key_of, value_of
+from jobs.configuration.overrides import KeysOf, key_of, value_of
 from jobs.configuration.user_error import UserError, refusing
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -28,13 +27,6 @@ Config = TypeVar("Config", bound=BaseModel)
 LABEL = "LABEL"
 """Stands for a name of the user's choice in a dotted key, as in task.mixture.parts.LABEL.weight."""
 _PART = re.compile(r"^task\.mixture\.parts\.[^.]+\.")
-
-
-@dataclass(frozen=True)
-class KeysOf:
-    """Says of a field `dict[str, Any]` that it holds keys of another configuration."""
-
-    model: type[BaseModel]
 
 
 def load(kind: type[Config], path: str | None, overrides: Sequence[str] = ()) -> Config:

@@ -9,15 +9,30 @@ and what is none is text, so that `--set bonus.ridge=auto` needs no quotes. No f
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import tomllib
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date, time
 from typing import Any
 
 _ITEM = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^,]*?)\s*(?:,|$)""")
+
+
+@dataclass(frozen=True)
+class KeysOf:
+    """Says of a field `dict[str, Any]` that it holds keys of another configuration."""
+
+    path: str
+    """The import path of that configuration: not every module that imports the field may import it."""
+
+    @property
+    def model(self) -> Any:
+        """The configuration, imported now."""
+        return pkgutil.resolve_name(self.path)
 
 
 def without(overrides: Sequence[str], *keys: str) -> list[str]:
