@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     config = load(CompareConfig, options.config, options.overrides)
-    if not options.address and (options.at_once is not None or options.python is not None):
-        raise UserError("--at-once and --python go with --address: on this machine one run is at work at a time")
     if options.at_once is not None and options.at_once < 1:
         raise UserError(f"--at-once {options.at_once}: at least 1 run must be at work")
+    if not options.address and (options.at_once is not None or options.python is not None):
+        raise UserError("--at-once and --python go with --address: on this machine one run is at work at a time")
     from jobs.comparison.experiment import resolve
 
     experiment = resolve(config, source=source_of(options.config))

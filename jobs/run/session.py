@@ -230,8 +230,9 @@ class TrainSession:
             await self._export(run, step)
         stopped = "" if self._signal is None else f"by signal {self._signal}"
         self.control.enter("finished" if step >= config.steps else "stopped", stopped, step=step)
-        given = {"overrides": self._overrides, "flags": ["--synchronous"] if self._synchronous else []}
-        self._console.finish(directory.run_id, summary_lines(directory, self._config_path, writer.history, config.steps, **given))
+        flags = ["--synchronous"] if self._synchronous else []
+        lines = summary_lines(directory, self._config_path, writer.history, config.steps, overrides=self._overrides, flags=flags)
+        self._console.finish(directory.run_id, lines)
         return 0 if self._signal is None else 128 + self._signal
 
     async def _run_trainer(self, run: Run, start_step: int) -> int:

@@ -60,7 +60,9 @@ def test_every_job_refuses_it_before_ray_and_torch_are_imported(tmp_path, tiny_m
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("address", "remedy"), [("http://head:8265", "Set RAY_ADDRESS to the GCS address instead"), ("head:99", "99")])
+@pytest.mark.parametrize(
+    ("address", "remedy"), [("http://head:8265", "Set RAY_ADDRESS to the GCS address instead"), ("nowhere://head", "Module: nowhere")]
+)
 def test_all_that_ray_says_of_an_address_is_handed_on(monkeypatch, address, remedy):
     from jobs.processes.build import ray_session
 
