@@ -99,7 +99,7 @@ class RolloutLog:
 
     def read(self, steps: Iterable[int] | None = None) -> pa.Table:
         """Return the rows of `steps` (by default all), in step order. Raises FileNotFoundError for a step that was not
-        logged, ValueError for a file of another major schema version."""
+        logged, ValueError for a file that is damaged or of another major schema version."""
         tables = [self._read_step(step) for step in (self.steps() if steps is None else steps)]
         return pa.concat_tables(tables) if tables else ROLLOUT_SCHEMA.empty_table()
 
@@ -109,19 +109,20 @@ class RolloutLog:
     def batch(self, step: int, outcome: GroupOutcome) -> pa.RecordBatch:
         """Return the rows of `step` with this outcome, in the order of the log, as one batch. For TRAINED it is the
         batch that the step was trained on, with its bonuses and rewards, in the same order. Raises FileNotFoundError
-        for a step that was not logged, ValueError for a file of another major schema version."""
+        for a step that was not logged, ValueError for a file that is damaged or of another major schema version."""
         rows = self._read_step(step)
         none = pa.RecordBatch.from_pylist([], schema=ROLLOUT_SCHEMA)
         return pa.concat_batches([none, *rows.filter(pc.equal(rows["outcome"], outcome.value)).to_batches()])
 
     def _read_step(self, step: int) -> pa.Table:
         with self._filesystem.open_input_file(self._path(step)) as source:
-            file = pq.ParquetFile(source)
             try:
+                file = pq.ParquetFile(source)
                 check_schema(file.schema_arrow)
-            except ValueError as error:
-                raise ValueError(f"{self._path(step)}: {error}") from None
-            return conform(file.read())
+                return conform(file.read())
+            except (ValueError, OSError) as error:  # Arrow's errors are both
+                reason = " ".join(str(error).split())
+                raise ValueError(f"{self._path(step)}: {reason}") from None
 
     def _path(self, step: int) -> str:
         return posixpath.join(self._directory, f"step_{step:06d}.parquet")

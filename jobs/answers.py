@@ -10,11 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
-from rich.console import Console
 from rich.table import Table
 
 from buffers.rollout_log import RolloutLog
-from jobs.configuration.user_error import UserError, answering
+from jobs.configuration.files import path_of
+from jobs.configuration.user_error import UserError, answering, refusing
+from jobs.screens.terminal import plain, terminal
 
 COLUMNS = ("step", "reward", "bonus", "advantage", "question", "response_text", "reference_answer")
 
@@ -38,17 +39,20 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="only these steps, both included")
     parser.add_argument("-n", type=int, default=10, help="how many")
     options = parser.parse_args(arguments)
-    rows = _read(Path(options.run_dir), options.steps)
+    if options.n < 1:
+        raise UserError(f"-n {options.n}: at least 1 answer must be asked for")
+    rows = _read(path_of(options.run_dir), options.steps)
     table = Table(*(name.replace("_", " ") for name in COLUMNS), show_lines=False)
     for row in select_answers(rows, sort_by=options.by, worst=options.worst, limit=options.n).to_pylist():
-        table.add_row(*(_cell(row[name]) for name in COLUMNS))
-    Console().print(table)
+        table.add_row(*(plain(_cell(row[name])) for name in COLUMNS))
+    terminal().print(table)
     return 0
 
 
 def _read(run_dir: Path, steps: Sequence[int] | None) -> pa.Table:
     log = RolloutLog(fs.LocalFileSystem(), str(run_dir / "rollouts"))
-    found = log.steps()
+    with refusing(OSError):
+        found = log.steps()
     if not found:
         raise UserError(f"{run_dir} has no rollouts: give the directory of a run, for example runs/quickstart")
     wanted = [step for step in found if steps is None or steps[0] <= step <= steps[1]]
@@ -56,8 +60,8 @@ def _read(run_dir: Path, steps: Sequence[int] | None) -> pa.Table:
         raise UserError(f"{run_dir} has rollouts of steps {found[0]} to {found[-1]}, none of {steps}")
     try:
         return log.read(wanted)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{error} (--steps FIRST LAST leaves steps out)") from None
 
 
 def _cell(value: object) -> str:

@@ -23,6 +23,7 @@ from jobs.cluster.remote import address_of, connect
 from jobs.compare_config import CompareConfig
 from jobs.configuration.files import load, source_of
 from jobs.configuration.user_error import UserError, answering
+from jobs.processes.environment import require_ray_address
 
 if TYPE_CHECKING:
     from jobs.comparison.experiment import Experiment
@@ -38,8 +39,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key of the file; repeatable")
     add("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     add("--address", metavar="URL", help="train and evaluate on a cluster: the job server of its head, http://HEAD:8265")
-    add("--at-once", type=int, default=AT_ONCE, metavar="N", help=f"with --address: so many runs at a time (default {AT_ONCE})")
-    add("--python", default="python", metavar="PATH", help="with --address: interpreter on the head")
+    add("--at-once", type=int, metavar="N", help=f"with --address: so many runs at a time (default {AT_ONCE})")
+    add("--python", metavar="PATH", help="with --address: interpreter on the head; default: python")
     return parser.parse_args(arguments)
 
 
@@ -49,8 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     config = load(CompareConfig, options.config, options.overrides)
-    if options.at_once < 1:
+    if options.at_once is not None and options.at_once < 1:
         raise UserError(f"--at-once {options.at_once}: at least 1 run must be at work")
+    if not options.address and (options.at_once is not None or options.python is not None):
+        raise UserError("--at-once and --python go with --address: on this machine one run is at work at a time")
     from jobs.comparison.experiment import resolve
 
     experiment = resolve(config, source=source_of(options.config))
@@ -60,23 +63,30 @@ def _main(options: argparse.Namespace) -> int:
 
         return show_plan(config, forecast(experiment))
     from jobs.comparison.session import run_comparison
+    from jobs.screens.terminal import terminal
 
-    console = Console()
+    console = terminal()
     return run_comparison(experiment, _executor(experiment, options, console), console)
 
 
 def _executor(experiment: Experiment, options: argparse.Namespace, console: Console) -> Executor:
     from jobs.comparison.local import LocalExecutor
     from jobs.comparison.on_cluster import ClusterExecutor
-    from jobs.screens.console import say
+    from jobs.screens.terminal import say
 
     address = address_of(options.address) if options.address else None
     if address is None:
+        require_ray_address()
         return LocalExecutor(experiment, say=lambda text: say(console, text))
     package = select(Path.cwd())
     package.check_size()
     return ClusterExecutor(
-        experiment, connect(address), package, at_once=options.at_once, python=options.python, say=lambda text: say(console, text)
+        experiment,
+        connect(address),
+        package,
+        at_once=options.at_once or AT_ONCE,
+        python=options.python or "python",
+        say=lambda text: say(console, text),
     )
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from actors.config import STRICT
+from buffers.fields import LocalPath
+from jobs.configuration.overrides import KeysOf
 from jobs.evaluation_config import MAX_RESPONSES, check_ks
 
 BASE = "base"
 """What the model is called that no run has trained."""
+RunKeys = Annotated[dict[str, Any], KeysOf("jobs.config:RunConfig")]
+"""Keys of `jobs.train`, and what each is set to."""
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
 
 
@@ -61,14 +65,14 @@ class CompareConfig(BaseModel):
 
     model_config = STRICT
 
-    out: str = "runs/compare"
+    out: LocalPath = "runs/compare"
     """Where runs, evaluations and the report go. The same command continues a stopped comparison. Its last part is the
     comparison's name, with which the names of its runs begin."""
-    config: str | None = None
+    config: LocalPath | None = None
     """The base configuration: a file of `jobs.train`. Without one, all keys have their defaults."""
-    common: dict[str, Any] = {}
+    common: RunKeys = {}
     """Keys of `jobs.train` that replace those of the base configuration for every method."""
-    methods: dict[str, dict[str, Any]] = {}
+    methods: dict[str, RunKeys] = {}
     """By the name of a method: the keys of `jobs.train` that make it. An empty table is the base configuration
     itself."""
     baseline: str = "grpo"

@@ -19,6 +19,7 @@ from bonus.base import Need
 from bonus.config import BonusConfig, FeatureSource
 from buffers.config import Late, ReplayConfig
 from buffers.extensions import Known
+from buffers.fields import LocalPath
 from jobs.configuration.files import load
 from jobs.evaluation_config import EvaluationConfig
 from learners import facts
@@ -110,9 +111,9 @@ class RunConfig(BaseModel):
 
     model_config = STRICT
 
-    run_dir: str = "runs/default"
+    run_dir: LocalPath = "runs/default"
     """The directory of checkpoints, rollouts and metrics. One run has one directory."""
-    model: str = "smollm2-135m"
+    model: LocalPath = "smollm2-135m"
     """The initial policy and the frozen encoder: the embedded alias, a local directory, or a hub id."""
     seed: int = 0
     """Seeds problem order, sampling and the projection."""

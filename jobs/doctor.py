@@ -43,8 +43,9 @@ def summary(checks: Sequence[Check]) -> str:
 def print_report(checks: Sequence[Check]) -> None:
     """Print a table, or the plain report without rich."""
     try:
-        from rich.console import Console
         from rich.table import Table
+
+        from jobs.screens.terminal import plain, say, terminal
     except ImportError:
         print(as_text(checks), summary(checks), sep="\n\n")
         return
@@ -53,10 +54,11 @@ def print_report(checks: Sequence[Check]) -> None:
     table.add_column("found", overflow="fold")
     table.add_column("fix", overflow="fold")
     for check in checks:
-        table.add_row(check.name, check.status, check.found, check.fix, style=None if check.status == "ok" else colors[check.status])
-    console = Console(markup=False, highlight=False)
+        cells = map(plain, (check.name, check.status, check.found, check.fix))
+        table.add_row(*cells, style=None if check.status == "ok" else colors[check.status])
+    console = terminal()
     console.print(table)
-    console.print(summary(checks))
+    say(console, summary(checks))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--deep", action="store_true", help="also import vLLM and name its platform (about 10 s)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be written (default: ./runs)")
     options = parser.parse_args(argv)
-    checks = machine_checks(options.runs) + software_checks(options.deep)
+    checks = machine_checks(options.runs.expanduser()) + software_checks(options.deep)
     if options.json:
         print(as_json(checks))
     else:

@@ -18,14 +18,16 @@ from jobs.analysis.pass_at_k import pass_at_k
 from jobs.configuration.files import changed_keys, merged, read_values, source_of, validated
 from jobs.configuration.user_error import UserError, answering
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
+from jobs.processes.environment import require_ray_address
 from jobs.processes.methods import require_sampling_methods
+from jobs.sampling.flags import Flags, add_flags, overrides_of, resolved
 
 if TYPE_CHECKING:
     from jobs.sampling.evaluated_models import EvaluatedModel
 
 __all__ = ["main", "pass_at_k"]
 
-FLAGS: dict[str, tuple[str, str]] = {
+FLAGS: Flags = {
     "base-model": ("base_model", "report how likely this model finds all responses"),
     "task": ("task.name", "whose problems; by default those of the run"),
     "split": ("split", "split of the task"),
@@ -36,7 +38,6 @@ FLAGS: dict[str, tuple[str, str]] = {
     "workers": ("rollout.workers", "engines that sample"),
     "seed": ("seed", ""),
 }
-"""By flag: the key that it sets, and its help. --set reaches every other key."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -44,11 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("config", nargs="?", help="TOML file; the flags override it")
     named = "a run (RUN@STEP for a checkpoint), directory, embedded alias or hub id; repeatable (models)"
     parser.add_argument("--model", action="append", dest="models", metavar="MODEL", help=named)
-    for flag, (key, text) in FLAGS.items():
-        parser.add_argument(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
-    parser.add_argument("--data", metavar="PATH", help="where the task's files are (task.TASK.path)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    add_flags(parser, FLAGS)
     return parser.parse_args(arguments)
 
 
@@ -66,6 +63,7 @@ def _main(options: argparse.Namespace) -> int:
         memory = evaluate_memory_gib(config, [model.model for model in models], base.model if base else None)
         described = [model.describe() for model in models]
         return show_plan(config, evaluate_lines(config, described, base.describe() if base else None, memory))
+    require_ray_address()
     from jobs.sampling.evaluate_session import run_evaluate  # imports Ray, so only now that the configuration is valid
 
     return run_evaluate(config, models, base)
@@ -73,9 +71,7 @@ def _main(options: argparse.Namespace) -> int:
 
 def values_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the values of the file, overridden by the flags, and these by --set."""
-    given = {flag: value for flag in FLAGS if (value := getattr(options, flag.replace("-", "_"))) is not None}
-    overrides = [f"{FLAGS[flag][0]}={f'[{value}]' if flag == 'k' else value}" for flag, value in given.items()]
-    values = read_values(options.config, overrides + options.overrides)
+    values = read_values(EvaluateConfig, options.config, overrides_of(options, FLAGS))
     return values | ({"models": options.models} if options.models else {})
 
 
@@ -94,9 +90,7 @@ def resolve(
         if different := changed_keys(configs[0].model_dump(mode="json"), config, CHANGEABLE_BETWEEN_STARTS):
             raise UserError(f"{own[0].label} and {model.label} differ in {', '.join(different[:3])}: choose one by --set or flags")
     values = _beneath(own[0], values) if own else values
-    config = validated(EvaluateConfig, values, source=source)
-    if data is not None:
-        config = validated(EvaluateConfig, merged(values, {"task": {config.task.name: {"path": data}}}), source=source)
+    config = resolved(EvaluateConfig, values, source=source, data=data)
     return config, models, None if config.base_model is None else find_model(config.base_model)
 
 

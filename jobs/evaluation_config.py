@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import BaseModel, Field, model_validator
 
 from actors.config import STRICT, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
+from buffers.fields import LocalPath
 from tasks.config import PATH_KEYS, TaskConfig
 
 MAX_RESPONSES = 1000
@@ -43,12 +44,12 @@ class EvaluateConfig(BaseModel):
 
     model_config = STRICT
 
-    out: str = "runs/evaluate"
+    out: LocalPath = "runs/evaluate"
     """Where responses and report go. A directory serves one job; the same command continues a stopped job."""
-    models: tuple[str, ...] = Field(("smollm2-135m",), min_length=1)
+    models: tuple[LocalPath, ...] = Field(("smollm2-135m",), min_length=1)
     """The models, which take turns: a run (its directory or name; RUN@STEP for a checkpoint), a model directory, the
     embedded alias, or a hub id."""
-    base_model: str | None = None
+    base_model: LocalPath | None = None
     """A model (as above) under which the likelihood of all responses is reported: a lower one means less mere
     sharpening."""
     seed: int = 0

@@ -10,15 +10,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.configuration.files import load
+from jobs.configuration.files import read_values, source_of
 from jobs.configuration.user_error import answering
 from jobs.explore_config import ExploreConfig
+from jobs.processes.environment import require_ray_address
 from jobs.processes.methods import require_sampling_methods
+from jobs.sampling.flags import Flags, add_flags, overrides_of, resolved
 
-FLAGS: dict[str, tuple[str, str]] = {
+FLAGS: Flags = {
     "model": ("model", "the model that answers: embedded alias, directory, or hub id"),
     "task": ("task.name", "whose problems"),
-    "data": ("task.{task}.path", "where the task's files are"),
     "split": ("split", "split of the task"),
     "problems": ("problems", "how many problems (0: the whole split)"),
     "pool": ("pool", "candidates for each problem"),
@@ -34,27 +35,15 @@ FLAGS: dict[str, tuple[str, str]] = {
     "workers": ("rollout.workers", "engines that sample"),
     "seed": ("seed", ""),
 }
-"""By flag: the key that it sets, and its help. --set reaches every other key."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.explore", description="Explore candidate answers by their representations.")
     add = parser.add_argument
     add("config", nargs="?", help="TOML file; the flags override it")
-    for flag, (key, text) in FLAGS.items():
-        add(f"--{flag}", metavar=flag.upper(), help=f"{text} ({key})" if text else key)
-    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any other key; repeatable")
+    add_flags(parser, FLAGS)
     add("--from-pools", metavar="FILE", help="order and judge candidates sampled before, with these settings; nothing is sampled")
-    add("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
     return parser.parse_args(arguments)
-
-
-def overrides_of(options: argparse.Namespace) -> list[str]:
-    """Return the flags as `key=value`, followed by what --set says."""
-    given = {flag: getattr(options, flag) for flag in FLAGS if getattr(options, flag) is not None}
-    task = given.get("task", "gsm8k").replace("-", "_")  # the name of its section
-    keys = {flag: FLAGS[flag][0].format(task=task) for flag in given}
-    return [f"{keys[flag]}={f'[{value}]' if flag == 'select' else value}" for flag, value in given.items()] + options.overrides
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,13 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    config = load(ExploreConfig, options.config, overrides_of(options))
+    values = read_values(ExploreConfig, options.config, overrides_of(options, FLAGS))
+    config = resolved(ExploreConfig, values, source=source_of(options.config), data=options.data)
     require_sampling_methods(config.task, config.rollout, pool_states=config.from_engine)
     if options.dry_run:
         from jobs.plan import explore_lines
         from jobs.screens.console import show_plan
 
         return show_plan(config, explore_lines(config))
+    if options.from_pools is None:  # which may need no Ray at all
+        require_ray_address()
     from jobs.sampling.explore_session import run_explore  # imports Ray, so only now that the configuration is valid
 
     return run_explore(config, from_pools=options.from_pools)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from actors.config import STRICT, EncoderConfig, NovelSamplingConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from bonus.config import SelectionConfig
+from buffers.fields import LocalPath
 from tasks.config import PATH_KEYS, TaskConfig
 
 
@@ -16,9 +17,9 @@ class ExploreConfig(BaseModel):
 
     model_config = STRICT
 
-    out: str = "runs/explore"
+    out: LocalPath = "runs/explore"
     """Where candidates and report go. A directory serves one job; the same command continues a stopped job."""
-    model: str = "smollm2-135m"
+    model: LocalPath = "smollm2-135m"
     """The model that answers: the embedded alias, a local directory, or a hub id."""
     seed: int = 0
     """Seeds sampling, the projection and the bootstrap. Candidates depend on nothing but this seed and their

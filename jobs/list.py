@@ -15,7 +15,8 @@ from jobs.cluster.remote import ADDRESS_HELP, Job, address_of, connect
 from jobs.cluster.runs import LOCAL_RUNS, STORAGE, age, is_alive, local_runs
 from jobs.configuration.user_error import answering
 from jobs.directory.run_state import read_status
-from jobs.screens.status_screen import phase_of, wide_console
+from jobs.screens.status_screen import phase_of
+from jobs.screens.terminal import plain, say, wide_terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,14 +33,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     else:
         rows, nothing = remote_rows(connect(address).jobs(), time.time()), f"no runs on the cluster at {address}"
     if not rows:
-        print(nothing)
+        say(wide_terminal(), nothing)
         return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in rows[0]:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*row.values())
-    wide_console().print(table, highlight=False)
+        table.add_row(*map(plain, row.values()))
+    wide_terminal().print(table)
     return 0
 
 

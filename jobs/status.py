@@ -18,7 +18,8 @@ from jobs.cluster.remote import ADDRESS_HELP, Cluster, Job, address_of, connect
 from jobs.cluster.runs import age, find_run, is_alive
 from jobs.configuration.user_error import UserError, answering
 from jobs.directory.run_state import RunStatus, read_status
-from jobs.screens.status_screen import one_line, screen, wide_console
+from jobs.screens.status_screen import one_line, screen
+from jobs.screens.terminal import plain, say, wide_terminal
 
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 5.0
 """Seconds between two looks with --watch; on a cluster each look is a small job."""
@@ -61,7 +62,7 @@ def _main(options: argparse.Namespace) -> int:
         cluster = connect(address)
         look, interval_s = lambda: look_on(cluster, options.run), REMOTE_INTERVAL_S
     seen = looks(look, time.sleep, interval_s) if options.watch else iter([look()])
-    show(seen, wide_console(), as_json=options.json, watch=options.watch)
+    show(seen, wide_terminal(), as_json=options.json, watch=options.watch)
     return 0
 
 
@@ -111,16 +112,16 @@ def show(looks: Iterator[Look], console: Console, *, as_json: bool, watch: bool)
         for look in looks:
             line = one_line(look.status, is_alive=look.is_alive) if look.status else _nothing_yet(look)
             if line != last:
-                console.print(line, highlight=False, soft_wrap=True)
+                say(console, line)
             last = line
     else:
         for look in looks:
-            console.print(_rendered(look), highlight=False)
+            console.print(_rendered(look))
 
 
 def _rendered(look: Look) -> RenderableType:
     if look.status is None:
-        return _nothing_yet(look)
+        return plain(_nothing_yet(look))
     return screen(look.status, is_alive=look.is_alive, now=time.time(), job=look.job)
 
 

@@ -17,12 +17,16 @@ from pathlib import Path, PurePosixPath
 
 from jobs.cluster.package import Package, commit, select
 from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Job, address_of, connect, shell_path
-from jobs.cluster.runs import STORAGE, shown
+from jobs.cluster.runs import STORAGE, command_line
 from jobs.cluster.submission import Submission, job_environment, next_id, send
 from jobs.config import RunConfig, load_config
+from jobs.configuration.files import path_of
+from jobs.configuration.overrides import without
 from jobs.configuration.user_error import UserError, answering
 from jobs.follow import follow
 
+RUN_DIR = "run_dir"
+"""The key that on a cluster is `--storage` and `--run`."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OUTSIDE = "submitted"
 """The folder of the package that a configuration from outside the working directory is copied to."""
@@ -55,7 +59,7 @@ def _main(options: argparse.Namespace) -> int:
     root = Path.cwd()
     package = select(root, options.exclude)
     package.check_size()
-    where, extra = config_in_package(Path(options.config), package)
+    where, extra = config_in_package(path_of(options.config), package)
     cluster = connect(address)
     submission = prepare(
         config,
@@ -94,7 +98,7 @@ def config_in_package(config: Path, package: Package) -> tuple[str, dict[str, Pa
         inside = file.relative_to(package.root.resolve()).as_posix()
         if inside in package.sizes:
             return inside, {}
-    name = f"{OUTSIDE}/{file.name}"
+    name = f"{OUTSIDE}/{config.name}"
     return name, {name: file}
 
 
@@ -125,7 +129,7 @@ def prepare(
             f"run {run} is kept in {known_storage}, not in {chosen}: leave --storage out to resume it, or choose another name with --run"
         )
     python = python or (earlier[-1].python if earlier else "python")
-    settings = "".join(f" --set {shlex.quote(override)}" for override in without_run_dir(overrides))
+    settings = "".join(f" --set {shlex.quote(override)}" for override in without(overrides, RUN_DIR))
     return Submission(
         run=run,
         job_id=next_id(run, used_ids),
@@ -139,11 +143,6 @@ def prepare(
             **{"config": config_path, "config_hash": config_hash(config), "commit": commit},
         },
     )
-
-
-def without_run_dir(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides without those of `run_dir`, which on a cluster is `--storage` and `--run`."""
-    return [override for override in overrides if override.partition("=")[0].strip() != "run_dir"]
 
 
 def config_hash(config: RunConfig) -> str:
@@ -160,24 +159,18 @@ def what_follows(submission: Submission) -> str:
 
 def commands(submission: Submission, options: argparse.Namespace, address: str) -> list[tuple[str, str]]:
     """Return the commands that look after the run, as a person types them."""
-    python = shlex.quote(shown(Path(sys.executable)))
-    where = f"{shlex.quote(submission.run)} --address {shlex.quote(address)}"
+    where = (submission.run, "--address", address)
     again = [options.config, "--address", address, "--run", submission.run, "--storage", submission.storage]
-    again += [word for override in without_run_dir(options.overrides) for word in ("--set", override)]
+    again += [word for override in without(options.overrides, RUN_DIR) for word in ("--set", override)]
     again += [word for pattern in options.exclude for word in ("--exclude", pattern)]
     again += ["--python", submission.python] if options.python else []
     return [
-        ("follow", f"{python} -m jobs.follow {where}"),
-        ("status", f"{python} -m jobs.status {where} --watch"),
-        ("scale", f"{python} -m jobs.scale {where} --rollout 2"),
-        ("stop", f"{python} -m jobs.stop {where} --wait"),
-        ("resume", f"{python} -m jobs.submit {' '.join(map(_word, again))}"),
+        ("follow", command_line("jobs.follow", *where)),
+        ("status", command_line("jobs.status", *where, "--watch")),
+        ("scale", command_line("jobs.scale", *where, "--rollout", "2")),
+        ("stop", command_line("jobs.stop", *where, "--wait")),
+        ("resume", command_line("jobs.submit", *again)),
     ]
-
-
-def _word(text: str) -> str:
-    """Quote a word for a shell. A leading ~ is the head's home and must not become this machine's."""
-    return f"'{text}'" if text.startswith("~") else shlex.quote(text)
 
 
 if __name__ == "__main__":

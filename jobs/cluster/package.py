@@ -6,20 +6,24 @@ caches.
     package.write(archive, extra={"submitted/mine.toml": Path("/elsewhere/mine.toml")})
 
 In a git work tree these are the files that git tracks or would track: what git ignores, for whatever reason, never
-leaves this machine. Elsewhere they are all files. The same files give an archive of the same bytes, so that a cluster
-which has it is sent nothing. Ray's own packaging reads .gitignore files only (tests/jobs/test_submit.py)."""
+leaves this machine. So nothing is sent while git cannot say what it ignores. Elsewhere they are all files. A link to a
+file is sent as that file; other links, and what else is no file, are left out and named. The same files give an archive
+of the same bytes, so that a cluster which has it is sent nothing. Ray's own packaging reads .gitignore files only
+(tests/jobs/test_submit.py)."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from buffers.paths import require_utf8
 from jobs.configuration.user_error import UserError
 
 MAX_BYTES = 500 << 20
@@ -30,6 +34,8 @@ EXCLUDED = (
     *("/runs", "/data", "/wandb"),
 )
 """What stays here whatever git says. A pattern with a slash matches from the top, others match any part of a path."""
+GIT_TIMEOUT_S = 60
+NAMED = 8
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -40,11 +46,20 @@ class Package:
     root: Path
     sizes: Mapping[str, int]
     """By path relative to the root, with forward slashes."""
+    left_out: Sequence[str] = ()
+    """Paths that belong to the directory but cannot be sent: links to directories, to nothing and to files that are not
+    sent themselves; repositories within this one; pipes and sockets."""
 
     @property
     def total_bytes(self) -> int:
         """The size of all files."""
         return sum(self.sizes.values())
+
+    @property
+    def named_left_out(self) -> str:
+        """The first few of `left_out` in words."""
+        shown = [path if path.isprintable() else ascii(path) for path in self.left_out[:NAMED]]
+        return ", ".join(shown) + (f" and {len(self.left_out) - NAMED} more" if len(self.left_out) > NAMED else "")
 
     def check_size(self, max_bytes: int = MAX_BYTES) -> None:
         """Raise UserError where the package is too large to be sent."""
@@ -64,18 +79,25 @@ class Package:
                 info = zipfile.ZipInfo(name, EPOCH)
                 info.compress_type = zipfile.ZIP_DEFLATED
                 info.external_attr = 0o644 << 16
-                out.writestr(info, files[name].read_bytes())
+                try:
+                    out.writestr(info, files[name].read_bytes())
+                except OSError as error:
+                    raise UserError(f"{files[name]} cannot be read ({error.strerror}): mend it, or leave it out with --exclude") from None
 
 
 def select(root: Path, excludes: Sequence[str] = ()) -> Package:
-    """Return the files of `root` that belong to a job. Raises UserError where it is no checkout of this repository."""
+    """Return the files of `root` that belong to a job. Raises UserError where it is no checkout of this repository,
+    where git fails, and for a file name that an archive cannot hold."""
     if not (root / "jobs" / "train.py").is_file():
         raise UserError(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
     patterns = (*EXCLUDED, *excludes)
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")  # None outside git
-    paths = _all_files(root, patterns) if listed is None else sorted({path for path in listed.split("\0") if path})
-    sizes = {path: size for path in paths if not is_excluded(path, patterns) and (size := _size(root / path)) is not None}
-    return Package(root=root, sizes=sizes)
+    listed = _tracked(root) if _is_in_git(root) else _everything(root, patterns)
+    paths = {path for path in listed if not is_excluded(path, patterns) and os.path.lexists(root / path)}  # not those deleted
+    for path in sorted(paths):
+        _require_name(path)
+    sent = {path for path in paths if (root / path).is_file() and _may_follow(root, path, paths)}
+    sizes = {path: (root / path).stat().st_size for path in sorted(sent)}
+    return Package(root=root, sizes=sizes, left_out=sorted(paths - sent))
 
 
 def is_excluded(path: str, patterns: Sequence[str]) -> bool:
@@ -91,11 +113,10 @@ def is_excluded(path: str, patterns: Sequence[str]) -> bool:
 
 
 def commit(root: Path) -> str:
-    """Return the commit that is checked out, with "-dirty" where files differ from it; "unknown" outside git."""
-    head = _git(root, "rev-parse", "--short=12", "HEAD")
-    if head is None:
-        return "unknown"
-    return head.strip() + ("-dirty" if _git(root, "status", "--porcelain") else "")
+    """Return the commit that is checked out, with "-dirty" where files differ from it; "unknown" outside git and before
+    the first commit."""
+    head = _git(root, "rev-parse", "--verify", "--quiet", "--short=12", "HEAD", may_fail=True).strip() if _is_in_git(root) else ""
+    return head + ("-dirty" if _git(root, "status", "--porcelain") else "") if head else "unknown"
 
 
 def mib(size: float) -> str:
@@ -103,22 +124,58 @@ def mib(size: float) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _is_in_git(root: Path) -> bool:
+    """Return whether `root` lies in a work tree. git is not asked: where it fails, it says so of any directory."""
+    return "GIT_DIR" in os.environ or any(os.path.lexists(directory / ".git") for directory in (root.absolute(), *root.absolute().parents))
+
+
+def _git(root: Path, *arguments: str, may_fail: bool = False) -> str:
+    """Return what git prints; with `may_fail` also where its exit code is not 0. Raises UserError with what it says."""
+    environment = os.environ | {"LC_ALL": "C"}
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=60)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, timeout=GIT_TIMEOUT_S, env=environment)
+    except OSError as error:
+        raise _refusal(root, f"git cannot be run ({error.strerror})") from None
+    except subprocess.TimeoutExpired:
+        raise _refusal(root, f"git did not answer within {GIT_TIMEOUT_S} s") from None
+    said = os.fsdecode(done.stderr)
+    if not may_fail and (done.returncode != 0 or said.startswith("warning: ")):  # of a .gitignore that it cannot read
+        raise _refusal(root, " ".join(said.split()) or f"git ended with exit code {done.returncode}")
+    return os.fsdecode(done.stdout)
 
 
-def _all_files(root: Path, patterns: Sequence[str]) -> Iterator[str]:
-    """Yield all files, without following links and without entering excluded directories."""
+def _refusal(root: Path, why: str) -> UserError:
+    return UserError(f"git does not say which files of {root} are to stay here, so nothing is sent: {why}")
+
+
+def _tracked(root: Path) -> list[str]:
+    """Return what git tracks or would track. A repository within this one is one entry."""
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return [path.rstrip("/") for path in listed.split("\0") if path]
+
+
+def _everything(root: Path, patterns: Sequence[str]) -> Iterator[str]:
+    """Yield all files, and links to directories, without following these and without entering excluded directories."""
     for directory, subdirectories, files in os.walk(root):
         here = Path(directory).relative_to(root)
-        subdirectories[:] = sorted(name for name in subdirectories if not is_excluded((here / name).as_posix(), patterns))
-        yield from ((here / name).as_posix() for name in sorted(files))
+        links = [name for name in subdirectories if (root / here / name).is_symlink()]
+        subdirectories[:] = [name for name in subdirectories if not is_excluded((here / name).as_posix(), patterns)]
+        yield from ((here / name).as_posix() for name in (*files, *links))
 
 
-def _size(file: Path) -> int | None:
-    """Return the size, or None for what is no file: one that was deleted, or a link to a directory."""
-    return file.stat().st_size if file.is_file() else None
+def _may_follow(root: Path, path: str, paths: Collection[str]) -> bool:
+    """Return whether what `path` links to may be sent: what lies in the tree only if it is sent itself."""
+    if not (root / path).is_symlink():
+        return True
+    top, target = root.resolve(), (root / path).resolve()
+    return not target.is_relative_to(top) or target.relative_to(top).as_posix() in paths
+
+
+def _require_name(path: str) -> None:
+    """Raise UserError for a path that an archive cannot hold."""
+    try:
+        require_utf8(path)
+    except ValueError as error:
+        pattern = "".join(char if char.isprintable() else "?" for char in path)
+        fix = f"rename the file, or leave it out with --exclude {shlex.quote(pattern)}"
+        raise UserError(f"the file name {error}, and no archive can hold it: {fix}") from None

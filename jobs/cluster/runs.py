@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import fcntl
+import shlex
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from jobs.configuration.files import path_of
 from jobs.configuration.user_error import UserError
 from jobs.directory.job_dir import LOCK
 from jobs.directory.run_state import STATUS
@@ -25,7 +28,7 @@ def local_runs() -> list[Path]:
 
 def find_run(run: str) -> Path:
     """Return the directory that `run` names. Raises UserError, with the nearest names, where there is none."""
-    places = [Path(run)] if "/" in run else [Path(LOCAL_RUNS) / run, Path(STORAGE).expanduser() / run, Path(run)]
+    places = [path_of(run)] if "/" in run else [Path(LOCAL_RUNS) / run, Path(STORAGE).expanduser() / run, Path(run)]
     for directory in places:
         if (directory / STATUS).is_file() or (directory / LOCK).is_file():
             return directory
@@ -63,6 +66,11 @@ def owner(directory: Path) -> int | None:
 def shown(path: Path) -> str:
     """Return `path` relative to the current directory where it lies in it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def command_line(module: str, *words: str) -> str:
+    """Return `python -m MODULE WORDS` as a person types it in a shell, with the interpreter of this process."""
+    return shlex.join([shown(Path(sys.executable)), "-m", module, *words])
 
 
 def age(then: float, now: float | None = None) -> str:

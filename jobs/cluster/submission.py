@@ -61,6 +61,10 @@ def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapp
             f" commit {submission.metadata['commit']}",
             flush=True,
         )
+        if package.left_out:
+            print(
+                f"left out   {package.named_left_out} (links to directories or to files that are not sent, and what is no file)", flush=True
+            )
         cluster.submit(
             job_id=submission.job_id,
             entrypoint=submission.entrypoint,

@@ -154,7 +154,7 @@ def resolve(config: CompareConfig, *, source: str) -> Experiment:
     if not config.methods:
         raise UserError(f"{source}: methods is empty: name at least the baseline, for example [methods.{config.baseline}]")
     out = Path(config.out).absolute()
-    start = merged(read_values(config.config), _own(config.common, source, "common"))
+    start = merged(read_values(RunConfig, config.config), _own(config.common, source, "common"))
     if start.get("checkpoint", {}).get("storage") is not None:
         raise UserError(f"{config.config}: checkpoint.storage is for one run, and a comparison has several: leave it out")
     shared = _run_config(start, config, out / "shared", config.seeds[0], f"{source}, common")

@@ -25,7 +25,7 @@ from jobs.comparison.units import Command, Unit, units_of
 from jobs.configuration.user_error import EXIT_FAILED, UserError
 from jobs.directory.job_dir import JobDirectory
 from jobs.reports.compare.report import CompareReport, write_report
-from jobs.screens.console import say
+from jobs.screens.terminal import say
 from learners.checkpoint import CheckpointError
 
 CHANGEABLE = tuple(CompareConfig.model_fields)

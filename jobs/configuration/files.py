@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from jobs.configuration.user_error import UserError
+from buffers.paths import local_path, require_utf8
+from jobs.configuration.overrides import KeysOf, key_of, value_of
+from jobs.configuration.user_error import UserError, refusing
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -29,17 +31,20 @@ _PART = re.compile(r"^task\.mixture\.parts\.[^.]+\.")
 
 def load(kind: type[Config], path: str | None, overrides: Sequence[str] = ()) -> Config:
     """Read `path` (TOML; None for an empty file), apply the overrides and validate as `kind`. Raises UserError."""
-    return validated(kind, read_values(path, overrides), source=source_of(path))
+    return validated(kind, read_values(kind, path, overrides), source=source_of(path))
 
 
-def read_values(path: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the values of the file, replaced by `key.sub=value` overrides where given. Raises UserError."""
+def read_values(kind: type[BaseModel], path: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the values of the file, replaced by `key.sub=value` overrides where given. The fields of `kind` say how
+    an override is read (`jobs.configuration.overrides`). Raises UserError."""
     values = _read_toml(path) if path is not None else {}
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key.strip():
+        key, (_, separator, text) = key_of(override), override.partition("=")
+        with refusing(ValueError):
+            require_utf8(override)
+        if not separator or not key:
             raise UserError(f"--set {override!r}: write it as key=value, for example --set seed=1")
-        _assign(values, key.strip(), _parse_value(text.strip()))
+        _assign(values, key, value_of(text.strip(), _type_at(kind, key.split("."))))
     return values
 
 
@@ -50,6 +55,12 @@ def validated(kind: type[Config], values: dict[str, Any], *, source: str) -> Con
         return kind.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{source}: {_first_line(error)}") from None
+
+
+def path_of(argument: str) -> Path:
+    """Return the path that a command is given, with ~ as the home directory. Raises UserError."""
+    with refusing(ValueError):
+        return Path(local_path(argument))
 
 
 def source_of(path: str | None) -> str:
@@ -135,22 +146,30 @@ def _refuse_unknown_keys(values: dict[str, Any], model: type[BaseModel], root: t
 
 
 def _read_toml(path: str) -> dict[str, Any]:
-    file = Path(path)
+    file = path_of(path)
     if not file.is_file():
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.toml"))) or "none in ./configs"
         raise UserError(f"config file {path} does not exist (there are: {known})")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
-def _parse_value(text: str) -> Any:
-    """Return `text` as a TOML value, or as a string where it is none, so that --set model=some/dir needs no quotes."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+def _type_at(annotation: Any, parts: Sequence[str]) -> Any:
+    """Return the type of the field that the parts of a dotted key lead to, Any where nothing is known of it."""
+    metadata: Sequence[Any] = ()
+    for part in parts:
+        if typing.get_origin(annotation) is typing.Annotated:
+            annotation, metadata = annotation.__origin__, annotation.__metadata__
+        model = next((each.model for each in metadata if isinstance(each, KeysOf)), None) or section_of(annotation)
+        if model is not None and part in model.model_fields:
+            annotation, metadata = model.model_fields[part].annotation, model.model_fields[part].metadata
+        elif model is None and typing.get_origin(annotation) is dict:
+            annotation, metadata = typing.get_args(annotation)[1], ()
+        else:
+            return Any
+    return annotation
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:

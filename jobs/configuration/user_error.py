@@ -27,14 +27,25 @@ REFUSALS = (UserError, ExtensionError, ModelError, TaskError)
 
 
 def answering(command: Callable[[], int]) -> int:
-    """Return the exit code of `command`: 2 and one line where it is refused, 130 where it is interrupted."""
+    """Return the exit code of `command`: 2 and one line where it is refused, or cannot use a file or directory; 130
+    where it is interrupted."""
     try:
         return command()
     except REFUSALS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return EXIT_REFUSED
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        print(f"error: {error.filename} cannot be used: {error.strerror}", file=sys.stderr)
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def one_line(message: str) -> str:
+    """Return all lines of a message as one: which of them says what to do, only its author knows."""
+    return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
 @contextmanager

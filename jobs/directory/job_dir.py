@@ -79,8 +79,11 @@ class JobDirectory:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return the record in `file`. Raises UserError where it is not JSON."""
+    """Return the record in `file`. Raises UserError where it is not JSON, or no record."""
     try:
-        return json.loads(file.read_text())
+        record = json.loads(file.read_text())
     except ValueError:
-        raise UserError(f"{file} is damaged: delete it if the run is not needed") from None
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{file} is damaged: delete it if the run is not needed")
+    return record

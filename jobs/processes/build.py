@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.orphans import remove_orphans
 from actors.rollout import RolloutWorker
+from jobs.configuration.user_error import UserError
 from jobs.processes.description import Component
 from jobs.processes.handles import CLOSE_TIMEOUT_S, Handle
 from jobs.processes.ray_handle import RayHandle
@@ -44,7 +46,7 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     and no token authentication: it listens for this process only."""
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that were given up: what matters was awaited
     if os.environ.get("RAY_ADDRESS"):
-        _init(namespace=namespace)
+        _attach(namespace)
         try:
             yield
         finally:
@@ -52,8 +54,11 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    remove_orphans(TEMP_ROOT, TEMP_PREFIX)  # of private Rays whose driver was killed
-    directory = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=TEMP_ROOT)
+    try:
+        remove_orphans(TEMP_ROOT, TEMP_PREFIX)  # of private Rays whose driver was killed
+        directory = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=TEMP_ROOT)
+    except OSError as error:
+        raise UserError(f"{TEMP_ROOT} cannot be used for Ray's own files ({error.strerror}): make it writable") from None
     try:
         _init(
             address="local",
@@ -67,6 +72,14 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _attach(namespace: str) -> None:
+    """Attach to RAY_ADDRESS. Raises UserError with all that Ray says: its first line often lacks the remedy."""
+    try:
+        _init(namespace=namespace)
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        raise UserError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be attached to: {' '.join(str(error).split())}") from None
 
 
 def _init(**options: Any) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+from jobs.configuration.user_error import UserError
 from learners.models import EMBEDDED
+
+_HOST_AND_PORT = re.compile(r"[^/\s]+:\d+")
 
 
 def prepare_environment(*models: str) -> None:
@@ -15,3 +19,17 @@ def prepare_environment(*models: str) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def require_ray_address() -> None:
+    """Raise UserError where RAY_ADDRESS names something that no job can be attached to: Ray itself says so only once
+    the model is loaded."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "auto", "local") or address.startswith("ray://") or _HOST_AND_PORT.fullmatch(address):
+        return
+    is_job_server = address.lower().startswith(("http://", "https://"))
+    what = "is a job server, to which `python -m jobs.submit` sends a run" if is_job_server else "is no address of a Ray cluster"
+    raise UserError(
+        f"RAY_ADDRESS={address} {what}: unset RAY_ADDRESS to use this machine alone, or set it to the cluster's HOST:PORT (port 6379 "
+        "unless `ray start` said otherwise) or to auto"
+    )

@@ -21,12 +21,11 @@ from typing import Any, ClassVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from jobs.directory.atomic import replacing
 from jobs.reports.plots import Drawing
 from jobs.reports.text import at, interval, number, one_line, value
-from jobs.screens.console import say
+from jobs.screens.terminal import plain, say
 
 FILTERS: Mapping[str, Callable[..., str]] = {"number": number, "interval": interval, "value": value}
 
@@ -112,9 +111,9 @@ def _templates() -> Environment:
 def _screen_table(numbers: TextTable) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, heading in enumerate(numbers.headings):
-        table.add_column(Text(one_line(heading)), justify="right" if place else "left")
+        table.add_column(plain(one_line(heading)), justify="right" if place else "left")
     for row in numbers.rows:
-        table.add_row(*(Text(one_line(cell)) for cell in row))
+        table.add_row(*(plain(one_line(cell)) for cell in row))
     return table
 
 

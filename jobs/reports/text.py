@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jobs.analysis.bootstrap import Curve, Estimate
+from jobs.screens.terminal import spelled_out
 
 NAME_LIMIT, TEXT_LIMIT, QUESTION_LIMIT = 80, 700, 1500
 """The most characters that a page shows of a name, of a response or an answer, and of a question."""
 ROUGH_BELOW = 20
 """Intervals over fewer problems than this are rough."""
-REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Bidirectional controls, with which text can be made to look like other text."""
 
 
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
@@ -80,14 +78,10 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def visible_text(text: str, limit: int) -> str:
     """Return at most `limit` characters, with those that steer a screen spelled out; the templates escape HTML."""
     rest = len(text) - limit
-    shown = "".join(char if char in "\n\t" or not _interferes(char) else f"\\u{{{ord(char):x}}}" for char in text[:limit])
+    shown = spelled_out(text[:limit])
     return f"{shown} … ({rest} more characters)" if rest > 0 else shown
 
 
 def one_line(text: str) -> str:
     """Return `text` without any character that could steer a terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def _interferes(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cs") or unicodedata.bidirectional(char) in REORDERING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -39,8 +40,9 @@ from tasks.stream import ProblemStream
 EXIT_FAILED = 1
 
 
-def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous: bool) -> int:
-    """Run, and return the exit code. Raise UserError when the run is refused; nothing was then touched."""
+def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str] = (), resume: str, synchronous: bool) -> int:
+    """Run, and return the exit code. Raise UserError when the run is refused; nothing was then touched. `config_path`
+    and `overrides` are what the command was given; the summary repeats them."""
     try:
         check_model(config.model)
     except ModelError as error:
@@ -58,7 +60,9 @@ def run_session(config: RunConfig, *, config_path: str, resume: str, synchronous
             )
             return 0
         with RunConsole(f"repexp {run.run_id}", config.steps) as console:
-            session = TrainSession(config, config_path, run, stream, console, synchronous=synchronous, evaluation=evaluation)
+            session = TrainSession(
+                config, config_path, run, stream, console, overrides=overrides, synchronous=synchronous, evaluation=evaluation
+            )
             try:
                 return asyncio.run(session.run(start_step))
             except UserError:
@@ -146,12 +150,13 @@ class TrainSession:
         stream: ProblemStream,
         console: RunConsole,
         *,
+        overrides: Sequence[str] = (),
         synchronous: bool,
         evaluation: TrainingEvaluation | None,
     ) -> None:
         self._config = config
         self._stream = stream
-        self._config_path = config_path
+        self._config_path, self._overrides = config_path, overrides
         self._directory = directory
         self._console = console
         self._synchronous = synchronous
@@ -225,7 +230,9 @@ class TrainSession:
             await self._export(run, step)
         stopped = "" if self._signal is None else f"by signal {self._signal}"
         self.control.enter("finished" if step >= config.steps else "stopped", stopped, step=step)
-        self._console.finish(directory.run_id, summary_lines(directory, self._config_path, writer.history, config.steps))
+        flags = ["--synchronous"] if self._synchronous else []
+        lines = summary_lines(directory, self._config_path, writer.history, config.steps, overrides=self._overrides, flags=flags)
+        self._console.finish(directory.run_id, lines)
         return 0 if self._signal is None else 128 + self._signal
 
     async def _run_trainer(self, run: Run, start_step: int) -> int:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from buffers.records import Problem, Verdict, VerdictStatus
+from jobs.configuration.files import path_of
 from jobs.configuration.user_error import UserError
 from jobs.directory.atomic import replacing
 
@@ -138,7 +139,7 @@ class CandidateStore:
         """Return the keys that are finished: sampled, judged, and whatever else the job does before it adds them."""
         keys = set(self._parts_by_key())
         if self.file.is_file():
-            rows = pq.read_table(self.file, columns=list(self._key)).group_by(list(self._key)).aggregate([]).to_pylist()
+            rows = _table(self.file, self._key).group_by(list(self._key)).aggregate([]).to_pylist()
             keys |= {tuple(row[name] for name in self._key) for row in rows}
         return keys
 
@@ -151,7 +152,7 @@ class CandidateStore:
 
     def parts(self) -> Iterator[pa.Table]:
         """Yield what was added since the last `compact`, one key at a time."""
-        return (pq.read_table(part).replace_schema_metadata(None) for part in self._part_files())
+        return (_table(part).replace_schema_metadata(None) for part in self._part_files())
 
     def compact(self, order: Sequence[CandidateKey]) -> None:
         """Write all candidates into one file, in the order of `order`, one row group for each key, and remove the
@@ -159,7 +160,7 @@ class CandidateStore:
         parts = self._parts_by_key()
         if not parts and self.file.is_file():
             return
-        old = {self._key_of(one): one for one in split_by_problem(pq.read_table(self.file), self._key)} if self.file.is_file() else {}
+        old = {self._key_of(one): one for one in split_by_problem(_table(self.file), self._key)} if self.file.is_file() else {}
         if not parts:
             raise UserError(f"{self.file.parent} has no finished problem yet")
         place = {key: number for number, key in enumerate(order)}
@@ -167,13 +168,13 @@ class CandidateStore:
         schema = pq.read_schema(next(iter(parts.values()))).with_metadata(self._metadata)
         with replacing(self.file) as staging, pq.ParquetWriter(staging, schema, compression="zstd") as writer:
             for key in chosen:
-                candidates = pq.read_table(parts[key]) if key in parts else old[key]
+                candidates = _table(parts[key]) if key in parts else old[key]
                 writer.write_table(candidates.replace_schema_metadata(self._metadata))
         shutil.rmtree(self._parts, ignore_errors=True)
 
     def read(self) -> pa.Table:
         """Return all candidates after `compact`."""
-        return pq.read_table(self.file)
+        return _table(self.file)
 
     def read_each(self, wanted: Callable[[CandidateKey], bool], columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the candidates of every key that is `wanted`, after `compact`, with those of `columns` they have."""
@@ -184,7 +185,7 @@ class CandidateStore:
                     yield file.read_row_group(number, columns=present)
 
     def _parts_by_key(self) -> dict[CandidateKey, Path]:
-        return {self._key_of(pq.read_table(part, columns=list(self._key)).slice(0, 1)): part for part in self._part_files()}
+        return {self._key_of(_table(part, self._key).slice(0, 1)): part for part in self._part_files()}
 
     def _key_of(self, candidates: pa.Table) -> CandidateKey:
         return tuple(candidates[name][0].as_py() for name in self._key)
@@ -193,9 +194,18 @@ class CandidateStore:
         return sorted(self._parts.glob("*.parquet")) if self._parts.is_dir() else []
 
 
+def _table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a file of a job. Raises UserError, which says what to do, for one that is damaged."""
+    try:
+        return pq.read_table(file, columns=None if columns is None else list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{file} cannot be read ({why}): delete it, and the same command samples what it held again") from None
+
+
 def read_candidates(path: str) -> tuple[pa.Table, dict[str, Any]]:
     """Return candidates and the settings they were sampled with, from a file or a job's directory. Raises UserError."""
-    place = Path(path)
+    place = path_of(path)
     if place.is_dir():
         place = place / CANDIDATES_FILE if (place / CANDIDATES_FILE).is_file() else place / PARTS
     if not place.exists():

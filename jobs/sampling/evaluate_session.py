@@ -34,7 +34,7 @@ from jobs.sampling.evaluator import Evaluator, EvaluatorSettings
 from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, run_to_end
 from jobs.sampling.pipeline import FINISHERS
 from jobs.sampling.samples import BASE_COLUMN, MODEL_AND_PROBLEM, SAMPLES, read_responses
-from jobs.screens.console import say
+from jobs.screens.terminal import say, terminal
 from tasks.base import Task
 from tasks.registry import make_task
 
@@ -46,7 +46,7 @@ def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base:
     everything = [*models, *([base] if base else [])]
     require_memory(evaluate_memory_gib(config, [model.model for model in models], base.model if base else None))
     prepare_environment(*(str(model.run.path) if model.run else model.model for model in everything))
-    console = Console()
+    console = terminal()
     with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out DIR") as directory:
         session = EvaluateSession(config, task, problems, directory.path, console)
         work = session.run(models, base)

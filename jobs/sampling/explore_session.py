@@ -32,7 +32,7 @@ from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, r
 from jobs.sampling.pipeline import FINISHERS
 from jobs.sampling.reselect import needs_encoder, reselect
 from jobs.sampling.selected import write_selected
-from jobs.screens.console import say
+from jobs.screens.terminal import say, terminal
 from learners.forward import check_supported
 from learners.models import ModelError, check_model, resolve_model
 from learners.supported import ModelUnsupported
@@ -48,7 +48,7 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
         check_model(config.model)
     require_memory(explore_memory_gib(config, sampling=old is None))
     prepare_environment(config.model)
-    console = Console()
+    console = terminal()
     with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out DIR") as directory:
         session = ExploreSession(config, task, directory.path, console)
         work = session.run(problems) if old is None else session.reselect(*old)

@@ -19,7 +19,7 @@ from buffers.records import GroupUsage, Problem
 from jobs.configuration.user_error import EXIT_FAILED, UserError
 from jobs.plan import available_memory_gib
 from jobs.processes.failures import NAMED_FAILURES, details, reason
-from jobs.screens.console import say
+from jobs.screens.terminal import say
 from tasks.base import Task
 from tasks.stream import is_endless
 

@@ -41,10 +41,12 @@ _HEAD = """# Configuration
 This page lists every key of the commands that take a TOML file. `make docs` writes it from the docstrings beside the
 fields, so change those and not the page.
 
-A key is set in the file under the header of its section, or on the command line as `--set section.key=value`. An
-unknown key is refused, and the message names the nearest known one. `python -m jobs.train --keys learner.loss` prints
-the part of this page about `learner.loss`. A default "unset" has no word in TOML: it means that the key is left out.
-`"package.module:name"` stands for a class or function of your own ([CONTRIBUTING.md](../CONTRIBUTING.md))."""
+A key is set in the file under the header of its section, or on the command line as `--set section.key=value`. There, a
+key for a string takes the text as it is (`--set evaluation.split=2024`), and any other key takes a TOML value. In a
+path, `~` is the home directory. An unknown key is refused, and the message names the nearest known one. `python -m
+jobs.train --keys learner.loss` prints the part of this page about `learner.loss`. A default "unset" has no word in
+TOML: it means that the key is left out. `"package.module:name"` stands for a class or function of your own
+([CONTRIBUTING.md](../CONTRIBUTING.md))."""
 
 _WORDS = {str: "string", int: "integer", float: "number", bool: "true or false", dict: "table"}
 _SIGNS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}", "multiple_of": "in multiples of {}", "min_length": "with at least {}"}

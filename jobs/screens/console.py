@@ -14,7 +14,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
+
+from jobs.screens.terminal import plain, say, terminal
 
 SHOWN_STEPS, SHOWN_REMARKS = 14, 12
 Column = tuple[str, str, str]
@@ -41,7 +42,7 @@ class RunConsole:
     """Shows steps as they come. Without a terminal it prints one line for each step instead."""
 
     def __init__(self, title: str, total_steps: int, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or terminal()
         self._title, self._total_steps = title, total_steps
         self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=SHOWN_STEPS)
         self._status = ""
@@ -68,7 +69,7 @@ class RunConsole:
         self._rows.append((step, metrics))
         if self._live is None:
             cells = "  ".join(f"{heading} {cell(metrics, name, form)}" for heading, name, form in COLUMNS)
-            self._console.print(f"step {step}/{self._total_steps}  {cells}", highlight=False, soft_wrap=True)
+            say(self._console, f"step {step}/{self._total_steps}  {cells}")
         else:
             self._status = ""
             self._live.update(self._render())
@@ -87,7 +88,7 @@ class RunConsole:
 
     def _show(self, text: str) -> None:
         if self._live is None:
-            self._console.print(text, highlight=False, soft_wrap=True)
+            say(self._console, text)
         else:
             self._live.update(self._render())
 
@@ -96,9 +97,9 @@ class RunConsole:
         if self._live is not None:
             self._live.update(self._render())
             self._live.stop()
-        self._console.rule(title, align="left")
+        self._console.rule(plain(title), align="left")
         for line in lines:
-            self._console.print(line, highlight=False, soft_wrap=True)
+            say(self._console, line)
 
     def failed(self, details: str, message: str) -> None:
         """End the live part, print the details, and last the one line that says what happened."""
@@ -120,11 +121,11 @@ class RunConsole:
             table.add_row(str(step), *(cell(metrics, name, form) for _, name, form in shown))
         progress = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self._total_steps, completed=done, width=20)
-        progress.add_row(Text(self._title, style="bold"), bar, f"{done}/{self._total_steps}", self._status)
+        progress.add_row(plain(self._title, "bold"), bar, f"{done}/{self._total_steps}", plain(self._status))
         newest = self._rows[-1][1] if self._rows else {}
         words = ", ".join(f"{heading} {cell(newest, name, form)}" for heading, name, form in rest)
-        below = [Text(words, style="dim")] if words and newest else []
-        below += [Text(text, style=style) for text, style in self._remarks]
+        below = [plain(words, "dim")] if words and newest else []
+        below += [plain(text, style) for text, style in self._remarks]
         return Group(progress, table, *below)
 
 
@@ -151,13 +152,8 @@ def cell(metrics: dict[str, float], name: str, form: str) -> str:
 
 def show_plan(config: BaseModel, lines: Iterable[str]) -> int:
     """Print the resolved configuration and what it will do, which is all that --dry-run asks for."""
-    console = Console()
+    console = terminal()
     console.print_json(config.model_dump_json())
     for line in lines:
         say(console, line)
     return 0
-
-
-def say(console: Console, text: str) -> None:
-    """Print a line as it is, however narrow the terminal."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from jobs.cluster.runs import age
 from jobs.directory.run_state import RunStatus
+from jobs.screens.terminal import plain
 
 SILENT_S = 30.0
 """A live run that has written no status for this long counts as silent."""
@@ -27,12 +27,6 @@ METRICS = (
     ("step s", "time/step_s", ".1f"),
 )
 """Heading, metric and format; docs/metrics.md defines the metrics."""
-
-
-def wide_console() -> Console:
-    """Return a console as wide as the terminal, or wide enough for any table where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
 
 
 def phase_of(status: RunStatus, *, is_alive: bool) -> str:
@@ -56,15 +50,15 @@ def screen(status: RunStatus, *, is_alive: bool, now: float, job: str = "") -> R
     """Return the whole screen. `job` is what the cluster says about the run's job, in one line."""
     note = verdict(status, is_alive=is_alive, now=now)
     parts: list[RenderableType] = [_head(status, is_alive=is_alive)]
-    parts += [Text(note, style="bold yellow")] if note else []
-    parts += [Text(status.detail, style="red" if status.phase == "failed" else "")] if status.detail else []
+    parts += [plain(note, "bold yellow")] if note else []
+    parts += [plain(status.detail, "red" if status.phase == "failed" else "")] if status.detail else []
     parts.append(_facts(status, now, job))
     if status.workers and is_alive:  # a run that is over has none, whatever its last status says
         parts.append(_workers(status, now))
     if status.waits and is_alive:
         parts.append(_waits(status, now))
     if status.faults:
-        parts += [Text("last faults", style="bold"), *(Text(f"  {fault}") for fault in status.faults)]
+        parts += [plain("last faults", "bold"), *(plain(f"  {fault}") for fault in status.faults)]
     return Group(*parts)
 
 
@@ -95,8 +89,8 @@ def _head(status: RunStatus, *, is_alive: bool) -> Table:
     phase = phase_of(status, is_alive=is_alive)
     head = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=status.steps, completed=status.step, width=20)
-    shown = Text(phase, style=PHASE_STYLES.get(phase, "red"))
-    head.add_row(Text(status.run_id, style="bold"), shown, bar, f"step {status.step}/{status.steps}")
+    shown = plain(phase, PHASE_STYLES.get(phase, "red"))
+    head.add_row(plain(status.run_id, "bold"), shown, bar, f"step {status.step}/{status.steps}")
     return head
 
 
@@ -120,7 +114,7 @@ def _facts(status: RunStatus, now: float, job: str) -> Table:
     }
     for name, text in rows.items():
         if text:
-            facts.add_row(name, text)
+            facts.add_row(name, plain(text))
     return facts
 
 
@@ -147,14 +141,14 @@ def _workers(status: RunStatus, now: float) -> Table:
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for worker in status.workers:
         table.add_row(
-            worker.name,
-            Text(worker.state, style=STATE_STYLES.get(worker.state, "")),
+            plain(worker.name),
+            plain(worker.state, STATE_STYLES.get(worker.state, "")),
             age(worker.since, now),
             "-" if worker.version is None else str(worker.version),
             str(worker.groups),
             count(worker.sampled_tokens) if worker.role == "rollout" else "-",
             "-" if worker.rss_mib is None else f"{worker.rss_mib:.0f} MiB",
-            worker.detail,
+            plain(worker.detail),
         )
     return table
 
@@ -164,5 +158,5 @@ def _waits(status: RunStatus, now: float) -> Table:
     for heading in ("loop", "waits for", "since"):
         table.add_column(heading)
     for wait in status.waits:
-        table.add_row(wait.loop, wait.waiting_for, age(wait.since, now))
+        table.add_row(plain(wait.loop), plain(wait.waiting_for), age(wait.since, now))
     return table

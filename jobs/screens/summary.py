@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from jobs.cluster.runs import shown
+from jobs.cluster.runs import command_line, shown
+from jobs.configuration.overrides import without
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import TENSORBOARD
 
@@ -23,8 +22,16 @@ def window_means(history: Sequence[dict[str, float]], name: str) -> tuple[float,
     return sum(first) / len(first), sum(last) / len(last)
 
 
-def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[str, float]], total_steps: int) -> list[str]:
-    """Return what improved, where things are, and how to continue."""
+def summary_lines(
+    run: RunDirectory,
+    config_path: str,
+    history: Sequence[dict[str, float]],
+    total_steps: int,
+    *,
+    overrides: Sequence[str] = (),
+    flags: Sequence[str] = (),
+) -> list[str]:
+    """Return what improved, where things are, and how to continue: the command of this run with what it was given."""
     done = int(history[-1]["step"]) if history else 0
     lines = [f"{done} of {total_steps} steps trained."]
     if len(history) >= 2 * WINDOW:
@@ -34,16 +41,19 @@ def summary_lines(run: RunDirectory, config_path: str, history: Sequence[dict[st
                 lines.append(f"  {label:<19} {said}")
     if history and "tokens/generated" in history[-1]:
         lines.append(f"  {tokens_line(history[-1])}")
-    where, python = shown(run.path), shown(Path(sys.executable))
+    where = shown(run.path)
+    again = [*without(overrides, "run_dir", "steps"), f"run_dir={where}", f"steps={max(total_steps, done + 20)}"]
+    further = command_line("jobs.train", config_path, *flags, *(word for override in again for word in ("--set", override)))
     policy = f"{where}/policy  (a Hugging Face directory)" if done >= total_steps else "written when all steps are done"
     lines += [
         "",
         f"run directory   {where}",
         f"final policy    {policy}",
-        f"train further   {python} -m jobs.train {config_path} --set run_dir={where} --set steps={max(total_steps, done + 20)}",
-        f"its answers     {python} -m jobs.answers {where}",
-        *([f"curves          {python} -m tensorboard.main --logdir {where}/{TENSORBOARD}"] if "tensorboard" in run.config.trackers else []),
+        f"train further   {further}",
+        f"its answers     {command_line('jobs.answers', where)}",
     ]
+    if "tensorboard" in run.config.trackers:
+        lines.append(f"curves          {command_line('tensorboard.main', '--logdir', f'{where}/{TENSORBOARD}')}")
     return lines
 
 

@@ -15,6 +15,7 @@ from typing import Self
 
 from pydantic import model_validator
 
+from buffers.fields import LocalPath
 from tasks.base import Section, TaskError
 from tasks.data.files import DataFile
 
@@ -28,7 +29,7 @@ _REACH_TIMEOUT_S = 10.0
 class SourceConfig(Section):
     """Where the files of a published data set come from."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """A directory of the files, or the one file that is needed. Unset: the task's folder in the directory that the
     environment variable REPEXP_DATA names, then the hub."""
     hub: str | None = None
@@ -66,7 +67,7 @@ class DataSource:
         TaskError if there is none; the message says where it was looked for and where to put it."""
         wanted = (name, *globs)
         if self.config.path is not None:
-            given = Path(self.config.path).expanduser()
+            given = Path(self.config.path)
             found = given if given.is_file() else _first_match(given, wanted)
             if found is None:
                 raise TaskError(
@@ -74,7 +75,7 @@ class DataSource:
                 )
             return DataFile(task=self.task, path=found)
         data = os.environ.get(DATA_VARIABLE)
-        folder = Path(data).expanduser() / self.folder if data else None
+        folder = Path(os.path.expanduser(data)) / self.folder if data else None
         found = (_first_match(folder, wanted) if folder else None) or self._from_hub(name, wanted)
         return DataFile(task=self.task, path=found)
 

@@ -39,7 +39,7 @@ class FiledPuzzle:
 
 def read_puzzles(task: str, path: str, split: str, *, must_use_all: bool, held_out_share: float) -> Iterator[FiledPuzzle]:
     """Return the puzzles of `split` in row order. Raises TaskError for an unknown split and for unusable data."""
-    file, is_split = _find(task, Path(path).expanduser(), split)
+    file, is_split = _find(task, Path(path), split)
     present = file.columns()
     layout = next((layout for layout in _LAYOUTS if set(layout) <= set(present)), None)
     if layout is None:

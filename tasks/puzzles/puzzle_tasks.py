@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
+from buffers.fields import LocalPath
 from tasks.base import Message, Problem, Section, Task, TaskError, Verdict, with_instruction
 from tasks.data.held_out import SPLITS, require_split
 from tasks.puzzles.number_puzzle import Puzzle
@@ -28,7 +29,7 @@ _MAX_DRAWS = 20_000
 class PuzzleConfig(Section):
     """Where puzzles come from and how they are posed."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """A .parquet or .jsonl file of puzzles, or a directory of them (docs/tasks.md has the columns). Unset: puzzles are
     drawn."""
     wording: Literal["plain", "published"] = "plain"

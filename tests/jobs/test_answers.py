@@ -70,3 +70,49 @@ def test_rows_of_an_older_schema_are_one_line_and_exit_2_and_newer_steps_are_sho
     error = capsys.readouterr().err
     assert f"step_000001.parquet: rollout schema 1.2 is older than this reader's {SCHEMA_VERSION}" in error and error.count("\n") == 1
     assert answers.main([str(run_dir), "--steps", "2", "4"]) == 0
+
+
+@pytest.mark.parametrize("left", [0.0, 0.3, 0.9, 0.999])
+def test_a_file_that_was_cut_short_is_one_line_that_names_it(run_dir: Path, capsys: pytest.CaptureFixture[str], left: float):
+    file = run_dir / "rollouts" / "step_000002.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(left * len(content))])
+    assert answers.main([str(run_dir)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(file) in line and "--steps FIRST LAST leaves steps out" in line
+    assert answers.main([str(run_dir), "--steps", "3", "4"]) == 0
+
+
+@pytest.mark.parametrize("damage", [b"no Parquet at all" * 50, b"\0" * 400, b"PAR1" + b"\xff" * 400 + b"\x10\0\0\0PAR1"])
+def test_a_file_of_something_else_is_one_line_too(run_dir: Path, capsys: pytest.CaptureFixture[str], damage: bytes):
+    file = run_dir / "rollouts" / "step_000001.parquet"
+    file.write_bytes(damage)
+    assert answers.main([str(run_dir)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file) in line
+
+
+def test_a_damaged_page_is_one_line_too(run_dir: Path, capsys: pytest.CaptureFixture[str]):
+    file = run_dir / "rollouts" / "step_000001.parquet"
+    content = bytearray(file.read_bytes())
+    content[4 : len(content) // 3] = b"\xa5" * (len(content) // 3 - 4)
+    file.write_bytes(content)
+    assert answers.main([str(run_dir)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["-n", "0"], ["-n", "-3"]])
+def test_a_number_that_shows_nothing_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]):
+    assert answers.main([str(run_dir), *arguments]) == 2
+    assert "at least 1 answer" in capsys.readouterr().err
+
+
+def test_rollouts_that_are_a_file_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "rollouts").write_text("")
+    assert answers.main([str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_run_in_the_home_directory_is_found(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(run_dir.parent))
+    assert answers.main([f"~/{run_dir.name}/"]) == 0

@@ -157,3 +157,13 @@ def test_the_quick_comparison_is_on_the_task_with_room() -> None:
     values = tomllib.loads((REPOSITORY / "configs/compare/quick.toml").read_text())
     assert values["common"]["task"]["arithmetic"] == {"sum_max": 99, "difference_max": 99}
     assert {"grpo", "repexp", "default"} <= values["methods"].keys()
+
+
+@pytest.mark.parametrize("flag", [("--at-once", "2"), ("--python", "/bin/python")])
+def test_a_flag_that_would_have_no_effect_is_refused(file: Path, capsys: pytest.CaptureFixture[str], flag: tuple[str, str]) -> None:
+    assert "--at-once and --python go with --address" in refusal(capsys, str(file), *flag)
+
+
+def test_text_of_a_method_is_text(file: Path) -> None:
+    experiment = experiment_of(file, "common.task.parquet.id_column=2024", "methods.grpo.task.parquet.id_column=2024")
+    assert experiment.shared.task.parquet.id_column == "2024"

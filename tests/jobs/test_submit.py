@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs import submit as command
-from jobs.cluster.package import is_excluded, select
+from jobs.cluster.package import commit, is_excluded, select
 from jobs.cluster.remote import Cluster, Job
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
@@ -218,6 +219,171 @@ def test_ray_s_own_packaging_would_send_what_git_hides_and_leave_out_what_is_com
     assert "jobs/token.txt" in rays - ours
     assert "jobs/table.bin" in ours - rays
     assert {"runs/a/status.json", ".venv/bin/python"} <= rays - ours
+
+
+def git(tree: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=tree, check=True, timeout=30, capture_output=True)
+
+
+def program(directory: Path, name: str, script: str) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_text(f"#!/bin/sh\n{script}\n")
+    (directory / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (
+            "echo \"fatal: detected dubious ownership in repository at 'X'\" >&2; printf 'call:\\n\\n\\tgit config X\\n' >&2; exit 128",
+            "git config X",
+        ),
+        ("echo 'fatal: index file corrupt' >&2; exit 128", "fatal: index file corrupt"),
+        ("echo 'fatal: not a git repository' >&2; exit 128", "fatal: not a git repository"),
+        ("exit 3", "git ended with exit code 3"),
+        (None, "git cannot be run (No such file or directory)"),
+    ],
+)
+@pytest.mark.parametrize("at", [".git", "../.git"])
+def test_where_git_fails_nothing_is_sent(tree, tmp_path, client, capsys, monkeypatch, script, said, at):
+    (tree / at).mkdir()
+    (tree / "jobs/key.secret").write_text("x")
+    if script is not None:
+        program(tmp_path / "bin", "git", script)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}")
+    line = refusal(capsys, "configs/mine.toml", "--address", ADDRESS, "--run", "mine")
+    assert f"git does not say which files of {tree} are to stay here, so nothing is sent: " in line and said in line
+    assert not client.jobs
+
+
+def test_a_gitignore_that_git_does_not_read_is_a_failure(tree, capsys):
+    git(tree, "init", "-q")
+    (tree / "patterns").write_text("*.secret\n")
+    (tree / ".gitignore").symlink_to("patterns")
+    assert "nothing is sent: warning: unable to access '.gitignore'" in refusal(capsys, "configs/mine.toml", "--address", ADDRESS)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_checkout_of_somebody_else_is_refused_in_gits_own_words(tree, client, capsys, monkeypatch):
+    git(tree, "init", "-q")
+    for name in ("SUDO_UID", "GIT_TEST_ASSUME_DIFFERENT_OWNER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    os.chown(tree, 54321, 54321)
+    line = refusal(capsys, "configs/mine.toml", "--address", ADDRESS, "--run", "mine")
+    assert f"dubious ownership in repository at '{tree}'" in line and f"git config --global --add safe.directory {tree}" in line
+
+
+def test_a_git_that_does_not_answer_is_given_up(tree, tmp_path, capsys, monkeypatch):
+    (tree / ".git").mkdir()
+    program(tmp_path / "bin", "git", "exec sleep 30")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr("jobs.cluster.package.GIT_TIMEOUT_S", 0.2)
+    assert "git did not answer within 0.2 s" in refusal(capsys, "configs/mine.toml", "--address", ADDRESS)
+
+
+def test_without_any_git_and_outside_of_it_all_files_are_sent(tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sorted(select(tree).sizes) == ["configs/mine.toml", "jobs/data/kept.py", "jobs/train.py"]
+
+
+def test_the_commit_is_named_from_the_first_one_on(tree):
+    git(tree, "init", "-q")
+    assert commit(tree) == "unknown"
+    git(tree, "-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "first")
+    assert len(commit(tree)) == len("0123456789ab-dirty") and commit(tree).endswith("-dirty")
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+@pytest.mark.parametrize("name", [b"caf\xe9.py", b"\xff", b"jobs/\xc3(.txt", b"two words \x80"])
+def test_a_name_that_no_archive_can_hold_is_refused_with_the_flag_that_leaves_it_out(tree, client, capsys, in_git, name):
+    if in_git:
+        git(tree, "init", "-q")
+    (tree / os.fsdecode(name)).write_text("x")
+    arguments = ["configs/mine.toml", "--address", ADDRESS, "--run", "mine"]
+    line = refusal(capsys, *arguments)
+    assert "is not UTF-8, and no archive can hold it: rename the file, or leave it out with --exclude " in line
+    words = subprocess.run(["sh", "-c", f"printf %s {line.rpartition('--exclude ')[2]}"], capture_output=True, text=True, check=True)
+    assert command.main([*arguments, "--exclude", words.stdout]) == 0
+    capsys.readouterr()
+
+
+def test_names_in_utf_8_and_with_odd_characters_are_sent(tree, tmp_path):
+    names = ["naïve.py", "数.txt", "a b.txt", "new\nline", "quote'\".txt", "[x].txt", "back\\slash"]
+    for name in names:
+        (tree / name).write_text("x")
+    everywhere = set(select(tree).sizes)
+    git(tree, "init", "-q")
+    assert set(select(tree).sizes) == everywhere >= set(names)
+    select(tree).write(tmp_path / "package.zip", extra={})
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_what_is_left_out_is_named(tree, tmp_path, client, capsys, in_git):
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "notes.txt").write_text("x")
+    links = {"corpus": outside, "jobs/inner": outside / "deep", "nothing": tmp_path / "gone", "notes.txt": outside / "notes.txt"}
+    links |= {"to_data": tree / "data/big.bin", "runs_link": tree / "runs", "again.toml": Path("configs/mine.toml")}
+    for name, target in links.items():
+        (tree / name).symlink_to(target)
+    os.mkfifo(tree / "pipe")
+    if in_git:
+        git(tree, "init", "-q")
+        git(tree, "init", "-q", "nested")
+        (tree / "nested/file").write_text("x")
+    package = select(tree)
+    assert {"notes.txt", "again.toml"} <= package.sizes.keys()
+    expected = {"corpus", "jobs/inner", "nothing", "to_data", "runs_link"} | ({"nested"} if in_git else {"pipe"})
+    assert set(package.left_out) == expected
+    assert select(tree, ["corpus", "/jobs", "*_*", "nothing", "nested", "pipe"]).left_out == []
+    assert command.main(["configs/mine.toml", "--address", ADDRESS, "--run", "mine"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out ")]
+    assert all(name in line for name in expected)
+
+
+def test_a_link_does_not_send_what_git_ignores(tree):
+    git(tree, "init", "-q")
+    (tree / ".gitignore").write_text("*.secret\n")
+    (tree / "jobs/key.secret").write_text("x")
+    (tree / "jobs/key.py").symlink_to("key.secret")
+    (tree / "jobs/head").symlink_to("../.git/HEAD")
+    package = select(tree)
+    assert package.left_out == ["jobs/head", "jobs/key.py"] and not {"jobs/key.py", "jobs/head"} & package.sizes.keys()
+
+
+def test_many_paths_that_are_left_out_are_counted(tree):
+    for number in range(20):
+        (tree / f"link{number:02}").symlink_to(tree / "jobs")
+    (tree / "a\x1b[2J").symlink_to(tree / "jobs")
+    named = select(tree).named_left_out
+    assert named.endswith(" and 13 more") and "link06" in named and "link07" not in named and "\x1b" not in named
+
+
+def test_a_file_that_cannot_be_read_is_named(tree, tmp_path):
+    package = select(tree)
+    (tree / "jobs/train.py").unlink()
+    (tree / "jobs/train.py").mkdir()
+    with pytest.raises(UserError, match=r"train\.py cannot be read \(Is a directory\)"):
+        package.write(tmp_path / "package.zip", extra={})
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["task.parquet.path=/a b/c.jsonl", 'task.parquet.instruction=it\'s $HOME `x` "q"', "model=~/m", "evaluation.split=a;b", "model=a\\b"],
+)
+def test_printed_commands_mean_what_was_typed(tree, client, capsys, override):
+    given = ["configs/mine.toml", "--address", ADDRESS, "--run", "mine", "--set", override, "--set", "seed=2", "--exclude", "*.npy"]
+    assert command.main(given) == 0
+    resume = next(line.split(None, 1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("resume "))
+    shell = subprocess.run(["sh", "-c", f"printf '%s\\0' {resume}"], capture_output=True, text=True, timeout=10, check=True)
+    options = command.parse_arguments(shell.stdout.split("\0")[3:-1])
+    assert (options.overrides, options.exclude) == ([override, "seed=2"], ["*.npy"])
+    (details,) = client.jobs.values()
+    entrypoint = details.entrypoint.removeprefix("exec python -m jobs.train ")
+    shell = subprocess.run(["sh", "-c", f"printf '%s\\0' {entrypoint}"], capture_output=True, text=True, timeout=10, check=True)
+    assert shell.stdout.split("\0")[1:5] == ["--set", override, "--set", "seed=2"]
 
 
 @pytest.mark.parametrize(

@@ -106,3 +106,34 @@ def test_embedded_model_is_unpacked_whole_and_answers(cache: Path):
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     reply = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(reply)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "dangling/below", "/proc/no-cache"])
+@pytest.mark.parametrize("variable", ["REPEXP_CACHE", "XDG_CACHE_HOME", "HOME"])
+def test_a_cache_directory_that_cannot_be_made_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, variable: str
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "file/nothing")
+    for name in ("REPEXP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / place))
+    monkeypatch.setattr(models, "embedded_file", lambda alias: Path("unused.gguf"))
+    for refused in (check_model, resolve_model):
+        with pytest.raises(ModelError, match=r"the cache directory .* cannot be used \(.+\): set REPEXP_CACHE to one that") as error:
+            refused("smollm2-135m")
+        assert "\n" not in str(error.value)
+
+
+def test_the_cache_may_be_named_from_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REPEXP_CACHE", "~/here/")
+    assert models.cache_dir() == tmp_path / "here"
+    monkeypatch.delenv("REPEXP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/there")
+    assert models.cache_dir() == tmp_path / "there/repexp"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert models.cache_dir() == tmp_path / ".cache/repexp"
+    monkeypatch.setenv("REPEXP_CACHE", "~no-such-user-here/x")
+    with pytest.raises(ModelError, match="there is no home directory ~no-such-user-here"):
+        models.cache_dir()

@@ -47,3 +47,19 @@ def test_every_command_refuses_in_the_same_way(name):
 def test_refusing_imports_neither_torch_nor_ray():
     code = "import jobs.configuration.user_error, sys; sys.exit(bool({'torch', 'ray', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("message", ["two\nlines", " Ray says:\n\n  1. unset it, or\n  2. set it\n", "one"])
+def test_all_lines_of_a_message_are_one_line(message, capsys):
+    assert answering(raising(UserError(message))) == EXIT_REFUSED
+    assert capsys.readouterr().err == f"error: {' '.join(message.split())}\n"
+
+
+@pytest.mark.parametrize("name", ["nothing/a", "file/a", ""])
+def test_a_file_or_directory_that_cannot_be_used_is_one_line(tmp_path, capsys, name):
+    (tmp_path / "file").write_text("")
+    assert answering(lambda: len((tmp_path / name).read_bytes())) == EXIT_REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / name} cannot be used: ")
+    with pytest.raises(OSError, match="of no file"):
+        answering(raising(OSError("of no file")))

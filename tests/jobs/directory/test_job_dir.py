@@ -145,8 +145,9 @@ def test_a_path_that_cannot_be_a_directory_is_refused_with_its_reason(tmp_path: 
     assert "cannot be used: File exists; choose another with --out DIR" in refusal(tmp_path)
 
 
-def test_a_damaged_configuration_is_named(tmp_path: Path):
+@pytest.mark.parametrize("content", ["{", "", "[]", "null", "3"])
+def test_a_damaged_configuration_is_named(tmp_path: Path, content: str):
     with directory(tmp_path):
         pass
-    (tmp_path / "job" / CONFIG).write_text('{"seed": ')
+    (tmp_path / "job" / CONFIG).write_text(content)
     assert f"{tmp_path / 'job' / CONFIG} is damaged" in refusal(tmp_path)

@@ -62,3 +62,20 @@ def test_problems_are_read_one_at_a_time_with_the_columns_that_are_there(tmp_pat
 def test_a_directory_without_any_finished_problem_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no finished problem yet"):
         store_in(tmp_path).compact([])
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_file_that_was_cut_short_is_named_with_what_to_do(tmp_path: Path, compacted: bool, left: float) -> None:
+    store = store_in(tmp_path)
+    store.add(response_table("a", "p0", "1x"))
+    if compacted:
+        store.compact([("a", "p0")])
+    (file,) = tmp_path.rglob("*.parquet")
+    content = file.read_bytes()
+    file.write_bytes(content[: int(left * len(content))])
+    with pytest.raises(UserError) as refused:
+        store.finished()
+    assert str(file) in str(refused.value) and "\n" not in str(refused.value) and "delete it" in str(refused.value)
+    file.unlink()
+    assert store.finished() == set()

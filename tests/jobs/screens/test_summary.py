@@ -1,6 +1,10 @@
+import subprocess
+
 import pytest
 
+from jobs import train
 from jobs.config import RunConfig
+from jobs.configuration.files import read_values
 from jobs.directory.run_dir import RunDirectory
 from jobs.screens.summary import summary_lines, tokens_line, window_means
 
@@ -80,3 +84,35 @@ def test_summary_has_the_tokens_of_the_newest_step(tmp_path):
     assert "generated" not in summary(tmp_path, records)
     records[-1] |= {"tokens/generated": 10.0, "tokens/trained": 10.0, "tokens/in_flight": 0.0}
     assert "10 generated = 10 trained on + 0 in flight + 0 wasted" in summary(tmp_path, records)
+
+
+def typed(line: str) -> list[str]:
+    """The words that a shell makes of a printed command, after its label and `PYTHON -m`."""
+    command = line.partition("   ")[2].strip()
+    done = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.split("\0")[2:-1]
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "it's $HOME", "x;y&z", "~tilde", 'a"b'])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["learner.lr=2e-5", "seed=1"],
+        ['task.parquet.instruction=Don\'t say "so"; use $5 `now`'],
+        ['model="my model"', "learner.betas=[0.8, 0.9]", "task.parquet.path=*.jsonl"],
+    ],
+)
+def test_the_commands_to_paste_carry_what_was_given(tmp_path, name, overrides):
+    run = RunDirectory(RunConfig(run_dir=str(tmp_path / name)))
+    given = [*overrides, "run_dir=elsewhere", " steps = 6"]
+    lines = summary_lines(run, "my configs/a.toml", history(0.5), 6, overrides=given, flags=["--synchronous"])
+    further, read, curves = (next(typed(line) for line in lines if line.startswith(label)) for label in ("train f", "its a", "curves"))
+    assert further[0] == "jobs.train"
+    options = train.parse_arguments(further[1:])
+    assert (options.config, options.synchronous) == ("my configs/a.toml", True)
+    assert options.overrides == [*overrides, f"run_dir={tmp_path / name}", "steps=21"]
+    assert read == ["jobs.answers", f"{tmp_path / name}"]
+    assert curves[-2:] == ["--logdir", f"{tmp_path / name}/tensorboard"]
+    read_back = read_values(RunConfig, None, options.overrides)
+    assert (read_back["run_dir"], read_back["steps"]) == (str(tmp_path / name), 21)
