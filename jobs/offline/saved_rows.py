@@ -95,6 +95,8 @@ class SavedRows:
         if not prompt:
             raise rows[0].error("column 'prompt_ids' is empty")
         rollouts = [self._rollout(row, prompt) for row in rows]
+        for column in ("question", "answer"):
+            rows[0].require_sound(column, is_answer=column == "answer")
         problem = Problem(
             task=str(first.get("task") or self._config.task.name),
             problem_id=str(first.get("problem_id") or group_id),
@@ -110,6 +112,10 @@ class SavedRows:
     def _rollout(self, row: Row, prompt: tuple[int, ...]) -> Rollout:
         response, logprobs = _integers(row, "response_ids"), _log_probabilities(row)
         starts, values = _versions(row, len(response))
+        try:
+            (text := str(row.values.get("response_text") or "")).encode()
+        except UnicodeEncodeError:
+            row.require_sound("response_text")
         if len(logprobs) != len(response):
             raise row.error(f"{len(response)} response_ids but {len(logprobs)} log-probs")
         return Rollout(
@@ -119,7 +125,7 @@ class SavedRows:
             version_starts=starts,
             version_values=values,
             finish_reason=FinishReason.LENGTH if len(response) >= self._config.sampling.max_response_tokens else FinishReason.STOP,
-            response_text=str(row.values.get("response_text") or ""),
+            response_text=text,
         )
 
 
@@ -211,6 +217,8 @@ def _verdict(row: Row) -> Verdict:
 
 
 def _with_features(batch: pa.RecordBatch, rows: Sequence[Row]) -> pa.RecordBatch:
+    for row in rows:
+        row.require_sound("feature")
     features: list[Any] = [row.values.get("feature") for row in rows]
     dim = next((len(feature) for feature in features if feature), 0)
     if not dim:

@@ -10,6 +10,7 @@ __all__ = [
     "MATHEMATICAL_TEXT",
     "NAMES",
     "NUMBER_WORDS",
+    "ONE_LETTER_UNITS",
     "SHORT_WORDS",
     "TEXT_COMMANDS",
     "UNICODE",
@@ -52,7 +53,7 @@ ALIASES: Mapping[str, str] = _by_spelling(r"""
 \frac dfrac tfrac cfrac nicefrac sfrac; \binom dbinom tbinom; * times cdot ast star bullet; / div slash
 \le leq leqslant leqq; \ge geq geqslant geqq; \ne neq; < lt; > gt; \approx thickapprox simeq; \Rightarrow implies to
 | lvert rvert vert mid; ( lparen; ) rparen; [ lbrack; ] rbrack; \{ lbrace; \} rbrace; , land lor wedge vee; : colon; ' prime
-% percent; \$ euro pounds textdollar; i imath; \ldots dots cdots dotsc dotsb; \infty infin infinity inf; \varnothing emptyset
+% percent; \$ euro pounds textdollar; i imath; \ldots dots cdots dotsc dotsb; \infty infin infinity inf; \overline bar; \varnothing emptyset
 \setminus backslash; \cup bigcup; \phi varphi; \epsilon varepsilon; \theta vartheta
 """)
 """What commands, here without their backslash, are read as."""
@@ -81,6 +82,7 @@ mph mph; km/h kph km/h; degree degree degrees °; radian rad radian radians
 
 UNIT_WORDS = words("cm mm km dm kg mg lb lbs oz ft mi yd in hr hrs min sec ml mL pm am PM AM sq cc mph kph rpm deg rad usd USD")
 """Short words that are units even if they touch the number."""
+ONE_LETTER_UNITS = frozenset("mgsLlh")
 LINKS = words("and or")
 SHORT_WORDS = UNIT_WORDS | LINKS | words("is no to of if an")
 
