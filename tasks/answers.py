@@ -69,7 +69,7 @@ _TERM = r"""
 """
 _CODE = "[A-Za-z]++ [-+]?[0-9]"  # as in "7b3" and "1e-5"
 _NO_UNIT = "(?: st | nd | rd | th | [A-KM-Za-fi-kn-rt-z] ) (?! [A-Za-z] )"  # of an ordinal, or a variable, which is not g, h, l, L, m, s
-_NUMBER = re.compile(rf"{_SIGN} {_START} (?> {_TERM} ) (?! [0-9] | {_CODE} | {_NO_UNIT} )", re.VERBOSE)
+_NUMBER = re.compile(rf"(?P<value> {_SIGN} {_START} {_TERM} ) (?P<spoilt> {_CODE} | {_NO_UNIT} )?+", re.VERBOSE)
 
 _LIST = r"(?: [0-9]++ (?: \.[0-9]++ )*+ (?: ,[0-9]++ (?: \.[0-9]++ )*+ )++ )"  # commas that group no thousands: no number
 _VALUE = rf"""
@@ -112,14 +112,14 @@ _LATEX_MEANING = {"times": "*", "cdot": "*", "div": "*", "sqrt": "âˆš", "pi": "Ï
 
 def last_number(response: str, judging: JudgingConfig = DEFAULT_JUDGING) -> str | None:
     """Return the last number of the answer part in canonical form (`canonical_number`), or None."""
-    token = _last_match(_NUMBER, with_plain_digits(judging.answer_part(response)))
-    return None if token is None else canonical_number(token)
+    last = _last(_values(_NUMBER, with_plain_digits(judging.answer_part(response))))
+    return None if last is None else canonical_number(last["value"])
 
 
 def last_word(response: str, judging: JudgingConfig = DEFAULT_JUDGING) -> str | None:
     """Return the last run of letters of the answer part, case-folded, or None."""
-    word = _last_match(_WORD, judging.answer_part(response))
-    return None if word is None else word.casefold()
+    word = _last(_WORD.finditer(judging.answer_part(response)))
+    return None if word is None else word.group().casefold()
 
 
 def final_number(response: str, judging: JudgingConfig = DEFAULT_JUDGING) -> str | None:
@@ -205,9 +205,9 @@ def canonical_text(text: str) -> str:
     return plain.casefold()
 
 
-def _last_match(pattern: re.Pattern[str], text: str) -> str | None:
-    last = deque(pattern.finditer(text), maxlen=1)
-    return last[0].group() if last else None
+def _last(matches: Iterator[re.Match[str]]) -> re.Match[str] | None:
+    last = deque(matches, maxlen=1)
+    return last[0] if last else None
 
 
 def _marked_number(text: str) -> str | None:
@@ -221,8 +221,8 @@ def _marked_number(text: str) -> str | None:
 
 
 def _last_value(text: str) -> str | None:
-    last = deque(_values(_ANY_VALUE, text), maxlen=1)
-    return canonical_value(last[0]["value"]) if last else None
+    last = _last(_values(_ANY_VALUE, text))
+    return None if last is None else canonical_value(last["value"])
 
 
 def _values(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:

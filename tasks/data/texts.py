@@ -25,6 +25,7 @@ _BREAKS = rf"\n(?=(?:abla|otin|leq|geq|eqq|leqslant|geqslant|exists|rightarrow|l
 _RETURNS = rf"\r(?=(?:ho|angle|ceil|floor|brace|brack|ightarrow|ightharpoonup|oot){_END}|ight\s*[\\)\]}}|.]|m\{{)"
 _IN_PROMPT = re.compile(f"{_TABS}|{_BREAKS}|{_RETURNS}")
 _IN_ANSWER = re.compile(rf"\t(?=[A-Za-z])|\r(?=[A-Za-z])|{_BREAKS}|(?<=[^\n\r])\n(?=(?:e|eq|eg|u|ot){_END})")
+_NAN = "states no single number: 'NaN' stands for a value that is missing"
 _NUM_SHOWN = 20
 
 
@@ -34,7 +35,7 @@ def fault(value: Any, *, is_answer: bool) -> str | None:
         case str():
             return _fault_of_text(value, is_answer=is_answer)
         case float() | Decimal() if not math.isfinite(value):
-            return f"is {'NaN' if math.isnan(value) else 'Infinity'}: a value is missing, or larger than a float can be"
+            return "is Infinity: the number is larger than a float can be" if not math.isnan(value) else _NAN
         case list() | tuple():
             return next((found for item in value if (found := fault(item, is_answer=is_answer)) is not None), None)
         case Mapping():
@@ -50,7 +51,7 @@ def _fault_of_text(text: str, *, is_answer: bool) -> str | None:
     if found is not None:
         return _of_control(found.group(), text[found.end() : found.end() + _NUM_SHOWN])
     if is_answer and text.strip().casefold() == "nan":
-        return "is NaN: a value is missing"
+        return _NAN
     if is_answer and "\ufffd" in text:
         return "holds the sign for an unreadable character, U+FFFD: the file was written from another encoding"
     return None
