@@ -25,6 +25,7 @@ MINUS = "-\u2212\ufe63\uff0d"
 
 _BLANKS = "\u0020\u00a0\u2007\u2009\u202f"
 _FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
+_WIDE_COMMA = re.compile("(?<=[０-９])，(?=[０-９]{3}(?![０-９]))")
 _WIDE_SIGNS = str.maketrans("．＋／％＝＄﹪٫", ".+/%=$%.")
 _BEFORE = rf"(?<! [0-9A-Za-z.,/^_'’] ) (?<! [0-9][{_BLANKS}] )"
 _AFTER = "(?! [0-9/] | [.,'’_] [0-9] )"
@@ -64,6 +65,7 @@ def with_ascii_digits(text: str) -> str:
     """Return `text` with ASCII digits for those of other scripts, and ASCII signs for wide ones."""
     if text.isascii():
         return text
+    text = _WIDE_COMMA.sub(",", text)
     digits = {ord(digit): str(unicodedata.decimal(digit)) for digit in set(_FOREIGN_DIGIT.findall(text))}
     return text.translate(_WIDE_SIGNS | digits)
 

@@ -32,7 +32,7 @@ MAX_ITEMS = 60
 _MAX_SYMBOLIC_ITEMS = 8
 _IN_TEXT = r"\s*(?:\\(?:text|textbf|mathrm|mathbf|bf|rm)\s*\{\s*)?[*_]*"
 _OPTION = re.compile(
-    rf"{_IN_TEXT}(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])[*_]*\s*\}}?(?:(?:[\s.:~]|\\[,;: ]|\\q?quad)+(\S.*)|\s*)", re.DOTALL
+    rf"{_IN_TEXT}(?:\(\s*([A-J])\s*\)|([A-J])[\s*_}}]*[.):])[*_]*\s*\}}?(?:(?:[\s.:~]|\\[,;: ]|\\q?quad)+(\S.*)|\s*)", re.DOTALL
 )
 _NAMED_OPTION = re.compile(
     rf"{_IN_TEXT}(?:option|choice|answer\s+choice)\s*\}}?{_IN_TEXT}\(?([A-J])(?![A-Za-z])(?:\s*[).:}},*-].*|\s*)", re.DOTALL | re.IGNORECASE
@@ -283,8 +283,9 @@ class _Comparison:
         return self._symbolic(same_value, gold, answer)
 
     def _is_rounded(self, gold: Node, answer: Node) -> bool:
-        """Return whether rounding is allowed and one of the values is a decimal."""
-        return self._rounding is not None and any(_unsigned(node).head == "number" and "." in _unsigned(node).text for node in (gold, answer))
+        """Return whether rounding is allowed and one of the values is a decimal, or so many percent."""
+        values = (_unsigned(node.parts[0] if node.head == "quotient" else node) for node in (gold, answer))
+        return self._rounding is not None and any(value.head == "number" and "." in value.text for value in values)
 
     def _symbolic(self, rule: Callable[[Node, Node], bool], gold: Node, answer: Node) -> bool:
         self.rung = max(self.rung, Rung.FILTER)

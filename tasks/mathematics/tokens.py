@@ -43,11 +43,12 @@ _LAYOUT = re.compile(
     \\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?
   | \\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|cal|hfill|strut|allowbreak)(?![A-Za-z])
   | \\(?:begin|end)\s*\{(?:aligned|align\*?|alignedat|eqnarray\*?|equation\*?|gathered|gather\*?|split|math|displaymath|center)\}
-  | (?<!\\)\\[()\[\]]  |  (?<!\\)\$  |  \*\*  |  ["`“”„«»]
+  | (?<!\\)\\[()\[\]]  |  (?:(?<!\\)|(?<=\\\\))\$  |  \*\*  |  ["`“”„«»]
     """,
     re.VERBOSE,
 )
 _SYSTEM_BRACE = re.compile(r"\\left\s*\\(?:\{|lbrace)(?=\s*\\begin)|\\right\s*\.")
+_CONTINUED_ROW = re.compile(r"\\\\\s*&?\s*(?=[=<>]|\\(?:leq?|geq?|approx)(?![A-Za-z]))")
 _PART_LABEL = re.compile(r"(?:(?<![A-Za-z])(?:for|in)\s+)?(?<![A-Za-z])(?:parts?|case)\s*\(\s*[a-z]{1,3}\s*\)\s*:?", re.IGNORECASE)
 _LABELLED_LIST = re.compile(r"\s*\(a\)(?P<first>.*?[\s,;])\(b\)(?P<rest>.*)", re.DOTALL)
 _NEXT_LABEL = re.compile(r"[\s,;]\([c-h]\)")
@@ -111,12 +112,19 @@ def _tidy(text: str) -> str:
     text = _LOWERED.sub(lambda match: f"_{{{match.group().translate(_FROM_LOWERED)}}}", text)
     if not text.isascii():
         text = "".join(UNICODE.get(character, character) for character in text)
-        text = "".join(character for character in unicodedata.normalize("NFKC", text) if unicodedata.category(character) != "Cf")
+        text = "".join(map(_plain_character, unicodedata.normalize("NFKC", text)))
         text = _OVERLINED.sub(lambda match: f"\\overline{{{match[1].replace(chr(0x305), '')}}}", _DOTTED.sub(r"\\dot{\1}", text))
+    text = _CONTINUED_ROW.sub(" ", text)
     text = _PART_LABEL.sub(" ", _SYSTEM_BRACE.sub(" ", text))
     text = _LABELLED_LIST.sub(_without_labels, text)
     text = _GROUPING.sub("", _DECIMAL_COMMA.sub(".", _LAYOUT.sub(" ", text)))
     return without_blank_groups(_SPACE.sub(lambda match: "" if match.group() == r"\!" else " ", text))
+
+
+def _plain_character(character: str) -> str:
+    """Drop an invisible mark, and read any currency as dollars."""
+    category = unicodedata.category(character)
+    return "" if category == "Cf" else r"\$" if category == "Sc" and character != "$" else character
 
 
 def _without_labels(match: re.Match[str]) -> str:

@@ -38,13 +38,18 @@ _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;&.]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[A-Za-z](?:_[0-9])?\s*="
     r"|(?:for|in)\s+(?:part|case)\s*\(?[a-z]\)?)*"
 )
-_MARKS = (re.compile(r"####[ \t]*+"), re.compile(r"answer[ \t*_]*+(?:is\b|[:=])[ \t]*+:?", re.IGNORECASE))
-_MATHEMATICS = re.compile(r"(?<!\\)\$\$?([^$]{1,400})(?<!\\)\$\$?|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
+_MARKS = (
+    re.compile(r"####[ \t]*+"),
+    re.compile(r"answer[ \t*_]*+(?:is\b|[:=])[ \t]*+:?", re.IGNORECASE),
+    re.compile(r"(?:correct|right|best) (?:option|choice)[ \t*_]*+(?:is\b|:)[ \t]*+:?", re.IGNORECASE),
+)
+_MATHEMATICS = re.compile(r"(?<!\\)\$\$?([^$]{1,400})(?:(?<!\\)|(?<=\\\\))\$\$?|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
 _NAME = re.compile(
     r"(?:[A-Za-z]|[A-Z]{2,4}|\\(?!pi|infty|emptyset|varnothing)[A-Za-z]+)(?:_(?:\w|\{\w{1,9}\}))?'*(?:\([a-z](?:,\s*[a-z]){0,3}\))?"
 )
 _DIGIT = re.compile(r"\d")
 _MAX_NAME_CHARS = 40
+_MAX_SENTENCE_CHARS = 2000
 _SHORT_FIRST_WORDS = frozenset("a an as at by he if in it my of on so to we".split())
 _SAYS = re.compile(r"(?<![\\A-Za-z])(?:is|are|equals?)(?![A-Za-z])|(?<![<>=!:])=", re.IGNORECASE)
 _FIRST_WORD = re.compile(r"[^\w\\$]*([^\W\d_]+)[\s,]")
@@ -179,7 +184,7 @@ def _said(line: str) -> str:
     is_sentence = first is not None and (len(first[1]) > 2 or first[1].casefold() in _SHORT_FIRST_WORDS) and first[1] not in NAMES
     if not (_is_only_a_name(name) if name else is_sentence):
         return line
-    sentence = _SENTENCE_END.split(line)[0]
+    sentence = _SENTENCE_END.split(line)[0][:_MAX_SENTENCE_CHARS]
     within = [match.span() for match in _MATHEMATICS.finditer(sentence)]
     for word in reversed(list(_SAYS.finditer(sentence))):
         is_apart = not any(start < word.start() < end for start, end in within)

@@ -39,8 +39,11 @@ UNICODE: Mapping[str, str] = {
     **dict.fromkeys("\u2212\ufe63\uff0d\u2010\u2011\u2012\u2013\u2014", "-"),
     **dict.fromkeys("\u00b7\u22c5\u2219\u00d7\u2217", "*"),
     **dict.fromkeys("\u00a0\u202f\u2009", " "),
+    **{"㎡": r"\text{ m}^2 ", "㎥": r"\text{ m}^3 ", "㎠": r"\text{ cm}^2 ", "㎤": r"\text{ cm}^3 ", "㎢": r"\text{ km}^2 "},
+    **{"℃": r"^\circ C", "℉": r"^\circ F", "’": "'"},
     **{"÷": "/", "∕": "/", "⁄": "/", "√": r"\sqrt ", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "º": r"^\circ ", "′": "'"},
     **{"≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp "},
+    **{"∑": r"\sum ", "∏": r"\prod "},
     **{"∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\varnothing ", "ℝ": r"\mathbb{R}", "∖": r"\setminus "},
     **{"⟨": r"\langle ", "⟩": r"\rangle ", "€": r"\$", "£": r"\$", "¢": r"\text{cents}"},
     **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}"},
@@ -82,7 +85,7 @@ mph mph; km/h kph km/h; degree degree degrees °; radian rad radian radians
 
 UNIT_WORDS = words("cm mm km dm kg mg lb lbs oz ft mi yd in hr hrs min sec ml mL pm am PM AM sq cc mph kph rpm deg rad usd USD")
 """Short words that are units even if they touch the number."""
-ONE_LETTER_UNITS = frozenset("mgsLlh")
+ONE_LETTER_UNITS = frozenset("mgsLlhΩ")
 LINKS = words("and or")
 SHORT_WORDS = UNIT_WORDS | LINKS | words("is no to of if an")
 
