@@ -196,13 +196,12 @@ def canonical_value(token: str) -> str:
 
 
 def canonical_text(text: str) -> str:
-    r"""Return `text` case-folded, with single spaces and composed letters, without \text{} or quotes around all of it."""
+    r"""Return `text` case-folded, with single spaces and composed letters, without a \text{} or quotes around it."""
     unwrapped = _TEXT_COMMAND.fullmatch(text)
     plain = " ".join((unwrapped[1] if unwrapped else text).split())
     plain = plain if plain.isascii() or len(plain) > _MAX_COMPOSED_CHARS else unicodedata.normalize("NFC", plain)
-    while len(plain) > 2 and plain[0] in _QUOTES and plain[-1] in _QUOTES:
-        plain = plain[1:-1].strip()
-    return plain.casefold()
+    num_quotes = min(len(plain) - len(plain.lstrip(_QUOTES)), len(plain) - len(plain.rstrip(_QUOTES)), (len(plain) - 1) // 2)
+    return plain[num_quotes : len(plain) - num_quotes].strip().casefold() if num_quotes > 0 else plain.casefold()
 
 
 def _last(matches: Iterator[re.Match[str]]) -> re.Match[str] | None:
@@ -257,7 +256,7 @@ def _result(text: str) -> str | None:
 
 
 def _are_close(first: str, second: str, rounding: int) -> bool:
-    """Return whether two canonical values, of which one is a decimal, differ by half a unit of a decimal place at most."""
+    """Return whether two values, of which one is a decimal, differ by at most half a unit of a decimal place."""
     if "." not in first + second or not (_PLAIN.fullmatch(first) and _PLAIN.fullmatch(second)):
         return False
     return abs(Fraction(first) - Fraction(second)) * 2 * 10**rounding <= 1

@@ -83,9 +83,9 @@ class JudgingConfig(Section):
         last = response.rfind(closing, 0, end) if closing else -1
         if last < 0 and closing and self.reasoning_from_start:
             return ""
-        start = max(start, last + len(closing) if last >= 0 else 0)
-        opened = response.find(opening, start) if opening else -1
-        return response[start:end] if opened < 0 or opened >= end else ""
+        closed = last + len(closing) if last >= 0 else 0
+        opened = response.find(opening, closed) if opening else -1
+        return response[max(start, closed) : end] if opened < 0 or opened >= end else ""
 
     def shortened(self, response: str, num_chars: int) -> str:
         """Return a short response that has the same answer, up to its last `num_chars` characters."""

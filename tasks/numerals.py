@@ -18,7 +18,7 @@ A group is only joined where it can be nothing else. Those with commas may also 
 import re
 import unicodedata
 
-__all__ = ["MINUS", "COMMA_GROUPS", "with_ascii_digits", "with_plain_digits", "with_plain_powers", "ungrouped", "without_blank_groups"]
+__all__ = ["COMMA_GROUPS", "MINUS", "ungrouped", "with_ascii_digits", "with_plain_digits", "with_plain_powers", "without_blank_groups"]
 
 MINUS = "-\u2212\ufe63\uff0d"
 """The minus signs."""
@@ -76,7 +76,8 @@ def with_plain_powers(text: str, opening: str = "", closing: str = "") -> str:
 
 
 def ungrouped(match: re.Match[str]) -> str:
-    """Return the digits of a match of COMMA_GROUPS. Behind other groups, a comma or a full stop comes before the decimals."""
+    """Return the digits of a match of COMMA_GROUPS. A comma or full stop that differs from the sign between the groups
+    comes before the decimals."""
     text = match.group()
     decimals = _DECIMALS.search(text)
     is_group = decimals is None or (len(decimals[1]) == 3 and text.count(decimals.group()[0]) > 1)

@@ -31,7 +31,7 @@ def published_rows(
 ) -> list[PublishedRow]:
     """Return all rows in the order of their indices, except the `unusable` ones, which the file may lack. Each of
     `layouts` is a pair of columns: question and answer. Raises TaskError if the file has none of the layouts, another
-    number of rows, a blank question, the same index twice, or an answer that cannot be what was meant (`tasks.data.texts`)."""
+    number of rows, a blank question, the same index twice, or an answer that is damaged (`tasks.data.texts`)."""
     present = file.columns()
     layout = next((layout for layout in layouts if set(layout) <= set(present)), None)
     if layout is None:

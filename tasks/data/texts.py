@@ -15,7 +15,14 @@ from typing import Any
 
 __all__ = ["fault"]
 
-_NAMES = {"\x08": "a backspace", "\x0c": "a form feed", "\t": "a tab", "\n": "a line break", "\r": "a carriage return", "\0": "a null character"}
+_NAMES = {
+    "\x08": "a backspace",
+    "\x0c": "a form feed",
+    "\t": "a tab",
+    "\n": "a line break",
+    "\r": "a carriage return",
+    "\0": "a null character",
+}
 _LETTERS = {"\x08": "b", "\x0c": "f", "\t": "t", "\n": "n", "\r": "r"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")

@@ -20,7 +20,19 @@ from enum import IntEnum
 from functools import partial
 
 from tasks.mathematics.exact import exact_value, rational_value, spelling
-from tasks.mathematics.forms import conflicting_units, is_equation, items_of, key, negated, region, stated, turned, variables, with_unit_of_one_letter, without_unit
+from tasks.mathematics.forms import (
+    conflicting_units,
+    is_equation,
+    items_of,
+    key,
+    negated,
+    region,
+    stated,
+    turned,
+    variables,
+    with_unit_of_one_letter,
+    without_unit,
+)
 from tasks.mathematics.nodes import COLLECTIONS, Node, latex, number
 from tasks.mathematics.symbolic import close_value, proportional, refusal, same_value
 from tasks.mathematics.syntax import Unreadable, parse
@@ -141,7 +153,7 @@ class _Comparison:
 
     # ---- structures
     def _collection(self, gold: Node, answer: Node) -> bool:
-        """Compare without order. Each item counts as often as it is listed, and once in a set or among the values of one
+        """Compare without order. Each item counts as often as it is listed, or once in a set or among values of one
         name. Values of several names are compared in order if the answer gives no names."""
         answer = stated(answer)[1]
         golds, answers = list(items_of(gold)), list(items_of(answer))
@@ -232,8 +244,8 @@ class _Comparison:
         return not self._cheap and self._symbolic(proportional, _difference(gold), _difference(answer))
 
     def _inequality(self, gold: Node, answer: Node) -> bool:
-        """Compare the sides and the signs between them, in both directions, and also times -1. Of two sides, the differences
-        may be multiples of one another."""
+        """Compare the sides and the signs between them, in both directions, and also times -1. The differences of two
+        sides may be multiples of one another."""
         if answer.head != "relation" or len(gold.parts) != len(answer.parts):
             return False
         forms = [form for form in (answer, turned(answer)) if form is not None and form.text == gold.text]

@@ -14,7 +14,19 @@ from tasks.mathematics.exact import exact_value
 from tasks.mathematics.nodes import COLLECTIONS, Node, walk
 from tasks.mathematics.words import NUMBER_WORDS, ONE_LETTER_UNITS, UNITS
 
-__all__ = ["conflicting_units", "is_equation", "items_of", "key", "negated", "region", "stated", "turned", "variables", "with_unit_of_one_letter", "without_unit"]
+__all__ = [
+    "conflicting_units",
+    "is_equation",
+    "items_of",
+    "key",
+    "negated",
+    "region",
+    "stated",
+    "turned",
+    "variables",
+    "with_unit_of_one_letter",
+    "without_unit",
+]
 
 REALS = Node("symbol", text="\\mathbb{R}")
 INFINITY = Node("symbol", text="\\infty")

@@ -1,6 +1,6 @@
 r"""Sums, products and multiples of matrices, computed entry by entry.
 
-    computed(parse(r"2\begin{pmatrix}1\\x\end{pmatrix}"))  ->  the node of the matrix of 2*1 and 2*x"""
+computed(parse(r"2\begin{pmatrix}1\\x\end{pmatrix}"))  ->  the node of the matrix of 2*1 and 2*x"""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -54,7 +54,9 @@ def _product(left: Node, right: Node) -> Node | None:
     if width != other_height or width == 0 or height * other_width > MAX_ENTRIES or sum(1 for _ in walk(left)) * other_width > MAX_NODES:
         return None
     columns = list(zip(*_rows(right), strict=True))
-    rows = [[Node("sum", tuple(Node("product", pair) for pair in zip(row, column, strict=True))) for column in columns] for row in _rows(left)]
+    rows = [
+        [Node("sum", tuple(Node("product", pair) for pair in zip(row, column, strict=True))) for column in columns] for row in _rows(left)
+    ]
     return rows[0][0] if len(rows) == len(rows[0]) == 1 else _matrix(rows)
 
 

@@ -1,6 +1,6 @@
 r"""Sums and products with bounds, written out term by term if they are small.
 
-    expanded(r"\sum", parse("k=1"), number(3), parse("k^2"))  ->  the node of 1^2 + 2^2 + 3^2"""
+expanded(r"\sum", parse("k=1"), number(3), parse("k^2"))  ->  the node of 1^2 + 2^2 + 3^2"""
 
 from tasks.mathematics.exact import rational_value
 from tasks.mathematics.nodes import Node, number, walk
@@ -15,8 +15,8 @@ MAX_NODES = 4000
 
 
 def expanded(command: str, lower: Node, upper: Node, term: Node) -> Node | None:
-    """Return the sum or product of `term` from `lower`, as in k = 1, to `upper`. None: the bounds are not whole numbers,
-    or it is too large."""
+    """Return the sum or product of `term` from `lower`, as in k = 1, to `upper`. The result is None if the bounds are
+    not whole numbers, or if it is too large."""
     if lower.head != "relation" or lower.text != "=" or lower.parts[0].head != "symbol":
         return None
     first, last = rational_value(lower.parts[1]), rational_value(upper)

@@ -6,12 +6,23 @@ Reading them takes linear time and never raises. `tasks.mathematics.syntax` says
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from tasks.mathematics.words import (
+    ALIASES,
+    LINKS,
+    MATHEMATICAL_TEXT,
+    NAMES,
+    NUMBER_WORDS,
+    ONE_LETTER_UNITS,
+    SHORT_WORDS,
+    TEXT_COMMANDS,
+    UNICODE,
+    UNIT_WORDS,
+)
 from tasks.numerals import COMMA_GROUPS, ungrouped, with_ascii_digits, with_plain_powers, without_blank_groups
-from tasks.mathematics.words import ALIASES, LINKS, MATHEMATICAL_TEXT, NAMES, NUMBER_WORDS, ONE_LETTER_UNITS, SHORT_WORDS, TEXT_COMMANDS, UNICODE, UNIT_WORDS
 
 __all__ = ["Token", "TokenKind", "tokens", "without_grouping"]
 
@@ -96,10 +107,12 @@ def tokens(text: str) -> list[Token]:
 def without_grouping(text: str) -> str:
     """Return `text` without the commas that group digits outside of brackets. "1,234" could also be a list of two
     numbers, and so could "1,00,000" and "1.234,56"."""
-    text = with_ascii_digits(text)
-    for groups, joined in ((COMMA_GROUPS, ungrouped), (_COMMA_GROUPING, lambda match: match.group().replace(",", ""))):
-        text = groups.sub(lambda match: match.group() if _in_brackets(match.string, match.start()) else joined(match), text)  # noqa: B023
-    return text
+    text = _joined(COMMA_GROUPS, ungrouped, with_ascii_digits(text))
+    return _joined(_COMMA_GROUPING, lambda match: match.group().replace(",", ""), text)
+
+
+def _joined(groups: re.Pattern[str], rule: Callable[[re.Match[str]], str], text: str) -> str:
+    return groups.sub(lambda match: match.group() if _in_brackets(text, match.start()) else rule(match), text)
 
 
 def _in_brackets(text: str, end: int) -> bool:

@@ -5,8 +5,8 @@
 Of the answer part of a response (`tasks.base.JudgingConfig`), it is the last ``` block marked as Python, else the last
 block without a mark, else the lines of the text that look like Python from the first def, class, import or decorator
 on. Of several blocks, the last one counts that defines a name that is asked for; without any, the last one that
-defines a function or class. So a block of example use after the program does not count. A block that is indented is moved to the
-left, as Markdown does. Nothing is compiled here; the sandbox does that."""
+defines a function or class. So a block of example use after the program does not count. An indented block is moved to
+the left, as Markdown does. Nothing is compiled here; the sandbox does that."""
 
 import re
 from collections.abc import Collection
@@ -16,7 +16,8 @@ from tasks.base import DEFAULT_JUDGING, JudgingConfig
 __all__ = ["stated_program"]
 
 _BLOCK = re.compile(
-    r"^(?P<indent>[ \t]*)(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]+)?```+[ \t]*(?P<language>\w*)[^\n`]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL
+    r"^(?P<indent>[ \t]*)(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]+)?```+[ \t]*(?P<language>\w*)[^\n`]*\n(?P<code>.*?)(?:^[ \t]*```|\Z)",
+    re.MULTILINE | re.DOTALL,
 )
 _DEFINED = re.compile(r"^(?:async[ \t]+)?(?:def|class)[ \t]", re.MULTILINE)
 _NAMED = re.compile(r"^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)|^(\w+)[ \t]*(?::[^=\n]*)?=[ \t]*\w", re.MULTILINE)
