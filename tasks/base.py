@@ -88,10 +88,12 @@ class JudgingConfig(Section):
         return response[max(start, closed) : end] if opened < 0 or opened >= end else ""
 
     def shortened(self, response: str, num_chars: int) -> str:
-        """Return a short response that has the same answer, up to its last `num_chars` characters."""
+        """Return the end of a response, whose answer part is the end of that of the whole. If the cut would hide where
+        the reasoning begins or ends, a closing tag comes first."""
         if len(response) <= num_chars:
             return response
-        return self.reasoning_tags[1] + self.answer_part(response)[-num_chars:]
+        end, part = response[-num_chars:], self.answer_part(response)[-num_chars:]
+        return end if self.answer_part(end) == part else self.reasoning_tags[1] + part
 
 
 DEFAULT_JUDGING = JudgingConfig()
