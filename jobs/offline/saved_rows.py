@@ -95,8 +95,10 @@ class SavedRows:
         if not prompt:
             raise rows[0].error("column 'prompt_ids' is empty")
         rollouts = [self._rollout(row, prompt) for row in rows]
-        for column in ("question", "answer"):
-            rows[0].require_sound(column, is_answer=column == "answer")
+        for row in rows:
+            row.require_sound("question")
+            row.require_sound("answer", is_answer=True)
+            row.require_sound("feature")
         problem = Problem(
             task=str(first.get("task") or self._config.task.name),
             problem_id=str(first.get("problem_id") or group_id),
@@ -217,8 +219,6 @@ def _verdict(row: Row) -> Verdict:
 
 
 def _with_features(batch: pa.RecordBatch, rows: Sequence[Row]) -> pa.RecordBatch:
-    for row in rows:
-        row.require_sound("feature")
     features: list[Any] = [row.values.get("feature") for row in rows]
     dim = next((len(feature) for feature in features if feature), 0)
     if not dim:

@@ -173,7 +173,7 @@ def _evaluate(program: str, setup: str, calls: Sequence[str], limits: Limits, is
 
 # ---- comparing ----
 def _agree(found: Any, expected: Any, atol: float) -> bool:
-    if found == expected or (type(found) is int and type(expected) is float and _rounds_to(found, expected)):
+    if found == expected or _rounds_to(found, expected):
         return True
     floats = expected if isinstance(expected, list | tuple) else [expected]
     if atol == 0 and not (floats and all(isinstance(item, float) for item in floats)):
@@ -181,12 +181,16 @@ def _agree(found: Any, expected: Any, atol: float) -> bool:
     return type(found) is type(expected) and _are_close(found, expected, atol or _FLOAT_ATOL)
 
 
-def _rounds_to(found: int, expected: float) -> bool:
-    """Return whether a float is what an exact integer rounds to."""
-    try:
-        return float(found) == expected
-    except OverflowError:
-        return False
+def _rounds_to(found: Any, expected: Any) -> bool:
+    """Return whether the values are equal where exact integers are rounded to the floats that the reference gives."""
+    if type(found) is int and type(expected) is float:
+        try:
+            return float(found) == expected
+        except OverflowError:
+            return False
+    if isinstance(expected, list | tuple):
+        return type(found) is type(expected) and len(found) == len(expected) and all(map(_rounds_to, found, expected))
+    return bool(found == expected)
 
 
 def _are_close(found: Any, expected: Any, atol: float) -> bool:

@@ -56,7 +56,7 @@ def _dedented(code: str) -> str:
     first = next((line for line in lines if line.strip()), "")
     indent = first[: len(first) - len(first.lstrip(" \t"))]
     is_common = indent and all(line.startswith(indent) or not line.strip() for line in lines)
-    return "\n".join(line.removeprefix(indent) if line.strip() else line for line in lines) if is_common else code
+    return "\n".join(line.removeprefix(indent) for line in lines) if is_common else code
 
 
 def _bare_program(text: str) -> str | None:
