@@ -1,7 +1,7 @@
 r"""Reading an answer out of free text. It is exact, takes time linear in the length of the text, and never raises.
 
 Only the answer part of a response is read: what follows the reasoning, up to the end of the turn
-(`tasks.base.JudgingConfig`).
+(`tasks.judging`).
 
 The number rule (`last_number`). The last number of the response is its answer.
 * A number is a run of digits, with thousands commas ("1,234") and a fraction (".5", "7.0") if it has them. A unit may

@@ -90,7 +90,7 @@ def readings(text: str, *, is_answer: bool = False) -> list[Node]:
 
 def compare(golds: Sequence[Node], answers: Sequence[Node], rounding: int | None = None) -> Finding:
     """Compare each reading of the answer with each of the right answer; one match is enough. `rounding` is that of
-    `tasks.base.JudgingConfig`."""
+    `tasks.judging`."""
     comparison = _Comparison(rounding)
     is_equal = any(comparison.same(gold, answer) for gold in golds for answer in answers)
     return Finding(is_equal=is_equal, rung=comparison.rung, refusal=None if is_equal else comparison.refusal)

@@ -1,6 +1,6 @@
 r"""Where the mathematical answer stands in a response.
 
-Of its answer part (`tasks.base.JudgingConfig`), a response states (`stated_answer`) the first of these that exists:
+Of its answer part (`tasks.judging`), a response states (`stated_answer`) the first of these that exists:
 1. its last closed \boxed{...} or \fbox{...} that is not blank, the innermost if they nest. Boxes with nothing but
    "and", "or" or a comma between them are one list, or two forms of one answer, of which the last counts;
 2. what follows the last "answer is", "Answer:" or "####" on its line. If words come first, it is what follows the last

@@ -2,7 +2,7 @@
 
     program = stated_program(response)   # None if there is none
 
-Of the answer part of a response (`tasks.base.JudgingConfig`), it is the last ``` block marked as Python, else the last
+Of the answer part of a response (`tasks.judging`), it is the last ``` block marked as Python, else the last
 block without a mark, else the lines of the text that look like Python from the first def, class, import or decorator
 on. Of several blocks, the last one counts that defines a name that is asked for; without any, the last one that
 defines a function or class. So a block of example use after the program does not count. An indented block is moved to

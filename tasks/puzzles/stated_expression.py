@@ -4,7 +4,7 @@ r"""The arithmetic expression that a response states. Reading it takes linear ti
     stated                            # r"(1 + 2) \times 8 = 24"
     read_expression(stated).text      # "(1 + 2) * 8"
 
-The stated-expression rule. Of the answer part of a response (`tasks.base.JudgingConfig`), the answer is the first of
+The stated-expression rule. Of the answer part of a response (`tasks.judging`), the answer is the first of
 these that exists:
 1. the content of the last closed <answer>...</answer> that is not blank;
 2. the content of the last closed \boxed{...} that is not blank;
