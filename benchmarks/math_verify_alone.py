@@ -137,7 +137,8 @@ def compare(cases: Sequence[Case], judge_name: str) -> dict[str, Any]:
     config = VerifierConfig(num_workers=1, timeout_s=_DEADLINE_S)
     with VerifierPool(TaskConfig(name="math"), config, task_factory=JUDGES[judge_name]) as pool:
         for case in cases:
-            gold = stated_answer(case.gold) or case.gold if judge_name == "ours" else case.gold
+            is_text = judge_name == "ours" and "\\boxed" in case.gold
+            gold = (stated_answer(case.gold) if is_text else None) or case.gold
             problem = Problem(task="math", problem_id="0", question="?", answer=gold)
             for verdict, (kind, rule), is_right, response in zip(
                 pool.verify(problem, case.responses), case.rules, case.right, case.responses, strict=True

@@ -259,7 +259,7 @@ def _are_close(first: str, second: str, rounding: int) -> bool:
     """Return whether two values, of which one is a decimal, differ by at most half a unit of a decimal place."""
     if "." not in first + second or not (_PLAIN.fullmatch(first) and _PLAIN.fullmatch(second)):
         return False
-    return abs(Fraction(first) - Fraction(second)) * 2 * 10**rounding <= 1
+    return bool(abs(Fraction(first) - Fraction(second)) * 2 * 10**rounding <= 1)
 
 
 def _fraction_value(token: str) -> Fraction | None:

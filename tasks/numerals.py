@@ -67,7 +67,7 @@ def with_ascii_digits(text: str) -> str:
         return text
     text = _WIDE_COMMA.sub(",", text)
     digits = {ord(digit): str(unicodedata.decimal(digit)) for digit in set(_FOREIGN_DIGIT.findall(text))}
-    return text.translate(_WIDE_SIGNS | digits)
+    return text.translate(_WIDE_SIGNS).translate(digits)
 
 
 def with_plain_powers(text: str, opening: str = "", closing: str = "") -> str:

@@ -153,14 +153,15 @@ class _Comparison:
 
     # ---- structures
     def _collection(self, gold: Node, answer: Node) -> bool:
-        """Compare without order. Each item counts as often as it is listed, or once in a set or among values of one
-        name. Values of several names are compared in order if the answer gives no names."""
+        """Compare without order. Each item counts as often as it is listed, or once in a set, among points, or among
+        values of one name. Values of several names are compared in order if the answer gives no names."""
         answer = stated(answer)[1]
         golds, answers = list(items_of(gold)), list(items_of(answer))
         names = _names(golds)
         if len(set(names)) == len(golds) > 1 and (answer.head == "point" or (answer.head == "list" and not _names(answers))):
             return self._all([stated(item)[1] for item in golds], answer.parts)
-        if "set" in (gold.head, answer.head) or (names and len(set(names)) == 1):
+        is_of_points = all(item.head == "point" for item in golds)
+        if "set" in (gold.head, answer.head) or is_of_points or (names and len(set(names)) == 1):
             golds, answers = self._distinct(golds), self._distinct(answers)
         if answer.head not in COLLECTIONS and len(golds) != 1:
             return gold.head == "list" and self._region(gold, answer)

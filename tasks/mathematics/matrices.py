@@ -3,7 +3,6 @@ r"""Sums, products and multiples of matrices, computed entry by entry.
 computed(parse(r"2\begin{pmatrix}1\\x\end{pmatrix}"))  ->  the node of the matrix of 2*1 and 2*x"""
 
 from collections.abc import Callable, Sequence
-from functools import reduce
 
 from tasks.mathematics.exact import rational_value
 from tasks.mathematics.nodes import Node, walk
@@ -32,7 +31,9 @@ def _value(node: Node) -> Node | None:
             rows = zip(*(_rows(part) for part in node.parts), strict=True)
             return _matrix([[Node("sum", entries) for entries in zip(*row, strict=True)] for row in rows])
         case "product":
-            found: Node | None = reduce(lambda left, right: left and _product(left, right), node.parts)
+            found: Node | None = node.parts[0]
+            for factor in node.parts[1:]:
+                found = None if found is None else _product(found, factor)
             return found
         case "negative":
             return _each(node.parts[0], lambda entry: Node("negative", (entry,)))

@@ -12,7 +12,7 @@ In 2 and 3, mathematics that is only a name, such as $n$, is no answer where a n
 
 import re
 
-from tasks.answers import final_number
+from tasks.answers import final_number, reference_number
 from tasks.base import DEFAULT_JUDGING, JudgingConfig
 from tasks.mathematics.words import NAMES
 
@@ -24,7 +24,7 @@ _BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*+\{|\\[{}\\]|[{}]")
 _BOX_START = re.compile(r"\\(?:f?boxed|fbox)(?![A-Za-z])")
 _BOXED_TOKEN = re.compile(r"\\f?boxed\s*+([^\s{}\\])")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;&.]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[A-Za-z](?:_[0-9])?\s*="
+    r"(?:[\s$,;&.}]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[A-Za-z](?:_[0-9])?\s*="
     r"|(?:for|in)\s+(?:part|case)\s*\(?[a-z]\)?)*"
 )
 _MARKS = (
@@ -102,7 +102,7 @@ def _last_boxes(text: str) -> list[str]:
 
 def _marked(text: str) -> str | None:
     """Return what the line behind the last mark states. It is the first mathematics, if only words come before it, and
-    otherwise the line up to the end of its sentence."""
+    otherwise the line up to the end of its sentence, or the only number in many words."""
     for mark in _MARKS:
         matches = list(mark.finditer(text))
         if not matches:
@@ -113,7 +113,7 @@ def _marked(text: str) -> str | None:
             return _whole_expression(line, mathematics)
         sentence = _SENTENCE_END.split(line)[0].strip(" \t*_`'\"")
         if sentence:
-            return sentence
+            return (reference_number(sentence) if len(_WORD.findall(sentence)) > MAX_BARE_WORDS else None) or sentence
     return None
 
 

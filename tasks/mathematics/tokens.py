@@ -67,7 +67,7 @@ _OVERLINED, _DOTTED = re.compile("((?:[0-9]\u0305)+)"), re.compile("([0-9])\u030
 _PYTHON_POWER = re.compile(r"(?<=[0-9A-Za-z)\]}])\*\*(?=[0-9A-Za-z(\[{\\-])")  # 2**10, not the bold **10**
 _SPACE = re.compile(
     r"""
-    \\(?:quad|qquad|enspace|thinspace|negthinspace)(?![A-Za-z])
+    \\(?:enspace|thinspace|negthinspace)(?![A-Za-z])  |  \\q?quad(?![A-Za-z]{2})
   | (?<!\\)\\[,;:>!\ \n]
   | ~
   | \\[hv]space\*?\s*\{[^{}]*\}

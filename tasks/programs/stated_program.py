@@ -9,7 +9,8 @@ defines a function or class. So a block of example use after the program does no
 the left, as Markdown does. Nothing is compiled here; the sandbox does that."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from itertools import product
 
 from tasks.base import DEFAULT_JUDGING, JudgingConfig
 
@@ -37,11 +38,11 @@ def stated_program(response: str, judging: JudgingConfig = DEFAULT_JUDGING, *, n
     program may have to define."""
     text = judging.answer_part(response).replace("\r\n", "\n").replace("\r", "\n")
     blocks = [(match["language"].lower(), _dedented(match["code"])) for match in _BLOCK.finditer(text)]
-    found = [[code for language, code in blocks if language in languages and code.strip()] for languages in (_PYTHON, ("",))]
-    for is_wanted in (lambda code: _defines(code, names), lambda code: _DEFINED.search(code) is not None, lambda code: True):
-        for codes in found:
-            if any(map(is_wanted, codes)):
-                return [code for code in codes if is_wanted(code)][-1].strip("\n")
+    groups = [[code for language, code in blocks if language in languages and code.strip()] for languages in (_PYTHON, ("",))]
+    rules: tuple[Callable[[str], object], ...] = (lambda code: _defines(code, names), _DEFINED.search, str.strip)
+    for rule, codes in product(rules, groups):
+        if found := [code for code in codes if rule(code)]:
+            return found[-1].strip("\n")
     return None if blocks else _bare_program(text)
 
 
