@@ -8,7 +8,7 @@ from actors.engines import ENGINES
 from buffers.extensions import Known
 from learners.precision import Dtype
 from learners.threads import Threads
-from tasks.base import Section
+from tasks.base import JudgingConfig, Section
 
 STRICT = Section.model_config
 
@@ -128,8 +128,8 @@ class ScorerConfig(Section):
     """GPUs that it reserves. Above 0 it runs on one."""
 
 
-class VerifierConfig(Section):
-    """How many processes verify responses, and what they may cost."""
+class VerifierConfig(JudgingConfig):
+    """How responses are read and judged, by how many processes, and what these may cost."""
 
     num_workers: int = Field(default=1, ge=1)
     """Verifier processes. Each holds one task and verifies one response at a time."""
@@ -146,6 +146,10 @@ class VerifierConfig(Section):
     run."""
     max_response_chars: int = Field(default=20_000, ge=1)
     """Of a longer response only this many characters at its end are verified, because an answer comes at the end."""
+
+
+VERIFIER_MEANS = tuple(f"verifier.{name}" for name in VerifierConfig.model_fields if name not in JudgingConfig.model_fields)
+"""Keys that do not change how a response is judged."""
 
 
 class NovelSamplingConfig(Section):

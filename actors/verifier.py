@@ -90,7 +90,7 @@ class VerifierPool:
         `final_answers`, verdicts carry the final answers too (`actors.final_answers`). Without `timeout_s` the task is
         made here too, because it knows its deadline. What that raises is raised here."""
         self._config = config
-        self._task_factory: TaskFactory = task_factory or partial(make_task, task_config)
+        self._task_factory: TaskFactory = task_factory or partial(make_task, task_config, config)
         if final_answers:
             self._task_factory = partial(with_final_answers, self._task_factory)
         # Seconds that one response may take:
@@ -117,7 +117,7 @@ class VerifierPool:
         or is closed. Some response of the pool finishes in every such window, so the wait is bounded by the window
         times the responses in the queue. A call changes nothing but the counts of `stats`. So a caller that lost the
         result may call again, even while the first call is still running."""
-        jobs = [_Job(response[-self._config.max_response_chars :]) for response in responses]
+        jobs = [_Job(self._config.shortened(response, self._config.max_response_chars)) for response in responses]
         num_rounds = 0
         while num_rounds < _MAX_ROUNDS and (open_jobs := [job for job in jobs if job.verdict is None]):
             if not (workers := self._workers).are_live():

@@ -41,7 +41,7 @@ STEP_S = 8.0
 RESPONSES_PER_STEP = 64
 """Both are those of the quick start (docs/measurements.md)."""
 _REASONING = "We write down what is given, and go on from there step by step until the answer is found. " * 11
-_SPLITS = {"gsm8k": ("test_full",), "math": ("train", "dev")}
+SPLITS = {"gsm8k": ("test_full",), "math": ("train", "dev")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def rates(task: Task, problems: Iterable[Problem]) -> dict[str, Any]:
     by_rule: Counter[str] = Counter()
     examples: list[str] = []
     for problem in problems:
-        for kind, rule, text in _variants(problem.answer):
+        for kind, rule, text in variants(problem.answer):
             is_correct = task.verify(problem, f"\\boxed{{{text}}}").status is VerdictStatus.CORRECT
             counts[kind]["all"] += 1
             if is_correct is (kind == "perturbed"):
@@ -135,7 +135,7 @@ def rates(task: Task, problems: Iterable[Problem]) -> dict[str, Any]:
     }
 
 
-def _variants(answer: str) -> Iterator[tuple[str, str, str]]:
+def variants(answer: str) -> Iterator[tuple[str, str, str]]:
     yield "as published", "as published", answer
     yield from (("equivalent", rule, text) for rule, text in equivalents(answer).items())
     yield from (("perturbed", rule, text) for rule, text in perturbations(answer).items())
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.run:
         print(json.dumps(share_of_steps(options.run)))
     elif options.rates:
-        for name, splits in _SPLITS.items():
+        for name, splits in SPLITS.items():
             _print(name, lambda name=name, splits=splits: _rates_of(name, splits))
     else:
         for name in options.sets.split(","):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from actors.config import STRICT, EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
+from actors.config import STRICT, VERIFIER_MEANS, EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from actors.engines import ENGINES, Repeats, facts_of, require_facts
 from bonus.base import Need
 from bonus.config import BonusConfig, FeatureSource
@@ -286,7 +286,7 @@ class RunConfig(BaseModel):
 
 
 CHANGEABLE_ON_RESUME = (
-    *("run_dir", "steps", "wait_timeout_s", "rollout", "verifier", "checkpoint", "supervision", "autoscale", "logs"),
+    *("run_dir", "steps", "wait_timeout_s", "rollout", *VERIFIER_MEANS, "checkpoint", "supervision", "autoscale", "logs"),
     *("evaluation", "trackers", "tracker_options", *PATH_KEYS),
     *("replay.max_bytes", "replay.log_max_mib", "replay.log_rollouts"),
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),

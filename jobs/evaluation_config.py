@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from actors.config import STRICT, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
+from actors.config import STRICT, VERIFIER_MEANS, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
 from buffers.fields import LocalPath
 from tasks.config import PATH_KEYS, TaskConfig
 
@@ -88,7 +88,8 @@ TAKEN_FROM_A_RUN = ("task", "sampling", "rollout", "verifier")
 
 CHANGEABLE_BETWEEN_STARTS = (
     *("out", "k", "resamples", *PATH_KEYS, "task.curriculum"),
-    *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "verifier", "scorer.threads", "scorer.num_gpus", "scorer.tokens_per_batch"),
+    *("pool_timeout_s", "wait_timeout_s", "rollout.workers", *VERIFIER_MEANS),
+    *("scorer.threads", "scorer.num_gpus", "scorer.tokens_per_batch"),
 )
 """Keys that may differ when a stopped job is started again: they do not change what is sampled, judged or scored."""
 

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from actors.config import STRICT, EncoderConfig, NovelSamplingConfig, RolloutConfig, SamplingConfig, VerifierConfig
+from actors.config import STRICT, VERIFIER_MEANS, EncoderConfig, NovelSamplingConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from bonus.config import SelectionConfig
 from buffers.fields import LocalPath
 from tasks.config import PATH_KEYS, TaskConfig
@@ -85,6 +85,6 @@ class ExploreConfig(BaseModel):
 
 CHANGEABLE_BETWEEN_STARTS = (
     *("out", *PATH_KEYS, "task.curriculum"),
-    *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "encoder.threads", "encoder.num_gpus", "verifier"),
+    *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "encoder.threads", "encoder.num_gpus", *VERIFIER_MEANS),
 )
 """Keys that may differ when a stopped job is started again: they do not change what is sampled or chosen."""

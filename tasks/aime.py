@@ -20,7 +20,7 @@ from tasks.data.published import PublishedRow, published_rows
 from tasks.data.sources import DataSetConfig, DataSource, SourceConfig
 from tasks.mathematics.math_task import LAYOUTS, MathTask
 
-__all__ = ["NUM_ROWS", "Aime", "AimeConfig"]
+__all__ = ["NUM_ROWS", "Aime", "AimeConfig", "of_integers"]
 
 NUM_ROWS = 30
 YEARS = {"dev": 2024, "test": 2025}
@@ -40,6 +40,13 @@ class AimeConfig(DataSetConfig):
     """A data set of the hub with the problems of 2025."""
     revision_2025: str = "563bb8404243c5f09de6ec262f2db674fe5bce9b"
     """Commit, branch or tag of `hub_2025`."""
+
+
+def of_integers(verdict: Verdict) -> Verdict:
+    """Return `verdict`, which is MALFORMED for a wrong answer that is not an integer from 0 to 999."""
+    if verdict.status is VerdictStatus.INCORRECT and not _INTEGER.fullmatch(verdict.answer or ""):
+        return replace(verdict, status=VerdictStatus.MALFORMED, detail="no integer from 0 to 999")
+    return verdict
 
 
 class Aime(MathTask):
@@ -66,10 +73,7 @@ class Aime(MathTask):
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Judge as MATH does. A wrong answer that is not an integer from 0 to 999 is MALFORMED."""
-        verdict = super().verify(problem, response)
-        if verdict.status is VerdictStatus.INCORRECT and not _INTEGER.fullmatch(verdict.answer or ""):
-            return replace(verdict, status=VerdictStatus.MALFORMED, detail="no integer from 0 to 999")
-        return verdict
+        return of_integers(super().verify(problem, response))
 
     def _problem(self, problem_id: str, row: PublishedRow) -> Problem:
         answer = str(row.answer).strip()

@@ -135,11 +135,12 @@ class Arithmetic(Task):
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return the last word of the response where the answer is a word, else its last number."""
-        return last_word(response) if problem.answer.isalpha() else last_number(response)
+        return (last_word if problem.answer.isalpha() else last_number)(response, self.judging)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 if the last number (or word) is the answer, else 0.0; NO_ANSWER if there is none."""
-        return judge(self.final_answer(problem, response), self.final_answer(problem, problem.answer))
+        expected = (last_word if problem.answer.isalpha() else last_number)(problem.answer)
+        return judge(self.final_answer(problem, response), expected)
 
     def _draw(self, split: str, index: int) -> tuple[QuestionKind, Question]:
         """Return the first question of the random stream (seed, split, index) that belongs to `split`."""

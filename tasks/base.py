@@ -8,19 +8,23 @@
 
 A task of your own subclasses `Task`, which leaves `name`, `problems` and `verify` to write; docs/tasks.md shows one.
 Every verifier process makes the task, so making it must be cheap and must read no file. `problems` reads the files and
-reports what is wrong with them as a TaskError before it returns the first problem."""
+reports what is wrong with them as a TaskError before it returns the first problem.
+
+Where the answer stands in a response is one rule for all tasks (`tasks.judging`)."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
-
 from buffers.records import Problem, Verdict, VerdictStatus
+from tasks.judging import DEFAULT_JUDGING, JudgingConfig
+from tasks.section import Section
 
 __all__ = [
+    "DEFAULT_JUDGING",
     "MAX_ANSWER_CHARS",
     "MEMBERS",
+    "JudgingConfig",
     "Message",
     "NeedsWarmUp",
     "Problem",
@@ -45,12 +49,6 @@ class TaskError(ValueError):
     """The task cannot do what is asked, for example because data are missing. The message is one line for a person."""
 
 
-class Section(BaseModel):
-    """Base of the sections of the configuration: they are frozen, describe their fields and refuse unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
 class Task(Protocol):
     """A source of problems and the judge of their answers. A task holds its configuration and no other state."""
 
@@ -60,6 +58,8 @@ class Task(Protocol):
     """Whether `verify` can judge. A job that needs verdicts refuses a task without a verifier before it starts."""
     deadline_s: float = 5.0
     """Seconds after which a verification is killed; `verifier.timeout_s` overrides them."""
+    judging: JudgingConfig = DEFAULT_JUDGING
+    """How responses are read, by the configuration of the job. `make_task` sets it."""
 
     @abstractmethod
     def problems(self, split: str) -> Iterator[Problem]:

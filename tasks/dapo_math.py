@@ -19,7 +19,7 @@ from hashlib import sha256
 
 from pydantic import Field
 
-from tasks.aime import Aime, AimeConfig
+from tasks.aime import Aime, AimeConfig, of_integers
 from tasks.base import Problem, TaskError, Verdict
 from tasks.data.published import PublishedRow, published_rows
 from tasks.data.sources import DataSetConfig, DataSource, SourceConfig
@@ -93,7 +93,8 @@ class DapoMath(MathTask):
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Judge problems of AIME as their task does, and all others as MATH does."""
-        return self._aime.verify(problem, response) if problem.task == self._aime.name else super().verify(problem, response)
+        verdict = super().verify(problem, response)
+        return of_integers(verdict) if problem.task == self._aime.name else verdict
 
     def _test_questions(self) -> list[str]:
         aime = [problem.question for split in ("dev", "test") for problem in self._aime.problems(split)]

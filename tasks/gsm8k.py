@@ -17,8 +17,8 @@ test file. The stated-number rule of `tasks.answers` reads an answer. Each call 
 
 from collections.abc import Iterator
 
-from tasks.answers import final_number, reference_number
-from tasks.base import Message, Problem, Task, TaskError, Verdict, judge, with_instruction
+from tasks.answers import final_number, number_verdict, reference_number
+from tasks.base import Message, Problem, Task, TaskError, Verdict, with_instruction
 from tasks.data.published import PublishedRow, published_rows
 from tasks.data.sources import DataSetConfig, DataSource
 
@@ -68,11 +68,11 @@ class Gsm8k(Task):
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return the number that the response states as its answer."""
-        return final_number(response)
+        return final_number(response, self.judging)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 for the right number in any spelling, else 0.0; NO_ANSWER if none is stated."""
-        return judge(final_number(response), final_number(problem.answer))
+        return number_verdict(response, problem.answer, self.judging)
 
     def _problem(self, problem_id: str, row: PublishedRow) -> Problem:
         """Make a problem of a row, whose answer is a bare number or, on the hub, a solution that ends in "#### 72"."""

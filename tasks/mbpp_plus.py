@@ -113,7 +113,7 @@ class MbppPlus(Task):
         """Return the program that the response states."""
         from tasks.programs.stated_program import stated_program
 
-        return stated_program(response)
+        return stated_program(response, self.judging, names=_called(problem.answer))
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 if the stated program passes every test, else 0.0. The status is NO_ANSWER without a program,
@@ -122,7 +122,7 @@ class MbppPlus(Task):
         from tasks.programs.sandbox import Isolation
         from tasks.programs.stated_program import stated_program
 
-        program = stated_program(response)
+        program = stated_program(response, self.judging, names=_called(problem.answer))
         if program is None:
             return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
         try:
@@ -166,6 +166,16 @@ def _counted(file: DataFile, rows: list[MbppRow], title: str, expected: int) -> 
     if found != expected:
         raise file.error(f"{found} problems, and {title}'s has {expected}")
     return rows
+
+
+def _called(tests: str) -> frozenset[str]:
+    """Return the names that the first of a problem's tests calls."""
+    from tasks.programs.program_tests import read_tests
+
+    try:
+        return frozenset(re.findall(r"([A-Za-z_]\w*)\(", read_tests(tests).calls[0]))
+    except (ValueError, IndexError):
+        return frozenset()
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from buffers.fields import LocalPath
-from tasks.answers import canonical_text, final_number, final_text, reference_number
+from tasks.answers import canonical_text, final_number, final_text, number_verdict, reference_number
 from tasks.base import Message, Problem, Section, Task, TaskError, Verdict, judge, with_instruction
 from tasks.data.files import SUFFIXES, DataFile, Row
 
@@ -99,8 +99,8 @@ class ParquetTask(Task):
         if self._config.verifier == "math":
             from tasks.mathematics.verify import final_math
 
-            return final_math(response)
-        return final_number(response) if self._config.verifier == "number" else final_text(response)
+            return final_math(response, self.judging)
+        return (final_number if self._config.verifier == "number" else final_text)(response, self.judging)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 for the right answer, else 0.0; NO_ANSWER for none. Raises TaskError with verifier "none"."""
@@ -111,9 +111,10 @@ class ParquetTask(Task):
         if self._config.verifier == "math":
             from tasks.mathematics.verify import math_verdict
 
-            return math_verdict(response, problem.answer)
-        canonical = final_number if self._config.verifier == "number" else canonical_text
-        return judge(self.final_answer(problem, response), canonical(problem.answer))
+            return math_verdict(response, problem.answer, self.judging)
+        if self._config.verifier == "number":
+            return number_verdict(response, problem.answer, self.judging)
+        return judge(final_text(response, self.judging), canonical_text(problem.answer))
 
     def warm_up(self) -> None:
         if self._config.verifier == "math":
@@ -172,6 +173,7 @@ class ParquetTask(Task):
     def _answer(self, row: Row) -> str:
         if self._answer_column is None:
             return ""
+        row.require_sound(self._answer_column, is_answer=True)
         answer = _text(row, self._answer_column)
         if self._config.verifier == "number" and reference_number(answer) is None:
             raise row.error(f"column '{self._answer_column}' states no single number: {answer[:80]!r}")
@@ -185,6 +187,7 @@ class ParquetTask(Task):
 
 def _messages(row: Row, column: str) -> list[Message]:
     """Return the prompt as chat messages with their role and content only."""
+    row.require_sound(column)
     prompt = row.values[column]
     if not isinstance(prompt, list):
         return [{"role": "user", "content": _text(row, column)}]
@@ -203,6 +206,7 @@ def _text(row: Row, column: str) -> str:
     value = row.values[column]
     if value is None:
         raise row.error(f"column '{column}' is null")
+    row.require_sound(column)
     if isinstance(value, float | Decimal):
         value = f"{Decimal(str(value)):f}"  # in full, never as 1e+20
     if not isinstance(value, str | int):

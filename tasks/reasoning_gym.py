@@ -37,8 +37,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tasks.answers import canonical_text, final_number, final_text, last_boxed, reference_number
-from tasks.base import Message, Problem, Section, Task, TaskError, Verdict, judge, with_instruction
+from tasks.answers import canonical_text, final_number, final_text, last_boxed, number_verdict, reference_number
+from tasks.base import JudgingConfig, Message, Problem, Section, Task, TaskError, Verdict, judge, with_instruction
 from tasks.data.held_out import require_split, split_of
 from tasks.puzzles.exact_expression import ExpressionError, parse
 from tasks.puzzles.number_puzzle import Puzzle
@@ -104,13 +104,15 @@ class ReasoningGym(Task):
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return, in canonical form, what `scoring` takes for the answer."""
-        return _STATED[self._config.scoring](response)
+        return _STATED[self._config.scoring](response, self.judging)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 if the answer is right by `scoring`, else 0.0; NO_ANSWER if there is none."""
         if self._config.scoring == "expression":
-            return _puzzle(problem.answer).judge(response)
-        canonical = {"number": final_number, "exact": canonical_text, "text": _verbatim}[self._config.scoring]
+            return _puzzle(problem.answer).judge(response, self.judging)
+        if self._config.scoring == "number":
+            return number_verdict(response, problem.answer, self.judging)
+        canonical = canonical_text if self._config.scoring == "exact" else _verbatim
         return judge(self.final_answer(problem, response), canonical(problem.answer))
 
     def _drawn(self, split: str, generator: Generator, wanted: int) -> list[Problem]:
@@ -169,10 +171,15 @@ def _is_solution(reference: str) -> bool:
     return True
 
 
-_STATED: Mapping[str, Callable[[str], str | None]] = {
+def _final_verbatim(response: str, judging: JudgingConfig) -> str | None:
+    text = judging.answer_part(response)
+    return _verbatim(last_tagged(text) or last_boxed(text) or text)
+
+
+_STATED: Mapping[str, Callable[[str, JudgingConfig], str | None]] = {
     "number": final_number,
     "exact": final_text,
-    "text": lambda response: _verbatim(last_tagged(response) or last_boxed(response) or response),
+    "text": _final_verbatim,
     "expression": final_expression,
 }
 _IS_READABLE: Mapping[str, Callable[[str], bool]] = {

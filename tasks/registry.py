@@ -9,21 +9,22 @@ from collections.abc import Iterator
 from hashlib import blake2b
 
 from buffers.extensions import is_path, load
-from tasks.base import MEMBERS, Task
+from tasks.base import DEFAULT_JUDGING, MEMBERS, JudgingConfig, Task
 from tasks.config import MIXTURE, TASKS, PartConfig, TaskConfig
 from tasks.mixture import Mixture, Part, naming_part
 
 __all__ = ["TASKS", "make_task", "require_methods"]
 
 
-def make_task(config: TaskConfig) -> Task:
-    """Make the task that `config` names; read no data. Raises ExtensionError for a class that makes no `Task`."""
+def make_task(config: TaskConfig, judging: JudgingConfig = DEFAULT_JUDGING) -> Task:
+    """Make the task that `config` names, which reads responses by `judging`; read no data. Raises ExtensionError for a
+    class that makes no `Task`."""
     if config.name != MIXTURE:
-        return _make(config, "task", config.seed)
+        return _judging(_make(config, "task", config.seed), judging)
     parts: dict[str, Part] = {}
     for key, label, part in _parts(config):
         with naming_part(label):
-            parts[label] = Part(task=_make(part, key, _seed(config, label, part)), weight=part.weight)
+            parts[label] = Part(task=_judging(_make(part, key, _seed(config, label, part)), judging), weight=part.weight)
     return Mixture(parts, config.seed)
 
 
@@ -34,6 +35,13 @@ def require_methods(config: TaskConfig) -> None:
     for key, _, part in _parts(config):
         if is_path(str(part.name)):
             _make(part, key, config.seed)
+
+
+def _judging(task: Task, judging: JudgingConfig) -> Task:
+    """Let `task` judge by `judging`, unless it is a class of your own that reads responses in another way."""
+    if hasattr(task, "judging"):
+        task.judging = judging
+    return task
 
 
 def _parts(config: TaskConfig) -> Iterator[tuple[str, str, PartConfig]]:

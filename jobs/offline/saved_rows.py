@@ -95,6 +95,10 @@ class SavedRows:
         if not prompt:
             raise rows[0].error("column 'prompt_ids' is empty")
         rollouts = [self._rollout(row, prompt) for row in rows]
+        for row in rows:
+            row.require_sound("question")
+            row.require_sound("answer", is_answer=True)
+            row.require_sound("feature")
         problem = Problem(
             task=str(first.get("task") or self._config.task.name),
             problem_id=str(first.get("problem_id") or group_id),
@@ -110,6 +114,10 @@ class SavedRows:
     def _rollout(self, row: Row, prompt: tuple[int, ...]) -> Rollout:
         response, logprobs = _integers(row, "response_ids"), _log_probabilities(row)
         starts, values = _versions(row, len(response))
+        try:
+            (text := str(row.values.get("response_text") or "")).encode()
+        except UnicodeEncodeError:
+            row.require_sound("response_text")
         if len(logprobs) != len(response):
             raise row.error(f"{len(response)} response_ids but {len(logprobs)} log-probs")
         return Rollout(
@@ -119,7 +127,7 @@ class SavedRows:
             version_starts=starts,
             version_values=values,
             finish_reason=FinishReason.LENGTH if len(response) >= self._config.sampling.max_response_tokens else FinishReason.STOP,
-            response_text=str(row.values.get("response_text") or ""),
+            response_text=text,
         )
 
 

@@ -54,7 +54,7 @@ def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base:
 
 
 def _task(config: EvaluateConfig) -> Task:
-    task = make_task(config.task)
+    task = make_task(config.task, config.verifier)
     if not task.has_verifier:
         raise UserError(f"task {task.name} has no verifier, and evaluation needs verdicts: set its verifier")
     return task

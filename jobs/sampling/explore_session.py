@@ -56,7 +56,7 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
 
 
 def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list[Problem]]:
-    task = make_task(config.task)
+    task = make_task(config.task, config.verifier)
     if config.verify != "none" and not task.has_verifier:
         raise UserError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
     return task, [] if from_pools else problems_of(task, config.split, config.problems)

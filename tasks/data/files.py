@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import TaskError
+from tasks.data.texts import fault
 
 __all__ = ["SUFFIXES", "DataFile", "Row"]
 
@@ -117,6 +118,12 @@ class Row:
 
     def error(self, problem: str) -> TaskError:
         return self.file.error(f"row {self.number}: {problem}")
+
+    def require_sound(self, column: str, *, is_answer: bool = False) -> None:
+        """Raise TaskError for a value that cannot be what was meant (`tasks.data.texts`)."""
+        found = fault(self.values.get(column), is_answer=is_answer)
+        if found is not None:
+            raise self.error(f"column '{column}' {found}")
 
 
 def _keys(rows: list[dict[str, Any]]) -> list[str]:

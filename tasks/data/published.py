@@ -31,7 +31,7 @@ def published_rows(
 ) -> list[PublishedRow]:
     """Return all rows in the order of their indices, except the `unusable` ones, which the file may lack. Each of
     `layouts` is a pair of columns: question and answer. Raises TaskError if the file has none of the layouts, another
-    number of rows, a blank question, or the same index twice."""
+    number of rows, a blank question, the same index twice, or an answer that is damaged (`tasks.data.texts`)."""
     present = file.columns()
     layout = next((layout for layout in layouts if set(layout) <= set(present)), None)
     if layout is None:
@@ -54,6 +54,7 @@ def published_rows(
 
 
 def _published(row: Row, index: int, layout: tuple[str, str]) -> PublishedRow:
+    row.require_sound(layout[1], is_answer=True)
     question, answer = (row.values[column] for column in layout)
     if not isinstance(question, str) or not question.strip():
         raise row.error(f"column '{layout[0]}' holds no question: {str(question)[:80]!r}")

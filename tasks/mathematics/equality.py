@@ -17,11 +17,24 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 from tasks.mathematics.exact import exact_value, rational_value, spelling
-from tasks.mathematics.forms import conflicting_units, is_equation, items_of, key, region, stated, variables, without_unit
+from tasks.mathematics.forms import (
+    conflicting_units,
+    is_equation,
+    items_of,
+    key,
+    negated,
+    region,
+    stated,
+    turned,
+    variables,
+    with_unit_of_one_letter,
+    without_unit,
+)
 from tasks.mathematics.nodes import COLLECTIONS, Node, latex, number
-from tasks.mathematics.symbolic import proportional, refusal, same_value
+from tasks.mathematics.symbolic import close_value, proportional, refusal, same_value
 from tasks.mathematics.syntax import Unreadable, parse
 from tasks.mathematics.tokens import without_grouping
 
@@ -29,9 +42,12 @@ __all__ = ["Finding", "Rung", "canonical", "compare", "readings"]
 
 MAX_ITEMS = 60
 _MAX_SYMBOLIC_ITEMS = 8
+_IN_TEXT = r"\s*(?:\\(?:text|textbf|mathrm|mathbf|bf|rm)\s*\{\s*)?[*_]*"
 _OPTION = re.compile(
-    r"\s*(?:\\(?:text|textbf|mathrm|mathbf|bf|rm)\s*\{\s*)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*\}?(?:[\s.:~]|\\[,;: ]|\\q?quad)+(\S.*)",
-    re.DOTALL,
+    rf"{_IN_TEXT}(?:\(\s*([A-J])\s*\)|([A-J])[\s*_}}]*[.):])[*_]*\s*\}}?(?:(?:[\s.:~]|\\[,;: ]|\\q?quad)+(\S.*)|\s*)", re.DOTALL
+)
+_NAMED_OPTION = re.compile(
+    rf"{_IN_TEXT}(?:option|choice|answer\s+choice)\s*\}}?{_IN_TEXT}\(?([A-J])(?![A-Za-z])(?:\s*[).:}},*-].*|\s*)", re.DOTALL | re.IGNORECASE
 )
 
 
@@ -54,20 +70,28 @@ class Finding:
 def readings(text: str, *, is_answer: bool = False) -> list[Node]:
     """Return what `text` may mean, most likely first. Raises Unreadable if it has no meaning. "1,234" is a number or a
     list. "(C) 12", if it is an answer, is an option or what the option stands for."""
-    grouped = without_grouping(text)
-    found = [parse(grouped)]
-    if grouped != text:
-        found.append(parse(text))
+    found: list[Node] = []
+    unreadable: Unreadable | None = None
+    for reading in dict.fromkeys((without_grouping(text), text)):
+        try:
+            found.append(parse(reading))
+        except Unreadable as error:
+            unreadable = unreadable or error
     if is_answer and (option := _OPTION.fullmatch(text)) is not None:
         found.append(Node("word", text=option[1] or option[2]))
         with suppress(Unreadable):
-            found.append(parse(without_grouping(option[3])))
+            found.append(parse(without_grouping(option[3] or "")))
+    elif is_answer and (option := _NAMED_OPTION.fullmatch(text)) is not None:
+        found.append(Node("word", text=option[1]))
+    if unreadable is not None and not found:
+        raise unreadable
     return found
 
 
-def compare(golds: Sequence[Node], answers: Sequence[Node]) -> Finding:
-    """Compare each reading of the answer with each of the right answer; one match is enough."""
-    comparison = _Comparison()
+def compare(golds: Sequence[Node], answers: Sequence[Node], rounding: int | None = None) -> Finding:
+    """Compare each reading of the answer with each of the right answer; one match is enough. `rounding` is that of
+    `tasks.judging`."""
+    comparison = _Comparison(rounding)
     is_equal = any(comparison.same(gold, answer) for gold in golds for answer in answers)
     return Finding(is_equal=is_equal, rung=comparison.rung, refusal=None if is_equal else comparison.refusal)
 
@@ -93,7 +117,8 @@ def canonical(node: Node) -> str:
 class _Comparison:
     """One comparison of two answers. It records how far the comparison climbed."""
 
-    def __init__(self) -> None:
+    def __init__(self, rounding: int | None) -> None:
+        self._rounding = rounding
         self.rung = Rung.SPELLING
         self.refusal: str | None = None
         self._cheap = False  # True while only spelling and value are compared
@@ -128,11 +153,16 @@ class _Comparison:
 
     # ---- structures
     def _collection(self, gold: Node, answer: Node) -> bool:
-        """Compare without order. Each item counts as often as it is listed, and once in a set."""
+        """Compare without order. Each item counts as often as it is listed, or once in a set, among points, or among
+        values of one name. Values of several names are compared in order if the answer gives no names."""
         answer = stated(answer)[1]
         golds, answers = list(items_of(gold)), list(items_of(answer))
-        if "set" in (gold.head, answer.head):
-            golds, answers = list(dict.fromkeys(golds)), list(dict.fromkeys(answers))
+        names = _names(golds)
+        if len(set(names)) == len(golds) > 1 and (answer.head == "point" or (answer.head == "list" and not _names(answers))):
+            return self._all([stated(item)[1] for item in golds], answer.parts)
+        is_of_points = all(item.head == "point" for item in golds)
+        if "set" in (gold.head, answer.head) or is_of_points or (names and len(set(names)) == 1):
+            golds, answers = self._distinct(golds), self._distinct(answers)
         if answer.head not in COLLECTIONS and len(golds) != 1:
             return gold.head == "list" and self._region(gold, answer)
         if len(golds) != len(answers):
@@ -141,6 +171,16 @@ class _Comparison:
             self.refusal = f"a list of {len(answers)} items, more than {MAX_ITEMS}"
             return False
         return self._matched(golds, answers)
+
+    def _distinct(self, items: list[Node]) -> list[Node]:
+        """Return the items without those that repeat an earlier one by spelling or exact value."""
+        was_cheap, self._cheap = self._cheap, True
+        kept: list[Node] = []
+        for item in items[: MAX_ITEMS + 1]:
+            if not any(self.same(earlier, item) for earlier in kept):
+                kept.append(item)
+        self._cheap = was_cheap
+        return kept + items[MAX_ITEMS + 1 :]
 
     def _matched(self, golds: list[Node], answers: list[Node]) -> bool:
         """Match the items. Equality is symmetric and transitive, so the first match of an item is as good as any."""
@@ -205,14 +245,17 @@ class _Comparison:
         return not self._cheap and self._symbolic(proportional, _difference(gold), _difference(answer))
 
     def _inequality(self, gold: Node, answer: Node) -> bool:
-        """Compare the sides and the signs between them, from left to right or from right to left."""
-        flipped = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
+        """Compare the sides and the signs between them, in both directions, and also times -1. The differences of two
+        sides may be multiples of one another."""
         if answer.head != "relation" or len(gold.parts) != len(answer.parts):
             return False
-        signs = answer.text.split()
-        if gold.text == answer.text and self._all(gold.parts, answer.parts):
+        forms = [form for form in (answer, turned(answer)) if form is not None and form.text == gold.text]
+        forms += [form for form in map(negated, (answer, turned(answer))) if form is not None and form.text == gold.text]
+        if any(self._all(gold.parts, form.parts) for form in forms):
             return True
-        return gold.text.split() == [flipped.get(sign) for sign in reversed(signs)] and self._all(gold.parts, answer.parts[::-1])
+        if len(gold.parts) > 2 or negated(gold) is None or not forms or self._cheap:
+            return False
+        return self._symbolic(partial(proportional, is_positive=True), _difference(gold), _difference(forms[0]))
 
     # ---- values
     def _word(self, gold: Node, answer: Node) -> bool:
@@ -220,6 +263,8 @@ class _Comparison:
 
     def _quantity(self, gold: Node, answer: Node) -> bool:
         """Compare values with units, which may be missing but not differ. "50%" is 50 or, if the gold has no %, 1/2."""
+        if not variables(gold):
+            answer = with_unit_of_one_letter(answer)
         gold, unit = without_unit(gold)
         answer, other_unit = without_unit(answer)
         if conflicting_units(unit, other_unit):
@@ -242,11 +287,18 @@ class _Comparison:
             return _same_numeral(gold, answer)
         self.rung = max(self.rung, Rung.VALUE)
         value, other = exact_value(gold), exact_value(answer)
-        if value is not None and other is not None:
+        if value is not None and other is not None and (value == other or not self._is_rounded(gold, answer)):
             return value == other
         if bool(variables(gold)) != bool(variables(answer)) or self._cheap:
             return False
+        if self._is_rounded(gold, answer):
+            return self._symbolic(partial(close_value, rounding=self._rounding or 0), gold, answer)
         return self._symbolic(same_value, gold, answer)
+
+    def _is_rounded(self, gold: Node, answer: Node) -> bool:
+        """Return whether rounding is allowed and one of the values is a decimal, or so many percent."""
+        values = (_unsigned(node.parts[0] if node.head == "quotient" else node) for node in (gold, answer))
+        return self._rounding is not None and any(value.head == "number" and "." in value.text for value in values)
 
     def _symbolic(self, rule: Callable[[Node, Node], bool], gold: Node, answer: Node) -> bool:
         self.rung = max(self.rung, Rung.FILTER)
@@ -282,6 +334,12 @@ def _vector(matrix: Node) -> tuple[Node, ...]:
     if len(matrix.parts) == 1:
         return matrix.parts[0].parts
     return tuple(row.parts[0] for row in matrix.parts) if all(len(row.parts) == 1 for row in matrix.parts) else ()
+
+
+def _names(items: Sequence[Node]) -> list[str]:
+    """Return the letter of the name of each item of "x_1 = 3, x_2 = 5", or nothing if an item has no name."""
+    names = [stated(item)[0] for item in items]
+    return [latex(name.parts[0] if name.head == "subscripted" else name) for name in names if name is not None] if None not in names else []
 
 
 def _difference(equation: Node) -> Node:

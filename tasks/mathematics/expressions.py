@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from tasks.mathematics.nodes import Node, latex, number
+from tasks.mathematics.series import SERIES, expanded
 from tasks.mathematics.tokens import Token, TokenKind
 from tasks.mathematics.words import FUNCTIONS, GREEK, words
 
@@ -17,9 +18,10 @@ MAX_POSTFIXES = 3  # exponents, "!" and "%" behind one factor
 MAX_DIGITS = 1000  # in one number
 
 _SYMBOLS = GREEK | words(r"\pi \infty \varnothing \ldots \angle \triangle")
-STARTS_FACTOR = FUNCTIONS | _SYMBOLS | words(r"\frac \binom \sqrt \overline \lfloor \lceil \langle \mathbb \{")
+STARTS_FACTOR = FUNCTIONS | _SYMBOLS | SERIES.keys() | words(r"\frac \binom \sqrt \overline \lfloor \lceil \langle \mathbb \{")
 _CLOSING = {"(": (")", "]"), "[": ("]", ")", "["), "]": ("[", "]", ")"), "\\{": ("\\}",), "\\langle": ("\\rangle",)}
 _POSTFIXES = {"!": "factorial", "%": "percent", "°": "degrees"}
+_INFIX = {"\\choose": "binomial", "\\over": "quotient"}
 _MATRICES = words("pmatrix bmatrix matrix smallmatrix Bmatrix array")
 
 
@@ -81,10 +83,14 @@ class Expressions(ABC):
         terms = [self._term()]
         while self._next in ("+", "-", "\\pm", "\\mp"):
             terms.append(self._term())
-        return terms[0] if len(terms) == 1 else Node("sum", tuple(terms))
+        found = terms[0] if len(terms) == 1 else Node("sum", tuple(terms))
+        infix = self._accept(*_INFIX)  # as in {5 \\choose 2}
+        return found if infix is None else Node(_INFIX[infix], (found, self._nested(self._sum)))
 
     def _term(self) -> Node:
         match self._accept("+", "-", "\\pm", "\\mp"):
+            case "+" if self._next in ("+", "-"):
+                return self._nested(self._term)
             case "-":
                 return Node("negative", (self._nested(self._term),))
             case "\\pm" | "\\mp" as sign:
@@ -167,12 +173,27 @@ class Expressions(ABC):
         text = self._take().text
         if len(text) > MAX_DIGITS:
             raise Unreadable(f"a number of {len(text)} characters, more than {MAX_DIGITS}")
-        if self._next == "." and [token.text for token in self._tokens[self._at + 1 : self._at + 2]] == ["\\overline"]:
-            self._take()  # 0.\overline{3}
-        if self._next == "\\overline" and ("." in text or self._tokens[self._at - 1].text == "."):
-            self._take()
-            return Node("repeating", (self._argument(),), text)
+        after = [token.text for token in self._tokens[self._at + 1 : self._at + 4]]
+        if self._next == "." and (after[:1] in (["\\overline"], ["\\dot"]) or (after[:1] == ["("] and after[2:] == [")"])):
+            self._take()  # 0.\overline{3}, 0.\dot{3}, 0.(3)
+        if "." in text or self._tokens[self._at - 1].text == ".":
+            if self._accept("\\overline"):
+                return Node("repeating", (self._argument(),), text)
+            if self._next == "\\dot":
+                return Node("repeating", (number(self._dotted()),), text)
+            if self._tokens[self._at - 1].text == ".":
+                return Node("repeating", (self._nested(self._brackets),), text)
         return self._mixed(text) or number(text)
+
+    def _dotted(self) -> str:
+        r"""Parse the period of 0.\dot{1}4285\dot{7}, whose first and last digits have dots."""
+        digits = ""
+        while self._accept("\\dot"):
+            digits += self._argument().text
+            middle = self._tokens[self._at : self._at + 2]
+            if [token.kind for token in middle] == [TokenKind.NUMBER, TokenKind.COMMAND] and middle[1].text == "\\dot":
+                digits += self._take().text
+        return digits
 
     def _mixed(self, whole: str) -> Node | None:
         r"""Parse the fraction of a mixed number, as in 6\frac{1}{6} and "6 1/6". In 6\frac{7}{6} it is a factor."""
@@ -195,6 +216,8 @@ class Expressions(ABC):
             return Node("symbol", text=self._take().text)
         if name in FUNCTIONS:
             return self._nested(self._function)
+        if name in SERIES:
+            return self._nested(self._series)
         if name in ("\\{", "\\langle"):
             return self._nested(self._brackets)
         if name not in STARTS_FACTOR:
@@ -213,6 +236,18 @@ class Expressions(ABC):
         found = self._nested(self._sum)  # in \lfloor or \lceil
         self._expect(name.replace("l", "r", 1))
         return Node("function", (found,), name)
+
+    def _series(self) -> Node:
+        """Parse a sum or product with bounds, which is written out: nothing later knows of it."""
+        command = self._take().text
+        bounds: dict[str, Node] = {}
+        while len(bounds) < 2 and (sign := self._accept("_", "^")) is not None:
+            bounds[sign] = self._argument()
+        term = self._product()
+        found = expanded(command, bounds["_"], bounds["^"], term) if len(bounds) == 2 else None
+        if found is None:
+            self._fail(f"an unknown command {command} with such bounds")
+        return found
 
     def _root(self) -> Node:
         index = number(2)

@@ -7,14 +7,26 @@ region(parse(r"2 \le x < 5"))         ->  the interval [2, 5)
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import pairwise
 
 from tasks.mathematics.exact import exact_value
 from tasks.mathematics.nodes import COLLECTIONS, Node, walk
-from tasks.mathematics.words import NUMBER_WORDS, UNITS
+from tasks.mathematics.words import NUMBER_WORDS, ONE_LETTER_UNITS, UNITS
 
-__all__ = ["conflicting_units", "is_equation", "items_of", "key", "region", "stated", "variables", "without_unit"]
+__all__ = [
+    "conflicting_units",
+    "is_equation",
+    "items_of",
+    "key",
+    "negated",
+    "region",
+    "stated",
+    "turned",
+    "variables",
+    "with_unit_of_one_letter",
+    "without_unit",
+]
 
 REALS = Node("symbol", text="\\mathbb{R}")
 INFINITY = Node("symbol", text="\\infty")
@@ -98,6 +110,17 @@ def without_unit(node: Node) -> tuple[Node, str]:
     return node, ""
 
 
+def with_unit_of_one_letter(node: Node) -> Node:
+    """Return 5m and 5m^2 as quantities. Read alone they are products with a variable m."""
+    if node.head == "negative":
+        inner = with_unit_of_one_letter(node.parts[0])
+        return Node("quantity", (Node("negative", inner.parts),), inner.text) if inner.head == "quantity" else node
+    if node.head != "product" or len(node.parts) != 2 or node.parts[0].head != "number":
+        return node
+    unit = node.parts[1].parts[0] if node.parts[1].head == "power" else node.parts[1]
+    return Node("quantity", node.parts[:1], unit.text) if unit.head == "symbol" and unit.text in ONE_LETTER_UNITS else node
+
+
 def conflicting_units(first: str, second: str) -> bool:
     """Return whether both units are known and differ, as miles and kilometers do, or a.m. and p.m."""
     one, other = _known(first), _known(second)
@@ -135,6 +158,7 @@ def region(node: Node) -> tuple[Node, ...] | None:
 
 
 def _of_inequality(node: Node) -> tuple[Node, ...] | None:
+    node = _with_positive_names(node)
     signs, sides = node.text.split(), node.parts
     if signs == ["\\in"]:
         return region(sides[1])
@@ -152,6 +176,30 @@ def _of_inequality(node: Node) -> tuple[Node, ...] | None:
         return None
     brackets = ("(" if signs[0] == "<" else "[") + (")" if signs[1] == "<" else "]")
     return (_interval(sides[0], sides[2], brackets),)
+
+
+def _with_positive_names(node: Node) -> Node:
+    """Return an inequality times -1 if a side of it is a name with a minus: x < 3 for -x > -3."""
+    is_negated = any(side.head == "negative" and _is_name(side.parts[0]) for side in node.parts)
+    return (negated(node) or node) if is_negated else node
+
+
+def negated(relation: Node | None) -> Node | None:
+    """Return an inequality times -1, and None for any other relation."""
+    signs = relation.text.split() if relation is not None else []
+    if relation is None or not set(signs) <= _FLIPPED.keys():
+        return None
+    sides = tuple(side.parts[0] if side.head == "negative" else Node("negative", (side,)) for side in relation.parts)
+    return Node("relation", sides, " ".join(_FLIPPED[sign] for sign in signs))
+
+
+def turned(relation: Node) -> Node | None:
+    """Return a relation from right to left, and None if its signs have no direction."""
+    flipped = {**_FLIPPED, "=": "=", "\\ne": "\\ne"}
+    signs = relation.text.split()
+    if not set(signs) <= flipped.keys():
+        return None
+    return Node("relation", relation.parts[::-1], " ".join(flipped[sign] for sign in reversed(signs)))
 
 
 def _interval(left: Node, right: Node, brackets: str) -> Node:
@@ -228,7 +276,9 @@ def key(node: Node) -> str:
 
 
 def _key(text: str) -> str:
-    words: Iterable[str] = re.findall(r"[^\W_]+|[-+/^<>=]", text.casefold())
+    words: Sequence[str] = re.findall(r"[^\W_]+|[-+/^<>=]", text.casefold())
+    if len(words) == 2 and words[0] in ("option", "choice") and len(words[1]) == 1:
+        words = words[1:]
     return re.sub(
         r"(?<=[0-9]) (?=[0-9])|( )",
         lambda match: "" if match[1] else " ",

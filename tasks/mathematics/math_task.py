@@ -22,13 +22,13 @@ class MathTask(Task):
         """Return the stated answer. Equal values have one spelling as far as that is known without sympy."""
         from tasks.mathematics.verify import final_math
 
-        return final_math(response)
+        return final_math(response, self.judging)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Give reward 1.0 if the stated answer is the right one in any of its forms, else 0.0 (docs/verifiers.md)."""
         from tasks.mathematics.verify import math_verdict
 
-        return math_verdict(response, problem.answer)
+        return math_verdict(response, problem.answer, self.judging)
 
     def warm_up(self) -> None:
         from tasks.mathematics.verify import warm_up

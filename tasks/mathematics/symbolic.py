@@ -18,7 +18,7 @@ from tasks.mathematics.exact import rational_value
 from tasks.mathematics.nodes import Node, latex, number, walk
 from tasks.mathematics.words import words
 
-__all__ = ["Unparsable", "proportional", "refusal", "same_value", "warm_up"]
+__all__ = ["Unparsable", "close_value", "proportional", "refusal", "same_value", "warm_up"]
 
 MAX_NODES = 200
 MAX_DIGITS = 40
@@ -62,10 +62,22 @@ def same_value(first: Node, second: Node) -> bool:
     return bool(verify(found, other, timeout_seconds=None))
 
 
-def proportional(first: Node, second: Node) -> bool:
-    """Return whether one is a multiple of the other by a number that is not 0. Two equations say the same if the
-    differences of their sides are proportional."""
-    return _agree(*_parsed(first, second), ratio=True) is True
+def close_value(first: Node, second: Node, *, rounding: int) -> bool:
+    """Return whether two values differ by at most half a unit of the decimal place `rounding`."""
+    from mpmath import mp
+
+    found, other = _parsed(first, second)
+    if found.free_symbols or other.free_symbols:
+        return same_value(first, second)
+    with mp.workdps(_DIGITS):
+        value, other_value = (_value(each, {}, is_complex=True) for each in (found, other))
+        return value is not None and other_value is not None and bool(abs(value - other_value) * 2 * 10**rounding <= 1 + _TOLERANCE)
+
+
+def proportional(first: Node, second: Node, *, is_positive: bool = False) -> bool:
+    """Return whether one is a multiple of the other by a number that is not 0, or by a positive one. Two equations say
+    the same if the differences of their sides are proportional."""
+    return _agree(*_parsed(first, second), ratio=True, is_positive=is_positive) is True
 
 
 def warm_up() -> None:
@@ -147,7 +159,7 @@ def _plain(node: Node) -> Node:
     return Node(node.head, parts, node.text)
 
 
-def _agree(first: Any, second: Any, *, ratio: bool) -> bool | None:
+def _agree(first: Any, second: Any, *, ratio: bool, is_positive: bool = False) -> bool | None:
     """Return whether the values, or with `ratio` their quotients, agree at all points; None if too few points can tell.
     A point is skipped if one of them has no value there, or a value that is not real although i does not occur. So ln
     x² and 2 ln x are equal."""
@@ -167,6 +179,8 @@ def _agree(first: Any, second: Any, *, ratio: bool) -> bool | None:
                 if not found or not other:
                     return False
                 quotient = found / other if quotient is None else quotient
+                if is_positive and quotient.real < 0:
+                    return False
                 other *= quotient
             if abs(found - other) > _TOLERANCE * max(abs(found), abs(other)):
                 return False

@@ -6,6 +6,7 @@ The structure decides how two answers are compared (`tasks.mathematics.equality`
 `Unreadable`. So a computer algebra system only receives LaTeX that is written from nodes, never the original text."""
 
 from tasks.mathematics.expressions import STARTS_FACTOR, Expressions, Mixed, Unreadable
+from tasks.mathematics.matrices import computed
 from tasks.mathematics.nodes import COLLECTIONS, Node, latex, number, walk
 from tasks.mathematics.tokens import Token, TokenKind, tokens
 from tasks.mathematics.words import NUMBER_WORDS
@@ -16,11 +17,12 @@ MAX_CHARS = 2000
 MAX_TOKENS = 600
 
 _RELATIONS = ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\approx")
+_SEPARATORS = (",", ";", "\\\\", "&")
 _CLOSERS = (")", "]", "\\}", "\\rangle", "}")
 _OPENERS = ("(", "[", "\\{", "\\langle", "{")
 _EQUALS_WORDS = frozenset(("is", "equals", "equal to", "is equal to", "equal"))
 _LABEL_ENDS = (" is", " are", " equals", " of")
-_LOOSE_AT_THE_START = ("=", ":", ".", ",", ";", "\\approx", "\\Rightarrow")
+_LOOSE_AT_THE_START = ("=", ":", ".", ",", ";", "\\approx", "\\Rightarrow", "\\\\", "&", "'")
 _VALUES = (TokenKind.WORD, TokenKind.NUMBER, TokenKind.LETTER, TokenKind.BASED, TokenKind.BEGIN)
 _AFTER_VALUE, _AFTER_WORDS = STARTS_FACTOR | {"("}, STARTS_FACTOR | {"(", "+", "-", "{", "\\$"}  # then the item is words
 _FILLERS = frozenset(("approximately", "about", "exactly", "roughly", "only", "just", "the"))
@@ -35,7 +37,7 @@ def parse(text: str) -> Node:
         raise Unreadable("it is empty")
     if len(found) > MAX_TOKENS:
         raise Unreadable(f"{len(found)} tokens, more than {MAX_TOKENS}")
-    return _with_signs_spread(_Parser(found).whole())
+    return _with_signs_spread(computed(_Parser(found).whole()))
 
 
 def _meant(found: list[Token]) -> list[Token]:
@@ -48,7 +50,7 @@ def _meant(found: list[Token]) -> list[Token]:
         elif word not in _FILLERS:
             kept.append(token)
     start, end = 0, len(kept)
-    while end > start and kept[end - 1].kind is not TokenKind.WORD and kept[end - 1].text in (".", ",", ";", ":", "="):
+    while end > start and kept[end - 1].kind is not TokenKind.WORD and kept[end - 1].text in (".", ",", ";", ":", "=", "\\\\", "'"):
         end -= 1
     while start < end and kept[start].kind is not TokenKind.WORD and kept[start].text in _LOOSE_AT_THE_START:
         start += 1
@@ -84,10 +86,10 @@ class _Parser(Expressions):
     def items(self) -> Node:
         """Parse items with commas or semicolons between them. A single item stands for itself."""
         items = [self._item()]
-        while self._accept(",", ";"):
-            while self._accept(",", ";"):
+        while self._accept(*_SEPARATORS):
+            while self._accept(*_SEPARATORS):
                 pass
-            if self._kind is None or self._next in _CLOSERS:
+            if self._kind in (None, TokenKind.END) or self._next in _CLOSERS:
                 break
             items.append(self._item())
         return items[0] if len(items) == 1 else Node("list", tuple(items))
@@ -95,15 +97,43 @@ class _Parser(Expressions):
     def _item(self) -> Node:
         """Parse sides with relations between them. An item that mixes words and mathematics is words."""
         start, depth = self._at, self._depth
+        if self._kind is TokenKind.BEGIN and self._is_system():
+            return self._nested(self._system)
         try:
             sides, signs = [self._side()], []
-            while (sign := self._accept(*_RELATIONS)) is not None:
+            while (sign := self._relation()) is not None:
                 signs.append(sign)
                 sides.append(self._side())
         except Mixed:
             self._depth = depth
             return self._words_from(start)
         return Node("relation", tuple(sides), " ".join(signs)) if signs else sides[0]
+
+    def _relation(self) -> str | None:
+        """Take a sign of relation, and the marks beside it that align the rows of a system."""
+        after = self._tokens[self._at + 1 : self._at + 2]
+        if self._next == "&" and after and after[0].kind is not TokenKind.WORD and after[0].text in _RELATIONS:
+            self._take()
+        sign = self._accept(*_RELATIONS)
+        if sign is not None:
+            self._accept("&")
+        return sign
+
+    def _is_system(self) -> bool:
+        """Return whether an environment has relations in its rows."""
+        texts = [token.text for token in self._tokens[self._at :]]
+        is_open = self._tokens[self._at].text in ("cases", "dcases", "rcases", "array", "matrix")
+        return is_open and any(text in _RELATIONS for text in texts[: texts.index(texts[0], 1) if texts[0] in texts[1:] else None])
+
+    def _system(self) -> Node:
+        """Parse the rows of an environment, each of which is a relation. They are a list."""
+        name = self._take().text
+        found = self.items()
+        rows = found.parts if found.head == "list" else (found,)
+        if self._kind is not TokenKind.END or not all(row.head == "relation" for row in rows):
+            raise Unreadable(f"an unknown environment '{name[:20]}'")
+        self._take()
+        return found
 
     def _words_from(self, start: int) -> Node:
         """Read the whole item as words, up to the next separator or the bracket around it."""

@@ -6,11 +6,23 @@ Reading them takes linear time and never raises. `tasks.mathematics.syntax` says
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from tasks.mathematics.words import ALIASES, LINKS, MATHEMATICAL_TEXT, NAMES, NUMBER_WORDS, SHORT_WORDS, TEXT_COMMANDS, UNICODE, UNIT_WORDS
+from tasks.mathematics.words import (
+    ALIASES,
+    LINKS,
+    MATHEMATICAL_TEXT,
+    NAMES,
+    NUMBER_WORDS,
+    ONE_LETTER_UNITS,
+    SHORT_WORDS,
+    TEXT_COMMANDS,
+    UNICODE,
+    UNIT_WORDS,
+)
+from tasks.numerals import COMMA_GROUPS, ungrouped, with_ascii_digits, with_plain_powers, without_blank_groups
 
 __all__ = ["Token", "TokenKind", "tokens", "without_grouping"]
 
@@ -34,24 +46,28 @@ class Token:
     """Whether blanks precede it."""
 
 
-_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
-_FROM_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _FROM_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 _LAYOUT = re.compile(
     r"""
     \\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?
   | \\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|cal|hfill|strut|allowbreak)(?![A-Za-z])
-  | \\(?:begin|end)\s*\{(?:aligned|align\*?|equation\*?|gathered|split|math|displaymath|center)\}
-  | (?<!\\)\\[()\[\]]  |  (?<!\\)\$  |  \*\*
+  | \\(?:begin|end)\s*\{(?:aligned|align\*?|alignedat|eqnarray\*?|equation\*?|gathered|gather\*?|split|math|displaymath|center)\}
+  | (?<!\\)\\[()\[\]]  |  (?:(?<!\\)|(?<=\\\\))\$  |  \*\*  |  ["`“”„«»]
     """,
     re.VERBOSE,
 )
+_SYSTEM_BRACE = re.compile(r"\\left\s*\\(?:\{|lbrace)(?=\s*\\begin)|\\right\s*\.")
+_CONTINUED_ROW = re.compile(r"\\\\\s*&?\s*(?=[=<>]|\\(?:leq?|geq?|approx)(?![A-Za-z]))")
+_PART_LABEL = re.compile(r"(?:(?<![A-Za-z])(?:for|in)\s+)?(?<![A-Za-z])(?:parts?|case)\s*\(\s*[a-z]{1,3}\s*\)\s*:?", re.IGNORECASE)
+_LABELLED_LIST = re.compile(r"\s*\(a\)(?P<first>.*?[\s,;])\(b\)(?P<rest>.*)", re.DOTALL)
+_NEXT_LABEL = re.compile(r"[\s,;]\([c-h]\)")
+_OVERLINED, _DOTTED = re.compile("((?:[0-9]\u0305)+)"), re.compile("([0-9])\u0307")
 _PYTHON_POWER = re.compile(r"(?<=[0-9A-Za-z)\]}])\*\*(?=[0-9A-Za-z(\[{\\-])")  # 2**10, not the bold **10**
 _SPACE = re.compile(
     r"""
-    \\(?:quad|qquad|enspace|thinspace|negthinspace)(?![A-Za-z])
+    \\(?:enspace|thinspace|negthinspace)(?![A-Za-z])  |  \\q?quad(?![A-Za-z]{2})
   | (?<!\\)\\[,;:>!\ \n]
   | ~
   | \\[hv]space\*?\s*\{[^{}]*\}
@@ -60,10 +76,9 @@ _SPACE = re.compile(
     re.VERBOSE,
 )
 _GROUPING = re.compile(r"(?<=[0-9])(?:\{,\}|,\s*\\!\s*|\\!\s*,\s*|\\,|\{\\,\})(?=[0-9]{3}(?![0-9]))")
-_BLANK_GROUPING = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9])")
+_DECIMAL_COMMA = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])(?![0-9]{3}(?![0-9]))")
 _COMMA_GROUPING = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?!,[0-9])")
 
-_ONE_LETTER_UNITS = frozenset("mgsLlh")
 _LEXER = re.compile(
     r"""
     (?P<space>   \s+ )
@@ -74,7 +89,8 @@ _LEXER = re.compile(
   | (?P<env>     \\(?P<edge>begin|end)\s*\{\s*(?P<name>[a-zA-Z]+)\*?\s*\}(?:\s*\{[lcr|\s]*\})? )
   | (?P<command> \\[A-Za-z]+ )
   | (?P<escape>  \\\\(?:\[[^\]]*\])? | \\. )
-  | (?P<run>     [A-Za-z]+(?:'+(?![A-Za-z]))? )
+  | (?P<run>     [A-Za-z]+(?![^\W\d_]|[\u0300-\u036f])(?:'+(?![A-Za-z]))? )
+  | (?P<foreign> [^\W\d_](?:[^\W\d_]|[\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0dff\u0e00-\u0eff])* )
   | (?P<sign>    <= | >= | != | . )
     """,
     re.VERBOSE | re.DOTALL,
@@ -89,8 +105,14 @@ def tokens(text: str) -> list[Token]:
 
 
 def without_grouping(text: str) -> str:
-    """Return `text` without plain thousands commas outside of brackets. "1,234" could also be a list of two numbers."""
-    return _COMMA_GROUPING.sub(lambda match: match.group() if _in_brackets(text, match.start()) else match.group().replace(",", ""), text)
+    """Return `text` without the commas that group digits outside of brackets. "1,234" could also be a list of two
+    numbers, and so could "1,00,000" and "1.234,56"."""
+    text = _joined(COMMA_GROUPS, ungrouped, with_ascii_digits(text))
+    return _joined(_COMMA_GROUPING, lambda match: match.group().replace(",", ""), text)
+
+
+def _joined(groups: re.Pattern[str], rule: Callable[[re.Match[str]], str], text: str) -> str:
+    return groups.sub(lambda match: match.group() if _in_brackets(text, match.start()) else rule(match), text)
 
 
 def _in_brackets(text: str, end: int) -> bool:
@@ -99,14 +121,29 @@ def _in_brackets(text: str, end: int) -> bool:
 
 
 def _tidy(text: str) -> str:
-    text = _PYTHON_POWER.sub("^", text)
-    text = _RAISED.sub(lambda match: f"^{{{match.group().translate(_FROM_RAISED)}}}", text)
+    text = with_plain_powers(with_ascii_digits(_PYTHON_POWER.sub("^", text)), "{", "}")
     text = _LOWERED.sub(lambda match: f"_{{{match.group().translate(_FROM_LOWERED)}}}", text)
     if not text.isascii():
         text = "".join(UNICODE.get(character, character) for character in text)
-        text = "".join(character for character in unicodedata.normalize("NFKC", text) if unicodedata.category(character) != "Cf")
-    text = _SPACE.sub(lambda match: "" if match.group() == r"\!" else " ", _GROUPING.sub("", _LAYOUT.sub(" ", text)))
-    return _BLANK_GROUPING.sub(lambda match: match.group().replace(" ", ""), text)
+        text = "".join(map(_plain_character, unicodedata.normalize("NFKC", text)))
+        text = _OVERLINED.sub(lambda match: f"\\overline{{{match[1].replace(chr(0x305), '')}}}", _DOTTED.sub(r"\\dot{\1}", text))
+    text = _CONTINUED_ROW.sub(" ", text)
+    text = _PART_LABEL.sub(" ", _SYSTEM_BRACE.sub(" ", text))
+    text = _LABELLED_LIST.sub(_without_labels, text)
+    text = _GROUPING.sub("", _DECIMAL_COMMA.sub(".", _LAYOUT.sub(" ", text)))
+    return without_blank_groups(_SPACE.sub(lambda match: "" if match.group() == r"\!" else " ", text))
+
+
+def _plain_character(character: str) -> str:
+    """Drop an invisible mark, and read any currency as dollars."""
+    category = unicodedata.category(character)
+    return "" if category == "Cf" else r"\$" if category == "Sc" and character != "$" else character
+
+
+def _without_labels(match: re.Match[str]) -> str:
+    """Return the items of "(a) 3, (b) 5" with a comma between them."""
+    rest = _NEXT_LABEL.sub(", ", match["rest"])
+    return f"{match['first'].rstrip(' ,;')}, {rest}"
 
 
 def _tokens(text: str) -> Iterator[Token]:
@@ -121,6 +158,8 @@ def _tokens(text: str) -> Iterator[Token]:
         if match["command"] is not None and match["command"][1:] in TEXT_COMMANDS:
             content, position = _argument(text, position)
             found: Iterator[Token] = _of_text(match["command"][1:], content, spaced)
+        elif match["foreign"] is not None:
+            found = _of_foreign(match["foreign"], spaced)
         elif match["run"] is not None:
             found = _of_run(match["run"], spaced, text[match.start() - 1 : match.start()], text[position : position + 1])
         else:
@@ -213,11 +252,20 @@ def _of_run(run: str, spaced: bool, before: str, after: str) -> Iterator[Token]:
             yield Token(TokenKind.LETTER, letter + primes, spaced and number == 0)
 
 
+def _of_foreign(run: str, spaced: bool) -> Iterator[Token]:
+    """Yield the tokens of letters of which some are not ASCII: Greek letters are symbols, and others are a word."""
+    if all(unicodedata.name(letter, "").startswith("GREEK") for letter in run) and len(run) < 3:
+        for number, letter in enumerate(run):
+            yield Token(TokenKind.LETTER, letter, spaced and number == 0)
+    else:
+        yield from _word(run, spaced)
+
+
 def _is_word(run: str, spaced: bool, before: str, after: str) -> bool:
     """Return whether letters are a word: three or more, a short word, or a unit behind a number. "2xyz" and "abc+1"
     have letters side by side instead."""
     if len(run) == 1:
-        return run in _ONE_LETTER_UNITS and spaced and before in ("", " ") and not after.strip(" .,;")
+        return run in ONE_LETTER_UNITS and spaced and before in ("", " ") and not after.strip(" .,;")
     if run in SHORT_WORDS:
         return True
     stands_alone = not (before.strip() and before in "0123456789})+-*/=^_") and not (after and after in "^_+-*/=0123456789'(")

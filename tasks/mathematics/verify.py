@@ -2,58 +2,40 @@ r"""Verdicts on mathematical answers: what a response states, and whether it is 
 
     math_verdict(r"... so the area is $\boxed{\tfrac12\text{ cm}^2}$.", gold="0.5")   ->  CORRECT, answer "1/2"
 
-A response states (`stated_answer`) the first of these that exists:
-1. its last closed \boxed{...} or \fbox{...} that is not blank, the innermost if they nest. Boxes with nothing but
-   "and", "or" or a comma between them are one list, or two forms of one answer, of which the last counts;
-2. what follows the last "answer is", "Answer:" or "####" on its line;
-3. the last mathematics between dollar signs, \(...\) or \[...\] of its last line that is not blank;
-4. the whole response, if it is one line of up to MAX_BARE_CHARS characters and MAX_BARE_WORDS words;
-5. the last number (`tasks.answers.final_number`).
+`tasks.mathematics.stated` says which part of a response is its answer.
 
 `math_verdict` may run for long or forever: call it where it can be killed (`actors.verifier`), never in a thread. Its
 first symbolic comparison in a process takes two seconds, which `warm_up` takes beforehand."""
 
 import re
 
-from tasks.answers import final_number
-from tasks.base import Verdict, VerdictStatus
+from tasks.base import DEFAULT_JUDGING, JudgingConfig, Verdict, VerdictStatus
 from tasks.mathematics.equality import canonical, compare, readings
 from tasks.mathematics.nodes import Node
+from tasks.mathematics.stated import last_box, opens_a_box, stated_answer, stated_in
 from tasks.mathematics.symbolic import Unparsable, warm_up
 from tasks.mathematics.syntax import Unreadable
 
 __all__ = ["final_math", "is_readable", "last_box", "math_verdict", "stated_answer", "warm_up"]
 
-MAX_BARE_CHARS = 80
-MAX_BARE_WORDS = 3
 _MAX_ANSWER_CHARS = 64  # in a verdict
 
-_BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*+\{|\\[{}]|[{}]")
-_BOX_START = re.compile(r"\\(?:f?boxed|fbox)(?![A-Za-z])")
-_BOXED_TOKEN = re.compile(r"\\f?boxed\s*+([^\s{}\\])")
-_BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;&.]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[A-Za-z](?:_[0-9])?\s*=)*"
-)
-_MARKS = (re.compile(r"####[ \t]*+"), re.compile(r"answer[ \t*_]*+(?:is\b|[:=])[ \t]*+:?", re.IGNORECASE))
-_MATHEMATICS = re.compile(r"(?<!\\)\$\$?([^$]{1,400})(?<!\\)\$\$?|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_SENTENCE_END = re.compile(r"(?<=[\w)}\]$])[.!?](?=\s+[A-Z]|\s*$)")
 
-
-def math_verdict(response: str, gold: str) -> Verdict:
+def math_verdict(response: str, gold: str, judging: JudgingConfig = DEFAULT_JUDGING) -> Verdict:
     """Judge a response: CORRECT has reward 1.0, and any other status 0.0. The status is NO_ANSWER if the response
     states nothing, and MALFORMED if its answer cannot be read. `detail` names the rung of the ladder that decided, or
     says why an answer is malformed. If the right answer is not in the grammar, the spellings are compared."""
-    text = stated_answer(response)
+    response = judging.answer_part(response)
+    text = stated_in(response)
     if text is None:
-        if _BOX_START.search(response):
+        if opens_a_box(response):
             return Verdict(status=VerdictStatus.MALFORMED, reward=0.0, detail="a box that is not closed, or is empty")
         return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
     if _squashed(text) == _squashed(gold):
         return Verdict(status=VerdictStatus.CORRECT, reward=1.0, answer=_canonical_or_squashed(text)[:_MAX_ANSWER_CHARS], detail="spelling")
     try:
         answers = [reading for text in dict.fromkeys((text, last_box(response) or text)) for reading in readings(text, is_answer=True)]
-        finding = compare(_gold_readings(gold), answers)
+        finding = compare(_gold_readings(gold), answers, judging.rounding)
     except (Unreadable, Unparsable) as error:
         return Verdict(status=VerdictStatus.MALFORMED, reward=0.0, answer=text[:_MAX_ANSWER_CHARS], detail=str(error)[:200])
     if finding.is_equal:
@@ -64,32 +46,15 @@ def math_verdict(response: str, gold: str) -> Verdict:
     return Verdict(status=status, reward=float(finding.is_equal), answer=canonical(answers[0])[:_MAX_ANSWER_CHARS], detail=detail[:200])
 
 
-def final_math(response: str) -> str | None:
+def final_math(response: str, judging: JudgingConfig = DEFAULT_JUDGING) -> str | None:
     """Return what the response states, or None. Equal values have one spelling, as far as known without sympy."""
-    text = stated_answer(response)
+    text = stated_answer(response, judging)
     return None if text is None else _canonical_or_squashed(text)
 
 
 def is_readable(answer: str) -> bool:
     """Return whether a right answer is in the grammar."""
     return bool(_gold_readings(answer))
-
-
-def stated_answer(response: str) -> str | None:
-    """Return the text that the response states as its answer, by the rules at the head of the module, or None."""
-    boxes = _last_boxes(response)
-    if boxes:
-        return ", ".join(boxes)
-    for text in (_marked(response), _last_mathematics(response), _bare(response)):
-        if text:
-            return text
-    return None if _BOX_START.search(response) else final_number(response)
-
-
-def last_box(text: str) -> str | None:
-    """Return the content of the last box alone, where the published solutions of MATH have their answer."""
-    boxes = _last_boxes(text)
-    return boxes[-1].strip() if boxes else None
 
 
 def _gold_readings(gold: str) -> list[Node]:
@@ -108,70 +73,3 @@ def _canonical_or_squashed(text: str) -> str:
 
 def _squashed(text: str) -> str:
     return re.sub(r"\s+|(?<!\\)\$", "", text).rstrip(".")
-
-
-# ---- where the answer stands
-def _last_boxes(text: str) -> list[str]:
-    """Return the contents of the last closed boxes that are not blank and follow one another directly."""
-    opened: list[tuple[int, int] | None] = []  # starts of command and content, for each open brace of a box
-    found: list[tuple[int, int, int]] = []  # the same, and the end of the content
-    for match in _BOX.finditer(text):
-        brace = match.group()
-        if brace == "}":
-            box = opened.pop() if opened else None
-            is_outer = box is not None and bool(found) and found[-1][1] > box[1]
-            if box is not None and not is_outer and text[box[1] : match.start()].strip():
-                found.append((*box, match.start()))
-        elif brace not in (r"\{", r"\}"):
-            opened.append((match.start(), match.end()) if len(brace) > 1 else None)
-    last: list[str] = []
-    for number in range(len(found) - 1, -1, -1):
-        last.insert(0, text[found[number][1] : found[number][2]])
-        if number and not _BETWEEN_BOXES.fullmatch(text, found[number - 1][2] + 1, found[number][0]):
-            break
-    return last or [match[1] for match in list(_BOXED_TOKEN.finditer(text))[-1:]]
-
-
-def _marked(text: str) -> str | None:
-    """Return what follows the last mark on its line. It is the first mathematics, if only words come before it, and
-    otherwise the line up to the end of its sentence."""
-    for mark in _MARKS:
-        matches = list(mark.finditer(text))
-        if not matches:
-            continue
-        line = text[matches[-1].end() :].lstrip(" \t\r\n*_:").partition("\n")[0]
-        mathematics = _MATHEMATICS.search(line)
-        if mathematics is not None and (not line[: mathematics.start()].strip() or not re.search("[0-9]", line[: mathematics.start()])):
-            return _whole_expression(line, mathematics)
-        sentence = _SENTENCE_END.split(line)[0].strip(" \t*_`'\"")
-        if sentence:
-            return sentence
-    return None
-
-
-def _whole_expression(line: str, first: re.Match[str]) -> str:
-    """Join stretches of mathematics that have nothing but "and", "or" or a comma between them to one list."""
-    parts = [_content(first)]
-    end = first.end()
-    for match in _MATHEMATICS.finditer(line, first.end()):
-        if not _BETWEEN_BOXES.fullmatch(line, end, match.start()):
-            break
-        parts.append(_content(match))
-        end = match.end()
-    return ", ".join(parts)
-
-
-def _last_mathematics(text: str) -> str | None:
-    line = text.rstrip().rpartition("\n")[2]
-    matches = list(_MATHEMATICS.finditer(line))
-    return _content(matches[-1]) if matches else None
-
-
-def _content(match: re.Match[str]) -> str:
-    return next(group for group in match.groups() if group is not None).strip()
-
-
-def _bare(text: str) -> str | None:
-    line = text.strip()
-    is_bare = line and "\n" not in line and len(line) <= MAX_BARE_CHARS and not _BOX_START.search(line)
-    return line if is_bare and len(_WORD.findall(line)) <= MAX_BARE_WORDS else None

@@ -10,6 +10,7 @@ __all__ = [
     "MATHEMATICAL_TEXT",
     "NAMES",
     "NUMBER_WORDS",
+    "ONE_LETTER_UNITS",
     "SHORT_WORDS",
     "TEXT_COMMANDS",
     "UNICODE",
@@ -38,8 +39,11 @@ UNICODE: Mapping[str, str] = {
     **dict.fromkeys("\u2212\ufe63\uff0d\u2010\u2011\u2012\u2013\u2014", "-"),
     **dict.fromkeys("\u00b7\u22c5\u2219\u00d7\u2217", "*"),
     **dict.fromkeys("\u00a0\u202f\u2009", " "),
+    **{"㎡": r"\text{ m}^2 ", "㎥": r"\text{ m}^3 ", "㎠": r"\text{ cm}^2 ", "㎤": r"\text{ cm}^3 ", "㎢": r"\text{ km}^2 "},
+    **{"℃": r"^\circ C", "℉": r"^\circ F", "’": "'"},
     **{"÷": "/", "∕": "/", "⁄": "/", "√": r"\sqrt ", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "º": r"^\circ ", "′": "'"},
     **{"≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp "},
+    **{"∑": r"\sum ", "∏": r"\prod "},
     **{"∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\varnothing ", "ℝ": r"\mathbb{R}", "∖": r"\setminus "},
     **{"⟨": r"\langle ", "⟩": r"\rangle ", "€": r"\$", "£": r"\$", "¢": r"\text{cents}"},
     **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}"},
@@ -52,7 +56,7 @@ ALIASES: Mapping[str, str] = _by_spelling(r"""
 \frac dfrac tfrac cfrac nicefrac sfrac; \binom dbinom tbinom; * times cdot ast star bullet; / div slash
 \le leq leqslant leqq; \ge geq geqslant geqq; \ne neq; < lt; > gt; \approx thickapprox simeq; \Rightarrow implies to
 | lvert rvert vert mid; ( lparen; ) rparen; [ lbrack; ] rbrack; \{ lbrace; \} rbrace; , land lor wedge vee; : colon; ' prime
-% percent; \$ euro pounds textdollar; i imath; \ldots dots cdots dotsc dotsb; \infty infin infinity inf; \varnothing emptyset
+% percent; \$ euro pounds textdollar; i imath; \ldots dots cdots dotsc dotsb; \infty infin infinity inf; \overline bar; \varnothing emptyset
 \setminus backslash; \cup bigcup; \phi varphi; \epsilon varepsilon; \theta vartheta
 """)
 """What commands, here without their backslash, are read as."""
@@ -81,6 +85,7 @@ mph mph; km/h kph km/h; degree degree degrees °; radian rad radian radians
 
 UNIT_WORDS = words("cm mm km dm kg mg lb lbs oz ft mi yd in hr hrs min sec ml mL pm am PM AM sq cc mph kph rpm deg rad usd USD")
 """Short words that are units even if they touch the number."""
+ONE_LETTER_UNITS = frozenset("mgsLlhΩ")
 LINKS = words("and or")
 SHORT_WORDS = UNIT_WORDS | LINKS | words("is no to of if an")
 

@@ -48,8 +48,8 @@ class ProgramTests:
     """Tests of one problem: expressions to evaluate in a program's namespace, and what they must give. The results of
     `expected`, evaluated in the reference's namespace, are right; if it is empty, those of `calls` are. The results of
     the programs in `alternatives` are right as well. `setup` runs after every program, in its namespace. Values are
-    compared by ==. Floats, and lists and tuples of floats, are equal within `atol` or 1e-6, whichever is larger. With
-    an `atol`, so are numbers anywhere in lists and tuples."""
+    compared by ==, and an integer is equal to the float that it rounds to. Floats, and lists and tuples of floats, are
+    equal within `atol` or 1e-6, whichever is larger. With an `atol`, so are numbers anywhere in lists and tuples."""
 
     reference: str
     calls: tuple[str, ...]
@@ -173,12 +173,24 @@ def _evaluate(program: str, setup: str, calls: Sequence[str], limits: Limits, is
 
 # ---- comparing ----
 def _agree(found: Any, expected: Any, atol: float) -> bool:
-    if found == expected:
+    if found == expected or _rounds_to(found, expected):
         return True
     floats = expected if isinstance(expected, list | tuple) else [expected]
     if atol == 0 and not (floats and all(isinstance(item, float) for item in floats)):
         return False
     return type(found) is type(expected) and _are_close(found, expected, atol or _FLOAT_ATOL)
+
+
+def _rounds_to(found: Any, expected: Any) -> bool:
+    """Return whether the values are equal where exact integers are rounded to the floats that the reference gives."""
+    if type(found) is int and type(expected) is float:
+        try:
+            return float(found) == expected
+        except OverflowError:
+            return False
+    if isinstance(expected, list | tuple):
+        return type(found) is type(expected) and len(found) == len(expected) and all(map(_rounds_to, found, expected))
+    return bool(found == expected)
 
 
 def _are_close(found: Any, expected: Any, atol: float) -> bool:

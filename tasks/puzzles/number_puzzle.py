@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tasks.base import MAX_ANSWER_CHARS, Verdict, VerdictStatus
+from tasks.base import DEFAULT_JUDGING, MAX_ANSWER_CHARS, JudgingConfig, Verdict, VerdictStatus
 from tasks.data.held_out import split_of
 from tasks.puzzles.exact_expression import ExpressionError, Number
 from tasks.puzzles.stated_expression import read_expression, stated_expression
@@ -56,10 +56,10 @@ class Puzzle:
         """Return the split of the puzzle (`tasks.data.held_out`), by its numbers, in any order, and its target."""
         return split_of(f"{','.join(map(str, sorted(self.numbers)))}={self.target}", held_out_share)
 
-    def judge(self, response: str) -> Verdict:
+    def judge(self, response: str, judging: JudgingConfig = DEFAULT_JUDGING) -> Verdict:
         """Give reward 1.0 for an expression of the right value and numbers, else 0.0; `detail` says what is wrong. The
         status is MALFORMED for an answer that is not an expression, and NO_ANSWER if there is no answer."""
-        stated = stated_expression(response)
+        stated = stated_expression(response, judging)
         if stated is None:
             return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
         try:

@@ -87,11 +87,11 @@ class _Puzzles(Task):
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return the stated expression in its canonical spelling (`tasks.puzzles.stated_expression`)."""
-        return final_expression(response)
+        return final_expression(response, self.judging)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         """Judge by the puzzle that the question poses (`Puzzle.judge`)."""
-        return Puzzle.of(problem.question).judge(response)
+        return Puzzle.of(problem.question).judge(response, self.judging)
 
     def _problem(self, place: str, puzzle: Puzzle, solution: str) -> Problem:
         digest = blake2b(puzzle.question.encode(), digest_size=4).hexdigest()

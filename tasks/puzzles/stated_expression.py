@@ -4,7 +4,8 @@ r"""The arithmetic expression that a response states. Reading it takes linear ti
     stated                            # r"(1 + 2) \times 8 = 24"
     read_expression(stated).text      # "(1 + 2) * 8"
 
-The stated-expression rule. The answer is the first of these that exists:
+The stated-expression rule. Of the answer part of a response (`tasks.judging`), the answer is the first of
+these that exists:
 1. the content of the last closed <answer>...</answer> that is not blank;
 2. the content of the last closed \boxed{...} that is not blank;
 3. the first run behind the last "####", "answer is" or "answer:" that has one on its line (on the next, if blank);
@@ -22,6 +23,8 @@ import re
 from collections.abc import Iterator
 
 from tasks.answers import canonical_text, last_boxed
+from tasks.base import DEFAULT_JUDGING, JudgingConfig
+from tasks.numerals import with_ascii_digits
 from tasks.puzzles.exact_expression import MAX_CHARS, TOKEN, Expression, ExpressionError, parse
 
 __all__ = ["final_expression", "last_tagged", "read_expression", "stated_expression"]
@@ -41,15 +44,16 @@ _PART = re.compile(
     """,
     re.VERBOSE,
 )
-_AROUND = r"[\s$`] | \*\* | \\displaystyle(?![A-Za-z])"
+_AROUND = r"[\s$`\"'“”‘’] | \*\* | \\displaystyle(?![A-Za-z])"
 _BEFORE = re.compile(rf"(?: {_AROUND} | \\[(\[] )*+", re.VERBOSE)
 _AFTER = re.compile(rf"(?: {_AROUND} | \\[)\]] | \. )++ \Z", re.VERBOSE)
 _DIGIT = re.compile("[0-9]")
 _EQUALS = re.compile(r"&?=|＝")
 
 
-def stated_expression(text: str) -> str | None:
-    """Return the answer that `text` states, whether it is an expression or not, or None."""
+def stated_expression(response: str, judging: JudgingConfig = DEFAULT_JUDGING) -> str | None:
+    """Return the answer that `response` states, whether it is an expression or not, or None."""
+    text = with_ascii_digits(judging.answer_part(response))
     tagged = last_tagged(text)
     boxed = last_boxed(text if tagged is None else tagged)
     if boxed is not None or tagged is not None:
@@ -57,9 +61,9 @@ def stated_expression(text: str) -> str | None:
     return _marked_run(text) or _last_run(text)
 
 
-def final_expression(text: str) -> str | None:
+def final_expression(response: str, judging: JudgingConfig = DEFAULT_JUDGING) -> str | None:
     """Return the stated answer as `Expression.text`, else as `tasks.answers.canonical_text`; None without one."""
-    stated = stated_expression(text)
+    stated = stated_expression(response, judging)
     if stated is None:
         return None
     try:

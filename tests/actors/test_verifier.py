@@ -19,7 +19,7 @@ import pytest
 
 from actors.config import VerifierConfig
 from actors.verifier import ResizeError, VerifierPool, VerifierPoolError
-from buffers.records import VerdictStatus
+from buffers.records import Problem, VerdictStatus
 from tasks.config import TaskConfig
 from tasks.registry import make_task
 from tests.actors.verifier_fakes import PROBLEM, make_cold_task, make_exiting_task, make_fake_task, make_task_unless, make_unbuildable_task
@@ -201,6 +201,14 @@ def test_ctrl_c_does_not_reach_a_worker(pool: VerifierPool) -> None:
     (worker,) = pids(pool)
     os.kill(worker, signal.SIGINT)
     assert pids(pool) == {worker}
+
+
+def test_the_tags_of_the_configuration_reach_the_task_and_outlive_a_cut() -> None:
+    problem = Problem(task="arithmetic", problem_id="0", question="?", answer="7")
+    with VerifierPool(TaskConfig(), VerifierConfig(reasoning_tags=("[THINK]", "[/THINK]"), max_response_chars=20)) as pool:
+        responses = [f"[THINK]{'hm ' * 20}7", f"[THINK]{'hm ' * 20}9[/THINK] 7", "[THINK]7[/THINK] 9", "<think>7</think>"]
+        expected = [VerdictStatus.NO_ANSWER, VerdictStatus.CORRECT, VerdictStatus.INCORRECT, VerdictStatus.CORRECT]
+        assert [verdict.status for verdict in pool.verify(problem, responses)] == expected
 
 
 def test_long_response_is_verified_by_its_end() -> None:

@@ -351,6 +351,16 @@ def test_published_programs_are_correct_and_perturbed_ones_are_not(published: Mb
         check_reference(published, problem)
 
 
+@pytest.mark.usefixtures("sandboxed")
+def test_exact_integers_are_right_where_the_reference_gives_floats(published: MbppPlus) -> None:
+    """The reference of Mbpp/287 divides by 3 with "/", and its sums exceed what a float holds exactly."""
+    problem = next(problem for problem in published.problems("test") if problem.problem_id == "mbpp-plus/287")
+    use = "For example:\n\n```python\nprint(square_Sum(2))\n```\n"
+    for number, status in ((0, VerdictStatus.CORRECT), (1, VerdictStatus.INCORRECT)):
+        program = f"   def square_Sum(n):\n       return 2 * n * (n + 1) * (2 * n + 1) // 3 + {number}"
+        assert published.verify(problem, f"1. It is\n   ```python\n{program}\n   ```\n{use}").status is status
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("sandboxed")

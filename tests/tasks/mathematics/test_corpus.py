@@ -1,5 +1,5 @@
 """The corpus: pairs of a right answer and a response, with the verdict that they must get. Its known errors are pinned
-too."""
+too. `as_written.jsonl` has forms in which people and models write answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from buffers.records import VerdictStatus
 from tasks.mathematics.verify import math_verdict
 
-CASES = [json.loads(line) for line in (Path(__file__).parent / "corpus" / "math.jsonl").read_text(encoding="utf-8").splitlines()]
+FILES = [Path(__file__).parent / "corpus" / name for name in ("math.jsonl", "as_written.jsonl")]
+CASES = [json.loads(line) for file in FILES for line in file.read_text(encoding="utf-8").split("\n") if line]
 BY_KIND = defaultdict(list)
 for case in CASES:
     BY_KIND[case["kind"]].append(case)

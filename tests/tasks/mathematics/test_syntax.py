@@ -66,7 +66,7 @@ def test_letters_side_by_side_are_factors_and_words_are_words() -> None:
         ("(5", "a bracket is not closed at the end"),
         ("5)", r"cannot go on before '\)'"),
         (r"\frac{5}{", "a value is missing"),
-        (r"\sum_{k=1}^5 k", "an unknown command"),
+        (r"\int_0^5 k", "an unknown command"),
         (r"\begin{cases} 1 \end{cases}", "an unknown environment 'cases'"),
         ("[1,2,3)", "brackets of two kinds"),
         ("x" * (MAX_CHARS + 1), f"{MAX_CHARS + 1} characters, more than {MAX_CHARS}"),

@@ -101,6 +101,14 @@ def test_program_that_does_not_compute_the_answers_does_not_pass(program: str) -
         ("{2: 1, 1: 2}", "{1: 2, 2: 1}", 0, True),
         ("'1'", "1", 0, False),
         ("None", "False", 0, False),
+        ("2 * 10**6 * (10**6 + 1) * (2 * 10**6 + 1) // 3", "2 * 10**6 * (10**6 + 1) * (2 * 10**6 + 1) / 3", 0, True),  # as Mbpp/287
+        ("2**70 + 1", "float(2**70)", 0, True),
+        ("2**70 + 2**20", "float(2**70)", 0, False),
+        ("10**15 + 1", "1e15", 0, False),
+        ("10**400", "1e308 * 10", 0, False),
+        ("[2**70 + 1, 'a']", "[float(2**70), 'a']", 0, True),
+        ("(2**70 + 1,)", "[float(2**70)]", 0, False),
+        ("float(2**70)", "2**70 + 1", 0, False),  # the reference is exact
         ("0.1 + 0.2", "0.3", 0, True),
         ("0.30001", "0.3", 0, False),
         ("0.30001", "0.3", 1e-4, True),
