@@ -65,9 +65,10 @@ def _main(options: argparse.Namespace) -> int:
     config = load(ExploreConfig, options.config, overrides_of(options))
     require_sampling_methods(config.task, config.rollout, pool_states=config.from_engine)
     if options.dry_run:
-        from jobs.plan import explore_lines
+        from jobs.plan import explore_lines, look_unloaded
         from jobs.screens.console import show_plan
 
+        look_unloaded(config.model, config.sampling)
         return show_plan(config, explore_lines(config))
     from jobs.sampling.explore_session import run_explore  # imports Ray, so only now that the configuration is valid
 
