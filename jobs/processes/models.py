@@ -1,7 +1,7 @@
 """The models of a job, found and looked at in the driver before anything starts.
 
 facts = policy_model(config)                       # what training begins with; the embedded model is unpacked once
-facts = sampled_model(path, computed=False)        # what only an engine runs
+facts = sampled_model(path, config.sampling, computed=False)  # what only an engine runs
 room = room_for_prompts(facts, config.sampling)    # raises UserError where a prompt and its response do not fit"""
 
 from __future__ import annotations
