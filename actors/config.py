@@ -1,8 +1,9 @@
 """Settings of the actors: sampling, rollout workers, encoder, verifiers. Imports neither torch, Ray nor vLLM."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from actors.engines import ENGINES
 from buffers.extensions import Known
@@ -26,15 +27,54 @@ class SamplingConfig(Section):
     """Nucleus mass. Training needs 1.0, because the learner's log-probs are those of the whole distribution."""
     top_k: int = Field(0, ge=0)
     """Sample from the k likeliest tokens only (0 = all). Training needs 0, for the same reason."""
-    max_prompt_tokens: int = Field(128, gt=0)
-    """A longer prompt is an error that names the problem."""
+    max_prompt_tokens: int | None = Field(None, gt=0)
+    """A problem whose prompt is longer cannot be posed; `prompt.too_long` says what follows. Unset: what the model
+    allows beside max_response_tokens. The prompts of a job are measured before it starts, and an unset limit then gives
+    the engines room for the longest, or for twice the longest of the first 256 where a task has no end."""
     max_response_tokens: int = Field(20, gt=0)
     """Sampling stops here with finish_reason = "length"."""
 
     @property
-    def max_tokens(self) -> int:
-        """Upper bound of a prompt with its response."""
-        return self.max_prompt_tokens + self.max_response_tokens
+    def max_tokens(self) -> int | None:
+        """Upper bound of a prompt with its response; None: what the model allows."""
+        return None if self.max_prompt_tokens is None else self.max_prompt_tokens + self.max_response_tokens
+
+
+class PromptConfig(Section):
+    """How the messages of a problem become a prompt, and what is done with a problem that cannot be posed."""
+
+    chat: bool = True
+    """true: a chat template makes the prompt. false: plain completion, for a base model. The prompt is then the texts
+    of the messages, one empty line between two, after what the tokenizer puts before any text."""
+    template: str | None = None
+    """A Jinja chat template that replaces the model's own: its text, or a file, which is read when the job begins. It
+    is given `messages`, `add_generation_prompt`, and special tokens such as `bos_token`, which it must write itself."""
+    too_long: Literal["refuse", "leave_out"] = "refuse"
+    """What is done where prompts are too long. refuse: the job does not start, and says which they are. leave_out: it
+    does without these problems, and without those that the template refuses."""
+
+    @field_validator("template")
+    @classmethod
+    def _with_its_text(cls, template: str | None) -> str | None:
+        """Return the text of a file, so that a job keeps its template wherever it runs."""
+        if template is None or "{" in template:
+            return template
+        try:
+            text = Path(template).expanduser().read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError("this file is not UTF-8 text") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ValueError(f"it is no template (there is no '{{' in it) and no file that can be read ({why})") from None
+        if "{" not in text:
+            raise ValueError("this file holds no template: there is no '{' in it, so all prompts would be the same")
+        return text
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.template is not None and not self.chat:
+            raise ValueError("template contradicts chat = false, which takes the messages' texts as they are: leave one of them out")
+        return self
 
 
 class RolloutConfig(Section):

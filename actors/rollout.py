@@ -22,11 +22,12 @@ import psutil
 import pyarrow as pa
 import torch
 
-from actors.config import NovelSamplingConfig, RolloutConfig, SamplingConfig
+from actors.config import NovelSamplingConfig, PromptConfig, RolloutConfig, SamplingConfig
 from actors.engine import AsyncEngine, EngineSetup, Sample, SampleRequest
 from actors.features import Projector
 from actors.novel_sampling import NovelSampler
 from actors.progress import NOTHING, News, progress_batch, resumed_samples
+from actors.prompts import DataError, Messages, Prompts
 from actors.step_loop import start_engine
 from actors.weight_transfer import Weights, check_weights
 from bonus.config import BonusConfig
@@ -35,15 +36,10 @@ from buffers.schema import to_record_batch, with_features
 from learners.forward import causal_lm_shapes
 from learners.precision import resolve_dtype
 
-Messages = Sequence[dict[str, str]]
 Generated = tuple[pa.RecordBatch, GroupUsage]
 
 REFRESH_SHARE, REFRESH_MAX_S = 0.25, 1.0
 """The part of a `watch` without news that is left for asking the engine, which answers after its step."""
-
-
-class DataError(ValueError):
-    """The problem itself cannot be used, so that trying again is no use."""
 
 
 def request_keys(request: GroupRequest) -> list[str]:
@@ -93,6 +89,7 @@ class RolloutWorker:
         model: str,
         config: RolloutConfig,
         sampling: SamplingConfig,
+        prompt: PromptConfig | None = None,
         seed: int,
         features: PooledFeatures | None = None,
         isolated: bool = False,
@@ -100,14 +97,13 @@ class RolloutWorker:
         """`features`: every group carries features made from the engine's own states; None: it carries none.
         `isolated`: a group is sampled alone and from a seed of its own. It is then the same whenever and on whichever
         worker it is sampled, and the caller of `generate` awaits one group before the next."""
-        from transformers import AutoTokenizer
-
         self._worker_id, self._run_id = worker_id, run_id
         self._setup = EngineSetup(model=model, config=config, sampling=sampling, seed=seed, pool_states=features is not None)
         self._sampling = sampling
         self._features, self._isolated = features, isolated
         self._projector: Projector | None = None
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self._prompts = Prompts(model, prompt or PromptConfig())
+        self._tokenizer: Any = self._prompts.tokenizer
         self._engine: AsyncEngine | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtype = resolve_dtype(config.dtype, on_gpu=config.num_gpus > 0)
@@ -127,8 +123,9 @@ class RolloutWorker:
         `resume` has rows with the columns of PROGRESS_SCHEMA, of this and any other group: a progress batch, or the
         batch of an aborted group. Responses that have ended are kept, "aborted" ones continue, and those without a row
         begin. With `features` it is ignored, because the hidden states of the old tokens are unknown. If this raises or
-        is cancelled, none of its requests stays in the engine. Raises DataError for a prompt longer than
-        `max_prompt_tokens`, EngineError if the engine has failed, and RuntimeError if the group is here already."""
+        is cancelled, none of its requests stays in the engine. Raises DataError for a prompt that cannot be
+        made or is longer than `max_prompt_tokens`, EngineError if the engine has failed, and RuntimeError if the group
+        is here already."""
         started = time.monotonic()
         prompt_ids = self._prompt_ids(request, messages)
         group = self._enter(request, resume)
@@ -223,9 +220,8 @@ class RolloutWorker:
         return self._engine
 
     def _prompt_ids(self, request: GroupRequest, messages: Messages) -> list[int]:
-        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-        prompt_ids: list[int] = self._tokenizer.apply_chat_template(list(messages), **options)
-        if len(prompt_ids) > (limit := self._sampling.max_prompt_tokens):
+        prompt_ids = self._prompts.token_ids(request.problem.problem_id, messages)
+        if (limit := self._sampling.max_prompt_tokens) is not None and len(prompt_ids) > limit:
             prompt = f"the prompt of problem {request.problem.problem_id}"
             raise DataError(f"{prompt} has {len(prompt_ids)} tokens, more than sampling.max_prompt_tokens = {limit}")
         return prompt_ids

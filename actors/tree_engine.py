@@ -39,6 +39,7 @@ ATTENTION = "sdpa"  # one of transformers' own, which read and write its cache
 class _Running:
     key: str
     num_left: int
+    num_reserved: int  # tokens that its row may have in the cache
     draws: random.Random
 
 
@@ -50,8 +51,8 @@ class _Tree:
     responses: list[list[_Running]]
     cache: Any = None
 
-    def num_responses(self) -> int:
-        return sum(map(len, self.responses))
+    def num_reserved(self) -> int:
+        return sum(running.num_reserved for responses in self.responses for running in responses)
 
 
 @dataclass(slots=True)
@@ -75,7 +76,7 @@ class TreeEngine:
         self._seed = setup.seed
         self._trees: list[_Tree] = []
         self._waiting: deque[SampleRequest] = deque()
-        self._max_running = max(1, (setup.config.kv_cache_gib << 30) // (self._bytes_per_token() * setup.sampling.max_tokens))
+        self._max_cached = (setup.config.kv_cache_gib << 30) // self._bytes_per_token()  # tokens
         self._pooled = PooledStates() if setup.pool_states else None
 
     def _bytes_per_token(self) -> int:
@@ -99,15 +100,20 @@ class TreeEngine:
         return new
 
     def _admit(self) -> None:
-        """Start as many waiting requests as the cache has room for, those with equal contexts in one tree."""
-        room = self._max_running - sum(tree.num_responses() for tree in self._trees)
+        """Start as many waiting requests as the cache has room for even if they share nothing, and at least one. Those
+        with equal contexts are one tree."""
+        reserved = sum(tree.num_reserved() for tree in self._trees)
         started: dict[tuple[int, ...], _Tree] = {}
-        for _ in range(min(room, len(self._waiting))):
-            request = self._waiting.popleft()
-            context = request.context_ids
+        while self._waiting:
+            request = self._waiting[0]
+            context, num_left = request.context_ids, request.num_left(self._sampling)
+            reserved += len(context) + num_left
+            if reserved > self._max_cached and (self._trees or started):
+                break
+            self._waiting.popleft()
             tree = started.setdefault(tuple(context), _Tree(rows=[context], responses=[[]]))
             draws = random.Random(f"{self._seed}/{request.key.partition(':')[2] or request.key}/{len(context)}")
-            tree.responses[0].append(_Running(request.key, request.num_left(self._sampling), draws))
+            tree.responses[0].append(_Running(request.key, num_left, len(context) + num_left, draws))
         self._trees.extend(started.values())
 
     def _grow(self, tree: _Tree) -> list[NewTokens]:

@@ -68,7 +68,7 @@ def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
         "model": setup.model,
         "dtype": resolve_dtype(config.dtype, on_gpu=on_gpu),
         "seed": setup.seed,
-        "max_model_len": sampling.max_prompt_tokens + sampling.max_response_tokens,
+        "max_model_len": sampling.max_tokens,
         "max_num_seqs": config.max_sequences,
         "max_num_batched_tokens": max(config.max_batched_tokens, config.max_sequences),
         "logprobs_mode": "processed_logprobs",

@@ -59,13 +59,21 @@ def _main(options: argparse.Namespace) -> int:
     experiment = resolve(config, source=source_of(options.config))
     if options.dry_run:
         from jobs.comparison.forecast import forecast
+        from jobs.plan import look_unloaded
         from jobs.screens.console import show_plan
 
+        for shown in (experiment.shared, *(run.config for run in experiment.runs[: len(config.methods)])):
+            look_unloaded(shown.model, shown.sampling)
         return show_plan(config, forecast(experiment))
     from jobs.comparison.session import run_comparison
     from jobs.screens.terminal import terminal
 
     console = terminal()
+    if not options.address and not all(one.is_done for one in experiment.evaluations):
+        from jobs.comparison.look import look_at_runs
+        from jobs.screens.terminal import say
+
+        look_at_runs(experiment, lambda text: say(console, f"warning: {text}"))
     return run_comparison(experiment, _executor(experiment, options, console), console)
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from actors.config import STRICT, VERIFIER_MEANS, EncoderConfig, RolloutConfig, SamplingConfig, VerifierConfig
+from actors.config import STRICT, VERIFIER_MEANS, EncoderConfig, PromptConfig, RolloutConfig, SamplingConfig, VerifierConfig
 from actors.engines import ENGINES, Repeats, facts_of, require_facts
 from bonus.base import Need
 from bonus.config import BonusConfig, FeatureSource
@@ -145,6 +145,7 @@ class RunConfig(BaseModel):
     tracker_options: dict[str, dict[str, Any]] = {}
     """By the name of a tracker as it stands in `trackers`, the arguments that its class is made with."""
     task: TaskConfig = TaskConfig()
+    prompt: PromptConfig = PromptConfig()
     sampling: SamplingConfig = SamplingConfig()
     rollout: RolloutConfig = RolloutConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -287,7 +288,7 @@ class RunConfig(BaseModel):
 
 CHANGEABLE_ON_RESUME = (
     *("run_dir", "steps", "wait_timeout_s", "rollout", *VERIFIER_MEANS, "checkpoint", "supervision", "autoscale", "logs"),
-    *("evaluation", "trackers", "tracker_options", *PATH_KEYS),
+    *("evaluation", "trackers", "tracker_options", "prompt.too_long", "sampling.max_prompt_tokens", *PATH_KEYS),
     *("replay.max_bytes", "replay.log_max_mib", "replay.log_rollouts"),
     *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch", "learner.logits_mib", "learner.activation_checkpointing", "learner.compile"),

@@ -57,9 +57,12 @@ def _main(options: argparse.Namespace) -> int:
     config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
     require_sampling_methods(config.task, config.rollout)
     if options.dry_run:
-        from jobs.plan import evaluate_lines, evaluate_memory_gib
+        from jobs.plan import evaluate_lines, evaluate_memory_gib, look_unloaded
         from jobs.screens.console import show_plan
 
+        for model in [*models, *([base] if base else [])]:
+            if model.run is None:
+                look_unloaded(model.model, config.sampling)
         memory = evaluate_memory_gib(config, [model.model for model in models], base.model if base else None)
         described = [model.describe() for model in models]
         return show_plan(config, evaluate_lines(config, described, base.describe() if base else None, memory))

@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from actors.config import STRICT, VERIFIER_MEANS, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
+from actors.config import STRICT, VERIFIER_MEANS, PromptConfig, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
 from buffers.fields import LocalPath
 from tasks.config import PATH_KEYS, TaskConfig
 
@@ -69,7 +69,8 @@ class EvaluateConfig(BaseModel):
     wait_timeout_s: float = Field(900.0, gt=0)
     """No other call waits longer."""
     task: TaskConfig = TaskConfig()
-    sampling: SamplingConfig = SamplingConfig(max_prompt_tokens=512, max_response_tokens=256)
+    prompt: PromptConfig = PromptConfig()
+    sampling: SamplingConfig = SamplingConfig(max_response_tokens=256)
     rollout: RolloutConfig = RolloutConfig()
     verifier: VerifierConfig = VerifierConfig()
     scorer: ScorerConfig = ScorerConfig()
@@ -83,11 +84,11 @@ class EvaluateConfig(BaseModel):
         return self
 
 
-TAKEN_FROM_A_RUN = ("task", "sampling", "rollout", "verifier")
+TAKEN_FROM_A_RUN = ("task", "prompt", "sampling", "rollout", "verifier")
 """Sections that come from a run among the models, unless the configuration sets them."""
 
 CHANGEABLE_BETWEEN_STARTS = (
-    *("out", "k", "resamples", *PATH_KEYS, "task.curriculum"),
+    *("out", "k", "resamples", *PATH_KEYS, "task.curriculum", "prompt.too_long", "sampling.max_prompt_tokens"),
     *("pool_timeout_s", "wait_timeout_s", "rollout.workers", *VERIFIER_MEANS),
     *("scorer.threads", "scorer.num_gpus", "scorer.tokens_per_batch"),
 )

@@ -55,9 +55,10 @@ def _main(options: argparse.Namespace) -> int:
     config = resolved(ExploreConfig, values, source=source_of(options.config), data=options.data)
     require_sampling_methods(config.task, config.rollout, pool_states=config.from_engine)
     if options.dry_run:
-        from jobs.plan import explore_lines
+        from jobs.plan import explore_lines, look_unloaded
         from jobs.screens.console import show_plan
 
+        look_unloaded(config.model, config.sampling)
         return show_plan(config, explore_lines(config))
     if options.from_pools is None:  # which may need no Ray at all
         require_ray_address()

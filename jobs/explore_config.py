@@ -6,7 +6,16 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from actors.config import STRICT, VERIFIER_MEANS, EncoderConfig, NovelSamplingConfig, RolloutConfig, SamplingConfig, VerifierConfig
+from actors.config import (
+    STRICT,
+    VERIFIER_MEANS,
+    EncoderConfig,
+    NovelSamplingConfig,
+    PromptConfig,
+    RolloutConfig,
+    SamplingConfig,
+    VerifierConfig,
+)
 from bonus.config import SelectionConfig
 from buffers.fields import LocalPath
 from tasks.config import PATH_KEYS, TaskConfig
@@ -45,7 +54,8 @@ class ExploreConfig(BaseModel):
     wait_timeout_s: float = Field(900.0, gt=0)
     """No other call waits longer."""
     task: TaskConfig = TaskConfig()
-    sampling: SamplingConfig = SamplingConfig(max_prompt_tokens=512, max_response_tokens=256)
+    prompt: PromptConfig = PromptConfig()
+    sampling: SamplingConfig = SamplingConfig(max_response_tokens=256)
     rollout: RolloutConfig = RolloutConfig()
     encoder: EncoderConfig = EncoderConfig()
     verifier: VerifierConfig = VerifierConfig()
@@ -84,7 +94,7 @@ class ExploreConfig(BaseModel):
 
 
 CHANGEABLE_BETWEEN_STARTS = (
-    *("out", *PATH_KEYS, "task.curriculum"),
+    *("out", *PATH_KEYS, "task.curriculum", "prompt.too_long", "sampling.max_prompt_tokens"),
     *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "encoder.threads", "encoder.num_gpus", *VERIFIER_MEANS),
 )
 """Keys that may differ when a stopped job is started again: they do not change what is sampled or chosen."""

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.config import EncoderConfig, RolloutConfig
+from actors.config import EncoderConfig, RolloutConfig, SamplingConfig
 from actors.engines import facts_of
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
 from learners.config import LearnerConfig
+from learners.model_files import TokenLimit, read_config, tensors_in, token_limit, weight_files
+from learners.models import EMBEDDED, check_model, model_here
 from learners.precision import Dtype, resolve_dtype
 
 BASE_PROCESS_GIB = 0.7
@@ -29,11 +31,13 @@ EMBEDDED_PARAMETERS = {"smollm2-135m": 134_515_008}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunPlan:
-    """The sizes of one step, and what the run needs. Tokens are upper bounds."""
+    """The sizes of one step, and what the run needs. Tokens are upper bounds, of responses alone where prompts have no
+    limit of their own."""
 
     prompts_per_step: int
     responses_per_step: int
     max_tokens_per_step: int
+    counts_prompts: bool
     optimiser_steps_per_step: int
     steps: int
     total_responses: int
@@ -52,7 +56,7 @@ class RunPlan:
         processes = ", ".join(f"{count} {name}" for name, count in self.processes.items())
         return [
             f"per step: {self.prompts_per_step} prompts x {self.responses_per_step // self.prompts_per_step} responses = "
-            f"{self.responses_per_step} responses, at most {self.max_tokens_per_step} tokens, "
+            f"{self.responses_per_step} responses, at most {self.max_tokens_per_step} {'' if self.counts_prompts else 'response '}tokens, "
             f"{self.optimiser_steps_per_step} optimiser step(s)",
             f"whole run: {self.steps} steps, {self.total_responses} responses trained on",
             f"in flight: at most {self.max_groups_in_flight} groups between prompt and live gradient",
@@ -64,7 +68,8 @@ class RunPlan:
 
 def make_plan(config: RunConfig) -> RunPlan:
     """Return the plan of a run."""
-    tokens = config.sampling.max_prompt_tokens + config.responses_per_prompt * config.sampling.max_response_tokens
+    prompt = config.sampling.max_prompt_tokens
+    tokens = (prompt or 0) + config.responses_per_prompt * config.sampling.max_response_tokens
     learner = "learner" if config.learner.ranks == 1 else "learner rank"
     processes = {"rollout worker": config.rollout.workers, learner: config.learner.ranks, "replay": 1, "verifier pool": 1}
     if config.bonus.enabled:
@@ -79,6 +84,7 @@ def make_plan(config: RunConfig) -> RunPlan:
         prompts_per_step=config.prompts_per_step,
         responses_per_step=config.responses_per_step,
         max_tokens_per_step=config.prompts_per_step * tokens,
+        counts_prompts=prompt is not None,
         optimiser_steps_per_step=config.learner.mini_batches,
         steps=config.steps,
         total_responses=config.steps * config.responses_per_step,
@@ -95,7 +101,7 @@ def make_plan(config: RunConfig) -> RunPlan:
 def _remark(config: RunConfig) -> str | None:
     """Warn where two responses do not fit behind one long prompt: it is computed for each of them, which costs more."""
     prompt, response, budget = config.sampling.max_prompt_tokens, config.sampling.max_response_tokens, config.learner.tokens_per_micro_batch
-    if prompt < response or prompt + 2 * response <= budget:
+    if prompt is None or prompt < response or prompt + 2 * response <= budget:
         return None
     return (
         f"learner.tokens_per_micro_batch = {budget} has no room for a prompt of {prompt} tokens and two responses of {response}: such a "
@@ -247,6 +253,31 @@ def require_memory(plan: RunPlan, available_gib: float) -> None:
             f"this run needs about {plan.memory_gib:.1f} GiB of memory and {available_gib:.1f} GiB are available: close other programs, "
             "or lower learner.tokens_per_micro_batch, rollout.kv_cache_gib or rollout.workers"
         )
+
+
+def require_room(model: str, limit: TokenLimit, sampling: SamplingConfig) -> None:
+    """Raise UserError where the model's limit leaves no room for the response, or for the prompts asked for."""
+    prompt, response = sampling.max_prompt_tokens, sampling.max_response_tokens
+    allowed = f"model {model} allows {limit.tokens} ({limit.key})"
+    if prompt is None and response >= limit.tokens:
+        raise UserError(f"sampling.max_response_tokens = {response} leaves no token for a prompt: {allowed}: lower it")
+    if prompt is not None and prompt + response > limit.tokens:
+        raise UserError(
+            f"sampling.max_prompt_tokens = {prompt} and sampling.max_response_tokens = {response} make {prompt + response} tokens, and "
+            f"{allowed}: lower one of them, or leave max_prompt_tokens out"
+        )
+
+
+def look_unloaded(model: str, sampling: SamplingConfig) -> None:
+    """Raise ModelError or UserError for a model that a start would refuse, as far as it is here and its files tell
+    without torch. Nothing is fetched or unpacked."""
+    check_model(model)
+    if (path := model_here(model)) is None:
+        return
+    if model not in EMBEDDED:
+        tensors_in([file for file in weight_files(path) if file.suffix == ".safetensors"])
+    if (limit := token_limit(read_config(path))) is not None:
+        require_room(model, limit, sampling)
 
 
 def require_disk(plan: RunPlan, run_dir: str, storage: str | None = None) -> None:

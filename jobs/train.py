@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from jobs.config import RunConfig, load_config
 from jobs.configuration.files import path_of
 from jobs.configuration.user_error import UserError, answering
-from jobs.plan import available_memory_gib, make_plan, require_disk, require_memory
+from jobs.plan import available_memory_gib, look_unloaded, make_plan, require_disk, require_memory
 from jobs.processes.environment import prepare_environment, require_ray_address
 from jobs.processes.methods import require_run_methods
 
@@ -55,6 +55,7 @@ def _main(options: argparse.Namespace) -> int:
     if options.dry_run:
         from jobs.screens.console import show_plan
 
+        look_unloaded(config.model, config.sampling)
         return show_plan(config, make_plan(config).lines())
     if options.replay_from:
         from jobs.offline.replay_from import replay_from_session

@@ -9,13 +9,15 @@ Axes: T computed tokens, N response tokens, R responses, H hidden size."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from learners.attention import AttentionKind, best_kind, implementation, kind_of, layout_of, register
+from learners.loading import require_loaded
 from learners.logprobs import head_logprobs, logit_bytes
 from learners.packing import GroupTokens, PackedTokens, micro_batches, pack, prefix_tree
 from learners.precision import Dtype, resolve_dtype
@@ -29,7 +31,8 @@ _LOADING = threading.Lock()
 def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str = "cpu", place: bool = True) -> Any:
     """Return a Hugging Face causal language model in evaluation mode. It has no dropout, because sampler and learner
     must be one distribution. With `place` false it is made for `device` but left in host memory. Raises
-    ModelUnsupported for a model that a packed pass would compute wrongly."""
+    ModelUnsupported for a model that a packed pass would compute wrongly, and ModelError for one of which the files
+    lack a part."""
     from transformers import AutoModelForCausalLM
 
     register()
@@ -38,7 +41,14 @@ def load_causal_lm(path: str, *, dtype: Dtype | Literal["float64"], device: str 
     attention = implementation(best_kind(device))
     require_supported(without_weights(path))  # before a constructor that does not know our attention
     with _LOADING:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the report has them, and they are refused with the others
+        )
+    require_loaded(path, model, report)
     model = (model.to(device) if place else model).eval()
     kind: AttentionKind = "blocks" if kind_of(model) == "blocks" else "masked"  # nothing is compiled for this
     require_independent(model, lambda packed: last_hidden_states(model, packed, kind))
@@ -58,7 +68,42 @@ def without_weights(path: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _LOADING, torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False), trust_remote_code=False)
+
+
+def meta_loading(path: str, state: Mapping[str, Tensor]) -> tuple[Any, dict[str, Any]]:
+    """Return what `from_pretrained` makes of tensors without data: the model on the meta device, and its report. Raises
+    RuntimeError where tensors that are fused while they are loaded do not fit together."""
+    from transformers import AutoConfig
+
+    kind = type(without_weights(path))
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    with _LOADING, _quiet():
+        loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(state),
+            device_map={"": "meta"},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    return loaded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing its report and its progress: what is wrong is told by who asked."""
+    from transformers.utils import logging
+
+    verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_progress:
+            logging.enable_progress_bar()
 
 
 def causal_lm_shapes(path: str) -> dict[str, tuple[int, ...]]:

@@ -70,6 +70,8 @@ def check_model(name: str) -> None:
             _make_cache(cached_path(name).parent)
     elif Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
+            if (Path(name) / "adapter_config.json").is_file():
+                raise ModelError(f"model directory {name} holds an adapter alone: merge it into its base model and name the result")
             raise ModelError(f"model directory {name} has no config.json: it is not a Hugging Face model directory")
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
         known = ", ".join(EMBEDDED)
@@ -82,6 +84,24 @@ def resolve_model(name: str) -> str:
     if name in EMBEDDED:
         return str(_materialise(name))
     return name if Path(name).is_dir() else _fetch(name)
+
+
+def model_here(name: str) -> str | None:
+    """Return the directory of a model that needs neither fetching nor unpacking, else None."""
+    if name in EMBEDDED:
+        return str(cached_path(name)) if is_cached(name) else None
+    return name if Path(name).is_dir() else None
+
+
+def load_tokenizer(directory: str) -> Any:
+    """Return the tokenizer of a model directory. Raises ModelError where there is none that can be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # a seam: each of its many classes and parsers has errors of its own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"model {directory} has no tokenizer that can be loaded: {reason}") from None
 
 
 @functools.cache

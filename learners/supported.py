@@ -32,7 +32,7 @@ def require_supported(model: Any, *, longest: int | None = None) -> None:
     prompt with its response, if it is known. transformers takes the frequencies of "dynamic" and "longrope" position
     embeddings from the longest sequence of a pass, so a response would depend on its neighbors. "longrope" has two
     tables and uses the first up to some length."""
-    others = sorted(set(getattr(model.config, "layer_types", None) or ()) - set(ATTENTION_LAYERS))
+    others = sorted(set(getattr(text_config(model), "layer_types", None) or ()) - set(ATTENTION_LAYERS))
     if named := "a recurrent state" if getattr(model, "_is_stateful", False) else ", ".join(others):
         raise _refusal(model, f"mixes tokens elsewhere than in attention ({named})")
     if not getattr(model, "_supports_attention_backend", False):
@@ -49,6 +49,13 @@ def require_supported(model: Any, *, longest: int | None = None) -> None:
         raise _refusal(model, f"attends within a window of {window} tokens, and prompt and response may have {longest}")
 
 
+def longest_supported(model: Any) -> int | None:
+    """Return the most tokens of a prompt with its response that `require_supported` allows; None where any are."""
+    modules = list(model.modules())
+    windows = filter(None, (_window(model, module) for module in modules))
+    return min([*windows, *(reach for _, reach in _rope_tables(model, modules))], default=None)
+
+
 def require_short(model: Any, longest: int) -> None:
     """Raise ModelUnsupported if a branch of `longest` tokens would change other branches' position embeddings."""
     for kind, reach in _rope_tables(model, model.modules()):
@@ -59,7 +66,8 @@ def require_short(model: Any, longest: int) -> None:
 
 def require_plain_logits(model: Any) -> None:
     """Raise ModelUnsupported for a model that changes its logits behind its head."""
-    if changed := [name for name in SCALED_LOGITS if getattr(model.config, name, None) not in (None, 1)]:
+    config = text_config(model)
+    if changed := [name for name in SCALED_LOGITS if getattr(config, name, None) not in (None, 1)]:
         raise ModelUnsupported(f"{type(model).__name__} changes its logits by {', '.join(changed)}, which the learner does not support")
 
 
@@ -87,24 +95,30 @@ def require_independent(model: Any, states_of: Callable[[PackedTokens], Tensor])
         raise _refusal(model, "mixes tokens elsewhere than in attention: the states of a response change with those beside it")
 
 
+def text_config(model: Any) -> Any:
+    """Return the part of a model's config that describes its language model: that of several models nests it."""
+    nested = getattr(model.config, "get_text_config", None)
+    return nested() if nested is not None else model.config
+
+
 def _window(model: Any, module: Any) -> int | None:
     """Return the sliding window of an attention module, or None. Some modules store it, others ask the config."""
     if not type(module).__name__.endswith("Attention"):
         return None
-    window: int | None = getattr(module, "sliding_window", getattr(model.config, "sliding_window", None))
+    window: int | None = getattr(module, "sliding_window", getattr(text_config(model), "sliding_window", None))
     return window
 
 
 def _rope_tables(model: Any, modules: Any) -> list[tuple[str, int]]:
     """Return the position embeddings that depend on the longest sequence of a pass, and up to where they do not."""
-    found = []
+    found, config = [], text_config(model)
     for module in modules:
         kinds = getattr(module, "rope_type", None)
         for layer, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
             if kind == "dynamic":
-                found.append((kind, model.config.max_position_embeddings))
+                found.append((kind, config.max_position_embeddings))
             elif kind == "longrope":
-                parameters = model.config.rope_parameters if layer is None else model.config.rope_parameters[layer]
+                parameters = config.rope_parameters if layer is None else config.rope_parameters[layer]
                 found.append((kind, parameters["original_max_position_embeddings"]))
     return found
 

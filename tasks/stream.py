@@ -50,15 +50,27 @@ class ProblemStream(Iterator[Problem]):
         self._source: _Mixed | _Plain = _Mixed(task, split, seed) if isinstance(task, Mixture) else _plain(task, split, str(seed))
         self._identity: dict[str, str | int] = {"task": task.name, "split": split, "seed": seed, **self._source.identity}
         self._curriculum = Curriculum(curriculum, seed) if curriculum is not None and curriculum.enabled else None
+        self._may_pose: Callable[[Problem], bool] | None = None
         self._cursor = 0
 
     def __next__(self) -> Problem:
         while True:
             position = self._source.position
             problem = self._source.take()
+            if self._may_pose is not None and not self._may_pose(problem):
+                continue
             if self._curriculum is None or self._curriculum.accepts(problem, position):
                 self._cursor += 1
                 return problem
+
+    def leave_out(self, may_pose: Callable[[Problem], bool]) -> None:
+        """Pass over the problems of which `may_pose` is false. One of those to come must be left."""
+        self._may_pose = may_pose
+
+    def known(self, num_drawn: int) -> list[Problem]:
+        """Return what is known of the problems to come: all of a finite task, the first `num_drawn` of one without end.
+        The position is not changed."""
+        return self._source.known(num_drawn)
 
     @property
     def cursor(self) -> int:
@@ -67,7 +79,7 @@ class ProblemStream(Iterator[Problem]):
 
     @property
     def num_passed_over(self) -> int:
-        """How many candidates the curriculum did not accept; 0 without one."""
+        """How many candidates the curriculum did not accept or that were left out; 0 without either."""
         return self._source.position - self._cursor
 
     @property
@@ -84,19 +96,21 @@ class ProblemStream(Iterator[Problem]):
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state, in values that JSON can hold."""
         state: dict[str, Any] = {**self._identity, "cursor": self._cursor, **self._source.cursors()}
+        if self._source.position != self._cursor:
+            state["position"] = self._source.position
         if self._curriculum is not None:
             state["curriculum"] = {"position": self._source.position, **self._curriculum.state_dict()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the last problem of the saved stream. Raises ValueError if `state` is of another stream."""
-        found = {key: value for key, value in state.items() if key not in ("cursor", "parts", "curriculum")}
+        found = {key: value for key, value in state.items() if key not in ("cursor", "position", "parts", "curriculum")}
         if found != self._identity:
             raise ValueError(f"the saved stream is of {found}, this one of {self._identity}")
         cursor, curriculum = int(state["cursor"]), state.get("curriculum")
         if curriculum is not None and self._curriculum is None:
             raise ValueError("the saved stream has a curriculum, this one has none")
-        position = cursor if curriculum is None else int(curriculum["position"])
+        position = int(state.get("position", cursor) if curriculum is None else curriculum["position"])
         if not 0 <= cursor <= position:
             raise ValueError(f"the saved cursor {cursor} is negative, or beyond its position {position}")
         self._source.restore(position, state.get("parts"))
@@ -112,6 +126,7 @@ class _Plain:
         self.identity = {} if num_problems is None else {"num_problems": num_problems}
         self.position = 0
         self._at = at
+        self._num_problems = num_problems
 
     def take(self) -> Problem:
         problem = self._at(self.position)
@@ -121,6 +136,10 @@ class _Plain:
     def recurs(self, problem: Problem) -> bool:
         """Return whether the problem will come again, as each problem of a finite task does."""
         return bool(self.identity)
+
+    def known(self, num_drawn: int) -> list[Problem]:
+        """Return all problems, or the first `num_drawn` where they never end."""
+        return [self._at(position) for position in range(num_drawn if self._num_problems is None else self._num_problems)]
 
     def cursors(self) -> dict[str, Any]:
         """Return the cursors of the parts, of which there are none."""
@@ -151,6 +170,10 @@ class _Mixed:
 
     def recurs(self, problem: Problem) -> bool:
         return self._parts[problem.task].recurs(problem)
+
+    def known(self, num_drawn: int) -> list[Problem]:
+        known = ((label, problem) for label, part in self._parts.items() for problem in part.known(num_drawn))
+        return [self._mixture.labelled(label, problem) for label, problem in known]
 
     def cursors(self) -> dict[str, Any]:
         return {"parts": {label: part.position for label, part in self._parts.items()}}

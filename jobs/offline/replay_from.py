@@ -21,12 +21,13 @@ from buffers.rollout_log import RolloutLogError
 from buffers.schema import concat_groups, from_record_batch
 from jobs.config import RunConfig
 from jobs.configuration.user_error import EXIT_FAILED, UserError
-from jobs.offline.saved_rows import SavedRows, require_known_tokens, vocabulary_of
+from jobs.offline.saved_rows import SavedRows, require_computable
 from jobs.offline.trainer import OfflineRun, ReportStep, check_fits, report_to, require_other_directory
+from jobs.processes.models import policy_model
 from jobs.processes.verdict_counter import VerdictCounter, VerifierFailure
 from jobs.screens.console import RunConsole
 from learners.checkpoint import CheckpointError
-from learners.models import resolve_model
+from learners.model_check import ModelFacts
 from tasks.base import TaskError
 from tasks.mixture import names_in
 from tasks.registry import make_task
@@ -103,13 +104,14 @@ def replay_from(
     ModelError for its model, VerifierFailure where too many responses could not be scored, TrainingFailed for a method
     of one's own or a disk that fails once training has begun."""
     require_other_directory(source, config)
+    facts = policy_model(config)
     rescorer = Rescorer(config, judge) if judge is not None else None
     rows = SavedRows(config, source, rescore=judge is not None)
-    groups = _checked(config, source, rows.groups(), rescore=judge is not None)
+    groups = _checked(config, facts, source, rows.groups(), rescore=judge is not None)
     first = list(islice(groups, config.prompts_per_step))  # read before anything is written: most mistakes show here
     if len(first) < config.prompts_per_step:
         raise UserError(f"--replay-from {source}: {len(first)} groups, but prompts_per_step = {config.prompts_per_step}")
-    with OfflineRun(config, report, warn) as run:
+    with OfflineRun(config, facts.path, report, warn) as run:
         batch = first
         try:
             while len(batch) == config.prompts_per_step and run.learner.version < config.steps:
@@ -154,9 +156,10 @@ class Rescorer:
         return with_rewards(group, verdicts, self._config.reward, self._config.sampling.max_response_tokens)
 
 
-def _checked(config: RunConfig, source: Path, groups: Iterable[pa.RecordBatch], *, rescore: bool) -> Iterator[pa.RecordBatch]:
-    vocabulary = vocabulary_of(resolve_model(config.model))
+def _checked(
+    config: RunConfig, facts: ModelFacts, source: Path, groups: Iterable[pa.RecordBatch], *, rescore: bool
+) -> Iterator[pa.RecordBatch]:
     for group in groups:
-        require_known_tokens(group, vocabulary, source)
+        require_computable(group, facts, source)
         check_fits(config, group, rescore=rescore)
         yield group

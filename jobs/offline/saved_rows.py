@@ -20,7 +20,6 @@ a group adjacent.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,11 @@ from pyarrow import fs
 
 from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
-from buffers.schema import split_groups, to_record_batch, with_features, with_verdicts
+from buffers.schema import list_column_arrays, split_groups, to_record_batch, with_features, with_verdicts
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.offline.trainer import read_step
+from learners.model_check import ModelFacts
 from tasks.base import TaskError
 from tasks.data.files import SUFFIXES, DataFile, Row
 
@@ -131,13 +131,18 @@ class SavedRows:
         )
 
 
-def vocabulary_of(model: str) -> int:
-    """Return the number of token ids that the model in the directory `model` knows."""
-    return json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-
-
-def require_known_tokens(batch: pa.RecordBatch, vocabulary: int, source: Path) -> None:
-    """Raise UserError for a token id that the model does not have, which usually means rows of another model."""
+def require_computable(batch: pa.RecordBatch, facts: ModelFacts, source: Path) -> None:
+    """Raise UserError for a token id that the model does not have, which usually means rows of another model, and for
+    a prompt with its response that is longer than the model allows."""
+    vocabulary, limit = facts.num_embeddings, facts.limit
+    if limit is not None:
+        prompts, responses = (list_column_arrays(batch, name)[1] for name in REQUIRED)
+        longest = int((np.diff(prompts) + np.diff(responses)).max(initial=0))
+        if longest > limit.tokens:
+            raise UserError(
+                f"--replay-from {source}: problem {batch.column('problem_id')[0]} has {longest} tokens of prompt and response, and model "
+                f"{facts.path} allows {limit.tokens} ({limit.key}): leave these rows out, or set model"
+            )
     for name in REQUIRED:
         ids = batch.column(name).flatten().to_numpy()
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:

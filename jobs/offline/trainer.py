@@ -1,6 +1,6 @@
 """Training in this process on batches that were sampled before: no engines, no verifiers of its own, no Ray.
 
-    with OfflineRun(config, report) as run:           # into config.run_dir
+    with OfflineRun(config, model, report) as run:    # into config.run_dir
         for batch in batches:
             run.train(batch)
         run.export()
@@ -38,7 +38,6 @@ from jobs.directory.events import EVENTS, EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
-from jobs.processes.policy_model import policy_model
 from jobs.processes.threads import with_threads
 from jobs.screens.console import RunConsole
 from jobs.screens.hints import MismatchAdvice
@@ -68,10 +67,12 @@ def report_to(console: RunConsole) -> ReportStep:
 class OfflineRun:
     """The learner, the bonus, and what they leave behind in a directory that holds no run yet."""
 
-    def __init__(self, config: RunConfig, report: ReportStep = lambda step, metrics: None, warn: Callable[[str], None] = print) -> None:
-        """Raises UserError for a model, device or directory that cannot be used, ExtensionError for such a tracker."""
+    def __init__(
+        self, config: RunConfig, model: str, report: ReportStep = lambda step, metrics: None, warn: Callable[[str], None] = print
+    ) -> None:
+        """`model` is the directory of a model that was looked at. Raises UserError for a device or directory that
+        cannot be used, ExtensionError for such a tracker."""
         device = _device(config)
-        model = policy_model(config)
         trackers = load_trackers(config.trackers, config.tracker_options)
         with refusing(CompilerMissing):
             if config.learner.compile:

@@ -85,6 +85,7 @@ class TrainingComponents:
             f"rollout-{number}",
             config.rollout,
             config.sampling,
+            prompt=config.prompt,
             model=self._model,
             run_id=self._run_id,
             seed=config.seed + spread,
@@ -95,7 +96,8 @@ class TrainingComponents:
     def evaluation_worker(self) -> Component[RolloutWorker]:
         """Return a worker for evaluations, without what training needs of one."""
         config = self._config
-        return rollout_worker("evaluation", config.rollout, config.sampling, model=self._model, run_id=self._run_id, seed=config.seed)
+        options = {"prompt": config.prompt, "model": self._model, "run_id": self._run_id, "seed": config.seed}
+        return rollout_worker("evaluation", config.rollout, config.sampling, **options)
 
     def encoder(self, number: int) -> Component[HiddenStateEncoder]:
         config = self._config

@@ -4,7 +4,7 @@
 |----------------|-------------------------------------------|---------------------------------------------------------|
 | infrastructure | a process died or hangs, an engine failed | it is replaced, its work is given out again             |
 |                | weights were damaged on their way         | they are refused and published again                    |
-| data           | a prompt is too long                      | the group is dropped, then its problem (`max_attempts`) |
+| data           | a prompt is too long or cannot be made    | the group is dropped, then its problem (`max_attempts`) |
 | bug            | anything else                             | the run ends at once with its own traceback             |
 
 `supervision.max_failures` bounds the first two.
@@ -12,13 +12,15 @@
 
 from __future__ import annotations
 
+import re
 import traceback
+from collections.abc import Sequence
 from enum import StrEnum
 
 from ray.exceptions import RayError, RayTaskError
 
 from actors.engine import EngineError, WeightMismatch
-from actors.rollout import DataError
+from actors.prompts import DataError
 from actors.verifier import ResizeError, VerifierPoolError
 from actors.weight_transfer import TransferUnavailable
 from buffers.extensions import ExtensionError
@@ -29,6 +31,7 @@ from jobs.processes.supervised import CallGivenUp
 from jobs.processes.verdict_counter import VerifierFailure
 from learners.checkpoint import CheckpointError
 from learners.layers import CompilerMissing
+from learners.models import ModelError
 from learners.supported import ModelUnsupported
 from learners.weight_check import WeightsRefused
 from tasks.base import TaskError
@@ -39,9 +42,17 @@ class PublicationFailed(RuntimeError):
     behind."""
 
 
+_RAISED = re.compile(r"(?:\w+\.)*\w+(?:Error|Exception|Failure|Exit|Interrupt|Unsupported|Refused): \S")
+"""The line of a traceback that names what was raised: it is not indented."""
+_POINTER = re.compile(r"^\s*(?:(?:for|see|visit|more|further|information)\b.*)?https?://\S+\s*$", re.IGNORECASE)
+"""A line that says only where to read on."""
+_COUNT = re.compile(r"\b\d+ validation errors? for \w+$")
+_INPUT = re.compile(r"\s*\[type=.*\]$")
+
 NAMED_FAILURES = (
     *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError, ExtensionError),
     *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, ModelUnsupported, CallGivenUp, ReplayTooSmall),
+    *(DataError, ModelError),
 )
 """The messages of these say all there is to say; any other error is shown with its traceback."""
 
@@ -82,9 +93,20 @@ def details(error: Exception, *, named: tuple[type[Exception], ...] = NAMED_FAIL
 
 def reason(error: BaseException) -> str:
     """Return in one line what failed. Ray puts a traceback before the error, which may itself have several lines."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-    if not isinstance(error, RayTaskError):
-        return lines[0]
+    lines = [line.rstrip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    at = _telling(error, lines) if isinstance(error, RayTaskError) else 0
+    line = lines[at].strip()
+    if _COUNT.search(line):  # pydantic counts the errors first, and tells each below
+        below = [_INPUT.sub("", later.strip()) for later in lines[at + 1 :] if not _POINTER.search(later)]
+        line = ": ".join([line, *below[:2]])
+    return line
+
+
+def _telling(error: RayTaskError, lines: Sequence[str]) -> int:
+    """Return which line of a traceback says what failed: the last that names the error, else any error, else the last
+    one that is more than an address."""
     name = type(error.cause).__name__ if error.cause is not None else ""
-    begins = [line for line in lines if name and line.partition(":")[0].rpartition(".")[2] == name]
-    return (begins or lines)[-1]
+    named = [at for at, line in enumerate(lines) if name and line.strip().partition(":")[0].rpartition(".")[2] == name]
+    raised = [at for at, line in enumerate(lines) if _RAISED.match(line)]
+    others = [at for at, line in enumerate(lines) if not _POINTER.search(line)]
+    return (named or raised or others or [len(lines) - 1])[-1]

@@ -76,7 +76,6 @@ class Controller:
         self._stopping = False
         self._stop_asked = asyncio.Event()
         self._usage = StepUsage()
-        self._data_failures = 0
         self._checkpoint_budget = RestartBudget("checkpoint", run.config.supervision)
 
     def stop(self) -> None:
@@ -296,19 +295,18 @@ class Controller:
     # ---- what the rollout workers tell (`jobs.run.rollouts.Observer`) ----
 
     def sampled(self, sampled: Sampled) -> None:
-        self._data_failures = 0
+        self.run.faults.usable()
         self._usage.usages.append(sampled.usage)
         self._sampled.put_nowait(sampled)
 
     def dropped(self, work: GroupWork, reason: DropReason, error: Exception | None) -> None:
         """Raise `error` where problem after problem cannot be used."""
-        if error is not None:
-            self.run.faults.note("group", str(work.request.group_id), error)
-        if reason is DropReason.DATA and error is not None:
-            self._data_failures += 1
-            if self._data_failures > self.config.supervision.max_data_failures:
-                raise error
-        self.books.dropped(work.request.group_id, reason)
+        group_id = work.request.group_id
+        if error is not None and reason is DropReason.DATA:
+            self.run.faults.unusable(group_id, error, at_most=self.config.supervision.max_data_failures)
+        elif error is not None:
+            self.run.faults.note("group", str(group_id), error)
+        self.books.dropped(group_id, reason)
         self._changes.notify_soon()
 
     def updated(self, update: WeightUpdate) -> None:

@@ -41,6 +41,7 @@ class Faults:
         self._listener = listener
         self.newest: deque[str] = deque(maxlen=KEPT_FAULTS)
         self.counts: Counter[str] = Counter()
+        self._unusable_in_a_row = 0
 
     def note(self, role: str, name: str, error: Exception) -> None:
         """Count a failure and write it down."""
@@ -48,6 +49,17 @@ class Faults:
         self.counts[kind] += 1
         self.newest.append(f"{time.strftime('%H:%M:%S')} {name}: {reason(error)}")
         self._listener.note(EventKind.FAULT, role=role, name=name, kind=kind.value, error=reason(error))
+
+    def unusable(self, group_id: int, error: Exception, *, at_most: int) -> None:
+        """Note that the problem of a group cannot be used. Raises `error` after more than `at_most` in a row."""
+        self.note("group", str(group_id), error)
+        self._unusable_in_a_row += 1
+        if self._unusable_in_a_row > at_most:
+            raise error
+
+    def usable(self) -> None:
+        """Note that a group was sampled."""
+        self._unusable_in_a_row = 0
 
     def process_lost(self, name: str, error: Exception) -> None:
         """Note the loss of a process, such as "encoder-1"."""

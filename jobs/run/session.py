@@ -7,11 +7,12 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from actors.learner import Learner
 from jobs.config import RunConfig
-from jobs.configuration.user_error import UserError
+from jobs.configuration.user_error import UserError, refusing
 from jobs.directory.events import EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import RunDirectory
@@ -19,7 +20,8 @@ from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 from jobs.processes.build import launch, missing_cpus, namespace, ray_session
 from jobs.processes.description import TrainingComponents, num_actors
 from jobs.processes.failures import details, first_error, reason
-from jobs.processes.policy_model import policy_model
+from jobs.processes.models import policy_model
+from jobs.processes.prompts import DRAWN, PromptLook
 from jobs.run.checkpoints import forget_log_after, restore_checkpoint
 from jobs.run.components import Run
 from jobs.run.control import Control
@@ -32,10 +34,10 @@ from jobs.screens.console import RunConsole
 from jobs.screens.hints import MismatchAdvice, no_signal_warnings
 from jobs.screens.summary import summary_lines
 from learners.checkpoint import CheckpointError
-from learners.models import ModelError, check_model
+from learners.models import ModelError, check_model, model_here
 from tasks.base import Task
 from tasks.registry import make_task
-from tasks.stream import ProblemStream
+from tasks.stream import ProblemStream, is_endless
 
 EXIT_FAILED = 1
 
@@ -43,14 +45,13 @@ EXIT_FAILED = 1
 def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str] = (), resume: str, synchronous: bool) -> int:
     """Run, and return the exit code. Raise UserError when the run is refused; nothing was then touched. `config_path`
     and `overrides` are what the command was given; the summary repeats them."""
-    try:
+    with refusing(ModelError):
         check_model(config.model)
-    except ModelError as error:
-        raise UserError(str(error)) from None
     stream = _problem_stream(config)
     run_directory = RunDirectory(config)
     evaluation = _evaluation(config, stream.task, run_directory)
     _require_own_storage(run_directory, config.checkpoint.storage)
+    start = _looked_at(config, stream, evaluation)
     with run_directory as run:
         start_step = _start_step(run, resume)
         if start_step >= config.steps and run.policy_step == start_step:
@@ -64,7 +65,7 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
                 config, config_path, run, stream, console, overrides=overrides, synchronous=synchronous, evaluation=evaluation
             )
             try:
-                return asyncio.run(session.run(start_step))
+                return asyncio.run(session.run(start, start_step))
             except UserError:
                 raise
             except Exception as error:  # the seam to the person who started the run
@@ -100,6 +101,32 @@ def _evaluation(config: RunConfig, task: Task, directory: RunDirectory) -> Train
         wait_timeout_s=config.wait_timeout_s,
     )
     return TrainingEvaluation(config.evaluation, task, settings, directory.evaluations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What was found before anything is started."""
+
+    model: str
+    """The directory of the model."""
+    config: RunConfig
+    """What the processes are made with: the run's configuration with a number as `sampling.max_prompt_tokens`."""
+    warnings: tuple[str, ...]
+
+
+def _looked_at(config: RunConfig, stream: ProblemStream, evaluation: TrainingEvaluation | None) -> Start:
+    """Look at the model and at the prompts of all problems, and have those left out that are to be. Raise UserError."""
+    if model_here(config.model) is None:
+        print(f"model {config.model}: loading (the embedded model is unpacked once, about 20 s)")
+    facts = policy_model(config)
+    with refusing(ModelError):
+        look = PromptLook(facts, config.prompt, config.sampling, stream.task.prompt)
+    fit = look.at([*stream.known(DRAWN), *(evaluation.problems if evaluation else [])], is_all=not is_endless(stream.task))
+    if config.prompt.too_long == "leave_out":
+        stream.leave_out(look.may_pose)
+    if evaluation is not None:
+        evaluation.leave_out(fit.unusable)
+    return Start(model=facts.path, config=config.model_copy(update={"sampling": fit.sampling}), warnings=fit.warnings)
 
 
 def _failure(run: RunDirectory, error: Exception) -> str:
@@ -167,18 +194,18 @@ class TrainSession:
         self._writer: MetricsWriter | None = None
         self._events: EventLog | None = None
 
-    async def run(self, start_step: int) -> int:
+    async def run(self, start: Start, start_step: int) -> int:
         config, console = self._config, self._console
         self.control.enter("starting", step=start_step)
-        console.status(f"model {config.model}: loading (the embedded model is unpacked once, about 20 s)")
-        model = await asyncio.to_thread(policy_model, config)
+        for text in start.warnings:
+            console.warn(text)
         console.status("starting Ray")
         with ray_session(namespace(config.run_dir), num_actors(config)):
             if (too_few := missing_cpus(num_actors(config))) is not None:
                 console.warn(too_few)
             console.status("starting the engine and the learner (about 30 s on two cores)")
             log_directory = str(self._directory.rollouts)
-            components = TrainingComponents(config, model, run_id=self._directory.run_id, log_directory=log_directory)
+            components = TrainingComponents(start.config, start.model, run_id=self._directory.run_id, log_directory=log_directory)
             return await self._train(components, start_step)
 
     async def _train(self, components: TrainingComponents, start_step: int) -> int:

@@ -17,7 +17,9 @@ from buffers.replay import InsertResult
 from jobs.directory.events import EventKind
 from jobs.directory.run_state import Desired, read_desired
 from jobs.processes.build import all_ready, close_all
+from jobs.processes.failures import FailureKind, kind_of
 from jobs.processes.handles import Handle
+from jobs.run.books import DropReason
 from jobs.run.checkpoints import save_checkpoint
 from jobs.run.components import Run, Sampled
 from jobs.run.control import Control
@@ -71,7 +73,7 @@ class SynchronousTrainer:
         generate_s = 0.0
         while requests := self._requests():  # again for groups that were filtered out
             began = time.monotonic()
-            sampled = await self._sample(requests)
+            sampled = await self._sample(requests)  # fewer, where a problem cannot be used
             generate_s += time.monotonic() - began
             usage.usages += [group.usage for group in sampled]
             for group in sampled:
@@ -99,19 +101,31 @@ class SynchronousTrainer:
         return requests
 
     async def _sample(self, requests: Sequence[GroupRequest]) -> list[Sampled]:
-        """Sample groups in their order, by the workers in turn; one at a time on each where groups are isolated."""
+        """Sample groups in their order, by the workers in turn; one at a time on each where groups are isolated. The
+        groups of problems that cannot be used are dropped."""
         run = self.run
         at_once = 1 if run.config.isolates_groups else len(requests)
         turns = [(worker, asyncio.Semaphore(at_once)) for worker in self._workers]
 
-        async def sample(place: int, request: GroupRequest) -> Sampled:
+        async def sample(place: int, request: GroupRequest) -> Sampled | None:
             worker, turn = turns[place % len(turns)]
             async with turn:
                 run.books.submitted(request)
                 run.books.dispatched(request, worker.name, tries=1, resumed_tokens=0)
-                return await run.generate(worker, request, timeout_s=run.config.rollout.group_timeout_s)
+                try:
+                    sampled = await run.generate(worker, request, timeout_s=run.config.rollout.group_timeout_s)
+                except Exception as error:
+                    if kind_of(error) is not FailureKind.DATA:
+                        raise
+                    run.books.returned(request, worker.name, None)
+                    run.faults.unusable(request.group_id, error, at_most=run.config.supervision.max_data_failures)
+                    run.books.dropped(request.group_id, DropReason.DATA)
+                    return None
+                run.faults.usable()
+                return sampled
 
-        return await asyncio.gather(*(sample(place, request) for place, request in enumerate(requests)))
+        found = await asyncio.gather(*(sample(place, request) for place, request in enumerate(requests)))
+        return [sampled for sampled in found if sampled is not None]
 
     async def _score(self, group: Sampled, usage: StepUsage) -> None:
         run, request = self.run, group.request

@@ -145,10 +145,11 @@ class Worker:
                 task.cancel()
 
     def _end(self, errors: BaseExceptionGroup[BaseException]) -> None:
-        """The worker is lost, or found a bug. What counts is the first error that is not a consequence of another."""
+        """The worker is lost, or found a bug, or one problem too many that cannot be used. What counts is the first
+        error that is not a consequence of another."""
         error = sorted(_leaves(errors), key=lambda error: kind_of(error) is FailureKind.INFRASTRUCTURE)[0]
         self.handle.kill()
-        if not isinstance(error, Exception) or (kind_of(error) is FailureKind.BUG and self._has_started):
+        if not isinstance(error, Exception) or (kind_of(error) is not FailureKind.INFRASTRUCTURE and self._has_started):
             raise error
         self._run.books.worker_ended(self.name)
         self._run.faults.process_lost(self.name, error)

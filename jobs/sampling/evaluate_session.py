@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
+from actors.config import SamplingConfig
 from actors.scorer import ResponseScorer
 from actors.verifier import VerifierPool
 from buffers.records import Problem
@@ -26,12 +27,13 @@ from jobs.processes.build import all_ready, close_all, launch, namespace, ray_se
 from jobs.processes.description import rollout_worker, scorer, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
+from jobs.processes.models import room_for_prompts, sampled_model
 from jobs.processes.threads import share_of_cores
 from jobs.reports.evaluate.report import write_report
 from jobs.sampling.candidates import CandidateStore, with_columns
 from jobs.sampling.evaluated_models import EvaluatedModel, PinnedModel, PinnedModels
 from jobs.sampling.evaluator import Evaluator, EvaluatorSettings
-from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, run_to_end
+from jobs.sampling.job import Bar, interruptibly, posed, problems_of, require_memory, run_to_end
 from jobs.sampling.pipeline import FINISHERS
 from jobs.sampling.samples import BASE_COLUMN, MODEL_AND_PROBLEM, SAMPLES, read_responses
 from jobs.screens.terminal import say, terminal
@@ -47,8 +49,9 @@ def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base:
     require_memory(evaluate_memory_gib(config, [model.model for model in models], base.model if base else None))
     prepare_environment(*(str(model.run.path) if model.run else model.model for model in everything))
     console = terminal()
+    problems, samplings = _looked_at(config, models, base, task, problems, console)
     with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out DIR") as directory:
-        session = EvaluateSession(config, task, problems, directory.path, console)
+        session = EvaluateSession(config, task, problems, directory.path, console, samplings=samplings)
         work = session.run(models, base)
         return run_to_end(lambda: asyncio.run(work), console, directory.path, lambda: len(session.store.finished()))
 
@@ -60,11 +63,47 @@ def _task(config: EvaluateConfig) -> Task:
     return task
 
 
+def _looked_at(
+    config: EvaluateConfig,
+    models: Sequence[EvaluatedModel],
+    base: EvaluatedModel | None,
+    task: Task,
+    problems: Sequence[Problem],
+    console: Console,
+) -> tuple[list[Problem], list[SamplingConfig]]:
+    """Look at every model and at all prompts. Return the problems that all models can be asked, and how each of the
+    models samples. Raises UserError and ModelError."""
+    places = [model.directory() for model in models]
+    facts = {place: sampled_model(place, config.sampling, computed=False) for place in places if place is not None}
+    left, samplings = posed(list(facts.values()), problems, config.prompt, config.sampling, task, warn=lambda text: say(console, text))
+    sampling_at = dict(zip(facts, samplings, strict=True))
+    if base is not None and (place := base.directory()) is not None:
+        scoring = sampled_model(place, config.sampling, computed=True, with_head=True)
+        for model, sampling in zip(facts.values(), samplings, strict=True):
+            room_for_prompts(scoring, sampling)
+            if model.max_token_id >= scoring.num_embeddings:
+                raise UserError(
+                    f"base_model = {base.name} knows {scoring.num_embeddings} token ids, and the tokenizer of {model.path} has ids up to "
+                    f"{model.max_token_id}: choose a base model with the same tokenizer"
+                )
+    return left, [config.sampling if place is None else sampling_at[place] for place in places]
+
+
 class EvaluateSession:
     """The work of one start."""
 
-    def __init__(self, config: EvaluateConfig, task: Task, problems: Sequence[Problem], directory: Path, console: Console) -> None:
-        self._config, self._task, self._problems = config, task, problems
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        task: Task,
+        problems: Sequence[Problem],
+        directory: Path,
+        console: Console,
+        *,
+        samplings: Sequence[SamplingConfig],
+    ) -> None:
+        """`samplings` says how each model samples."""
+        self._config, self._task, self._problems, self._samplings = config, task, problems, samplings
         self._directory, self._console = directory, console
         self.store = CandidateStore(directory, config.model_dump(mode="json"), file=SAMPLES, key=MODEL_AND_PROBLEM)
 
@@ -83,13 +122,14 @@ class EvaluateSession:
             known = pins.known(model.name)
             pinned.append(known if known is not None else await asyncio.to_thread(pins.pin, model))
         labels = [one.label for one in pinned[: len(models)]]
+        sampling_of = dict(zip(labels, self._samplings, strict=True))
         waiting = self._waiting(labels)
         is_scored = base is None or not (waiting or any(BASE_COLUMN not in one.column_names for one in self.store.parts()))
         if waiting or not is_scored:
             pinned = [await asyncio.to_thread(pins.pin, model) for model in everything]  # they must exist and be unchanged
             with ray_session(namespace(self._config.out), self._config.rollout.workers + 2):
                 if waiting:
-                    await self._sample_all([one for one in pinned[: len(models)] if one.label in waiting], waiting)
+                    await self._sample_all([one for one in pinned[: len(models)] if one.label in waiting], waiting, sampling_of)
                 if not is_scored:
                     await self._score(pinned[-1])
         return labels
@@ -100,24 +140,28 @@ class EvaluateSession:
         missing = {label: [problem for problem in self._problems if (label, problem.problem_id) not in finished] for label in labels}
         return {label: problems for label, problems in missing.items() if problems}
 
-    async def _sample_all(self, todo: Sequence[PinnedModel], waiting: dict[str, list[Problem]]) -> None:
+    async def _sample_all(
+        self, todo: Sequence[PinnedModel], waiting: dict[str, list[Problem]], sampling_of: dict[str, SamplingConfig]
+    ) -> None:
         verifier = launch(verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS))
         done, left = len(self.store.finished()), sum(map(len, waiting.values()))
         try:
             with Bar(self._console, total=done + left, done=done) as bar:
                 for model in todo:
-                    await self._sample(model, waiting[model.label], verifier, bar)
+                    await self._sample(model, waiting[model.label], sampling_of[model.label], verifier, bar)
         finally:
             await close_all([verifier])
 
-    async def _sample(self, model: PinnedModel, problems: Sequence[Problem], verifier: Handle[VerifierPool], bar: Bar) -> None:
+    async def _sample(
+        self, model: PinnedModel, problems: Sequence[Problem], sampling: SamplingConfig, verifier: Handle[VerifierPool], bar: Bar
+    ) -> None:
         """Start one model's engines, use them, and end them: the next model's engines need the memory."""
         config = self._config
         say(self._console, f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
-        make = partial(rollout_worker, model=model.path, run_id="evaluate", seed=config.seed)
+        make = partial(rollout_worker, prompt=config.prompt, model=model.path, run_id="evaluate", seed=config.seed)
         names = [f"rollout-{index}" for index in range(config.rollout.workers)]
         engine = share_of_cores(config.rollout, config.rollout.workers)
-        workers = [launch(make(name, engine, config.sampling)) for name in names]
+        workers = [launch(make(name, engine, sampling)) for name in names]
         settings = EvaluatorSettings(
             samples=config.samples,
             seed=config.seed,

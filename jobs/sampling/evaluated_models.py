@@ -30,7 +30,7 @@ from jobs.directory.job_dir import CONFIG, LOCK, read_json
 from jobs.directory.run_dir import RunDirectory
 from learners.checkpoint import CheckpointError
 from learners.config import LearnerConfig
-from learners.models import EMBEDDED, ModelError, check_model, resolve_model
+from learners.models import EMBEDDED, ModelError, check_model, model_here, resolve_model
 from learners.precision import resolve_dtype
 
 PINS, POLICIES = "models.json", "policies"
@@ -51,6 +51,13 @@ class EvaluatedModel:
     learner: LearnerConfig | None = None
     """The configuration of the run's learner."""
     step: int | None = None
+
+    def directory(self) -> str | None:
+        """Return a directory with the model, or with the model that its run began with: config and tokenizer are the
+        same. None where neither is here. Raises ModelError for a hub id that cannot be fetched."""
+        if self.run is None:
+            return resolve_model(self.model)
+        return str(self.run.policy) if self.run.policy_step == self.step else model_here(self.model)
 
     def describe(self) -> str:
         """Return one line for people."""

@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
+from actors.config import SamplingConfig
 from actors.encoder import HiddenStateEncoder
 from actors.rollout import PooledFeatures
 from actors.verifier import VerifierPool
 from buffers.records import Problem
-from jobs.configuration.user_error import UserError, refusing
+from jobs.configuration.user_error import UserError
 from jobs.directory.job_dir import JobDirectory
 from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS, ExploreConfig
 from jobs.plan import explore_memory_gib
@@ -24,18 +25,17 @@ from jobs.processes.build import Closes, all_ready, close_all, launch, namespace
 from jobs.processes.description import encoder, rollout_worker, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
+from jobs.processes.models import sampled_model
 from jobs.processes.threads import share_of_cores
 from jobs.reports.explore.report import write_report
 from jobs.sampling.candidates import CandidateStore, known_verdicts, problem_of, read_candidates, split_by_problem
 from jobs.sampling.explorer import Explorer, Sources
-from jobs.sampling.job import Bar, interruptibly, problems_of, require_memory, run_to_end
+from jobs.sampling.job import Bar, interruptibly, posed, problems_of, require_memory, run_to_end
 from jobs.sampling.pipeline import FINISHERS
 from jobs.sampling.reselect import needs_encoder, reselect
 from jobs.sampling.selected import write_selected
 from jobs.screens.terminal import say, terminal
-from learners.forward import check_supported
-from learners.models import ModelError, check_model, resolve_model
-from learners.supported import ModelUnsupported
+from learners.models import check_model, resolve_model
 from tasks.base import Task
 from tasks.registry import make_task
 
@@ -44,13 +44,21 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
     """Run the job and return its exit code. Raises one of `user_error.REFUSALS` before anything is touched."""
     task, problems = _problems(config, from_pools)
     old = read_candidates(from_pools) if from_pools else None
-    if old is None or needs_encoder(config, old[1]):
+    needs_model = old is None or needs_encoder(config, old[1])
+    if needs_model:
         check_model(config.model)
     require_memory(explore_memory_gib(config, sampling=old is None))
     prepare_environment(config.model)
     console = terminal()
+    model, sampling = "", config.sampling
+    if needs_model:
+        say(console, f"model {config.model}: loading")
+        facts = sampled_model(resolve_model(config.model), config.sampling, computed=old is not None or not config.from_engine)
+        model = facts.path
+        if old is None:
+            problems, (sampling,) = posed([facts], problems, config.prompt, config.sampling, task, warn=lambda text: say(console, text))
     with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out DIR") as directory:
-        session = ExploreSession(config, task, directory.path, console)
+        session = ExploreSession(config, task, directory.path, console, model=model, sampling=sampling)
         work = session.run(problems) if old is None else session.reselect(*old)
         return run_to_end(lambda: asyncio.run(work), console, directory.path, lambda: len(session.store.finished()))
 
@@ -65,8 +73,12 @@ def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list
 class ExploreSession:
     """The work of one start."""
 
-    def __init__(self, config: ExploreConfig, task: Task, directory: Path, console: Console) -> None:
+    def __init__(
+        self, config: ExploreConfig, task: Task, directory: Path, console: Console, *, model: str, sampling: SamplingConfig
+    ) -> None:
+        """`model` is a directory, and `sampling` says how long a prompt may be."""
         self._config, self._task = config, task
+        self._model, self._sampling = model, sampling
         self._directory, self._console = directory, console
         self.store = CandidateStore(directory, config.model_dump(mode="json"))
 
@@ -89,20 +101,15 @@ class ExploreSession:
 
     async def _sample(self, problems: Sequence[Problem], *, total: int) -> None:
         config = self._config
-        say(self._console, f"model {config.model}: loading")
-        with refusing(ModelError, ModelUnsupported):
-            model = await asyncio.to_thread(resolve_model, config.model)
-            if not config.from_engine:
-                await asyncio.to_thread(check_supported, model, longest=config.sampling.max_tokens, with_head=False)
         say(self._console, "starting the engines (about 30 s on two cores)")
         use_encoder = not config.from_engine
         with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
             features = PooledFeatures() if config.from_engine else None
-            worker = partial(rollout_worker, model=model, run_id="explore", seed=config.seed, features=features)
+            worker = partial(rollout_worker, prompt=config.prompt, model=self._model, run_id="explore", seed=config.seed, features=features)
             names = [f"rollout-{index}" for index in range(config.rollout.workers)]
             engine = share_of_cores(config.rollout, self._sharing)
-            workers = [launch(worker(name, engine, config.sampling)) for name in names]
-            sources = Sources(workers=workers, encoder=self._encoder(model) if use_encoder else None, verifier=self._verifier())
+            workers = [launch(worker(name, engine, self._sampling)) for name in names]
+            sources = Sources(workers=workers, encoder=self._encoder() if use_encoder else None, verifier=self._verifier())
             try:
                 encoders = [sources.encoder] if sources.encoder else []
                 await all_ready(workers, encoders, timeout_s=config.rollout.start_timeout_s)
@@ -120,8 +127,7 @@ class ExploreSession:
         to_verify = config.verify != "none" and any(len(known_verdicts(one)) < one.num_rows for one in waiting)
         session = ray_session(namespace(config.out), 1 + int(use_encoder)) if use_encoder or to_verify else nullcontext()
         with session:
-            model = await asyncio.to_thread(resolve_model, config.model) if use_encoder else ""
-            handle = self._encoder(model) if use_encoder else None
+            handle = self._encoder() if use_encoder else None
             sources = Sources(workers=[], encoder=handle, verifier=self._verifier() if to_verify else None)
             try:
                 await all_ready([], [sources.encoder] if sources.encoder else [], timeout_s=config.rollout.start_timeout_s)
@@ -140,8 +146,8 @@ class ExploreSession:
     def _sharing(self) -> int:
         return self._config.rollout.workers + int(not self._config.from_engine)
 
-    def _encoder(self, model: str) -> Handle[HiddenStateEncoder]:
-        return launch(encoder(0, share_of_cores(self._config.encoder, self._sharing), model=model, group_size=None))
+    def _encoder(self) -> Handle[HiddenStateEncoder]:
+        return launch(encoder(0, share_of_cores(self._config.encoder, self._sharing), model=self._model, group_size=None))
 
     def _verifier(self) -> Handle[VerifierPool] | None:
         if self._config.verify == "none":

@@ -8,18 +8,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from actors.config import PromptConfig, SamplingConfig
 from buffers.records import GroupUsage, Problem
-from jobs.configuration.user_error import EXIT_FAILED, UserError
+from jobs.configuration.user_error import EXIT_FAILED, UserError, refusing
 from jobs.plan import available_memory_gib
 from jobs.processes.failures import NAMED_FAILURES, details, reason
+from jobs.processes.prompts import PromptLook
 from jobs.screens.terminal import say
+from learners.model_check import ModelFacts
+from learners.models import ModelError
 from tasks.base import Task
 from tasks.stream import is_endless
 
@@ -43,6 +47,35 @@ def problems_of(task: Task, split: str, num: int) -> list[Problem]:
     if not problems:
         raise UserError(f"task {task.name} has no problems in split '{split}'")
     return problems
+
+
+def usable_of(problems: Sequence[Problem], unusable: Collection[str]) -> list[Problem]:
+    """Return the problems whose ids are not among `unusable`. Raises UserError where none are left."""
+    left = [problem for problem in problems if problem.problem_id not in unusable]
+    if not left:
+        raise UserError(f"none of the {len(problems)} problems from {problems[0].problem_id} on can be posed")
+    return left
+
+
+def posed(
+    models: Sequence[ModelFacts],
+    problems: Sequence[Problem],
+    prompt: PromptConfig,
+    sampling: SamplingConfig,
+    task: Task,
+    *,
+    warn: Callable[[str], None],
+) -> tuple[list[Problem], list[SamplingConfig]]:
+    """Return the problems that all `models` can be asked, and for each model how it samples. Raises UserError where
+    prompts are too long and are not to be left out."""
+    with refusing(ModelError):
+        fits = [PromptLook(facts, prompt, sampling, task.prompt).at(problems, is_all=True) for facts in models]
+    unusable = {name for fit in fits for name in fit.unusable}
+    for text in dict.fromkeys(text for fit in fits for text in fit.warnings):
+        warn(f"warning: {text}")
+    if unusable:
+        warn(f"warning: {len(unusable)} of {len(problems)} problems are left out")
+    return usable_of(problems, unusable), [fit.sampling for fit in fits]
 
 
 def require_memory(needed_gib: float | None) -> None:

@@ -9,7 +9,7 @@ between two evaluations."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ from jobs.directory.atomic import replacing
 from jobs.evaluation_config import EvaluationConfig
 from jobs.processes.handles import Handle
 from jobs.sampling.evaluator import Evaluator, EvaluatorSettings
-from jobs.sampling.job import problems_of
+from jobs.sampling.job import problems_of, usable_of
 from tasks.base import Task
 
 
@@ -34,7 +34,11 @@ class TrainingEvaluation:
         """Read the problems. Raises UserError for a split that the task does not have, or that is empty."""
         self._config, self._task = config, task
         self._settings, self._directory = settings, directory
-        self._problems = problems_of(task, config.split, config.problems)
+        self.problems = problems_of(task, config.split, config.problems)
+
+    def leave_out(self, unusable: Collection[str]) -> None:
+        """Do without the problems of these ids. Raises UserError where none are left."""
+        self.problems = usable_of(self.problems, unusable)
 
     def is_due(self, step: int) -> bool:
         """Return whether the policy of `step` is to be evaluated."""
@@ -51,8 +55,8 @@ class TrainingEvaluation:
         evaluator = Evaluator(
             self._task, workers, verifier, self._settings, label=f"step {step}", version=step, keep=keep, on_finished=lambda usage: None
         )
-        await evaluator.run(self._problems)
-        table = pa.concat_tables([tables[problem.problem_id] for problem in self._problems])
+        await evaluator.run(self.problems)
+        table = pa.concat_tables([tables[problem.problem_id] for problem in self.problems])
         await asyncio.to_thread(self._write, step, table)
         problems = candidates_by_problem(table)
         statistics = await asyncio.to_thread(evaluate_candidates, problems, ks=self._config.k, seed=self._settings.seed)

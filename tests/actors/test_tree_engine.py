@@ -101,15 +101,22 @@ def test_equal_prefixes_are_one_row_and_others_are_not_computed_twice(tiny_model
 
 def test_more_responses_than_the_cache_holds_wait_and_all_end(tiny_model: str) -> None:
     engine = start_engine(tiny_model)
-    engine._max_running = 7
+    engine._max_cached = 100
     requests = RunningRequests(engine)
     for key, prompt_ids in MANY.items():
         requests.add(SampleRequest(key=key, prompt_ids=prompt_ids))
     found = {}
     while requests.has_unfinished:
-        assert sum(tree.num_responses() for tree in engine._trees) <= 7
+        assert sum(tree.num_reserved() for tree in engine._trees) <= 100
         found |= dict(requests.step())
     assert found.keys() == MANY.keys()
+
+
+def test_a_request_that_alone_exceeds_the_cache_runs_alone(tiny_model: str) -> None:
+    engine = start_engine(tiny_model)
+    engine._max_cached = 5
+    found = run(RunningRequests(engine), dict(list(ONE_PROMPT.items())[:3]))
+    assert len(found) == 3
 
 
 def test_requests_go_on_under_new_weights_and_every_token_carries_its_version(tiny_model: str) -> None:

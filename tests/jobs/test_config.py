@@ -14,8 +14,11 @@ import pytest
 from jobs import train
 from jobs.config import CHANGEABLE_ON_RESUME, RunConfig, load_config
 from jobs.configuration.files import LABEL, all_keys, changed_keys, labelled_section_of, section_of
+from jobs.configuration.toml_text import toml_text
 from jobs.configuration.user_error import UserError
+from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS as EVALUATE_CHANGEABLE
 from jobs.evaluation_config import EvaluateConfig
+from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS as EXPLORE_CHANGEABLE
 from jobs.explore_config import ExploreConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -324,6 +327,8 @@ def begun_run(directory: Path, config: RunConfig, *, checkpoint: bool = True) ->
         {"learner": {"threads": 2, "tokens_per_micro_batch": 64}},
         {"learner": {"ranks": 4, "num_gpus": 1, "join_timeout_s": 9.0, "collective_timeout_s": 9.0}},
         {"encoder": {"threads": 2}},
+        {"sampling": {"max_prompt_tokens": 512}},
+        {"prompt": {"too_long": "leave_out"}},
     ],
 )
 def test_how_long_where_and_with_what_means_may_change_on_resume(same):
@@ -340,6 +345,9 @@ def test_how_long_where_and_with_what_means_may_change_on_resume(same):
         {"bonus": {"memory": "run"}},
         {"encoder": {"dtype": "float32"}},
         {"replay": {"sampler": "mine:Newest"}},
+        {"prompt": {"chat": False}},
+        {"prompt": {"template": "{{ messages }}"}},
+        {"sampling": {"max_response_tokens": 21}},
     ],
 )
 def test_what_is_computed_may_not_change_on_resume(other):
@@ -456,3 +464,28 @@ def test_refusal_is_one_line_from_the_command_line_too(tmp_path):
 def test_load_config_raises_its_own_error_only(tmp_path):
     with pytest.raises(UserError):
         load_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "changeable"), [(ExploreConfig, EXPLORE_CHANGEABLE), (EvaluateConfig, EVALUATE_CHANGEABLE)])
+def test_a_limit_that_only_refuses_may_change_when_a_job_goes_on(kind, changeable):
+    saved = kind().model_dump(mode="json")
+    for free in ({"sampling": {"max_prompt_tokens": 9, "max_response_tokens": 256}}, {"prompt": {"too_long": "leave_out"}}):
+        assert changed_keys(saved, kind.model_validate(free), changeable) == []
+    for fixed in ({"sampling": {"max_response_tokens": 9}}, {"prompt": {"template": "{{ messages }}"}}):
+        assert len(changed_keys(saved, kind.model_validate(fixed), changeable)) == 1
+
+
+def test_the_text_of_a_template_file_is_part_of_the_configuration(config_file, tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages[0].content }}")
+    config = load_config(config_file, [f"prompt.template={file}"])
+    assert config.prompt.template == "{{ messages[0].content }}"
+    again = RunConfig.model_validate(json.loads(config.model_dump_json()))
+    assert again == config and toml_text(config.model_dump(mode="json")).count("messages[0].content") == 1
+
+
+def test_a_template_that_cannot_be_used_is_one_line(refusal, config_file, tmp_path):
+    assert "prompt.template = 'nowhere.jinja'" in refusal(config_file, "--set", "prompt.template=nowhere.jinja")
+    assert "prompt: template contradicts chat = false" in refusal(
+        config_file, "--set", "prompt.template={{ messages }}", "--set", "prompt.chat=false"
+    )

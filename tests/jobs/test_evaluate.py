@@ -76,7 +76,7 @@ def test_what_is_said_beats_what_a_run_brings(runs: Path, tmp_path: Path) -> Non
     file = tmp_path / "config.toml"
     file.write_text("[sampling]\nmax_response_tokens = 30\n")
     config = resolved(str(file), "--model", "a", "--set", "task.arithmetic.sum_max=99")
-    assert (config.sampling.max_response_tokens, config.sampling.max_prompt_tokens) == (30, 128)
+    assert (config.sampling.max_response_tokens, config.sampling.max_prompt_tokens) == (30, None)
     assert config.task.arithmetic.sum_max == 99
 
 

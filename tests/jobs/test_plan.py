@@ -199,3 +199,12 @@ def test_adapters_need_neither_masters_nor_a_reference_and_hardly_room_for_check
     full, adapters = (plan_of(model=giant, learner=kl | lora) for lora in ({}, {"lora": {"enabled": True}}))
     assert full.memory_gib - adapters.memory_gib == pytest.approx(16 + 2)  # masters, gradients, two moments; the reference
     assert adapters.disk_gib == pytest.approx(2)  # the final policy
+
+
+def test_a_plan_without_a_limit_of_prompts_counts_responses_alone():
+    plan = plan_of(prompts_per_step=3, responses_per_prompt=5, sampling={"max_response_tokens": 7})
+    assert plan.max_tokens_per_step == 3 * 5 * 7 and "at most 105 response tokens" in plan.lines()[0]
+    assert (
+        "at most 135 tokens"
+        in plan_of(prompts_per_step=3, responses_per_prompt=5, sampling={"max_prompt_tokens": 10, "max_response_tokens": 7}).lines()[0]
+    )

@@ -174,3 +174,58 @@ def test_position_before_the_cursor_is_refused() -> None:
     stream = ProblemStream(ListTask(5), "train", 0, CURRICULUM)
     with pytest.raises(ValueError, match="the saved cursor 3 is negative, or beyond its position 2"):
         stream.load_state_dict({**stream.state_dict(), "cursor": 3, "curriculum": {"position": 2, "buckets": [], "problems": []}})
+
+
+# ---- problems that are left out ----
+
+
+def not_divisible(problem: Problem) -> bool:
+    return int(problem.problem_id) % 3 != 0
+
+
+def test_what_is_left_out_is_passed_over_in_every_epoch() -> None:
+    plain, stream = ProblemStream(ListTask(9), "train", 4), ProblemStream(ListTask(9), "train", 4)
+    stream.leave_out(not_divisible)
+    assert take(stream, 12) == [name for name in take(plain, 18) if int(name) % 3]
+    assert stream.cursor == 12 and stream.num_passed_over in (5, 6)
+
+
+@given(skipped=st.integers(0, 30), still=st.booleans())
+def test_a_stream_that_leaves_out_is_restored_where_it_was(skipped: int, still: bool) -> None:
+    saved, restored = (ProblemStream(ListTask(7), "train", 3) for _ in range(2))
+    saved.leave_out(not_divisible)
+    take(saved, skipped)
+    restored.load_state_dict(json.loads(json.dumps(saved.state_dict())))
+    assert (restored.cursor, restored.num_passed_over) == (saved.cursor, saved.num_passed_over)
+    if still:
+        restored.leave_out(not_divisible)
+    names = [name for name in take(restored, 21) if still or int(name) % 3]
+    assert names == take(saved, len(names))
+
+
+def test_a_state_without_a_position_is_that_of_a_stream_that_left_nothing_out() -> None:
+    stream = ProblemStream(ListTask(5), "train", 0)
+    take(stream, 3)
+    assert "position" not in stream.state_dict()
+
+
+@pytest.mark.parametrize("cursor", [0, 4])
+def test_what_is_known_is_all_of_a_finite_task_and_the_position_stays(cursor: int) -> None:
+    stream, other = ProblemStream(ListTask(6), "train", 1), ProblemStream(ListTask(6), "train", 1)
+    take(stream, cursor)
+    take(other, cursor)
+    assert sorted(problem.problem_id for problem in stream.known(2)) == [str(number) for number in range(6)]
+    assert take(stream, 9) == take(other, 9)
+
+
+def test_what_is_known_of_a_task_without_end_are_its_first_problems() -> None:
+    task = make_task(TaskConfig())
+    known = ProblemStream(task, "train", 0).known(12)
+    assert known == list(islice(task.problems("train"), 12))
+
+
+def test_what_is_known_of_a_mixture_are_the_problems_of_all_parts_under_their_labels() -> None:
+    mixture = make_task(TaskConfig.model_validate({"name": "mixture", "mixture": {"parts": {"arithmetic": {}, "countdown": {}}}}))
+    known = ProblemStream(mixture, "train", 0).known(5)
+    assert Counter(problem.task for problem in known) == {"arithmetic": 5, "countdown": 5}
+    assert all(mixture.prompt(problem) for problem in known)
