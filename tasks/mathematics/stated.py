@@ -24,7 +24,7 @@ _BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*+\{|\\[{}\\]|[{}]")
 _BOX_START = re.compile(r"\\(?:f?boxed|fbox)(?![A-Za-z])")
 _BOXED_TOKEN = re.compile(r"\\f?boxed\s*+([^\s{}\\])")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;&.}]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[A-Za-z](?:_[0-9])?\s*="
+    r"(?:[\s$,;:&.}*]|\([a-h]\)|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[A-Za-z](?:_[0-9])?\s*="
     r"|(?:for|in)\s+(?:part|case)\s*\(?[a-z]\)?)*"
 )
 _MARKS = (
@@ -122,7 +122,7 @@ def _said(line: str) -> str:
     the line begins with words or with a name. Any other line is returned as it is."""
     name, first = _MATHEMATICS.match(line), _FIRST_WORD.match(line)
     is_sentence = first is not None and (len(first[1]) > 2 or first[1].casefold() in _SHORT_FIRST_WORDS) and first[1] not in NAMES
-    if not (_is_only_a_name(name) if name else is_sentence):
+    if not (_is_only_a_name(name) or _is_named(line, name) if name else is_sentence):
         return line
     sentence = _SENTENCE_END.split(line)[0][:_MAX_SENTENCE_CHARS]
     within = [match.span() for match in _MATHEMATICS.finditer(sentence)]
@@ -136,6 +136,12 @@ def _said(line: str) -> str:
     if name and _DIGIT.search(sentence, name.end()):
         return final_number(sentence[name.end() :]) or line
     return line
+
+
+def _is_named(line: str, mathematics: re.Match[str]) -> bool:
+    """Return whether "is" follows mathematics with a letter, as in "$a + b$ is 5"."""
+    says = _SAYS.match(line, len(line) - len(line[mathematics.end() :].lstrip(" *_")))
+    return says is not None and says.group() != "=" and any(character.isalpha() for character in _content(mathematics))
 
 
 def _is_only_a_name(mathematics: re.Match[str] | None) -> bool:
