@@ -130,7 +130,7 @@ def test_prompt_is_refused_likewise(tmp_path: Path, prompt: str) -> None:
 def test_answer_that_no_response_could_equal_is_refused(tmp_path: Path, verifier: str, answer: str) -> None:
     path = tmp_path / "problems.jsonl"
     path.write_text(json.dumps({"prompt": "a", "answer": answer}))
-    with pytest.raises(TaskError, match="row 0: column 'answer' (is a text that no response can state|states no single number): "):
+    with pytest.raises(TaskError, match=r"row 0: column 'answer' (is a text that no response can state|states no single number): "):
         ParquetTask(ParquetConfig.model_validate({"path": str(path), "verifier": verifier})).problems("train")
 
 
