@@ -83,7 +83,9 @@ mph mph mi/h mi/hr; km/h kph km/h km/hr; degree degree degrees °; radian rad ra
 """)
 """The known units by spelling. Two different ones conflict."""
 
-UNIT_WORDS = words("cm mm km dm kg mg lb lbs oz ft mi yd in hr hrs min sec ml mL pm am PM AM sq cu cc mph kph rpm deg rad usd USD")
+UNIT_WORDS = words(
+    "cm mm km dm kg mg lb lbs oz ft mi yd in hr hrs min sec ml mL pm am PM AM sq cu cc mph kph rpm deg rad usd USD Hz kW kJ kN MB GB eV"
+)
 """Short words that are units even if they touch the number."""
 ONE_LETTER_UNITS = frozenset("mgsLlhΩ")
 LINKS = words("and or")

@@ -28,6 +28,12 @@ RIGHT = [
     ("3", "Answer: $3$ is $1$ more than $2$"),
     (r"\sqrt2", r"Answer: $\sqrt{2}$ is irrational"),
     ("17", r"\boxed{17}<eos>\boxed{18}"),
+    ("3,5", "So $x = 3$ or $x = 5$."),
+    ("3,5,7", "The roots are $3$, $5$, and $7$."),
+    ("3", "With $a = 1$ and $b = 2$, $a + b = 3$."),
+    ("2", "Then $a = 1$ and $b = 2$."),
+    ("17", "*17*"),
+    ("5", r"\boxed{5 Hz}"),
     # labels and names
     ("3,5", r"(a) $\boxed{3}$ (b) $\boxed{5}$"),
     ("3,5", "(a) $\\boxed{3}$\n\n(b) $\\boxed{5}$"),
@@ -45,6 +51,7 @@ WRONG = [
     (r"3\text{ a.m.}", r"\boxed{3 p.m.}"),
     ("3", r"(a) $\boxed{3}$ (b) $\boxed{5}$"),
     ("a+b", "Answer: $a + b$ is $12$."),
+    ("5", "So $x = 3$ or $x = 5$."),
     ("2x", r"\boxed{f^{-1}(x) = \frac{x}{2}}"),
 ]
 
