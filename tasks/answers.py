@@ -21,13 +21,14 @@ exists:
    Markdown heading ("#### Step 3", "#### 3. The total") therefore does not count;
 3. the last number of the response.
 In 1 and 2 the answer is the first number, or the first one behind the last "=" of the box or of the computation that
-follows the mark: "the answer is 5 + 10 = 15 dollars" states 15. If words come first, it is the number right behind the
-last "is" or "=" of the sentence: "Answer: The largest n is 17." What follows a number is its unit: "72cm", "72 m²" and
-"50%" state 72, 72 and 50. In 3, "4th" and "2x" are not numbers. A comma that groups no thousands makes no number: "3,5"
-could be 3.5 or two numbers, so it equals neither. A time or a ratio is no number either, but "7:00" is 7. A minus sign
-at the start may stand apart: "- 5" is -5. Fractions have their value: "1/2", "½", "\frac{1}{2}" and
-"0.5" are equal, and so are "1 1/2" and "1.5"; 1/3 is "1/3". Powers, roots and π are not evaluated: "2^10", "5*10^3" and
-"2\sqrt{3}" equal no number, and neither do "1/0" and "1/2/3".
+follows the mark: "the answer is 5 + 10 = 15 dollars" states 15. A computation without "=" is not evaluated, and "5 +
+10" equals no number. If words come first, it is the number right behind the last "is" or "=" of the sentence: "Answer:
+The largest n is 17." What follows a number is its unit: "72cm", "72 m²" and "50%" state 72, 72 and 50. In 3, "4th" and
+"2x" are not numbers. A comma that groups no thousands makes no number: "3,5" could be 3.5 or two numbers, so it equals
+neither. A time or a ratio is no number either, but "7:00" is 7. A minus sign at the start may stand apart: "- 5" is -5.
+Fractions have their value: "1/2", "½", "\frac{1}{2}" and "0.5" are equal, and so are "1 1/2" and "1.5"; 1/3 is "1/3".
+Powers, roots and π are not evaluated: "2^10", "5*10^3" and "2\sqrt{3}" equal no number, and neither do "1/0" and
+"1/2/3".
 
 The word rule (`last_word`). The last run of letters is the answer, in any case: "The answer is 'Tac'." states tac.
 
@@ -95,6 +96,7 @@ _REFERENCE = re.compile(r"-?[0-9]+(?:\.[0-9]+)?|-?[0-9]+/[1-9][0-9]*")
 _SPACED_OPERATOR = re.compile(r"[ ]*+([/√π^*×·x])[ ]*+")
 _WORD = re.compile(r"[^\W\d_]++")
 _SPACED_MINUS = re.compile(rf"\A[\s$(:*]*+[{re.escape(MINUS)}]\s++(?=\$?[0-9.√π])")
+_NEXT_TERM = re.compile(rf"[ ]*+[+*×·x÷{re.escape(MINUS)}][ ]*+[$(]*+[0-9√π](?:[ ]?+[0-9√π/.])*+")
 _LIST_ITEM = re.compile(r"[^\S\n]*+\n\s*+[-*+•]\s")
 
 _BRACE = re.compile(r"\\boxed\s*+\{|\\[{}\\]|[{}]")
@@ -261,10 +263,13 @@ def _leading_result(text: str) -> str | None:
 
 
 def _result(text: str) -> str | None:
-    """Return the first number behind the last "=" or, if there is none behind it, the first of all."""
+    """Return the first number behind the last "=" or, if there is none behind it, the first of all. If a computation
+    begins with it, return its first two terms, without blanks."""
     for part in (text.rpartition("=")[2], text):
-        for number in _values(_STATED_VALUE, _SPACED_MINUS.sub("-", part)):
-            return canonical_value(number["value"])
+        part = _SPACED_MINUS.sub("-", part)
+        for number in _values(_STATED_VALUE, part):
+            more = _NEXT_TERM.match(part, number.end())
+            return "".join(part[number.start() : more.end()].split()) if more else canonical_value(number["value"])
     return None
 
 
