@@ -21,12 +21,14 @@ exists:
    Markdown heading ("#### Step 3", "#### 3. The total") therefore does not count;
 3. the last number of the response.
 In 1 and 2 the answer is the first number, or the first one behind the last "=" of the box or of the computation that
-follows the mark: "the answer is 5 + 10 = 15 dollars" states 15. If words come first, it is the number right behind the
-last "is" or "=" of the sentence: "Answer: The largest n is 17." What follows a number is its unit: "72cm", "72 m²" and
-"50%" state 72, 72 and 50. In 3, "4th" and "2x" are not numbers. A comma that groups no thousands makes no number: "3,5"
-could be 3.5 or two numbers, so it equals neither. Fractions have their value: "1/2", "\frac{1}{2}" and
-"0.5" are equal, and so are "1 1/2" and "1.5"; 1/3 is "1/3". Powers, roots and π are not evaluated: "2^10" and
-"2\sqrt{3}" equal no number, and neither do "1/0" and "1/2/3".
+follows the mark: "the answer is 5 + 10 = 15 dollars" states 15. A computation without "=" is not evaluated, and "5 +
+10" equals no number. If words come first, it is the number right behind the last "is" or "=" of the sentence: "Answer:
+The largest n is 17." What follows a number is its unit: "72cm", "72 m²" and "50%" state 72, 72 and 50. In 3, "4th" and
+"2x" are not numbers. A comma that groups no thousands makes no number: "3,5" could be 3.5 or two numbers, so it equals
+neither. A time or a ratio is no number either, but "7:00" is 7. A minus sign at the start may stand apart: "- 5" is -5.
+Fractions have their value: "1/2", "½", "\frac{1}{2}" and "0.5" are equal, and so are "1 1/2" and "1.5"; 1/3 is "1/3".
+Powers, roots and π are not evaluated: "2^10", "5*10^3" and "2\sqrt{3}" equal no number, and neither do "1/0" and
+"1/2/3".
 
 The word rule (`last_word`). The last run of letters is the answer, in any case: "The answer is 'Tac'." states tac.
 
@@ -41,7 +43,7 @@ from fractions import Fraction
 from math import gcd
 
 from tasks.base import DEFAULT_JUDGING, JudgingConfig, Verdict, judge
-from tasks.numerals import MINUS, with_plain_digits, with_plain_powers
+from tasks.numerals import MINUS, with_plain_digits, with_plain_fractions, with_plain_powers
 
 __all__ = [
     "canonical_number",
@@ -72,12 +74,15 @@ _NO_UNIT = "(?: st | nd | rd | th | [A-KM-Za-fi-kn-rt-z] ) (?! [A-Za-z] )"  # of
 _NUMBER = re.compile(rf"(?P<value> {_SIGN} {_START} {_TERM} ) (?P<spoilt> {_CODE} | {_NO_UNIT} )?+", re.VERBOSE)
 
 _LIST = r"(?: [0-9]++ (?: \.[0-9]++ )*+ (?: ,[0-9]++ (?: \.[0-9]++ )*+ )++ )"  # commas that group no thousands: no number
+_CLOCK = "(?: [0-9]++ (?: :(?! 00(?![0-9]) ) [0-9]++ )++ )"  # a time or a ratio: no number, but 7:00 is 7
+_ROOT = r"[√π] [ ]*+ (?: [0-9]++ (?: \.[0-9]++ )?+ )?+"
+_POWER = r"\^ [ ]*+ -?+ [0-9]++"
 _VALUE = rf"""
-    (?: [√π] [ ]*+ )?+
+    (?: [√π] [ ]*+ (?: / [ ]*+ )?+ )?+
     {_SIGN} {_START} (?<! \^ ) (?<! \^[ ] )           # not the exponent of a unit
     (?: [0-9]++ [ ] (?= [0-9]++ / [0-9] ) )?+         # the whole part of a mixed number
-    (?: {_TERM} (?! ,[0-9] ) | {_LIST} ) (?: [ ]?+ / [ ]?+ {_TERM} )*+
-    (?: [ ]*+ (?: [√π] [ ]*+ (?: [0-9]++ (?: \.[0-9]++ )?+ )?+ | \^ [ ]*+ -?+ [0-9]++ ) )*+
+    (?: {_CLOCK} | {_TERM} (?! ,[0-9] ) | {_LIST} ) (?: [ ]?+ / [ ]?+ {_TERM} )*+
+    (?: [ ]*+ (?: {_ROOT} | {_POWER} | [*×·x] [ ]*+ (?: {_ROOT} | 10 [ ]?+ {_POWER} ) ) )*+
 """
 _STATED_VALUE = re.compile(rf"(?P<value> {_VALUE} ) (?P<spoilt> {_CODE} )?+", re.VERBOSE)
 _ANY_VALUE = re.compile(rf"(?P<value> {_VALUE} ) (?P<spoilt> {_CODE} | {_NO_UNIT} )?+", re.VERBOSE)
@@ -87,8 +92,12 @@ _FRACTION = re.compile(
     rf"([+{re.escape(MINUS)}]?) \$? (?: ([0-9]{{1,{_MAX_FRACTION_DIGITS}}}) [ ] )? ({_DIGITS}) / ({_DIGITS})", re.VERBOSE
 )
 _PLAIN = re.compile(rf"-?[0-9]{{1,{_MAX_FRACTION_DIGITS}}}(?:[./][0-9]{{1,{_MAX_FRACTION_DIGITS}}})?")
-_SPACED_OPERATOR = re.compile(r"[ ]*+([/√π^])[ ]*+")
+_REFERENCE = re.compile(r"-?[0-9]+(?:\.[0-9]+)?|-?[0-9]+/[1-9][0-9]*")
+_SPACED_OPERATOR = re.compile(r"[ ]*+([/√π^*×·x])[ ]*+")
 _WORD = re.compile(r"[^\W\d_]++")
+_SPACED_MINUS = re.compile(rf"\A[\s$(:*]*+[{re.escape(MINUS)}]\s++(?=\$?[0-9.√π])")
+_NEXT_TERM = re.compile(rf"[ ]*+[+*×·x÷{re.escape(MINUS)}][ ]*+[$(]*+[0-9√π](?:[ ]?+[0-9√π/.])*+")
+_LIST_ITEM = re.compile(r"[^\S\n]*+\n\s*+[-*+•]\s")
 
 _BRACE = re.compile(r"\\boxed\s*+\{|\\[{}\\]|[{}]")
 _ANSWER_MARKS = (re.compile(r"####(?![ \t]*+[0-9]++[.):][ \t]++[A-Za-z])"), re.compile(r"answer[ \t*_]*+(?:is\b|[:=])", re.IGNORECASE))
@@ -100,6 +109,7 @@ _THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]++)*+")
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _WORD_AFTER_COMPUTATION = re.compile(r"(?<![A-Za-z])(?![xX](?![A-Za-z]))[A-Za-z]")  # an x alone says "times"
 
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 _MAX_COMPOSED_CHARS = 10_000  # composing may take time that grows with the square of the length
 _TEXT_COMMAND = re.compile(r"\s*+\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*+\{([^{}]*+)\}\s*+")
 _LATEX_ARGUMENT = r"\s*+(?:\{\s*+(-?+[0-9][0-9,]*+(?:\.[0-9]++)?+)\s*+\}|([0-9]))"
@@ -129,6 +139,8 @@ def final_number(response: str, judging: JudgingConfig = DEFAULT_JUDGING) -> str
     if box is not None:
         return _result(_without_latex(box))
     text = _without_latex(text)
+    if not _LETTER.search(text) and "\n" not in text.strip():
+        text = _SPACED_MINUS.sub("-", text)
     marked = _marked_number(text)
     return _last_value(text) if marked is None else marked
 
@@ -141,14 +153,15 @@ def number_verdict(response: str, answer: str, judging: JudgingConfig = DEFAULT_
 
 
 def reference_number(text: str) -> str | None:
-    """Return `final_number` of a right answer. Without a box or mark the text must have a single number, else None."""
+    """Return `final_number` of a right answer, or None if it has no value that other spellings could equal. Without a
+    box or mark the text must have a single number."""
     if last_boxed(text) is None:
         plain = _without_latex(text)
         numbers = {canonical_value(match["value"]) for match in _values(_ANY_VALUE, plain)}
         if len(numbers) > 1 and _marked_number(plain) is None:
             return None
     number = final_number(text)
-    return None if number is None or "," in number else number
+    return number if number is not None and _REFERENCE.fullmatch(number) else None
 
 
 def final_text(response: str, judging: JudgingConfig = DEFAULT_JUDGING) -> str | None:
@@ -188,7 +201,7 @@ def canonical_value(token: str) -> str:
     """Return the one spelling of a number or fraction: a decimal if it is one, else "p/q" in lowest terms. A text
     without a value here ("1/0", "1/2/3", "2^10") stays as it is, without spaces around its signs."""
     if not any(operator in token for operator in "/√π^"):
-        is_number = "," not in token or _THOUSANDS.fullmatch(token.lstrip("+$" + MINUS)) is not None
+        is_number = not (":" in token or "," in token) or _THOUSANDS.fullmatch(token.lstrip("+$" + MINUS)) is not None
         return canonical_number(token) if is_number else token
     token = _SPACED_OPERATOR.sub(r"\1", token)
     value = _fraction_value(token.replace(",", ""))
@@ -196,9 +209,10 @@ def canonical_value(token: str) -> str:
 
 
 def canonical_text(text: str) -> str:
-    r"""Return `text` case-folded, with single spaces and composed letters, without a \text{} or quotes around it."""
+    r"""Return `text` case-folded, with single spaces and composed letters. Invisible marks are dropped, and so are a
+    \text{} and quotes around it."""
     unwrapped = _TEXT_COMMAND.fullmatch(text)
-    plain = " ".join((unwrapped[1] if unwrapped else text).split())
+    plain = " ".join((unwrapped[1] if unwrapped else text).translate(_INVISIBLE).split())
     plain = plain if plain.isascii() or len(plain) > _MAX_COMPOSED_CHARS else unicodedata.normalize("NFC", plain)
     num_quotes = min(len(plain) - len(plain.lstrip(_QUOTES)), len(plain) - len(plain.rstrip(_QUOTES)), (len(plain) - 1) // 2)
     return plain[num_quotes : len(plain) - num_quotes].strip().casefold() if num_quotes > 0 else plain.casefold()
@@ -231,7 +245,8 @@ def _values(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
 def _value_at_the_start(segment: str) -> str | None:
     """Return the result of the computation at the start of `segment`. If a letter comes before any number, return that
     right behind the last "is" or "=" of the sentence, or None."""
-    line = segment.lstrip(_BETWEEN_MARK_AND_ANSWER).partition("\n")[0]
+    item = _LIST_ITEM.match(segment)
+    line = segment[item.end() if item else 0 :].lstrip(_BETWEEN_MARK_AND_ANSWER).partition("\n")[0]
     result = _leading_result(line)
     if result is not None or not _LETTER.search(line):
         return result
@@ -248,10 +263,13 @@ def _leading_result(text: str) -> str | None:
 
 
 def _result(text: str) -> str | None:
-    """Return the first number behind the last "=" or, if there is none behind it, the first of all."""
+    """Return the first number behind the last "=" or, if there is none behind it, the first of all. If a computation
+    begins with it, return its first two terms, without blanks."""
     for part in (text.rpartition("=")[2], text):
+        part = _SPACED_MINUS.sub("-", part)
         for number in _values(_STATED_VALUE, part):
-            return canonical_value(number["value"])
+            more = _NEXT_TERM.match(part, number.end())
+            return "".join(part[number.start() : more.end()].split()) if more else canonical_value(number["value"])
     return None
 
 
@@ -288,7 +306,7 @@ def _spelling(value: Fraction) -> str:
 
 def _without_latex(text: str) -> str:
     r"""Return `text` with "\frac{1}{2}" as "1/2", "1{,}234" as "1,234", and other commands as signs or blanks."""
-    text = _LATEX_DECIMAL.sub(".", text)
+    text = _LATEX_DECIMAL.sub(".", with_plain_fractions(text))
     text = _LATEX_THOUSANDS.sub(lambda match: "," if match.group() == "{,}" else "", text)
     text = _LATEX_FRACTION.sub(_plain_fraction, text)
     text = _LATEX.sub(lambda match: _LATEX_MEANING.get(match[1] or "", " "), text)

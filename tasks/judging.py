@@ -12,7 +12,7 @@ from tasks.section import Section
 
 __all__ = ["DEFAULT_JUDGING", "JudgingConfig"]
 
-_MARKER = r"<\|[A-Za-z0-9_]{1,40}\|>|<｜[^<>｜]{1,40}｜>|<(?:start|end)_of_turn>|</s>|\[/?INST\]"
+_MARKER = r"<\|[A-Za-z0-9_]{1,40}\|>|<｜[^<>｜]{1,40}｜>|<(?:start|end)_of_turn>|</s>|<eos>|\[/?INST\]"
 _CHAT_MARKER = re.compile(_MARKER)
 _HEADER = re.compile(rf"(?:\s*+(?:{_MARKER})(?:assistant|model)?)*+")
 

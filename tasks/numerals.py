@@ -18,7 +18,16 @@ A group is only joined where it can be nothing else. Those with commas may also 
 import re
 import unicodedata
 
-__all__ = ["COMMA_GROUPS", "MINUS", "ungrouped", "with_ascii_digits", "with_plain_digits", "with_plain_powers", "without_blank_groups"]
+__all__ = [
+    "COMMA_GROUPS",
+    "MINUS",
+    "ungrouped",
+    "with_ascii_digits",
+    "with_plain_digits",
+    "with_plain_fractions",
+    "with_plain_powers",
+    "without_blank_groups",
+]
 
 MINUS = "-\u2212\ufe63\uff0d"
 """The minus signs."""
@@ -26,7 +35,7 @@ MINUS = "-\u2212\ufe63\uff0d"
 _BLANKS = "\u0020\u00a0\u2007\u2009\u202f"
 _FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
 _WIDE_COMMA = re.compile("(?<=[０-９])，(?=[０-９]{3}(?![０-９]))")
-_WIDE_SIGNS = str.maketrans("．＋／％＝＄﹪٫", ".+/%=$%.")
+_WIDE_SIGNS = str.maketrans("．＋／％＝＄﹪٫٬", ".+/%=$%.,")
 _BEFORE = rf"(?<! [0-9A-Za-z.,/^_'’] ) (?<! [0-9][{_BLANKS}] )"
 _AFTER = "(?! [0-9/] | [.,'’_] [0-9] )"
 _FIRST = "[1-9][0-9]{0,2}"
@@ -48,6 +57,8 @@ COMMA_GROUPS = re.compile(
 
 _DECIMALS = re.compile(r"[.,]([0-9]++)\Z")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_VULGAR = re.compile("[¼½¾⅐-⅞↉]")
+_SLASHES = str.maketrans("⁄∕", "//")
 _FROM_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 
 
@@ -83,3 +94,13 @@ def ungrouped(match: re.Match[str]) -> str:
     is_group = decimals is None or (len(decimals[1]) == 3 and text.count(decimals.group()[0]) > 1)
     whole, fraction = (text, "") if is_group or decimals is None else (text[: decimals.start()], f".{decimals[1]}")
     return re.sub("[^0-9]", "", whole) + fraction
+
+
+def with_plain_fractions(text: str) -> str:
+    """Return `text` with "1/2" for "½" and "⁄", behind a blank where a digit before it makes a mixed number."""
+    return text if text.isascii() else _VULGAR.sub(_plain_fraction, text).translate(_SLASHES)
+
+
+def _plain_fraction(match: re.Match[str]) -> str:
+    before = " " if match.string[match.start() - 1 : match.start()].isdigit() else ""
+    return before + unicodedata.normalize("NFKC", match.group())

@@ -20,7 +20,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from buffers.fields import LocalPath
-from tasks.answers import canonical_text, final_number, final_text, number_verdict, reference_number
+from tasks.answers import canonical_text, final_number, final_text, last_boxed, number_verdict, reference_number
 from tasks.base import Message, Problem, Section, Task, TaskError, Verdict, judge, with_instruction
 from tasks.data.files import SUFFIXES, DataFile, Row
 
@@ -114,7 +114,7 @@ class ParquetTask(Task):
             return math_verdict(response, problem.answer, self.judging)
         if self._config.verifier == "number":
             return number_verdict(response, problem.answer, self.judging)
-        return judge(final_text(response, self.judging), canonical_text(problem.answer))
+        return judge(final_text(response, self.judging), _expected_text(problem.answer))
 
     def warm_up(self) -> None:
         if self._config.verifier == "math":
@@ -177,12 +177,22 @@ class ParquetTask(Task):
         answer = _text(row, self._answer_column)
         if self._config.verifier == "number" and reference_number(answer) is None:
             raise row.error(f"column '{self._answer_column}' states no single number: {answer[:80]!r}")
+        if self._config.verifier == "exact" and _expected_text(answer) not in self._texts_of(answer):
+            raise row.error(f"column '{self._answer_column}' is a text that no response can state: {answer[:80]!r}")
         if self._config.verifier == "math":
             from tasks.mathematics.verify import is_readable
 
             if not is_readable(answer):
                 raise row.error(f"column '{self._answer_column}' is no mathematics that can be verified: {answer[:80]!r}")
         return answer
+
+    def _texts_of(self, answer: str) -> list[str | None]:
+        """Return what is read where a response is `answer`, with a box around it or without."""
+        return [final_text(response, self.judging) or None for response in (answer, f"\\boxed{{{answer}}}")]
+
+
+def _expected_text(answer: str) -> str:
+    return canonical_text(last_boxed(answer) or answer)
 
 
 def _messages(row: Row, column: str) -> list[Message]:
@@ -196,6 +206,8 @@ def _messages(row: Row, column: str) -> list[Message]:
         match message:
             case {"role": str(role), "content": str(content)}:
                 messages.append({"role": role, "content": content})
+    if messages and not any(message["content"].strip() for message in messages):
+        raise row.error(f"column '{column}' is blank")
     if not prompt or len(messages) < len(prompt):
         raise row.error(f"column '{column}' is neither text nor a list of messages with a role and a content: {str(prompt)[:80]}")
     return messages

@@ -225,6 +225,9 @@ def _verdict(row: Row) -> Verdict:
 
 def _with_features(batch: pa.RecordBatch, rows: Sequence[Row]) -> pa.RecordBatch:
     features: list[Any] = [row.values.get("feature") for row in rows]
+    for row, feature in zip(rows, features, strict=True):
+        if feature is not None and not (isinstance(feature, list) and all(isinstance(value, (int, float)) for value in feature)):
+            raise row.error("column 'feature' is no list of numbers")
     dim = next((len(feature) for feature in features if feature), 0)
     if not dim:
         return batch

@@ -80,12 +80,15 @@ def is_equation(node: Node) -> bool:
 
 
 def _is_name(node: Node) -> bool:
-    """Return whether it is a name: x, x_1, f(x), AB, \\angle ABC, P(A), S_{ABC} or words, but no sum and no number."""
+    """Return whether it is a name: x, x_1, f(x), f^{-1}(x), AB, \\angle ABC, P(A), S_{ABC} or words, but no sum and no
+    number."""
     match node.head:
         case "word" | "symbol" | "subscripted":
             return True
-        case "product" | "absolute" | "point" | "negative":
-            return all(_is_name(part) for part in node.parts) and node.head != "negative"
+        case "product":
+            return all(_is_name(part.parts[0] if _is_inverse(part) else part) for part in node.parts)
+        case "absolute" | "point":
+            return all(_is_name(part) for part in node.parts)
         case "function":
             return node.text == "\\overline"
         case "degrees" | "quantity":
@@ -111,14 +114,29 @@ def without_unit(node: Node) -> tuple[Node, str]:
 
 
 def with_unit_of_one_letter(node: Node) -> Node:
-    """Return 5m and 5m^2 as quantities. Read alone they are products with a variable m."""
+    """Return 5m, 5m^2 and 5m/s as quantities. Read alone they are products with a variable m."""
     if node.head == "negative":
         inner = with_unit_of_one_letter(node.parts[0])
         return Node("quantity", (Node("negative", inner.parts),), inner.text) if inner.head == "quantity" else node
-    if node.head != "product" or len(node.parts) != 2 or node.parts[0].head != "number":
+    product, below = (node.parts[0], node.parts[1:]) if node.head == "quotient" else (node, ())
+    if product.head != "product" or product.parts[0].head != "number":
         return node
-    unit = node.parts[1].parts[0] if node.parts[1].head == "power" else node.parts[1]
-    return Node("quantity", node.parts[:1], unit.text) if unit.head == "symbol" and unit.text in ONE_LETTER_UNITS else node
+    above = product.parts[1:]
+    if len(above) == 1 and above[0].head == "quotient" and not below:
+        above, below = above[0].parts[:1], above[0].parts[1:]
+    units = [_symbol_of(part) for part in (*above, *below)]
+    is_one = len(units) == 1 or bool(below) or any(_is_inverse(part) for part in above)
+    is_unit = is_one and all(unit in ONE_LETTER_UNITS for unit in units)
+    return Node("quantity", product.parts[:1], "/".join(units)) if is_unit else node
+
+
+def _symbol_of(node: Node) -> str:
+    symbol = node.parts[0] if node.head == "power" else node
+    return symbol.text if symbol.head == "symbol" else ""
+
+
+def _is_inverse(node: Node) -> bool:
+    return node.head == "power" and node.parts[1].head == "negative"
 
 
 def conflicting_units(first: str, second: str) -> bool:
@@ -128,7 +146,11 @@ def conflicting_units(first: str, second: str) -> bool:
 
 
 def _known(unit: str) -> str:
-    words = [word for word in re.split(r"[\s^{}0-9]+", unit) if word and word.casefold() not in ("square", "sq", "sq.", "cubic", "cu")]
+    words = [
+        word
+        for word in re.split(r"[\s^{}0-9]+", re.sub(r"\s*/\s*", "/", unit))
+        if word and word.casefold() not in ("square", "sq", "sq.", "cubic", "cu")
+    ]
     return UNITS.get(words[0].rstrip("."), UNITS.get(words[0].casefold().rstrip("."), UNITS.get(words[0], ""))) if len(words) == 1 else ""
 
 

@@ -5,7 +5,8 @@ Of its answer part (`tasks.judging`), a response states (`stated_answer`) the fi
    "and", "or" or a comma between them are one list, or two forms of one answer, of which the last counts;
 2. what follows the last "answer is", "Answer:" or "####" on its line. If words come first, it is what follows the last
    "is" or "=" of the sentence: "Answer: The largest $n$ is 17." states 17;
-3. the last mathematics between dollar signs, \(...\) or \[...\] of its last line that is not blank;
+3. the last mathematics between dollar signs, \(...\) or \[...\] of its last line that is not blank, as a list with
+   what "and" or "or" joins to it under the same name: "$x = 3$ or $x = 5$";
 4. the whole response, if it is one line of up to MAX_BARE_CHARS characters and MAX_BARE_WORDS words;
 5. the last number (`tasks.answers.final_number`).
 In 2 and 3, mathematics that is only a name, such as $n$, is no answer where a number follows."""
@@ -24,9 +25,10 @@ _BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*+\{|\\[{}\\]|[{}]")
 _BOX_START = re.compile(r"\\(?:f?boxed|fbox)(?![A-Za-z])")
 _BOXED_TOKEN = re.compile(r"\\f?boxed\s*+([^\s{}\\])")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;&.}]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[A-Za-z](?:_[0-9])?\s*="
+    r"(?:[\s$,;:&.}*]|\([a-h]\)|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[A-Za-z](?:_[0-9])?\s*="
     r"|(?:for|in)\s+(?:part|case)\s*\(?[a-z]\)?)*"
 )
+_LINK = re.compile(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _MARKS = (
     re.compile(r"####[ \t]*+"),
     re.compile(r"answer[ \t*_]*+(?:is\b|[:=])[ \t]*+:?", re.IGNORECASE),
@@ -122,7 +124,7 @@ def _said(line: str) -> str:
     the line begins with words or with a name. Any other line is returned as it is."""
     name, first = _MATHEMATICS.match(line), _FIRST_WORD.match(line)
     is_sentence = first is not None and (len(first[1]) > 2 or first[1].casefold() in _SHORT_FIRST_WORDS) and first[1] not in NAMES
-    if not (_is_only_a_name(name) if name else is_sentence):
+    if not (_is_only_a_name(name) or _is_named(line, name) if name else is_sentence):
         return line
     sentence = _SENTENCE_END.split(line)[0][:_MAX_SENTENCE_CHARS]
     within = [match.span() for match in _MATHEMATICS.finditer(sentence)]
@@ -136,6 +138,12 @@ def _said(line: str) -> str:
     if name and _DIGIT.search(sentence, name.end()):
         return final_number(sentence[name.end() :]) or line
     return line
+
+
+def _is_named(line: str, mathematics: re.Match[str]) -> bool:
+    """Return whether "is" follows mathematics with a letter, as in "$a + b$ is 5"."""
+    says = _SAYS.match(line, len(line) - len(line[mathematics.end() :].lstrip(" *_")))
+    return says is not None and says.group() != "=" and any(character.isalpha() for character in _content(mathematics))
 
 
 def _is_only_a_name(mathematics: re.Match[str] | None) -> bool:
@@ -160,7 +168,23 @@ def _last_mathematics(text: str) -> str | None:
     if not matches:
         return None
     is_only_a_name = _is_only_a_name(matches[-1]) and _DIGIT.search(line, matches[-1].end())
-    return final_number(line[matches[-1].end() :]) if is_only_a_name else _content(matches[-1])
+    if is_only_a_name:
+        return final_number(line[matches[-1].end() :])
+    parts, end = [_content(matches[-1])], matches[-1].start()
+    for match in reversed(matches[:-1]):
+        link = line[match.end() : end]
+        is_linked = _LINK.search(link) is not None or len(parts) > 1
+        if not (is_linked and _BETWEEN_BOXES.fullmatch(link) and _name_of(_content(match)) == _name_of(parts[0])):
+            break
+        parts.insert(0, _content(match))
+        end = match.start()
+    return ", ".join(parts)
+
+
+def _name_of(mathematics: str) -> str:
+    """Return the left side of an equation, or ""."""
+    name, equals, _ = mathematics.rpartition("=")
+    return name.strip() if equals else ""
 
 
 def _content(match: re.Match[str]) -> str:
@@ -168,6 +192,6 @@ def _content(match: re.Match[str]) -> str:
 
 
 def _bare(text: str) -> str | None:
-    line = text.strip()
+    line = text.strip().strip("*")
     is_bare = line and "\n" not in line and len(line) <= MAX_BARE_CHARS and not _BOX_START.search(line)
     return line if is_bare and len(_WORD.findall(line)) <= MAX_BARE_WORDS else None

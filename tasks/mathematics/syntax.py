@@ -9,7 +9,7 @@ from tasks.mathematics.expressions import STARTS_FACTOR, Expressions, Mixed, Unr
 from tasks.mathematics.matrices import computed
 from tasks.mathematics.nodes import COLLECTIONS, Node, latex, number, walk
 from tasks.mathematics.tokens import Token, TokenKind, tokens
-from tasks.mathematics.words import NUMBER_WORDS
+from tasks.mathematics.words import NUMBER_WORDS, ONE_LETTER_UNITS
 
 __all__ = ["MAX_CHARS", "Unreadable", "parse"]
 
@@ -191,9 +191,19 @@ class _Parser(Expressions):
         return Node("word", text=text) if known is None else number(known)
 
     def _unit(self) -> str:
-        """Parse the words behind a value, with powers and quotients: "cm ^2", "miles / hour"."""
+        """Parse the words behind a value, with powers, quotients and abbreviations: "cm ^2", "km / h", "sq. ft."."""
         words: list[str] = []
-        while self._kind is TokenKind.WORD or self._next == "\\$" or (words and self._next in ("^", "/")):
+        while self._kind is TokenKind.WORD or self._next == "\\$" or (words and self._continues_unit(words[-1])):
             text = self._take().text
+            if text == ".":
+                continue
             words.append(f"^{latex(self._argument())}" if text == "^" else text)
         return " ".join(words)
+
+    def _continues_unit(self, last: str) -> bool:
+        """Return whether a unit goes on behind its part `last`."""
+        if self._next == "." or self._kind is TokenKind.LETTER:
+            return last.isalpha() if self._next == "." else last in ("/", "*") and self._next in ONE_LETTER_UNITS
+        after = self._tokens[self._at + 1] if self._next == "*" and self._at + 1 < len(self._tokens) else None
+        is_unit = after is not None and (after.kind is TokenKind.WORD or after.text in ONE_LETTER_UNITS)
+        return self._next in ("^", "/") or is_unit

@@ -64,6 +64,7 @@ _PART_LABEL = re.compile(r"(?:(?<![A-Za-z])(?:for|in)\s+)?(?<![A-Za-z])(?:parts?
 _LABELLED_LIST = re.compile(r"\s*\(a\)(?P<first>.*?[\s,;])\(b\)(?P<rest>.*)", re.DOTALL)
 _NEXT_LABEL = re.compile(r"[\s,;]\([c-h]\)")
 _OVERLINED, _DOTTED = re.compile("((?:[0-9]\u0305)+)"), re.compile("([0-9])\u0307")
+_HALF_DAY = re.compile(r"(?<=[0-9])\s*([ap])\.\s?m(?:\.|(?![A-Za-z]))")
 _PYTHON_POWER = re.compile(r"(?<=[0-9A-Za-z)\]}])\*\*(?=[0-9A-Za-z(\[{\\-])")  # 2**10, not the bold **10**
 _SPACE = re.compile(
     r"""
@@ -121,7 +122,7 @@ def _in_brackets(text: str, end: int) -> bool:
 
 
 def _tidy(text: str) -> str:
-    text = with_plain_powers(with_ascii_digits(_PYTHON_POWER.sub("^", text)), "{", "}")
+    text = with_plain_powers(with_ascii_digits(_PYTHON_POWER.sub("^", _HALF_DAY.sub(r" \1m", text))), "{", "}")
     text = _LOWERED.sub(lambda match: f"_{{{match.group().translate(_FROM_LOWERED)}}}", text)
     if not text.isascii():
         text = "".join(UNICODE.get(character, character) for character in text)

@@ -79,11 +79,13 @@ s s sec second seconds; min min minute minutes mins; h h hr hrs hour hours; am a
 day day days; week week weeks; month month months; year year years yr yrs
 g g gram grams; kg kg kilogram kilograms; lb lb lbs pound pounds; oz oz ounce ounces
 l l L liter liters litre litres; ml ml mL milliliter milliliters; dollar $ dollar dollars usd USD; cent cent cents
-mph mph; km/h kph km/h; degree degree degrees °; radian rad radian radians
+mph mph mi/h mi/hr; km/h kph km/h km/hr; degree degree degrees °; radian rad radian radians
 """)
 """The known units by spelling. Two different ones conflict."""
 
-UNIT_WORDS = words("cm mm km dm kg mg lb lbs oz ft mi yd in hr hrs min sec ml mL pm am PM AM sq cc mph kph rpm deg rad usd USD")
+UNIT_WORDS = words(
+    "cm mm km dm kg mg lb lbs oz ft mi yd in hr hrs min sec ml mL pm am PM AM sq cu cc mph kph rpm deg rad usd USD Hz kW kJ kN MB GB eV"
+)
 """Short words that are units even if they touch the number."""
 ONE_LETTER_UNITS = frozenset("mgsLlhΩ")
 LINKS = words("and or")

@@ -46,7 +46,7 @@ _PART = re.compile(
 )
 _AROUND = r"[\s$`\"'“”‘’] | \*\* | \\displaystyle(?![A-Za-z])"
 _BEFORE = re.compile(rf"(?: {_AROUND} | \\[(\[] )*+", re.VERBOSE)
-_AFTER = re.compile(rf"(?: {_AROUND} | \\[)\]] | \. )++ \Z", re.VERBOSE)
+_AFTER = re.compile(rf"(?: {_AROUND} | \\[)\]\\] | [.;] )++ \Z", re.VERBOSE)
 _DIGIT = re.compile("[0-9]")
 _EQUALS = re.compile(r"&?=|＝")
 

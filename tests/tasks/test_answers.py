@@ -162,7 +162,7 @@ def test_number_longer_than_the_conversion_limit_is_compared() -> None:
         ("\\boxed{\\tfrac{1,000}{3}}", "1000/3"),
         ("\\boxed{1\\frac{1}{2}}", "1.5"),
         ("\\boxed{-1 1/2}", "-1.5"),
-        ("\\boxed{3\\times\\frac{1}{2}}", "3"),
+        ("\\boxed{3\\times\\frac{1}{2}}", "3*1/2"),
         ("4/6", "2/3"),
         ("144 / 2", "72"),
         ("0.5/0.25", "2"),
@@ -226,13 +226,57 @@ def test_stated_number_is_read(text: str, number: str | None) -> None:
         ("72 = 72.0", "72"),
         ("3 + 4 = 7\n#### 7", "7"),
         ("\\boxed{7}, of 8", "7"),
+        ("- 5", "-5"),
+        ("2½", "2.5"),
         ("3 + 4", None),
+        ("2^10", None),  # no value that another spelling could equal
+        ("2\\sqrt{3}", None),
+        ("1/0", None),
+        ("1.2.3", None),
+        ("12:30", None),
         ("95 + (24 - 21)", None),
         ("none", None),
     ],
 )
 def test_right_answer_of_several_numbers_is_no_guess(text: str, number: str | None) -> None:
     assert reference_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("#### ½", "0.5"),
+        ("#### 3⅛", "3.125"),
+        ("#### -½", "-0.5"),
+        ("#### 1⁄3", "1/3"),
+        ("\\boxed{- 5}", "-5"),
+        ("\\boxed{-\\,5}", "-5"),
+        ("The answer is 3 - 8 = − 5.", "-5"),
+        ("**Answer:** $- 5$", "-5"),
+        ("- 5", "-5"),
+        ("- 5 apples", "5"),  # an item of a list
+        ("Answer:\n- 5 apples", "5"),
+        ("Answer: 10 - 5", "10-5"),
+        ("\\boxed{1+1}", "1+1"),
+        ("\\boxed{1+\\sqrt{19}}", "1+√19"),
+        ("#### 5 + 3 apples", "5+3"),
+        ("#### 5 + 3 = 8", "8"),
+        ("#### 50+", "50"),
+        ("\\boxed{5 \\times 10^3}", "5*10^3"),
+        ("#### 2 x 10⁶", "2x10^6"),
+        ("#### 3 * 10 = 30", "30"),
+        ("#### 7:30 PM", "7:30"),
+        ("#### 7:00 PM", "7"),
+        ("#### 3:1", "3:1"),
+        ("#### ٧٠٬٠٠٠", "70000"),
+        ("\\boxed{\\pi/2}", "π/2"),
+        ("\\boxed{2 \\cdot \\sqrt{3}}", "2*√3"),
+        ("It is 3 * π", "3*π"),
+        ("3 x 4 = 12", "12"),
+    ],
+)
+def test_signs_fractions_and_times_are_read_whole(text: str, number: str) -> None:
+    assert final_number(text) == number
 
 
 @given(st.fractions(max_denominator=1000), st.integers(1, 50))

@@ -48,6 +48,7 @@ CHANNELS = JudgingConfig(reasoning_tags=("<|channel|>analysis<|message|>", "<|ch
         (DEFAULT, "<|im_start|>assistant\n9<|im_end|>", "\n9"),
         (DEFAULT, "<|start_header_id|>assistant<|end_header_id|>9<|eot_id|>", "9"),
         (DEFAULT, "9</s>7", "9"),
+        (DEFAULT, "9<eos>7", "9"),
         (DEFAULT, "9[INST]7", "9"),
         (DEFAULT, "9<end_of_turn>\n<start_of_turn>user\n7", "9"),
         (DEFAULT, "9<｜end▁of▁sentence｜>7", "9"),

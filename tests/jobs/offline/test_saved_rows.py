@@ -37,6 +37,9 @@ def test_sound_rows_are_read_with_whatever_a_model_wrote(tmp_path: Path) -> None
         ("question", r'"\ud800"', "a lone surrogate"),
         ("response_text", r'"\ud800"', "a lone surrogate"),
         ("feature", "[0.5, Infinity]", "Infinity"),
+        ("feature", '["a", "b"]', "no list of numbers"),
+        ("feature", "0.5", "no list of numbers"),
+        ("feature", "[[1], [2]]", "no list of numbers"),
     ],
 )
 def test_damaged_rows_are_refused_with_file_row_and_cause(tmp_path: Path, column: str, value: str, cause: str) -> None:

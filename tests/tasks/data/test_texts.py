@@ -20,6 +20,8 @@ IN_BOTH = [
     (r'"\theta"', r'''a tab before 'heta': in JSON the backslash of "\theta"'''),
     (r'"2 \times 3"', r'"\times"'),
     (r'"\text{even}"', r'"\text"'),
+    (r'"\tfrac12"', r'"\tfrac"'),
+    (r'"A^\top"', r'"\top"'),
     (r'"\tau + 1"', r'"\tau"'),
     (r'"\rho"', r"a carriage return before"),
     (r'"\right)"', r'"\right"'),
@@ -44,6 +46,9 @@ ONLY_IN_ANSWERS = [
     (r'"\nu"', None),
     (r'"x\nu"', r'"\nu"'),
     ('"nan"', "'NaN'"),
+    ('"-nan"', "'NaN'"),
+    ('"#### NaN"', "'NaN'"),
+    (r'"$\\boxed{NaN}$."', "'NaN'"),
     ('"caf\ufffd"', "U+FFFD"),
 ]
 SOUND = [
@@ -60,6 +65,10 @@ SOUND = [
         "7",
         "null",
     ),
+    # wrapped lines and code
+    '"we show that there\\nexists a number"',
+    r'"def f(x):\n\tfrac = x % 1\n\top = 2\n\treturn frac"',
+    json.dumps("\n".join(["Let", "u = 3 and", "e = 5.", "draw((0,0));\tdraw((1,1));", "x " * 100, "#### 7"])),
     *('"None"', '"no answer"', '"é"', '"½"'),
 ]
 
@@ -109,6 +118,43 @@ def test_prompt_is_refused_likewise(tmp_path: Path, prompt: str) -> None:
     path.write_text(f'{{"prompt": {prompt}, "answer": "1"}}\n')
     with pytest.raises(TaskError, match="row 0: column 'prompt' "):
         ParquetTask(ParquetConfig(path=str(path))).problems("train")
+
+
+@pytest.mark.parametrize(
+    ("verifier", "answer"),
+    [
+        *(("exact", answer) for answer in ("<think>a", "</think>", "a<|im_end|>", "[INST]", "\u200b")),
+        *(("number", answer) for answer in ("2^10", "1/0", "12:30", "2\\sqrt3", "1.2.3")),
+    ],
+)
+def test_answer_that_no_response_could_equal_is_refused(tmp_path: Path, verifier: str, answer: str) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "answer": answer}))
+    with pytest.raises(TaskError, match=r"row 0: column 'answer' (is a text that no response can state|states no single number): "):
+        ParquetTask(ParquetConfig.model_validate({"path": str(path), "verifier": verifier})).problems("train")
+
+
+@pytest.mark.parametrize("answer", ["\\boxed{Paris}", "\u200bParis", "Paris\ufeff", "PARIS"])
+def test_boxed_or_invisible_parts_of_an_exact_answer_do_not_count(tmp_path: Path, answer: str) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "answer": answer}))
+    task = ParquetTask(ParquetConfig.model_validate({"path": str(path), "verifier": "exact"}))
+    (problem,) = task.problems("train")
+    assert [task.verify(problem, response).reward for response in ("It is\nParis", "\\boxed{Paris}", "Lyon")] == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("contents", [[""], [" ", "\n"]])
+def test_prompt_of_blank_messages_is_refused(tmp_path: Path, contents: list[str]) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({"prompt": [{"role": "user", "content": content} for content in contents], "answer": "1"}))
+    with pytest.raises(TaskError, match="column 'prompt' is blank"):
+        ParquetTask(ParquetConfig(path=str(path))).problems("train")
+
+
+def test_long_answers_take_linear_time() -> None:
+    """The size is the measurement: a quadratic rule meets the suite's timeout."""
+    for unit in ("\n", " $", "#", "\\boxed{", "nan", "\t "):
+        fault(unit * 200_000, is_answer=True)
 
 
 def test_row_names_itself_only_for_a_fault(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ from tasks.puzzles.stated_expression import final_expression, last_tagged, read_
         ("The answer is 24.", "24"),
         ("24 = 24", "24"),
         ("<answer>unclosed 3+4", "3 + 4"),
+        ("<answer>3 + 4 \\\\</answer>", "3 + 4"),
+        ("<answer>3 + 4;</answer>", "3 + 4"),
         ("3+4</answer>", "3 + 4"),
     ],
 )
