@@ -118,8 +118,8 @@ def _files_of(place: Path, name: str) -> list[Path]:
     if not index.is_file():
         return []
     parts = _json_object(index).get("weight_map")
-    if not isinstance(parts, dict) or not parts:
-        raise ModelError(f"model {place}: {index.name} has no weight_map: copy or fetch it again")
+    if not isinstance(parts, dict) or not parts or not all(isinstance(part, str) for part in parts.values()):
+        raise ModelError(f"model {place}: {index.name} has no weight_map of file names: copy or fetch it again")
     files = [place / part for part in sorted(set(parts.values()))]
     if missing := [file.name for file in files if not file.is_file()]:
         raise ModelError(
@@ -133,7 +133,7 @@ def _json_object(file: Path) -> dict[str, Any]:
     _require_no_pointer(file)
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"model file {file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(values, dict):
         raise ModelError(f"model file {file} is no JSON object")

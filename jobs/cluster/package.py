@@ -92,7 +92,7 @@ def select(root: Path, excludes: Sequence[str] = ()) -> Package:
         raise UserError(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
     patterns = (*EXCLUDED, *excludes)
     listed = _tracked(root) if _is_in_git(root) else _everything(root, patterns)
-    paths = {path for path in listed if not is_excluded(path, patterns) and os.path.lexists(root / path)}  # not those deleted
+    paths = {path for path in listed if not is_excluded(path, patterns) and _is_there(root, path)}
     for path in sorted(paths):
         _require_name(path)
     sent = {path for path in paths if (root / path).is_file() and _may_follow(root, path, paths)}
@@ -106,6 +106,7 @@ def is_excluded(path: str, patterns: Sequence[str]) -> bool:
     above = [str(pure), *(str(parent) for parent in pure.parents)]
     for pattern in patterns:
         bare = pattern.rstrip("/")
+        bare = bare.removeprefix(".") if bare.startswith("./") else bare
         candidates = above if "/" in bare else pure.parts
         if any(fnmatchcase(candidate, bare.lstrip("/")) for candidate in candidates):
             return True
@@ -126,7 +127,7 @@ def mib(size: float) -> str:
 
 def _is_in_git(root: Path) -> bool:
     """Return whether `root` lies in a work tree. git is not asked: where it fails, it says so of any directory."""
-    return "GIT_DIR" in os.environ or any(os.path.lexists(directory / ".git") for directory in (root.absolute(), *root.absolute().parents))
+    return "GIT_DIR" in os.environ or any(os.path.lexists(directory / ".git") for directory in (root.resolve(), *root.resolve().parents))
 
 
 def _git(root: Path, *arguments: str, may_fail: bool = False) -> str:
@@ -161,6 +162,11 @@ def _everything(root: Path, patterns: Sequence[str]) -> Iterator[str]:
         links = [name for name in subdirectories if (root / here / name).is_symlink()]
         subdirectories[:] = [name for name in subdirectories if not is_excluded((here / name).as_posix(), patterns)]
         yield from ((here / name).as_posix() for name in (*files, *links))
+
+
+def _is_there(root: Path, path: str) -> bool:
+    """Return whether a path that git tracks is in the tree. It may be deleted, or a link be where its directory was."""
+    return os.path.lexists(root / path) and not any((root / parent).is_symlink() for parent in PurePosixPath(path).parents[:-1])
 
 
 def _may_follow(root: Path, path: str, paths: Collection[str]) -> bool:

@@ -43,7 +43,7 @@ from tasks.registry import make_task
 def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
     """Run the job and return its exit code. Raises one of `user_error.REFUSALS` before anything is touched."""
     task, problems = _problems(config, from_pools)
-    old = read_candidates(from_pools) if from_pools else None
+    old = None if from_pools is None else read_candidates(from_pools)
     needs_model = old is None or needs_encoder(config, old[1])
     if needs_model:
         check_model(config.model)
@@ -67,7 +67,7 @@ def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list
     task = make_task(config.task, config.verifier)
     if config.verify != "none" and not task.has_verifier:
         raise UserError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
-    return task, [] if from_pools else problems_of(task, config.split, config.problems)
+    return task, problems_of(task, config.split, config.problems) if from_pools is None else []
 
 
 class ExploreSession:

@@ -24,8 +24,9 @@ from jobs import status as status_command
 from jobs.config import RunConfig
 from jobs.directory.run_state import Waiting, WorkerStatus
 from jobs.reports.report import Report, TextTable
+from jobs.screens.characters import spelled_out
 from jobs.screens.console import RunConsole, show_plan
-from jobs.screens.terminal import plain, say, spelled_out, terminal, wide_terminal
+from jobs.screens.terminal import plain, say, terminal, wide_terminal
 from tests.jobs.runs_fixture import NOW, run_directory, status
 from tests.learners.samples import ragged_groups
 
