@@ -42,8 +42,8 @@ class StepRows:
     correct_GK: Tensor  # bool
     valid_GK: Tensor  # bool; False for an empty response, which has no tokens and no feature. Its bonus should be 0.
     lengths_GK: Tensor  # int64, in tokens
-    ended_GK: Tensor  # bool; False where the token limit cut the response off. True for an empty response.
     lags_GK: Tensor  # int64: policy versions between the response's oldest token and the policy that is trained; 0 for an empty one
+    ended_GK: Tensor | None = None  # bool; False where the token limit cut the response off. None: every response ended.
     features_GKD: Tensor | None = None  # float64; 0 for an empty response
     answers_GK: Sequence[Sequence[str | None]] | None = None
     """Equal answers are equal strings, and never cut short; None where a response states no answer."""

@@ -62,10 +62,9 @@ def score_step(
         bonus = staleness_discount^lag * gate(normalise(cut_off(estimator(leverage))))
 
     and 0 for an empty response. `estimator` replaces that of the config. `lags_GK` counts the versions between a
-    response's oldest token and the policy that is trained, and `ended_GK` says which responses ran into no limit.
-    `state` is not modified. Features and state share a device. Raises ValueError for wrong shapes, a feature not
-    finite, memory="prompt" without `keys_G`, a staleness_discount below 1 without `lags_GK`, and cut_off="least"
-    without `ended_GK`."""
+    response's oldest token and the policy that is trained, and `ended_GK` says which responses ran into no limit
+    (None: all of them). `state` is not modified. Features and state share a device. Raises ValueError for wrong shapes,
+    a feature not finite, memory="prompt" without `keys_G`, and a staleness_discount below 1 without `lags_GK`."""
     shape_GK = features_GKD.shape[:2]
     if features_GKD.shape[-1] != config.dim:
         raise ValueError(f"features have D={features_GKD.shape[-1]}, the config says dim={config.dim}")
@@ -77,8 +76,6 @@ def score_step(
         raise ValueError("memory='prompt' needs keys_G: which prompt each group answers")
     if config.staleness_discount < 1 and lags_GK is None:
         raise ValueError(f"staleness_discount={config.staleness_discount} needs lags_GK: how old each response is")
-    if config.cut_off == "least" and ended_GK is None:
-        raise ValueError('cut_off="least" needs ended_GK: which responses ran into no limit')
     if lags_GK is not None and (lags_GK.shape != shape_GK or lags_GK.is_floating_point() or bool((lags_GK < 0).any())):
         raise ValueError(f"lags_GK must be whole numbers >= 0 of shape {tuple(shape_GK)}, got {lags_GK.dtype} {tuple(lags_GK.shape)}")
 

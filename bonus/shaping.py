@@ -27,9 +27,8 @@ def shaped(
     ended_GK: Tensor | None = None,
 ) -> Tensor:
     """Return discount^lag * gate(normalise(raw)), 0 for an empty response. `kept_GK` is the gate's mask. Without
-    `lags_GK` nothing is discounted. cut_off="least" needs `ended_GK` (`without_cut_off`)."""
-    if config.cut_off == "least":
-        assert ended_GK is not None, "which responses ended"
+    `lags_GK` nothing is discounted, and without `ended_GK` every response has ended."""
+    if config.cut_off == "least" and ended_GK is not None:
         raw_GK = without_cut_off(raw_GK, valid_GK, ended_GK)
     bonus_GK = torch.where(kept_GK, normalise_bonus(raw_GK, valid_GK, config.normalise), 0.0)
     if lags_GK is not None:

@@ -65,6 +65,8 @@ def _main(options: argparse.Namespace) -> int:
         for shown in (experiment.shared, *(run.config for run in experiment.runs[: len(config.methods)])):
             look_unloaded(shown.model, shown.sampling)
         return show_plan(config, forecast(experiment))
+    if not options.address:
+        require_ray_address()
     from jobs.comparison.session import run_comparison
     from jobs.screens.terminal import terminal
 
@@ -84,7 +86,6 @@ def _executor(experiment: Experiment, options: argparse.Namespace, console: Cons
 
     address = address_of(options.address) if options.address else None
     if address is None:
-        require_ray_address()
         return LocalExecutor(experiment, say=lambda text: say(console, text))
     package = select(Path.cwd())
     package.check_size()

@@ -18,8 +18,6 @@ from bonus.cosine import novelty, similarities
 from bonus.elliptical import center, gate_mask, leverage
 from bonus.methods import bonus_of
 from bonus.rnd import RndState, error_std, init_rnd, network, random_parameters, trained
-from bonus.scoring import score_step
-from bonus.state import init_state
 from bonus.surprise import capped, mean_surprise
 from tests.bonus.steps import all_equal, bonuses_of, make_step
 
@@ -338,7 +336,6 @@ def test_going_on_is_worth_nothing_after_normalising_either() -> None:
     assert found[2, 0] == found[2].min() < 0
 
 
-def test_scoring_without_knowing_who_ended_is_refused() -> None:
-    all_GK, config = torch.ones(1, 2, dtype=torch.bool), BonusConfig(dim=6, cut_off="least")
-    with pytest.raises(ValueError, match="needs ended_GK"):
-        score_step(torch.ones(1, 2, 6), all_GK, all_GK, init_state(6), config)
+def test_where_nothing_is_said_every_response_ended() -> None:
+    step = replace(make_step(), ended_GK=None)
+    assert torch.equal(only_bonus(step, gate="always", cut_off="least"), only_bonus(step, gate="always"))

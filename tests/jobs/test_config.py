@@ -107,7 +107,7 @@ def test_unknown_key_of_the_file_is_refused_too(refusal, tmp_path):
         ("learner=5", ["learner = 5", "dictionary"]),
         ("bonus.gate=sometimes", ["bonus.gate = 'sometimes'", "'group_has_correct'"]),
         ("bonus.ridge=-1", ["bonus.ridge = -1"]),
-        ("rollout.engine=sglang", ["rollout.engine = 'sglang'", "known: vllm, vllm-async, transformers; or an import path"]),
+        ("rollout.engine=sglang", ["rollout.engine = 'sglang'", "known: vllm, vllm-async, transformers, prefix-tree; or an import path"]),
         ("wait_timeout_s=inf", ["wait_timeout_s = inf", "finite"]),
         ("learner.lr=nan", ["learner.lr = nan", "finite"]),
         ("responses_per_prompt=1", ["responses_per_prompt = 1", "greater than or equal to 2"]),

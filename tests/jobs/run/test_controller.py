@@ -596,11 +596,11 @@ def rows_of(directory: Path, *prompts: str) -> dict[str, Any]:
     return {"name": "parquet", "parquet": {"path": str(path), "prompt_column": "prompt", "answer_column": "answer"}}
 
 
-TOO_LONG = "x" * 300
+TOO_LONG, LIMIT = "x" * 300, {"max_prompt_tokens": 128}
 
 
 def test_a_problem_that_was_given_up_is_told_and_left_out_of_the_epochs_to_come(config, tmp_path):
-    run = LocalRun(config(steps=8, max_attempts=2, task=rows_of(tmp_path, "a", TOO_LONG, "b", "c")))
+    run = LocalRun(config(steps=8, max_attempts=2, sampling=LIMIT, task=rows_of(tmp_path, "a", TOO_LONG, "b", "c")))
     assert run.train() == 8
     (given_up,) = run.admission.quarantined
     problem_id = given_up.problem.problem_id
@@ -609,7 +609,9 @@ def test_a_problem_that_was_given_up_is_told_and_left_out_of_the_epochs_to_come(
 
 
 def test_a_run_that_has_given_up_every_problem_ends_and_says_so(config, tmp_path):
-    run = LocalRun(config(steps=8, max_attempts=2, max_policy_lag=0, task=rows_of(tmp_path, TOO_LONG + "a", TOO_LONG + "b")))
+    run = LocalRun(
+        config(steps=8, max_attempts=2, max_policy_lag=0, sampling=LIMIT, task=rows_of(tmp_path, TOO_LONG + "a", TOO_LONG + "b"))
+    )
     with pytest.raises(TaskError, match=r"no problem is left to train on: all 2 were given up after max_attempts groups each, the last"):
         run.train()
 
