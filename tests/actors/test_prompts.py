@@ -133,3 +133,10 @@ def test_a_template_that_is_neither_text_nor_file_is_refused(tmp_path: Path, nam
 def test_a_template_contradicts_plain_completion() -> None:
     with pytest.raises(ValidationError, match="template contradicts chat = false"):
         PromptConfig(chat=False, template="{{ messages }}")
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0]['content'] }}", '{{ "half \\ud800" }}'])
+def test_a_prompt_with_half_a_character_cannot_be_posed(base_model: str, template: str | None) -> None:
+    prompts = Prompts(base_model, PromptConfig(chat=template is not None, template=template))
+    with pytest.raises(DataError, match=r"^problem t/1 cannot be posed: its prompt has half a character"):
+        prompts.token_ids("t/1", [{"role": "user", "content": "half \ud83d of it"}])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -353,6 +354,25 @@ def test_a_link_does_not_send_what_git_ignores(tree):
     assert package.left_out == ["jobs/head", "jobs/key.py"] and not {"jobs/key.py", "jobs/head"} & package.sizes.keys()
 
 
+@pytest.mark.parametrize("target", ["data", "../private", "runs/a"])
+@pytest.mark.parametrize("place", ["papers", "jobs/papers"])
+def test_a_link_where_a_tracked_directory_was_sends_nothing_behind_it(tree, tmp_path, place, target):
+    (tree / place / "deep").mkdir(parents=True)
+    behind = tree / target
+    (behind / "deep").mkdir(parents=True, exist_ok=True)
+    for name in ("big.bin", "status.json", "deep/note.txt"):
+        (tree / place / name).write_text("tracked")
+        (behind / name).write_text("private")
+    git(tree, "init", "-q")
+    (tree / ".gitignore").write_text("/data\n/runs\n")
+    git(tree, "add", "-f", place, "jobs/train.py")
+    shutil.rmtree(tree / place)
+    (tree / place).symlink_to(behind)
+    package = select(tree)
+    assert not [path for path in package.sizes if path.startswith(place)]
+    assert place in package.left_out
+
+
 def test_many_paths_that_are_left_out_are_counted(tree):
     for number in range(20):
         (tree / f"link{number:02}").symlink_to(tree / "jobs")
@@ -396,6 +416,9 @@ def test_printed_commands_mean_what_was_typed(tree, client, capsys, override):
         ("bonus/database", "bonus/data", False),
         ("a/b.npy", "*.npy", True),
         ("configs/a.toml", "/configs/*.toml", True),
+        ("notes/a", "./notes", True),
+        ("notes/a", "./notes/", True),
+        ("jobs/notes/a", "./notes", False),
     ],
 )
 def test_patterns_name_files_and_directories(path, pattern, excluded):

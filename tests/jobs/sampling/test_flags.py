@@ -59,6 +59,13 @@ def test_data_of_a_class_of_ones_own_are_its_option(resolved: Any, tmp_path: Pat
     assert resolved("--task", "filed:Filed", "--data", "rows")["task"]["options"] == {"path": "rows"}
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_an_override_comes_before_data_as_before_every_flag(resolved: Any, task: str) -> None:
+    section = task.replace("-", "_")
+    for override in (f"task.{section}.path=mine", f" task.{section}.path = mine"):
+        assert resolved("--task", task, "--data", "other", "--set", override)["task"][section]["path"] == "mine"
+
+
 @pytest.mark.parametrize("task", ["arithmetic", "reasoning-gym"])
 def test_a_task_without_files_takes_no_data(resolved: Any, task: str) -> None:
     assert f"unknown key 'task.{task.replace('-', '_')}.path'" in resolved("--task", task, "--data", "here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 import unicodedata
@@ -149,6 +150,14 @@ def test_a_plan_is_shown_as_it_is(capsys, text):
     assert show_plan(RunConfig(model=text, run_dir=text), [f"model: {text}"]) == 0
     out = capsys.readouterr().out
     assert f'"model": "{text}"' in out and f"model: {text}\n" in out
+
+
+@pytest.mark.parametrize("text", ["a\x9b31mb", "\u202ea", "a\x7f", "naïve ≤ 数"])
+def test_no_character_of_a_plan_steers_the_terminal(capsys, text):
+    assert show_plan(RunConfig(run_dir=text), []) == 0
+    out = capsys.readouterr().out
+    assert spelled_out(out) == out and (text in out) is (spelled_out(text) == text)
+    assert json.loads(out)["run_dir"] == text
 
 
 class Numbers(Report):
