@@ -20,7 +20,7 @@ from torch import Tensor
 
 from learners.forward import meta_loading, without_weights
 from learners.loading import require_whole, two_matrices, untied
-from learners.model_files import TokenLimit, read_config, tensors_in, text_values, token_limit, weight_files
+from learners.model_files import TokenLimit, read_config, read_generation_config, tensors_in, text_values, token_limit, weight_files
 from learners.models import ModelError, load_tokenizer
 from learners.supported import longest_supported, require_supported, text_config
 
@@ -58,6 +58,7 @@ def look_at(path: str, *, computed: bool = True) -> ModelFacts:
         raise ModelError(f"model {path} is quantized ({kind}), and only an engine could use it: name the model that it was made from")
     model = _without_weights(path)
     _require_head(path, model, config)
+    _require_generation(path)
     if not method:
         _require_tensors(path, files)
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
@@ -88,6 +89,21 @@ def _require_head(path: str, model: Any, config: Mapping[str, Any]) -> None:
             f"model {path}: config.json says that its files are a {saved}, which has no language model head: save it as "
             f"{type(model).__name__}, or correct architectures"
         )
+
+
+def _require_generation(path: str) -> None:
+    """Raise ModelError for a generation_config.json with which no engine starts, or that ends responses by no id."""
+    from transformers import GenerationConfig
+
+    values = read_generation_config(path) or {}
+    ends = values.get("eos_token_id")
+    if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
+        raise ModelError(f"model {path}: generation_config.json has eos_token_id = {ends!r}: set it to an id or a list of ids")
+    try:
+        GenerationConfig.from_dict(values)
+    except Exception as error:  # a seam: each of its settings has checks of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"model {path}: generation_config.json cannot be used: {reason}") from None
 
 
 def _require_tensors(path: str, files: list[Path]) -> None:

@@ -51,6 +51,13 @@ def read_config(directory: str) -> dict[str, Any]:
     return _json_object(Path(directory) / "config.json")
 
 
+def read_generation_config(directory: str) -> dict[str, Any] | None:
+    """Return generation_config.json, which may be missing. Raises ModelError where it is no JSON object: it says which
+    tokens end a response, and transformers would do without it in silence."""
+    file = Path(directory) / "generation_config.json"
+    return _json_object(file) if file.exists() else None
+
+
 def text_values(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the part of a config that describes the language model: a config of several models nests it."""
     nested = (config.get(name) for name in NESTED)

@@ -28,6 +28,8 @@ from jobs.configuration.user_error import UserError
 
 MAX_BYTES = 500 << 20
 """Ray's own bound for a working directory, here applied before compression."""
+START = "jobs/train.py"
+"""What a job begins with."""
 EXCLUDED = (
     *(".git", ".venv", "venv", ".uv", ".env", "node_modules"),
     *("__pycache__", "*.py[cod]", "*.egg-info", ".*_cache", ".hypothesis", "/build", "/dist"),
@@ -87,9 +89,9 @@ class Package:
 
 def select(root: Path, excludes: Sequence[str] = ()) -> Package:
     """Return the files of `root` that belong to a job. Raises UserError where it is no checkout of this repository,
-    where git fails, and for a file name that an archive cannot hold."""
-    if not (root / "jobs" / "train.py").is_file():
-        raise UserError(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
+    where git fails, for a file name that an archive cannot hold, and where the code itself would be left out."""
+    if not (root / START).is_file():
+        raise UserError(f"{root} has no {START}: submit from the top of the repository, which is what is sent")
     patterns = (*EXCLUDED, *excludes)
     listed = _tracked(root) if _is_in_git(root) else _everything(root, patterns)
     paths = {path for path in listed if not is_excluded(path, patterns) and _is_there(root, path)}
@@ -97,6 +99,8 @@ def select(root: Path, excludes: Sequence[str] = ()) -> Package:
         _require_name(path)
     sent = {path for path in paths if (root / path).is_file() and _may_follow(root, path, paths)}
     sizes = {path: (root / path).stat().st_size for path in sorted(sent)}
+    if START not in sizes:
+        raise UserError(f"{START} would not be sent, and no job begins without it: leave it out neither with --exclude nor with .gitignore")
     return Package(root=root, sizes=sizes, left_out=sorted(paths - sent))
 
 

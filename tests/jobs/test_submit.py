@@ -338,7 +338,7 @@ def test_what_is_left_out_is_named(tree, tmp_path, client, capsys, in_git):
     assert {"notes.txt", "again.toml"} <= package.sizes.keys()
     expected = {"corpus", "jobs/inner", "nothing", "to_data", "runs_link"} | ({"nested"} if in_git else {"pipe"})
     assert set(package.left_out) == expected
-    assert select(tree, ["corpus", "/jobs", "*_*", "nothing", "nested", "pipe"]).left_out == []
+    assert select(tree, ["corpus", "/jobs/inner", "*_*", "nothing", "nested", "pipe"]).left_out == []
     assert command.main(["configs/mine.toml", "--address", ADDRESS, "--run", "mine"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out ")]
     assert all(name in line for name in expected)
@@ -404,6 +404,12 @@ def test_printed_commands_mean_what_was_typed(tree, client, capsys, override):
     entrypoint = details.entrypoint.removeprefix("exec python -m jobs.train ")
     shell = subprocess.run(["sh", "-c", f"printf '%s\\0' {entrypoint}"], capture_output=True, text=True, timeout=10, check=True)
     assert shell.stdout.split("\0")[1:5] == ["--set", override, "--set", "seed=2"]
+
+
+@pytest.mark.parametrize("pattern", ["jobs", "/jobs/", "./jobs", "*", "train.py"])
+def test_a_job_is_not_sent_without_its_code(tree, client, capsys, pattern):
+    line = refusal(capsys, "configs/mine.toml", "--address", ADDRESS, "--run", "mine", "--exclude", pattern)
+    assert "jobs/train.py would not be sent" in line and not client.jobs
 
 
 @pytest.mark.parametrize(

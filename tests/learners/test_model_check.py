@@ -261,6 +261,27 @@ def test_what_is_wrong_with_a_key_of_the_config_is_told(tiny_model: str, tmp_pat
     assert f"'{key}' expected " in line and f"got {type(value).__name__}" in line
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '"x"', '{"eos_token_id": "</s>"}', '{"eos_token_id": [2, "</s>"]}', '{"eos_token_id": 2.5}', '{"max_new_tokens": -1}'],
+)
+def test_a_generation_config_that_no_engine_could_use_is_one_line(tiny_model: str, tmp_path: Path, text: str) -> None:
+    model = changed_copy(tiny_model, tmp_path / "model")
+    (model / "generation_config.json").write_text(text)
+    assert "generation_config.json" in refusal(model)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"eos_token_id": null}', '{"eos_token_id": [2, 3]}', '{"eos_token_id": 0, "temperature": 0.6}', None]
+)
+def test_a_generation_config_may_say_little_or_be_missing(tiny_model: str, tmp_path: Path, text: str | None) -> None:
+    model = changed_copy(tiny_model, tmp_path / "model")
+    (model / "generation_config.json").unlink(missing_ok=True)
+    if text is not None:
+        (model / "generation_config.json").write_text(text)
+    assert look_at(str(model))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]"])
 def test_a_config_that_is_no_json_is_one_line(tiny_model: str, tmp_path: Path, text: str) -> None:
     model = changed_copy(tiny_model, tmp_path / "model")
