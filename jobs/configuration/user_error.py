@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from buffers.extensions import ExtensionError
-from jobs.screens.characters import spelled_out
+from jobs.configuration.characters import spelled_out
 from learners.models import ModelError
 from tasks.base import TaskError
 

@@ -50,7 +50,8 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
     require_memory(explore_memory_gib(config, sampling=old is None))
     prepare_environment(config.model)
     console = terminal()
-    model, sampling = "", config.sampling
+    model = ""
+    sampling: SamplingConfig = config.sampling
     if needs_model:
         say(console, f"model {config.model}: loading")
         facts = sampled_model(resolve_model(config.model), config.sampling, computed=old is not None or not config.from_engine)

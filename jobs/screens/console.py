@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from jobs.screens.characters import spelled_out
+from jobs.configuration.characters import spelled_out
 from jobs.screens.terminal import plain, say, terminal
 
 SHOWN_STEPS, SHOWN_REMARKS = 14, 12

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from jobs.screens.characters import spelled_out
+from jobs.configuration.characters import spelled_out
 
 
 def terminal(**options: Any) -> Console:

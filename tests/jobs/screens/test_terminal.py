@@ -23,9 +23,9 @@ from jobs import answers
 from jobs import list as listing
 from jobs import status as status_command
 from jobs.config import RunConfig
+from jobs.configuration.characters import spelled_out
 from jobs.directory.run_state import Waiting, WorkerStatus
 from jobs.reports.report import Report, TextTable
-from jobs.screens.characters import spelled_out
 from jobs.screens.console import RunConsole, show_plan
 from jobs.screens.terminal import plain, say, terminal, wide_terminal
 from tests.jobs.runs_fixture import NOW, run_directory, status
