@@ -40,6 +40,13 @@ class SamplingConfig(Section):
         return None if self.max_prompt_tokens is None else self.max_prompt_tokens + self.max_response_tokens
 
 
+class AnswerSamplingConfig(SamplingConfig):
+    """How answers are sampled that nothing is trained on: by default longer ones."""
+
+    max_response_tokens: int = Field(256, gt=0)
+    """Sampling stops here with finish_reason = "length"."""
+
+
 class PromptConfig(Section):
     """How the messages of a problem become a prompt, and what is done with a problem that cannot be posed."""
 

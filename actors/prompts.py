@@ -25,8 +25,8 @@ class DataError(ValueError):
     """The problem itself cannot be used, so that trying again is no use."""
 
 
-class TemplateRefused(ValueError):
-    """A chat template refuses messages. The message is one line."""
+class PromptRefused(ValueError):
+    """No prompt can be made of messages. The message is one line that says why."""
 
 
 class Prompts:
@@ -40,20 +40,18 @@ class Prompts:
         self._template: str | None = _chat_template(self.tokenizer, config, model) if config.chat else None
 
     def text(self, messages: Messages) -> str:
-        """Return the prompt as text. Raises TemplateRefused, which says why."""
-        if self._template is None:
-            return BETWEEN_MESSAGES.join(message["content"] for message in messages)
-        try:
-            return self._rendered(messages)
-        except Exception as error:  # a seam: a template is a program of somebody else
-            raise TemplateRefused(_line(error)) from None
+        """Return the prompt as text. Raises PromptRefused."""
+        text = BETWEEN_MESSAGES.join(message["content"] for message in messages) if self._template is None else self._rendered(messages)
+        if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+            raise PromptRefused("its prompt has half a character (a lone surrogate)")
+        return text
 
     def token_ids(self, problem_id: str, messages: Messages) -> list[int]:
-        """Return the tokens of the prompt. Raises DataError where the template refuses the messages, or leaves none."""
+        """Return the tokens of the prompt. Raises DataError where there can be no prompt, or one without tokens."""
         try:
             ids = self.tokens_of([self.text(messages)])[0]
-        except TemplateRefused as error:
-            raise DataError(f"the chat template refuses problem {problem_id}: {error}") from None
+        except PromptRefused as error:
+            raise DataError(f"problem {problem_id} cannot be posed: {error}") from None
         if not ids:
             raise DataError(f"the prompt of problem {problem_id} has no tokens")
         return ids
@@ -65,7 +63,10 @@ class Prompts:
 
     def _rendered(self, messages: Messages) -> str:
         options = {"add_generation_prompt": True, "tokenize": False, "chat_template": self._template}
-        text: str = self.tokenizer.apply_chat_template(list(messages), **options)
+        try:
+            text: str = self.tokenizer.apply_chat_template(list(messages), **options)
+        except Exception as error:  # a seam: a template is a program of somebody else
+            raise PromptRefused(f"the chat template refuses it: {_line(error)}") from None
         return text
 
 

@@ -9,8 +9,10 @@ import os
 
 def local_path(text: str) -> str:
     """Return `text` with ~ as the home directory and without slashes at its end; an address such as s3://… stays as it
-    is. Raises ValueError for a user without a home, and for a name that is not UTF-8."""
+    is. Raises ValueError for no text, for a user without a home, and for a name that is not UTF-8."""
     require_utf8(text)
+    if not text.strip():
+        raise ValueError("an empty text names no place: write . for the current directory")
     if "://" in text:
         return text
     path = os.path.expanduser(text)

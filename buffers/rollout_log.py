@@ -71,6 +71,7 @@ class RolloutLog:
                 self._filesystem.delete_file(posixpath.join(self._directory, name))
 
     def steps(self) -> list[int]:
+        """Return the steps that are logged. Raises OSError and ValueError for a directory that cannot be listed."""
         return sorted(int(match[1]) for name in self._names() if (match := _STEP_FILE.fullmatch(name)))
 
     @property
@@ -128,4 +129,7 @@ class RolloutLog:
         return posixpath.join(self._directory, f"step_{step:06d}.parquet")
 
     def _names(self) -> list[str]:
-        return [info.base_name for info in self._filesystem.get_file_info(fs.FileSelector(self._directory, allow_not_found=True))]
+        try:
+            return [info.base_name for info in self._filesystem.get_file_info(fs.FileSelector(self._directory, allow_not_found=True))]
+        except UnicodeDecodeError:
+            raise ValueError(f"{self._directory} has a file whose name is not UTF-8: rename it") from None

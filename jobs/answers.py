@@ -24,7 +24,7 @@ def select_answers(rows: pa.Table, *, sort_by: str, worst: bool, limit: int) -> 
     """Return the first `limit` rows trained on, sorted by `sort_by`: largest first, or smallest for `worst`."""
     trained = rows.filter(pc.equal(rows["outcome"], "trained"))
     order = "ascending" if worst else "descending"
-    return trained.sort_by([(sort_by, order), ("step", "descending")]).slice(0, limit)
+    return trained.sort_by([(sort_by, order), ("step", "descending")]).slice(0, min(limit, trained.num_rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _read(run_dir: Path, steps: Sequence[int] | None) -> pa.Table:
     log = RolloutLog(fs.LocalFileSystem(), str(run_dir / "rollouts"))
-    with refusing(OSError):
+    with refusing(OSError, ValueError):
         found = log.steps()
     if not found:
         raise UserError(f"{run_dir} has no rollouts: give the directory of a run, for example runs/quickstart")

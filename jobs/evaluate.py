@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data)
+    config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data, overrides=options.overrides)
     require_sampling_methods(config.task, config.rollout)
     if options.dry_run:
         from jobs.plan import evaluate_lines, evaluate_memory_gib, look_unloaded
@@ -79,11 +79,11 @@ def values_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def resolve(
-    values: dict[str, Any], *, source: str, data: str | None = None
+    values: dict[str, Any], *, source: str, data: str | None = None, overrides: Sequence[str] = ()
 ) -> tuple[EvaluateConfig, list[EvaluatedModel], EvaluatedModel | None]:
     """Return the configuration and the models it names. A run among them gives what it does not say of task, sampling,
-    rollout and verifier. `data` is the path of whichever task. Raises UserError and ModelError for values that do not
-    fit together, a model that does not exist, and runs that differ in what is left to them."""
+    rollout and verifier. `data` and `overrides` are those of `resolved`. Raises UserError and ModelError for values
+    that do not fit together, a model that does not exist, and runs that differ in what is left to them."""
     from jobs.sampling.evaluated_models import find_model, find_models
 
     models = find_models(validated(EvaluateConfig, values, source=source).models)
@@ -93,7 +93,7 @@ def resolve(
         if different := changed_keys(configs[0].model_dump(mode="json"), config, CHANGEABLE_BETWEEN_STARTS):
             raise UserError(f"{own[0].label} and {model.label} differ in {', '.join(different[:3])}: choose one by --set or flags")
     values = _beneath(own[0], values) if own else values
-    config = resolved(EvaluateConfig, values, source=source, data=data)
+    config = resolved(EvaluateConfig, values, source=source, data=data, overrides=overrides)
     return config, models, None if config.base_model is None else find_model(config.base_model)
 
 

@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from actors.config import STRICT, VERIFIER_MEANS, PromptConfig, RolloutConfig, SamplingConfig, ScorerConfig, VerifierConfig
+from actors.config import STRICT, VERIFIER_MEANS, AnswerSamplingConfig, PromptConfig, RolloutConfig, ScorerConfig, VerifierConfig
 from buffers.fields import LocalPath
 from tasks.config import PATH_KEYS, TaskConfig
 
@@ -70,7 +70,7 @@ class EvaluateConfig(BaseModel):
     """No other call waits longer."""
     task: TaskConfig = TaskConfig()
     prompt: PromptConfig = PromptConfig()
-    sampling: SamplingConfig = SamplingConfig(max_response_tokens=256)
+    sampling: AnswerSamplingConfig = AnswerSamplingConfig()
     rollout: RolloutConfig = RolloutConfig()
     verifier: VerifierConfig = VerifierConfig()
     scorer: ScorerConfig = ScorerConfig()

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     values = read_values(ExploreConfig, options.config, overrides_of(options, FLAGS))
-    config = resolved(ExploreConfig, values, source=source_of(options.config), data=options.data)
+    config = resolved(ExploreConfig, values, source=source_of(options.config), data=options.data, overrides=options.overrides)
     require_sampling_methods(config.task, config.rollout, pool_states=config.from_engine)
     if options.dry_run:
         from jobs.plan import explore_lines, look_unloaded

@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field, model_validator
 from actors.config import (
     STRICT,
     VERIFIER_MEANS,
+    AnswerSamplingConfig,
     EncoderConfig,
     NovelSamplingConfig,
     PromptConfig,
     RolloutConfig,
-    SamplingConfig,
     VerifierConfig,
 )
 from bonus.config import SelectionConfig
@@ -55,7 +55,7 @@ class ExploreConfig(BaseModel):
     """No other call waits longer."""
     task: TaskConfig = TaskConfig()
     prompt: PromptConfig = PromptConfig()
-    sampling: SamplingConfig = SamplingConfig(max_response_tokens=256)
+    sampling: AnswerSamplingConfig = AnswerSamplingConfig()
     rollout: RolloutConfig = RolloutConfig()
     encoder: EncoderConfig = EncoderConfig()
     verifier: VerifierConfig = VerifierConfig()

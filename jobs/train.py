@@ -46,18 +46,19 @@ def _main(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     if options.synchronous and config.max_policy_lag != 0:
         raise UserError(f"--synchronous needs max_policy_lag = 0, the configuration has {config.max_policy_lag}")
-    if options.replay_from and (options.synchronous or options.resume != "auto"):
+    replays = options.replay_from is not None
+    if replays and (options.synchronous or options.resume != "auto"):
         raise UserError("--replay-from goes with neither --synchronous nor --resume: it begins at the first rollouts")
-    if options.rescore and not options.replay_from:
+    if options.rescore and not replays:
         raise UserError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
     prepare_environment(config.model)  # before a module of the user's own may import what reads it
-    require_run_methods(config, samples=not options.replay_from)
+    require_run_methods(config, samples=not replays)
     if options.dry_run:
         from jobs.screens.console import show_plan
 
         look_unloaded(config.model, config.sampling)
         return show_plan(config, make_plan(config).lines())
-    if options.replay_from:
+    if replays:
         from jobs.offline.replay_from import replay_from_session
 
         return replay_from_session(config, str(path_of(options.replay_from)), rescore=options.rescore)

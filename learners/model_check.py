@@ -13,12 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
+from torch import Tensor
 
 from learners.forward import meta_loading, without_weights
 from learners.loading import require_whole, two_matrices, untied
-from learners.model_files import FileTensor, TokenLimit, read_config, tensors_in, text_values, token_limit, weight_files
+from learners.model_files import TokenLimit, read_config, read_generation_config, tensors_in, text_values, token_limit, weight_files
 from learners.models import ModelError, load_tokenizer
 from learners.supported import longest_supported, require_supported, text_config
 
@@ -56,6 +58,7 @@ def look_at(path: str, *, computed: bool = True) -> ModelFacts:
         raise ModelError(f"model {path} is quantized ({kind}), and only an engine could use it: name the model that it was made from")
     model = _without_weights(path)
     _require_head(path, model, config)
+    _require_generation(path)
     if not method:
         _require_tensors(path, files)
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])
@@ -73,13 +76,14 @@ def _without_weights(path: str) -> Any:
     try:
         return without_weights(path)
     except Exception as error:  # a seam: what transformers raises for a config that it cannot make a model of
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = " ".join(str(error).split()) or type(error).__name__  # its first line may only be a heading
         raise ModelError(f"model {path}: no causal language model can be made of its config.json: {reason}") from None
 
 
 def _require_head(path: str, model: Any, config: Mapping[str, Any]) -> None:
     """Raise ModelError for a model that was saved without its head: an engine would not generate with it."""
-    saved = next(iter(config.get("architectures") or []), None)
+    names = config.get("architectures")
+    saved = names[0] if isinstance(names, list) and names else None
     if isinstance(saved, str) and saved.endswith("Model") and saved != type(model).__name__:
         raise ModelError(
             f"model {path}: config.json says that its files are a {saved}, which has no language model head: save it as "
@@ -87,16 +91,31 @@ def _require_head(path: str, model: Any, config: Mapping[str, Any]) -> None:
         )
 
 
+def _require_generation(path: str) -> None:
+    """Raise ModelError for a generation_config.json with which no engine starts, or that ends responses by no id."""
+    from transformers import GenerationConfig
+
+    values = read_generation_config(path) or {}
+    ends = values.get("eos_token_id")
+    if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends or 0])):
+        raise ModelError(f"model {path}: generation_config.json has eos_token_id = {ends!r}: set it to an id or a list of ids")
+    try:
+        GenerationConfig.from_dict(values)
+    except Exception as error:  # a seam: each of its settings has checks of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"model {path}: generation_config.json cannot be used: {reason}") from None
+
+
 def _require_tensors(path: str, files: list[Path]) -> None:
     """Raise ModelError for what `require_loaded` would find with the weights."""
-    tensors: Mapping[str, FileTensor] = {}
     if files[0].suffix == ".safetensors":
         tensors = tensors_in(files)
+        places = {name: tensor.file for name, tensor in tensors.items()}
         state = {
             name: torch.empty(tensor.shape, dtype=DTYPES.get(tensor.dtype, torch.uint8), device="meta") for name, tensor in tensors.items()
         }
     else:
-        state = _pickled(files)
+        state, places = _pickled(files)
     try:
         model, report = meta_loading(path, state)
     except RuntimeError:
@@ -104,8 +123,11 @@ def _require_tensors(path: str, files: list[Path]) -> None:
         what = f"its files lack tensor {gap}" if gap else "their shapes contradict each other"
         raise ModelError(f"model {path}: tensors that are loaded as one do not fit together: {what}: copy or fetch it again") from None
     require_whole(path, report)
+    for name, _ in model.named_parameters():
+        if name in state and not state[name].is_floating_point():
+            raise ModelError(f"model {path}: tensor {name} holds no floating-point numbers: name the model before it was quantized")
     pair = untied(model)  # of tensors without data, those of which both are there are never tied
-    if pair is not None and tensors and not _are_equal(*(_of_file(tensors, name) for name in pair)):
+    if pair is not None and not _are_equal(*(_value(places, name) for name in pair)):
         raise two_matrices(path, *pair)
 
 
@@ -123,32 +145,39 @@ def _first_gap(names: Iterable[str]) -> str | None:
     return None
 
 
-def _pickled(files: list[Path]) -> dict[str, Any]:
+def _pickled(files: list[Path]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Return the tensors of pickled files without data, and the file of each."""
     state: dict[str, Any] = {}
+    places: dict[str, Path] = {}
     for file in files:
         try:
-            state |= torch.load(file, map_location="meta", weights_only=True)
+            held = dict(torch.load(file, map_location="meta", weights_only=True))
+            state |= held
+            places |= dict.fromkeys(held, file)
         except Exception as error:  # a seam: pickle, zip and torch each have errors of their own for a damaged file
-            raise ModelError(f"model file {file} cannot be read: {next(iter(str(error).splitlines()), '')}") from None
-    return state
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelError(f"model file {file} cannot be read: {reason}") from None
+    if others := [name for name, tensor in state.items() if not (isinstance(name, str) and isinstance(tensor, torch.Tensor))]:
+        raise ModelError(f"model file {files[0]} holds more than tensors by name, the first {others[0]!r}: save the state_dict alone")
+    return state, places
 
 
-def _of_file(tensors: Mapping[str, FileTensor], name: str) -> tuple[str, FileTensor]:
-    """Return the name in the files, which may lack or have a prefix, and the tensor."""
-    found = next(other for other in sorted(tensors, key=len) if other == name or other.endswith(f".{name}") or name.endswith(f".{other}"))
-    return found, tensors[found]
-
-
-def _are_equal(*named: tuple[str, FileTensor]) -> bool:
+def _value(places: Mapping[str, Path], name: str) -> Tensor:
+    """Return one tensor, whose name in the files may lack or have a prefix. The others are not read."""
     from safetensors import safe_open
 
-    values = []
-    for name, tensor in named:
-        with safe_open(tensor.file, framework="pt") as opened:
-            values.append(opened.get_tensor(name))
-    if len({value.dtype for value in values}) > 1:
-        values = [value.to(torch.float32) for value in values]
-    return torch.equal(*values)
+    found = next(other for other in sorted(places, key=len) if other == name or other.endswith(f".{name}") or name.endswith(f".{other}"))
+    file = places[found]
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            value: Tensor = opened.get_tensor(found)
+    else:
+        value = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))[found]
+    return value
+
+
+def _are_equal(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first, second) if first.dtype == second.dtype else torch.equal(first.float(), second.float())
 
 
 def _require_known_ids(path: str, num_embeddings: int) -> int:

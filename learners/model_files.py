@@ -51,6 +51,13 @@ def read_config(directory: str) -> dict[str, Any]:
     return _json_object(Path(directory) / "config.json")
 
 
+def read_generation_config(directory: str) -> dict[str, Any] | None:
+    """Return generation_config.json, which may be missing. Raises ModelError where it is no JSON object: it says which
+    tokens end a response, and transformers would do without it in silence."""
+    file = Path(directory) / "generation_config.json"
+    return _json_object(file) if file.exists() else None
+
+
 def text_values(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the part of a config that describes the language model: a config of several models nests it."""
     nested = (config.get(name) for name in NESTED)
@@ -118,8 +125,8 @@ def _files_of(place: Path, name: str) -> list[Path]:
     if not index.is_file():
         return []
     parts = _json_object(index).get("weight_map")
-    if not isinstance(parts, dict) or not parts:
-        raise ModelError(f"model {place}: {index.name} has no weight_map: copy or fetch it again")
+    if not isinstance(parts, dict) or not parts or not all(isinstance(part, str) for part in parts.values()):
+        raise ModelError(f"model {place}: {index.name} has no weight_map of file names: copy or fetch it again")
     files = [place / part for part in sorted(set(parts.values()))]
     if missing := [file.name for file in files if not file.is_file()]:
         raise ModelError(
@@ -133,7 +140,7 @@ def _json_object(file: Path) -> dict[str, Any]:
     _require_no_pointer(file)
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"model file {file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(values, dict):
         raise ModelError(f"model file {file} is no JSON object")

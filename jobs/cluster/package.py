@@ -28,6 +28,8 @@ from jobs.configuration.user_error import UserError
 
 MAX_BYTES = 500 << 20
 """Ray's own bound for a working directory, here applied before compression."""
+START = "jobs/train.py"
+"""What a job begins with."""
 EXCLUDED = (
     *(".git", ".venv", "venv", ".uv", ".env", "node_modules"),
     *("__pycache__", "*.py[cod]", "*.egg-info", ".*_cache", ".hypothesis", "/build", "/dist"),
@@ -87,16 +89,18 @@ class Package:
 
 def select(root: Path, excludes: Sequence[str] = ()) -> Package:
     """Return the files of `root` that belong to a job. Raises UserError where it is no checkout of this repository,
-    where git fails, and for a file name that an archive cannot hold."""
-    if not (root / "jobs" / "train.py").is_file():
-        raise UserError(f"{root} has no jobs/train.py: submit from the top of the repository, which is what is sent")
+    where git fails, for a file name that an archive cannot hold, and where the code itself would be left out."""
+    if not (root / START).is_file():
+        raise UserError(f"{root} has no {START}: submit from the top of the repository, which is what is sent")
     patterns = (*EXCLUDED, *excludes)
     listed = _tracked(root) if _is_in_git(root) else _everything(root, patterns)
-    paths = {path for path in listed if not is_excluded(path, patterns) and os.path.lexists(root / path)}  # not those deleted
+    paths = {path for path in listed if not is_excluded(path, patterns) and _is_there(root, path)}
     for path in sorted(paths):
         _require_name(path)
     sent = {path for path in paths if (root / path).is_file() and _may_follow(root, path, paths)}
     sizes = {path: (root / path).stat().st_size for path in sorted(sent)}
+    if START not in sizes:
+        raise UserError(f"{START} would not be sent, and no job begins without it: leave it out neither with --exclude nor with .gitignore")
     return Package(root=root, sizes=sizes, left_out=sorted(paths - sent))
 
 
@@ -106,6 +110,7 @@ def is_excluded(path: str, patterns: Sequence[str]) -> bool:
     above = [str(pure), *(str(parent) for parent in pure.parents)]
     for pattern in patterns:
         bare = pattern.rstrip("/")
+        bare = bare.removeprefix(".") if bare.startswith("./") else bare
         candidates = above if "/" in bare else pure.parts
         if any(fnmatchcase(candidate, bare.lstrip("/")) for candidate in candidates):
             return True
@@ -126,7 +131,7 @@ def mib(size: float) -> str:
 
 def _is_in_git(root: Path) -> bool:
     """Return whether `root` lies in a work tree. git is not asked: where it fails, it says so of any directory."""
-    return "GIT_DIR" in os.environ or any(os.path.lexists(directory / ".git") for directory in (root.absolute(), *root.absolute().parents))
+    return "GIT_DIR" in os.environ or any(os.path.lexists(directory / ".git") for directory in (root.resolve(), *root.resolve().parents))
 
 
 def _git(root: Path, *arguments: str, may_fail: bool = False) -> str:
@@ -161,6 +166,11 @@ def _everything(root: Path, patterns: Sequence[str]) -> Iterator[str]:
         links = [name for name in subdirectories if (root / here / name).is_symlink()]
         subdirectories[:] = [name for name in subdirectories if not is_excluded((here / name).as_posix(), patterns)]
         yield from ((here / name).as_posix() for name in (*files, *links))
+
+
+def _is_there(root: Path, path: str) -> bool:
+    """Return whether a path that git tracks is in the tree. It may be deleted, or a link be where its directory was."""
+    return os.path.lexists(root / path) and not any((root / parent).is_symlink() for parent in PurePosixPath(path).parents[:-1])
 
 
 def _may_follow(root: Path, path: str, paths: Collection[str]) -> bool:

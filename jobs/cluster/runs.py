@@ -28,6 +28,7 @@ def local_runs() -> list[Path]:
 
 def find_run(run: str) -> Path:
     """Return the directory that `run` names. Raises UserError, with the nearest names, where there is none."""
+    run = run.rstrip("/") or run
     places = [path_of(run)] if "/" in run else [Path(LOCAL_RUNS) / run, Path(STORAGE).expanduser() / run, Path(run)]
     for directory in places:
         if (directory / STATUS).is_file() or (directory / LOCK).is_file():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from buffers.extensions import ExtensionError
+from jobs.configuration.characters import spelled_out
 from learners.models import ModelError
 from tasks.base import TaskError
 
@@ -37,15 +38,16 @@ def answering(command: Callable[[], int]) -> int:
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
-        print(f"error: {error.filename} cannot be used: {error.strerror}", file=sys.stderr)
+        print(f"error: {one_line(str(error.filename))} cannot be used: {error.strerror}", file=sys.stderr)
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
 
 def one_line(message: str) -> str:
-    """Return all lines of a message as one: which of them says what to do, only its author knows."""
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+    """Return all lines of a message as one: which of them says what to do, only its author knows. No character of it
+    steers the terminal."""
+    return spelled_out(" ".join(line.strip() for line in message.splitlines() if line.strip()))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from buffers.records import FinishReason, GroupRequest, Problem, Rollout, Verdic
 from buffers.rollout_log import RolloutLog
 from buffers.schema import list_column_arrays, split_groups, to_record_batch, with_features, with_verdicts
 from jobs.config import RunConfig
-from jobs.configuration.user_error import UserError
+from jobs.configuration.user_error import UserError, refusing
 from jobs.offline.trainer import read_step
 from learners.model_check import ModelFacts
 from tasks.base import TaskError
@@ -151,11 +151,12 @@ def require_computable(batch: pa.RecordBatch, facts: ModelFacts, source: Path) -
 
 
 def _rollout_log(source: Path) -> RolloutLog | None:
-    """Return the log of a run directory or of its rollouts/; None where it holds no step."""
+    """Return the log of a run directory or of its rollouts/; None where it holds no step. Raises UserError."""
     for directory in (source / "rollouts", source):
         log = RolloutLog(fs.LocalFileSystem(), str(directory))
-        if directory.is_dir() and log.steps():
-            return log
+        with refusing(OSError, ValueError):
+            if directory.is_dir() and log.steps():
+                return log
     return None
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from jobs.configuration.user_error import UserError
 from learners.models import EMBEDDED
 
-_HOST_AND_PORT = re.compile(r"[^/\s]+:\d+")
+_HOST_AND_PORT = re.compile(r"[^/,\s]+:(\d{1,5})")
+_CLIENT = re.compile(r"ray://[^/,\s]+(/.*)?")
 
 
 def prepare_environment(*models: str) -> None:
@@ -25,7 +26,8 @@ def require_ray_address() -> None:
     """Raise UserError where RAY_ADDRESS names something that no job can be attached to: Ray itself says so only once
     the model is loaded."""
     address = os.environ.get("RAY_ADDRESS", "")
-    if address in ("", "auto", "local") or address.startswith("ray://") or _HOST_AND_PORT.fullmatch(address):
+    place = _HOST_AND_PORT.fullmatch(address)
+    if address in ("", "auto", "local") or _CLIENT.fullmatch(address) or (place and 0 < int(place[1]) < 1 << 16):
         return
     is_job_server = address.lower().startswith(("http://", "https://"))
     what = "is a job server, to which `python -m jobs.submit` sends a run" if is_job_server else "is no address of a Ray cluster"

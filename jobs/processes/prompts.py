@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from actors.config import PromptConfig, SamplingConfig
-from actors.prompts import Messages, Prompts, TemplateRefused
+from actors.prompts import Messages, PromptRefused, Prompts
 from buffers.records import Problem
 from jobs.configuration.user_error import UserError
 from jobs.processes.models import room_for_prompts
@@ -56,7 +56,9 @@ class PromptLook:
         UserError where a prompt is too long and such problems are not to be left out, and where none can be posed."""
         looked = sorted(problems, key=lambda problem: -len(problem.question))[:LOOKED_AT] if len(problems) > LOOKED_AT else problems
         refused: dict[str, str] = {}
-        lengths = dict(self._measured(looked, refused))
+        lengths: dict[str, int] = {}
+        for name, length in self._measured(looked, refused):
+            lengths[name] = max(length, lengths.get(name, 0))  # two splits may have problems of one id
         limit = self._limit
         too_long = {name: length for name, length in lengths.items() if limit is not None and length > limit}
         of = f"of {len(looked)} problems" if is_all else f"of the first {len(looked)} problems"
@@ -73,7 +75,7 @@ class PromptLook:
         usable = [length for name, length in lengths.items() if name not in too_long]
         if not usable:
             raise UserError(f"no problem can be posed: {'; '.join(warnings)}")
-        sampling = self._resolved(max(usable), is_all)
+        sampling = self._resolved(max(usable), is_all and len(looked) == len(problems))
         self._room = sampling.max_prompt_tokens
         return Fit(sampling=sampling, unusable=frozenset({*refused, *too_long}), warnings=tuple(warnings))
 
@@ -85,17 +87,16 @@ class PromptLook:
 
     def _measured(self, problems: Iterable[Problem], refused: dict[str, str]) -> Iterable[tuple[str, int]]:
         """Yield id and number of tokens of each prompt. Those that cannot be made go to `refused`, with the reason."""
-        texts: dict[str, str] = {}
+        texts: list[tuple[str, str]] = []
         for problem in problems:
             name = problem.problem_id
             try:
-                texts[name] = self._prompts.text(self._messages_of(problem))
-            except TemplateRefused as error:
-                refused[name] = f"the chat template refuses it: {error}"
-        names = list(texts)
-        for begin in range(0, len(names), BATCH):
-            part = names[begin : begin + BATCH]
-            for name, ids in zip(part, self._prompts.tokens_of([texts[name] for name in part]), strict=True):
+                texts.append((name, self._prompts.text(self._messages_of(problem))))
+            except PromptRefused as error:
+                refused[name] = str(error)
+        for begin in range(0, len(texts), BATCH):
+            part = texts[begin : begin + BATCH]
+            for (name, _), ids in zip(part, self._prompts.tokens_of([text for _, text in part]), strict=True):
                 if ids:
                     yield name, len(ids)
                 else:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jobs.analysis.bootstrap import Curve, Estimate
-from jobs.screens.terminal import spelled_out
+from jobs.configuration.characters import spelled_out
 
 NAME_LIMIT, TEXT_LIMIT, QUESTION_LIMIT = 80, 700, 1500
 """The most characters that a page shows of a name, of a response or an answer, and of a question."""

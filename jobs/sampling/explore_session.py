@@ -43,14 +43,15 @@ from tasks.registry import make_task
 def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
     """Run the job and return its exit code. Raises one of `user_error.REFUSALS` before anything is touched."""
     task, problems = _problems(config, from_pools)
-    old = read_candidates(from_pools) if from_pools else None
+    old = None if from_pools is None else read_candidates(from_pools)
     needs_model = old is None or needs_encoder(config, old[1])
     if needs_model:
         check_model(config.model)
     require_memory(explore_memory_gib(config, sampling=old is None))
     prepare_environment(config.model)
     console = terminal()
-    model, sampling = "", config.sampling
+    model = ""
+    sampling: SamplingConfig = config.sampling
     if needs_model:
         say(console, f"model {config.model}: loading")
         facts = sampled_model(resolve_model(config.model), config.sampling, computed=old is not None or not config.from_engine)
@@ -67,7 +68,7 @@ def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list
     task = make_task(config.task, config.verifier)
     if config.verify != "none" and not task.has_verifier:
         raise UserError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
-    return task, [] if from_pools else problems_of(task, config.split, config.problems)
+    return task, problems_of(task, config.split, config.problems) if from_pools is None else []
 
 
 class ExploreSession:

@@ -3,16 +3,17 @@ This module imports neither torch nor Ray.
 
     add_flags(parser, FLAGS)
     values = read_values(ExploreConfig, options.config, overrides_of(options, FLAGS))
-    config = resolved(ExploreConfig, values, source=source_of(options.config), data=options.data)"""
+    config = resolved(ExploreConfig, values, source="a.toml", data=options.data, overrides=options.overrides)"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from buffers.extensions import is_path
 from jobs.configuration.files import merged, validated
+from jobs.configuration.overrides import key_of
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
 
@@ -39,11 +40,12 @@ def overrides_of(options: argparse.Namespace, flags: Flags) -> list[str]:
     return [f"{flags[flag][0]}={f'[{value}]' if flag in LISTS else value}" for flag, value in given.items()] + options.overrides
 
 
-def resolved(kind: type[Config], values: dict[str, Any], *, source: str, data: str | None) -> Config:
-    """Return the configuration. `data` is where the files of its task are, whichever task that is. Raises UserError."""
+def resolved(kind: type[Config], values: dict[str, Any], *, source: str, data: str | None, overrides: Sequence[str]) -> Config:
+    """Return the configuration. `data` is where the files of its task are, whichever task that is; as with every flag,
+    `overrides` come before it. Raises UserError."""
     config = validated(kind, values, source=source)
-    if data is None:
-        return config
     name = config.task.name
     section = "options" if is_path(name) else name.replace("-", "_")
+    if data is None or f"task.{section}.path" in map(key_of, overrides):
+        return config
     return validated(kind, merged(values, {"task": {section: {"path": data}}}), source=source)

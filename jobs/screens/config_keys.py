@@ -120,8 +120,9 @@ def page() -> str:
 
 def _sections(model: type[BaseModel], values: BaseModel | None, name: str, text: str | None, met: _Met | None) -> Iterator[KeySection]:
     """Yield the section of `model`, then those below it. Without `met` every section lists its keys."""
-    if met is not None and model in met:
-        other, defaults = met[model]
+    known = next((each for each in met or () if issubclass(model, each) and each.model_fields.keys() == model.model_fields.keys()), None)
+    if met is not None and known is not None:
+        other, defaults = met[known]
         yield KeySection(name=name, text=text or "", same_as=other, changed=_changed(values, defaults))
         return
     if met is not None:

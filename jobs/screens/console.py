@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from jobs.configuration.characters import spelled_out
 from jobs.screens.terminal import plain, say, terminal
 
 SHOWN_STEPS, SHOWN_REMARKS = 14, 12
@@ -153,7 +154,8 @@ def cell(metrics: dict[str, float], name: str, form: str) -> str:
 def show_plan(config: BaseModel, lines: Iterable[str]) -> int:
     """Print the resolved configuration and what it will do, which is all that --dry-run asks for."""
     console = terminal()
-    console.print_json(config.model_dump_json())
+    text = config.model_dump_json()
+    console.print_json(text, ensure_ascii=spelled_out(text) != text)
     for line in lines:
         say(console, line)
     return 0

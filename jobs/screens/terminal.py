@@ -8,15 +8,13 @@ bracket is markup, no `:name:` an emoji, and no character steers the terminal.
 from __future__ import annotations
 
 import sys
-import unicodedata
 from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Bidirectional controls, with which text can be made to look like other text."""
+from jobs.configuration.characters import spelled_out
 
 
 def terminal(**options: Any) -> Console:
@@ -41,12 +39,3 @@ def plain(text: str, style: str = "") -> Text:
 def say(console: Console, text: str) -> None:
     """Print a line as it is, however narrow the terminal."""
     console.print(plain(text), soft_wrap=True)
-
-
-def spelled_out(text: str) -> str:
-    """Return `text` with every character that steers a screen written as its code. Lines and tabs stay."""
-    return "".join(char if char in "\n\t" or not _steers(char) else f"\\u{{{ord(char):x}}}" for char in text)
-
-
-def _steers(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cs") or unicodedata.bidirectional(char) in REORDERING

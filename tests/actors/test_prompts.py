@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from actors.config import PromptConfig
-from actors.prompts import DataError, Prompts, TemplateRefused
+from actors.prompts import DataError, PromptRefused, Prompts
 from learners.models import ModelError
 
 ASKED = [{"role": "user", "content": "2 + 2?"}]
@@ -94,14 +94,14 @@ def test_a_model_s_own_template_that_is_not_jinja_is_named(base_model: str) -> N
 )
 def test_a_template_that_refuses_a_problem_names_it(base_model: str, template: str, messages: list[dict[str, str]], why: str) -> None:
     prompts = Prompts(base_model, PromptConfig(template=template))
-    with pytest.raises(DataError, match=rf"^the chat template refuses problem task/7: .*(?:{why})") as refused:
+    with pytest.raises(DataError, match=rf"^problem task/7 cannot be posed: the chat template refuses it: .*(?:{why})") as refused:
         prompts.token_ids("task/7", messages)
     assert "\n" not in str(refused.value)
 
 
 def test_one_problem_s_refusal_leaves_the_others(base_model: str) -> None:
     prompts = Prompts(base_model, PromptConfig(template=WITHOUT_SYSTEM_ROLE))
-    with pytest.raises(TemplateRefused):
+    with pytest.raises(PromptRefused):
         prompts.text(WITH_SYSTEM)
     assert prompts.text(ASKED) == "2 + 2?"
 
@@ -133,3 +133,10 @@ def test_a_template_that_is_neither_text_nor_file_is_refused(tmp_path: Path, nam
 def test_a_template_contradicts_plain_completion() -> None:
     with pytest.raises(ValidationError, match="template contradicts chat = false"):
         PromptConfig(chat=False, template="{{ messages }}")
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0]['content'] }}", '{{ "half \\ud800" }}'])
+def test_a_prompt_with_half_a_character_cannot_be_posed(base_model: str, template: str | None) -> None:
+    prompts = Prompts(base_model, PromptConfig(chat=template is not None, template=template))
+    with pytest.raises(DataError, match=r"^problem t/1 cannot be posed: its prompt has half a character"):
+        prompts.token_ids("t/1", [{"role": "user", "content": "half \ud83d of it"}])

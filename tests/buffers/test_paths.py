@@ -27,7 +27,6 @@ def _home(monkeypatch):
         ("OWNER/NAME/", "OWNER/NAME"),
         ("s3://bucket/path/", "s3://bucket/path/"),
         ("file:///", "file:///"),
-        ("", ""),
     ],
 )
 def test_a_path_is_what_its_author_means(text, path):
@@ -38,6 +37,12 @@ def test_a_path_is_what_its_author_means(text, path):
 @pytest.mark.parametrize("text", ["~no-such-user-of-this-machine/runs", "~~", "~ /x"])
 def test_a_home_that_is_not_there_is_refused(text):
     with pytest.raises(ValueError, match=r"there is no home directory ~.*: write the whole path, or \./~"):
+        local_path(text)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t\n"])
+def test_no_text_is_no_path(text):
+    with pytest.raises(ValueError, match="an empty text names no place"):
         local_path(text)
 
 

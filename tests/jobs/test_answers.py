@@ -116,3 +116,18 @@ def test_rollouts_that_are_a_file_are_one_line(tmp_path: Path, capsys: pytest.Ca
 def test_a_run_in_the_home_directory_is_found(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(run_dir.parent))
     assert answers.main([f"~/{run_dir.name}/"]) == 0
+
+
+@pytest.mark.parametrize("num", ["12", "13", "99999999999999999999999"])
+def test_more_answers_than_there_are_is_all_of_them(run_dir: Path, capsys: pytest.CaptureFixture[str], num: str) -> None:
+    assert answers.main([str(run_dir), "-n", "12"]) == 0
+    everything = capsys.readouterr().out
+    assert answers.main([str(run_dir), "-n", num]) == 0
+    assert capsys.readouterr().out == everything
+
+
+def test_a_name_that_is_not_utf_8_among_the_rollouts_is_one_line(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "rollouts/caf\udce9").write_text("")
+    assert answers.main([str(run_dir)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run_dir}/rollouts has a file whose name is not UTF-8" in line

@@ -120,6 +120,7 @@ def test_a_run_is_found_by_directory_and_by_name_here_and_in_the_storage(tmp_pat
     run_directory(tmp_path / "home/repexp-runs", "kept")
     assert find_run(str(directory)) == directory
     assert find_run("near").samefile(tmp_path / "runs/near")
+    assert find_run("near/").samefile(tmp_path / "runs/near"), "as a shell completes it"
     assert find_run("kept") == tmp_path / "home/repexp-runs/kept"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -337,7 +338,7 @@ def test_what_is_left_out_is_named(tree, tmp_path, client, capsys, in_git):
     assert {"notes.txt", "again.toml"} <= package.sizes.keys()
     expected = {"corpus", "jobs/inner", "nothing", "to_data", "runs_link"} | ({"nested"} if in_git else {"pipe"})
     assert set(package.left_out) == expected
-    assert select(tree, ["corpus", "/jobs", "*_*", "nothing", "nested", "pipe"]).left_out == []
+    assert select(tree, ["corpus", "/jobs/inner", "*_*", "nothing", "nested", "pipe"]).left_out == []
     assert command.main(["configs/mine.toml", "--address", ADDRESS, "--run", "mine"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out ")]
     assert all(name in line for name in expected)
@@ -351,6 +352,25 @@ def test_a_link_does_not_send_what_git_ignores(tree):
     (tree / "jobs/head").symlink_to("../.git/HEAD")
     package = select(tree)
     assert package.left_out == ["jobs/head", "jobs/key.py"] and not {"jobs/key.py", "jobs/head"} & package.sizes.keys()
+
+
+@pytest.mark.parametrize("target", ["data", "../private", "runs/a"])
+@pytest.mark.parametrize("place", ["papers", "jobs/papers"])
+def test_a_link_where_a_tracked_directory_was_sends_nothing_behind_it(tree, tmp_path, place, target):
+    (tree / place / "deep").mkdir(parents=True)
+    behind = tree / target
+    (behind / "deep").mkdir(parents=True, exist_ok=True)
+    for name in ("big.bin", "status.json", "deep/note.txt"):
+        (tree / place / name).write_text("tracked")
+        (behind / name).write_text("private")
+    git(tree, "init", "-q")
+    (tree / ".gitignore").write_text("/data\n/runs\n")
+    git(tree, "add", "-f", place, "jobs/train.py")
+    shutil.rmtree(tree / place)
+    (tree / place).symlink_to(behind)
+    package = select(tree)
+    assert not [path for path in package.sizes if path.startswith(place)]
+    assert place in package.left_out
 
 
 def test_many_paths_that_are_left_out_are_counted(tree):
@@ -386,6 +406,12 @@ def test_printed_commands_mean_what_was_typed(tree, client, capsys, override):
     assert shell.stdout.split("\0")[1:5] == ["--set", override, "--set", "seed=2"]
 
 
+@pytest.mark.parametrize("pattern", ["jobs", "/jobs/", "./jobs", "*", "train.py"])
+def test_a_job_is_not_sent_without_its_code(tree, client, capsys, pattern):
+    line = refusal(capsys, "configs/mine.toml", "--address", ADDRESS, "--run", "mine", "--exclude", pattern)
+    assert "jobs/train.py would not be sent" in line and not client.jobs
+
+
 @pytest.mark.parametrize(
     ("path", "pattern", "excluded"),
     [
@@ -396,6 +422,9 @@ def test_printed_commands_mean_what_was_typed(tree, client, capsys, override):
         ("bonus/database", "bonus/data", False),
         ("a/b.npy", "*.npy", True),
         ("configs/a.toml", "/configs/*.toml", True),
+        ("notes/a", "./notes", True),
+        ("notes/a", "./notes/", True),
+        ("jobs/notes/a", "./notes", False),
     ],
 )
 def test_patterns_name_files_and_directories(path, pattern, excluded):

@@ -138,6 +138,34 @@ def test_a_model_that_was_saved_without_its_head_is_refused(tiny_model: str, tmp
     assert f"are a {saved}, which has no language model head: save it as LlamaForCausalLM" in refusal(model)
 
 
+@pytest.mark.parametrize("names", [5, "LlamaModel", {"LlamaModel": 1}, [None], []])
+def test_odd_architectures_are_no_traceback(tiny_model: str, tmp_path: Path, names: Any) -> None:
+    assert look_at(str(changed_copy(tiny_model, tmp_path / "model", config={"architectures": names})))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.complex64])
+@pytest.mark.parametrize("name", [UP, HEAD, "model.norm.weight"])
+def test_weights_that_are_no_floating_point_numbers_are_refused(untied_model: str, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    model = changed_copy(untied_model, tmp_path / "model")
+    change_tensors(model, lambda tensors: {**tensors, name: tensors[name].to(dtype)})
+    assert f"tensor {name} holds no floating-point numbers" in refusal(model)
+
+
+@pytest.mark.parametrize("wrap", [lambda state: {"state_dict": state}, lambda state: {**state, "epoch": 3}, lambda state: {1: state[UP]}])
+def test_a_pickled_file_that_is_no_state_dict_is_refused(untied_model: str, tmp_path: Path, wrap: Change) -> None:
+    model = pickled(untied_model, tmp_path / "model", wrap)
+    assert "pytorch_model.bin holds more than tensors by name" in refusal(model)
+
+
+def pickled(source: str, directory: Path, change: Change) -> Path:
+    from safetensors.torch import load_file
+
+    model = changed_copy(source, directory)
+    torch.save(change(load_file(model / "model.safetensors")), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    return model
+
+
 # ---- a tied head ----
 
 
@@ -163,6 +191,12 @@ def test_a_tied_head_of_another_matrix_is_refused(tiny_model: str, untied_model:
         assert f"tie_word_embeddings = true makes {HEAD} and {EMBEDDING} one matrix" in refusal(model)
         with pytest.raises(ModelError, match="two different ones"):
             load_causal_lm(str(model), dtype="float32")
+
+
+def test_a_tied_head_in_pickled_files_is_compared_too(tiny_model: str, tmp_path: Path) -> None:
+    assert "two different ones" in refusal(pickled(tiny_model, tmp_path / "two", two_matrices))
+    assert look_at(str(pickled(tiny_model, tmp_path / "same", same_matrix)))
+    assert look_at(str(pickled(tiny_model, tmp_path / "shared", lambda tensors: {**tensors, HEAD: tensors[EMBEDDING]})))
 
 
 @pytest.mark.parametrize("change", [same_matrix, same_in_half_precision])
@@ -219,6 +253,33 @@ def test_a_tokenizer_that_is_no_json_is_refused(tiny_model: str, tmp_path: Path)
 )
 def test_a_config_that_makes_no_model_is_one_line(tiny_model: str, tmp_path: Path, config: dict[str, Any]) -> None:
     refusal(changed_copy(tiny_model, tmp_path / "model", config=config))
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_position_embeddings", "512"), ("tie_word_embeddings", 1), ("vocab_size", 1e9)])
+def test_what_is_wrong_with_a_key_of_the_config_is_told(tiny_model: str, tmp_path: Path, key: str, value: Any) -> None:
+    line = refusal(changed_copy(tiny_model, tmp_path / "model", config={key: value}))
+    assert f"'{key}' expected " in line and f"got {type(value).__name__}" in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '"x"', '{"eos_token_id": "</s>"}', '{"eos_token_id": [2, "</s>"]}', '{"eos_token_id": 2.5}', '{"max_new_tokens": -1}'],
+)
+def test_a_generation_config_that_no_engine_could_use_is_one_line(tiny_model: str, tmp_path: Path, text: str) -> None:
+    model = changed_copy(tiny_model, tmp_path / "model")
+    (model / "generation_config.json").write_text(text)
+    assert "generation_config.json" in refusal(model)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"eos_token_id": null}', '{"eos_token_id": [2, 3]}', '{"eos_token_id": 0, "temperature": 0.6}', None]
+)
+def test_a_generation_config_may_say_little_or_be_missing(tiny_model: str, tmp_path: Path, text: str | None) -> None:
+    model = changed_copy(tiny_model, tmp_path / "model")
+    (model / "generation_config.json").unlink(missing_ok=True)
+    if text is not None:
+        (model / "generation_config.json").write_text(text)
+    assert look_at(str(model))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])

@@ -51,7 +51,9 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     assert "names 3 files, and 2 of them are missing, the first model-2.safetensors" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"weight_map": []}', '{"weight_map": {}}', "[1]", "{"])
+@pytest.mark.parametrize(
+    "text", ["{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": null}}', "[1]", "{"]
+)
 def test_an_index_that_says_nothing_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     assert "model.safetensors.index.json" in refusal(tmp_path)
@@ -151,3 +153,9 @@ def test_the_headers_need_neither_torch_nor_transformers(tmp_path: Path) -> None
         f"tensors_in(weight_files({str(tmp_path)!r})); sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_config_that_is_nested_without_end_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        read_config(str(tmp_path))

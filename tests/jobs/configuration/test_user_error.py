@@ -63,3 +63,41 @@ def test_a_file_or_directory_that_cannot_be_used_is_one_line(tmp_path, capsys, n
     assert line.startswith(f"error: {tmp_path / name} cannot be used: ")
     with pytest.raises(OSError, match="of no file"):
         answering(raising(OSError("of no file")))
+
+
+@pytest.mark.parametrize("path", ["a\x1b[31mb", "a\x9b2Jb", "a\u202eb", "a\x07b", "a\x08b"])
+def test_no_character_of_a_refusal_steers_the_terminal(path, capsys):
+    assert answering(raising(UserError(f"{path} is no run"))) == EXIT_REFUSED
+    assert answering(raising(FileNotFoundError(2, "not there", path))) == EXIT_REFUSED
+    first, second = capsys.readouterr().err.splitlines()
+    spelled = path.replace(path[1], f"\\u{{{ord(path[1]):x}}}")
+    assert (first, second) == (f"error: {spelled} is no run", f"error: {spelled} cannot be used: not there")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("train", ["--replay-from", ""]),
+        ("train", ["--set", "run_dir="]),
+        ("train", ["--set", "checkpoint.storage= "]),
+        ("explore", ["--out", "", "--dry-run"]),
+        ("explore", ["--task", "gsm8k", "--data", "", "--dry-run"]),
+        ("explore", ["--from-pools", ""]),
+        ("evaluate", ["--model", "", "--dry-run"]),
+        ("answers", [""]),
+    ],
+)
+def test_a_variable_of_the_shell_that_is_not_set_is_no_path(name, arguments, capsys, tmp_path):
+    (tmp_path / "mine.toml").write_text("")
+    module = __import__(f"jobs.{name}", fromlist=["main"])
+    assert module.main([str(tmp_path / "mine.toml"), *arguments] if name == "train" else arguments) == EXIT_REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "an empty text names no place" in line
+
+
+@pytest.mark.parametrize("config", ["", "/proc/self/mem"])
+def test_a_configuration_that_cannot_be_read_is_one_line(config, capsys):
+    from jobs import train
+
+    assert train.main([config, "--dry-run"]) == EXIT_REFUSED
+    assert len(capsys.readouterr().err.splitlines()) == 1

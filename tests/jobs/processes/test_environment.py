@@ -16,7 +16,9 @@ from tests.jobs.comparison_fixture import write_comparison
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize("address", ["", "auto", "local", "10.0.0.1:6379", "head:6379", "[::1]:6379", "ray://head:10001"])
+@pytest.mark.parametrize(
+    "address", ["", "auto", "local", "10.0.0.1:6379", "head:6379", "[::1]:6379", "ray://head:10001", "ray://head", "h:65535"]
+)
 def test_an_address_of_a_cluster_is_taken(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     require_ray_address()
@@ -32,7 +34,9 @@ def test_a_job_server_is_refused_with_what_to_do(monkeypatch, address):
     assert all(remedy in line for remedy in ("jobs.submit", "unset RAY_ADDRESS", "HOST:PORT"))
 
 
-@pytest.mark.parametrize("address", ["head", "tcp://head:6379", "head:port", "head:6379/x", " ", "a b:1"])
+@pytest.mark.parametrize(
+    "address", ["head", "tcp://head:6379", "head:port", "head:6379/x", " ", "a b:1", "h:0", "h:65536", "h:6379,g:6379", "ray://"]
+)
 def test_what_is_no_address_is_refused(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match="is no address of a Ray cluster: unset RAY_ADDRESS"):

@@ -127,6 +127,19 @@ def test_of_very_many_problems_the_longest_are_looked_at(tiny_model: str) -> Non
         look(tiny_model, max_prompt_tokens=100).at([*many, problem(LOOKED_AT, 400)], is_all=True)
 
 
+def test_where_not_all_are_looked_at_there_is_room_for_more_tokens_in_fewer_characters(tiny_model: str) -> None:
+    many = [problem(number, 20) for number in range(LOOKED_AT + 1)]
+    assert fitted(look(tiny_model).at(many, is_all=True)) == 2 * fitted(look(tiny_model).at(many[1:], is_all=True))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("lengths", [(5, 200), (200, 5), (5, 200, 7)])
+def test_of_problems_of_one_id_the_longest_counts(tiny_model: str, lengths: tuple[int, ...]) -> None:
+    same = [problem(0, length) for length in lengths]
+    assert fitted(look(tiny_model).at(same, is_all=True)) == fitted(look(tiny_model).at([problem(1, 200)], is_all=True))
+    with pytest.raises(UserError, match=r"1 of \d problems .*t/0 \(2\d\d tokens\)"):
+        look(tiny_model, max_prompt_tokens=100).at(same, is_all=True)
+
+
 @pytest.mark.parametrize(
     ("sampling", "said"),
     [

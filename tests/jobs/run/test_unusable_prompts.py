@@ -57,7 +57,8 @@ def test_one_problem_that_is_refused_is_given_up_and_the_others_are_trained_on(t
     assert [(entry.problem.problem_id, entry.attempts, entry.reason) for entry in run.admission.quarantined] == [(REFUSED, 2, "data")]
     faults = run.noted(EventKind.FAULT, role="group", kind="data")
     assert len(faults) == 2
-    assert all(fault["error"] == f"the chat template refuses problem {REFUSED}: System role not supported" for fault in faults)
+    why = "the chat template refuses it: System role not supported"
+    assert all(fault["error"] == f"problem {REFUSED} cannot be posed: {why}" for fault in faults)
     assert REFUSED not in run.trained_problems() and len(run.trained_problems()) == 14
     run.books.check_valid()
 
@@ -66,7 +67,7 @@ def test_one_problem_that_is_refused_is_given_up_and_the_others_are_trained_on(t
 def test_where_every_problem_is_refused_the_run_ends_with_the_reason(tiny_model: str, tmp_path: Path, synchronous: bool) -> None:
     values = {"everywhere": True, "max_policy_lag": 0, "supervision": {"max_data_failures": 5}}
     run = LocalRun(config_of(tiny_model, tmp_path, **values), synchronous=synchronous)
-    with pytest.raises(DataError, match=r"the chat template refuses problem roles/\d+: System role not supported"):
+    with pytest.raises(DataError, match=r"problem roles/\d+ cannot be posed: the chat template refuses it: System role not supported"):
         run.train()
     assert run.run.faults.counts["data"] == 6
 

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from jobs import evaluate, explore
+from jobs.config import RunConfig
+from jobs.evaluation_config import EvaluateConfig
+from jobs.explore_config import ExploreConfig
 
 DATED = "2026-11-29"
 
@@ -59,6 +63,13 @@ def test_data_of_a_class_of_ones_own_are_its_option(resolved: Any, tmp_path: Pat
     assert resolved("--task", "filed:Filed", "--data", "rows")["task"]["options"] == {"path": "rows"}
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_an_override_comes_before_data_as_before_every_flag(resolved: Any, task: str) -> None:
+    section = task.replace("-", "_")
+    for override in (f"task.{section}.path=mine", f" task.{section}.path = mine"):
+        assert resolved("--task", task, "--data", "other", "--set", override)["task"][section]["path"] == "mine"
+
+
 @pytest.mark.parametrize("task", ["arithmetic", "reasoning-gym"])
 def test_a_task_without_files_takes_no_data(resolved: Any, task: str) -> None:
     assert f"unknown key 'task.{task.replace('-', '_')}.path'" in resolved("--task", task, "--data", "here")
@@ -78,3 +89,24 @@ def test_flags_for_lists_and_numbers_take_these(resolved: Any) -> None:
 def test_a_list_is_written_without_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     assert explore.main(["--select", "1,2", "--pool", "4", "--dry-run"]) == 0
     assert json.JSONDecoder().raw_decode(capsys.readouterr().out)[0]["select"] == [1, 2]
+
+
+@pytest.mark.parametrize("key", ["max_prompt_tokens=90", "temperature=0.7", "top_k=5"])
+def test_one_key_of_a_section_leaves_the_others(resolved: Any, tmp_path: Path, key: str) -> None:
+    (tmp_path / "mine.toml").write_text(f"[sampling]\n{key}\n")
+    name, value = key.split("=")
+    plain = resolved()
+    for changed in (resolved("--set", f"sampling.{key}"), resolved(str(tmp_path / "mine.toml"))):
+        assert changed == plain | {"sampling": plain["sampling"] | {name: json.loads(value)}}
+    assert plain["sampling"]["max_response_tokens"] == 256
+
+
+@pytest.mark.parametrize("kind", [RunConfig, ExploreConfig, EvaluateConfig])
+def test_no_default_of_a_section_is_lost_where_one_of_its_keys_is_given(kind: type[BaseModel]) -> None:
+    def check(section: BaseModel) -> None:
+        assert section == type(section)(), f"{kind.__name__} has other defaults for its {type(section).__name__}: give them a class"
+        for part in dict(section).values():
+            if isinstance(part, BaseModel):
+                check(part)
+
+    check(kind())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 import unicodedata
@@ -22,10 +23,11 @@ from jobs import answers
 from jobs import list as listing
 from jobs import status as status_command
 from jobs.config import RunConfig
+from jobs.configuration.characters import spelled_out
 from jobs.directory.run_state import Waiting, WorkerStatus
 from jobs.reports.report import Report, TextTable
 from jobs.screens.console import RunConsole, show_plan
-from jobs.screens.terminal import plain, say, spelled_out, terminal, wide_terminal
+from jobs.screens.terminal import plain, say, terminal, wide_terminal
 from tests.jobs.runs_fixture import NOW, run_directory, status
 from tests.learners.samples import ragged_groups
 
@@ -148,6 +150,14 @@ def test_a_plan_is_shown_as_it_is(capsys, text):
     assert show_plan(RunConfig(model=text, run_dir=text), [f"model: {text}"]) == 0
     out = capsys.readouterr().out
     assert f'"model": "{text}"' in out and f"model: {text}\n" in out
+
+
+@pytest.mark.parametrize("text", ["a\x9b31mb", "\u202ea", "a\x7f", "naïve ≤ 数"])
+def test_no_character_of_a_plan_steers_the_terminal(capsys, text):
+    assert show_plan(RunConfig(run_dir=text), []) == 0
+    out = capsys.readouterr().out
+    assert spelled_out(out) == out and (text in out) is (spelled_out(text) == text)
+    assert json.loads(out)["run_dir"] == text
 
 
 class Numbers(Report):
