@@ -266,6 +266,11 @@ class RunConfig(BaseModel):
         return self.bonus.feature_source or (self.bonus.source if Need.FEATURES in self.learner.advantage.needs else None)
 
     @property
+    def num_encoders(self) -> int:
+        """The encoders that the run starts: none where no features come from one. Raises as `feature_source`."""
+        return self.encoder.replicas if self.feature_source == "encoder" else 0
+
+    @property
     def needs_answers(self) -> bool:
         """Whether final answers are read where responses are judged. Raises as `feature_source`."""
         return self.bonus.needs_answers or Need.ANSWERS in self.learner.advantage.needs

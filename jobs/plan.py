@@ -118,8 +118,7 @@ def _memory_gib(config: RunConfig) -> float | None:
     learner = _learner_gib(parameters, config.learner)
     engines = config.rollout.workers + (config.evaluation.every > 0)
     rollout = _rollout_gib(parameters, config.rollout)
-    encoders = config.encoder.replicas if config.feature_source == "encoder" else 0
-    encoder = encoders * _encoder_gib(parameters, config.encoder) + (BASE_PROCESS_GIB if config.bonus.enabled else 0.0)
+    encoder = config.num_encoders * _encoder_gib(parameters, config.encoder) + (BASE_PROCESS_GIB if config.bonus.enabled else 0.0)
     published = 2 * parameters * weight_bytes / 2**30
     return learner + engines * rollout + encoder + published + config.replay.max_bytes / 2**30 * 0.1 + RAY_GIB + DRIVER_GIB
 

@@ -24,7 +24,11 @@ class Recommended:
     """Mean verifications to the first correct answer, over solvable prompts."""
     not_worse: tuple[str, ...]
     """The orders whose paired difference to it has an interval that reaches 0, the best first."""
-    better_than_random: bool
+
+    @property
+    def better_than_random(self) -> bool:
+        """Whether random choice is told from it."""
+        return RANDOM not in (self.order, *self.not_worse)
 
 
 def recommend(outcomes: Outcomes, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Recommended | None:
@@ -43,5 +47,4 @@ def recommend(outcomes: Outcomes, *, num_resamples: int = NUM_RESAMPLES, seed: i
         order=best,
         first_correct=mean_estimate(first_correct[best], counts_BS),
         not_worse=not_worse,
-        better_than_random=best != RANDOM and RANDOM not in not_worse,
     )

@@ -209,8 +209,7 @@ def verifier_pool(
 
 def num_actors(config: RunConfig) -> int:
     """Return the number of processes of a training run that reserve a CPU each."""
-    encoders = config.encoder.replicas if config.feature_source == "encoder" else 0
-    return config.rollout.workers + config.learner.ranks + 2 + config.bonus.enabled + encoders + (config.evaluation.every > 0)
+    return config.rollout.workers + config.learner.ranks + 2 + config.bonus.enabled + config.num_encoders + (config.evaluation.every > 0)
 
 
 def _device(num_gpus: float) -> str:

@@ -99,7 +99,7 @@ class Run:
         self.bonus: Handle[BonusScorer] | None = None
         if config.bonus.enabled:
             self.bonus = self._supervised("bonus", lambda: launch(components.bonus()), recovery.restore_bonus)
-        self.encoders = EncoderPool(self._encoder, config.encoder.replicas if config.feature_source == "encoder" else 0)
+        self.encoders = EncoderPool(self._encoder, config.num_encoders)
 
     def _launch_learner(self) -> Handle[Learner]:
         ranks = self.config.learner.ranks

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import EngineSetup, PartialSample, Sample, SampleRequest, WeightMismatch
+from actors.engine import EngineSetup, PartialSample, Sample, SampleRequest, StepEngine, WeightMismatch
 from actors.reference_engine import ReferenceEngine
 from actors.step_loop import RunningRequests, StepLoop
 from buffers.records import FinishReason
@@ -27,14 +27,25 @@ PROMPTS = {f"0:p{n}/0/0/{n}": [1, *range(10, 12 + n)] for n in range(8)}
 
 WAIT_S = 30.0  # bounds every wait
 T = TypeVar("T")
+E = TypeVar("E", bound=StepEngine)
 
 
-def start_engine(
-    model: str, *, seed: int = 0, max_response_tokens: int = 10, temperature: float = 1.0, pool_states: bool = False
-) -> ReferenceEngine:
+def start_engine(model: str, **settings: Any) -> ReferenceEngine:
+    return started(ReferenceEngine(), CONFIG, model, **settings)
+
+
+def started(
+    engine: E,
+    config: RolloutConfig,
+    model: str,
+    *,
+    seed: int = 0,
+    max_response_tokens: int = 10,
+    temperature: float = 1.0,
+    pool_states: bool = False,
+) -> E:
     sampling = SamplingConfig(temperature=temperature, max_response_tokens=max_response_tokens)
-    engine = ReferenceEngine()
-    engine.start(EngineSetup(model=model, config=CONFIG, sampling=sampling, seed=seed, pool_states=pool_states))
+    engine.start(EngineSetup(model=model, config=config, sampling=sampling, seed=seed, pool_states=pool_states))
     return engine
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import EngineSetup, SampleRequest, WeightMismatch
+from actors.config import RolloutConfig
+from actors.engine import SampleRequest, WeightMismatch
 from actors.step_loop import RunningRequests, StepLoop
 from actors.tree_engine import TreeEngine
 from buffers.records import FinishReason
@@ -30,6 +30,7 @@ from tests.actors.test_reference_engine import (
     requests_of,
     run,
     snapshot_of,
+    started,
     with_tensor,
 )
 
@@ -38,13 +39,8 @@ ONE_PROMPT = {f"0:p/0/0/{n}": [1, 10, 11] for n in range(40)}
 MANY = {**PROMPTS, **ONE_PROMPT}
 
 
-def start_engine(
-    model: str, *, seed: int = 0, max_response_tokens: int = 10, temperature: float = 1.0, pool_states: bool = False
-) -> TreeEngine:
-    sampling = SamplingConfig(temperature=temperature, max_response_tokens=max_response_tokens)
-    engine = TreeEngine()
-    engine.start(EngineSetup(model=model, config=CONFIG, sampling=sampling, seed=seed, pool_states=pool_states))
-    return engine
+def start_engine(model: str, **settings: Any) -> TreeEngine:
+    return started(TreeEngine(), CONFIG, model, **settings)
 
 
 def make_engine(model: str, **settings: Any) -> RunningRequests:
