@@ -191,13 +191,26 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    location = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained-"))]
-    while len(location) > 1 and location[-1] in ("float", "int", "str"):
-        location.pop()
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if not location:
-        return message + more
-    given = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"  # a whole section shows nothing of what is wrong in it
-    return f"{'.'.join(location)}{given}: {message[0].lower()}{message[1:]}{more}"
+    """Return what is wrong in the first wrong place. A field of several types has an error of each: all are told."""
+    errors = error.errors(include_url=False)
+    places = [_place(each["loc"]) for each in errors]
+    here = [each["msg"].removeprefix("Value error, ") for each, place in zip(errors, places, strict=True) if place == places[0]]
+    others = len(set(places)) - 1
+    message = "; or ".join([here[0], *(_small(text) for text in here[1:])]) + (f" (and {others} more)" if others else "")
+    if not places[0]:
+        return message
+    given = errors[0]["input"]
+    shown = "" if isinstance(given, dict) else f" = {given!r}"  # a whole section shows nothing of what is wrong in it
+    return f"{'.'.join(places[0])}{shown}: {_small(message)}"
+
+
+def _place(location: Sequence[int | str]) -> tuple[str, ...]:
+    """Return the key, without the type among several that pydantic adds to it."""
+    parts = [str(part) for part in location if not str(part).startswith(("literal[", "constrained-"))]
+    while len(parts) > 1 and parts[-1] in ("float", "int", "str"):
+        parts.pop()
+    return tuple(parts)
+
+
+def _small(text: str) -> str:
+    return f"{text[0].lower()}{text[1:]}"

@@ -108,6 +108,8 @@ def test_unknown_key_of_the_file_is_refused_too(refusal, tmp_path):
         ("bonus.gate=sometimes", ["bonus.gate = 'sometimes'", "'group_has_correct'"]),
         ("bonus.ridge=-1", ["bonus.ridge = -1"]),
         ("rollout.engine=sglang", ["rollout.engine = 'sglang'", "known: vllm, vllm-async, transformers, prefix-tree; or an import path"]),
+        ("rollout.threads=all", ["rollout.threads = 'all'", "a valid integer", "; or input should be 'auto'"]),
+        ("bonus.ridge=0", ["bonus.ridge = 0: input should be greater than 0; or input should be 'auto'"]),
         ("wait_timeout_s=inf", ["wait_timeout_s = inf", "finite"]),
         ("learner.lr=nan", ["learner.lr = nan", "finite"]),
         ("responses_per_prompt=1", ["responses_per_prompt = 1", "greater than or equal to 2"]),
