@@ -264,12 +264,12 @@ def _leading_result(text: str) -> str | None:
 
 def _result(text: str) -> str | None:
     """Return the first number behind the last "=" or, if there is none behind it, the first of all. If a computation
-    begins with it, return its first two terms, without blanks."""
+    begins with it, return its first two terms, without blanks and with "*" for the "x" of "3 x 4"."""
     for part in (text.rpartition("=")[2], text):
         part = _SPACED_MINUS.sub("-", part)
         for number in _values(_STATED_VALUE, part):
             more = _NEXT_TERM.match(part, number.end())
-            return "".join(part[number.start() : more.end()].split()) if more else canonical_value(number["value"])
+            return "".join(part[number.start() : more.end()].replace("x", "*").split()) if more else canonical_value(number["value"])
     return None
 
 

@@ -11,7 +11,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from hypothesis import settings
 
-settings.register_profile("repexp", deadline=None)  # a busy machine is slow at times; hangs are pytest-timeout's business
+# A busy machine is slow at times, so examples have no deadline: hangs are pytest-timeout's business. The suite tries
+# the same examples each time; `pytest --hypothesis-profile search` looks for new ones.
+settings.register_profile("repexp", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=10_000)
 settings.load_profile("repexp")
 
 
