@@ -16,18 +16,32 @@ class Detail {
     const { all } = this, group = all.group[row];
     this.row = row;
     this.box.replaceChildren(
-      this.title(row, group), this.siblings(row, group),
+      this.title(row), this.where(row, group), this.siblings(row, group),
       element("h4", { text: "Question" }), element("pre", { dir: "ltr", text: all.question[group] ?? "" }), ...this.prompt(group),
-      ...this.response(row), this.facts(row, group));
+      ...this.response(row), this.answers(row, group), this.facts(row, group));
     this.box.scrollTop = 0;
   }
 
-  title(row, group) {
-    const { all } = this, verdict = labelOf(all, "verdict_status", row), problem = all.problem_id[group] ?? "";
-    return element("p", { class: "title" },
-      element("strong", { class: verdict ?? "", text: `${signOf(all, row)} ${(verdict ?? "no verdict").replace("_", " ")}` }),
-      ` step ${all.step[group]}, group ${all.group_id[group]}, response ${all.index[row]}, problem `,
+  title(row) {
+    const { all } = this, verdict = labelOf(all, "verdict_status", row);
+    const numbers = ["reward", "bonus", "advantage"].map((name) => element("span", { text: `${name} ${fixed(all[name][row], 3)}` }));
+    const cut = labelOf(all, "finish_reason", row) === "length" ? [element("span", { text: "✂ cut off" })] : [];
+    const text = `${signOf(all, row)} ${(verdict ?? "no verdict").replace("_", " ")}`;
+    return element("p", { class: "title" }, element("strong", { class: verdict ?? "", text }), ...numbers, ...cut);
+  }
+
+  where(row, group) {
+    const { all } = this, problem = all.problem_id[group] ?? "";
+    return element("p", { class: "where" },
+      `step ${all.step[group]}, group ${all.group_id[group]}, response ${all.index[row]}, problem `,
       element("button", { type: "button", text: problem, title: "all responses to this problem", onclick: () => this.problem(problem) }));
+  }
+
+  answers(row, group) {
+    const { all } = this, found = all.verdict_answer[row], detail = all.verdict_detail[row];
+    const parts = [found === null ? "No answer was read out" : "Answer read out: ", found === null ? "" : element("bdi", { text: found }),
+      ". Reference answer: ", element("bdi", { text: all.reference_answer[group] ?? "–" }), "."];
+    return element("p", { class: "answers" }, ...parts, ...(detail ? [" The verifier says: ", element("bdi", { text: detail })] : []));
   }
 
   siblings(row, group) {
@@ -77,7 +91,7 @@ class Detail {
     const { all } = this, versions = [...new Set(all.run_version.subarray(all.run_start[row], all.run_start[row + 1]))];
     const lag = (version) => all.step[all.group[row]] - 1 - version;
     const sampled = versions.map((version) => `${version} (lag ${lag(version)})`).join(", ") || "none";
-    if (this.shade === "log-prob") return "The darker, the less likely was the token. Point at a token to read it.";
+    if (this.shade === "log-prob") return "The stronger the color, the less likely was the token. Point at a token to read it.";
     return `Sampled by version ${sampled}.${all.trained_from[row] >= 0 ? ` Tokens before version ${all.trained_from[row]} were too old to be trained on.` : ""}`;
   }
 
@@ -136,12 +150,9 @@ class Detail {
     const { all } = this, number = (name, values) => [name, Number.isNaN(values[row]) ? null : fixed(values[row], 3)];
     const finish = labelOf(all, "finish_reason", row);
     const facts = [
-      number("reward", all.reward), number("of it for form", all.reward_format), number("of it for length", all.reward_length),
-      number("bonus", all.bonus), number("advantage", all.advantage),
-      ["tokens", short(all.tokens[row])], number("mean log-prob", all.surprise),
+      number("reward for form", all.reward_format), number("reward for length", all.reward_length), ["tokens", short(all.tokens[row])], number("mean log-prob", all.surprise),
       ["ended", { stop: "by itself", length: "cut off at the limit", aborted: "aborted" }[finish] ?? finish],
-      ["outcome", labelOf(all, "outcome", row)], ["answer read out", all.verdict_answer[row]], ["reference answer", all.reference_answer[group]],
-      ["verifier says", all.verdict_detail[row]], ["sampled in", Number.isNaN(all.generate_s[row]) ? null : `${short(all.generate_s[row])} s`],
+      ["outcome", labelOf(all, "outcome", row)], ["sampled in", Number.isNaN(all.generate_s[row]) ? null : `${short(all.generate_s[row])} s`],
       ["admitted under version", all.admitted_version[group]], ["attempt", all.attempt[group] || null],
       ...all.details.map((name, place) => number(name.replaceAll("_", " "), all[`detail ${place}`])),
     ].filter(([, value]) => value !== null && value !== undefined && value !== "–");

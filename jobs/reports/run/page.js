@@ -23,11 +23,11 @@ function startBrowser(all) {
   function follow() {
     const wanted = linked();
     if (wanted === null) return;
+    document.getElementById("rollouts").scrollIntoView();
     for (let row = 0; row < all.size; row++) {
       if (key(all, row) !== wanted) continue;
       if (!list.place.has(row)) list.only({});
       list.select(row);
-      document.getElementById("rollouts").scrollIntoView();
       return;
     }
     const [step, group, index] = wanted.split(".");

@@ -6,7 +6,8 @@ const SIGNS = { correct: "✓", incorrect: "✗", no_answer: "∅", malformed: "
 
 async function unpacked(id) {
   const text = atob(document.getElementById(id).textContent);
-  const bytes = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+  const bytes = new Uint8Array(text.length);
+  for (let at = 0; at < bytes.length; at++) bytes[at] = text.charCodeAt(at);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
 }

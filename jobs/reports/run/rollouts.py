@@ -33,7 +33,7 @@ TEXTS = ("response_text", "verdict_answer", "verdict_detail")
 LABELS = ("verdict_status", "finish_reason", "outcome")
 """Columns of few different texts: the page gets a number for each row, and the texts once."""
 FLOATS = ("reward", "bonus", "advantage", "reward_format", "reward_length", "generate_s")
-TOKEN_BYTES, TEXT_SHARE, ROW_BYTES = 5.0, 0.6, 40.0
+TOKEN_BYTES, TEXT_SHARE, ROW_BYTES = 3.5, 0.35, 20.0
 """What a token, a character and a row add to a page, measured: base64 of what gzip leaves."""
 LOGPROB_UNIT, UNKNOWN_LOGPROB = 0.001, 2**16 - 1
 """Log-probs are multiples of this, negative, in 16 bits."""

@@ -79,11 +79,12 @@ function drawTimeline(data) {
   }
 
   function drawAxis(color) {
+    const parts = Math.max(2, Math.min(10, Math.floor((width - MARGIN) / 90)));
     pen.fillStyle = color("soft");
-    for (const time of times(from, to, 8)) {
+    for (const time of times(from, to, parts)) {
       pen.fillRect(x(time), height - AXIS - 4, 1, 4);
       pen.textAlign = "center";
-      pen.fillText(clock(time, (to - from) / 8), Math.min(x(time), width - 24), height - 5);
+      pen.fillText(clock(time, (to - from) / parts), Math.min(x(time), width - 24), height - 5);
     }
     pen.textAlign = "left";
   }

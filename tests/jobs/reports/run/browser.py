@@ -98,7 +98,7 @@ class Browser:
 
     def ready(self) -> Browser:
         """Wait until the rollouts are there."""
-        self.until("document.documentElement.dataset.ready")
+        self.until("document.documentElement?.dataset.ready")
         return self
 
     def press(self, key: str, *, shift: bool = False) -> None:
