@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from jobs.cluster.runs import find_run, shown
 from jobs.configuration.files import path_of

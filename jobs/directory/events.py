@@ -65,7 +65,7 @@ class EventKind(StrEnum):
     PUBLISHED = "published", "version", "workers"
     """This many workers hold this version."""
     LOADED = "loaded", "worker", "version", "check_s", "load_s"
-    """A rollout worker took this version: it checked the weights while it sampled, and then stood still to load them."""
+    """A rollout worker took this version: it checked the weights while it sampled, and stood still to load them."""
     CHECKPOINT = "checkpoint", "step", "seconds"
     """A checkpoint of this step is complete, and took this long."""
     RESUMED = "resumed", "step"

@@ -83,7 +83,9 @@ SECTIONS = (
             ),
             Panel(title="Mismatch by lag", names=("mismatch_lag?/mean",), hint="lag 0 is the noise of the two programs"),
             Panel(title="Effective sample size", names=("mismatch/ess", "learner/is_weight_mean"), hint="near 1"),
-            Panel(title="Clipped and masked", names=("learner/clipped", "learner/masked", "mismatch/outside_band"), hint="shares of tokens"),
+            Panel(
+                title="Clipped and masked", names=("learner/clipped", "learner/masked", "mismatch/outside_band"), hint="shares of tokens"
+            ),
         ),
     ),
     Section(

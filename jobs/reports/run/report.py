@@ -1,15 +1,16 @@
 """The page of a training run.
 
-    report = run_report(read_record(directory), max_bytes=25_000_000)
-    report.page({})                                    # HTML that needs nothing else"""
+report = run_report(read_record(directory), max_bytes=25_000_000)
+report.page({})                                    # HTML that needs nothing else"""
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from pyarrow import fs
 
@@ -53,7 +54,7 @@ class RunReport(Report):
 
     template = "run/page.html.jinja"
     title = "Training run"
-    captions = {}
+    captions: ClassVar[Mapping[str, str]] = {}
 
     run_id: str
     sections: list[dict[str, Any]]
@@ -70,8 +71,9 @@ class RunReport(Report):
         return f"{self.run_id}: training run"
 
     def page_values(self) -> dict[str, Any]:
-        """Return the meaning of colors, and a word that the page's own scripts know and no text from outside can."""
-        return {"nonce": secrets.token_urlsafe(16), "colors": COLORS}
+        """Return when the page is written, the meaning of colors, and a word that the page's own scripts know: no text
+        from outside can."""
+        return {"nonce": secrets.token_urlsafe(16), "colors": COLORS, "written": _moment(time.time())}
 
 
 def run_report(record: RunRecord, *, max_bytes: int) -> RunReport:
@@ -103,8 +105,8 @@ def _summary(record: RunRecord) -> tuple[str, ...]:
     sentences = []
     if status is not None:
         phase = phase_of(status, is_alive=record.is_alive)
-        sentences.append(f"{phase}: step {status.step} of {status.steps}, as of {_moment(status.updated)}.")
-        sentences += [text for text in (verdict(status, is_alive=record.is_alive, now=status.updated), status.detail) if text]
+        sentences.append(f"{phase}: step {status.step} of {status.steps}, last heard of at {_moment(status.updated)}.")
+        sentences += [text for text in (verdict(status, is_alive=record.is_alive, now=time.time()), status.detail) if text]
     elif history:
         sentences.append(f"step {history[-1]['step']:.0f}; the run's status cannot be read.")
     changes = {label: window_means(history, name) for label, name in COMPARED.items()}
@@ -166,5 +168,5 @@ def _changes(timeline: Timeline) -> TextTable:
     return TextTable(headings=("time", "step", "kind", "what"), rows=rows)
 
 
-def _moment(time: float) -> str:
-    return datetime.fromtimestamp(time).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+def _moment(unix_time: float) -> str:
+    return datetime.fromtimestamp(unix_time).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")

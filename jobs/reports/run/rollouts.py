@@ -97,7 +97,7 @@ def _newest(log: RolloutLog, max_bytes: int) -> tuple[pa.Table, list[str]]:
     if not steps and not notes:
         notes.append("There are no rollouts (yet), or the run keeps none.")
     room = float(max_bytes)
-    for place, step in reversed(list(enumerate(steps))):
+    for step in reversed(steps):
         try:
             table = log.columns(step, COLUMNS)
         except FileNotFoundError:
@@ -109,9 +109,10 @@ def _newest(log: RolloutLog, max_bytes: int) -> tuple[pa.Table, list[str]]:
         tables.append(table.slice(0, fitting))
         room -= float(_cost(tables[-1]).sum())
         if fitting < len(table):
-            kept = f"{fitting} of {len(table)} responses of step {step}, and all later ones, are here" if fitting else f"steps after {step} are here"
-            earlier = f", steps {steps[0]} to {steps[place - 1]} are not" if place else ""
-            notes.append(f"The page would be too large with all rollouts: {kept}{earlier} (--max-mb).")
+            kept = (
+                f"{fitting} of {len(table)} responses of step {step} and all later ones are" if fitting else f"those after step {step} are"
+            )
+            notes.append(f"The page would be too large with the rollouts of all {len(steps)} steps: {kept} here (--max-mb).")
             break
     rows = pa.concat_tables(tables[::-1]) if tables else pa.table({name: [] for name in COLUMNS}, schema=_schema())
     return rows, notes

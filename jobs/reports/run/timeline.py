@@ -23,7 +23,8 @@ Fields = Mapping[str, Any]
 
 @dataclass(kw_only=True)
 class Lane:
-    """One row of the picture. `spans` are (begin, end, kind, text), `counts` are (time, number of groups from then on)."""
+    """One row of the picture. `spans` are (begin, end, kind, text), `counts` are (time, number of groups from then
+    on)."""
 
     name: str
     what: str = ""
@@ -80,7 +81,12 @@ class Timeline:
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, with columns in place of records."""
         lanes = [
-            {"name": lane.name, "what": lane.what, "spans": list(zip(*lane.spans, strict=True)), "counts": list(zip(*lane.counts, strict=True))}
+            {
+                "name": lane.name,
+                "what": lane.what,
+                "spans": list(zip(*lane.spans, strict=True)),
+                "counts": list(zip(*lane.counts, strict=True)),
+            }
             for lane in self.lanes
         ]
         marks = [[mark.time, mark.step, mark.kind, mark.text] for mark in self.marks]

@@ -1,8 +1,8 @@
 """A real browser without a screen, driven over its debugging protocol.
 
-    with Browser.open(page.as_uri()) as browser:
-        browser.js("document.title")
-        browser.press("j")"""
+with Browser.open(page.as_uri()) as browser:
+    browser.js("document.title")
+    browser.press("j")"""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ import aiohttp
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DEADLINE_S = 60.0
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars", "--mute-audio")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--mute-audio",
+)
 
 
 class Browser:
@@ -50,9 +58,10 @@ class Browser:
                 scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
                 browser.send("Emulation.setEmulatedMedia", features=scheme)
                 browser.send("Page.navigate", url=url)
-                yield browser
-                loop.run_until_complete(socket.close())
-                loop.run_until_complete(session.close())
+                try:
+                    yield browser
+                finally:
+                    loop.run_until_complete(session.close())
             finally:
                 process.kill()
                 process.wait()
@@ -116,7 +125,7 @@ class Browser:
 
 async def _connect(file: Path) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse]:
     deadline = time.monotonic() + DEADLINE_S
-    while not file.exists() or not file.read_text().endswith("\n") and "\n" not in file.read_text():
+    while not (file.exists() and "\n" in file.read_text()):
         assert time.monotonic() < deadline, "the browser has not started"
         await asyncio.sleep(0.05)
     port = file.read_text().splitlines()[0]

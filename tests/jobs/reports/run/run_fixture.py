@@ -71,7 +71,7 @@ def written_run(parent: Path, *, name: str = "mine", steps: int = 3, texts: Sequ
     for step in range(1, steps + 1):
         events.write(EventKind.BATCH, step=step, group_ids=[2 * step - 2, 2 * step - 1])
         events.write(EventKind.TRAINED, step=step, version=step)
-        metrics.write(step, {"reward/mean": step / 10, "bonus/mean": 0.5, "bonus/of_my_own": 2.0})
+        metrics.write(step, {"reward/mean": step / 10, "bonus/of_my_own": 2.0, "tokens/generated": 10.0, "tokens/trained": 9.0})
         write_step(directory, step, texts)
     metrics.write_evaluation(steps, {"eval/pass@1": 0.5})
     events.write(EventKind.FAULT, role="encoder", name="encoder-0", kind="infrastructure", error=f"\ud800 {texts[0]}")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 from jobs.reports.run.curves import MAX_POINTS, curve_sections, thinned
@@ -34,4 +35,4 @@ def test_what_a_step_lacks_or_no_number_is_a_gap_that_json_can_hold() -> None:
 
 def test_of_a_long_run_evenly_chosen_steps_are_drawn_the_last_among_them() -> None:
     kept = [record["step"] for record in thinned([{"step": float(step)} for step in range(1, 2501)])]
-    assert len(kept) <= MAX_POINTS and kept[-1] == 2500 and {b - a for a, b in zip(kept, kept[1:], strict=False)} == {3}
+    assert len(kept) <= MAX_POINTS and kept[-1] == 2500 and {b - a for a, b in pairwise(kept)} == {3}

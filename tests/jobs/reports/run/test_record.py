@@ -35,7 +35,11 @@ def test_a_damaged_file_is_read_up_to_the_damage_and_named(tmp_path: Path) -> No
     (directory / "status.json").write_text("[]")
     record = read_record(directory)
     assert len(record.events) == 2 and record.metrics == [] and record.config == {} and record.status is None
-    assert [next(name for name in ("config", "line 3", "decode") if name in note) for note in record.notes] == ["config", "decode", "line 3"]
+    assert [next(name for name in ("config", "line 3", "decode") if name in note) for note in record.notes] == [
+        "config",
+        "decode",
+        "line 3",
+    ]
 
 
 def test_a_run_that_has_only_begun_is_read(tmp_path: Path) -> None:
