@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-"""Control characters but lines and tabs, lone surrogates, and the bidirectional controls, with which text can be made to
-look like other text."""
+"""Control characters but lines and tabs, lone surrogates, and the bidirectional controls, with which text can be made
+to look like other text."""
 
 
 def spelled_out(text: str) -> str:

@@ -7,7 +7,7 @@ function drawSections(sections) {
   for (const place of document.querySelectorAll("[data-section]")) {
     const panels = sections[Number(place.dataset.section)].panels;
     const draw = () => place.append(...panels.map(chart));
-    if (place.tagName === "DETAILS") place.addEventListener("toggle", draw, { once: true });
+    if (place.closest("details")) place.closest("details").addEventListener("toggle", draw, { once: true });
     else draw();
   }
 }

@@ -81,7 +81,7 @@ function drawTimeline(data) {
   function drawAxis(color) {
     const parts = Math.max(2, Math.min(10, Math.floor((width - MARGIN) / 90)));
     pen.fillStyle = color("soft");
-    for (const time of times(from, to, parts)) {
+    for (const time of moments(from, to, parts)) {
       pen.fillRect(x(time), height - AXIS - 4, 1, 4);
       pen.textAlign = "center";
       pen.fillText(clock(time, (to - from) / parts), Math.min(x(time), width - 24), height - 5);
@@ -163,7 +163,7 @@ function drawTimeline(data) {
 }
 
 // whole seconds, minutes or hours that divide the way from begin to end into about `count` parts
-function times(begin, end, count) {
+function moments(begin, end, count) {
   const sizes = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400];
   const step = sizes.find((size) => (end - begin) / size <= count);
   if (!step || end - begin < count) return ticks(begin, end, count);
