@@ -137,7 +137,7 @@ class List {
     const name = this.sort || otherwise;
     if (!name) return rows;
     const value = SORTS[name](this.all), sign = this.down ? -1 : 1;
-    const rank = (row) => { const found = value(row); return Number.isNaN(found) ? -Infinity * sign : found; };
+    const rank = (row) => { const found = value(row); return Number.isNaN(found) ? Infinity * sign : found; }; // unknown is last
     return [...rows].sort((a, b) => sign * (rank(a) - rank(b)) || a - b);
   }
 
@@ -185,19 +185,20 @@ class List {
     for (let at = first; at < last; at++) {
       if (this.rowsShown.has(at)) continue;
       const entry = this.order[at];
-      const node = entry < 0 ? this.header(-1 - entry) : this.line(entry);
+      const node = entry < 0 ? this.header(-1 - entry, this.order[at + 1]) : this.line(entry);
       node.style.transform = `translateY(${at * ROW}px)`;
       this.inside.append(node);
       this.rowsShown.set(at, node);
     }
   }
 
-  header(group) {
+  // `row` is the first one below
+  header(group, row) {
     const { all } = this, members = all.first[group + 1] - all.first[group];
     let right = 0;
-    for (let row = all.first[group]; row < all.first[group + 1]; row++) right += signOf(all, row) === "✓";
+    for (let one = all.first[group]; one < all.first[group + 1]; one++) right += labelOf(all, "verdict_status", one) === "correct";
     const text = `step ${all.step[group]} · ${right}/${members} correct · `;
-    return element("div", { class: "row group", "data-row": all.first[group] }, element("b", { text }), oneLine(all.question[group]));
+    return element("div", { class: "row group", "data-row": row }, element("b", { text }), oneLine(all.question[group]));
   }
 
   line(row) {
