@@ -22,7 +22,7 @@ TEMPLATES = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "
 @pytest.mark.parametrize("report", [ExploreReport, EvaluateReport, CompareReport, RunReport])
 def test_every_report_has_a_template_that_compiles(report: type[Report]) -> None:
     assert f"jobs/reports/{report.template}" in TEMPLATES
-    assert _templates().get_template(report.template).blocks.keys() >= {"body", "intervals"}
+    assert _templates().get_template(report.template).blocks.keys() >= {"body"}
 
 
 def test_an_installed_package_holds_the_templates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,4 +76,10 @@ def written_run(parent: Path, *, name: str = "mine", steps: int = 3, texts: Sequ
     metrics.write_evaluation(steps, {"eval/pass@1": 0.5})
     events.write(EventKind.FAULT, role="encoder", name="encoder-0", kind="infrastructure", error=f"\ud800 {texts[0]}")
     events.close()
+    _ten_seconds_apart(directory / "events.jsonl")
     return directory
+
+
+def _ten_seconds_apart(events: Path) -> None:
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    events.write_text("".join(json.dumps(line | {"time": 1000.0 + 10 * line["seq"]}) + "\n" for line in lines))
