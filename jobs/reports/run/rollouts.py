@@ -33,7 +33,7 @@ TEXTS = ("response_text", "verdict_answer", "verdict_detail")
 LABELS = ("verdict_status", "finish_reason", "outcome")
 """Columns of few different texts: the page gets a number for each row, and the texts once."""
 FLOATS = ("reward", "bonus", "advantage", "reward_format", "reward_length", "generate_s")
-TOKEN_BYTES, TEXT_SHARE, ROW_BYTES = 3.5, 0.35, 20.0
+TOKEN_BYTES, TEXT_SHARE, ROW_BYTES = 3.0, 0.25, 20.0
 """What a token, a character and a row add to a page, measured: base64 of what gzip leaves."""
 LOGPROB_UNIT, UNKNOWN_LOGPROB = 0.001, 2**16 - 1
 """Log-probs are multiples of this, negative, in 16 bits."""
@@ -160,23 +160,13 @@ def _tokens(rows: pa.Table, first_G: NDArray[np.int64], pieces: TokenPieces | No
     """Return the texts of the different tokens, and which token stands where, with its log-prob and version."""
     if pieces is None:
         return {"pieces": []}, {}
-    prompts = rows["prompt_ids"].take(pa.array(first_G))
-    (ids_T, starts_N), (prompt_T, prompt_starts_G) = _lists(rows["response_ids"]), _lists(prompts)
+    (ids_T, starts_N), (prompt_ids, prompt_starts_G) = _lists(rows["response_ids"]), _lists(rows["prompt_ids"].take(pa.array(first_G)))
     logprob_T, _ = _lists(rows["behavior_logprobs"])
     (version_starts, runs_N), (version_values, _) = _lists(rows["version_starts"]), _lists(rows["version_values"])
-    distinct, place = np.unique(np.concatenate([ids_T, prompt_T]).astype(np.int64), return_inverse=True)
-    known: dict[str, int] = {}
-    texts = [pieces.text([int(one)])[0] for one in distinct]
-    is_partial = np.array([INCOMPLETE in text for text in texts], bool)
-    place = place.astype(np.uint32)
-    for ids, begins, offset in ((ids_T, starts_N, 0), (prompt_T, prompt_starts_G, len(ids_T))):
-        partial = np.flatnonzero(is_partial[place[offset : offset + len(ids)]]) if len(texts) else np.zeros(0, int)
-        for row in np.unique(np.searchsorted(begins, partial, side="right") - 1):
-            begin, end = int(begins[row]), int(begins[row + 1])
-            for at, text in enumerate(pieces.text([int(one) for one in ids[begin:end]]), start=begin):
-                if texts[place[offset + at]] != text:
-                    place[offset + at] = known.setdefault(text, len(texts) + len(known))
     unit_T = np.nan_to_num(-logprob_T / LOGPROB_UNIT, nan=UNKNOWN_LOGPROB, posinf=UNKNOWN_LOGPROB)
+    ids, begins = np.concatenate([ids_T, prompt_ids]).astype(np.int64), np.concatenate([starts_N, len(ids_T) + prompt_starts_G[1:]])
+    texts, place = _token_texts(ids, begins, pieces)
+    special = np.unique(place[np.isin(ids, [one for one in np.unique(ids).tolist() if pieces.is_special(one)])]).tolist()
     numbers: dict[str, NDArray[Any]] = {
         "token": place[: len(ids_T)],
         "token_start": starts_N.astype(np.uint32),
@@ -187,8 +177,22 @@ def _tokens(rows: pa.Table, first_G: NDArray[np.int64], pieces: TokenPieces | No
         "prompt": place[len(ids_T) :],
         "prompt_start": prompt_starts_G.astype(np.uint32),
     }
-    special = [number for number, one in enumerate(distinct) if pieces.is_special(int(one))]
-    return {"pieces": [spelled_out(text) for text in (*texts, *known)], "special": special}, numbers
+    return {"pieces": texts, "special": special}, numbers
+
+
+def _token_texts(ids: NDArray[np.int64], begins: NDArray[np.int64], pieces: TokenPieces) -> tuple[list[str], NDArray[np.uint32]]:
+    """Return the texts that occur, and which of them each token has. `begins` are where sequences begin in `ids`: those
+    with a token that is a part of a character are looked at as a whole."""
+    distinct, place = np.unique(ids, return_inverse=True)
+    texts = [pieces.text([one])[0] for one in distinct.tolist()]
+    place, place_of = place.astype(np.uint32), dict[str, int]()
+    partial = np.flatnonzero(np.isin(place, [number for number, text in enumerate(texts) if INCOMPLETE in text]))
+    for sequence in np.unique(np.searchsorted(begins, partial, side="right") - 1):
+        begin, end = int(begins[sequence]), int(begins[sequence + 1])
+        for at, text in enumerate(pieces.text(ids[begin:end].tolist()), start=begin):
+            if texts[place[at]] != text:
+                place[at] = place_of.setdefault(text, len(texts) + len(place_of))
+    return [spelled_out(text) for text in (*texts, *place_of)], place
 
 
 def _details(column: pa.ChunkedArray) -> dict[str, NDArray[np.float32]]:

@@ -86,7 +86,7 @@ def test_hostile_text_can_neither_end_the_script_nor_steer_the_screen(tmp_path: 
 def test_the_newest_groups_are_kept_and_the_page_says_which_are_not(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write_step(tmp_path, step, ["x" * 1000, "y" * 1000])
-    packed = pack_rollouts(log_of(tmp_path), TokenPieces(byte_tokenizer()), max_bytes=28_000)
+    packed = pack_rollouts(log_of(tmp_path), TokenPieces(byte_tokenizer()), max_bytes=24_000)
     assert unpacked(packed)["step"].tolist() == [2, 3, 3] and packed.num_responses == 6
     assert len(packed.notes) == 1 and "all 3 steps: 2 of 4 responses of step 2 and all later ones are here" in packed.notes[0]
     least = pack_rollouts(log_of(tmp_path), None, max_bytes=1)
