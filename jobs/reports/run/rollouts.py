@@ -183,9 +183,9 @@ def _tokens(rows: pa.Table, first_G: NDArray[np.int64], pieces: TokenPieces | No
 def _token_texts(ids: NDArray[np.int64], begins: NDArray[np.int64], pieces: TokenPieces) -> tuple[list[str], NDArray[np.uint32]]:
     """Return the texts that occur, and which of them each token has. `begins` are where sequences begin in `ids`: those
     with a token that is a part of a character are looked at as a whole."""
-    distinct, place = np.unique(ids, return_inverse=True)
+    distinct, found = np.unique(ids, return_inverse=True)
+    place, place_of = found.astype(np.uint32), dict[str, int]()
     texts = [pieces.text([one])[0] for one in distinct.tolist()]
-    place, place_of = place.astype(np.uint32), dict[str, int]()
     partial = np.flatnonzero(np.isin(place, [number for number, text in enumerate(texts) if INCOMPLETE in text]))
     for sequence in np.unique(np.searchsorted(begins, partial, side="right") - 1):
         begin, end = int(begins[sequence]), int(begins[sequence + 1])
