@@ -6,16 +6,13 @@ The module imports the standard library only, so that every refusal can use it."
 
 from __future__ import annotations
 
-import unicodedata
+import re
 
-REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Bidirectional controls, with which text can be made to look like other text."""
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+"""Control characters but lines and tabs, lone surrogates, and the bidirectional controls, with which text can be made
+to look like other text."""
 
 
 def spelled_out(text: str) -> str:
     """Return `text` with every character that steers a screen written as its code. Lines and tabs stay."""
-    return "".join(char if char in "\n\t" or not _steers(char) else f"\\u{{{ord(char):x}}}" for char in text)
-
-
-def _steers(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cs") or unicodedata.bidirectional(char) in REORDERING
+    return _STEERING.sub(lambda found: f"\\u{{{ord(found[0]):x}}}", text)

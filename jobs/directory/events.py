@@ -64,8 +64,10 @@ class EventKind(StrEnum):
     """The gradient was applied and made this version."""
     PUBLISHED = "published", "version", "workers"
     """This many workers hold this version."""
-    CHECKPOINT = "checkpoint", "step"
-    """A checkpoint of this step is complete."""
+    LOADED = "loaded", "worker", "version", "check_s", "load_s"
+    """A rollout worker took this version: it checked the weights while it sampled, and stood still to load them."""
+    CHECKPOINT = "checkpoint", "step", "seconds"
+    """A checkpoint of this step is complete, and took this long."""
     RESUMED = "resumed", "step"
     """The run continues from the checkpoint of this step, and supersedes events of later steps before this one."""
 

@@ -6,7 +6,7 @@
 
 A report of another kind subclasses `Report`, and puts a template `*.html.jinja` beside it that extends
 `base.html.jinja`. Text of models and data sets is hostile: the templates escape everything, nothing is marked safe, and
-a content security policy allows inline styles and embedded images alone."""
+a content security policy allows inline styles, embedded images and the page's own scripts alone."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
 from jobs.directory.atomic import replacing
-from jobs.reports.plots import Drawing
 from jobs.reports.text import at, interval, number, one_line, value
 from jobs.screens.terminal import plain, say
+
+if TYPE_CHECKING:
+    from jobs.reports.plots import Drawing
 
 FILTERS: Mapping[str, Callable[..., str]] = {"number": number, "interval": interval, "value": value}
 
@@ -53,6 +55,11 @@ class Report:
     notes: tuple[str, ...]
     """Sentences: what is missing, and what to be careful with."""
     settings: Mapping[str, str]
+
+    @property
+    def heading(self) -> str:
+        """The page's headline."""
+        return self.title
 
     def page_values(self) -> dict[str, Any]:
         """Return what the template uses besides `report`, this object."""
@@ -89,7 +96,7 @@ class Report:
         """Return the page: one file that needs nothing else."""
         images = {name: b64encode(drawing.png).decode() for name, drawing in figures.items() if drawing is not None}
         template = _templates().get_template(self.template)
-        return template.render(report=self, title=self.title, images=images, captions=self.captions, **self.page_values())
+        return template.render(report=self, images=images, captions=self.captions, **self.page_values())
 
     def print(self, console: Console) -> None:
         """Print the table and the sentences."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from actors.replay import DrawnBatch
 from buffers.admission import FILTERED, Admission
-from buffers.records import GroupRequest, GroupUsage, Heartbeat, Problem, Verdict
+from buffers.records import GroupRequest, GroupUsage, Heartbeat, Problem, Verdict, WeightUpdate
 from buffers.replay import InsertResult
 from buffers.tokens import TokenLedger, TokenWaste
 from jobs.config import RunConfig
@@ -255,6 +255,11 @@ class GroupBooks:
         self._note(EventKind.TRAINED, step=step, version=version)
         self.admission.trained(group_ids, version=version)
         self.observations.trained(group_ids, version)
+
+    def loaded(self, update: WeightUpdate) -> None:
+        """A worker holds another version."""
+        seconds = {"check_s": update.check_s, "load_s": update.load_s}
+        self._note(EventKind.LOADED, worker=update.worker_id, version=update.version, **seconds)
 
     def live(self, version: int, *, workers: int) -> None:
         """All `workers` that serve hold `version`: the slots of what led to it are free."""

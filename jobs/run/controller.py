@@ -288,9 +288,10 @@ class Controller:
         with self._waiting("checkpoint", f"the checkpoint of step {run.step}"):
             await save_checkpoint(run)
         self._checkpoint_budget.worked()
-        run.listener.note(EventKind.CHECKPOINT, step=run.step)
+        seconds = time.monotonic() - started
+        run.listener.note(EventKind.CHECKPOINT, step=run.step, seconds=seconds)
         self.last_checkpoint = (run.step, time.time())
-        self._usage.checkpoint_s += time.monotonic() - started
+        self._usage.checkpoint_s += seconds
 
     # ---- what the rollout workers tell (`jobs.run.rollouts.Observer`) ----
 
@@ -310,6 +311,7 @@ class Controller:
         self._changes.notify_soon()
 
     def updated(self, update: WeightUpdate) -> None:
+        self.books.loaded(update)
         self._usage.updates.append(update)
 
     def _sample_again(self, group_id: int, error: DataLost) -> None:

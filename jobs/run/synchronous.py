@@ -62,8 +62,9 @@ class SynchronousTrainer:
                 if self._evaluation is not None and self._evaluation.is_due(run.step):
                     run.listener.evaluated(run.step, await self._evaluation.run(run.step, self._workers, run.verifier))
                 if run.step % config.checkpoint.every == 0 or run.step == config.steps or self._stopping:
+                    began = time.monotonic()
                     await save_checkpoint(run)
-                    run.listener.note(EventKind.CHECKPOINT, step=run.step)
+                    run.listener.note(EventKind.CHECKPOINT, step=run.step, seconds=time.monotonic() - began)
             return run.step
         finally:
             await close_all(self._workers)
@@ -143,7 +144,10 @@ class SynchronousTrainer:
             self.run.call(worker, RolloutWorker.update, snapshot, waiting_for=f"{worker.name} to load new weights")
             for worker in self._workers
         )
-        return list(await asyncio.gather(*loads))
+        updates = await asyncio.gather(*loads)
+        for update in updates:
+            self.run.books.loaded(update)
+        return updates
 
 
 async def watch(trainer: SynchronousTrainer, control: Control, directory: Path, warn: Callable[[str], None]) -> None:

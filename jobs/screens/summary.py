@@ -51,6 +51,7 @@ def summary_lines(
         f"final policy    {policy}",
         f"train further   {further}",
         f"its answers     {command_line('jobs.answers', where)}",
+        f"all on a page   {command_line('jobs.report', where)}",
     ]
     if "tensorboard" in run.config.trackers:
         lines.append(f"curves          {command_line('tensorboard.main', '--logdir', f'{where}/{TENSORBOARD}')}")

@@ -75,7 +75,7 @@ def test_batches_checkpoints_and_faults_are_on_disk_at_once_and_others_with_them
     batch(log, 1, 0)
     assert kinds(path) == [EventKind.ADMITTED, EventKind.BATCH]
     log.write(EventKind.TRAINED, step=1, version=1)
-    log.write(EventKind.CHECKPOINT, step=1)
+    log.write(EventKind.CHECKPOINT, step=1, seconds=0.5)
     assert kinds(path)[2:] == [EventKind.TRAINED, EventKind.CHECKPOINT]
     log.write(EventKind.FAULT, role="learner", name="learner", kind="bug", error="x")
     assert kinds(path)[-1] is EventKind.FAULT

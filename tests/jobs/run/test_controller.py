@@ -68,6 +68,8 @@ def test_run_with_the_real_verifiers_finishes_with_a_checkpoint(config):
     assert pool.stats().num_verdicts >= 3 * PROMPTS * RESPONSES
     assert pool.stats().error_rate == 0
     assert all(row["verdict_status"] in ("correct", "incorrect", "no_answer") for row in run.logged())
+    assert {event["version"] for event in run.noted(EventKind.LOADED)} >= {1, 2}
+    assert all(event["seconds"] > 0 for event in run.noted(EventKind.CHECKPOINT, step=3))
 
 
 @pytest.mark.parametrize("bonus", [{"memory": "prompt"}, {"memory": "none", "source": "policy"}, {"staleness_discount": 0.5}], ids=str)

@@ -70,6 +70,7 @@ def test_its_events_tell_what_became_of_every_group(tiny_model: str, tmp_path: P
     for kind in (EventKind.ABSORBED, EventKind.TRAINED, EventKind.PUBLISHED):
         assert len(run.noted(kind)) == 3, kind
     assert run.noted(EventKind.CHECKPOINT, step=3)
+    assert [event["version"] for event in run.noted(EventKind.LOADED, worker="rollout-0")] == [1, 2, 3]
     assert all(fields.keys() == kind.fields for kind, fields in run.events)
 
 
