@@ -139,7 +139,7 @@ class RunConfig(BaseModel):
     wait_timeout_s: float = Field(900.0, gt=0)
     """No call of the controller waits longer, and the message then says what it waited for. Generation has
     rollout.group_timeout_s instead."""
-    trackers: tuple[Annotated[str, AfterValidator(Known("tensorboard"))], ...] = ("tensorboard",)
+    trackers: tuple[Annotated[str, AfterValidator(Known("tensorboard", "wandb"))], ...] = ("tensorboard",)
     """Where metrics go besides metrics.jsonl, which always exists: known names, or import paths of classes of your own
     (`jobs.directory.trackers`). [] leaves metrics.jsonl alone."""
     tracker_options: dict[str, dict[str, Any]] = {}
