@@ -95,11 +95,14 @@ class AutoscaleConfig(BaseModel):
 
 
 class LogsConfig(BaseModel):
-    """How much disk the logs of a run may take; `replay.log_max_mib` bounds the rollout log. The newest half of a log
-    is always kept."""
+    """What a run prints, and how much disk its logs may take; `replay.log_max_mib` bounds the rollout log. The newest
+    half of a log is always kept."""
 
     model_config = STRICT
 
+    format: Literal["text", "json"] = "text"
+    """What standard output is: "text" for people, or "json", one record a line for programs that collect logs. The logs
+    that Ray keeps of the processes of the run then are JSON lines, too."""
     events_max_mib: int = Field(1024, ge=1)
     """Bounds events.jsonl and events.older.jsonl, about 2 KiB a group."""
     metrics_max_mib: int = Field(256, ge=1)
