@@ -4,6 +4,7 @@ arrive is tested in tests/integration/test_prometheus.py."""
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,10 @@ def test_a_status_gives_steps_versions_queues_workers_by_state_and_tokens_by_fat
         ("repexp_in_flight_tokens",): 4,
         ("repexp_tokens_total", "wasted_lost"): 6,
     }
+
+
+def test_the_page_lists_every_series_and_no_other():
+    page = (Path(__file__).parents[3] / "docs/monitoring.md").read_text()
+    cells = re.findall(r"^\| (`repexp_[^|]*)\|([^|]*)\|", page, re.MULTILINE)
+    listed = {name: set(re.findall(r"`(\w+)`", labels)) for names, labels in cells for name in re.findall(r"`(\w+)`", names)}
+    assert listed == {series.name: set(series.labels) for series in SERIES}
