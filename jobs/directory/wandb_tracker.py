@@ -23,8 +23,9 @@ from buffers.extensions import ExtensionError
 if TYPE_CHECKING:
     from jobs.directory.trackers import RunInfo
 
-FINISH_S = 60.0
-"""How long the end of a run waits for uploads. What is late stays on disk, for `wandb sync`."""
+WAIT_S = 60.0
+"""How long the start of a run waits for W&B's server, and its end for uploads. What is late stays on disk, for `wandb
+sync`."""
 ID_FILE = "repexp-id.txt"
 CODE = Path(__file__).parents[2]
 """Where W&B looks for the commit of the code."""
@@ -67,7 +68,8 @@ class WandB:
             os.environ["WANDB_ERROR_REPORTING"] = "false"  # which is read on import, and would look for W&B's server
         import wandb
 
-        settings = wandb.Settings(console="off", quiet=True, finish_timeout=FINISH_S, finish_timeout_raises=True, git_root=str(CODE))
+        waits = {"init_timeout": WAIT_S, "finish_timeout": WAIT_S, "finish_timeout_raises": True}
+        settings = wandb.Settings(console="off", quiet=True, git_root=str(CODE), **waits)
         try:
             self._run = wandb.init(
                 **self._chosen,

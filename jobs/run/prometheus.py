@@ -125,8 +125,8 @@ def _values(status: RunStatus) -> Iterator[tuple[str, float]]:
     yield "version/live", status.live_version
     for state in WorkerState:
         yield f"workers/rollout/{state}", 0
-    for (role, state), number in Counter((worker.role, worker.state) for worker in status.workers).items():
-        yield f"workers/{role}/{state}", number
+    for (role, current), number in Counter((worker.role, worker.state) for worker in status.workers).items():
+        yield f"workers/{role}/{current}", number
     for part, numbers in {"queues": status.queues, "desired": status.desired, "tokens": status.tokens}.items():
         for name, number in numbers.items():
             yield f"{part}/{name}", number
