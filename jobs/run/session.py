@@ -62,7 +62,7 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
                 f"--set steps={start_step + 20}, or start again with --set run_dir=..."
             )
             return 0
-        with _console(config, run.run_id) as console:
+        with console_of(config, run.run_id) as console:
             session = TrainSession(
                 config, config_path, run, stream, console, overrides=overrides, synchronous=synchronous, evaluation=evaluation
             )
@@ -80,7 +80,8 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
                 return 128 + signal.SIGINT
 
 
-def _console(config: RunConfig, run_id: str) -> RunConsole:
+def console_of(config: RunConfig, run_id: str) -> RunConsole:
+    """Return what the run says things to, as `logs.format` asks for."""
     return JsonConsole(run_id, config.steps) if config.logs.format == "json" else RunConsole(f"repexp {run_id}", config.steps)
 
 

@@ -1,43 +1,30 @@
-"""One tiny run as programs outside see it: the metrics port of its node, and its output as JSON lines."""
+"""A run exports its series: the metrics port of a real Ray is scraped after a tiny run in this process."""
 
 from __future__ import annotations
 
-import json
-import signal
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.directory.run_state import RunStatus, read_status
-from jobs.run.prometheus import SERIES
-from tests.integration.processes import Training, metrics_of, tiny_settings, wait_until
+from jobs.directory.run_state import read_status
+from jobs.processes.build import ray_session
+from jobs.run.control import Control
+from jobs.run.prometheus import SERIES, scrape_address
+from tests.integration.processes import wait_until
+from tests.jobs.components_fixture import BOUND_S, LocalRun, small_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
-OFTEN = {"RAY_metrics_report_interval_ms": "1000"}
-NOT_IN_THIS_RUN = {
-    *("repexp_evaluation_pass_ratio", "repexp_removed_groups_total"),
-    *("repexp_faults_total", "repexp_refused_publications_total"),
-}
-"""Nothing is evaluated here, and nothing is dropped or fails. Ray knows no counter before it is more than 0."""
+STEPS = 4
+NOT_IN_THIS_RUN = {"repexp_removed_groups_total", "repexp_faults_total", "repexp_refused_publications_total"}
+"""Nothing is dropped or fails here, and Ray knows no counter before it is more than 0."""
 
 Scraped = dict[str, list[tuple[Mapping[str, str], float]]]
 """By the name of a series, its values and their labels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watched:
-    """What was seen of the run: statuses before and after the scrape, the metrics until then, and all that it said."""
-
-    before: RunStatus
-    scraped: Scraped
-    after: RunStatus
-    metrics: list[dict[str, Any]]
-    output: str
 
 
 def scrape(address: str, run: str) -> Scraped:
@@ -52,53 +39,60 @@ def scrape(address: str, run: str) -> Scraped:
     return found
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Watched:
-    directory = tmp_path_factory.mktemp("watched")
-    config, run_dir = directory / "tiny.toml", directory / "mine"
-    config.write_text(f'steps = 100000\n{tiny_settings(tiny_model)}\n[checkpoint]\nevery = 2\n[logs]\nformat = "json"\n')
-    with Training(config, run_dir, environment=OFTEN) as training:
-        training.wait_for_steps(3)
-        before = read_status(run_dir)
-        assert before is not None
+def trained(run: LocalRun, control: Control) -> None:
+    async def train() -> None:
+        async with asyncio.timeout(BOUND_S):
+            await run.trainer.train(0, alongside=[control.loop(run.trainer)])
+
+    asyncio.run(train())
+    control.evaluated({"eval/pass@1": 0.25, "eval/pass@4": 0.5})
+    control.enter("finished", step=run.run.step)
+
+
+def test_every_series_is_on_the_metrics_port_with_its_labels_and_the_values_of_the_run(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
+    monkeypatch.setattr("jobs.run.control.TICK_S", 0.05)
+    run = LocalRun(small_config(tiny_model, tmp_path, steps=STEPS))
+    path = run.directory.path
+    path.mkdir(parents=True, exist_ok=True)
+    with ray_session("repexp-test", 1):
+        control = Control(path, "mine", run.config, warn=pytest.fail)
+        run.on_report = lambda step: control.stepped(run.reports[-1][1])
+        trained(run, control)
+        status, (_, metrics) = read_status(path), run.reports[-1]
+        assert status is not None
 
         def complete() -> Scraped | None:
-            found = scrape(before.metrics_address, "mine")
-            return found if found.keys() >= {series.name for series in SERIES} - NOT_IN_THIS_RUN else None
+            control.export()  # as the run does every second
+            found = scrape(scrape_address(), "mine")
+            is_newest = [value for _, value in found.get("repexp_trained_steps", [])] == [STEPS]
+            return found if is_newest and found.keys() >= {series.name for series in SERIES} - NOT_IN_THIS_RUN else None
 
-        scraped = wait_until(complete, timeout_s=90, what="every series")
-        after, metrics = read_status(run_dir), metrics_of(run_dir)
-        training.signal(signal.SIGINT)
-        assert training.exit_code(timeout_s=90) == 130, training.output()
-        assert after is not None
-        return Watched(before=before, scraped=scraped, after=after, metrics=metrics, output=training.output())
+        found = wait_until(complete, timeout_s=60, what="every series")
 
+    def values(name: str, *labels: str) -> dict[str, float]:
+        return {" ".join(sample[label] for label in labels): value for sample, value in found[name]}
 
-def test_every_series_is_on_the_metrics_port_with_its_labels_and_the_values_of_the_run(watched: Watched):
-    found, metrics = watched.scraped, watched.metrics
     for series in SERIES:
         for labels, _ in found.get(series.name, []):
             assert set(series.labels) < labels.keys()
-    assert [value for _, value in found["repexp_planned_steps"]] == [100000]
-    ((_, steps),) = found["repexp_trained_steps"]
-    assert watched.before.step <= steps <= watched.after.step
-    ((_, generated),) = found["repexp_generated_tokens_total"]
-    assert 0 < generated <= watched.after.tokens["generated"]
-    assert {labels["fate"] for labels, _ in found["repexp_tokens_total"]} >= {"trained"}
-    assert {(labels["role"], labels["state"]): value for labels, value in found["repexp_workers"]}["rollout", "serving"] == 1
-    assert {labels["k"] for labels, _ in found["repexp_pass_ratio"]} == {"1", "K"}
-    ((_, reward),) = found["repexp_reward_mean"]
-    assert reward in [record["reward/mean"] for record in metrics]
-    ((_, replay_bytes),) = found["repexp_replay_bytes"]
-    assert replay_bytes / 2**20 in [pytest.approx(record["replay/held_mib"]) for record in metrics]
-
-
-def test_the_output_is_json_lines_with_the_run_its_steps_groups_and_workers(watched: Watched):
-    records = [json.loads(line) for line in watched.output.splitlines()]
-    assert all(record["run"] == "mine" and {"timestamp", "level", "message"} <= record.keys() for record in records)
-    dispatched = [record for record in records if record["message"] == "dispatched"]
-    assert {record["worker"] for record in dispatched} == {"rollout-0"}
-    assert len({record["group_id"] for record in dispatched}) >= 6
-    steps = {record["step"]: record["metrics"] for record in records if record["message"].startswith("step ")}
-    assert steps.keys() >= {1, 2, 3}
-    assert all(steps[record["step"]]["reward/mean"] == record["reward/mean"] for record in watched.metrics)
+    assert values("repexp_planned_steps") == {"": STEPS}
+    assert values("repexp_policy_version", "state") == {"trained": STEPS, "live": status.live_version}
+    assert values("repexp_reward_mean") == {"": metrics["reward/mean"]}
+    assert values("repexp_pass_ratio", "k") == {"1": metrics["reward/pass@1"], "K": metrics["reward/pass@K"]}
+    assert values("repexp_evaluation_pass_ratio", "k") == {"1": 0.25, "4": 0.5}
+    assert values("repexp_replay_bytes") == {"": metrics["replay/held_mib"] * 2**20}
+    assert values("repexp_workers", "role", "state") == {
+        **{f"rollout {state}": 0 for state in ("starting", "stale", "draining")},
+        **{
+            f"rollout {state}": sum(each.role == "rollout" and each.state == state for each in status.workers)
+            for state in ("serving", "dead")
+        },
+        "encoder serving": 1,
+    }
+    assert values("repexp_generated_tokens_total") == {"": status.tokens["generated"]}
+    assert values("repexp_tokens_total", "fate") == {
+        fate: number for fate, number in status.tokens.items() if number and fate not in ("generated", "in_flight")
+    }
