@@ -122,6 +122,8 @@ def _instance(cls: type, options: dict[str, Any], named: str, options_key: str) 
         raise ExtensionError(f"{named} with {options_key} = {options}: {error}") from None
     try:
         return cls(**options)
+    except ExtensionError:  # says itself what is wrong
+        raise
     except Exception as error:  # a seam: the class is somebody else's code
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         raise ExtensionError(f"{named} with {options_key} = {options}: {reason}") from error

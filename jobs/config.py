@@ -95,11 +95,14 @@ class AutoscaleConfig(BaseModel):
 
 
 class LogsConfig(BaseModel):
-    """How much disk the logs of a run may take; `replay.log_max_mib` bounds the rollout log. The newest half of a log
-    is always kept."""
+    """What a run prints, and how much disk its logs may take; `replay.log_max_mib` bounds the rollout log. The newest
+    half of a log is always kept."""
 
     model_config = STRICT
 
+    format: Literal["text", "json"] = "text"
+    """What standard output is: "text" for people, or "json", one record a line for programs that collect logs. The logs
+    that Ray keeps of the processes of the run then are JSON lines, too."""
     events_max_mib: int = Field(1024, ge=1)
     """Bounds events.jsonl and events.older.jsonl, about 2 KiB a group."""
     metrics_max_mib: int = Field(256, ge=1)
@@ -139,7 +142,7 @@ class RunConfig(BaseModel):
     wait_timeout_s: float = Field(900.0, gt=0)
     """No call of the controller waits longer, and the message then says what it waited for. Generation has
     rollout.group_timeout_s instead."""
-    trackers: tuple[Annotated[str, AfterValidator(Known("tensorboard"))], ...] = ("tensorboard",)
+    trackers: tuple[Annotated[str, AfterValidator(Known("tensorboard", "wandb"))], ...] = ("tensorboard",)
     """Where metrics go besides metrics.jsonl, which always exists: known names, or import paths of classes of your own
     (`jobs.directory.trackers`). [] leaves metrics.jsonl alone."""
     tracker_options: dict[str, dict[str, Any]] = {}

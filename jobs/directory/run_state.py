@@ -82,6 +82,8 @@ class RunStatus(BaseModel):
     """The token ledger: generated, trained, in_flight, wasted_CAUSE."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """The metrics of the newest step."""
+    metrics_address: str = ""
+    """Where Prometheus finds the run while it lives."""
     last_checkpoint: int | None = None
     checkpoint_time: float | None = None
     waits: tuple[Waiting, ...] = ()

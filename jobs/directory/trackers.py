@@ -83,7 +83,7 @@ class TensorBoard:
         self._board.close()
 
 
-KNOWN: Mapping[str, str] = {"tensorboard": f"{__name__}:TensorBoard"}
+KNOWN: Mapping[str, str] = {"tensorboard": f"{__name__}:TensorBoard", "wandb": "jobs.directory.wandb_tracker:WandB"}
 """Import paths by known name; `RunConfig.trackers` lists the same names."""
 
 

@@ -39,14 +39,16 @@ TEMP_PREFIX = "rx-"
 
 
 @contextmanager
-def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
-    """Attach to the cluster that RAY_ADDRESS names, else start a private one that ends with this block.
+def ray_session(namespace: str, num_actors: int, *, json_logs: bool = False) -> Iterator[None]:
+    """Attach to the cluster that RAY_ADDRESS names, else start a private one that ends with this block. With
+    `json_logs`, the logs that Ray keeps of this job's processes are JSON lines.
 
     The private Ray lives in a short temporary directory, because names of Unix sockets are short. It has no dashboard
     and no token authentication: it listens for this process only."""
+    logs = {"logging_config": ray.LoggingConfig(encoding="JSON", log_level="WARNING")} if json_logs else {}
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that were given up: what matters was awaited
     if os.environ.get("RAY_ADDRESS"):
-        _attach(namespace)
+        _attach(namespace=namespace, **logs)
         try:
             yield
         finally:
@@ -67,6 +69,7 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
             include_dashboard=False,
             namespace=namespace,
             _temp_dir=directory,
+            **logs,
         )
         yield
     finally:
@@ -74,10 +77,10 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _attach(namespace: str) -> None:
+def _attach(**options: Any) -> None:
     """Attach to RAY_ADDRESS. Raises UserError with all that Ray says: its first line often lacks the remedy."""
     try:
-        _init(namespace=namespace)
+        _init(**options)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         raise UserError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be attached to: {' '.join(str(error).split())}") from None
 

@@ -30,6 +30,7 @@ from jobs.run.autoscale import decide
 from jobs.run.controller import Controller
 from jobs.run.fleet import Member, WorkerState
 from jobs.run.preemption import draining_nodes
+from jobs.run.prometheus import Exporter, status_values
 
 TICK_S = 1.0
 DRAIN_MARGIN_S = 5.0
@@ -51,6 +52,8 @@ class Control:
         self._verifiers = config.verifier.num_workers
         self._last_change: float | None = None
         self._metrics: dict[str, float] = {}
+        self._known: dict[str, float] = {}  # the newest value of every metric
+        self._exporter = Exporter(run_id)
         asked = read_desired(directory)
         self.desired = self._asked = asked.model_copy(update={"stop": False})
         """`desired` is what the run aims at, `_asked` what was last asked for. A wish that could not be met is not
@@ -68,8 +71,24 @@ class Control:
         self.write()
 
     def stepped(self, metrics: dict[str, float]) -> None:
-        """Keep the metrics of a step for the status screen."""
+        """Keep the metrics of a step for the status screen, and for Prometheus."""
         self._metrics = {name: metrics[name] for name in SHOWN_METRICS if name in metrics}
+        self._known |= metrics
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """Keep the metrics of an evaluation for Prometheus."""
+        self._known |= metrics
+
+    def export(self) -> None:
+        """Give Prometheus the newest values."""
+        if (controller := self._controller) is not None:
+            self._known |= controller.books.metrics() | controller.run.faults.metrics()
+            self._known["publication/refused"] = float(controller.rollouts.num_refused)
+        self._exporter.export({**self._known, **status_values(self._status)})
+
+    def scraped_at(self, address: str) -> None:
+        """Say in the status where Prometheus finds the run."""
+        self._status = self._status.model_copy(update={"metrics_address": address})
 
     def write(self) -> None:
         """Write status.json. Where the disk is full, warn: the run does not fail for it."""
@@ -83,6 +102,7 @@ class Control:
         """Write and obey, once a second. Never returns."""
         self._controller = controller
         self.enter("training", step=controller.run.step)
+        self.export()
         while True:
             await asyncio.sleep(TICK_S)
             if controller.is_stopping and self._status.phase == "training":
@@ -97,6 +117,7 @@ class Control:
                 under_way = controller.rollouts.longest_under_way() if overdue.loop == "learn" else []
                 self._warn("; ".join([str(overdue), *(["longest under way: " + ", ".join(under_way)] if under_way else [])]))
             self.write()
+            self.export()
 
     async def _read_desired(self, controller: Controller) -> None:
         try:

@@ -27,11 +27,13 @@ from jobs.run.components import Run
 from jobs.run.control import Control
 from jobs.run.controller import Controller
 from jobs.run.faults import Listener
+from jobs.run.prometheus import scrape_address
 from jobs.run.synchronous import SynchronousTrainer, watch
 from jobs.sampling.evaluator import EvaluatorSettings
 from jobs.sampling.training_evaluation import TrainingEvaluation
 from jobs.screens.console import RunConsole
 from jobs.screens.hints import MismatchAdvice, no_signal_warnings
+from jobs.screens.json_lines import JsonConsole
 from jobs.screens.summary import summary_lines
 from learners.checkpoint import CheckpointError
 from learners.models import ModelError, check_model, model_here
@@ -60,7 +62,7 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
                 f"--set steps={start_step + 20}, or start again with --set run_dir=..."
             )
             return 0
-        with RunConsole(f"repexp {run.run_id}", config.steps) as console:
+        with console_of(config, run.run_id) as console:
             session = TrainSession(
                 config, config_path, run, stream, console, overrides=overrides, synchronous=synchronous, evaluation=evaluation
             )
@@ -76,6 +78,11 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
                 session.control.enter("stopped", "before the first step")
                 console.failed("", "stopped before the first step; nothing to save")
                 return 128 + signal.SIGINT
+
+
+def console_of(config: RunConfig, run_id: str) -> RunConsole:
+    """Return what the run says things to, as `logs.format` asks for."""
+    return JsonConsole(run_id, config.steps) if config.logs.format == "json" else RunConsole(f"repexp {run_id}", config.steps)
 
 
 def _problem_stream(config: RunConfig) -> ProblemStream:
@@ -200,9 +207,10 @@ class TrainSession:
         for text in start.warnings:
             console.warn(text)
         console.status("starting Ray")
-        with ray_session(namespace(config.run_dir), num_actors(config)):
+        with ray_session(namespace(config.run_dir), num_actors(config), json_logs=config.logs.format == "json"):
             if (too_few := missing_cpus(num_actors(config))) is not None:
                 console.warn(too_few)
+            self.control.scraped_at(scrape_address())
             console.status("starting the engine and the learner (about 30 s on two cores)")
             log_directory = str(self._directory.rollouts)
             components = TrainingComponents(start.config, start.model, run_id=self._directory.run_id, log_directory=log_directory)
@@ -291,11 +299,13 @@ class TrainSession:
     def _evaluated(self, step: int, metrics: dict[str, float]) -> None:
         assert self._writer is not None
         self._writer.write_evaluation(step, metrics)
+        self.control.evaluated(metrics)
         self._console.note(evaluation_line(step, metrics))
 
     def _note(self, kind: EventKind, /, **fields: Any) -> None:
         """Write an event. One that cannot be written is kept for the next try: a run does not fail for its log."""
         assert self._events is not None
+        self._console.event(kind, fields)
         try:
             self._events.write(kind, **fields)
         except OSError as error:

@@ -157,6 +157,7 @@ async def watch(trainer: SynchronousTrainer, control: Control, directory: Path, 
     told = ""
     while True:
         control.enter("stopping" if trainer.is_stopping else "training", step=trainer.run.step)
+        control.export()
         await asyncio.sleep(jobs.run.control.TICK_S)
         try:
             asked = await asyncio.to_thread(read_desired, directory)

@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel
 from rich.console import Console, Group
@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from jobs.configuration.characters import spelled_out
+from jobs.directory.events import EventKind
 from jobs.screens.terminal import plain, say, terminal
 
 SHOWN_STEPS, SHOWN_REMARKS = 14, 12
@@ -82,6 +83,9 @@ class RunConsole:
     def note(self, text: str) -> None:
         """Show a remark as `warn` does, about something that is well."""
         self._say(text, "cyan")
+
+    def event(self, kind: EventKind, fields: dict[str, Any]) -> None:
+        """Take an event; a person is shown none."""
 
     def _say(self, text: str, style: str) -> None:
         self._remarks.append((text, style))

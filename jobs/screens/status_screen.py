@@ -110,6 +110,7 @@ def _facts(status: RunStatus, now: float, job: str) -> Table:
         "tokens": tokens_line(status.tokens),
         "checkpoint": checkpoint,
         "process": f"{status.pid} on {status.host}, started {age(status.started, now)} ago, last word {age(status.updated, now)} ago",
+        "prometheus": "" if status.has_ended else status.metrics_address,
         "job": job,
     }
     for name, text in rows.items():

@@ -1,5 +1,6 @@
 """A run through `python -m jobs.train`: real Ray, real processes, the tiny model and the reference engine."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -86,9 +87,13 @@ def test_run_then_nothing_to_do_then_more_steps(config, run_dir, tiny_model):
         assert "--set steps=23" in training.output()
     assert metrics_of(run_dir) == first
 
-    with Training(config, run_dir, "--set", "steps=5") as training:
+    with Training(config, run_dir, "--set", "steps=5", "--set", "logs.format=json") as training:
         assert training.exit_code() == 0, training.output()
         training.assert_no_process_left()
+    records = [json.loads(line) for line in training.output().splitlines() if line.startswith('{"timestamp"')]
+    assert {record["run"] for record in records} == {"run"}
+    assert {record["worker"] for record in records if record["message"] == "dispatched"} == {"rollout-0"}
+    assert [record["step"] for record in records if record["message"].startswith("step ")] == [4, 5]
     assert metrics_of(run_dir)[:3] == first
     assert steps_of(run_dir) == [1, 2, 3, 4, 5]
     assert_checkpoint_loads(run_dir, 5)

@@ -463,3 +463,8 @@ def test_a_config_from_elsewhere_is_sent_along(tree, tmp_path, client, capsys, m
     assert sent["submitted/far.toml"] == b"seed = 5\n" and "jobs/train.py" in sent
     assert "jobs.train submitted/far.toml" in client.jobs["far-1"].entrypoint
     assert "far.toml is not in the package and sent along as submitted/far.toml" in capsys.readouterr().out
+
+
+def test_the_commit_goes_along_for_trackers_where_it_is_known():
+    assert prepared(commit="abc").env_vars["WANDB_GIT_COMMIT"] == "abc"
+    assert "WANDB_GIT_COMMIT" not in prepared(commit="unknown").env_vars

@@ -13,9 +13,10 @@ import pytest
 from buffers.replay import ReplayTooSmall
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
+from jobs.directory.events import EventKind
 from jobs.directory.run_dir import RunDirectory
 from jobs.processes.failures import details
-from jobs.run.session import TrainSession, run_session
+from jobs.run.session import TrainSession, console_of, run_session
 from learners.checkpoint import CheckpointManager
 
 
@@ -93,6 +94,20 @@ def test_an_event_log_that_cannot_be_read_is_named_with_the_mend(tmp_path: Path)
         with pytest.raises(UserError, match=r"events\.jsonl, line 1 is no event: .*: move .*events\.jsonl away to continue") as refused:
             session._open_events(3)
     assert "\n" not in str(refused.value)
+
+
+def test_logs_as_json_lines_have_the_warnings_and_events_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig.model_validate({"run_dir": str(tmp_path / "mine"), "logs": {"format": "json"}})
+    with RunDirectory(config) as directory, console_of(config, directory.run_id) as console:
+        session = TrainSession(config, "x.toml", directory, None, console, synchronous=False, evaluation=None)  # type: ignore[arg-type]
+        session._events = session._open_events(0)
+        session._note(EventKind.CHECKPOINT, step=3)
+        session.control._warn("a disk is full")
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(record["run"], record["level"], record["message"]) for record in records] == [
+        ("mine", "info", "checkpoint"),
+        ("mine", "warning", "a disk is full"),
+    ]
 
 
 def test_a_replay_too_small_for_what_a_checkpoint_holds_needs_no_traceback() -> None:
