@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import psutil
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.processes.handles import ActorDied, DataLost, Deadline, Handle
 
@@ -17,9 +18,13 @@ C = TypeVar("C")
 class RayHandle(Handle[C]):
     """A Ray actor of class `C`."""
 
-    def __init__(self, actor: Any, name: str) -> None:
+    def __init__(self, actor: Any, name: str, *, needs: str = "its resources", group: PlacementGroup | None = None) -> None:
+        """`needs`: the node that it waits for, in words. `group`: what is removed when it is killed."""
         self.actor = actor
         self.name = name
+        self.needs = needs
+        self._group = group
+        self._has_answered = False
 
     async def call_named(self, method: str, args: tuple[Any, ...], *, timeout_s: float, waiting_for: str, returns: int) -> Any:
         remote = getattr(self.actor, method).options(num_returns=returns).remote(*args)
@@ -38,7 +43,9 @@ class RayHandle(Handle[C]):
         except TimeoutError:
             if not deadline.expired():  # the actor's own
                 raise
-            raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}") from None
+            so_far = "" if self._has_answered else f"; its process has not answered yet, and needs {self.needs}"
+            raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}{so_far}") from None
+        self._has_answered = True
         return (*bulk, value) if bulk else value
 
     def _data_lost(self, method: str, waiting_for: str) -> DataLost:
@@ -47,6 +54,7 @@ class RayHandle(Handle[C]):
     async def placed(self) -> str | None:
         try:
             node_id: str = await self.actor.__ray_call__.remote(_node_id)
+            self._has_answered = True
             return node_id
         except RayActorError as error:
             raise ActorDied(f"the {self.name} process died while it was started") from error
@@ -61,6 +69,8 @@ class RayHandle(Handle[C]):
 
     def kill(self) -> None:
         ray.kill(self.actor, no_restart=True)
+        if self._group is not None:
+            remove_placement_group(self._group)
 
 
 def _death(error: RayActorError, name: str, waiting_for: str) -> str:

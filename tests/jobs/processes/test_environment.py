@@ -71,7 +71,7 @@ def test_all_that_ray_says_of_an_address_is_handed_on(monkeypatch, address, reme
     from jobs.processes.build import ray_session
 
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError) as refused, ray_session("repexp-test", 1):
+    with pytest.raises(UserError) as refused, ray_session("repexp-test", []):
         pass
     assert f"RAY_ADDRESS={address} cannot be attached to: " in str(refused.value)
     assert remedy in str(refused.value) and "\n" not in str(refused.value)

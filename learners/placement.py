@@ -1,0 +1,29 @@
+"""Where the processes of a role may run on a cluster. Every role has this section; `jobs.processes.needs` reads it."""
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from tasks.section import Section
+
+
+class Placement(Section):
+    """On which nodes of a cluster a role's processes may run, besides what they reserve anyway (docs/scaling.md)."""
+
+    accelerator_type: str | None = None
+    """The node's GPU by its name in Ray, such as "L4" or "H100". It reserves no GPU: `num_gpus` does."""
+    label_selector: dict[str, str] = Field({})
+    """The labels that the node must have, by their keys: a value, "!value", "in(value, other)" or "!in(value, other)".
+    Ray sets some by itself, such as "ray.io/market-type" on Kubernetes."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field({})
+    """How much each process reserves of resources of your own, which a node has as it was started with (ray start
+    --resources)."""
+
+    @field_validator("resources")
+    @classmethod
+    def _of_ones_own(cls, resources: dict[str, float]) -> dict[str, float]:
+        for name in ("CPU", "GPU", "memory", "object_store_memory"):
+            if name in resources:
+                own = "num_gpus says how many GPUs it reserves" if name == "GPU" else "every process reserves one CPU and no memory"
+                raise ValueError(f"{name} is none of your own: {own}")
+        return resources
