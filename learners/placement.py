@@ -16,8 +16,8 @@ class Placement(Section):
     """The labels that the node must have, by their keys: a value, "!value", "in(value, other)" or "!in(value, other)".
     Ray sets some by itself, such as "ray.io/market-type" on Kubernetes."""
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field({})
-    """How much each process reserves of resources of your own, which a node has as it was started with (ray start
-    --resources)."""
+    """How much each process reserves of resources that you have named yourself, where you started the nodes with
+    `ray start --resources`."""
 
     @field_validator("resources")
     @classmethod
