@@ -196,15 +196,13 @@ def test_ray_takes_the_nodes_for_a_selector_that_we_say_it_takes(small_cluster, 
                     await handle.call(Tiny.where, timeout_s=0.5, waiting_for="the test")
             handle.kill()
 
+    roles = dict(zip("ab", takes, strict=True))
+    asked = [tiny(role, label_selector={"pool": selector, "ray.io/node-id": node_id}).needs for role, node_id in roles.items()]
     warnings: list[str] = []
-    needs = [
-        tiny(name, label_selector={"pool": selector, "ray.io/node-id": node_id}).needs for name, node_id in zip("ab", takes, strict=True)
-    ]
-    with ray_session("selectors", needs, warn=warnings.append):
+    with ray_session("selectors", asked, warn=warnings.append):
         asyncio.run(scenario())
-    assert [warning[:11] for warning in warnings] == [
-        f"1 {name} process" for name, is_taken in zip("ab", takes.values(), strict=True) if not is_taken
-    ]
+    refused = [f"1 {role} process" for role, node_id in roles.items() if not takes[node_id]]
+    assert [warning.partition(" needs")[0] for warning in warnings] == refused
 
 
 def test_a_private_ray_refuses_at_once_what_it_can_never_have(monkeypatch):
