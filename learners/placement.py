@@ -25,5 +25,5 @@ class Placement(Section):
         for name in ("CPU", "GPU", "memory", "object_store_memory"):
             if name in resources:
                 own = "num_gpus says how many GPUs it reserves" if name == "GPU" else "every process reserves one CPU and no memory"
-                raise ValueError(f"{name} is none of your own: {own}")
+                raise ValueError(f"no resource of your own can be {name}: {own}")
         return resources

@@ -60,9 +60,7 @@ class Needs:
 
     def __str__(self) -> str:
         """Return the node in words, such as "a node with 1 CPU, 1 GPU, L4 and zone = b"."""
-        resources = {name: amount for name, amount in self.resources.items() if not name.startswith(ACCELERATOR)}
-        parts = [f"{amount:g} {name}" for name, amount in resources.items()]
-        parts += [self.placement.accelerator_type] if self.placement.accelerator_type else []
+        parts = [_accelerator(name) or f"{amount:g} {name}" for name, amount in self.resources.items()]
         parts += [f"{key} = {value}" for key, value in self.placement.label_selector.items()]
         listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
         return f"{'the node of the driver' if self.on_this_node else 'a node'} with {listed}"
@@ -123,8 +121,12 @@ def _selects(selector: str, label: str | None) -> bool:
 def _present(needs: Needs, nodes: Sequence[Mapping[str, Any]]) -> str:
     """Return in words what the nodes have of what is asked by name: a misspelt name then shows."""
     found = {key: {node["Labels"][key] for node in nodes if key in node["Labels"]} for key in needs.placement.label_selector}
-    names = {name.removeprefix(ACCELERATOR) for node in nodes for name in node["Resources"] if name.startswith(ACCELERATOR)}
-    if needs.placement.accelerator_type:
-        found["GPU"] = names
+    if any(map(_accelerator, needs.resources)):
+        found["GPU"] = {kind for node in nodes for name in node["Resources"] if (kind := _accelerator(name))}
     listed = [f"{key}: {', '.join(sorted(values)) or 'none'}" for key, values in found.items()]
     return f" (the nodes have {'; '.join(listed)})" if listed else ""
+
+
+def _accelerator(resource: str) -> str:
+    """Return the GPU that a resource stands for, "" for any other resource."""
+    return resource.removeprefix(ACCELERATOR) if resource.startswith(ACCELERATOR) else ""

@@ -114,7 +114,10 @@ def test_unknown_key_of_the_file_is_refused_too(refusal, tmp_path):
         ("rollout.threads=all", ["rollout.threads = 'all'", "a valid integer", "; or input should be 'auto'"]),
         ("bonus.ridge=0", ["bonus.ridge = 0: input should be greater than 0; or input should be 'auto'"]),
         ("rollout.placement.resources={disk=0}", ["rollout.placement.resources.disk = 0", "greater than 0"]),
-        ("rollout.placement.resources={GPU=1}", ["rollout.placement.resources", "GPU is none of your own: num_gpus says how many"]),
+        (
+            "rollout.placement.resources={GPU=1}",
+            ["rollout.placement.resources", "no resource of your own can be GPU: num_gpus says how many"],
+        ),
         ("learner.placement.accelerator=L4", ["unknown key 'learner.placement.accelerator'", "'learner.placement.accelerator_type'"]),
         ("wait_timeout_s=inf", ["wait_timeout_s = inf", "finite"]),
         ("learner.lr=nan", ["learner.lr = nan", "finite"]),

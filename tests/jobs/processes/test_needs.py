@@ -32,7 +32,7 @@ def lines(asked: list[Needs], *nodes: dict[str, Any]) -> list[str]:
         (needing(num_gpus=0.5), "a node with 1 CPU and 0.5 GPU"),
         (
             needing(num_gpus=2, accelerator_type="L4", label_selector={"zone": "in(a, b)", "spot": "!yes"}, resources={"disk": 3}),
-            "a node with 1 CPU, 2 GPU, 3 disk, L4, zone = in(a, b) and spot = !yes",
+            "a node with 1 CPU, 2 GPU, L4, 3 disk, zone = in(a, b) and spot = !yes",
         ),
     ],
 )
@@ -59,6 +59,11 @@ def test_a_role_without_a_node_is_named_with_what_it_needs_and_what_the_nodes_ha
     assert lines(asked, *nodes) == [said]
     no_gpu = "1 learner process needs a node with 1 CPU, 1 GPU and H100 (the nodes have GPU: L4), and there is room for none"
     assert lines([needing("learner", num_gpus=1, accelerator_type="H100")], node(CPU=1, GPU=1, L4=1)) == [no_gpu]
+
+
+def test_an_accelerator_that_ray_does_not_know_is_asked_for_as_a_resource():
+    (line,) = lines([needing(resources={"accelerator_type:Mine": 0.001})], node(CPU=1, GPU=1, L4=1))
+    assert line == "1 rollout process needs a node with 1 CPU and Mine (the nodes have GPU: L4), and there is room for none"
 
 
 def test_a_role_that_has_room_in_part_is_told_for_how_many():
