@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, ObjectLostError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.processes.handles import ActorDied, DataLost, Deadline, Handle
@@ -34,6 +34,8 @@ class RayHandle(Handle[C]):
                 value = await small
         except RayActorError as error:
             raise ActorDied(_death(error, self.name, waiting_for)) from error
+        except ActorUnschedulableError as error:
+            raise self._has_no_place() from error
         except ObjectLostError as error:
             raise self._data_lost(method, waiting_for) from error
         except RayTaskError as error:
@@ -48,6 +50,9 @@ class RayHandle(Handle[C]):
         self._has_answered = True
         return (*bulk, value) if bulk else value
 
+    def _has_no_place(self) -> ActorDied:
+        return ActorDied(f"the {self.name} process can never be placed: it needs {self.needs}")
+
     def _data_lost(self, method: str, waiting_for: str) -> DataLost:
         return DataLost(f"data that {self.name}.{method} needs was lost while the run waited for {waiting_for}")
 
@@ -58,6 +63,8 @@ class RayHandle(Handle[C]):
             return node_id
         except RayActorError as error:
             raise ActorDied(f"the {self.name} process died while it was started") from error
+        except ActorUnschedulableError as error:
+            raise self._has_no_place() from error
 
     async def rss_bytes(self, *, timeout_s: float) -> int | None:
         try:

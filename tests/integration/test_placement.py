@@ -22,7 +22,7 @@ from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.processes.build import close_all, launch, launch_together, ray_session
 from jobs.processes.description import Component, TrainingComponents, needs_of_run
-from jobs.processes.handles import Deadline
+from jobs.processes.handles import ActorDied, Deadline
 from jobs.processes.learner_group import LearnerGroup
 from jobs.processes.needs import Needs
 from jobs.processes.ray_handle import RayHandle
@@ -181,28 +181,32 @@ def test_of_those_that_need_each_other_all_have_room_or_none(small_cluster):
         asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("selector", ["spot", "!spot", "in(spot, late)", "!in(spot, late)"])
-def test_ray_takes_the_nodes_for_a_selector_that_we_say_it_takes(small_cluster, selector):
-    """A node without the label is taken by "!"."""
-    takes = {small_cluster.spot: "!" not in selector, small_cluster.head: "!" in selector}
+def test_ray_takes_the_nodes_for_a_selector_that_we_say_it_takes(small_cluster):
+    """A node without the label is taken by "!". Ray says at once what the one node that may be taken cannot hold."""
+    selectors = ("spot", "!spot", "in(spot, late)", "!in(spot, late)")
+    nodes = {"spot": small_cluster.spot, "head": small_cluster.head}
+    asked = {
+        (name, selector): tiny(f"{name}/{selector}", label_selector={"pool": selector, "ray.io/node-id": node_id})
+        for selector in selectors
+        for name, node_id in nodes.items()
+    }
+    taken = {(name, selector) for name, selector in asked if (name == "head") == selector.startswith("!")}
 
     async def scenario() -> None:
-        for node_id, is_taken in takes.items():
-            handle = launch(tiny("verifier", label_selector={"pool": selector, "ray.io/node-id": node_id}))
-            if is_taken:
-                assert await handle.call(Tiny.where, timeout_s=BOUND_S, waiting_for="the test") == node_id
+        for (name, selector), component in asked.items():
+            handle = launch(component)
+            if (name, selector) in taken:
+                assert await handle.call(Tiny.where, timeout_s=BOUND_S, waiting_for="the test") == nodes[name]
             else:
-                with pytest.raises(Deadline):
-                    await handle.call(Tiny.where, timeout_s=0.5, waiting_for="the test")
+                with pytest.raises(ActorDied, match=r"process can never be placed: it needs a node with 1 CPU, pool = "):
+                    await handle.call(Tiny.where, timeout_s=BOUND_S, waiting_for="the test")
             handle.kill()
 
-    roles = dict(zip("ab", takes, strict=True))
-    asked = [tiny(role, label_selector={"pool": selector, "ray.io/node-id": node_id}).needs for role, node_id in roles.items()]
     warnings: list[str] = []
-    with ray_session("selectors", asked, warn=warnings.append):
+    with ray_session("selectors", [component.needs for component in asked.values()], warn=warnings.append):
         asyncio.run(scenario())
-    refused = [f"1 {role} process" for role, node_id in roles.items() if not takes[node_id]]
-    assert [warning.partition(" needs")[0] for warning in warnings] == refused
+    without_room = [warning.split()[1] for warning in warnings if " process needs " in warning]
+    assert without_room == [f"{name}/{selector}".split()[0] for name, selector in asked if (name, selector) not in taken]
 
 
 def test_a_private_ray_refuses_at_once_what_it_can_never_have(monkeypatch):
