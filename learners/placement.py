@@ -10,8 +10,9 @@ from tasks.section import Section
 class Placement(Section):
     """On which nodes of a cluster a role's processes may run, besides what they reserve anyway (docs/scaling.md)."""
 
-    accelerator_type: str | None = None
-    """The node's GPU by its name in Ray, such as "L4" or "H100". It reserves no GPU: `num_gpus` does."""
+    accelerator_type: str = ""
+    """The GPU that the node must have, by its name in Ray, such as "L4" or "H100". "" takes any node. This reserves no
+    GPU: `num_gpus` does."""
     label_selector: dict[str, str] = Field({})
     """The labels that the node must have, by their keys: a value, "!value", "in(value, other)" or "!in(value, other)".
     Ray sets some by itself, such as "ray.io/market-type" on Kubernetes."""

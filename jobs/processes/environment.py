@@ -56,7 +56,7 @@ def _require_placement(placement: Placement, key: str) -> None:
 
     kind = placement.accelerator_type
     known = [name for variable, name in vars(accelerators).items() if not variable.startswith("_")]
-    if kind is not None and kind not in known:
+    if kind and kind not in known:
         near = difflib.get_close_matches(kind, known, n=1, cutoff=0.5)
         suggestion = f"did you mean '{near[0]}'? " if near else ""
         otherwise = f'if the nodes have it all the same, set {key}.resources to {{ "{ACCELERATOR}{kind}" = {A_BIT} }}'
