@@ -49,10 +49,10 @@ def require_placements(config: BaseModel) -> None:
 
 
 def _require_placement(placement: Placement, key: str) -> None:
-    import ray
     from ray.util.accelerators import accelerators
 
     from jobs.processes.needs import A_BIT, ACCELERATOR, Needs
+    from jobs.processes.ray_handle import require_actor_options
 
     kind = placement.accelerator_type
     known = [name for variable, name in vars(accelerators).items() if not variable.startswith("_")]
@@ -62,6 +62,6 @@ def _require_placement(placement: Placement, key: str) -> None:
         otherwise = f'if the nodes have it all the same, set {key}.resources to {{ "{ACCELERATOR}{kind}" = {A_BIT} }}'
         raise UserError(f'{key}.accelerator_type = "{kind}" is none that Ray knows: {suggestion}{otherwise}')
     try:
-        ray.remote(**Needs(placement=placement).options())(Needs)  # checks the options, and starts nothing
+        require_actor_options(Needs(placement=placement).options())
     except ValueError as error:
         raise UserError(f"{key}: {error}") from None

@@ -1,7 +1,7 @@
 """What each process reserves, and which nodes it may run on: in Ray's words, in ours, and beside the nodes there are.
 
     needs = needs_of("rollout", config.rollout)
-    ray.remote(**needs.options())                                     # `jobs.processes.build`
+    options = needs.options()                                         # of a Ray actor (`jobs.processes.build`)
     for line in missing_room([needs, needs], can_grow=True): ...      # "2 rollout processes need a node with ..."
 
 A process that no node has room for waits until one joins. On a cluster that is right, so it is a warning there. No node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import psutil
@@ -78,6 +79,11 @@ class RayHandle(Handle[C]):
         ray.kill(self.actor, no_restart=True)
         if self._group is not None:
             remove_placement_group(self._group)
+
+
+def require_actor_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options of an actor that Ray does not take. Starts nothing."""
+    ray.remote(**options)(RayHandle)
 
 
 def _death(error: RayActorError, name: str, waiting_for: str) -> str:
