@@ -11,19 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
-from actors.learner import Learner
-from actors.rollout import RolloutWorker
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
-from jobs.processes.build import close_all, launch, launch_together, ray_session
+from jobs.processes.build import launch, launch_together, ray_session
 from jobs.processes.description import Component, TrainingComponents, needs_of_run
 from jobs.processes.handles import ActorDied, Deadline
-from jobs.processes.learner_group import LearnerGroup
 from jobs.processes.needs import Needs
 from jobs.processes.ray_handle import RayHandle
 from learners.placement import Placement
@@ -32,8 +30,8 @@ from tests.integration.processes import wait_until
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 BOUND_S = 120.0
-CHUNK = 16 << 10
-"""Bytes that travel at once from one node to another; the weights of the tiny model are several chunks."""
+CHUNK, NUM_CHUNKS = 64 << 10, 16
+"""Bytes that travel at once from one node to another, and how many times that the weights have."""
 ROLLOUT = {"accelerator_type": "L4", "label_selector": {"pool": "in(spot, cheap)"}}
 LEARNER = {"label_selector": {"pool": "!spot", "role": "learner"}, "resources": {"fast_disk": 1}}
 
@@ -83,64 +81,64 @@ def small_cluster() -> Iterator[SmallCluster]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def in_actor(handle: RayHandle[Any], function: Callable[[Any], Any]) -> Any:
-    """Return what `function` returns in the process of an actor."""
-    return ray.get(handle.actor.__ray_call__.remote(function), timeout=BOUND_S)
-
-
-def test_roles_land_where_they_are_placed_and_weights_travel_once_to_a_node(small_cluster, tiny_model):
-    config = RunConfig.model_validate(
-        {
-            "rollout": {"engine": "transformers", "dtype": "float32", "workers": 2, "placement": ROLLOUT},
-            "learner": {"dtype": "float32", "ranks": 2, "placement": LEARNER},
-        }
-    )
-    components = TrainingComponents(config, tiny_model, run_id="r", log_directory="")
-    warnings: list[str] = []
-
-    async def scenario() -> None:
-        workers = [launch(components.rollout_worker(number)) for number in range(2)]
-        ranks = launch_together([components.learner_rank(rank) for rank in range(2)])
-        group = LearnerGroup(ranks)
-        nodes = [await handle.placed() for handle in (*workers, *ranks)]
-        assert nodes == [small_cluster.spot] * 2 + [small_cluster.learner] * 2
-        (placed,) = {in_actor(rank, lambda _: ray.get_runtime_context().get_placement_group_id()) for rank in ranks}
-        assert in_actor(workers[0], lambda _: ray.get_runtime_context().get_placement_group_id()) is None
-
-        starting = [worker.call(RolloutWorker.start, timeout_s=BOUND_S, waiting_for="a worker") for worker in workers]
-        await asyncio.gather(*starting, group.call(Learner.ready, timeout_s=BOUND_S, waiting_for="the learner"))
-        weights, version = await group.call(Learner.publish, timeout_s=BOUND_S, waiting_for="weights", returns=2)
-        before = small_cluster.chunks_sent_by(small_cluster.learner)
-        loading = [worker.call(RolloutWorker.update, weights, timeout_s=BOUND_S, waiting_for="a load") for worker in workers]
-        updates = await asyncio.gather(*loading)
-        assert [update.version for update in updates] == [version] * 2
-        nbytes = updates[0].nbytes
-        assert nbytes > 4 * CHUNK
-        least = -(-nbytes // CHUNK)
-        sent = wait_until(
-            lambda: n if (n := small_cluster.chunks_sent_by(small_cluster.learner) - before) >= least else 0,
-            timeout_s=BOUND_S,
-            what="what was sent to be counted",
-        )
-        assert sent <= least + 1, f"{sent} chunks for {nbytes} bytes: the weights travelled more than once"
-
-        group.kill()
-        states = lambda: placement_group_table()[placed]["state"]  # noqa: E731
-        wait_until(lambda: states() == "REMOVED", timeout_s=BOUND_S, what="the room of the learner to be given back")
-        await close_all(workers)
-
-    with ray_session("placement", needs_of_run(config), warn=warnings.append):
-        asyncio.run(scenario())
-    assert warnings == []
-
-
 class Tiny:
+    """In place of a learner or a rollout worker: a process without torch."""
+
     def where(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
+
+    def group(self) -> str | None:
+        found: str | None = ray.get_runtime_context().get_placement_group_id()
+        return found
+
+    def publish(self) -> tuple[Any, int]:
+        return np.zeros(NUM_CHUNKS * CHUNK, dtype=np.uint8), 7
+
+    def update(self, weights: Any) -> int:
+        return int(weights.nbytes)
 
 
 def tiny(role: str, **placement: Any) -> Component[Tiny]:
     return Component(cls=Tiny, name=f"{role}-0", needs=Needs(role=role, placement=Placement(**placement)))
+
+
+def test_roles_land_where_they_are_placed_and_weights_travel_once_to_a_node(small_cluster):
+    config = RunConfig.model_validate({"rollout": {"workers": 2, "placement": ROLLOUT}, "learner": {"ranks": 2, "placement": LEARNER}})
+    components = TrainingComponents(config, "", run_id="r", log_directory="")
+    rollout, rank = (
+        Component(cls=Tiny, name=real.name, needs=real.needs) for real in (components.rollout_worker(0), components.learner_rank(0))
+    )
+
+    async def call(handle: RayHandle[Tiny], method: Callable[..., Any], *args: Any, returns: int = 1) -> Any:
+        return await handle.call(method, *args, timeout_s=BOUND_S, waiting_for="the test", returns=returns)
+
+    async def scenario() -> None:
+        workers, ranks = [launch(rollout) for _ in range(2)], launch_together([rank] * 2)
+        assert [await handle.placed() for handle in (*workers, *ranks)] == [small_cluster.spot] * 2 + [small_cluster.learner] * 2
+        (group,) = {await call(handle, Tiny.group) for handle in ranks}
+        assert {await call(handle, Tiny.group) for handle in workers} == {None}
+
+        weights, _ = await call(ranks[0], Tiny.publish, returns=2)
+        before = small_cluster.chunks_sent_by(small_cluster.learner)
+        loaded = await asyncio.gather(*(call(worker, Tiny.update, weights) for worker in workers))
+        assert loaded == [NUM_CHUNKS * CHUNK] * 2
+        sent = wait_until(
+            lambda: now if (now := small_cluster.chunks_sent_by(small_cluster.learner) - before) >= NUM_CHUNKS else 0,
+            timeout_s=BOUND_S,
+            what="the chunks that were sent to be counted",
+        )
+        assert sent <= NUM_CHUNKS + 1, "the weights travelled more than once"  # one more: the header of the object
+
+        for handle in ranks:
+            handle.kill()
+        wait_until(
+            lambda: placement_group_table()[group]["state"] == "REMOVED", timeout_s=BOUND_S, what="the ranks to give back their room"
+        )
+
+    warnings: list[str] = []
+    with ray_session("placement", needs_of_run(config), warn=warnings.append):
+        asyncio.run(scenario())
+    assert warnings == []
 
 
 def test_who_has_no_node_is_named_at_once_and_starts_when_one_joins(small_cluster):
