@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from actors.engines import ENGINES
 from buffers.extensions import Known
+from learners.placement import Placement
 from learners.precision import Dtype
 from learners.threads import Threads
 from tasks.base import JudgingConfig, Section
@@ -115,6 +116,7 @@ class RolloutConfig(Section):
     ranks and encoders without a GPU; at least 1, and 1 with a GPU. On a cluster of unequal machines set a number."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that a worker reserves."""
+    placement: Placement = Placement()
     weight_transfer: WeightTransfer = "object_store"
     """How the learner's weights reach the engines. object_store: through host memory, once to a node. nccl: from the
     learner's GPU to the engine's. ipc: the engine reads the memory of the GPU that it shares with the learner, so the
@@ -150,6 +152,7 @@ class EncoderConfig(Section):
     """CPU threads of an encoder. auto: as for `rollout.threads`."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that an encoder reserves. Above 0 it runs on one."""
+    placement: Placement = Placement()
     replicas: int = Field(1, ge=1)
     """Encoders that share the work. They have no state, so features do not depend on their number."""
     max_waiting: int = Field(64, ge=1)
@@ -173,6 +176,7 @@ class ScorerConfig(Section):
     """CPU threads of the scorer. auto: all cores of this machine, as nothing runs beside it."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that it reserves. Above 0 it runs on one."""
+    placement: Placement = Placement()
 
 
 class VerifierConfig(JudgingConfig):
@@ -193,6 +197,7 @@ class VerifierConfig(JudgingConfig):
     run."""
     max_response_chars: int = Field(default=20_000, ge=1)
     """Of a longer response only this many characters at its end are verified, because an answer comes at the end."""
+    placement: Placement = Placement()
 
 
 VERIFIER_MEANS = tuple(f"verifier.{name}" for name in VerifierConfig.model_fields if name not in JudgingConfig.model_fields)

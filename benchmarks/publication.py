@@ -103,7 +103,7 @@ def main() -> None:
     model = resolve_model(options.model)
     config = LearnerConfig(threads=options.threads)
     learner = Learner(model, config, temperature=1.0, group_size=GROUP_SIZE, reuse_snapshot_buffer=True)
-    with ray_session("benchmark-publication", 1):
+    with ray_session("benchmark-publication", []):
         torch.set_num_threads(options.threads)
         print(json.dumps(measure(learner, model, options.repeats)))
 

@@ -44,7 +44,7 @@ from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers
 from jobs.processes.build import launch, namespace, ray_session
-from jobs.processes.description import Component, Launch, num_actors
+from jobs.processes.description import Component, Launch, needs_of_run
 from jobs.processes.handles import Handle, LocalHandle
 from jobs.run.components import Run
 from jobs.run.controller import Controller
@@ -293,7 +293,7 @@ def measure(setting: Setting, profile: cProfile.Profile | None = None) -> dict[s
     """Return the row of `setting`."""
     with tempfile.TemporaryDirectory(prefix="scaling-") as place:
         config = setting.config(Path(place) / "run", make_tiny_model(Path(place) / "model"))
-        session = ray_session(namespace(config.run_dir), num_actors(config)) if setting.ray else nullcontext()
+        session = ray_session(namespace(config.run_dir), needs_of_run(config)) if setting.ray else nullcontext()
         with session:
             return asyncio.run(run_once(setting, config, launch if setting.ray else launch_here, profile))
 

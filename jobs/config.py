@@ -298,9 +298,9 @@ CHANGEABLE_ON_RESUME = (
     *("run_dir", "steps", "wait_timeout_s", "rollout", *VERIFIER_MEANS, "checkpoint", "supervision", "autoscale", "logs"),
     *("evaluation", "trackers", "tracker_options", "prompt.too_long", "sampling.max_prompt_tokens", *PATH_KEYS),
     *("replay.max_bytes", "replay.log_max_mib", "replay.log_rollouts"),
-    *("encoder.threads", "encoder.num_gpus", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
+    *("encoder.threads", "encoder.num_gpus", "encoder.placement", "encoder.tokens_per_batch", "encoder.replicas", "encoder.max_waiting"),
     *("learner.threads", "learner.tokens_per_micro_batch", "learner.logits_mib", "learner.activation_checkpointing", "learner.compile"),
-    *("learner.ranks", "learner.num_gpus", "learner.join_timeout_s", "learner.collective_timeout_s"),
+    *("learner.ranks", "learner.num_gpus", "learner.placement", "learner.join_timeout_s", "learner.collective_timeout_s"),
 )
 """Keys and sections that say how long a run continues and with which means. They do not change what it computes."""
 

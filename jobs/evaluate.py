@@ -18,7 +18,7 @@ from jobs.analysis.pass_at_k import pass_at_k
 from jobs.configuration.files import changed_keys, merged, read_values, source_of, validated
 from jobs.configuration.user_error import UserError, answering
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
-from jobs.processes.environment import require_ray_address
+from jobs.processes.environment import require_placements, require_ray_address
 from jobs.processes.methods import require_sampling_methods
 from jobs.sampling.flags import Flags, add_flags, overrides_of, resolved
 
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace) -> int:
     config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data, overrides=options.overrides)
     require_sampling_methods(config.task, config.rollout)
+    require_placements(config)
     if options.dry_run:
         from jobs.plan import evaluate_lines, evaluate_memory_gib, look_unloaded
         from jobs.screens.console import show_plan

@@ -89,8 +89,8 @@ TAKEN_FROM_A_RUN = ("task", "prompt", "sampling", "rollout", "verifier")
 
 CHANGEABLE_BETWEEN_STARTS = (
     *("out", "k", "resamples", *PATH_KEYS, "task.curriculum", "prompt.too_long", "sampling.max_prompt_tokens"),
-    *("pool_timeout_s", "wait_timeout_s", "rollout.workers", *VERIFIER_MEANS),
-    *("scorer.threads", "scorer.num_gpus", "scorer.tokens_per_batch"),
+    *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "rollout.placement", *VERIFIER_MEANS),
+    *("scorer.threads", "scorer.num_gpus", "scorer.placement", "scorer.tokens_per_batch"),
 )
 """Keys that may differ when a stopped job is started again: they do not change what is sampled, judged or scored."""
 

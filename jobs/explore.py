@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from jobs.configuration.files import read_values, source_of
 from jobs.configuration.user_error import answering
 from jobs.explore_config import ExploreConfig
-from jobs.processes.environment import require_ray_address
+from jobs.processes.environment import require_placements, require_ray_address
 from jobs.processes.methods import require_sampling_methods
 from jobs.sampling.flags import Flags, add_flags, overrides_of, resolved
 
@@ -54,6 +54,7 @@ def _main(options: argparse.Namespace) -> int:
     values = read_values(ExploreConfig, options.config, overrides_of(options, FLAGS))
     config = resolved(ExploreConfig, values, source=source_of(options.config), data=options.data, overrides=options.overrides)
     require_sampling_methods(config.task, config.rollout, pool_states=config.from_engine)
+    require_placements(config)
     if options.dry_run:
         from jobs.plan import explore_lines, look_unloaded
         from jobs.screens.console import show_plan

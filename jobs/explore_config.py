@@ -95,6 +95,7 @@ class ExploreConfig(BaseModel):
 
 CHANGEABLE_BETWEEN_STARTS = (
     *("out", *PATH_KEYS, "task.curriculum", "prompt.too_long", "sampling.max_prompt_tokens"),
-    *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "encoder.threads", "encoder.num_gpus", *VERIFIER_MEANS),
+    *("pool_timeout_s", "wait_timeout_s", "rollout.workers", "rollout.placement", *VERIFIER_MEANS),
+    *("encoder.threads", "encoder.num_gpus", "encoder.placement"),
 )
 """Keys that may differ when a stopped job is started again: they do not change what is sampled or chosen."""

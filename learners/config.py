@@ -12,6 +12,7 @@ from buffers.extensions import Known, is_path, load
 from buffers.fields import LocalPath
 from learners.facts import CORRECTIONS, ESTIMATORS, STRICT, SURROGATES, facts_of, needs_of, refuse_without_effect
 from learners.loss_terms import CovarianceConfig, KlConfig
+from learners.placement import Placement
 from learners.precision import Dtype
 from learners.threads import Threads
 
@@ -308,6 +309,7 @@ class LearnerConfig(OptimiserConfig):
     num_gpus: float = Field(0.0, ge=0, le=1)
     """GPUs that each rank reserves. Above 0 it runs on a GPU. With several ranks it must be 0 or 1, because NCCL needs
     one GPU for each rank."""
+    placement: Placement = Placement()
     join_timeout_s: float = Field(120.0, gt=0)
     """How long ranks wait for each other to start, in seconds from when their processes exist. If one is missing then,
     all are started again."""

@@ -11,20 +11,22 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.orphans import remove_orphans
 from actors.rollout import RolloutWorker
 from jobs.configuration.user_error import UserError
 from jobs.processes.description import Component
 from jobs.processes.handles import CLOSE_TIMEOUT_S, Handle
+from jobs.processes.needs import Needs, missing_room
 from jobs.processes.ray_handle import RayHandle
 from jobs.processes.supervised import Loads, wait_until_loaded
 
@@ -39,9 +41,10 @@ TEMP_PREFIX = "rx-"
 
 
 @contextmanager
-def ray_session(namespace: str, num_actors: int, *, json_logs: bool = False) -> Iterator[None]:
-    """Attach to the cluster that RAY_ADDRESS names, else start a private one that ends with this block. With
-    `json_logs`, the logs that Ray keeps of this job's processes are JSON lines.
+def ray_session(namespace: str, needs: Sequence[Needs], *, warn: Callable[[str], None] = print, json_logs: bool = False) -> Iterator[None]:
+    """Attach to the cluster that RAY_ADDRESS names, else start a private one that ends with this block. `needs` are
+    those of all processes that start first: where there is no room for them, a cluster may grow, so `warn` is told, and
+    a private Ray raises UserError. With `json_logs`, the logs that Ray keeps of this job's processes are JSON lines.
 
     The private Ray lives in a short temporary directory, because names of Unix sockets are short. It has no dashboard
     and no token authentication: it listens for this process only."""
@@ -50,6 +53,8 @@ def ray_session(namespace: str, num_actors: int, *, json_logs: bool = False) -> 
     if os.environ.get("RAY_ADDRESS"):
         _attach(namespace=namespace, **logs)
         try:
+            for line in missing_room(needs, can_grow=True):
+                warn(line)
             yield
         finally:
             ray.shutdown()
@@ -64,13 +69,14 @@ def ray_session(namespace: str, num_actors: int, *, json_logs: bool = False) -> 
     try:
         _init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, num_actors + 1) + SPARE_CPUS,
+            num_cpus=max(os.cpu_count() or 1, len(needs) + 1) + SPARE_CPUS,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             namespace=namespace,
             _temp_dir=directory,
             **logs,
         )
+        missing_room(needs, can_grow=False)
         yield
     finally:
         ray.shutdown()
@@ -94,37 +100,36 @@ def _init(**options: Any) -> None:
         signal.siginterrupt(number, False)
 
 
-def missing_cpus(num_actors: int) -> str | None:
-    """Return a warning where the attached cluster has fewer CPUs than the actors reserve, else None."""
-    cpus = ray.cluster_resources().get("CPU", 0.0)
-    if cpus >= num_actors:
-        return None
-    return (
-        f"the cluster has {cpus:g} CPUs and this run reserves {num_actors}: what does not fit waits until it grows "
-        f"(on one machine: ray start --head --num-cpus {num_actors + 2})"
-    )
-
-
-def launch(component: Component[C]) -> RayHandle[C]:
-    """Start one actor. `max_task_retries` stays 0: the controller requeues by id, and Ray's own retries would run a
-    call twice.
+def launch(component: Component[C], *, group: PlacementGroup | None = None, place: int = -1) -> RayHandle[C]:
+    """Start one actor; with `group`, in its bundle number `place`. `max_task_retries` stays 0: the controller requeues
+    by id, and Ray's own retries would run a call twice.
 
     The actor has no name of Ray's: a replacement may be made before the lost one's name is free again.
     """
     options: dict[str, Any] = {
-        "num_cpus": 1,
-        "num_gpus": component.num_gpus,
+        **component.needs.options(),
         "max_restarts": 0,
         "max_task_retries": 0,
         "runtime_env": {"env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1", **component.environment}},
     }
     if component.max_concurrency is not None:
         options["max_concurrency"] = component.max_concurrency
-    if component.on_this_node:
+    if component.needs.on_this_node:
         node_id = ray.get_runtime_context().get_node_id()
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    if group is not None:
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place)
     actor = ray.remote(**options)(component.cls).remote(*component.args, **component.kwargs, **component.across_processes)
-    return RayHandle(actor, component.name)
+    return RayHandle(actor, component.name, needs=str(component.needs), group=group)
+
+
+def launch_together(components: Sequence[Component[C]]) -> list[RayHandle[C]]:
+    """Start actors of which none can work without the others: all of them have room at once or none has any, and they
+    are on as few nodes as possible. Where one of them is killed, all are."""
+    bundles = [component.needs.resources for component in components]
+    labels = [component.needs.placement.label_selector for component in components]
+    group = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
+    return [launch(component, group=group, place=place) for place, component in enumerate(components)]
 
 
 class Closes(Protocol):

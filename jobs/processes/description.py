@@ -11,7 +11,7 @@ factor of two to ten.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,6 +27,7 @@ from actors.scorer import ResponseScorer
 from actors.verifier import VerifierPool
 from jobs.config import RunConfig
 from jobs.processes.handles import Handle
+from jobs.processes.needs import Needs, needs_of
 from jobs.processes.threads import with_threads
 from learners.threads import Threads, resolve_threads
 from tasks.config import TaskConfig
@@ -34,6 +35,7 @@ from tasks.config import TaskConfig
 C = TypeVar("C")
 
 SEED_STEP = 7919
+BESIDE_THE_DRIVER = Needs(role="replay and bonus", on_this_node=True)
 CONCURRENT_CALLS = 1000
 """Calls that a process with a queue of its own takes in: an engine's requests, an encoder's `max_waiting`."""
 
@@ -49,11 +51,9 @@ class Component(Generic[C]):
     across_processes: Mapping[str, Any] = field(default_factory=dict)
     """Further keyword arguments that are right only where results are copied on their way out of the process."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    num_gpus: float = 0
+    needs: Needs = field(default_factory=Needs)
     max_concurrency: int | None = None
     """Calls that run at once. None: one after the other."""
-    on_this_node: bool = False
-    """Whether it reads and writes the run directory, and so must be on the driver's node."""
 
     def make(self) -> C:
         """Return the component as an object in this process."""
@@ -64,6 +64,12 @@ class Launch(Protocol):
     """Starts a component's process. The handle is there at once, the process is ready later."""
 
     def __call__(self, component: Component[C], /) -> Handle[C]: ...
+
+
+class LaunchTogether(Protocol):
+    """Starts the processes of components of which none can work without the others."""
+
+    def __call__(self, components: Sequence[Component[C]], /) -> Sequence[Handle[C]]: ...
 
 
 class TrainingComponents:
@@ -136,13 +142,13 @@ class TrainingComponents:
             kwargs=kwargs,
             across_processes={"reuse_snapshot_buffer": True},
             environment=_threads(config.learner.threads),
-            num_gpus=config.learner.num_gpus,
+            needs=needs_of("learner", config.learner),
         )
 
     def bonus(self) -> Component[BonusScorer]:
         config = self._config
         kwargs = {"bonus": config.bonus, "group_size": config.responses_per_prompt, "seed": config.seed}
-        return Component(cls=BonusScorer, name="bonus", kwargs=kwargs, environment=_threads(1), on_this_node=True)
+        return Component(cls=BonusScorer, name="bonus", kwargs=kwargs, environment=_threads(1), needs=BESIDE_THE_DRIVER)
 
     def verifier(self) -> Component[VerifierPool]:
         config = self._config
@@ -161,7 +167,7 @@ class TrainingComponents:
             "max_response_tokens": config.sampling.max_response_tokens,
             "log_directory": self._log_directory,
         }
-        return Component(cls=Replay, name="replay", kwargs=kwargs, on_this_node=True)
+        return Component(cls=Replay, name="replay", kwargs=kwargs, needs=BESIDE_THE_DRIVER)
 
 
 def rollout_worker(name: str, config: RolloutConfig, sampling: SamplingConfig, **options: Any) -> Component[RolloutWorker]:
@@ -171,7 +177,7 @@ def rollout_worker(name: str, config: RolloutConfig, sampling: SamplingConfig, *
         name=name,
         kwargs={"worker_id": name, "config": config, "sampling": sampling, **options},
         environment={**_threads(config.threads), **environment_of(config)},
-        num_gpus=config.num_gpus,
+        needs=needs_of("rollout", config),
         max_concurrency=CONCURRENT_CALLS,
     )
 
@@ -184,7 +190,7 @@ def encoder(number: int, config: EncoderConfig, **options: Any) -> Component[Hid
         name=f"encoder-{number}",
         kwargs={"config": config, "device": _device(config.num_gpus), **options},
         environment=_threads(config.threads),
-        num_gpus=config.num_gpus,
+        needs=needs_of("encoder", config),
         max_concurrency=CONCURRENT_CALLS,
     )
 
@@ -195,7 +201,7 @@ def scorer(config: ScorerConfig, *, model: str) -> Component[ResponseScorer]:
         name="scorer",
         kwargs={"model": model, "config": config, "device": _device(config.num_gpus)},
         environment=_threads(config.threads),
-        num_gpus=config.num_gpus,
+        needs=needs_of("scorer", config),
     )
 
 
@@ -203,13 +209,21 @@ def verifier_pool(
     task: TaskConfig, config: VerifierConfig, *, max_concurrency: int, final_answers: bool = False
 ) -> Component[VerifierPool]:
     return Component(
-        cls=VerifierPool, name="verifier", args=(task, config), kwargs={"final_answers": final_answers}, max_concurrency=max_concurrency
+        cls=VerifierPool,
+        name="verifier",
+        args=(task, config),
+        kwargs={"final_answers": final_answers},
+        needs=needs_of("verifier", config),
+        max_concurrency=max_concurrency,
     )
 
 
-def num_actors(config: RunConfig) -> int:
-    """Return the number of processes of a training run that reserve a CPU each."""
-    return config.rollout.workers + config.learner.ranks + 2 + config.bonus.enabled + config.num_encoders + (config.evaluation.every > 0)
+def needs_of_run(config: RunConfig) -> list[Needs]:
+    """Return the needs of every process that a training run starts with. An evaluation is a rollout worker more."""
+    engines = config.rollout.workers + (config.evaluation.every > 0)
+    numbers = {"learner": config.learner.ranks, "rollout": engines, "encoder": config.num_encoders, "verifier": 1}
+    asked = [needs_of(role, getattr(config, role)) for role, number in numbers.items() for _ in range(number)]
+    return asked + [BESIDE_THE_DRIVER] * (1 + config.bonus.enabled)
 
 
 def _device(num_gpus: float) -> str:

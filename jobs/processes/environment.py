@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from jobs.configuration.user_error import UserError
 from learners.models import EMBEDDED
+from learners.placement import Placement
 
 _HOST_AND_PORT = re.compile(r"[^/,\s]+:(\d{1,5})")
 _CLIENT = re.compile(r"ray://[^/,\s]+(/.*)?")
@@ -35,3 +39,29 @@ def require_ray_address() -> None:
         f"RAY_ADDRESS={address} {what}: unset RAY_ADDRESS to use this machine alone, or set it to the cluster's HOST:PORT (port 6379 "
         "unless `ray start` said otherwise) or to auto"
     )
+
+
+def require_placements(config: BaseModel) -> None:
+    """Raise UserError for a `placement` of a role that Ray cannot be asked for. Without one Ray is not imported."""
+    for role, section in config:
+        if (placement := getattr(section, "placement", Placement())) != Placement():
+            _require_placement(placement, f"{role}.placement")
+
+
+def _require_placement(placement: Placement, key: str) -> None:
+    from ray.util.accelerators import accelerators
+
+    from jobs.processes.needs import A_BIT, ACCELERATOR, Needs
+    from jobs.processes.ray_handle import require_actor_options
+
+    kind = placement.accelerator_type
+    known = [name for variable, name in vars(accelerators).items() if not variable.startswith("_")]
+    if kind and kind not in known:
+        near = difflib.get_close_matches(kind, known, n=1, cutoff=0.5)
+        suggestion = f"did you mean '{near[0]}'? " if near else ""
+        otherwise = f'if the nodes have it all the same, set {key}.resources to {{ "{ACCELERATOR}{kind}" = {A_BIT} }}'
+        raise UserError(f'{key}.accelerator_type = "{kind}" is none that Ray knows: {suggestion}{otherwise}')
+    try:
+        require_actor_options(Needs(placement=placement).options())
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None

@@ -41,6 +41,8 @@ class Handle(ABC, Generic[C_co]):
     """A component of class `C_co` somewhere: in a Ray actor, in this process, or in several processes at once."""
 
     name: str
+    needs: str = "its resources"
+    """What it waits for until it has a place, in words."""
 
     @overload
     async def call(

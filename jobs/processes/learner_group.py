@@ -57,7 +57,8 @@ class LearnerGroup(Handle[Learner]):
             async with asyncio.timeout(timeout_s):
                 await self.placed()
         except TimeoutError:
-            raise Deadline(f"the {len(self._ranks)} ranks of the {self.name} did not all find room within {timeout_s:g} s") from None
+            who = f"the {len(self._ranks)} ranks of the {self.name}"
+            raise Deadline(f"{who} did not all find room within {timeout_s:g} s: each needs {self._ranks[0].needs}") from None
         first = self._ranks[0]
         address = await first.call(LearnerRank.open, timeout_s=timeout_s, waiting_for=f"the first rank of the {self.name}")
         await self._on_all(

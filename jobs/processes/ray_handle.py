@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import psutil
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, ObjectLostError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.processes.handles import ActorDied, DataLost, Deadline, Handle
 
@@ -17,9 +19,13 @@ C = TypeVar("C")
 class RayHandle(Handle[C]):
     """A Ray actor of class `C`."""
 
-    def __init__(self, actor: Any, name: str) -> None:
+    def __init__(self, actor: Any, name: str, *, needs: str = "its resources", group: PlacementGroup | None = None) -> None:
+        """`needs`: the node that it waits for, in words. `group`: what is removed when it is killed."""
         self.actor = actor
         self.name = name
+        self.needs = needs
+        self._group = group
+        self._has_answered = False
 
     async def call_named(self, method: str, args: tuple[Any, ...], *, timeout_s: float, waiting_for: str, returns: int) -> Any:
         remote = getattr(self.actor, method).options(num_returns=returns).remote(*args)
@@ -29,6 +35,8 @@ class RayHandle(Handle[C]):
                 value = await small
         except RayActorError as error:
             raise ActorDied(_death(error, self.name, waiting_for)) from error
+        except ActorUnschedulableError as error:
+            raise self._has_no_place() from error
         except ObjectLostError as error:
             raise self._data_lost(method, waiting_for) from error
         except RayTaskError as error:
@@ -38,8 +46,13 @@ class RayHandle(Handle[C]):
         except TimeoutError:
             if not deadline.expired():  # the actor's own
                 raise
-            raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}") from None
+            so_far = "" if self._has_answered else f"; its process has not answered yet, and needs {self.needs}"
+            raise Deadline(f"{self.name}.{method} took over {timeout_s:g} s: waited for {waiting_for}{so_far}") from None
+        self._has_answered = True
         return (*bulk, value) if bulk else value
+
+    def _has_no_place(self) -> ActorDied:
+        return ActorDied(f"the {self.name} process can never be placed: it needs {self.needs}")
 
     def _data_lost(self, method: str, waiting_for: str) -> DataLost:
         return DataLost(f"data that {self.name}.{method} needs was lost while the run waited for {waiting_for}")
@@ -47,9 +60,12 @@ class RayHandle(Handle[C]):
     async def placed(self) -> str | None:
         try:
             node_id: str = await self.actor.__ray_call__.remote(_node_id)
+            self._has_answered = True
             return node_id
         except RayActorError as error:
             raise ActorDied(f"the {self.name} process died while it was started") from error
+        except ActorUnschedulableError as error:
+            raise self._has_no_place() from error
 
     async def rss_bytes(self, *, timeout_s: float) -> int | None:
         try:
@@ -61,6 +77,13 @@ class RayHandle(Handle[C]):
 
     def kill(self) -> None:
         ray.kill(self.actor, no_restart=True)
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+
+def require_actor_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options of an actor that Ray does not take. Starts nothing."""
+    ray.remote(**options)(RayHandle)
 
 
 def _death(error: RayActorError, name: str, waiting_for: str) -> str:

@@ -26,7 +26,7 @@ from buffers.replay import InsertResult
 from jobs.config import RunConfig
 from jobs.directory.run_dir import RunDirectory
 from jobs.processes.build import close_all
-from jobs.processes.description import Launch, TrainingComponents
+from jobs.processes.description import Launch, LaunchTogether, TrainingComponents
 from jobs.processes.encoders import EncoderPool
 from jobs.processes.handles import Handle
 from jobs.processes.learner_group import LearnerGroup
@@ -66,7 +66,8 @@ class Scored:
 class Run:
     """What a trainer works with: configuration, components, books, and the state that this process owns.
 
-    `step` counts the steps trained: the version that the learner has, and must have again if it is replaced.
+    `launch_together` starts the ranks of a learner; None starts one after the other. `step` counts the steps trained:
+    the version that the learner has, and must have again if it is replaced.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Run:
         *,
         components: TrainingComponents,
         launch: Launch,
+        launch_together: LaunchTogether | None = None,
         stream: ProblemStream,
         directory: RunDirectory,
         listener: Listener,
@@ -82,6 +84,7 @@ class Run:
         self.config = config
         self.components = components
         self.launch = launch
+        self._launch_together = launch_together
         self.stream = stream
         self.task = stream.task
         self.directory = directory
@@ -105,7 +108,10 @@ class Run:
         ranks = self.config.learner.ranks
         if ranks == 1:
             return self.launch(self.components.learner())
-        return LearnerGroup([self.launch(self.components.learner_rank(rank)) for rank in range(ranks)])
+        components = [self.components.learner_rank(rank) for rank in range(ranks)]
+        if self._launch_together is None:
+            return LearnerGroup([self.launch(component) for component in components])
+        return LearnerGroup(self._launch_together(components))
 
     def _encoder(self, number: int) -> Supervised[HiddenStateEncoder]:
         return self._supervised(
@@ -249,7 +255,7 @@ class Run:
 
     async def placed(self, handle: Handle[Any], loop: str) -> str | None:
         """Wait until a component has its resources, as long as the cluster takes; return the id of its node."""
-        with self.waits.waiting(loop, f"the resources of {handle.name}", usual_s=FIRST_WAIT_S), self.waits.ending():
+        with self.waits.waiting(loop, f"{handle.name} to find {handle.needs}", usual_s=FIRST_WAIT_S), self.waits.ending():
             return await handle.placed()
 
     @overload

@@ -117,7 +117,7 @@ class Evaluations:
             async with asyncio.timeout(timeout_s):
                 await self._run.placed(worker, "evaluate")
         except TimeoutError:
-            raise Deadline(f"waited over {timeout_s:g} s for the resources of {worker.name}") from None
+            raise Deadline(f"{worker.name} waited over {timeout_s:g} s for {worker.needs}") from None
 
     async def _notify(self) -> None:
         async with self._changed:

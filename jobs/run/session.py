@@ -17,8 +17,8 @@ from jobs.directory.events import EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
-from jobs.processes.build import launch, missing_cpus, namespace, ray_session
-from jobs.processes.description import TrainingComponents, num_actors
+from jobs.processes.build import launch, launch_together, namespace, ray_session
+from jobs.processes.description import TrainingComponents, needs_of_run
 from jobs.processes.failures import details, first_error, reason
 from jobs.processes.models import policy_model
 from jobs.processes.prompts import DRAWN, PromptLook
@@ -207,9 +207,8 @@ class TrainSession:
         for text in start.warnings:
             console.warn(text)
         console.status("starting Ray")
-        with ray_session(namespace(config.run_dir), num_actors(config), json_logs=config.logs.format == "json"):
-            if (too_few := missing_cpus(num_actors(config))) is not None:
-                console.warn(too_few)
+        json_logs = config.logs.format == "json"
+        with ray_session(namespace(config.run_dir), needs_of_run(config), warn=console.warn, json_logs=json_logs):
             self.control.scraped_at(scrape_address())
             console.status("starting the engine and the learner (about 30 s on two cores)")
             log_directory = str(self._directory.rollouts)
@@ -224,7 +223,15 @@ class TrainSession:
             note=self._note,
             replaced=lambda name, error: self._console.warn(f"{name} is replaced: {reason(error)}"),
         )
-        run = Run(self._config, components=components, launch=launch, stream=self._stream, directory=self._directory, listener=listener)
+        run = Run(
+            self._config,
+            components=components,
+            launch=launch,
+            launch_together=launch_together,
+            stream=self._stream,
+            directory=self._directory,
+            listener=listener,
+        )
         try:
             await run.ready()
             self._events = self._open_events(start_step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from jobs.processes.description import rollout_worker, scorer, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
 from jobs.processes.models import room_for_prompts, sampled_model
+from jobs.processes.needs import needs_of
 from jobs.processes.threads import share_of_cores
 from jobs.reports.evaluate.report import write_report
 from jobs.sampling.candidates import CandidateStore, with_columns
@@ -127,12 +129,18 @@ class EvaluateSession:
         is_scored = base is None or not (waiting or any(BASE_COLUMN not in one.column_names for one in self.store.parts()))
         if waiting or not is_scored:
             pinned = [await asyncio.to_thread(pins.pin, model) for model in everything]  # they must exist and be unchanged
-            with ray_session(namespace(self._config.out), self._config.rollout.workers + 2):
+            with self._ray(is_scored=is_scored):
                 if waiting:
                     await self._sample_all([one for one in pinned[: len(models)] if one.label in waiting], waiting, sampling_of)
                 if not is_scored:
                     await self._score(pinned[-1])
         return labels
+
+    def _ray(self, *, is_scored: bool) -> AbstractContextManager[None]:
+        config = self._config
+        numbers = {"rollout": config.rollout.workers, "verifier": 1, "scorer": int(not is_scored)}
+        needs = [needs_of(role, getattr(config, role)) for role, number in numbers.items() for _ in range(number)]
+        return ray_session(namespace(config.out), needs, warn=partial(say, self._console))
 
     def _waiting(self, labels: Sequence[str]) -> dict[str, list[Problem]]:
         """Return by label the problems that a model has no finished responses to. Finished models are left out."""

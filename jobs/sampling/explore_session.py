@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from jobs.processes.description import encoder, rollout_worker, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
 from jobs.processes.models import sampled_model
+from jobs.processes.needs import needs_of
 from jobs.processes.threads import share_of_cores
 from jobs.reports.explore.report import write_report
 from jobs.sampling.candidates import CandidateStore, known_verdicts, problem_of, read_candidates, split_by_problem
@@ -104,7 +105,7 @@ class ExploreSession:
         config = self._config
         say(self._console, "starting the engines (about 30 s on two cores)")
         use_encoder = not config.from_engine
-        with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
+        with self._ray(workers=config.rollout.workers, use_encoder=use_encoder, to_verify=config.verify != "none"):
             features = PooledFeatures() if config.from_engine else None
             worker = partial(rollout_worker, prompt=config.prompt, model=self._model, run_id="explore", seed=config.seed, features=features)
             names = [f"rollout-{index}" for index in range(config.rollout.workers)]
@@ -126,8 +127,8 @@ class ExploreSession:
         finished = self.store.finished()
         waiting = [candidates for candidates in tables if (problem_of(candidates).problem_id,) not in finished]
         to_verify = config.verify != "none" and any(len(known_verdicts(one)) < one.num_rows for one in waiting)
-        session = ray_session(namespace(config.out), 1 + int(use_encoder)) if use_encoder or to_verify else nullcontext()
-        with session:
+        starts_any = use_encoder or to_verify
+        with self._ray(workers=0, use_encoder=use_encoder, to_verify=to_verify) if starts_any else nullcontext():
             handle = self._encoder() if use_encoder else None
             sources = Sources(workers=[], encoder=handle, verifier=self._verifier() if to_verify else None)
             try:
@@ -142,6 +143,11 @@ class ExploreSession:
                     await reselect(waiting, explorer, sources.encoder, config, keep)
             finally:
                 await close_all([sources.verifier] if sources.verifier else [])
+
+    def _ray(self, *, workers: int, use_encoder: bool, to_verify: bool) -> AbstractContextManager[None]:
+        numbers = {"rollout": workers, "encoder": int(use_encoder), "verifier": int(to_verify)}
+        needs = [needs_of(role, getattr(self._config, role)) for role, number in numbers.items() for _ in range(number)]
+        return ray_session(namespace(self._config.out), needs, warn=partial(say, self._console))
 
     @property
     def _sharing(self) -> int:

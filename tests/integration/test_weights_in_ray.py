@@ -58,5 +58,5 @@ def test_damaged_weights_are_refused_across_processes_and_whole_ones_taken(tiny_
         mine = ray.get(whole).buffer
         assert not mine.flags.writeable and not mine.flags.owndata, "a reader shares the store's memory"
 
-    with ray_session("weights", 2):
+    with ray_session("weights", []):
         asyncio.run(main())

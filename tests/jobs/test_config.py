@@ -25,6 +25,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.toml")
 
 
+PLACED = ("rollout", "encoder", "scorer", "verifier")
+
+
 @pytest.fixture(autouse=True)
 def _environment_is_put_back():
     with patch.dict(os.environ):
@@ -110,6 +113,12 @@ def test_unknown_key_of_the_file_is_refused_too(refusal, tmp_path):
         ("rollout.engine=sglang", ["rollout.engine = 'sglang'", "known: vllm, vllm-async, transformers, prefix-tree; or an import path"]),
         ("rollout.threads=all", ["rollout.threads = 'all'", "a valid integer", "; or input should be 'auto'"]),
         ("bonus.ridge=0", ["bonus.ridge = 0: input should be greater than 0; or input should be 'auto'"]),
+        ("rollout.placement.resources={disk=0}", ["rollout.placement.resources.disk = 0", "greater than 0"]),
+        (
+            "rollout.placement.resources={GPU=1}",
+            ["rollout.placement.resources", "no resource of your own can be GPU: num_gpus says how many"],
+        ),
+        ("learner.placement.accelerator=L4", ["unknown key 'learner.placement.accelerator'", "'learner.placement.accelerator_type'"]),
         ("wait_timeout_s=inf", ["wait_timeout_s = inf", "finite"]),
         ("learner.lr=nan", ["learner.lr = nan", "finite"]),
         ("responses_per_prompt=1", ["responses_per_prompt = 1", "greater than or equal to 2"]),
@@ -329,6 +338,7 @@ def begun_run(directory: Path, config: RunConfig, *, checkpoint: bool = True) ->
         {"learner": {"threads": 2, "tokens_per_micro_batch": 64}},
         {"learner": {"ranks": 4, "num_gpus": 1, "join_timeout_s": 9.0, "collective_timeout_s": 9.0}},
         {"encoder": {"threads": 2}},
+        {name: {"placement": {"accelerator_type": "L4"}} for name in ("rollout", "learner", "encoder", "verifier")},
         {"sampling": {"max_prompt_tokens": 512}},
         {"prompt": {"too_long": "leave_out"}},
     ],
@@ -471,7 +481,8 @@ def test_load_config_raises_its_own_error_only(tmp_path):
 @pytest.mark.parametrize(("kind", "changeable"), [(ExploreConfig, EXPLORE_CHANGEABLE), (EvaluateConfig, EVALUATE_CHANGEABLE)])
 def test_a_limit_that_only_refuses_may_change_when_a_job_goes_on(kind, changeable):
     saved = kind().model_dump(mode="json")
-    for free in ({"sampling": {"max_prompt_tokens": 9, "max_response_tokens": 256}}, {"prompt": {"too_long": "leave_out"}}):
+    placed = {name: {"placement": {"label_selector": {"zone": "a"}}} for name in kind.model_fields if name in PLACED}
+    for free in ({"sampling": {"max_prompt_tokens": 9, "max_response_tokens": 256}}, {"prompt": {"too_long": "leave_out"}}, placed):
         assert changed_keys(saved, kind.model_validate(free), changeable) == []
     for fixed in ({"sampling": {"max_response_tokens": 9}}, {"prompt": {"template": "{{ messages }}"}}):
         assert len(changed_keys(saved, kind.model_validate(fixed), changeable)) == 1

@@ -49,7 +49,7 @@ POSING = ("train", "explore", "evaluate", "compare")
 @pytest.fixture(autouse=True)
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("jobs.run.session", "jobs.sampling.explore_session", "jobs.sampling.evaluate_session"):
-        monkeypatch.setattr(f"{module}.ray_session", lambda *args: pytest.fail("Ray was started"))
+        monkeypatch.setattr(f"{module}.ray_session", lambda *args, **options: pytest.fail("Ray was started"))
     monkeypatch.setattr("jobs.comparison.session.run_comparison", lambda *args: pytest.fail("the comparison was begun"))
 
 

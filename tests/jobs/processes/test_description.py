@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from actors.config import ScorerConfig
 from jobs.config import RunConfig
-from jobs.processes.description import Component, TrainingComponents, num_actors, scorer
+from jobs.processes.description import Component, TrainingComponents, needs_of_run, scorer
+from learners.placement import Placement
 
 MAKERS: dict[str, Callable[[TrainingComponents], Component[Any]]] = {
     "rollout worker": lambda components: components.rollout_worker(1),
@@ -57,13 +59,13 @@ def test_an_argument_that_a_class_no_longer_takes_is_found(monkeypatch):
 def test_a_role_gets_its_threads_and_its_device(role, name):
     on_cpu = described(name, **{role: {"threads": 3}})
     assert on_cpu.environment["OMP_NUM_THREADS"] == "3" and on_cpu.environment["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert (on_cpu.num_gpus, on_cpu.kwargs["device"]) == (0, "cpu")
+    assert (on_cpu.needs.num_gpus, on_cpu.kwargs["device"]) == (0, "cpu")
     on_gpu = described(name, **{role: {"num_gpus": 1}})
-    assert (on_gpu.num_gpus, on_gpu.kwargs["device"]) == (1, "cuda")
+    assert (on_gpu.needs.num_gpus, on_gpu.kwargs["device"]) == (1, "cuda")
 
 
 def test_who_reads_the_run_directory_is_on_the_drivers_node():
-    assert {name for name in MAKERS if described(name).on_this_node} == {"bonus", "replay"}
+    assert {name for name in MAKERS if described(name).needs.on_this_node} == {"bonus", "replay"}
 
 
 def test_a_buffer_is_reused_only_where_results_are_copied():
@@ -82,10 +84,30 @@ def test_workers_differ_by_seed_unless_samples_are_a_function_of_requests():
     assert seeds(rollout={"engine": "vllm"}, deterministic=True, seed=4) == [4, 4, 4]
 
 
-def test_number_of_actors_counts_every_process_that_reserves_a_cpu():
-    assert num_actors(RunConfig()) == 6
-    assert num_actors(RunConfig.model_validate({"bonus": {"enabled": False}})) == 4
-    assert num_actors(RunConfig.model_validate({"evaluation": {"every": 5}, "learner": {"ranks": 3}})) == 9
+@pytest.mark.parametrize(
+    ("section", "names"),
+    [
+        ("rollout", {"rollout worker", "evaluation worker"}),
+        ("learner", {"learner", "learner rank"}),
+        ("encoder", {"encoder"}),
+        ("verifier", {"verifier"}),
+    ],
+)
+def test_a_role_is_placed_as_its_section_says_and_no_other_is(section, names):
+    placement = {"accelerator_type": "L4", "label_selector": {"zone": "a"}, "resources": {"fast_disk": 2}}
+    found = {name: described(name, **{section: {"placement": placement}}).needs.placement.model_dump() for name in MAKERS}
+    assert {name for name, placed in found.items() if placed == placement} == names
+    assert all(placed == Placement().model_dump() for name, placed in found.items() if name not in names)
+
+
+def test_a_run_needs_room_for_every_process_that_it_starts():
+    def numbers(**values: Any) -> Counter[str]:
+        return Counter(needs.role for needs in needs_of_run(RunConfig.model_validate(values)))
+
+    alone = {"rollout": 1, "learner": 1, "encoder": 1, "verifier": 1, "replay and bonus": 2}
+    assert numbers() == alone
+    assert numbers(bonus={"enabled": False}) == {"rollout": 1, "learner": 1, "verifier": 1, "replay and bonus": 1}
+    assert numbers(evaluation={"every": 5}, learner={"ranks": 3}) == {**alone, "rollout": 2, "learner": 3}
 
 
 def test_the_scorer_is_described_too():

@@ -1,4 +1,5 @@
-"""A RAY_ADDRESS that no job can be attached to is refused before anything loads."""
+"""A RAY_ADDRESS that no job can be attached to, and a placement that Ray does not know, are refused before anything
+loads."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs import evaluate, explore, train
+from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
-from jobs.processes.environment import require_ray_address
+from jobs.processes.environment import require_placements, require_ray_address
 from tests.jobs.comparison_fixture import write_comparison
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -71,7 +74,37 @@ def test_all_that_ray_says_of_an_address_is_handed_on(monkeypatch, address, reme
     from jobs.processes.build import ray_session
 
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError) as refused, ray_session("repexp-test", 1):
+    with pytest.raises(UserError) as refused, ray_session("repexp-test", []):
         pass
     assert f"RAY_ADDRESS={address} cannot be attached to: " in str(refused.value)
     assert remedy in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("placement", "said"),
+    [
+        ({"accelerator_type": "H10O"}, """rollout.placement.accelerator_type = "H10O" is none that Ray knows: did you mean 'H100'? """),
+        ({"accelerator_type": "Mine"}, 'set rollout.placement.resources to { "accelerator_type:Mine" = 0.001 }'),
+        ({"label_selector": {"a b": "c"}}, "rollout.placement: Invalid label key name `a b`"),
+        ({"label_selector": {"zone": "in(a"}}, "rollout.placement: Invalid label selector value `in(a`"),
+        ({"resources": {"disk": 1e-7}}, "rollout.placement: The precision of the fractional quantity of resource disk"),
+    ],
+)
+def test_a_placement_that_ray_cannot_be_asked_for_is_refused_by_name(placement, said):
+    config = RunConfig.model_validate({"rollout": {"placement": placement}})
+    with pytest.raises(UserError) as refused:
+        require_placements(config)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_any_placement_that_ray_can_be_asked_for_is_taken():
+    role = {"accelerator_type": "L4", "label_selector": {"ray.io/market-type": "!in(spot, other)"}, "resources": {"disk": 0.5}}
+    require_placements(RunConfig.model_validate({name: {"placement": role} for name in ("rollout", "learner", "encoder", "verifier")}))
+
+
+@pytest.mark.parametrize("command", [train, explore, evaluate])
+def test_every_job_looks_at_its_placements_before_it_starts(capsys, tmp_path, tiny_model, command):
+    file = tmp_path / "job.toml"
+    file.write_text('[verifier.placement]\naccelerator_type = "H10O"\n')
+    assert command.main([str(file), "--dry-run"]) == 2
+    assert 'error: verifier.placement.accelerator_type = "H10O" is none that Ray knows' in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_ranks_that_find_no_room_are_not_waited_for_beyond_the_time() -> None:
 
     async def scenario() -> None:
         group = LearnerGroup([LocalHandle(ScriptedRank(0), "learner-0"), Pending(ScriptedRank(1), "learner-1")])
-        with pytest.raises(Deadline, match=r"the 2 ranks of the learner did not all find room within 0\.05 s"):
+        with pytest.raises(Deadline, match=r"the 2 ranks of the learner did not all find room within 0\.05 s: each needs its resources"):
             await group.call(Learner.ready, timeout_s=0.05, waiting_for="the learner")
 
     run(scenario())

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from actors.learner import Learner
-from jobs.processes.handles import ActorDied
+from jobs.processes.handles import ActorDied, Deadline
 from jobs.processes.ray_handle import RayHandle
 
 
@@ -36,3 +36,28 @@ def test_what_went_wrong_in_a_constructor_is_said_in_one_line() -> None:
 
 def test_a_process_that_is_gone_is_said_to_be() -> None:
     assert asyncio.run(death_of(ActorDiedError())) == "the learner process died while the run waited for the learner to load its model"
+
+
+def test_a_process_that_never_answered_is_told_with_the_node_that_it_needs() -> None:
+    """Once it has answered it has a node, and is only slow."""
+    may_answer = asyncio.Event()
+
+    async def answer() -> int:
+        await may_answer.wait()
+        return 7
+
+    async def scenario() -> None:
+        actor = SimpleNamespace(ready=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=answer)))
+        handle = RayHandle(actor, "learner", needs="a node with 1 CPU and 1 GPU")
+        said = "learner.ready took over 0.01 s: waited for the learner to load its model"
+        with pytest.raises(Deadline) as before:
+            await handle.call(Learner.ready, timeout_s=0.01, waiting_for="the learner to load its model")
+        assert str(before.value) == f"{said}; its process has not answered yet, and needs a node with 1 CPU and 1 GPU"
+        may_answer.set()
+        assert await handle.call(Learner.ready, timeout_s=10, waiting_for="the learner") == 7
+        may_answer.clear()
+        with pytest.raises(Deadline) as after:
+            await handle.call(Learner.ready, timeout_s=0.01, waiting_for="the learner to load its model")
+        assert str(after.value) == said
+
+    asyncio.run(scenario())

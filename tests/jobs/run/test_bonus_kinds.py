@@ -24,7 +24,7 @@ from buffers.samplers import HeldGroup
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.offline.replay_from import replay_from, replay_from_session
-from jobs.processes.description import TrainingComponents, num_actors
+from jobs.processes.description import TrainingComponents, needs_of_run
 from tests.bonus.outside import AnswerCounts
 from tests.buffers.schema_1 import as_schema_1
 from tests.jobs.components_fixture import PROMPTS, RESPONSES, LocalRun, assert_same_state, small_config
@@ -153,8 +153,8 @@ def test_processes_compute_what_the_bonus_needs_and_nothing_else(
     components = TrainingComponents(settings, "model", run_id="run", log_directory="log")
     assert (components.rollout_worker(0).kwargs["features"] is not None) == from_policy
     assert components.verifier().kwargs["final_answers"] == final_answers
-    without = num_actors(RunConfig(bonus=BonusConfig(enabled=False)))
-    assert num_actors(settings) - without == encoders + settings.bonus.enabled
+    without = len(needs_of_run(RunConfig(bonus=BonusConfig(enabled=False))))
+    assert len(needs_of_run(settings)) - without == encoders + settings.bonus.enabled
 
 
 # ---- saved rollouts ----

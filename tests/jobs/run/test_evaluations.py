@@ -131,7 +131,7 @@ def test_an_evaluation_whose_worker_gets_no_resources_is_left_out_and_told(start
     monkeypatch.setattr(LocalHandle, "placed", never)
     run = start(steps=2, evaluation=SampledEvaluation(lambda: run), wait_timeout_s=1.0)
     assert run.train() == 2
-    assert run.warnings == ["the evaluation of step 2 is left out: waited over 1 s for the resources of evaluation"]
+    assert run.warnings == ["the evaluation of step 2 is left out: evaluation waited over 1 s for its resources"]
 
 
 def test_a_bug_in_an_evaluation_ends_the_run(start):

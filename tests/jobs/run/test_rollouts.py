@@ -784,7 +784,7 @@ def test_a_worker_that_waits_for_the_cluster_to_grow_is_named_and_the_run_does_n
             async with asyncio.timeout(BOUND_S):
                 while not scene.waits.current():
                     await asyncio.sleep(0)
-            assert [(wait.loop, wait.waiting_for) for wait in scene.waits.current()] == [("start", "the resources of rollout-0")]
+            assert [(wait.loop, wait.waiting_for) for wait in scene.waits.current()] == [("start", "rollout-0 to find its resources")]
             assert scene.waits.still_s() == 0.0
             scene.may_be_placed.set()
             await scene.until_serving(1)

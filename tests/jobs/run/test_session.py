@@ -59,7 +59,7 @@ def test_storage_that_is_no_address_is_refused(tmp_path: Path, tiny_model: str) 
 def test_a_model_that_packed_rows_would_compute_wrongly_is_refused_before_ray_is_started(
     tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.run.session.ray_session", lambda *args: pytest.fail("Ray was started"))
+    monkeypatch.setattr("jobs.run.session.ray_session", lambda *args, **options: pytest.fail("Ray was started"))
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     settings = json.loads((model / "config.json").read_text())
     settings["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
@@ -126,7 +126,7 @@ def test_adapters_that_cannot_be_had_are_refused_before_ray_is_started(
 ) -> None:
     if not lora:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("jobs.run.session.ray_session", lambda *args: pytest.fail("Ray was started"))
+    monkeypatch.setattr("jobs.run.session.ray_session", lambda *args, **options: pytest.fail("Ray was started"))
     learner = {"lora": {"enabled": True, **lora}}
     config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "learner": learner})
     with pytest.raises(UserError, match=named):
