@@ -1,8 +1,8 @@
-"""`repexp COMMAND …`: all commands under one name. It is `python -m jobs COMMAND …`; `python -m jobs.COMMAND …` does the
-same.
+"""`repexp COMMAND …`: all commands under one name. `python -m jobs COMMAND …` is the same, and so is `python -m
+jobs.COMMAND …`.
 
-Only the module of the command that is named is imported. The help and a misspelt name need the standard library only,
-and so does `repexp doctor` in an incomplete environment."""
+Only the module of the command that is named is imported. So the help takes no time, and `repexp doctor` works in an
+incomplete environment."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def help_text() -> str:
 
 
 def start() -> NoReturn:
-    """Be the installed command `repexp`: become `python -m jobs`. Like it, and like the workers of Ray, the command then
-    looks for modules in the current directory first: for methods of your own, and in a clone for the clone's code."""
+    """Be the installed command `repexp`: become `python -m jobs`, which looks for modules in the current directory
+    first, as Ray's workers do. There it finds methods of your own and, in another clone, the code of that clone."""
     path = [os.getcwd(), *sys.path[1:]]
     found = [Path(spec.origin) for name in PACKAGES if (spec := PathFinder.find_spec(name, path)) and spec.origin]
     foreign = [file for file in found if file.parents[file.name == "__init__.py"] != Path(__file__).parents[1]]

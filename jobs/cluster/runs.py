@@ -71,8 +71,8 @@ def shown(path: Path) -> str:
 
 
 def command_line(name: str, *words: str) -> str:
-    """Return `repexp NAME WORDS` as a person types it in a shell. Where this environment does not have the command, as on
-    the head of a cluster, it is `python -m jobs.NAME WORDS`."""
+    """Return `repexp NAME WORDS` as a person types it in a shell. In an environment without that command, as on the
+    head of a cluster, it is `python -m jobs.NAME WORDS`."""
     script = Path(sys.executable).with_name("repexp")
     if not script.is_file():
         return python_line(f"jobs.{name}", *words)
