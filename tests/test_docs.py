@@ -92,7 +92,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 RESULTS = sorted((ROOT / "benchmarks/results").glob("*.md"))
 FOLDERS = "actors|benchmarks|bonus|buffers|configs|docs|jobs|learners|requirements|tasks|tests"
 PACKAGES = "actors|benchmarks|bonus|buffers|jobs|learners|tasks"
-NOT_OURS = {"configs/mine.toml", "jobs.NAME"}
+NOT_OURS = {"configs/mine.toml", "jobs.NAME", "jobs/NAME.py"}
 """What a page tells its reader to put in."""
 
 
