@@ -2,8 +2,12 @@
 
 # An index that has CPU wheels of torch, which is asked besides the indexes of pip's configuration. Empty: ask only those.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# The interpreter that .venv is made from.
-PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+# The versions of Python that the lock is for, newest first.
+PYTHONS := 3.13 3.12 3.11
+# The interpreter that $(VENV) is made from: the newest of them that is here and can make an environment.
+PYTHON ?= $(shell for v in $(PYTHONS); do python$$v -c 'import ensurepip' 2>/dev/null && echo python$$v && exit; done; echo python3)
+# The environment. With another one and PYTHON=, everything below works for a second version of Python.
+VENV ?= .venv
 # Arguments that train, test, test-unit, chaos and doctor pass on: make train ARGS="--set learner.lr=1e-5"
 ARGS ?=
 # Where `make lock` finds torch: uv's name for PyTorch's CPU index, or "--find-links DIR", "--index URL", ...
@@ -13,7 +17,7 @@ LOCK_FLAGS ?= --torch-backend cpu
 SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist worksteal
 
 UV_VERSION := 0.13.9
-BIN := .venv/bin
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 PACKAGES := actors bonus buffers jobs learners tasks
 
@@ -23,7 +27,7 @@ PACKAGES := actors bonus buffers jobs learners tasks
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-venv: .venv/cpu.lock  ## make .venv from requirements/cpu.lock (instant when it is up to date)
+venv: $(BIN)/repexp  ## make .venv from requirements/cpu.lock, with the command repexp (instant when it is up to date)
 
 train: venv  ## train on the embedded model and tasks: configs/quickstart.toml (ARGS are passed on)
 	$(BIN)/python -m jobs.train configs/quickstart.toml $(ARGS)
@@ -54,22 +58,29 @@ docs: venv  ## write docs/configuration.md from the code
 doctor:  ## say what this machine has, what is missing and how to fix it (with or without .venv)
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m jobs.doctor $(ARGS)
 
-# The copy of the lock inside .venv says what was installed. It is written last, so an interrupted build starts from the beginning.
-.venv/cpu.lock: requirements/cpu.lock
+# The command and the packages, as links to this clone. In the editable mode "compat" the clone is one entry of sys.path, at its end:
+# a clone or a work tree that is the current directory, or in PYTHONPATH, comes before it.
+$(BIN)/repexp: pyproject.toml $(VENV)/cpu.lock
+	@$(PIP) --no-build-isolation --config-settings editable_mode=compat --editable .
+	@touch $@
+
+# The copy of the lock inside the environment says what was installed. It is written last, so an interrupted build starts from the beginning.
+$(VENV)/cpu.lock: requirements/cpu.lock
 	@if cmp -s $< $@; then touch $@; else $(MAKE) --no-print-directory .venv-build; fi
 
 .PHONY: .venv-build
 .venv-build:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("make venv: the lock is for Python 3.11 and $(PYTHON) is %d.%d: make venv PYTHON=python3.11" % v)'
-	@echo "making .venv from requirements/cpu.lock (3.2 GiB, a few minutes)"
-	@$(PYTHON) -m venv --clear .venv
+	@$(PYTHON) -c 'import sys, ensurepip; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1:])' $(PYTHONS) 2>/dev/null || { \
+		echo "make venv: $(PYTHON) is none of Python $(PYTHONS) with the module venv: apt install python3-venv, or make venv PYTHON=/path/to/one" >&2; exit 1; }
+	@echo "making $(VENV) from requirements/cpu.lock (3.2 GiB, a few minutes)"
+	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) --retries 1 --timeout 30 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$(grep '^torch==' requirements/cpu.lock)" \
 		|| { echo "make venv: no wheel of torch could be had: make venv TORCH_INDEX=URL-of-an-index-with-CPU-wheels" >&2; exit 1; }
-	@$(BIN)/python -c 'import pathlib, runpy, sys; f = pathlib.Path(sys.prefix) / "lib/python3.11/site-packages/torch/version.py"; sys.exit(runpy.run_path(str(f))["cuda"] is not None)' \
+	@$(BIN)/python -c 'import pathlib, runpy, importlib.util as u; f = pathlib.Path(u.find_spec("torch").origin).with_name("version.py"); exit(runpy.run_path(str(f))["cuda"] is not None)' \
 		|| { echo "make venv: pip found a CUDA build of torch: make venv TORCH_INDEX=URL-of-an-index-with-CPU-wheels (docs/install.md)" >&2; exit 1; }
 	@$(PIP) -r requirements/cpu.lock
-	@$(BIN)/python -c 'import torch' || { echo "make venv: torch does not import (see above): rm -rf .venv && make venv" >&2; exit 1; }
-	@cp requirements/cpu.lock .venv/cpu.lock
+	@$(BIN)/python -c 'import torch' || { echo "make venv: torch does not import (see above): rm -rf $(VENV) && make venv" >&2; exit 1; }
+	@cp requirements/cpu.lock $(VENV)/cpu.lock
 
 reasoning-gym: venv  ## add what the optional task reasoning-gym needs to .venv (a C compiler is needed)
 	@$(PIP) --no-build-isolation -r requirements/reasoning-gym.txt
@@ -77,10 +88,16 @@ reasoning-gym: venv  ## add what the optional task reasoning-gym needs to .venv 
 wandb: venv  ## add what the optional tracker wandb needs to .venv
 	@$(PIP) -r requirements/wandb.txt
 
+RESOLVE = .uv/bin/uv pip compile requirements/cpu.in --override requirements/overrides.txt --python-platform x86_64-manylinux_2_28 \
+	--no-annotate --no-header --quiet $(LOCK_FLAGS)
+OLDEST := $(lastword $(PYTHONS))
+
 lock: .uv/bin/uv  ## resolve requirements/cpu.in into requirements/cpu.lock with the newest versions that fit
-	@$< pip compile requirements/cpu.in --override requirements/overrides.txt --upgrade --python-version 3.11 \
-		--python-platform x86_64-manylinux_2_28 --no-annotate --no-header --quiet --output-file .uv/cpu.lock $(LOCK_FLAGS) >/dev/null
-	@{ echo '# Linux x86_64, Python 3.11. Written by `make lock` from cpu.in and overrides.txt; install with `pip install --no-deps`.'; \
+	@$(RESOLVE) --upgrade --python-version $(OLDEST) --output-file .uv/cpu.lock >/dev/null
+	@for v in $(PYTHONS); do cp .uv/cpu.lock .uv/$$v.lock && $(RESOLVE) --python-version $$v --output-file .uv/$$v.lock >/dev/null \
+		&& diff .uv/cpu.lock .uv/$$v.lock || { \
+		echo "make lock: Python $$v needs other versions than Python $(OLDEST) (see above): bound them in requirements/cpu.in" >&2; exit 1; }; done
+	@{ echo '# Linux x86_64, Python $(PYTHONS). Written by `make lock` from cpu.in and overrides.txt; install with `pip install --no-deps`.'; \
 		sed 's/^\(torch==[^+]*\)+cpu$$/\1/' .uv/cpu.lock; } > requirements/cpu.lock
 	@git --no-pager diff --stat -- requirements/cpu.lock 2>/dev/null || true
 

@@ -111,5 +111,5 @@ def require_facts(facts: EngineFacts, config: RolloutConfig, *, deterministic: b
             f'rollout.num_gpus above 0, here "{config.engine}" and {config.num_gpus:g}; or set it to "object_store"'
         )
     if pool_states and not facts.pools_states:
-        advice = 'take the features from an encoder (bonus.source = "encoder"; in jobs.explore features = "encoder")'
+        advice = 'take the features from an encoder (bonus.source = "encoder"; in repexp explore features = "encoder")'
         raise ExtensionError(f"{named} returns no hidden states: {advice}")

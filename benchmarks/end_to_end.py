@@ -1,6 +1,6 @@
 """Seconds of a training step of 64 responses: this system against Hugging Face TRL's GRPOTrainer.
 
-    python3.11 -m venv /tmp/trl && /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0        # an environment of its own
+    python3 -m venv /tmp/trl && /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0           # an environment of its own
     python -m benchmarks.end_to_end --trl /tmp/trl/bin/python --steps 8 --rounds 2
 
 Both train the embedded model on the same prompts of the quick start: 8 prompts x 8 responses of at most 20 tokens a

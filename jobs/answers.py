@@ -1,4 +1,4 @@
-"""`python -m jobs.answers RUN_DIR`: read a run's answers, best or worst first, from its rollout log."""
+"""`repexp answers RUN_DIR`: read a run's answers, best or worst first, from its rollout log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.answers", description="Read the answers of a run.")
+    parser = argparse.ArgumentParser(prog="repexp answers", description="Read the answers of a run.")
     parser.add_argument("run_dir")
     parser.add_argument("--by", choices=("advantage", "reward", "bonus"), default="advantage", help="what to sort by")
     parser.add_argument("--worst", action="store_true", help="smallest first")

@@ -1,8 +1,8 @@
-"""`python -m jobs.compare COMPARE.toml [--set key=value ...]`: train several methods with several seeds, evaluate the
+"""`repexp compare COMPARE.toml [--set key=value ...]`: train several methods with several seeds, evaluate the
 policies of some of their steps, and report how they differ from a baseline. `jobs.compare_config` has every key.
 
-    python -m jobs.compare configs/compare/quick.toml --dry-run        # how many runs, hours and tokens
-    python -m jobs.compare configs/compare/quick.toml                  # hours; the report is written after each of them
+    repexp compare configs/compare/quick.toml --dry-run        # how many runs, hours and tokens
+    repexp compare configs/compare/quick.toml                  # hours; the report is written after each of them
 
 The commands are carried out one after the other on this machine or, with --address, side by side as jobs of a Ray
 cluster. Exit codes: 0 done, 2 refused (one line says why), 1 a run or an evaluation failed, 130 or 143 stopped. The
@@ -33,7 +33,7 @@ AT_ONCE = 4
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.compare", description="Compare methods of training.")
+    parser = argparse.ArgumentParser(prog="repexp compare", description="Compare methods of training.")
     add = parser.add_argument
     add("config", help="TOML file, for example configs/compare/quick.toml")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key of the file; repeatable")

@@ -1,4 +1,4 @@
-"""The configuration of `python -m jobs.compare`. Importing this module pulls in neither torch nor Ray nor vLLM."""
+"""The configuration of `repexp compare`. Importing this module pulls in neither torch nor Ray nor vLLM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.evaluation_config import MAX_RESPONSES, check_ks
 BASE = "base"
 """What the model is called that no run has trained."""
 RunKeys = Annotated[dict[str, Any], KeysOf("jobs.config:RunConfig")]
-"""Keys of `jobs.train`, and what each is set to."""
+"""Keys of `repexp train`, and what each is set to."""
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}")
 
 
@@ -69,11 +69,11 @@ class CompareConfig(BaseModel):
     """Where runs, evaluations and the report go. The same command continues a stopped comparison. Its last part is the
     comparison's name, with which the names of its runs begin."""
     config: LocalPath | None = None
-    """The base configuration: a file of `jobs.train`. Without one, all keys have their defaults."""
+    """The base configuration: a file of `repexp train`. Without one, all keys have their defaults."""
     common: RunKeys = {}
-    """Keys of `jobs.train` that replace those of the base configuration for every method."""
+    """Keys of `repexp train` that replace those of the base configuration for every method."""
     methods: dict[str, RunKeys] = {}
-    """By the name of a method: the keys of `jobs.train` that make it. An empty table is the base configuration
+    """By the name of a method: the keys of `repexp train` that make it. An empty table is the base configuration
     itself."""
     baseline: str = "grpo"
     """The method that all others are compared with."""

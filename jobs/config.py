@@ -1,4 +1,4 @@
-"""The configuration of a run: everything that `python -m jobs.train` can be told.
+"""The configuration of a run: everything that `repexp train` can be told.
 
     config = load_config("configs/quickstart.toml", overrides=["learner.lr=1e-5"])
 
@@ -76,7 +76,7 @@ class AutoscaleConfig(BaseModel):
     model_config = STRICT
 
     policy: Literal["off", "queue"] = "off"
-    """off: `rollout.workers`, until `jobs.scale` says otherwise. queue: one more while the learner waits for groups,
+    """off: `rollout.workers`, until `repexp scale` says otherwise. queue: one more while the learner waits for groups,
     one less while the workers wait for room (`jobs.run.autoscale`)."""
     min_workers: int = Field(1, ge=1)
     """The fewest workers that policy = "queue" keeps."""

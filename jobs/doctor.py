@@ -1,4 +1,4 @@
-"""`python -m jobs.doctor [--json] [--deep] [--runs DIR]`: what this machine has, what is missing, and how to fix it. It
+"""`repexp doctor [--json] [--deep] [--runs DIR]`: what this machine has, what is missing, and how to fix it. It
 works in an incomplete environment: it imports only the standard library, and tries rich, torch and vLLM where it needs
 them. Exit status: 0 when nothing failed (warnings are allowed), 1 when a check failed, 2 for a wrong command line."""
 
@@ -62,7 +62,7 @@ def print_report(checks: Sequence[Check]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.doctor", description="What this machine has, what is missing, how to fix it.")
+    parser = argparse.ArgumentParser(prog="repexp doctor", description="What this machine has, what is missing, how to fix it.")
     parser.add_argument("--json", action="store_true", help="print one JSON object: ok, checks[name, status, found, mend]")
     parser.add_argument("--deep", action="store_true", help="also import vLLM and name its platform (about 10 s)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be written (default: ./runs)")

@@ -1,9 +1,9 @@
-"""`python -m jobs.evaluate --model M [--model …] [CONFIG.toml]`: pass@k of one or more models, and how they compare.
+"""`repexp evaluate --model M [--model …] [CONFIG.toml]`: pass@k of one or more models, and how they compare.
 The job samples n responses to every problem, judges them all, and reports pass@k and majority votes with intervals, how
 varied the answers are, and how likely a base model finds them. Of several models it also reports the differences and
 the sample efficiency. `jobs.evaluation_config` has every key.
 
-    python -m jobs.evaluate --model runs/quickstart --model smollm2-135m --samples 256 --problems 100
+    repexp evaluate --model runs/quickstart --model smollm2-135m --samples 256 --problems 100
 
 Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then continues."""
 
@@ -41,7 +41,7 @@ FLAGS: Flags = {
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="pass@k of models, and how they compare.")
+    parser = argparse.ArgumentParser(prog="repexp evaluate", description="pass@k of models, and how they compare.")
     parser.add_argument("config", nargs="?", help="TOML file; the flags override it")
     named = "a run (RUN@STEP for a checkpoint), directory, embedded alias or hub id; repeatable (models)"
     parser.add_argument("--model", action="append", dest="models", metavar="MODEL", help=named)

@@ -1,4 +1,4 @@
-"""The configuration of `python -m jobs.evaluate`, and of the same evaluation in training. Importing this module pulls
+"""The configuration of `repexp evaluate`, and of the same evaluation in training. Importing this module pulls
 in neither torch nor Ray nor vLLM."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m jobs.explore [CONFIG.toml] [--model M --task T ...]`: exploration at inference time. The job samples
+"""`repexp explore [CONFIG.toml] [--model M --task T ...]`: exploration at inference time. The job samples
 candidate answers to every problem, orders them by novelty (and by what novelty is compared with), asks the verifier,
 and reports how many verifications each order needs. `--verify selected` is the production use: only the chosen few are
 verified. Exit codes: 0 done, 2 refused (one line says why), 1 failed, 130 or 143 stopped. The same command then
@@ -38,7 +38,7 @@ FLAGS: Flags = {
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.explore", description="Explore candidate answers by their representations.")
+    parser = argparse.ArgumentParser(prog="repexp explore", description="Explore candidate answers by their representations.")
     add = parser.add_argument
     add("config", nargs="?", help="TOML file; the flags override it")
     add_flags(parser, FLAGS)

@@ -1,4 +1,4 @@
-"""The configuration of `python -m jobs.explore`. Importing this module pulls in neither torch nor Ray nor vLLM."""
+"""The configuration of `repexp explore`. Importing this module pulls in neither torch nor Ray nor vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m jobs.follow RUN --address http://HEAD:8265`: the output of a run on a cluster, to its end. Exit codes: 0
+"""`repexp follow RUN --address http://HEAD:8265`: the output of a run on a cluster, to its end. Exit codes: 0
 the job succeeded, 1 it failed or was stopped, 2 refused (one line says why), 130 Ctrl-C (the run continues)."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from jobs.configuration.user_error import EXIT_FAILED, EXIT_INTERRUPTED, UserErr
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.follow", description="Show the output of a run on a cluster as it comes.")
+    parser = argparse.ArgumentParser(prog="repexp follow", description="Show the output of a run on a cluster as it comes.")
     parser.add_argument("run", help="its name")
     parser.add_argument("--address", help=ADDRESS_HELP)
     return parser.parse_args(arguments)

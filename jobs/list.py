@@ -1,4 +1,4 @@
-"""`python -m jobs.list [--address http://HEAD:8265]`: the runs of a cluster, or of this machine. Exit codes: 0, 2
+"""`repexp list [--address http://HEAD:8265]`: the runs of a cluster, or of this machine. Exit codes: 0, 2
 refused (one line says why)."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.list", description="List runs.")
+    parser = argparse.ArgumentParser(prog="repexp list", description="List runs.")
     parser.add_argument("--address", help=ADDRESS_HELP)
     options = parser.parse_args(arguments)
     address = address_of(options.address)

@@ -1,4 +1,4 @@
-"""`python -m jobs.scale RUN --rollout 8 [--verifier 4] [--encoder 2] [--address http://HEAD:8265]`: resize a live run.
+"""`repexp scale RUN --rollout 8 [--verifier 4] [--encoder 2] [--address http://HEAD:8265]`: resize a live run.
 The command writes what is wanted into RUN_DIR/desired.json. The run reads it within a second and starts workers or lets
 some leave; a resumed run keeps it. Exit codes: 0 asked, 2 refused (one line says why)."""
 
@@ -18,7 +18,7 @@ ROLES = ("rollout", "verifier", "encoder")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.scale", description="Change how many workers a live run has.")
+    parser = argparse.ArgumentParser(prog="repexp scale", description="Change how many workers a live run has.")
     parser.add_argument("run", help="its directory or its name")
     parser.add_argument("--rollout", type=int, metavar="N", help="rollout workers, an engine each")
     parser.add_argument("--verifier", type=int, metavar="N", help="verifier processes")
@@ -37,7 +37,7 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError("nothing is asked for: give --rollout N, --verifier N or --encoder N")
     for role, number in wanted.items():
         if number < 1:
-            raise UserError(f"--{role} {number}: at least 1; to end a run use jobs.stop")
+            raise UserError(f"--{role} {number}: at least 1; to end a run use repexp stop")
     address = address_of(options.address)
     if address is None:
         print(scale(find_run(options.run), wanted))

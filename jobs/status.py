@@ -1,4 +1,4 @@
-"""`python -m jobs.status RUN [--address http://HEAD:8265]`: the state of a run on one screen. RUN is a run directory or
+"""`repexp status RUN [--address http://HEAD:8265]`: the state of a run on one screen. RUN is a run directory or
 a name; with an address, a name on that cluster. Exit codes: 0, 2 refused (one line says why), 130 Ctrl-C."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Look:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.status", description="Say how a run is.")
+    parser = argparse.ArgumentParser(prog="repexp status", description="Say how a run is.")
     parser.add_argument("run", help="its directory or its name")
     parser.add_argument("--address", help=ADDRESS_HELP)
     parser.add_argument("--json", action="store_true", help="print the record of RUN_DIR/status.json, one line")

@@ -1,4 +1,4 @@
-"""`python -m jobs.stop RUN [--wait] [--address http://HEAD:8265]`: let a run finish its step, write a checkpoint and
+"""`repexp stop RUN [--wait] [--address http://HEAD:8265]`: let a run finish its step, write a checkpoint and
 end. The command that started it resumes it. Exit codes: 0 asked (with --wait: ended as asked), 1 it ended otherwise, 2
 refused (one line says why)."""
 
@@ -20,7 +20,7 @@ POLL_S = 0.5
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.stop", description="Checkpoint a run and end it.")
+    parser = argparse.ArgumentParser(prog="repexp stop", description="Checkpoint a run and end it.")
     parser.add_argument("run", help="its directory or its name")
     parser.add_argument("--wait", action="store_true", help="until it has ended")
     parser.add_argument("--address", help=ADDRESS_HELP)

@@ -1,4 +1,4 @@
-"""`python -m jobs.submit CONFIG.toml --address http://HEAD:8265 [--set key=value ...]`: train on a cluster. The command
+"""`repexp submit CONFIG.toml --address http://HEAD:8265 [--set key=value ...]`: train on a cluster. The command
 sends the working directory, and the head runs `python -m jobs.train CONFIG`. A run whose name the cluster knows is
 resumed; a live one is not started twice. Exit codes: 0 submitted (with --follow: and done), 1 with --follow: failed or
 stopped, 2 refused (one line says why), 130 Ctrl-C (what was submitted continues)."""
@@ -33,7 +33,7 @@ OUTSIDE = "submitted"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.submit", description="Train on a Ray cluster.")
+    parser = argparse.ArgumentParser(prog="repexp submit", description="Train on a Ray cluster.")
     add = parser.add_argument
     add("config", help="TOML file, for example configs/quickstart.toml")
     add("--address", help=ADDRESS_HELP)
@@ -170,11 +170,11 @@ def commands(submission: Submission, options: argparse.Namespace, address: str) 
     again += [word for pattern in options.exclude for word in ("--exclude", pattern)]
     again += ["--python", submission.python] if options.python else []
     return [
-        ("follow", command_line("jobs.follow", *where)),
-        ("status", command_line("jobs.status", *where, "--watch")),
-        ("scale", command_line("jobs.scale", *where, "--rollout", "2")),
-        ("stop", command_line("jobs.stop", *where, "--wait")),
-        ("resume", command_line("jobs.submit", *again)),
+        ("follow", command_line("follow", *where)),
+        ("status", command_line("status", *where, "--watch")),
+        ("scale", command_line("scale", *where, "--rollout", "2")),
+        ("stop", command_line("stop", *where, "--wait")),
+        ("resume", command_line("submit", *again)),
     ]
 
 

@@ -1,4 +1,4 @@
-"""`python -m jobs.train CONFIG.toml [--set key=value ...]`: train a policy, asynchronously, with the exploration bonus.
+"""`repexp train CONFIG.toml [--set key=value ...]`: train a policy, asynchronously, with the exploration bonus.
 Exit codes: 0 done, 2 refused (one line says why), 1 the run failed, 130 or 143 stopped by Ctrl-C or SIGTERM after a
 checkpoint."""
 
@@ -17,7 +17,7 @@ from jobs.processes.methods import require_run_methods
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train a policy with the exploration bonus.")
+    parser = argparse.ArgumentParser(prog="repexp train", description="Train a policy with the exploration bonus.")
     add = parser.add_argument
     add("config", nargs="?", help="TOML file, for example configs/quickstart.toml")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a config key; repeatable")

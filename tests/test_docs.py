@@ -16,6 +16,7 @@ from bonus.kinds import KINDS, READS
 from bonus.methods import BONUSES
 from buffers.schema import with_features
 from buffers.tokens import TokenLedger
+from jobs.__main__ import NAMES
 from jobs.analysis.evaluation import evaluate_outcomes
 from jobs.configuration.files import all_keys
 from jobs.processes.failures import FailureKind
@@ -91,7 +92,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 RESULTS = sorted((ROOT / "benchmarks/results").glob("*.md"))
 FOLDERS = "actors|benchmarks|bonus|buffers|configs|docs|jobs|learners|requirements|tasks|tests"
 PACKAGES = "actors|benchmarks|bonus|buffers|jobs|learners|tasks"
-NOT_OURS = {"configs/mine.toml", "jobs.NAME"}
+NOT_OURS = {"configs/mine.toml", "jobs.NAME", "jobs/NAME.py"}
 """What a page tells its reader to put in."""
 
 
@@ -158,6 +159,15 @@ def test_every_module_a_page_names_exists():
     assert [
         f"{shown_name(page)}: {name}" for page, name in sorted(named) if name not in NOT_OURS and not is_key(name) and not resolves(name)
     ] == []
+
+
+def test_every_command_a_page_names_exists():
+    """In code: `repexp NAME`, or a line of a block that begins so."""
+    start = re.compile(r"(?:`|^(?:\$ |#? *|\w+ +)?(?:\.venv/bin/)?)repexp ([a-z]\w*)", re.MULTILINE)
+    texts = {path: "".join(re.findall(r"`[^`\n]+`|^```\n.*?^```", path.read_text(), re.MULTILINE | re.DOTALL)) for path in PAGES}
+    named = [(page, name) for page, text in texts.items() for name in start.findall(text)]
+    assert len(named) > 50
+    assert [f"{shown_name(page)}: {name}" for page, name in named if name not in (*NAMES, "help")] == []
 
 
 def without_examples(page: Path) -> str:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.__main__ import PACKAGES as HIDEABLE
+from jobs.machine.checks import PYTHONS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 ROOMS = sorted(PYPROJECT["tool"]["setuptools"]["packages"])
@@ -46,7 +49,22 @@ def test_folders_with_python_files_are_packages():
 
 def test_tools_check_every_package():
     assert sorted(PYPROJECT["tool"]["importlinter"]["root_packages"]) == PACKAGES
+    assert sorted(HIDEABLE) == PACKAGES
     assert sorted(PYPROJECT["tool"]["mypy"]["files"]) == sorted([*PACKAGES, "tests/typed_calls.py"])
+
+
+def test_the_supported_versions_of_python_are_the_same_everywhere():
+    versions = [f"{major}.{minor}" for major, minor in PYTHONS]
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert re.findall(r"^PYTHONS := (.*)$", makefile, re.MULTILINE) == [" ".join(reversed(versions))]
+    assert f"Python {' '.join(reversed(versions))}." in (REPOSITORY / "requirements/cpu.lock").read_text().partition("\n")[0]
+    prefix = "Programming Language :: Python :: "
+    classified = [name.removeprefix(prefix) for name in PYPROJECT["project"]["classifiers"] if name.startswith(prefix)]
+    assert classified == versions
+    newest = PYTHONS[-1]
+    assert PYPROJECT["project"]["requires-python"] == f">={versions[0]},<{newest[0]}.{newest[1] + 1}"
+    oldest = (PYPROJECT["tool"]["ruff"]["target-version"], PYPROJECT["tool"]["mypy"]["python_version"])
+    assert oldest == (f"py{versions[0].replace('.', '')}", versions[0])
 
 
 @pytest.mark.parametrize("owner", OWNERS_OF_CONFIG)

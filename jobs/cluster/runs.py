@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fcntl
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -69,7 +70,16 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def command_line(module: str, *words: str) -> str:
+def command_line(name: str, *words: str) -> str:
+    """Return `repexp NAME WORDS` as a person types it in a shell. In an environment without that command, as on the
+    head of a cluster, it is `python -m jobs.NAME WORDS`."""
+    script = Path(sys.executable).with_name("repexp")
+    if not script.is_file():
+        return python_line(f"jobs.{name}", *words)
+    return shlex.join(["repexp" if shutil.which("repexp") == str(script) else shown(script), name, *words])
+
+
+def python_line(module: str, *words: str) -> str:
     """Return `python -m MODULE WORDS` as a person types it in a shell, with the interpreter of this process."""
     return shlex.join([shown(Path(sys.executable)), "-m", module, *words])
 

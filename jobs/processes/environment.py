@@ -34,7 +34,7 @@ def require_ray_address() -> None:
     if address in ("", "auto", "local") or _CLIENT.fullmatch(address) or (place and 0 < int(place[1]) < 1 << 16):
         return
     is_job_server = address.lower().startswith(("http://", "https://"))
-    what = "is a job server, to which `python -m jobs.submit` sends a run" if is_job_server else "is no address of a Ray cluster"
+    what = "is a job server, to which `repexp submit` sends a run" if is_job_server else "is no address of a Ray cluster"
     raise UserError(
         f"RAY_ADDRESS={address} {what}: unset RAY_ADDRESS to use this machine alone, or set it to the cluster's HOST:PORT (port 6379 "
         "unless `ray start` said otherwise) or to auto"

@@ -26,7 +26,7 @@ from jobs.run.control import Control
 from jobs.run.evaluations import Evaluation
 from jobs.run.training_step import StepUsage, TrainingStep
 
-KEEPS_ITS_PROCESSES = "jobs.scale: a run with --synchronous keeps the processes it was started with"
+KEEPS_ITS_PROCESSES = "repexp scale: a run with --synchronous keeps the processes it was started with"
 
 
 class SynchronousTrainer:

@@ -1,6 +1,6 @@
 """Every key of a configuration with its type, its default and its text, for a terminal and for a page.
 
-    python -m jobs.train --keys learner.loss              # in a terminal
+    repexp train --keys learner.loss                              # in a terminal
     python -m jobs.screens.config_keys docs/configuration.md      # the page; `make docs` runs this
 
 Both walk the models, so they miss no key. A key's text is the docstring beside its field."""
@@ -43,9 +43,9 @@ fields, so change those and not the page.
 
 A key is set in the file under the header of its section, or on the command line as `--set section.key=value`. There, a
 key for a string takes the text as it is (`--set evaluation.split=2024`), and any other key takes a TOML value. In a
-path, `~` is the home directory. An unknown key is refused, and the message names the nearest known one. `python -m
-jobs.train --keys learner.loss` prints the part of this page about `learner.loss`. A default "unset" has no word in
-TOML: it means that the key is left out. `"package.module:name"` stands for a class or function of your own
+path, `~` is the home directory. An unknown key is refused, and the message names the nearest known one. `repexp train
+--keys learner.loss` prints the part of this page about `learner.loss`. A default "unset" has no word in TOML: it means
+that the key is left out. `"package.module:name"` stands for a class or function of your own
 ([CONTRIBUTING.md](../CONTRIBUTING.md))."""
 
 _WORDS = {str: "string", int: "integer", float: "number", bool: "true or false", dict: "table"}
@@ -113,7 +113,7 @@ def page() -> str:
     met: _Met = {}
     parts = [_HEAD]
     for command, root in COMMANDS.items():
-        parts.append(f"\n## python -m jobs.{command}")
+        parts.append(f"\n## repexp {command}")
         parts += [_markdown(section) for section in sections(root, met)]
     return "\n".join([*parts, ""])
 

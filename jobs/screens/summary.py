@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.cluster.runs import command_line, shown
+from jobs.cluster.runs import command_line, python_line, shown
 from jobs.configuration.overrides import without
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import TENSORBOARD
@@ -43,18 +43,18 @@ def summary_lines(
         lines.append(f"  {tokens_line(history[-1])}")
     where = shown(run.path)
     again = [*without(overrides, "run_dir", "steps"), f"run_dir={where}", f"steps={max(total_steps, done + 20)}"]
-    further = command_line("jobs.train", config_path, *flags, *(word for override in again for word in ("--set", override)))
+    further = command_line("train", config_path, *flags, *(word for override in again for word in ("--set", override)))
     policy = f"{where}/policy  (a Hugging Face directory)" if done >= total_steps else "written when all steps are done"
     lines += [
         "",
         f"run directory   {where}",
         f"final policy    {policy}",
         f"train further   {further}",
-        f"its answers     {command_line('jobs.answers', where)}",
-        f"all on a page   {command_line('jobs.report', where)}",
+        f"its answers     {command_line('answers', where)}",
+        f"all on a page   {command_line('report', where)}",
     ]
     if "tensorboard" in run.config.trackers:
-        lines.append(f"curves          {command_line('tensorboard.main', '--logdir', f'{where}/{TENSORBOARD}')}")
+        lines.append(f"curves          {python_line('tensorboard.main', '--logdir', f'{where}/{TENSORBOARD}')}")
     return lines
 
 

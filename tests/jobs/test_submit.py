@@ -30,13 +30,14 @@ def tree(tmp_path, monkeypatch) -> Path:
         "configs/mine.toml",
         "data/big.bin",
         "runs/a/status.json",
-        ".venv/bin/python",
+        ".venv/bin/repexp",
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("steps = 3\n")
     (root / "jobs/data").mkdir()
     (root / "jobs/data/kept.py").write_text("")
     monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "executable", str(root / ".venv/bin/python"))
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     return root
@@ -95,8 +96,8 @@ def test_the_commands_printed_are_taken_by_the_commands_as_they_are(tree, client
     parsers = {"follow": follow, "status": status, "scale": scale, "stop": stop, "resume": command}
     for label, text in printed.items():
         shell = subprocess.run(["sh", "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True, timeout=10, check=True)
-        _python, _, module, *arguments = shell.stdout.splitlines()
-        assert module == parsers[label].__name__
+        program, name, *arguments = shell.stdout.splitlines()
+        assert program == ".venv/bin/repexp" and f"jobs.{name}" == parsers[label].__name__
         options = parsers[label].parse_arguments(arguments)
         assert options.run == "mine" and options.address == ADDRESS
     assert (options.storage, options.overrides) == ("~/here", ["steps=4"])
@@ -398,7 +399,7 @@ def test_printed_commands_mean_what_was_typed(tree, client, capsys, override):
     assert command.main(given) == 0
     resume = next(line.split(None, 1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("resume "))
     shell = subprocess.run(["sh", "-c", f"printf '%s\\0' {resume}"], capture_output=True, text=True, timeout=10, check=True)
-    options = command.parse_arguments(shell.stdout.split("\0")[3:-1])
+    options = command.parse_arguments(shell.stdout.split("\0")[2:-1])
     assert (options.overrides, options.exclude) == ([override, "seed=2"], ["*.npy"])
     (details,) = client.jobs.values()
     entrypoint = details.entrypoint.removeprefix("exec python -m jobs.train ")

@@ -107,5 +107,5 @@ def test_says_how_far_it_is_stops_where_that_is_asked_for_and_keeps_its_workers(
     step = asyncio.run(scenario())
     assert 2 < step < 100_000 and run.checkpoints.latest() == step
     assert steps[-1] > 0 and "training" in phases
-    assert warnings == ["jobs.scale: a run with --synchronous keeps the processes it was started with"]
+    assert warnings == ["repexp scale: a run with --synchronous keeps the processes it was started with"]
     assert len(run.parts["rollout"]) == 1

@@ -1,4 +1,5 @@
 import subprocess
+import sys
 
 import pytest
 
@@ -7,6 +8,12 @@ from jobs.config import RunConfig
 from jobs.configuration.files import read_values
 from jobs.directory.run_dir import RunDirectory
 from jobs.screens.summary import summary_lines, tokens_line, window_means
+
+
+@pytest.fixture(autouse=True)
+def without_repexp(tmp_path, monkeypatch):
+    """An environment that does not have the command: commands to paste are `PYTHON -m MODULE …`."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
 
 
 def history(*rewards: float) -> list[dict[str, float]]:
