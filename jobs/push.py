@@ -1,5 +1,6 @@
-"""`python -m jobs.push RUN OWNER/NAME [--step N] [--public] [--dry-run]`: put a run's policy on the Hugging Face hub, with
-its model card. The files become one commit, or nothing changes. Exit codes: 0 done, 2 refused (one line says why)."""
+"""`python -m jobs.push RUN OWNER/NAME [--step N] [--public] [--dry-run]`: put a run's policy on the Hugging Face hub,
+with its model card. The files become one commit, or nothing changes. Exit codes: 0 done, 2 refused (one line says
+why)."""
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ def _token() -> str:
     from huggingface_hub import get_token, is_offline_mode
 
     if is_offline_mode():
-        raise UserError("HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, so nothing is sent: unset it, or see what would be with --dry-run")
+        raise UserError(
+            "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set, so nothing is sent: unset it, or see what would be with --dry-run"
+        )
     token = get_token()
     if token is None:
         raise UserError(f"there is no token for the hub: {TOKEN_HINT}")

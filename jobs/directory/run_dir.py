@@ -55,7 +55,7 @@ class RunDirectory(JobDirectory):
 
     @contextmanager
     def exporting_policy(self, step: int) -> Iterator[Path]:
-        """Give a directory to write the policy of `step` to, which with its model card then becomes `policy`: whole or not
+        """Give a directory to write the policy of `step` to. With its model card it then becomes `policy`, whole or not
         at all."""
         staging = self.path / "policy.partial"
         shutil.rmtree(staging, ignore_errors=True)

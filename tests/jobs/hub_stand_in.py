@@ -70,7 +70,7 @@ class StandIn:
     def create(self, body: dict[str, Any]) -> tuple[int, Any]:
         name = f"{body['organization']}/{body['name']}"
         if body["organization"] != OWNER:
-            return 403, {"error": f"You don't have the rights to create a model under the namespace \"{body['organization']}\""}
+            return 403, {"error": f'You don\'t have the rights to create a model under the namespace "{body["organization"]}"'}
         if name in self.repositories:
             return 409, {"error": "You already created this model repo", "url": f"{self.endpoint}/{name}"}
         self.repositories[name] = Repository(private=body.get("visibility") == "private")

@@ -29,8 +29,9 @@ class Done:
 
     def refusal(self) -> str:
         """The one line that it was refused with."""
-        assert self.code == 2 and len(lines := self.error.splitlines()) == 1, self
-        return lines[0]
+        assert self.code == 2, self
+        (line,) = self.error.splitlines()
+        return line
 
 
 @dataclass
@@ -43,7 +44,13 @@ class Desk:
     def push(self, *arguments: str, endpoint: str = "", environment: Mapping[str, str] | None = None) -> Done:
         """Push the run in a process of its own, with the token of the stand-in's owner and the LFS protocol."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-        ours = {"HOME": str(self.home), "HF_TOKEN": TOKEN, "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(REPOSITORY)}
+        ours = {
+            "HOME": str(self.home),
+            "HF_TOKEN": TOKEN,
+            "HF_ENDPOINT": endpoint,
+            "HF_HUB_DISABLE_XET": "1",
+            "PYTHONPATH": str(REPOSITORY),
+        }
         command = [sys.executable, "-m", "jobs.push", str(self.run), *arguments]
         done = subprocess.run(
             command, env=kept | ours | (environment or {}), cwd=self.home, capture_output=True, text=True, timeout=BOUND_S
@@ -139,9 +146,12 @@ def test_a_hub_that_dies_in_the_middle_has_nothing_new_and_the_same_command_ends
     assert not hub.repositories["me/model"].files
     assert not [path for path in desk.run.iterdir() if path.name.startswith("push-")]
     with StandIn() as other:
-        other.repositories = hub.repositories
+        other.repositories, other.blobs = hub.repositories, dict(hub.blobs)
         assert desk.push("me/model", endpoint=other.endpoint).code == 0
     assert "model.safetensors" in hub.repositories["me/model"].files
+    assert [request for request in other.requests if request.startswith("PUT")] == [
+        f"PUT /lfs/{name}" for name in other.blobs.keys() - hub.blobs
+    ]
 
 
 @pytest.mark.parametrize(
