@@ -15,6 +15,7 @@ from typing import Any
 
 from jobs.cluster.package import mib
 from jobs.cluster.runs import find_run, shown
+from jobs.configuration.characters import spelled_out
 from jobs.configuration.user_error import UserError, answering
 from jobs.directory.model_card import README
 from jobs.directory.run_dir import POLICY_STEP
@@ -58,8 +59,8 @@ def _main(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="push-", dir=model.run.path) as staging:
         policy = Path(staging) / "policy"
         copy_policy(model, policy)
+        print(f"policy     {model.label}, in {shown(model.run.path)}")
         files = _list(policy)
-        print(f"policy     {model.label}, of {shown(model.run.path)}", flush=True)
         if token is not None:
             _push(files, policy, options.repository, token, public=options.public, message=model.label)
     return 0
@@ -94,11 +95,12 @@ def _list(policy: Path) -> dict[str, Path]:
     """Print every file, and return those to send by their names on the hub."""
     found = {path.relative_to(policy).as_posix(): path for path in sorted(policy.rglob("*")) if path.is_symlink() or not path.is_dir()}
     sent = {name: path for name, path in found.items() if path.is_file() and not path.is_symlink() and _belongs(name)}
-    for name, path in sent.items():
-        print(f"{mib(path.stat().st_size):>10} {name}")
-    print(f"{mib(sum(path.stat().st_size for path in sent.values())):>10} in {len(sent)} files")
+    sizes = {name: path.stat().st_size for name, path in sent.items()}
+    for name, size in sizes.items():
+        print(f"{size:>15,} {name}")
+    print(f"{sum(sizes.values()):>15,} bytes in {len(sizes)} files ({mib(sum(sizes.values()))})", flush=True)
     if left_out := sorted(found.keys() - sent.keys()):
-        print(f"left out   {', '.join(left_out)}")
+        print(f"left out   {spelled_out(', '.join(left_out))}", flush=True)
     return sent
 
 
@@ -153,7 +155,7 @@ def _one_line(repository: str, endpoint: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # a seam: the client and its transports have errors of several libraries
-        causes = [error]
+        causes: list[BaseException] = [error]
         while causes[-1].__cause__ is not None:
             causes.append(causes[-1].__cause__)
         codes = [response.status_code for cause in causes if (response := getattr(cause, "response", None)) is not None]
@@ -161,8 +163,13 @@ def _one_line(repository: str, endpoint: str) -> Iterator[None]:
             raise UserError(f"{endpoint} does not accept this token: {TOKEN_HINT}") from None
         if 403 in codes:
             raise UserError(f"this token may not write to {repository}: use one that may, or a name of your own") from None
-        reason = "; ".join(dict.fromkeys(" ".join(str(cause).split()) or type(cause).__name__ for cause in (error, causes[-1])))
-        raise UserError(f"{endpoint} could not take it ({reason}): {repository} is as it was, and the same command tries again") from None
+        said = " ".join(dict.fromkeys(_said(cause) for cause in (causes if not codes else causes[:1])))
+        raise UserError(f"{endpoint}: {said}; the same command tries again") from None
+
+
+def _said(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith("For more information")) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def test_a_dry_run_lists_what_would_be_sent_and_asks_nobody(desk: Desk, capsys: 
     monkeypatch.delenv("HF_TOKEN", raising=False)
     assert main([str(desk.run), "me/model", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "mine step 20" in out and "MiB model.safetensors" in out and "MiB README.md" in out and "optimiser" not in out
+    assert "mine step 20" in out and " model.safetensors\n" in out and " README.md\n" in out and " MiB)" in out and "optimiser" not in out
 
 
 # ---- refused with one line ----
@@ -134,7 +134,8 @@ def test_no_token_and_no_network(desk: Desk) -> None:
     assert "HF_HUB_OFFLINE" in desk.push("me/model", environment={"HF_HUB_OFFLINE": "1"}).refusal()
     with StandIn() as hub:
         pass
-    assert "could not take it" in (line := desk.push("me/model", endpoint=hub.endpoint).refusal()) and "refused" in line
+    line = desk.push("me/model", endpoint=hub.endpoint).refusal()
+    assert line == f"error: {hub.endpoint}: [Errno 111] Connection refused; the same command tries again"
 
 
 @pytest.mark.whole
@@ -142,7 +143,7 @@ def test_no_token_and_no_network(desk: Desk) -> None:
 def test_a_hub_that_dies_in_the_middle_has_nothing_new_and_the_same_command_ends_it(desk: Desk, dies_at: str) -> None:
     with StandIn(dies_at=dies_at) as hub:
         line = desk.push("me/model", endpoint=hub.endpoint).refusal()
-    assert "me/model is as it was, and the same command tries again" in line
+    assert line.endswith("; the same command tries again")
     assert not hub.repositories["me/model"].files
     assert not [path for path in desk.run.iterdir() if path.name.startswith("push-")]
     with StandIn() as other:
