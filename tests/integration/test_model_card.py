@@ -17,38 +17,45 @@ from jobs.directory.run_dir import RunDirectory
 from learners.models import resolve_model
 from tests.jobs.components_fixture import LocalRun, small_config
 
+ENGINE_TIMEOUT_S = 280
 
-def run_snippet(policy: Path, library: str, **environment: str) -> str:
-    """Run the card's code that begins with this library, and return what it prints."""
-    snippets = re.findall(r"^```python\n(.*?)^```$", ModelCard.load(policy / "README.md").text, re.MULTILINE | re.DOTALL)
-    (snippet,) = [code for code in snippets if f"from {library} import" in code]
-    guarded = "".join(f"    {line}\n" for line in snippet.splitlines())  # engines start processes, which import this file
-    file = policy.parent / "snippet.py"
-    file.write_text(f'if __name__ == "__main__":\n{guarded}')
-    done = subprocess.run(
-        [sys.executable, str(file)], cwd=policy, env=os.environ | environment, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+
+def snippet(card: ModelCard, library: str) -> str:
+    """The code of the card that begins with this library."""
+    snippets = re.findall(r"^```python\n(.*?)^```$", card.text, re.MULTILINE | re.DOTALL)
+    (code,) = [code for code in snippets if f"from {library} import" in code]
+    return str(code)
 
 
 @pytest.mark.whole
-def test_a_checkpoint_s_policy_has_a_card_and_loads_with_transformers(tiny_model: str, tmp_path: Path) -> None:
+def test_a_checkpoint_s_policy_has_a_card_and_loads_with_transformers(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = LocalRun(small_config(tiny_model, tmp_path, steps=2))
     run.train()
     policy = run.directory.path / "checkpoints" / "step_000002" / "learner" / "policy"
     card = ModelCard.load(policy / "README.md")
     assert f"`{run.directory.run_id}`, step 2" in card.text and "All weights were trained" in card.text
-    assert "What is 2 + 2?" in run_snippet(policy, "transformers")
+    monkeypatch.chdir(policy)
+    exec(snippet(card, "transformers"), {})
+    assert "What is 2 + 2?" in capsys.readouterr().out
     run.check_restorable(tmp_path / "state")
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(ENGINE_TIMEOUT_S + 20)
 def test_an_exported_policy_is_loaded_by_vllm(tmp_path: Path) -> None:
     config = RunConfig.model_validate({"run_dir": str(tmp_path / "run"), "sampling": {"max_response_tokens": 8}})
     run = RunDirectory(config)
     run.path.mkdir()
     with run.exporting_policy(40) as staging:
         shutil.copytree(resolve_model(config.model), staging)
-    assert run_snippet(run.policy, "vllm", VLLM_CPU_KVCACHE_SPACE="1").strip()
+    code = snippet(ModelCard.load(run.policy / "README.md"), "vllm")
+    file = tmp_path / "snippet.py"
+    file.write_text('if __name__ == "__main__":\n' + "".join(f"    {line}\n" for line in code.splitlines()))  # the engine is a process
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(file)], cwd=run.policy, env=environment, capture_output=True, text=True, timeout=ENGINE_TIMEOUT_S
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip()
