@@ -8,7 +8,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,13 @@ def _require_name(repository: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    try:
+    with suppress(HFValidationError):
         validate_repo_id(repository)
-    except HFValidationError as error:
-        raise UserError(f"'{repository}' is no name on the hub: {error}") from None
-    if "/" not in repository:
-        raise UserError(f"'{repository}' is no name on the hub: give OWNER/NAME, such as your-name/{repository}")
+        if "/" in repository:
+            return
+    raise UserError(
+        f"{repository!r} is no name on the hub: write OWNER/NAME, each of letters, digits, '-', '_' and '.', together 96 at most"
+    )
 
 
 def _token() -> str:

@@ -31,11 +31,13 @@ _PASS_AT_K = re.compile(r"eval/pass@(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where the weights came from that training began with. `hub` and `license` are None where they are not known."""
+    """Where the weights came from that training began with. What is not known is None."""
 
     name: str
     hub: str | None = None
     license: str | None = None
+    license_name: str | None = None
+    """Of a license that the hub has no name for, and calls "other"."""
 
 
 def model_card(
@@ -51,10 +53,11 @@ def model_card(
         library_name="transformers",
         pipeline_tag="text-generation",
         license=origin.license or "unknown",
+        license_name=origin.license_name,
         datasets=sorted(set(_data_sets(config))) or None,
         tags=["repexp", "reinforcement-learning", *_tasks(config)],
     )
-    return _template().render(
+    return _TEMPLATE.render(
         front_matter=data.to_yaml(),
         run=run,
         step=step,
@@ -76,10 +79,10 @@ def _origin(model: str) -> Origin:
         return Origin(name=model, hub=HUB_NAMES[model], license=LICENSES[model])
     is_directory = Path(model).is_dir()
     card = _metadata(Path(model) / README if is_directory else _cached_card(model))
-    hub, license = (value if isinstance(value := card.get(key), str) else None for key in ("base_model", "license"))
-    if is_directory:
-        return Origin(name=Path(model).absolute().name, hub=hub if hub and _is_hub_name(hub) else None, license=license)
-    return Origin(name=model, hub=model if _is_hub_name(model) else None, license=license)
+    known = {key: value for key in ("license", "license_name") if isinstance(value := card.get(key), str)}
+    hub = card.get("base_model") if is_directory else model
+    name = Path(model).absolute().name if is_directory else model
+    return Origin(name=name, hub=hub if isinstance(hub, str) and _is_hub_name(hub) else None, **known)
 
 
 def _cached_card(hub_name: str) -> Path | None:
@@ -135,13 +138,6 @@ def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _template() -> Any:
-    loader, layout = PackageLoader("jobs.directory", "."), {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    environment = Environment(loader=loader, undefined=StrictUndefined, **layout)
-    environment.filters |= {"code": _code, "block": _block}
-    return environment.get_template("model_card.md.jinja")
-
-
 def _code(text: object) -> str:
     """Return `text` on one line as a code span."""
     line = " ".join(spelled_out(str(text)).split())
@@ -161,3 +157,14 @@ def _ticks(text: str, *, at_least: int) -> str:
     """Return more backticks than any row of them in `text` has."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     return "`" * max(at_least, longest + 1)
+
+
+def _environment() -> Environment:
+    loader, layout = PackageLoader("jobs.directory", "."), {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(loader=loader, undefined=StrictUndefined, **layout)
+    environment.filters |= {"code": _code, "block": _block}
+    return environment
+
+
+_TEMPLATE = _environment().get_template("model_card.md.jinja")
+"""Read with this module: a run ends as it began, also where its code was replaced meanwhile."""

@@ -158,9 +158,11 @@ def test_a_hub_that_dies_in_the_middle_has_nothing_new_and_the_same_command_ends
 @pytest.mark.parametrize(
     ("arguments", "refused"),
     [
-        (["mine", "model"], "'model' is no name on the hub: give OWNER/NAME, such as your-name/model"),
+        (["mine", "model"], "'model' is no name on the hub: write OWNER/NAME"),
         (["mine", "me/my model"], "'me/my model' is no name on the hub"),
         (["mine", ""], "'' is no name on the hub"),
+        (["mine", "me/"], "'me/' is no name on the hub"),
+        (["mine", "me/a/b"], "'me/a/b' is no name on the hub"),
         (["mine", "me/model", "--step", "15"], "has no policy of step 15: there are those of 10, 20"),
         (["mine", "me/model", "--step", "-1"], "--step -1: the first step of a run is 1"),
         (["yours", "me/model"], "no run 'yours'"),

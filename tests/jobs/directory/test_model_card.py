@@ -62,6 +62,8 @@ def test_a_local_model_is_described_by_its_own_card(tmp_path: Path) -> None:
     readme = tmp_path / "base" / "README.md"
     readme.write_text("---\nbase_model: someone/large\nlicense: mit\n---\n")
     assert (card_of(config).data.base_model, card_of(config).data.license) == ("someone/large", "mit")
+    readme.write_text("---\nlicense: other\nlicense_name: research-only\n---\n")
+    assert card_of(config).data.to_dict()["license_name"] == "research-only" and "license is `research-only`" in card_of(config).text
     for damaged in (
         "---\n: [\n---\n",
         "---\nbase_model: 7\nlicense: [a]\n---\n",
