@@ -22,8 +22,9 @@ from jobs.directory.run_dir import POLICY_STEP
 from jobs.sampling.evaluated_models import copy_policy, find_model
 
 SENT = (
-    *(README, POLICY_STEP, "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "*config.json"),
-    *("*token*.json", "*.model", "vocab.*", "merges.txt", "chat_template.*"),
+    *(README, POLICY_STEP, "config.json", "generation_config.json", "chat_template.*"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "*.model", "vocab.*", "merges.txt"),
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
 )
 """What belongs to a policy. Whatever else somebody has put into its directory stays here."""
@@ -62,7 +63,7 @@ def _main(options: argparse.Namespace) -> int:
         print(f"policy     {model.label}, in {shown(model.run.path)}")
         files = _list(policy)
         if token is not None:
-            _push(files, policy, options.repository, token, public=options.public, message=model.label)
+            _push(files, options.repository, token, public=options.public, message=model.label)
     return 0
 
 
@@ -109,7 +110,7 @@ def _belongs(name: str) -> bool:
     return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in SENT)
 
 
-def _push(files: dict[str, Path], policy: Path, repository: str, token: str, *, public: bool, message: str) -> None:
+def _push(files: dict[str, Path], repository: str, token: str, *, public: bool, message: str) -> None:
     """Make the repository if there is none, send the files, and remove those of an earlier policy."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 

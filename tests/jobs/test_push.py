@@ -66,6 +66,7 @@ def desk(tmp_path: Path, tiny_model: str) -> Desk:
 def test_a_push_is_the_policy_and_its_card_and_a_second_one_changes_nothing(desk: Desk, tiny_model: str) -> None:
     (desk.run / "policy" / "notes.txt").write_text("mine")
     (desk.run / "policy" / "optimiser.safetensors").write_bytes(b"moments")
+    (desk.run / "policy" / "hf_token.json").symlink_to(desk.home / "token")
     with StandIn() as hub:
         first, again = (desk.push("me/model", endpoint=hub.endpoint) for _ in range(2))
     assert (first.code, again.code) == (0, 0), (first, again)
@@ -74,7 +75,7 @@ def test_a_push_is_the_policy_and_its_card_and_a_second_one_changes_nothing(desk
     assert "pushed" in first.out and "unchanged" in again.out and "(private)" in again.out
     sent = {path.name for path in Path(tiny_model).iterdir()} | {"README.md", "repexp.json"}
     assert set(repository.files) == sent
-    assert "left out   notes.txt, optimiser.safetensors" in first.out
+    assert "left out   hf_token.json, notes.txt, optimiser.safetensors" in first.out
     weights = repository.files["model.safetensors"]
     assert isinstance(weights, str) and hub.blobs[weights] == (Path(tiny_model) / "model.safetensors").read_bytes()
     card = repository.files["README.md"]
