@@ -123,7 +123,7 @@ def _fetch(hub_id: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return snapshot_download(hub_id, allow_patterns=HUB_FILES)
+        return str(snapshot_download(hub_id, allow_patterns=HUB_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"model '{hub_id}' is no directory here and could not be fetched from the hub: {reason}") from None

@@ -75,7 +75,7 @@ class ModelStatistics:
         }
         values = {name: estimate.value for name, estimate in estimates.items() if estimate is not None}
         for name, point in points.items():
-            if name.startswith("eval/pass@") and point.low is not None and point.high is not None:
+            if point is not None and point.low is not None and point.high is not None and name.startswith("eval/pass@"):
                 values |= {name.replace("@", "_low@"): point.low, name.replace("@", "_high@"): point.high}
         return values | {"eval/unscored": self.unscored, "eval/problems": float(self.num_problems)}
 

@@ -160,8 +160,8 @@ def _ticks(text: str, *, at_least: int) -> str:
 
 
 def _environment() -> Environment:
-    loader, layout = PackageLoader("jobs.directory", "."), {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    environment = Environment(loader=loader, undefined=StrictUndefined, **layout)
+    loader = PackageLoader("jobs.directory", ".")
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"code": _code, "block": _block}
     return environment
 
