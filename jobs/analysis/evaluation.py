@@ -73,8 +73,11 @@ class ModelStatistics:
             "eval/truncated": self.truncated,
             "eval/entropy": self.entropy,
         }
-        known = {name: estimate.value for name, estimate in estimates.items() if estimate is not None}
-        return known | {"eval/unscored": self.unscored, "eval/problems": float(self.num_problems)}
+        values = {name: estimate.value for name, estimate in estimates.items() if estimate is not None}
+        for name, point in points.items():
+            if point is not None and point.low is not None and point.high is not None and name.startswith("eval/pass@"):
+                values |= {name.replace("@", "_low@"): point.low, name.replace("@", "_high@"): point.high}
+        return values | {"eval/unscored": self.unscored, "eval/problems": float(self.num_problems)}
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from jobs.cluster.package import Package, mib
 from jobs.cluster.remote import Cluster
 from jobs.config import RunConfig
+from jobs.directory.code_version import COMMIT
 
 STOP_WAIT_S = (60, 600)
 """The least and most seconds from SIGTERM to SIGKILL of a stopped job, which ends a step and writes a checkpoint."""
@@ -68,6 +69,6 @@ def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapp
         cluster.submit(
             job_id=submission.job_id,
             entrypoint=submission.entrypoint,
-            runtime_env={"working_dir": str(archive), "env_vars": dict(submission.env_vars)},
+            runtime_env={"working_dir": str(archive), "env_vars": {**submission.env_vars, COMMIT: submission.metadata["commit"]}},
             metadata=dict(submission.metadata),
         )

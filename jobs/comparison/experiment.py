@@ -201,6 +201,8 @@ def _run(config: CompareConfig, out: Path, start: dict[str, Any], method: str, s
         for step in config.steps
     )
     values = _values_of_run(merged(start, own), config, out / "runs" / name, seed)
+    if run_config.prompt.template is not None:  # a run keeps the text: the file may change, and is not where it is run
+        values = merged(values, {"prompt": {"template": run_config.prompt.template}})
     return ComparedRun(name=name, method=method, seed=seed, config=run_config, values=values, evaluations=evaluations)
 
 

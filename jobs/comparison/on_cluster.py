@@ -10,7 +10,7 @@ import shlex
 import threading
 from collections.abc import Callable, Mapping
 
-from jobs.cluster.package import Package
+from jobs.cluster.package import Package, commit
 from jobs.cluster.remote import APP, EVALUATE, TRAIN, Cluster, Job
 from jobs.cluster.submission import Submission, job_environment, next_id, send
 from jobs.comparison.experiment import Experiment
@@ -32,6 +32,7 @@ class ClusterExecutor:
     ) -> None:
         self.at_once = at_once
         self._experiment, self._cluster, self._package = experiment, cluster, package
+        self._commit = commit(package.root)
         self._python, self._say = python, say
         self._stopping = threading.Event()
         self._submitting = threading.Lock()
@@ -75,7 +76,7 @@ class ClusterExecutor:
             env_vars=job_environment(self._experiment.shared, os.environ),
             metadata={
                 **{"app": APP, "kind": KINDS[command.module], "run": name, "storage": str(command.directory.parent)},
-                **{"python": self._python, "config": command.arguments[0], "commit": "unknown"},
+                **{"python": self._python, "config": command.arguments[0], "commit": self._commit},
             },
         )
         send(self._cluster, submission, self._package, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.directory.atomic import replacing
@@ -60,6 +61,17 @@ def evaluations_of(jsonl: Path) -> Path:
 def read_metrics(jsonl: Path) -> list[dict[str, float]]:
     """Return the records in step order, without a last line that is half-written because its writer was killed."""
     return [record for part in parts(jsonl) for record in _read(part)]
+
+
+def newest_record(jsonl: Path, step: int) -> dict[str, float] | None:
+    """Return the last record of a step up to `step`; None where there is none. Only what comes after it is parsed."""
+    for part in reversed(parts(jsonl)):
+        for line in reversed(part.read_text(encoding="utf-8").splitlines()):
+            with suppress(ValueError):  # a last line that is half-written
+                record: dict[str, float] = json.loads(line)
+                if record["step"] <= step:
+                    return record
+    return None
 
 
 def _read(part: Path) -> list[dict[str, float]]:

@@ -14,7 +14,9 @@ from pathlib import Path
 from jobs.config import CHANGEABLE_ON_RESUME, RunConfig
 from jobs.directory.events import EVENTS
 from jobs.directory.job_dir import JobDirectory
-from learners.checkpoint import CheckpointManager
+from jobs.directory.metrics import evaluations_of, newest_record
+from jobs.directory.model_card import README, model_card
+from learners.checkpoint import CheckpointManager, FileEntry
 
 POLICY_STEP = "repexp.json"
 
@@ -53,13 +55,29 @@ class RunDirectory(JobDirectory):
 
     @contextmanager
     def exporting_policy(self, step: int) -> Iterator[Path]:
-        """Give a directory to write the policy of `step` to, which then becomes `policy`: whole or not at all."""
+        """Give a directory to write the policy of `step` to. With its model card it then becomes `policy`, whole or not
+        at all."""
         staging = self.path / "policy.partial"
         shutil.rmtree(staging, ignore_errors=True)
         yield staging
         (staging / POLICY_STEP).write_text(json.dumps({"step": step}))
+        (staging / README).write_text(self.model_card(step), encoding="utf-8")
         shutil.rmtree(self.policy, ignore_errors=True)
         staging.replace(self.policy)
+
+    @property
+    def policy_part(self) -> str:
+        """The folder of a checkpoint that has the policy: a model, or adapters alone."""
+        return "learner/adapter" if self.config.learner.lora.enabled else "learner/policy"
+
+    def add_model_card(self, step: int) -> FileEntry:
+        """Write the model card of `step` into its checkpoint, whose parts are saved."""
+        return self.checkpoints.add(step, f"{self.policy_part}/{README}", self.model_card(step))
+
+    def model_card(self, step: int) -> str:
+        """Return the model card of the policy of `step`."""
+        metrics, evaluation = (newest_record(file, step) for file in (self.metrics, evaluations_of(self.metrics)))
+        return model_card(self.run_id, self.config, step=step, metrics=metrics, evaluation=evaluation)
 
     def has_begun(self) -> bool:
         """Return whether there is a checkpoint or a trained step."""

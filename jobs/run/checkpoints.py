@@ -13,7 +13,7 @@ from learners.checkpoint import FileEntry
 
 
 async def save_checkpoint(run: Run) -> None:
-    """Save every part, then the books, then the manifest.
+    """Save every part, then the policy's model card, the books and the manifest.
 
     The books are read after replay was saved. So they have in flight every group that the saved replay holds. A group
     that arrived in between is in flight without being held: a restored run samples it again, so it is neither lost nor
@@ -24,6 +24,7 @@ async def save_checkpoint(run: Run) -> None:
     for part, handle in run.stateful.items():
         waiting_for = f"part '{part}' of the checkpoint of step {step}"
         files += await run.call(handle, Stateful.save_part, run.directory.checkpoints, step, part, waiting_for=waiting_for)
+    files.append(await asyncio.to_thread(run.directory.add_model_card, step))
     meta = {"run_id": run.directory.run_id, **run.books.state_dict()}
     await asyncio.to_thread(run.directory.checkpoints.commit, step, files, meta)
 

@@ -27,9 +27,9 @@ from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError, refusing
 from jobs.directory.atomic import replacing
 from jobs.directory.job_dir import CONFIG, LOCK, read_json
+from jobs.directory.model_card import README
 from jobs.directory.run_dir import RunDirectory
 from learners.checkpoint import CheckpointError
-from learners.config import LearnerConfig
 from learners.models import EMBEDDED, ModelError, check_model, model_here, resolve_model
 from learners.precision import resolve_dtype
 
@@ -48,8 +48,6 @@ class EvaluatedModel:
     run: RunDirectory | None = None
     settings: dict[str, Any] | None = None
     """The run's configuration as it was written."""
-    learner: LearnerConfig | None = None
-    """The configuration of the run's learner."""
     step: int | None = None
 
     def directory(self) -> str | None:
@@ -120,7 +118,7 @@ def _of_run(name: str, directory: Path, step: int | None) -> EvaluatedModel:
         raise UserError(f"run {directory} has no policy of step {step}: there are those of {', '.join(map(str, there))}")
     chosen = there[-1] if step is None else step
     label = f"{run.run_id} step {chosen}"
-    return EvaluatedModel(name=name, label=label, model=config.model, run=run, settings=settings, learner=config.learner, step=chosen)
+    return EvaluatedModel(name=name, label=label, model=config.model, run=run, settings=settings, step=chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,35 +173,46 @@ class PinnedModels:
         return PinnedModel(label=model.label, path=str(Path(path).absolute()), step=model.step, digest=digest)
 
     def _keep_policy(self, model: EvaluatedModel) -> str:
-        run, step = model.run, model.step
-        assert run is not None and step is not None
         target = self._directory / POLICIES / sha256(model.name.encode()).hexdigest()[:16]
-
-        def keep(policy: Path) -> None:
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(policy, target, copy_function=_link_or_copy)
-
-        try:
-            if run.policy_step == step:
-                keep(run.policy)
-            elif model.learner is not None and model.learner.lora.enabled:
-                run.checkpoints.restore(step, "learner/adapter", lambda adapter: _merge(model, adapter, target))
-            else:
-                run.checkpoints.restore(step, "learner/policy", keep)
-        except (CheckpointError, ModelError, OSError, shutil.Error) as error:
-            raise UserError(f"the policy of step {step} of {run.path} cannot be had: {error}") from None
+        copy_policy(model, target)
         return str(target)
 
 
-def _merge(model: EvaluatedModel, adapter: Path, target: Path) -> None:
-    """Merge a checkpoint of adapters, which holds no policy, into its base model."""
-    from learners.lora import LoraError, write_merged
+def copy_policy(model: EvaluatedModel, target: Path) -> None:
+    """Make `target` a directory with the policy of a run: links where that is possible, and merged weights of adapters.
+    Raises UserError where it cannot be had."""
+    run, step = model.run, model.step
+    assert run is not None and step is not None
 
-    assert model.learner is not None
-    dtype = resolve_dtype(model.learner.dtype, on_gpu=model.learner.num_gpus > 0)
+    def keep(policy: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(policy, target, copy_function=_link_or_copy)
+
+    try:
+        if run.policy_step == step:
+            keep(run.policy)
+        elif run.config.learner.lora.enabled:
+            run.checkpoints.restore(step, run.policy_part, lambda adapter: _merge(run, adapter, target))
+        else:
+            run.checkpoints.restore(step, run.policy_part, keep)
+        if not (target / README).is_file():
+            (target / README).write_text(run.model_card(step), encoding="utf-8")
+    except (CheckpointError, ModelError, OSError, shutil.Error) as error:
+        raise UserError(f"the policy of step {step} of {run.path} cannot be had: {error}") from None
+
+
+def _merge(run: RunDirectory, adapter: Path, target: Path) -> None:
+    """Merge a checkpoint of adapters, which holds no policy, into its base model. The card stays."""
+    from learners.lora import ADAPTER, LoraError, write_merged
+
+    learner = run.config.learner
+    dtype = resolve_dtype(learner.dtype, on_gpu=learner.num_gpus > 0)
     shutil.rmtree(target, ignore_errors=True)
     with refusing(LoraError):
-        write_merged(adapter, str(target), base=resolve_model(model.model), dtype=dtype)
+        write_merged(adapter, str(target), base=resolve_model(run.config.model), dtype=dtype)
+    shutil.copytree(adapter, target / ADAPTER)  # as the final policy has them
+    if (card := target / ADAPTER / README).is_file():
+        card.replace(target / README)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -167,3 +167,13 @@ def test_a_flag_that_would_have_no_effect_is_refused(file: Path, capsys: pytest.
 def test_text_of_a_method_is_text(file: Path) -> None:
     experiment = experiment_of(file, "common.task.parquet.id_column=2024", "methods.grpo.task.parquet.id_column=2024")
     assert experiment.shared.task.parquet.id_column == "2024"
+
+
+def test_a_run_keeps_the_text_of_a_prompt_template(file: Path, tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ messages }}")
+    experiment = experiment_of(file, f"common.prompt.template={template}")
+    experiment.out.mkdir()
+    experiment.write_files()
+    template.unlink()
+    assert all(load_config(str(experiment.run_file(run))).prompt.template == "{{ messages }}" for run in experiment.runs)

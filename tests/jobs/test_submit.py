@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,44 +8,23 @@ from pathlib import Path
 import pytest
 
 from jobs import submit as command
-from jobs.cluster.package import commit, is_excluded, select
 from jobs.cluster.remote import Cluster, Job
-from jobs.config import RunConfig
+from jobs.config import RunConfig, load_config
 from jobs.configuration.user_error import UserError
 from tests.jobs.runs_fixture import FakeClient, add_run
+from tests.jobs.submit_fixture import ADDRESS, connected, make_tree, refusal
 
-ADDRESS = "http://head:8265"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch) -> Path:
-    """A checkout (not of git) with things that belong to a job and things that do not."""
-    root = tmp_path / "tree"
-    for name in (
-        "jobs/train.py",
-        "jobs/__pycache__/train.pyc",
-        "configs/mine.toml",
-        "data/big.bin",
-        "runs/a/status.json",
-        ".venv/bin/repexp",
-    ):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("steps = 3\n")
-    (root / "jobs/data").mkdir()
-    (root / "jobs/data/kept.py").write_text("")
-    monkeypatch.chdir(root)
-    monkeypatch.setattr(sys, "executable", str(root / ".venv/bin/python"))
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    return root
+    return make_tree(tmp_path / "tree", monkeypatch)
 
 
 @pytest.fixture
 def client(monkeypatch) -> FakeClient:
-    client = FakeClient()
-    monkeypatch.setattr(command, "connect", lambda address: Cluster(client, address))
-    return client
+    return connected(monkeypatch)
 
 
 def job(number: int, state: str, **changes) -> Job:
@@ -62,12 +39,6 @@ def prepared(jobs=(), **changes) -> command.Submission:
     return command.prepare(RunConfig(), **(settings | changes))
 
 
-def refusal(capsys, *arguments: str) -> str:
-    assert command.main(arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
 def test_a_config_is_submitted_under_its_own_name(tree, client, capsys):
     arguments = ["configs/mine.toml", "--address", ADDRESS, "--set", "learner.lr=1e-5", "--set", 'model="my model"', "--run", "mine"]
     assert command.main(arguments) == 0
@@ -80,7 +51,10 @@ def test_a_config_is_submitted_under_its_own_name(tree, client, capsys):
     assert details.metadata is not None and details.runtime_env is not None
     assert details.metadata["kind"] == "train" and details.metadata["run"] == "mine" and details.metadata["commit"] == "unknown"
     assert len(details.metadata["config_hash"]) == 12
-    assert details.runtime_env["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "600", "RAY_AUTH_MODE": "disabled"}
+    assert details.runtime_env["env_vars"] == {
+        **{"RAY_JOB_STOP_WAIT_TIME_S": "600", "RAY_AUTH_MODE": "disabled"},
+        "REPEXP_COMMIT": "unknown",
+    }
     out = capsys.readouterr().out
     assert "package    3 files, 0.0 MiB" in out
     assert "submitted  mine-1: run mine, kept in ~/repexp-runs/mine on the head" in out
@@ -125,9 +99,15 @@ def test_a_run_is_not_started_anew_in_another_place():
         prepared([job(1, "STOPPED")], storage="/mnt")
 
 
-def test_a_storage_that_would_end_with_the_job_is_refused():
-    with pytest.raises(UserError, match="whole path on the head"):
-        prepared(storage="runs")
+@pytest.mark.parametrize("storage", ["runs", "", "/"])
+def test_a_storage_that_would_end_with_the_job_is_refused(storage):
+    with pytest.raises(UserError, match=f"--storage '{storage}': give a whole path on the head"):
+        prepared(storage=storage)
+
+
+def test_an_interpreter_without_a_name_is_refused():
+    with pytest.raises(UserError, match="--python '': name an interpreter on the head"):
+        prepared(python="")
 
 
 def test_ids_of_any_job_are_left_alone():
@@ -172,6 +152,8 @@ def test_the_hash_tells_what_is_computed_not_where():
         (["configs/none.toml", "--address", ADDRESS], "config file configs/none.toml does not exist"),
         (["configs/mine.toml", "--address", ADDRESS, "--set", "stepps=3"], "did you mean 'steps'"),
         (["configs/mine.toml", "--address", ADDRESS, "--run", "a/b"], "run name 'a/b'"),
+        (["configs/mine.toml", "--address", ADDRESS, "--run", ""], "run name ''"),
+        (["configs/mine.toml", "--address", ADDRESS, "--set", "prompt.template=none.jinja"], "no file that can be read"),
         (["configs/mine.toml"], "no cluster is named"),
         (["configs/mine.toml", "--address", "head:6379"], "write it as http://HEAD:8265"),
     ],
@@ -194,202 +176,6 @@ def test_validating_and_packaging_import_neither_torch_nor_ray():
     assert not set(done.stdout.split()) & {"torch", "ray", "vllm", "transformers"}
 
 
-def test_data_runs_environments_and_caches_stay_here(tree):
-    assert sorted(select(tree).sizes) == ["configs/mine.toml", "jobs/data/kept.py", "jobs/train.py"]
-    assert sorted(select(tree, ["*.toml", "/jobs/data"]).sizes) == ["jobs/train.py"]
-
-
-def test_what_git_ignores_stays_here_and_new_files_go_along(tree):
-    (tree / ".gitignore").write_text("*.secret\n")
-    (tree / "jobs/key.secret").write_text("x")
-    subprocess.run(["git", "init", "-q"], cwd=tree, check=True, timeout=30)
-    assert sorted(select(tree).sizes) == [".gitignore", "configs/mine.toml", "jobs/data/kept.py", "jobs/train.py"]
-
-
-def test_ray_s_own_packaging_would_send_what_git_hides_and_leave_out_what_is_committed(tree, tmp_path):
-    """Why `jobs.submit` makes the package itself: Ray reads the .gitignore files of the tree and asks git nothing."""
-    from ray._private.runtime_env.packaging import create_package
-
-    subprocess.run(["git", "init", "-q"], cwd=tree, check=True, timeout=30)
-    (tree / ".gitignore").write_text("*.bin\n")
-    (tree / ".git/info/exclude").write_text("token.txt\n")
-    (tree / "jobs/token.txt").write_text("secret")
-    (tree / "jobs/table.bin").write_text("committed in spite of .gitignore")
-    subprocess.run(["git", "add", "-f", "jobs/table.bin"], cwd=tree, check=True, timeout=30)
-    create_package(str(tree), tmp_path / "ray.zip", include_gitignore=True, excludes=[".git"])
-    rays, ours = set(zipfile.ZipFile(tmp_path / "ray.zip").namelist()), set(select(tree).sizes)
-    assert "jobs/token.txt" in rays - ours
-    assert "jobs/table.bin" in ours - rays
-    assert {"runs/a/status.json", ".venv/bin/python"} <= rays - ours
-
-
-def git(tree: Path, *arguments: str) -> None:
-    subprocess.run(["git", *arguments], cwd=tree, check=True, timeout=30, capture_output=True)
-
-
-def program(directory: Path, name: str, script: str) -> None:
-    directory.mkdir(exist_ok=True)
-    (directory / name).write_text(f"#!/bin/sh\n{script}\n")
-    (directory / name).chmod(0o755)
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        (
-            "echo \"fatal: detected dubious ownership in repository at 'X'\" >&2; printf 'call:\\n\\n\\tgit config X\\n' >&2; exit 128",
-            "git config X",
-        ),
-        ("echo 'fatal: index file corrupt' >&2; exit 128", "fatal: index file corrupt"),
-        ("echo 'fatal: not a git repository' >&2; exit 128", "fatal: not a git repository"),
-        ("exit 3", "git ended with exit code 3"),
-        (None, "git cannot be run (No such file or directory)"),
-    ],
-)
-@pytest.mark.parametrize("at", [".git", "../.git"])
-def test_where_git_fails_nothing_is_sent(tree, tmp_path, client, capsys, monkeypatch, script, said, at):
-    (tree / at).mkdir()
-    (tree / "jobs/key.secret").write_text("x")
-    if script is not None:
-        program(tmp_path / "bin", "git", script)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}")
-    line = refusal(capsys, "configs/mine.toml", "--address", ADDRESS, "--run", "mine")
-    assert f"git does not say which files of {tree} are to stay here, so nothing is sent: " in line and said in line
-    assert not client.jobs
-
-
-def test_a_gitignore_that_git_does_not_read_is_a_failure(tree, capsys):
-    git(tree, "init", "-q")
-    (tree / "patterns").write_text("*.secret\n")
-    (tree / ".gitignore").symlink_to("patterns")
-    assert "nothing is sent: warning: unable to access '.gitignore'" in refusal(capsys, "configs/mine.toml", "--address", ADDRESS)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_a_checkout_of_somebody_else_is_refused_in_gits_own_words(tree, client, capsys, monkeypatch):
-    git(tree, "init", "-q")
-    for name in ("SUDO_UID", "GIT_TEST_ASSUME_DIFFERENT_OWNER"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    os.chown(tree, 54321, 54321)
-    line = refusal(capsys, "configs/mine.toml", "--address", ADDRESS, "--run", "mine")
-    assert f"dubious ownership in repository at '{tree}'" in line and f"git config --global --add safe.directory {tree}" in line
-
-
-def test_a_git_that_does_not_answer_is_given_up(tree, tmp_path, capsys, monkeypatch):
-    (tree / ".git").mkdir()
-    program(tmp_path / "bin", "git", "exec sleep 30")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr("jobs.cluster.package.GIT_TIMEOUT_S", 0.2)
-    assert "git did not answer within 0.2 s" in refusal(capsys, "configs/mine.toml", "--address", ADDRESS)
-
-
-def test_without_any_git_and_outside_of_it_all_files_are_sent(tree, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert sorted(select(tree).sizes) == ["configs/mine.toml", "jobs/data/kept.py", "jobs/train.py"]
-
-
-def test_the_commit_is_named_from_the_first_one_on(tree):
-    git(tree, "init", "-q")
-    assert commit(tree) == "unknown"
-    git(tree, "-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "first")
-    assert len(commit(tree)) == len("0123456789ab-dirty") and commit(tree).endswith("-dirty")
-
-
-@pytest.mark.parametrize("in_git", [False, True])
-@pytest.mark.parametrize("name", [b"caf\xe9.py", b"\xff", b"jobs/\xc3(.txt", b"two words \x80"])
-def test_a_name_that_no_archive_can_hold_is_refused_with_the_flag_that_leaves_it_out(tree, client, capsys, in_git, name):
-    if in_git:
-        git(tree, "init", "-q")
-    (tree / os.fsdecode(name)).write_text("x")
-    arguments = ["configs/mine.toml", "--address", ADDRESS, "--run", "mine"]
-    line = refusal(capsys, *arguments)
-    assert "is not UTF-8, and no archive can hold it: rename the file, or leave it out with --exclude " in line
-    words = subprocess.run(["sh", "-c", f"printf %s {line.rpartition('--exclude ')[2]}"], capture_output=True, text=True, check=True)
-    assert command.main([*arguments, "--exclude", words.stdout]) == 0
-    capsys.readouterr()
-
-
-def test_names_in_utf_8_and_with_odd_characters_are_sent(tree, tmp_path):
-    names = ["naïve.py", "数.txt", "a b.txt", "new\nline", "quote'\".txt", "[x].txt", "back\\slash"]
-    for name in names:
-        (tree / name).write_text("x")
-    everywhere = set(select(tree).sizes)
-    git(tree, "init", "-q")
-    assert set(select(tree).sizes) == everywhere >= set(names)
-    select(tree).write(tmp_path / "package.zip", extra={})
-
-
-@pytest.mark.parametrize("in_git", [False, True])
-def test_what_is_left_out_is_named(tree, tmp_path, client, capsys, in_git):
-    outside = tmp_path / "outside"
-    (outside / "deep").mkdir(parents=True)
-    (outside / "notes.txt").write_text("x")
-    links = {"corpus": outside, "jobs/inner": outside / "deep", "nothing": tmp_path / "gone", "notes.txt": outside / "notes.txt"}
-    links |= {"to_data": tree / "data/big.bin", "runs_link": tree / "runs", "again.toml": Path("configs/mine.toml")}
-    for name, target in links.items():
-        (tree / name).symlink_to(target)
-    os.mkfifo(tree / "pipe")
-    if in_git:
-        git(tree, "init", "-q")
-        git(tree, "init", "-q", "nested")
-        (tree / "nested/file").write_text("x")
-    package = select(tree)
-    assert {"notes.txt", "again.toml"} <= package.sizes.keys()
-    expected = {"corpus", "jobs/inner", "nothing", "to_data", "runs_link"} | ({"nested"} if in_git else {"pipe"})
-    assert set(package.left_out) == expected
-    assert select(tree, ["corpus", "/jobs/inner", "*_*", "nothing", "nested", "pipe"]).left_out == []
-    assert command.main(["configs/mine.toml", "--address", ADDRESS, "--run", "mine"]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out ")]
-    assert all(name in line for name in expected)
-
-
-def test_a_link_does_not_send_what_git_ignores(tree):
-    git(tree, "init", "-q")
-    (tree / ".gitignore").write_text("*.secret\n")
-    (tree / "jobs/key.secret").write_text("x")
-    (tree / "jobs/key.py").symlink_to("key.secret")
-    (tree / "jobs/head").symlink_to("../.git/HEAD")
-    package = select(tree)
-    assert package.left_out == ["jobs/head", "jobs/key.py"] and not {"jobs/key.py", "jobs/head"} & package.sizes.keys()
-
-
-@pytest.mark.parametrize("target", ["data", "../private", "runs/a"])
-@pytest.mark.parametrize("place", ["papers", "jobs/papers"])
-def test_a_link_where_a_tracked_directory_was_sends_nothing_behind_it(tree, tmp_path, place, target):
-    (tree / place / "deep").mkdir(parents=True)
-    behind = tree / target
-    (behind / "deep").mkdir(parents=True, exist_ok=True)
-    for name in ("big.bin", "status.json", "deep/note.txt"):
-        (tree / place / name).write_text("tracked")
-        (behind / name).write_text("private")
-    git(tree, "init", "-q")
-    (tree / ".gitignore").write_text("/data\n/runs\n")
-    git(tree, "add", "-f", place, "jobs/train.py")
-    shutil.rmtree(tree / place)
-    (tree / place).symlink_to(behind)
-    package = select(tree)
-    assert not [path for path in package.sizes if path.startswith(place)]
-    assert place in package.left_out
-
-
-def test_many_paths_that_are_left_out_are_counted(tree):
-    for number in range(20):
-        (tree / f"link{number:02}").symlink_to(tree / "jobs")
-    (tree / "a\x1b[2J").symlink_to(tree / "jobs")
-    named = select(tree).named_left_out
-    assert named.endswith(" and 13 more") and "link06" in named and "link07" not in named and "\x1b" not in named
-
-
-def test_a_file_that_cannot_be_read_is_named(tree, tmp_path):
-    package = select(tree)
-    (tree / "jobs/train.py").unlink()
-    (tree / "jobs/train.py").mkdir()
-    with pytest.raises(UserError, match=r"train\.py cannot be read \(Is a directory\)"):
-        package.write(tmp_path / "package.zip", extra={})
-
-
 @pytest.mark.parametrize(
     "override",
     ["task.parquet.path=/a b/c.jsonl", 'task.parquet.instruction=it\'s $HOME `x` "q"', "model=~/m", "evaluation.split=a;b", "model=a\\b"],
@@ -407,59 +193,22 @@ def test_printed_commands_mean_what_was_typed(tree, client, capsys, override):
     assert shell.stdout.split("\0")[1:5] == ["--set", override, "--set", "seed=2"]
 
 
-@pytest.mark.parametrize("pattern", ["jobs", "/jobs/", "./jobs", "*", "train.py"])
-def test_a_job_is_not_sent_without_its_code(tree, client, capsys, pattern):
-    line = refusal(capsys, "configs/mine.toml", "--address", ADDRESS, "--run", "mine", "--exclude", pattern)
-    assert "jobs/train.py would not be sent" in line and not client.jobs
-
-
-@pytest.mark.parametrize(
-    ("path", "pattern", "excluded"),
-    [
-        ("jobs/__pycache__/a.pyc", "__pycache__", True),
-        ("data/a", "/data", True),
-        ("bonus/data/a", "/data", False),
-        ("bonus/data/a", "bonus/data/", True),
-        ("bonus/database", "bonus/data", False),
-        ("a/b.npy", "*.npy", True),
-        ("configs/a.toml", "/configs/*.toml", True),
-        ("notes/a", "./notes", True),
-        ("notes/a", "./notes/", True),
-        ("jobs/notes/a", "./notes", False),
-    ],
-)
-def test_patterns_name_files_and_directories(path, pattern, excluded):
-    assert is_excluded(path, [pattern]) is excluded
-
-
-def test_a_package_that_is_too_large_is_refused_with_what_is_largest(tree):
-    (tree / "models").mkdir()
-    (tree / "models/weights.bin").write_bytes(bytes(3 << 20))
-    (tree / "notes.txt").write_bytes(bytes(2 << 20))
-    package = select(tree)
-    package.check_size()
-    with pytest.raises(UserError) as refused:
-        package.check_size(4 << 20)
-    assert "is 5.0 MiB, 4.0 MiB at most can be sent: leave out with --exclude models (3.0 MiB), notes.txt (2.0 MiB)" in str(refused.value)
-
-
-def test_the_same_files_are_the_same_archive_whenever_it_is_made(tree, tmp_path):
-    select(tree).write(tmp_path / "first.zip", extra={})
-    (tree / "jobs/train.py").touch()
-    select(tree).write(tmp_path / "second.zip", extra={})
-    assert (tmp_path / "first.zip").read_bytes() == (tmp_path / "second.zip").read_bytes()
-
-
-def test_a_config_from_elsewhere_is_sent_along(tree, tmp_path, client, capsys, monkeypatch):
-    (tmp_path / "far.toml").write_text("seed = 5\n")
-    sent = {}
+@pytest.fixture
+def sent(client, monkeypatch) -> dict[str, bytes]:
+    """The files of the package that was sent."""
+    files: dict[str, bytes] = {}
 
     def submit_job(**options) -> str:
         with zipfile.ZipFile(options["runtime_env"]["working_dir"]) as archive:
-            sent.update({name: archive.read(name) for name in archive.namelist()})
+            files.update({name: archive.read(name) for name in archive.namelist()})
         return FakeClient.submit_job(client, **options)
 
     monkeypatch.setattr(client, "submit_job", submit_job)
+    return files
+
+
+def test_a_config_from_elsewhere_is_sent_along(tree, tmp_path, client, sent, capsys):
+    (tmp_path / "far.toml").write_text("seed = 5\n")
     assert command.main([str(tmp_path / "far.toml"), "--address", ADDRESS, "--run", "far"]) == 0
     assert sent["submitted/far.toml"] == b"seed = 5\n" and "jobs/train.py" in sent
     assert "jobs.train submitted/far.toml" in client.jobs["far-1"].entrypoint
@@ -469,3 +218,30 @@ def test_a_config_from_elsewhere_is_sent_along(tree, tmp_path, client, capsys, m
 def test_the_commit_goes_along_for_trackers_where_it_is_known():
     assert prepared(commit="abc").env_vars["WANDB_GIT_COMMIT"] == "abc"
     assert "WANDB_GIT_COMMIT" not in prepared(commit="unknown").env_vars
+
+
+@pytest.mark.parametrize("by_flag", [False, True])
+@pytest.mark.parametrize("place", ["elsewhere", "inside, by its whole path", "inside", "left out"])
+def test_a_prompt_template_is_where_the_head_looks_for_it(tree, tmp_path, client, sent, monkeypatch, place, by_flag):
+    files = {"elsewhere": tmp_path / "it's mine.jinja", "left out": tree / "data" / "mine.jinja"}
+    file = files.get(place, tree / "configs" / "mine.jinja")
+    file.write_text("{{ messages }}")
+    named = "configs/mine.jinja" if place == "inside" else str(file)
+    flag = ["--set", f"prompt.template={named}"] if by_flag else []
+    if not by_flag:
+        (tree / "configs" / "mine.toml").write_text(f'prompt.template = "{named}"\n')
+    assert command.main(["configs/mine.toml", "--address", ADDRESS, "--run", "mine", *flag]) == 0
+    entrypoint = client.jobs["mine-1"].entrypoint.removeprefix("exec python -m jobs.train ")
+    shell = subprocess.run(["sh", "-c", f"printf '%s\\0' {entrypoint}"], capture_output=True, text=True, timeout=10, check=True)
+    path, *flags = shell.stdout.split("\0")[:-1]
+    for name, content in sent.items():  # the head's working directory, where the file of this machine is not
+        (tmp_path / "head" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "head" / name).write_bytes(content)
+    file.unlink()
+    monkeypatch.chdir(tmp_path / "head")
+    assert load_config(path, flags[1::2]).prompt.template == "{{ messages }}"
+
+
+def test_a_template_that_is_text_needs_no_file(tree, client, sent):
+    assert command.main(["configs/mine.toml", "--address", ADDRESS, "--run", "mine", "--set", "prompt.template={{ messages }}"]) == 0
+    assert client.jobs["mine-1"].entrypoint.count("prompt.template") == 1 and not [name for name in sent if "submitted" in name]

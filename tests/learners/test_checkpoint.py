@@ -126,6 +126,18 @@ def test_the_manifest_lists_every_file_with_size_and_checksum(manager: Checkpoin
     assert entry == {"path": "learner/weights", "size_bytes": 9, "crc32": 0xDC9FFFAE}
 
 
+def test_a_file_that_is_added_is_guarded_as_part_of_its_part(manager: CheckpointManager, root: Path) -> None:
+    files = save(manager, 7)
+    files.append(manager.add(7, "learner/deep/README.md", "réponse\n"))
+    manager.commit(7, files, META)
+    assert read_back(manager, 7) == "content 7"
+    added = root / "step_000007" / "learner" / "deep" / "README.md"
+    assert added.read_text() == "réponse\n"
+    added.write_text("another\n")
+    with pytest.raises(CheckpointError, match=r"README\.md is damaged"):
+        manager.restore(7, "learner", must_not_read)
+
+
 def test_the_newest_keep_are_kept(manager: CheckpointManager, root: Path) -> None:
     for step in (1, 2, 3, 12):
         complete(manager, step)

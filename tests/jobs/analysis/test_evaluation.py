@@ -100,7 +100,12 @@ def test_metrics_are_the_values_of_the_report():
     assert metrics["eval/maj@4"] == pytest.approx((0 + 1 / 2 + 0) / 3)
     assert metrics["eval/distinct_answers"] == pytest.approx((2 + 2 + 3) / 3)
     assert metrics["eval/problems"] == 3.0
+    assert report.pass_at_k is not None
+    interval = report.pass_at_k.at(4)
+    assert (metrics["eval/pass_low@4"], metrics["eval/pass_high@4"]) == (interval.low, interval.high)
+    assert metrics["eval/pass_low@4"] < metrics["eval/pass@4"] < metrics["eval/pass_high@4"]
     assert "eval/pass@2" not in metrics
+    assert not any("_low" in name for name in evaluate_outcomes(outcomes_of("1xxx")).metrics())  # one problem has no interval
 
 
 def test_a_report_is_plain_json_and_the_same_for_the_same_seed():

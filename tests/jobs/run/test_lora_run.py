@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from jobs.config import RunConfig
@@ -58,6 +59,7 @@ def test_checkpoints_hold_adapters_and_are_whole(config: MakeConfig, tmp_path: P
     assert {path.name for path in part_of(run, STEPS).iterdir()} == {"adapter", "optimiser.safetensors"}
     model = sum(path.stat().st_size for path in Path(run.config.model).glob("*.safetensors"))
     assert (part_of(run, STEPS) / "adapter" / "adapter_model.safetensors").stat().st_size < model / 3
+    assert "adapters of rank 4" in ModelCard.load(part_of(run, STEPS) / "adapter" / "README.md").text
     run.check_restorable(tmp_path / "state")
 
 
@@ -85,6 +87,7 @@ def test_its_rollouts_give_the_same_adapters_without_an_engine(config: MakeConfi
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
     exported = tmp_path / "again" / "policy"
     assert (exported / "model.safetensors").exists() and (exported / "adapter" / "adapter_config.json").exists()
+    assert "adapters of rank 4" in ModelCard.load(exported / "README.md").text and not (exported / "adapter" / "README.md").exists()
     with pytest.raises(UserError, match="there are: down_proj"):
         replay_from(config("wrong", learner={"lora": {"enabled": True, "targets": ["wq"]}}), tmp_path / "a")
 
@@ -102,3 +105,9 @@ def test_a_checkpoint_is_evaluated_as_the_policy_that_was_published(
     published = dict(run.the_learner.snapshot().tensors())
     found = load_file(Path(pinned.path) / "model.safetensors")
     assert found.keys() == published.keys() and all((found[name] == published[name]).all() for name in found)
+    assert f"`{run.directory.run_id}`, step 2" in ModelCard.load(Path(pinned.path) / "README.md").text
+    assert {path.name for path in (Path(pinned.path) / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "base.json",
+    }
