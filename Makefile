@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 PACKAGES := actors bonus buffers jobs learners tasks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-unit chaos lint format docs reasoning-gym lock doctor clean
+.PHONY: help venv train test test-unit chaos lint format docs reasoning-gym s3 lock doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ doctor:  ## say what this machine has, what is missing and how to fix it (with o
 
 reasoning-gym: venv  ## add what the optional task reasoning-gym needs to .venv (a C compiler is needed)
 	@$(PIP) --no-build-isolation -r requirements/reasoning-gym.txt
+
+s3: venv  ## add a local S3 server to .venv, for the tests of checkpoints
+	@$(PIP) -r requirements/s3.txt
 
 lock: .uv/bin/uv  ## resolve requirements/cpu.in into requirements/cpu.lock with the newest versions that fit
 	@$< pip compile requirements/cpu.in --override requirements/overrides.txt --upgrade --python-version 3.11 \

@@ -100,7 +100,9 @@ class CheckpointManager:
                 stream.write(b"can be written")
             filesystem.delete_file(probe)
         except OSError as error:
-            raise CheckpointError(f"{self.uri} cannot be written ({_reason(error)}): let this process write there, or choose another place") from None
+            raise CheckpointError(
+                f"{self.uri} cannot be written ({_reason(error)}): let this process write there, or choose another place"
+            ) from None
 
     def truncate(self, after_step: int) -> None:
         """Remove the checkpoints of later steps, complete or not, because a resumed run replaces that history."""
