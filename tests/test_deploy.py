@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from actors.config import RolloutConfig
-from jobs.config import load_config
+from jobs.config import RunConfig, load_config
 
 REPOSITORY = Path(__file__).parents[1]
 DEPLOY = REPOSITORY / "deploy"
@@ -76,17 +76,21 @@ def test_every_node_sees_the_runs_and_only_spot_nodes_may_vanish() -> None:
         assert ("nodeSelector" in group["template"]["spec"]) is (name == "rollout")
 
 
-def test_the_command_of_the_job_is_one_that_train_takes() -> None:
+def settings_of(words: list[str], *start: str) -> RunConfig:
+    """Return what a command of `jobs.train` would run, after the words it must start with."""
+    command = [*start, "python", "-m", "jobs.train"]
+    config, *settings = words[len(command) :]
+    assert (words[: len(command)], set(settings[::2])) == (command, {"--set"})
+    return load_config(str(REPOSITORY / config), settings[1::2])
+
+
+def test_the_job_runs_what_train_takes_and_places_each_role_in_a_group() -> None:
     if "placement" not in RolloutConfig.model_fields:
         pytest.skip("roles cannot be placed yet")
-    exec_, python, *module, config, _ = words = shlex.split(read("rayjob.yaml")["spec"]["entrypoint"])[:6]
-    assert (exec_, python, module) == ("exec", "python", ["-m", "jobs.train"])
-    words = shlex.split(read("rayjob.yaml")["spec"]["entrypoint"])[5:]
-    assert set(words[::2]) == {"--set"}
-    resolved = load_config(str(REPOSITORY / config), words[1::2])
-    assert resolved.run_dir == "/runs/quickstart"
+    config = settings_of(shlex.split(read("rayjob.yaml")["spec"]["entrypoint"]), "exec")
+    assert config.run_dir == "/runs/quickstart"
     groups = {group["groupName"] for group in read("raycluster.yaml")["spec"]["workerGroupSpecs"]} | {"head"}
-    for section in (resolved.rollout, resolved.learner, resolved.encoder, resolved.verifier):
+    for section in (config.rollout, config.learner, config.encoder, config.verifier):
         assert section.placement.label_selector["role"] in groups  # type: ignore[union-attr]
 
 
@@ -109,7 +113,4 @@ def test_what_an_image_copies_exists_and_it_runs_as_a_user(name: str) -> None:
     last_stage = text[text.rindex("\nFROM ") :]
     assert re.search(r"^USER 1001$", last_stage, re.MULTILINE)
     (command,) = re.findall(r"^CMD (\[.*\])$", text.replace("\\\n", ""), re.MULTILINE)
-    python, *module, config = tomllib.loads(f"words = {command}")["words"][:4]
-    overrides = tomllib.loads(f"words = {command}")["words"][4:]
-    assert [python, *module] == ["python", "-m", "jobs.train"]
-    assert load_config(str(REPOSITORY / config), overrides[1::2]).run_dir == "/runs/quickstart"
+    assert settings_of(json.loads(command)).run_dir == "/runs/quickstart"
