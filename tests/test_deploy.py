@@ -66,6 +66,20 @@ def test_a_job_has_the_cluster_of_the_cluster_file() -> None:
     assert cluster["rayVersion"] == RAY_VERSION
 
 
+def test_rays_autoscaler_knows_what_each_group_has() -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr as as_the_autoscaler_reads
+
+    cluster = read("raycluster.yaml")
+    cluster["metadata"]["namespace"] = "default"
+    groups = as_the_autoscaler_reads(cluster)["available_node_types"]
+    assert {name: group["labels"] for name, group in groups.items()} == {
+        "headgroup": {"role": "head"},
+        "learner": {"role": "learner"},
+        "rollout": {"role": "rollout"},
+    }
+    assert {name: group["resources"].get("GPU", 0) for name, group in groups.items()} == {"headgroup": 0, "learner": 1, "rollout": 1}
+
+
 def test_every_node_sees_the_runs_and_only_spot_nodes_may_vanish() -> None:
     cluster = read("raycluster.yaml")["spec"]
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]} | {"head": cluster["headGroupSpec"]}
