@@ -63,8 +63,8 @@ class SlurmJob(Training):
 @pytest.fixture
 def clone(tmp_path: Path, tiny_model: str) -> Path:
     """Return a directory that looks like a clone with its environment, and has Slurm's commands in `bin`."""
-    if not (Path(sys.prefix) / "bin" / "activate").is_file():
-        pytest.skip("the tests do not run in a virtual environment")
+    if not all((Path(sys.prefix) / "bin" / name).is_file() for name in ("activate", "ray")):
+        pytest.skip("the tests do not run in a virtual environment that has Ray")
     for name in ("actors", "bonus", "buffers", "jobs", "learners", "tasks"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
