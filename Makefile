@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 PACKAGES := actors bonus buffers jobs learners tasks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-unit chaos lint format docs reasoning-gym wandb lock doctor clean
+.PHONY: help venv train test test-unit chaos lint format docs reasoning-gym wandb s3 lock doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ reasoning-gym: venv  ## add what the optional task reasoning-gym needs to .venv 
 
 wandb: venv  ## add what the optional tracker wandb needs to .venv
 	@$(PIP) -r requirements/wandb.txt
+
+s3: venv  ## add a local S3 server to .venv, for the tests of checkpoints
+	@$(PIP) -r requirements/s3.txt
 
 RESOLVE = .uv/bin/uv pip compile requirements/cpu.in --override requirements/overrides.txt --python-platform x86_64-manylinux_2_28 \
 	--no-annotate --no-header --quiet $(LOCK_FLAGS)

@@ -111,7 +111,9 @@ class CheckpointManager:
                 stream.write(b"can be written")
             filesystem.delete_file(probe)
         except OSError as error:
-            raise CheckpointError(f"{self.uri} cannot be written ({_reason(error)}): choose another place") from None
+            raise CheckpointError(
+                f"{self.uri} cannot be written ({_reason(error)}): let this process write there, or choose another place"
+            ) from None
 
     def truncate(self, after_step: int) -> None:
         """Remove the checkpoints of later steps, complete or not, because a resumed run replaces that history."""
@@ -147,7 +149,7 @@ class CheckpointManager:
             read(checkpoint / part)
 
     def _fix(self, step: int) -> str:
-        return f"delete {self.uri}/{_name(step)} to resume from the checkpoint before it"
+        return f"delete {self._address(step)} to resume from the checkpoint before it"
 
     def _manifest(self, step: int) -> dict[str, Any]:
         filesystem, path = self._location(_name(step), MANIFEST)
@@ -191,7 +193,7 @@ class CheckpointManager:
                     filesystem.delete_dir(path)
             except OSError as error:
                 why = f"could not be removed ({_reason(error)}): delete it, or let this process write there"
-                raise CheckpointError(f"{self.uri}/{_name(step)} {why}") from error
+                raise CheckpointError(f"{self._address(step)} {why}") from error
 
     def _remove_manifest(self, step: int) -> None:
         filesystem, path = self._location(_name(step), MANIFEST)
@@ -209,7 +211,7 @@ class CheckpointManager:
             with suppress(CheckpointError):
                 self._remove([step])
             raise CheckpointError(
-                f"{self.uri}/{_name(step)} could not be written ({_reason(error)}): free space there or set checkpoint.storage to "
+                f"{self._address(step)} could not be written ({_reason(error)}): free space there or set checkpoint.storage to "
                 "another place; the checkpoints before it are untouched"
             ) from error
 
@@ -217,6 +219,11 @@ class CheckpointManager:
         filesystem, root = self._location()
         found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
         return sorted(int(match[1]) for info in found if (match := _STEP_DIRECTORY.fullmatch(info.base_name)))
+
+    def _address(self, step: int) -> str:
+        """Return where the checkpoint of `step` lies, as a person writes it: without the options of a URI."""
+        place = self.uri.partition("?")[0] if "://" in self.uri else self.uri
+        return f"{place}/{_name(step)}"
 
     def _location(self, *names: str) -> tuple[fs.FileSystem, str]:
         """Return the file system, and the path of `names` within the checkpoints' directory there."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tomllib
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 COMMIT = "REPEXP_COMMIT"
@@ -14,14 +12,6 @@ COMMIT = "REPEXP_COMMIT"
 UNKNOWN = "unknown"
 GIT_TIMEOUT_S = 20
 _ROOT = Path(__file__).resolve().parents[2]
-
-
-def code_version() -> str:
-    """Return the version of this project."""
-    try:
-        return str(tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]["version"])
-    except OSError:  # installed without its repository
-        return version("repexp")
 
 
 @cache

@@ -15,10 +15,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from jobs import __version__
 from jobs.config import RunConfig
 from jobs.configuration.characters import spelled_out
 from jobs.configuration.toml_text import toml_text
-from jobs.directory.code_version import code_commit, code_version
+from jobs.directory.code_version import code_commit
 from learners.models import EMBEDDED, HUB_NAMES, LICENSES
 from tasks.config import MIXTURE, TASKS
 
@@ -69,7 +70,7 @@ def model_card(
         evaluation=evaluation or {},
         pass_at_k=[(int(match[1]), evaluation[name]) for name in evaluation or () if evaluation and (match := _PASS_AT_K.fullmatch(name))],
         settings=toml_text(_without_secrets(config.model_dump(mode="json", exclude_defaults=True, exclude=MEANS))),
-        version=code_version(),
+        version=__version__,
         commit=code_commit(),
     )
 

@@ -152,7 +152,9 @@ def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
     except CheckpointError as error:
         raise UserError(f"checkpoint.storage = {storage!r}: {error}") from None
     except OSError as error:
-        raise UserError(f"checkpoint.storage = {storage!r} cannot be read ({reason(error)}): choose another place") from None
+        raise UserError(
+            f"checkpoint.storage = {storage!r} cannot be read ({reason(error)}): let this process read there, or choose another place"
+        ) from None
     if owner != run.run_id:
         raise UserError(f"checkpoint.storage = {storage!r} holds the checkpoints of run '{owner}': give this run an address of its own")
     try:

@@ -93,8 +93,8 @@ class Job:
         )
         self._output = (directory.parent / f"output-{self._mark[:6]}.txt").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=REPOSITORY,
+            self.command(module, *arguments),
+            cwd=self.directory,
             env=environment,
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -102,6 +102,12 @@ class Job:
             start_new_session=True,
             preexec_fn=_interruptible,
         )
+
+    directory = REPOSITORY
+    """Where the command is started."""
+
+    def command(self, module: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", module, *arguments]
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 import learners.checkpoint
 from learners.checkpoint import MANIFEST, CheckpointError, CheckpointManager, FileEntry
+from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.whole
 
@@ -60,10 +61,12 @@ def complete(manager: CheckpointManager, step: int, content: str | None = None) 
     manager.commit(step, save(manager, step, content), {**META, "step": step})
 
 
-@pytest.fixture(params=["path", "file-uri", "fsspec-uri"])
+@pytest.fixture(params=["path", "file-uri", "fsspec-uri", "s3-uri"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return where checkpoints go: a plain path, a URI, and a filesystem that is copied from and to, as object
-    stores are."""
+    """Return where checkpoints go: a plain path, a URI, a filesystem that is copied from and to, and an S3 server."""
+    if request.param == "s3-uri":
+        server: S3Server = request.getfixturevalue("s3_server")
+        return server.uri(server.new_bucket(), "runs/a")
     root = tmp_path / "run"
     root.mkdir()
     return {"path": str(root), "file-uri": root.as_uri(), "fsspec-uri": f"fsspec+file://{root}"}[request.param]
@@ -74,10 +77,43 @@ def manager(uri: str) -> CheckpointManager:
     return CheckpointManager(uri, keep=2)
 
 
+class Store:
+    """The directory that a manager writes to, as others see and change it. Paths are relative to it."""
+
+    def __init__(self, uri: str) -> None:
+        at, directory = fs.FileSystem.from_uri(uri)
+        self._files = fs.SubTreeFileSystem(directory, at)
+
+    def names(self) -> list[str]:
+        return sorted(info.base_name for info in self._files.get_file_info(fs.FileSelector("")))
+
+    def files(self, directory: str) -> set[str]:
+        """Return the paths of all files below a directory, relative to it."""
+        found = self._files.get_file_info(fs.FileSelector(directory, recursive=True))
+        return {info.path.removeprefix(f"{directory}/") for info in found if info.type == fs.FileType.File}
+
+    def read(self, path: str) -> str:
+        with self._files.open_input_file(path) as file:
+            return bytes(file.read()).decode()
+
+    def write(self, path: str, text: str) -> None:
+        with self._files.open_output_stream(path) as file:
+            file.write(text.encode())
+
+    def remove(self, path: str) -> None:
+        self._files.delete_file(path)
+
+    def make_directory(self, path: str) -> None:
+        self._files.create_dir(path)
+
+    def remove_directory(self, path: str) -> None:
+        self._files.delete_dir(path)
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(uri: str) -> Store:
     """Return the directory that `manager` writes to."""
-    return tmp_path / "run"
+    return Store(uri if "://" in uri else Path(uri).as_uri())
 
 
 def test_what_was_saved_is_restored(manager: CheckpointManager) -> None:
@@ -109,40 +145,39 @@ def test_a_checkpoint_counts_only_once_its_manifest_is_there(manager: Checkpoint
     assert manager.latest() == 4
 
 
-def test_a_manifest_half_written_does_not_count(manager: CheckpointManager, root: Path) -> None:
+def test_a_manifest_half_written_does_not_count(manager: CheckpointManager, root: Store) -> None:
     save(manager, 4)
-    (root / "step_000004" / f"{MANIFEST}.partial").write_text('{"format": 1')
+    root.write(f"step_000004/{MANIFEST}.partial", '{"format": 1')
     assert manager.steps() == []
     complete(manager, 4)
     assert read_back(manager, 4) == "content 4"
 
 
-def test_the_manifest_lists_every_file_with_size_and_checksum(manager: CheckpointManager, root: Path) -> None:
+def test_the_manifest_lists_every_file_with_size_and_checksum(manager: CheckpointManager, root: Store) -> None:
     complete(manager, 1)
-    manifest = json.loads((root / "step_000001" / MANIFEST).read_text())
-    on_disk = {str(path.relative_to(root / "step_000001")) for path in (root / "step_000001").rglob("*") if path.is_file()}
-    assert {file["path"] for file in manifest["files"]} == on_disk - {MANIFEST}
+    manifest = json.loads(root.read(f"step_000001/{MANIFEST}"))
+    assert {file["path"] for file in manifest["files"]} == root.files("step_000001") - {MANIFEST}
     entry = next(file for file in manifest["files"] if file["path"] == "learner/weights")
     assert entry == {"path": "learner/weights", "size_bytes": 9, "crc32": 0xDC9FFFAE}
 
 
-def test_a_file_that_is_added_is_guarded_as_part_of_its_part(manager: CheckpointManager, root: Path) -> None:
+def test_a_file_that_is_added_is_guarded_as_part_of_its_part(manager: CheckpointManager, root: Store) -> None:
     files = save(manager, 7)
     files.append(manager.add(7, "learner/deep/README.md", "réponse\n"))
     manager.commit(7, files, META)
     assert read_back(manager, 7) == "content 7"
-    added = root / "step_000007" / "learner" / "deep" / "README.md"
-    assert added.read_text() == "réponse\n"
-    added.write_text("another\n")
+    added = "step_000007/learner/deep/README.md"
+    assert root.read(added) == "réponse\n"
+    root.write(added, "another\n")
     with pytest.raises(CheckpointError, match=r"README\.md is damaged"):
         manager.restore(7, "learner", must_not_read)
 
 
-def test_the_newest_keep_are_kept(manager: CheckpointManager, root: Path) -> None:
+def test_the_newest_keep_are_kept(manager: CheckpointManager, root: Store) -> None:
     for step in (1, 2, 3, 12):
         complete(manager, step)
     assert manager.steps() == [3, 12]
-    assert sorted(path.name for path in root.iterdir()) == ["step_000003", "step_000012"]
+    assert root.names() == ["step_000003", "step_000012"]
     assert [read_back(manager, step) for step in (3, 12)] == ["content 3", "content 12"]
 
 
@@ -154,12 +189,12 @@ def test_every_mth_is_kept_for_good_besides_the_newest(uri: str) -> None:
     assert [read_back(manager, step) for step in manager.steps()] == [f"content {step}" for step in (4, 8, 10, 11)]
 
 
-def test_on_resume_what_is_of_later_steps_is_removed(manager: CheckpointManager, root: Path) -> None:
+def test_on_resume_what_is_of_later_steps_is_removed(manager: CheckpointManager, root: Store) -> None:
     complete(manager, 3)
     complete(manager, 6)
     save(manager, 9)
     manager.truncate(after_step=5)
-    assert [path.name for path in root.iterdir()] == ["step_000003"]
+    assert root.names() == ["step_000003"]
     assert (manager.latest(), read_back(manager, 3)) == (3, "content 3")
     manager.truncate(after_step=0)
     assert manager.latest() is None
@@ -172,12 +207,11 @@ def test_older_ones_stay_until_the_newer_one_is_complete(manager: CheckpointMana
     assert manager.steps() == [1, 2]
 
 
-def test_older_incomplete_ones_are_removed_and_newer_ones_ignored(manager: CheckpointManager, root: Path) -> None:
+def test_older_incomplete_ones_are_removed_and_newer_ones_ignored(manager: CheckpointManager, root: Store) -> None:
     save(manager, 1)
     save(manager, 9)  # of an earlier attempt that got further
     complete(manager, 2)
-    assert not (root / "step_000001").exists()
-    assert (root / "step_000009").exists()
+    assert root.names() == ["step_000002", "step_000009"]
     assert (manager.steps(), manager.latest()) == ([2], 2)
     assert read_back(manager, 2) == "content 2"
 
@@ -209,7 +243,7 @@ def test_a_complete_step_written_again_does_not_count_until_it_is_committed_agai
     ids=lambda error: type(error).__name__,
 )
 def test_a_write_that_fails_is_named_with_the_mend_and_leaves_nothing(
-    manager: CheckpointManager, uri: str, root: Path, error: Exception
+    manager: CheckpointManager, uri: str, root: Store, error: Exception
 ) -> None:
     def write(directory: Path) -> None:
         (directory / "weights").write_text("half")
@@ -219,10 +253,10 @@ def test_a_write_that_fails_is_named_with_the_mend_and_leaves_nothing(
     manager.save(2, "learner", writer("content 2"))
     with pytest.raises(CheckpointError, match="No space left on device") as caught:
         manager.save(2, "encoder", write)
-    assert str(caught.value).startswith(f"{uri}/step_000002 could not be written (")
+    assert str(caught.value).startswith(f"{uri.partition('?')[0]}/step_000002 could not be written (")
     assert "free space there or set checkpoint.storage" in str(caught.value) and "\n" not in str(caught.value)
     assert caught.value.__cause__ is error
-    assert [path.name for path in root.iterdir()] == ["step_000001"]
+    assert root.names() == ["step_000001"]
     complete(manager, 2)
     assert (manager.steps(), read_back(manager, 2)) == ([1, 2], "content 2")
 
@@ -239,37 +273,37 @@ def test_a_bug_in_a_write_stays_what_it_is(manager: CheckpointManager) -> None:
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda path: path.write_text("content 8"), "is damaged"),  # same size
-        (lambda path: path.write_text("content"), "is damaged"),
-        (lambda path: path.unlink(), "is missing"),
+        (lambda root, path: root.write(path, "content 8"), "is damaged"),  # same size
+        (lambda root, path: root.write(path, "content"), "is damaged"),
+        (lambda root, path: root.remove(path), "is missing"),
     ],
     ids=["altered", "cut off", "missing"],
 )
 def test_a_damaged_file_is_named_with_the_mend(
-    manager: CheckpointManager, uri: str, root: Path, damage: Callable[[Path], None], complaint: str
+    manager: CheckpointManager, uri: str, root: Store, damage: Callable[[Store, str], None], complaint: str
 ) -> None:
     complete(manager, 6)
     complete(manager, 7)
-    damage(root / "step_000007" / "learner" / "weights")
+    damage(root, "step_000007/learner/weights")
     with pytest.raises(CheckpointError, match=rf"learner/weights {complaint}") as caught:
         manager.restore(7, "learner", must_not_read)
-    assert f"delete {uri}/step_000007 to resume from the checkpoint before it" in str(caught.value)
+    assert f"delete {uri.partition('?')[0]}/step_000007 to resume from the checkpoint before it" in str(caught.value)
     assert read_back(manager, 7, "encoder") == "content 7 e"
-    fs.LocalFileSystem().delete_dir(str(root / "step_000007"))
+    root.remove_directory("step_000007")
     assert read_back(manager, manager.latest() or 0) == "content 6"
 
 
-def test_a_damaged_manifest_is_named_with_the_mend(manager: CheckpointManager, root: Path) -> None:
+def test_a_damaged_manifest_is_named_with_the_mend(manager: CheckpointManager, root: Store) -> None:
     complete(manager, 7)
-    (root / "step_000007" / MANIFEST).write_text("{")
+    root.write(f"step_000007/{MANIFEST}", "{")
     with pytest.raises(CheckpointError, match=r"manifest of step 7 is damaged: delete .*step_000007"):
         manager.meta(7)
 
 
-def test_another_format_is_refused_with_both_numbers(manager: CheckpointManager, root: Path) -> None:
+def test_another_format_is_refused_with_both_numbers(manager: CheckpointManager, root: Store) -> None:
     complete(manager, 7)
-    path = root / "step_000007" / MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    path = f"step_000007/{MANIFEST}"
+    root.write(path, json.dumps({**json.loads(root.read(path)), "format": 2}))
     with pytest.raises(CheckpointError, match="format 2 of step 7 is not 1"):
         manager.restore(7, "learner", must_not_read)
 
@@ -280,14 +314,14 @@ def test_a_part_that_was_not_saved_is_named(manager: CheckpointManager) -> None:
         manager.restore(7, "learn", must_not_read)
 
 
-def test_other_files_in_the_directory_are_no_checkpoints(manager: CheckpointManager, root: Path) -> None:
+def test_other_files_in_the_directory_are_no_checkpoints(manager: CheckpointManager, root: Store) -> None:
     complete(manager, 7)
-    (root / "step_9").mkdir()
-    (root / "notes.txt").write_text("mine")
+    root.make_directory("step_9")
+    root.write("notes.txt", "mine")
     complete(manager, 8)
     complete(manager, 9)
     assert manager.steps() == [8, 9]
-    assert (root / "step_9").exists() and (root / "notes.txt").exists()
+    assert {"step_9", "notes.txt"} <= set(root.names())
 
 
 def test_an_address_that_is_no_place_is_refused_with_its_key(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from jobs.config import RunConfig
 from jobs.configuration.files import load
-from jobs.directory.code_version import COMMIT, code_commit, code_version
+from jobs.directory.code_version import COMMIT, code_commit
 from jobs.directory.model_card import MEANS, model_card
 from jobs.directory.run_dir import POLICY_STEP, RunDirectory
 from tests.test_layout import PYPROJECT
@@ -160,5 +160,3 @@ def test_code_without_a_repository_has_the_commit_that_it_was_sent_with(tmp_path
         code_commit.cache_clear()
         assert code_commit() == expected
     code_commit.cache_clear()
-    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "9.9"')
-    assert code_version() == "9.9"
