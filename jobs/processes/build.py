@@ -13,10 +13,12 @@ import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ray
+from ray._private import parameter
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,6 +36,8 @@ OBJECT_STORE_BYTES = 2 << 30
 SPARE_CPUS = 64
 """A private Ray is told that it has this many CPUs beyond those its first actors reserve, so that a run may be
 scaled."""
+METRICS_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+"""Variables of ports that are fixed in Ray. A private Ray takes any free ones instead: those are for a cluster's head."""
 TEMP_ROOT = Path("/tmp")
 TEMP_PREFIX = "rx-"
 
@@ -43,7 +47,8 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     """Attach to the cluster that RAY_ADDRESS names, else start a private one that ends with this block.
 
     The private Ray lives in a short temporary directory, because names of Unix sockets are short. It has no dashboard
-    and no token authentication: it listens for this process only."""
+    and no token authentication: it listens for this process only, and on no port that another Ray expects to be
+    free."""
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that were given up: what matters was awaited
     if os.environ.get("RAY_ADDRESS"):
         _attach(namespace)
@@ -54,24 +59,39 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for variable in METRICS_PORTS:
+        os.environ.setdefault(variable, "0")
     try:
         remove_orphans(TEMP_ROOT, TEMP_PREFIX)  # of private Rays whose driver was killed
         directory = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=TEMP_ROOT)
     except OSError as error:
         raise UserError(f"{TEMP_ROOT} cannot be used for Ray's own files ({error.strerror}): make it writable") from None
     try:
-        _init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, num_actors + 1) + SPARE_CPUS,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            namespace=namespace,
-            _temp_dir=directory,
-        )
+        with _free_agent_port():
+            _init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, num_actors + 1) + SPARE_CPUS,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                namespace=namespace,
+                _temp_dir=directory,
+            )
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _free_agent_port() -> Iterator[None]:
+    """Let a Ray that this block starts use any free port for its dashboard agent. The default port stays free for the
+    head of a cluster on this machine, which takes no job without it. `ray.init` has no argument for this."""
+    params = parameter.RayParams
+    parameter.RayParams = partial(params, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = params
 
 
 def _attach(namespace: str) -> None:
