@@ -152,8 +152,8 @@ def _refusing(address: str) -> Iterator[None]:
     except RuntimeError as error:
         if "No available agent" in str(error):
             raise NoAgent(
-                f"the head at {address} has no dashboard agent, which starts jobs: its port ({AGENT_PORT} unless `ray start` said otherwise) "
-                "is probably taken by another Ray of that machine; start the head again with `ray start --head "
+                f"the head at {address} has no dashboard agent, which starts jobs: its port ({AGENT_PORT} unless `ray start` said "
+                "otherwise) is probably taken by another Ray of that machine; start the head again with `ray start --head "
                 "--dashboard-agent-listen-port=PORT` and a free port"
             ) from None
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -217,8 +217,8 @@ class Cluster:
             return {details.submission_id for details in self._client.list_jobs() if details.submission_id}
 
     def submit(self, *, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Submit a job. The cluster refuses a second one of the same id: of two at the same moment only one starts. A head
-        that has just started is given time to start its agent."""
+        """Submit a job. The cluster refuses a second one of the same id: of two at the same moment only one starts. A
+        head that has just started is given time to start its agent."""
         deadline = self._clock() + AGENT_DEADLINE_S
         while True:
             try:

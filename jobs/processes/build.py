@@ -37,7 +37,8 @@ SPARE_CPUS = 64
 """A private Ray is told that it has this many CPUs beyond those its first actors reserve, so that a run may be
 scaled."""
 METRICS_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
-"""Variables of ports that are fixed in Ray. A private Ray takes any free ones instead: those are for a cluster's head."""
+"""Variables of ports that Ray fixes. A private Ray takes any free ones instead: the fixed ones are for a cluster's
+head."""
 TEMP_ROOT = Path("/tmp")
 TEMP_PREFIX = "rx-"
 
