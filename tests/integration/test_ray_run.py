@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 RAYS_OWN_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They hold nothing of ours and outlive a killed driver by a minute: Ray 2.60 has them report to the dead GCS with that
 timeout."""
+PORTS_OF_A_HEAD = {6379, 8265, 10001, 52365, 44217, 44227}
+"""Ports that `ray start --head` takes unless told otherwise: GCS, dashboard, client, dashboard agent, and metrics."""
 ENDLESS = ("--set", "steps=100000", "--set", "checkpoint.every=2")
 
 
@@ -100,7 +102,7 @@ def test_run_then_nothing_to_do_then_more_steps(config, run_dir, tiny_model):
 
 def test_ctrl_c_checkpoints_and_leaves_no_process(config, run_dir):
     """The interrupt reaches every process of the terminal's group, as Ctrl-C does. Meanwhile nobody else may use the
-    directory."""
+    directory, and a head may start beside it."""
     with Training(config, run_dir, *ENDLESS) as training:
         training.wait_for_steps(1)
         with Training(config, run_dir, *ENDLESS) as second:
@@ -108,6 +110,7 @@ def test_ctrl_c_checkpoints_and_leaves_no_process(config, run_dir):
             (line,) = second.output().splitlines()
             assert f"{run_dir} is in use by process {training.process.pid}" in line
         assert training.process.poll() is None
+        assert not training.ports() & PORTS_OF_A_HEAD, "a head on this machine would lack them"
         training.signal(signal.SIGINT, group=True)
         assert training.exit_code(timeout_s=60) == 130, training.output()
         training.assert_no_process_left()
