@@ -68,31 +68,18 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{TEMP_ROOT} cannot be used for Ray's own files ({error.strerror}): make it writable") from None
     try:
-        with _free_agent_port():
-            _init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, num_actors + 1) + SPARE_CPUS,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                namespace=namespace,
-                _temp_dir=directory,
-            )
+        _init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, num_actors + 1) + SPARE_CPUS,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            namespace=namespace,
+            _temp_dir=directory,
+        )
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextmanager
-def _free_agent_port() -> Iterator[None]:
-    """Let a Ray that this block starts use any free port for its dashboard agent. The default port stays free for the
-    head of a cluster on this machine, which takes no job without it. `ray.init` has no argument for this."""
-    params = parameter.RayParams
-    parameter.RayParams = partial(params, dashboard_agent_listen_port=0)
-    try:
-        yield
-    finally:
-        parameter.RayParams = params
 
 
 def _attach(namespace: str) -> None:
@@ -106,10 +93,23 @@ def _attach(namespace: str) -> None:
 def _init(**options: Any) -> None:
     """Call `ray.init`, and put back our signal handlers, which it replaces."""
     ours = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    with _free_agent_port():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     for number, handler in ours.items():
         signal.signal(number, handler)
         signal.siginterrupt(number, False)
+
+
+@contextmanager
+def _free_agent_port() -> Iterator[None]:
+    """Let a Ray that this block starts use any free port for its dashboard agent. The default port stays free for the
+    head of a cluster on this machine, which takes no job without it. `ray.init` has no argument for this."""
+    params = parameter.RayParams
+    parameter.RayParams = partial(params, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = params
 
 
 def missing_cpus(num_actors: int) -> str | None:
