@@ -68,11 +68,9 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{TEMP_ROOT} cannot be used for Ray's own files ({error.strerror}): make it writable") from None
     try:
-        _init(
-            address="local",
+        _start(
             num_cpus=max(os.cpu_count() or 1, num_actors + 1) + SPARE_CPUS,
             object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
             namespace=namespace,
             _temp_dir=directory,
         )
@@ -80,6 +78,15 @@ def ray_session(namespace: str, num_actors: int) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start(**options: Any) -> None:
+    """Start a private Ray. Raises UserError where Ray gives up, as it does after 30 s on a busy machine."""
+    try:
+        _init(address="local", include_dashboard=False, **options)
+    except Exception as error:  # a seam: Ray raises Exception itself, among others
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"Ray did not start on this machine ({reason}): is it busy? Start again when it is less so") from None
 
 
 def _attach(namespace: str) -> None:

@@ -9,6 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from buffers.schema import ROLLOUT_SCHEMA, check_schema, validate_groups
+from jobs.configuration.user_error import UserError
+from jobs.processes import build
+from jobs.processes.build import ray_session
 from learners.checkpoint import CheckpointManager
 from tests.integration.processes import PROMPTS as P
 from tests.integration.processes import RESPONSES as K
@@ -126,6 +129,13 @@ def test_sigterm_checkpoints_and_leaves_no_process(config, run_dir):
         assert training.exit_code(timeout_s=60) == 143, training.output()
         training.assert_no_process_left()
     assert_checkpoint_loads(run_dir, steps_of(run_dir)[-1])
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    monkeypatch.setattr(build, "OBJECT_STORE_BYTES", 1)
+    with pytest.raises(UserError, match=r"^Ray did not start on this machine \(.*object store.*\): ") as refused, ray_session("test", 1):
+        pass
+    assert "\n" not in str(refused.value)
 
 
 def test_interrupt_during_the_start_leaves_no_process(config, run_dir):
