@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from actors.engines import ENGINES
 from buffers.extensions import Known
+from buffers.paths import local_path
 from learners.placement import Placement
 from learners.precision import Dtype
 from learners.threads import Threads
@@ -68,7 +69,7 @@ class PromptConfig(Section):
         if template is None or "{" in template:
             return template
         try:
-            text = Path(template).expanduser().read_text(encoding="utf-8-sig")
+            text = Path(local_path(template)).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError("this file is not UTF-8 text") from None
         except (OSError, ValueError) as error:

@@ -159,8 +159,11 @@ class StepLoop:
             requests.add(SampleRequest(key=key, prompt_ids=prompt_ids, sampled=sampled))
             self._waiting[key] = done
 
-        await self._call(add)
-        return await ended
+        try:
+            await self._call(add)
+            return await ended
+        finally:
+            ended.cancel()  # of a caller that gave up before its request was read: no failure is told to it
 
     async def sample_batch(self, requests: Sequence[SampleRequest], *, seed: int, keep_cache: bool = False) -> list[Sample]:
         done: dict[str, Future[Sample]] = {request.key: _uncancellable() for request in requests}

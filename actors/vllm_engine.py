@@ -55,6 +55,7 @@ def engine_environment(config: RolloutConfig, *, in_process: bool) -> dict[str, 
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_RPC_BASE_PATH": "/tmp",  # of sockets, whose whole names may have 107 characters: TMPDIR may be longer
         "TOKENIZERS_PARALLELISM": "false",
         # handles of GPU memory are not plain data; they pass between this process and its own children
         **({"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if config.weight_transfer == "ipc" else {}),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--deep", action="store_true", help="also import vLLM and name its platform (about 10 s)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs will be written (default: ./runs)")
     options = parser.parse_args(argv)
-    checks = machine_checks(options.runs.expanduser()) + software_checks(options.deep)
+    checks = machine_checks(Path(os.path.expanduser(options.runs))) + software_checks(options.deep)
     if options.json:
         print(as_json(checks))
     else:

@@ -12,6 +12,9 @@ from typing import Any
 from learners.models import ModelError
 from learners.supported import text_config
 
+OLD_CONSTANT = ".masked_bias"
+"""The number that older GPT-2, GPT-J and GPT-NeoX models keep for masked positions. No engine reads it."""
+
 
 def require_loaded(path: str, model: Any, report: Mapping[str, Any]) -> None:
     """Raise ModelError unless all of `model` came from its files, and its tied head is its embedding."""
@@ -21,9 +24,10 @@ def require_loaded(path: str, model: Any, report: Mapping[str, Any]) -> None:
 
 
 def require_whole(path: str, report: Mapping[str, Any]) -> None:
-    """Raise ModelError for a tensor that the files lack, have in another shape, or have without a place in the
-    model."""
-    missing, unexpected = report["missing_keys"], report["unexpected_keys"]
+    """Raise ModelError for a tensor that the files lack, have in another shape, or have without a place in the model.
+    The report names no buffer that transformers makes by itself, such as `attn.bias` and `rotary_emb.inv_freq`."""
+    missing = report["missing_keys"]
+    unexpected = [name for name in report["unexpected_keys"] if not name.endswith(OLD_CONSTANT)]
     if missing:
         what = f"its files lack {_first(missing)}, which would be filled with random numbers"
         others = f"; they have {_first(unexpected)}, which the model does not know" if unexpected else ""

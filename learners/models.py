@@ -40,9 +40,14 @@ def cache_dir() -> Path:
     try:
         if explicit := os.environ.get("REPEXP_CACHE"):
             return Path(local_path(explicit))
-        return Path(local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "repexp"
+        if base := os.environ.get("XDG_CACHE_HOME"):
+            return Path(local_path(base)) / "repexp"
     except ValueError as error:
         raise ModelError(f"the cache of models: {error} (REPEXP_CACHE)") from None
+    home = os.path.expanduser("~")
+    if home == "~":
+        raise ModelError("this user has no home directory for the cache of models: set REPEXP_CACHE to a directory that can be written")
+    return Path(home, ".cache", "repexp")
 
 
 def cached_path(alias: str) -> Path:
@@ -50,7 +55,7 @@ def cached_path(alias: str) -> Path:
 
 
 def is_cached(alias: str) -> bool:
-    return (cached_path(alias) / "config.json").is_file()
+    return os.path.isfile(cached_path(alias) / "config.json")  # False, too, where this user may not look
 
 
 def embedded_file(alias: str) -> Path:

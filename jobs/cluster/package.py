@@ -154,9 +154,14 @@ def _refusal(root: Path, why: str) -> UserError:
 
 
 def _tracked(root: Path) -> list[str]:
-    """Return what git tracks or would track. A repository within this one is one entry."""
+    """Return what git tracks or would track. A repository within this one is one entry. Raises UserError for a file of
+    patterns that git reads as other bytes than were meant."""
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    return [path.rstrip("/") for path in listed.split("\0") if path]
+    paths = [path.rstrip("/") for path in listed.split("\0") if path]
+    for path in paths:
+        if PurePosixPath(path).name == ".gitignore" and (root / path).is_file() and b"\0" in (root / path).read_bytes():
+            raise _refusal(root, f"{path} is not UTF-8 (UTF-16, perhaps), so git ignores nothing that it names: save it as UTF-8")
+    return paths
 
 
 def _everything(root: Path, patterns: Sequence[str]) -> Iterator[str]:

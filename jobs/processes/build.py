@@ -13,10 +13,12 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ray
+from ray._private import parameter
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -36,6 +38,9 @@ OBJECT_STORE_BYTES = 2 << 30
 SPARE_CPUS = 64
 """A private Ray is told that it has this many CPUs beyond those its first actors reserve, so that a run may be
 scaled."""
+METRICS_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+"""Variables of ports that Ray fixes. A private Ray takes any free ones instead: the fixed ones are for a cluster's
+head."""
 TEMP_ROOT = Path("/tmp")
 TEMP_PREFIX = "rx-"
 
@@ -47,7 +52,8 @@ def ray_session(namespace: str, needs: Sequence[Needs], *, warn: Callable[[str],
     a private Ray raises UserError. With `json_logs`, the logs that Ray keeps of this job's processes are JSON lines.
 
     The private Ray lives in a short temporary directory, because names of Unix sockets are short. It has no dashboard
-    and no token authentication: it listens for this process only."""
+    and no token authentication: it listens for this process only, and on no port that another Ray expects to be
+    free."""
     logs = {"logging_config": ray.LoggingConfig(encoding="JSON", log_level="WARNING")} if json_logs else {}
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that were given up: what matters was awaited
     if os.environ.get("RAY_ADDRESS"):
@@ -61,17 +67,17 @@ def ray_session(namespace: str, needs: Sequence[Needs], *, warn: Callable[[str],
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for variable in METRICS_PORTS:
+        os.environ.setdefault(variable, "0")
     try:
         remove_orphans(TEMP_ROOT, TEMP_PREFIX)  # of private Rays whose driver was killed
         directory = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=TEMP_ROOT)
     except OSError as error:
         raise UserError(f"{TEMP_ROOT} cannot be used for Ray's own files ({error.strerror}): make it writable") from None
     try:
-        _init(
-            address="local",
+        _start(
             num_cpus=max(os.cpu_count() or 1, len(needs) + 1) + SPARE_CPUS,
             object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
             namespace=namespace,
             _temp_dir=directory,
             **logs,
@@ -81,6 +87,15 @@ def ray_session(namespace: str, needs: Sequence[Needs], *, warn: Callable[[str],
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start(**options: Any) -> None:
+    """Start a private Ray. Raises UserError where Ray gives up, as it does after 30 s on a busy machine."""
+    try:
+        _init(address="local", include_dashboard=False, **options)
+    except Exception as error:  # a seam: Ray raises Exception itself, among others
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"Ray did not start on this machine ({reason}): is it busy? Start again when it is less so") from None
 
 
 def _attach(**options: Any) -> None:
@@ -94,10 +109,23 @@ def _attach(**options: Any) -> None:
 def _init(**options: Any) -> None:
     """Call `ray.init`, and put back our signal handlers, which it replaces."""
     ours = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    with _free_agent_port():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     for number, handler in ours.items():
         signal.signal(number, handler)
         signal.siginterrupt(number, False)
+
+
+@contextmanager
+def _free_agent_port() -> Iterator[None]:
+    """Let a Ray that this block starts use any free port for its dashboard agent. The default port stays free for the
+    head of a cluster on this machine, which takes no job without it. `ray.init` has no argument for this."""
+    params = parameter.RayParams
+    parameter.RayParams = partial(params, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = params
 
 
 def launch(component: Component[C], *, group: PlacementGroup | None = None, place: int = -1) -> RayHandle[C]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.cluster.runs import LOCAL_RUNS, STORAGE, local_runs
+from jobs.cluster.runs import LOCAL_RUNS, local_runs, run_places
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError, refusing
 from jobs.directory.atomic import replacing
@@ -92,7 +92,7 @@ def find_model(name: str) -> EvaluatedModel:
 
 
 def _run_directory(name: str) -> Path | None:
-    for directory in (Path(name), Path(LOCAL_RUNS) / name, Path(STORAGE).expanduser() / name):
+    for directory in (Path(name), *(place / name for place in run_places())):
         if (directory / LOCK).is_file() and (directory / CONFIG).is_file() and "run_dir" in read_json(directory / CONFIG):
             return directory
     return None

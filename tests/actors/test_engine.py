@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import math
 import queue
@@ -509,6 +510,29 @@ def test_a_caller_that_gives_up_does_not_stop_the_engine() -> None:
         loop.close()
 
     run(main())
+
+
+def test_the_failure_of_a_request_whose_caller_gave_up_is_not_reported_by_asyncio() -> None:
+    reports: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
+        loop, engine = make_loop(throttled=True)
+        waiting = await begin(loop.sample("a", (10,)))
+        engine.permit(1)
+        await engine.wait_for_steps(1)
+        given_up = await begin(loop.sample("b", (10,)))
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        engine.permit(1)
+        await engine.wait_for_steps(2)
+        engine.step_error = ValueError("broken")
+        engine.permit(1)
+        assert "broken" in str(await error_of(waiting))
+
+    run(main())
+    gc.collect()
+    assert reports == []
 
 
 def test_close_fails_the_waiting_and_ends_the_thread() -> None:

@@ -276,6 +276,12 @@ def test_each_vllm_engine_says_whether_its_process_has_children() -> None:
     assert environment_of(config_of("transformers")) == {}
 
 
+def test_the_sockets_of_an_engine_have_short_names_however_long_tmpdir_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a Unix socket's name 107 characters are allowed, and vLLM calls its sockets by an id of 36."""
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 120)
+    assert all(len(environment_of(config_of(name))["VLLM_RPC_BASE_PATH"]) <= 107 - 37 for name in ("vllm", "vllm-async"))
+
+
 def test_an_engine_that_cannot_start_says_why(outside: None, tmp_path: Path) -> None:
     setup = EngineSetup(model=str(tmp_path), config=config_of("outside_constant:Constant"), sampling=SamplingConfig(), seed=0)
     with pytest.raises(Exception, match=str(tmp_path)):

@@ -117,6 +117,7 @@ def test_a_prompt_without_tokens_cannot_be_posed(base_model: str) -> None:
         ("nowhere.jinja", None, "no file that can be read"),
         ("Question:", None, "no file that can be read"),
         ("", None, "no file that can be read"),
+        ("~nobody-here/chat.jinja", None, "no home directory ~nobody-here"),
         ("plain.jinja", b"Answer this.", "holds no template"),
         ("latin.jinja", b"{{ messages }} \xe9", "not UTF-8"),
         ("x" * 5000, None, "no file that can be read"),

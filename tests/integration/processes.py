@@ -155,6 +155,13 @@ class Job:
     def all_named(self, title: str) -> list[psutil.Process]:
         return [process for process in self.processes() if title_of(process).startswith(title)]
 
+    def ports(self) -> set[int]:
+        """The TCP ports that the processes of this start listen on."""
+        ours = {process.pid for process in self.processes()} | {self.process.pid}
+        found = {each.laddr.port for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN and each.pid in ours}
+        assert len(found) >= 5, "Ray listens on more"
+        return found
+
     def signal(self, number: int, *, group: bool = False) -> None:
         """To the driver, or like a terminal to all that share its process group. Notes the processes that there are
         before."""

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -31,7 +32,7 @@ class Head:
     """`ray start --head` in a directory, with a home and a token of its own; ends with every process that came of
     it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, agent_port: int = 0) -> None:
         self._directory = directory
         self._mark = uuid.uuid4().hex
         self._seen: dict[int, psutil.Process] = {}
@@ -49,7 +50,7 @@ class Head:
                 *(f"--port={port}", f"--ray-client-server-port={client_port}", "--min-worker-port=0", "--max-worker-port=0"),
                 *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"),
                 *(
-                    "--dashboard-agent-listen-port=0",
+                    f"--dashboard-agent-listen-port={agent_port}",
                     "--dashboard-agent-grpc-port=0",
                     "--metrics-export-port=0",
                     "--runtime-env-agent-port=0",
@@ -150,17 +151,23 @@ def free_ports(num: int) -> list[int]:
             each.close()
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    """In a directory with a short name, for Ray's sockets."""
+@contextmanager
+def started(*, agent_port: int = 0) -> Iterator[Head]:
+    """Start a head in a directory with a short name, for Ray's sockets."""
     directory = Path(tempfile.mkdtemp(prefix="rxj-", dir="/tmp"))
-    head = Head(directory)
+    head = Head(directory, agent_port=agent_port)
     try:
         head.wait_ready()
         yield head
     finally:
         head.end()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with started() as head:
+        yield head
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +183,15 @@ def test_who_has_no_token_or_names_no_run_is_told_so_in_one_line(head, config):
     assert "no token can be read" in head.refused("status", "tiny", RAY_AUTH_TOKEN_PATH="/nowhere/token")
     for command in (("status", "nobody"), ("scale", "nobody", "--rollout", "2"), ("stop", "nobody"), ("follow", "nobody")):
         assert "no run 'nobody' on the cluster" in head.refused(*command)
+
+
+def test_a_head_whose_agent_s_port_is_taken_is_told_how_to_choose_another(config):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        with started(agent_port=taken.getsockname()[1]) as head:
+            line = head.refused("submit", config)
+    assert "has no dashboard agent" in line and "--dashboard-agent-listen-port=PORT" in line
 
 
 def test_a_run_is_submitted_watched_resized_stopped_and_resumed(head, config):

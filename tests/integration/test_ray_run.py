@@ -10,6 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from buffers.schema import ROLLOUT_SCHEMA, check_schema, validate_groups
+from jobs.configuration.user_error import UserError
+from jobs.processes import build
+from jobs.processes.build import ray_session
 from learners.checkpoint import CheckpointManager
 from tests.integration.processes import PROMPTS as P
 from tests.integration.processes import RESPONSES as K
@@ -20,6 +23,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 RAYS_OWN_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They hold nothing of ours and outlive a killed driver by a minute: Ray 2.60 has them report to the dead GCS with that
 timeout."""
+PORTS_OF_A_HEAD = {6379, 8265, 10001, 52365, 44217, 44227}
+"""Ports that `ray start --head` takes unless told otherwise: GCS, dashboard, client, dashboard agent, and metrics."""
 ENDLESS = ("--set", "steps=100000", "--set", "checkpoint.every=2")
 
 
@@ -105,7 +110,7 @@ def test_run_then_nothing_to_do_then_more_steps(config, run_dir, tiny_model):
 
 def test_ctrl_c_checkpoints_and_leaves_no_process(config, run_dir):
     """The interrupt reaches every process of the terminal's group, as Ctrl-C does. Meanwhile nobody else may use the
-    directory."""
+    directory, and a head may start beside it."""
     with Training(config, run_dir, *ENDLESS) as training:
         training.wait_for_steps(1)
         with Training(config, run_dir, *ENDLESS) as second:
@@ -113,6 +118,7 @@ def test_ctrl_c_checkpoints_and_leaves_no_process(config, run_dir):
             (line,) = second.output().splitlines()
             assert f"{run_dir} is in use by process {training.process.pid}" in line
         assert training.process.poll() is None
+        assert not training.ports() & PORTS_OF_A_HEAD, "a head on this machine would lack them"
         training.signal(signal.SIGINT, group=True)
         assert training.exit_code(timeout_s=60) == 130, training.output()
         training.assert_no_process_left()
@@ -128,6 +134,13 @@ def test_sigterm_checkpoints_and_leaves_no_process(config, run_dir):
         assert training.exit_code(timeout_s=60) == 143, training.output()
         training.assert_no_process_left()
     assert_checkpoint_loads(run_dir, steps_of(run_dir)[-1])
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    monkeypatch.setattr(build, "OBJECT_STORE_BYTES", 1)
+    with pytest.raises(UserError, match=r"^Ray did not start on this machine \(.*object store.*\): ") as refused, ray_session("test", 1):
+        pass
+    assert "\n" not in str(refused.value)
 
 
 def test_interrupt_during_the_start_leaves_no_process(config, run_dir):

@@ -80,10 +80,15 @@ class FakeClient:
     stopped: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     stays_pending: bool = False
+    without_agent: int = 0
+    """How many submissions come before the head has an agent."""
 
     def submit_job(
         self, *, submission_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str], entrypoint_num_cpus: float
     ) -> str:
+        if self.without_agent > 0:
+            self.without_agent -= 1
+            raise RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later..")
         if submission_id in self.jobs:
             raise RuntimeError(
                 f"Request failed with status code 500: Traceback (most recent call last):\n  ...\nValueError: Job with submission_id "

@@ -77,6 +77,13 @@ def test_host_that_forbids_the_sandbox_is_a_warning_with_its_reason():
     assert (check.status, check.found) == ("warn", "unshare: Operation not permitted") and "docs/sandbox.md" in check.fix
 
 
+def test_a_home_that_is_not_there_fails_the_checks_of_the_cache(monkeypatch):
+    monkeypatch.delenv("REPEXP_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-here")
+    for check in (look.look_at_model(), look.look_at_cache()):
+        assert check.status == "fail" and "~nobody-here" in check.found and "REPEXP_CACHE" in check.fix
+
+
 def test_write_error_leaves_no_file_behind(tmp_path):
     assert look.write_error(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
@@ -177,9 +184,11 @@ def test_ray_authentication_must_be_said_for_a_cluster(environ, status):
 
 
 def test_model_is_cached_or_can_be_made_or_is_missing():
-    assert status_of(checks.check_model(True, "package missing", "/cache")) == "ok"
-    assert "first run" in checks.check_model(False, None, "/cache").found
-    assert status_of(checks.check_model(False, "package missing", "/cache")) == "fail"
+    assert status_of(checks.check_model(True, "package missing", "Permission denied", "/cache")) == "ok"
+    assert "first run" in checks.check_model(False, None, None, "/cache").found
+    assert status_of(checks.check_model(False, "package missing", None, "/cache")) == "fail"
+    unwritable = checks.check_model(False, None, "Permission denied", "/cache")
+    assert status_of(unwritable) == "fail" and "REPEXP_CACHE" in unwritable.fix
 
 
 @pytest.mark.parametrize(

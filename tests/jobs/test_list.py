@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import pytest
 
 from jobs import list as command
 from jobs.cluster.remote import Cluster, job_of
+from jobs.cluster.runs import run_places
 from tests.jobs.runs_fixture import NOW, FakeClient, add_run, run_directory, running
 
 
@@ -61,3 +65,20 @@ def test_helpers_and_jobs_of_others_are_not_listed():
     without = add_run(client, "plain", "a", "RUNNING")
     without.metadata = None
     assert [job_of(details) for details in client.list_jobs()] == [None] * 3
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_home_that_this_user_may_not_enter_holds_no_runs(tmp_path):
+    run_directory(tmp_path / "home/repexp-runs", "kept")
+    (tmp_path / "home").chmod(0o700)
+    assert [str(place) for place in run_places()] == ["runs", str(tmp_path / "home/repexp-runs")]
+    assert as_nobody(lambda: [str(place) for place in run_places()] == ["runs"])
+
+
+def as_nobody(holds: Callable[[], bool]) -> bool:
+    """Return what `holds` returns in a child process of the user nobody."""
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        os._exit(0 if holds() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -102,6 +102,14 @@ def test_a_tied_head_need_not_be_there(tiny_model: str, tmp_path: Path) -> None:
     assert look_at(tiny_model)
 
 
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.self_attn.masked_bias"])
+def test_a_buffer_that_older_checkpoints_keep_may_be_there(tiny_model: str, tmp_path: Path, name: str) -> None:
+    model = changed_copy(tiny_model, tmp_path / "model")
+    change_tensors(model, lambda tensors: {**tensors, name: torch.ones(4)})
+    assert look_at(str(model))
+    assert load_causal_lm(str(model), dtype="float32")
+
+
 def test_a_base_model_s_names_without_prefix_are_understood(tiny_model: str, tmp_path: Path) -> None:
     model = changed_copy(tiny_model, tmp_path / "model")
     change_tensors(model, lambda tensors: {name.removeprefix("model."): tensor for name, tensor in tensors.items()})

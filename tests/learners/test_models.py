@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pwd
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +125,17 @@ def test_a_cache_directory_that_cannot_be_made_is_refused_at_once(
         with pytest.raises(ModelError, match=r"the cache directory .* cannot be used \(.+\): set REPEXP_CACHE to one that") as error:
             refused("smollm2-135m")
         assert "\n" not in str(error.value)
+
+
+def test_who_has_no_home_is_told_to_name_a_cache(monkeypatch: pytest.MonkeyPatch):
+    def unknown(uid: int) -> Any:
+        raise KeyError(uid)
+
+    for name in ("HOME", "REPEXP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(ModelError, match="no home directory for the cache of models: set REPEXP_CACHE"):
+        models.cache_dir()
 
 
 def test_the_cache_may_be_named_from_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

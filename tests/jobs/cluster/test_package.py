@@ -91,6 +91,15 @@ def test_where_git_fails_nothing_is_sent(tree, tmp_path, client, capsys, monkeyp
     assert not client.jobs
 
 
+def test_a_gitignore_in_utf_16_is_a_failure_for_git_ignores_nothing_that_it_names(tree, client, capsys):
+    git(tree, "init", "-q")
+    (tree / "jobs/key.secret").write_text("x")
+    (tree / ".gitignore").write_text("*.secret\n", encoding="utf-16")
+    line = refusal(capsys, "configs/mine.toml", "--address", ADDRESS)
+    assert "nothing is sent: .gitignore is not UTF-8" in line and "save it as UTF-8" in line
+    assert not client.jobs
+
+
 def test_a_gitignore_that_git_does_not_read_is_a_failure(tree, capsys):
     git(tree, "init", "-q")
     (tree / "patterns").write_text("*.secret\n")

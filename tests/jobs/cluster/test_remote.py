@@ -81,6 +81,23 @@ def test_a_traceback_from_the_job_server_is_cut_to_its_last_line():
     )
 
 
+def test_a_head_that_has_just_started_is_given_time_to_start_its_agent():
+    client = FakeClient(without_agent=2)
+    cluster(client).submit(job_id="mine-1", entrypoint="true", runtime_env={}, metadata={"kind": "train"})
+    assert list(client.jobs) == ["mine-1"]
+
+
+def test_a_head_whose_agent_does_not_start_is_told_which_port_is_taken_and_how_to_choose_another():
+    client = FakeClient(without_agent=1000)
+    times = iter(range(0, 10_000, 10))
+    with pytest.raises(UserError, match=r"52365 .* is probably taken .* --dashboard-agent-listen-port=PORT") as refused:
+        cluster(client, clock=lambda: float(next(times))).submit(
+            job_id="mine-1", entrypoint="true", runtime_env={}, metadata={"kind": "train"}
+        )
+    assert "\n" not in str(refused.value)
+    assert 1000 - client.without_agent == 3, "how often it was tried in 30 s"
+
+
 def test_a_run_is_its_newest_job_and_an_unknown_one_is_refused_with_the_nearest_names():
     client = FakeClient()
     add_run(client, "mine-1", "mine", "FAILED")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -63,6 +64,16 @@ def test_a_file_or_directory_that_cannot_be_used_is_one_line(tmp_path, capsys, n
     assert line.startswith(f"error: {tmp_path / name} cannot be used: ")
     with pytest.raises(OSError, match="of no file"):
         answering(raising(OSError("of no file")))
+
+
+@pytest.mark.parametrize("arguments", [["jobs.train", "--help"], ["jobs.train", "--keys", "learner.loss"], ["jobs.list"]])
+def test_an_output_that_cannot_be_written_is_one_line(arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (1, "error: standard output cannot be written: No space left on device\n")
 
 
 @pytest.mark.parametrize("path", ["a\x1b[31mb", "a\x9b2Jb", "a\u202eb", "a\x07b", "a\x08b"])
