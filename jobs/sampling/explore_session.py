@@ -21,7 +21,7 @@ from jobs.configuration.user_error import UserError
 from jobs.directory.job_dir import JobDirectory
 from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS, ExploreConfig
 from jobs.plan import explore_memory_gib
-from jobs.processes.build import Closes, all_ready, close_all, launch, namespace, ray_session
+from jobs.processes.build import Closes, all_ready, close_all, launch, namespace, ray_session, require_gpus
 from jobs.processes.description import encoder, rollout_worker, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
@@ -54,7 +54,8 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
     sampling: SamplingConfig = config.sampling
     if needs_model:
         say(console, f"model {config.model}: loading")
-        facts = sampled_model(resolve_model(config.model), config.sampling, computed=old is not None or not config.from_engine)
+        computed = old is not None or not config.from_engine
+        facts = sampled_model(resolve_model(config.model), config.sampling, config.rollout, computed=computed)
         model = facts.path
         if old is None:
             problems, (sampling,) = posed([facts], problems, config.prompt, config.sampling, task, warn=lambda text: say(console, text))
@@ -105,6 +106,7 @@ class ExploreSession:
         say(self._console, "starting the engines (about 30 s on two cores)")
         use_encoder = not config.from_engine
         with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
+            require_gpus(config.rollout.num_gpus, lambda text: say(self._console, f"warning: {text}"))
             features = PooledFeatures() if config.from_engine else None
             worker = partial(rollout_worker, prompt=config.prompt, model=self._model, run_id="explore", seed=config.seed, features=features)
             names = [f"rollout-{index}" for index in range(config.rollout.workers)]
@@ -145,7 +147,7 @@ class ExploreSession:
 
     @property
     def _sharing(self) -> int:
-        return self._config.rollout.workers + int(not self._config.from_engine)
+        return self._config.rollout.processes + int(not self._config.from_engine)
 
     def _encoder(self) -> Handle[HiddenStateEncoder]:
         return launch(encoder(0, share_of_cores(self._config.encoder, self._sharing), model=self._model, group_size=None))
