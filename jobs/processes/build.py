@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -100,18 +100,6 @@ def missing_cpus(num_actors: int) -> str | None:
         f"the cluster has {cpus:g} CPUs and this run reserves {num_actors}: what does not fit waits until it grows "
         f"(on one machine: ray start --head --num-cpus {num_actors + 2})"
     )
-
-
-def require_gpus(num_gpus: float, warn: Callable[[str], None]) -> None:
-    """Raise UserError where no node has the GPUs of one rollout worker; warn on a cluster, because that may grow."""
-    largest = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-    if num_gpus <= largest:
-        return
-    lacking = f"rollout.num_gpus = {num_gpus:g} are GPUs of one node, and "
-    if os.environ.get("RAY_ADDRESS"):
-        warn(f"{lacking}no node of the cluster has more than {largest:g}: rollout workers wait until one joins")
-    else:
-        raise UserError(f"{lacking}this machine has {largest:g}: lower it, or name a cluster in RAY_ADDRESS")
 
 
 def launch(component: Component[C]) -> RayHandle[C]:

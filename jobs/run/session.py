@@ -17,7 +17,7 @@ from jobs.directory.events import EventKind, EventLog
 from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
-from jobs.processes.build import launch, missing_cpus, namespace, ray_session, require_gpus
+from jobs.processes.build import launch, missing_cpus, namespace, ray_session
 from jobs.processes.description import TrainingComponents, num_actors
 from jobs.processes.failures import details, first_error, reason
 from jobs.processes.models import policy_model
@@ -203,7 +203,6 @@ class TrainSession:
         with ray_session(namespace(config.run_dir), num_actors(config)):
             if (too_few := missing_cpus(num_actors(config))) is not None:
                 console.warn(too_few)
-            require_gpus(config.rollout.num_gpus, console.warn)
             console.status("starting the engine and the learner (about 30 s on two cores)")
             log_directory = str(self._directory.rollouts)
             components = TrainingComponents(start.config, start.model, run_id=self._directory.run_id, log_directory=log_directory)

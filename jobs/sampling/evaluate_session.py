@@ -23,7 +23,7 @@ from jobs.configuration.user_error import UserError
 from jobs.directory.job_dir import JobDirectory
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, EvaluateConfig
 from jobs.plan import evaluate_memory_gib
-from jobs.processes.build import all_ready, close_all, launch, namespace, ray_session, require_gpus
+from jobs.processes.build import all_ready, close_all, launch, namespace, ray_session
 from jobs.processes.description import rollout_worker, scorer, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
@@ -129,7 +129,6 @@ class EvaluateSession:
             pinned = [await asyncio.to_thread(pins.pin, model) for model in everything]  # they must exist and be unchanged
             with ray_session(namespace(self._config.out), self._config.rollout.workers + 2):
                 if waiting:
-                    require_gpus(self._config.rollout.num_gpus, lambda text: say(self._console, f"warning: {text}"))
                     await self._sample_all([one for one in pinned[: len(models)] if one.label in waiting], waiting, sampling_of)
                 if not is_scored:
                     await self._score(pinned[-1])

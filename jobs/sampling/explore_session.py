@@ -21,7 +21,7 @@ from jobs.configuration.user_error import UserError
 from jobs.directory.job_dir import JobDirectory
 from jobs.explore_config import CHANGEABLE_BETWEEN_STARTS, ExploreConfig
 from jobs.plan import explore_memory_gib
-from jobs.processes.build import Closes, all_ready, close_all, launch, namespace, ray_session, require_gpus
+from jobs.processes.build import Closes, all_ready, close_all, launch, namespace, ray_session
 from jobs.processes.description import encoder, rollout_worker, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
@@ -106,7 +106,6 @@ class ExploreSession:
         say(self._console, "starting the engines (about 30 s on two cores)")
         use_encoder = not config.from_engine
         with ray_session(namespace(config.out), config.rollout.workers + 1 + int(use_encoder)):
-            require_gpus(config.rollout.num_gpus, lambda text: say(self._console, f"warning: {text}"))
             features = PooledFeatures() if config.from_engine else None
             worker = partial(rollout_worker, prompt=config.prompt, model=self._model, run_id="explore", seed=config.seed, features=features)
             names = [f"rollout-{index}" for index in range(config.rollout.workers)]

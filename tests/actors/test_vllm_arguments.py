@@ -20,6 +20,7 @@ from actors.vllm_arguments import GIVEN, OTHER_DIVISIONS, SET_BY_KEYS, require_k
 from actors.vllm_engine import engine_arguments
 from buffers.extensions import ExtensionError
 from jobs import evaluate, explore, train
+from jobs.config import RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 needs_vllm = pytest.mark.skipif(vllm_arguments() is None, reason="vLLM is not installed")
@@ -99,6 +100,11 @@ def test_what_a_key_says_is_not_said_twice(name: str) -> None:
 @pytest.mark.parametrize("name", ["logprobs_mode", "worker_extension_cls", "pipeline_parallel_size", "data_parallel_rank", "nnodes"])
 def test_what_the_proof_depends_on_is_not_given(name: str) -> None:
     assert f"engine_args.{name}: " in refusal(engine_args={name: 1})
+
+
+def test_a_training_run_takes_no_quantized_engine() -> None:
+    with pytest.raises(ValidationError, match=r"rollout\.engine_args\.quantization: an engine must hold the learner's weights"):
+        RunConfig.model_validate({"rollout": {"engine_args": {"quantization": "fp8"}}})
 
 
 def test_arguments_of_vllm_are_for_vllm() -> None:
