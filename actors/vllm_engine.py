@@ -30,6 +30,7 @@ from actors.engine import EngineError, EngineSetup, NewTokens, PartialSample, Pr
 from actors.orphans import remove_orphans
 from actors.step_loop import TokenCounter
 from actors.vllm_arguments import require_known
+from actors.vllm_worker import OWNER
 from actors.weight_transfer import DeviceWeights, Weights
 from buffers.records import FinishReason
 from learners.precision import resolve_dtype
@@ -176,7 +177,7 @@ class AsyncVllmEngine:
         return engine_environment(config, in_process=False)
 
     async def start(self, setup: EngineSetup) -> None:
-        os.environ.update(self.environment(setup.config) | (POOLING_ENVIRONMENT if setup.pool_states else {}))
+        os.environ.update(self.environment(setup.config) | (POOLING_ENVIRONMENT if setup.pool_states else {}) | {OWNER: str(os.getpid())})
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 

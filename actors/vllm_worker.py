@@ -7,6 +7,7 @@ with are read by computing with it.
 With tensor parallelism each rank has such a process, and holds parts of most tensors: rows of those whose output is
 divided (projections, embedding and head), columns of those whose input is."""
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -17,8 +18,15 @@ import torch
 from torch import Tensor
 
 from actors.engine import EngineError, WeightMismatch
+from actors.orphans import end_with
 from actors.pooled_states import PooledStates
 from learners.weights import HEAD, Part, WeightSnapshot, digest, load_snapshot, probed_columns
+
+OWNER = "REPEXP_ENGINE_OWNER"
+"""The variable with the process id of an engine's owner, for an engine in processes of its own: vLLM's engine core does
+not end with the process that started it."""
+if (owner := int(os.environ.get(OWNER, os.getpid()))) != os.getpid():
+    end_with(owner)  # now, because the model is not loaded yet
 
 Packed = Mapping[str, Sequence[str]]  # by the name of a fused matrix, those of its parts
 

@@ -4,6 +4,7 @@ over both ranks, and what is left when a process is killed."""
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -185,11 +186,21 @@ def setup_of(model_path: str, engine: str) -> tuple[RolloutConfig, SamplingConfi
     return config, SamplingConfig(max_prompt_tokens=80, max_response_tokens=400)
 
 
+@pytest.fixture
+def environment() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def ranks_among(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if "Worker_TP" in process.name()]
 
 
-def test_async_llm_takes_weights_in_flight_and_says_when_a_rank_died(model_path: str, original: Any, changed: Any) -> None:
+def test_async_llm_takes_weights_in_flight_and_says_when_a_rank_died(
+    environment: None, model_path: str, original: Any, changed: Any
+) -> None:
     async def main() -> list[psutil.Process]:
         from actors.vllm_engine import AsyncVllmEngine
 
