@@ -78,6 +78,82 @@ def whole(samples: dict[str, Sample]) -> dict[str, slice]:
     return {key: slice(0, len(sample.token_ids)) for key, sample in samples.items()}
 
 
+# --- killed processes, before the engine that the other tests share -------------------------------------------------
+
+
+def setup_of(model_path: str, engine: str) -> tuple[RolloutConfig, SamplingConfig]:
+    config = RolloutConfig(engine=engine, dtype="float32", max_sequences=MAX_SEQUENCES, tensor_parallel=RANKS, engine_args=CACHE)
+    return config, SamplingConfig(max_prompt_tokens=80, max_response_tokens=400)
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def ranks_among(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if "Worker_TP" in process.name()]
+
+
+def test_async_llm_takes_weights_in_flight_and_says_when_a_rank_died(
+    environment: None, model_path: str, original: Any, changed: Any
+) -> None:
+    async def main() -> list[psutil.Process]:
+        from actors.vllm_engine import AsyncVllmEngine
+
+        config, sampling = setup_of(model_path, "vllm-async")
+        others = psutil.Process().children(recursive=True)
+        engine = AsyncVllmEngine()
+        await engine.start(EngineSetup(model=model_path, config=config, sampling=sampling, seed=0))
+        processes = [process for process in psutil.Process().children(recursive=True) if process not in others]
+        try:
+            assert len(ranks_among(processes)) == RANKS
+            await engine.load(snapshot_of(original, 1))
+            running = asyncio.create_task(engine.sample("a", PROMPTS["0"]))
+            await engine.wait_for_tokens(3)
+            await engine.load(snapshot_of(changed, 2))
+            await engine.wait_for_tokens(engine.sampled_tokens + 3)
+            progress = await engine.partials(["a"])
+            assert progress.samples["a"].version_values == (1, 2)
+            ranks_among(processes)[1].kill()
+            with pytest.raises(EngineError, match="the engine failed"):
+                await running
+        finally:
+            engine.close()
+        return processes
+
+    processes = asyncio.run(asyncio.wait_for(main(), WAIT_S))
+    assert not psutil.wait_procs([process for process in processes if is_of_an_engine(process)], timeout=WAIT_S)[1]
+
+
+def is_of_an_engine(process: psutil.Process) -> bool:
+    try:
+        return "VLLM" in process.name()
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm-async"])
+def test_the_ranks_end_with_an_actor_that_is_killed(model_path: str, engine: str) -> None:
+    config, sampling = setup_of(model_path, engine)
+
+    async def main() -> None:
+        handle = launch(rollout_worker("rollout-0", config, sampling, model=model_path, run_id="run", seed=0))
+        await handle.call(RolloutWorker.start, timeout_s=WAIT_S, waiting_for="the worker to start")
+        actor = next(process for process in psutil.Process().children(recursive=True) if "RolloutWorker" in " ".join(process.cmdline()))
+        processes = actor.children(recursive=True)
+        assert len(ranks_among(processes)) == RANKS
+        actor.kill()
+        alive = (await asyncio.to_thread(psutil.wait_procs, processes, timeout=60))[1]
+        assert not alive, f"{[process.name() for process in alive]} outlive their actor"
+
+    with ray_session("test-ranks", 1):
+        asyncio.run(asyncio.wait_for(main(), WAIT_S + 90))
+
+
 # --- what the ranks sample and hold together -------------------------------------------------------------------------
 
 
@@ -176,78 +252,3 @@ def test_a_rank_without_the_new_weights_is_found(engine: Any, original: Any, cha
     finally:
         vllm.collective_rpc(let_both_load)
     engine.load(snapshot_of(changed, 8))
-
-
-# --- killed processes ------------------------------------------------------------------------------------------------
-
-
-def setup_of(model_path: str, engine: str) -> tuple[RolloutConfig, SamplingConfig]:
-    config = RolloutConfig(engine=engine, dtype="float32", max_sequences=MAX_SEQUENCES, tensor_parallel=RANKS, engine_args=CACHE)
-    return config, SamplingConfig(max_prompt_tokens=80, max_response_tokens=400)
-
-
-@pytest.fixture
-def environment() -> Iterator[None]:
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
-def ranks_among(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in processes if "Worker_TP" in process.name()]
-
-
-def test_async_llm_takes_weights_in_flight_and_says_when_a_rank_died(
-    environment: None, model_path: str, original: Any, changed: Any
-) -> None:
-    async def main() -> list[psutil.Process]:
-        from actors.vllm_engine import AsyncVllmEngine
-
-        config, sampling = setup_of(model_path, "vllm-async")
-        engine = AsyncVllmEngine()
-        await engine.start(EngineSetup(model=model_path, config=config, sampling=sampling, seed=0))
-        processes = psutil.Process().children(recursive=True)
-        try:
-            assert len(ranks_among(processes)) == RANKS
-            await engine.load(snapshot_of(original, 1))
-            running = asyncio.create_task(engine.sample("a", PROMPTS["0"]))
-            await engine.wait_for_tokens(3)
-            await engine.load(snapshot_of(changed, 2))
-            await engine.wait_for_tokens(engine.sampled_tokens + 3)
-            progress = await engine.partials(["a"])
-            assert progress.samples["a"].version_values == (1, 2)
-            ranks_among(processes)[1].kill()
-            with pytest.raises(EngineError, match="the engine failed"):
-                await running
-        finally:
-            engine.close()
-        return processes
-
-    processes = asyncio.run(asyncio.wait_for(main(), WAIT_S))
-    assert not psutil.wait_procs([process for process in processes if is_of_an_engine(process)], timeout=WAIT_S)[1]
-
-
-def is_of_an_engine(process: psutil.Process) -> bool:
-    try:
-        return "VLLM" in process.name()
-    except psutil.NoSuchProcess:
-        return False
-
-
-@pytest.mark.parametrize("engine", ["vllm", "vllm-async"])
-def test_the_ranks_end_with_an_actor_that_is_killed(model_path: str, engine: str) -> None:
-    config, sampling = setup_of(model_path, engine)
-
-    async def main() -> None:
-        handle = launch(rollout_worker("rollout-0", config, sampling, model=model_path, run_id="run", seed=0))
-        await handle.call(RolloutWorker.start, timeout_s=WAIT_S, waiting_for="the worker to start")
-        actor = next(process for process in psutil.Process().children(recursive=True) if "RolloutWorker" in " ".join(process.cmdline()))
-        processes = actor.children(recursive=True)
-        assert len(ranks_among(processes)) == RANKS
-        actor.kill()
-        alive = (await asyncio.to_thread(psutil.wait_procs, processes, timeout=60))[1]
-        assert not alive, f"{[process.name() for process in alive]} outlive their actor"
-
-    with ray_session("test-ranks", 1):
-        asyncio.run(asyncio.wait_for(main(), WAIT_S + 90))
