@@ -158,7 +158,8 @@ class StepEngine(Protocol):
         """Forget these unfinished requests."""
 
     def load(self, snapshot: WeightSnapshot) -> None:
-        """Take new weights, keep all requests, and prove the weights (`require_held`). Raises WeightMismatch."""
+        """Take new weights, keep all requests, and prove the weights (`require_held`). Raises WeightMismatch, or
+        WeightsRefused if nothing has changed."""
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
         """Seed the sampler and forget cached prefixes. Called only without requests. If the engine repeats
