@@ -96,8 +96,8 @@ class RolloutConfig(Section):
     engine_options: dict[str, Any] = Field({})
     """Arguments of your own engine's class. The known engines take none."""
     engine_args: dict[str, Any] = Field({})
-    """Arguments of vLLM itself, such as `kv_cache_dtype` or `attention_backend`. They are passed on as they are, in place
-    of what the project would pass. A name that vLLM does not have is refused, and so is one with a key of its own."""
+    """Arguments of vLLM itself, such as `kv_cache_dtype` or `attention_backend`. They are passed on as they are, and
+    replace what the project would pass. A name that vLLM does not have is refused, and so is one with its own key."""
     tensor_parallel: int = Field(1, ge=1)
     """The ranks among which vLLM divides the model of one worker, each a process on one node. With GPUs each rank has
     one, so num_gpus is the same number. It must divide the attention heads of the model."""
