@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +13,10 @@ import pytest
 import torch
 
 from actors.engine import EngineError, WeightMismatch
-from actors.vllm_worker import HeldTensors, _require_all_parameters
+from actors.vllm_worker import OWNER, HeldTensors, _require_all_parameters
 from learners.weights import Part, fingerprint, first_mismatch_of_ranks
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
 SIZES = {"q_proj": 4, "k_proj": 2, "v_proj": 2}
 SHAPES = {f"attn.{part}.weight": (rows, 3) for part, rows in SIZES.items()} | {f"attn.{part}.bias": (rows,) for part, rows in SIZES.items()}
@@ -117,3 +122,19 @@ def test_parameter_that_was_not_published_is_named():
         _require_all_parameters(model, PACKED, {"attn.q_proj.weight": 0, "attn.k_proj.weight": 0, "norm.weight": 0})
     complete = {"attn.q_proj.weight": 0, "attn.k_proj.weight": 0, "attn.v_proj.weight": 0, "norm.weight": 0}
     _require_all_parameters(model, PACKED, complete)
+
+
+def test_a_process_of_an_engine_ends_with_the_owner_of_the_engine():
+    owner = subprocess.Popen(["sleep", "3600"])
+    code = "import time, actors.vllm_worker; print(flush=True); time.sleep(3600)"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), OWNER: str(owner.pid)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        assert process.poll() is None
+        owner.kill()
+        owner.wait()
+        assert process.wait(timeout=60) == 1
+    finally:
+        owner.kill()
+        process.kill()
