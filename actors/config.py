@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from actors.engines import ENGINES
+from actors.engines import ENGINES, VLLM, require_divisible
+from actors.vllm_arguments import require_own
 from buffers.extensions import Known
 from buffers.paths import local_path
 from learners.placement import Placement
@@ -96,6 +97,15 @@ class RolloutConfig(Section):
     prompt share (CPU): for many short responses each, as in evaluations (`actors.tree_engine`)."""
     engine_options: dict[str, Any] = Field({})
     """Arguments of your own engine's class. The known engines take none."""
+    engine_args: dict[str, Any] = Field({})
+    """Arguments of vLLM itself, such as `kv_cache_dtype` or `attention_backend`. They are passed on as they are, and
+    replace what the project would pass. A name that vLLM does not have is refused, and so is one with its own key."""
+    tensor_parallel: int = Field(1, ge=1)
+    """The ranks among which vLLM divides the model of one worker, each a process on one node. With GPUs each rank has
+    one, so num_gpus is the same number. It must divide the attention heads of the model."""
+    max_model_len: int | None = Field(None, gt=0)
+    """The most tokens of a prompt with its response, where that is to be less than the model allows. Unset: what
+    `sampling` allows, or what the longest prompt of the job needs."""
     workers: int = Field(1, ge=1)
     """Rollout workers at the start of the run."""
     max_sequences: int = Field(64, ge=1)
@@ -104,7 +114,7 @@ class RolloutConfig(Section):
     dtype: Dtype = "auto"
     """Precision of the engine. auto: bfloat16 on a GPU and on a CPU with instructions for it, else float32."""
     kv_cache_gib: int = Field(1, ge=1)
-    """Memory for keys and values on CPU. vLLM takes whole GiB only."""
+    """Memory for keys and values on CPU, shared by the ranks of a worker."""
     block_size: int = Field(32, gt=0, multiple_of=32)
     """Tokens in a cache block on CPU, a multiple of 32 (vLLM's CPU attention). A prompt shorter than one block is never
     shared."""
@@ -116,7 +126,7 @@ class RolloutConfig(Section):
     """CPU threads of a worker. auto: the cores of the machine on which the job starts, shared by its workers, learner
     ranks and encoders without a GPU; at least 1, and 1 with a GPU. On a cluster of unequal machines set a number."""
     num_gpus: float = Field(0.0, ge=0)
-    """GPUs that a worker reserves."""
+    """GPUs that a worker reserves, all on one node."""
     placement: Placement = Placement()
     weight_transfer: WeightTransfer = "object_store"
     """How the learner's weights reach the engines. object_store: through host memory, once to a node. nccl: from the
@@ -134,10 +144,36 @@ class RolloutConfig(Section):
     what there is, and a worker continues from there. A group to which this happens supervision.max_group_tries times is
     dropped, and its problem counts an attempt. With --synchronous a whole group must end within these seconds."""
 
+    @property
+    def processes(self) -> int:
+        """The processes of all workers that compute."""
+        return self.workers * self.tensor_parallel
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.engine_options and self.engine in ENGINES:
             raise ValueError(f'engine_options are for an engine of your own, and engine = "{self.engine}" takes none: leave them out')
+        if self.engine_args and self.engine not in VLLM:
+            raise ValueError(f'engine_args are for vLLM, and engine = "{self.engine}" is another: leave them out')
+        require_own(self.engine_args)
+        if (known := ENGINES.get(self.engine)) is not None:  # an engine of your own is imported first: `require_methods`
+            require_divisible(known.facts, self)
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_have_gpus(self) -> Self:
+        if self.tensor_parallel == 1:
+            return self
+        if self.num_gpus not in (0, self.tensor_parallel):
+            raise ValueError(
+                f"num_gpus = {self.num_gpus:g} contradicts tensor_parallel = {self.tensor_parallel}: each rank has a GPU of its own, so "
+                f"set num_gpus to {self.tensor_parallel}, or to 0 for ranks on CPU"
+            )
+        if self.weight_transfer != "object_store":
+            raise ValueError(
+                f'weight_transfer = "{self.weight_transfer}" sends to an engine on one GPU, and tensor_parallel = {self.tensor_parallel} '
+                'needs as many: set weight_transfer to "object_store"'
+            )
         return self
 
 

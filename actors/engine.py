@@ -158,7 +158,8 @@ class StepEngine(Protocol):
         """Forget these unfinished requests."""
 
     def load(self, snapshot: WeightSnapshot) -> None:
-        """Take new weights, keep all requests, and prove the weights (`require_held`). Raises WeightMismatch."""
+        """Take new weights, keep all requests, and prove the weights (`require_held`). Raises WeightMismatch, or
+        WeightsRefused if nothing has changed."""
 
     def reset(self, seed: int, *, keep_cache: bool = False) -> None:
         """Seed the sampler and forget cached prefixes. Called only without requests. If the engine repeats
@@ -219,11 +220,11 @@ def require_held(snapshot: WeightSnapshot, held: Mapping[str, Tensor]) -> None:
     """Raise WeightMismatch unless `held` are the published tensors, bit for bit. `held` are those that the engine
     computes with, by their names in the snapshot. If its fingerprint names the output head (`learners.weights.HEAD`),
     so must `held`, even if the head is tied to the embedding: an engine may hold it twice."""
-    require_match(snapshot, fingerprint(held, version=snapshot.version))
-
-
-def require_match(weights: Weights, digests: Mapping[str, str], *, who: str = "the engine") -> None:
-    """Raise WeightMismatch unless `digests` are the fingerprint of `weights`."""
-    tensor = first_mismatch(weights.fingerprint, digests)
+    tensor = first_mismatch(snapshot.fingerprint, fingerprint(held, version=snapshot.version))
     if tensor is not None:
-        raise WeightMismatch(f"after loading version {weights.version} {who} does not hold tensor {tensor}")
+        raise mismatch_of(snapshot, tensor)
+
+
+def mismatch_of(weights: Weights, tensor: str, *, who: str = "the engine") -> WeightMismatch:
+    """Return the error for an engine, or a part of it, that does not hold this tensor of `weights`."""
+    return WeightMismatch(f"after loading version {weights.version} {who} does not hold tensor {tensor}")

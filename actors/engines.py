@@ -41,6 +41,7 @@ class EngineFacts:
 
     repeats: Repeats = Repeats.NEVER  # `deterministic = true` needs ALONE or ALWAYS
     weight_transfers: frozenset[str] = frozenset({"object_store"})  # the values of `rollout.weight_transfer` that it supports
+    divides: bool = False  # whether it can divide a model among several processes (`rollout.tensor_parallel`)
     pools_states: bool = False  # whether it can return hidden states (`actors.engine.StatePooling`)
     memory_gib: float = 0.7  # host memory that it takes beside weights and cache, over that of a process with torch
 
@@ -54,16 +55,19 @@ class KnownEngine:
 
 
 ENGINES: dict[str, KnownEngine] = {
-    "vllm": KnownEngine(path="actors.vllm_engine:VllmEngine", facts=EngineFacts(repeats=Repeats.ALONE, pools_states=True)),
+    "vllm": KnownEngine(path="actors.vllm_engine:VllmEngine", facts=EngineFacts(repeats=Repeats.ALONE, divides=True, pools_states=True)),
     "vllm-async": KnownEngine(
         path="actors.vllm_engine:AsyncVllmEngine",
-        facts=EngineFacts(weight_transfers=frozenset({"object_store", "nccl", "ipc"}), pools_states=True),
+        facts=EngineFacts(weight_transfers=frozenset({"object_store", "nccl", "ipc"}), divides=True, pools_states=True),
     ),
     "transformers": KnownEngine(
         path="actors.reference_engine:ReferenceEngine", facts=EngineFacts(repeats=Repeats.ALWAYS, pools_states=True, memory_gib=0.0)
     ),
     "prefix-tree": KnownEngine(path="actors.tree_engine:TreeEngine", facts=EngineFacts(repeats=Repeats.ALONE, pools_states=True)),
 }
+
+VLLM = ("vllm", "vllm-async")
+"""The engines that take `rollout.engine_args`."""
 
 
 def engine_of(config: RolloutConfig) -> StepEngine | StartableAsyncEngine:
@@ -110,6 +114,15 @@ def require_facts(facts: EngineFacts, config: RolloutConfig, *, deterministic: b
             f'rollout.weight_transfer = "{transfer}" takes weights from GPU to GPU: it needs rollout.engine = {able} and '
             f'rollout.num_gpus above 0, here "{config.engine}" and {config.num_gpus:g}; or set it to "object_store"'
         )
+    require_divisible(facts, config)
     if pool_states and not facts.pools_states:
         advice = 'take the features from an encoder (bonus.source = "encoder"; in repexp explore features = "encoder")'
         raise ExtensionError(f"{named} returns no hidden states: {advice}")
+
+
+def require_divisible(facts: EngineFacts, config: RolloutConfig) -> None:
+    """Raise ExtensionError where an engine with these facts is to be divided among ranks and cannot."""
+    if config.tensor_parallel > 1 and not facts.divides:
+        able = " or ".join(f'"{name}"' for name, known in ENGINES.items() if known.facts.divides)
+        asked = f'rollout.tensor_parallel = {config.tensor_parallel} contradicts rollout.engine = "{config.engine}"'
+        raise ExtensionError(f"{asked}, which does not divide a model: set the engine to {able}, or tensor_parallel to 1")

@@ -22,6 +22,7 @@ from actors.engine import AsyncEngine, EngineError, EngineSetup, PartialSample, 
 from actors.engines import engine_of
 from actors.weight_transfer import Weights
 from buffers.records import FinishReason
+from learners.weight_check import WeightsRefused
 from learners.weights import WeightSnapshot
 
 QUEUE_CAP = 4096
@@ -206,7 +207,7 @@ class StepLoop:
             started = time.monotonic()
             try:
                 requests.load(weights)
-            except EngineError:
+            except (EngineError, WeightsRefused):
                 raise
             except Exception as error:  # the weights are half loaded, so samples would belong to no version
                 raise EngineError(f"loading version {weights.version} failed: {error!r}") from error

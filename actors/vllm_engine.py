@@ -26,15 +26,17 @@ import torch
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.device_transfer import DeviceReceiver
-from actors.engine import EngineError, EngineSetup, NewTokens, PartialSample, Progress, Sample, SampleRequest, require_match
+from actors.engine import EngineError, EngineSetup, NewTokens, PartialSample, Progress, Sample, SampleRequest, mismatch_of
 from actors.orphans import remove_orphans
 from actors.step_loop import TokenCounter
+from actors.vllm_arguments import require_known
+from actors.vllm_worker import OWNER
 from actors.weight_transfer import DeviceWeights, Weights
 from buffers.records import FinishReason
 from learners.precision import resolve_dtype
 from learners.threads import resolve_threads
 from learners.weight_check import WeightsRefused
-from learners.weights import HEAD, WeightSnapshot
+from learners.weights import HEAD, Part, WeightSnapshot, first_mismatch_of_ranks
 
 QUIET_LOGGERS = ("vllm", "vllm.model_executor.model_loader.reload.layerwise", "vllm.v1.engine.input_processor")
 SHARED_MEMORY = Path("/dev/shm")
@@ -50,7 +52,6 @@ def engine_environment(config: RolloutConfig, *, in_process: bool) -> dict[str, 
         "OMP_WAIT_POLICY": "PASSIVE",
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
-        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -63,13 +64,20 @@ def engine_environment(config: RolloutConfig, *, in_process: bool) -> dict[str, 
 
 
 def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
+    """Return vLLM's arguments: what the configuration says, and `rollout.engine_args` over it."""
     config, sampling = setup.config, setup.sampling
+    require_known(config.engine_args)  # where the driver has no vLLM, this is the first that can tell
     on_gpu = config.num_gpus > 0
+    on_cpu = {
+        "enforce_eager": True,
+        "block_size": config.block_size,
+        "kv_cache_memory_bytes": (config.kv_cache_gib << 30) // config.tensor_parallel,
+    }
     return {
         "model": setup.model,
         "dtype": resolve_dtype(config.dtype, on_gpu=on_gpu),
         "seed": setup.seed,
-        "max_model_len": sampling.max_tokens,
+        "max_model_len": config.max_model_len or sampling.max_tokens,
         "max_num_seqs": config.max_sequences,
         "max_num_batched_tokens": max(config.max_batched_tokens, config.max_sequences),
         "logprobs_mode": "processed_logprobs",
@@ -77,8 +85,11 @@ def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
         "async_scheduling": False,
         "disable_log_stats": True,
         "worker_extension_cls": "actors.vllm_worker.EngineWorker",
-        **({"gpu_memory_utilization": config.gpu_memory_fraction} if on_gpu else {"enforce_eager": True, "block_size": config.block_size}),
+        **({"gpu_memory_utilization": config.gpu_memory_fraction} if on_gpu else on_cpu),
         **({} if config.weight_transfer == "object_store" else {"weight_transfer_config": {"backend": config.weight_transfer}}),
+        # processes of this one, not actors of Ray's: they end with it
+        **({"tensor_parallel_size": config.tensor_parallel, "distributed_executor_backend": "mp"} if config.tensor_parallel > 1 else {}),
+        **config.engine_args,
     }
 
 
@@ -128,6 +139,8 @@ class VllmEngine:
         if setup.pool_states:
             self._engine.collective_rpc("pool_states")
         self._version = 0
+        self._is_divided = setup.config.tensor_parallel > 1
+        remove_orphans(SHARED_MEMORY, WEIGHTS_PREFIX)  # left by a process that was killed during a load
 
     def add(self, request: SampleRequest) -> None:
         self._engine.add_request(request.key, _prompt(request, self._version), _sampling_params(self._sampling, request))
@@ -148,7 +161,12 @@ class VllmEngine:
         return _states(self._engine.collective_rpc("take_states", args=(list(keys),))) if self._pools_states else {}
 
     def load(self, snapshot: WeightSnapshot) -> None:
-        self._engine.collective_rpc("load_weights_from", args=(snapshot,))
+        if self._is_divided:
+            with _shared_file() as path:
+                _save(snapshot, path)
+                self._engine.collective_rpc("load_weights_from", args=(str(path),))
+        else:
+            self._engine.collective_rpc("load_weights_from", args=(snapshot,))
         _require_match(snapshot, self._engine.collective_rpc("held_weights", args=_to_be_held(snapshot)))
         self._version = snapshot.version
 
@@ -160,7 +178,7 @@ class AsyncVllmEngine:
         return engine_environment(config, in_process=False)
 
     async def start(self, setup: EngineSetup) -> None:
-        os.environ.update(self.environment(setup.config) | (POOLING_ENVIRONMENT if setup.pool_states else {}))
+        os.environ.update(self.environment(setup.config) | (POOLING_ENVIRONMENT if setup.pool_states else {}) | {OWNER: str(os.getpid())})
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -283,13 +301,8 @@ class AsyncVllmEngine:
         if isinstance(weights, DeviceWeights):
             await self._receiver.ask(weights)
             return await self._replace(weights, self._receiver.take)
-        place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-        with tempfile.TemporaryDirectory(prefix=f"{WEIGHTS_PREFIX}{os.getpid()}-", dir=place) as directory:
-            path = Path(directory) / "weights"
-            try:
-                await asyncio.to_thread(weights.save, path)
-            except OSError as error:
-                raise WeightsRefused(f"version {weights.version} could not be written to {directory}: {error.strerror}") from error
+        with _shared_file() as path:
+            await asyncio.to_thread(_save, weights, path)
             return await self._replace(weights, lambda: self._engine.collective_rpc("load_weights_from", args=(str(path),)))
 
     async def _replace(self, weights: Weights, take: Callable[[], Awaitable[Any]]) -> float:
@@ -340,14 +353,34 @@ def _states(answers: Sequence[Mapping[str, bytes]]) -> dict[str, np.ndarray]:
     return {key: np.frombuffer(taken, dtype=np.float32) for key, taken in answers[0].items()}  # the first rank's
 
 
+@contextmanager
+def _shared_file() -> Iterator[Path]:
+    """Yield the path of a file through which the processes of an engine take weights, and remove it afterwards."""
+    place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix=f"{WEIGHTS_PREFIX}{os.getpid()}-", dir=place) as directory:
+        yield Path(directory) / "weights"
+
+
+def _save(weights: WeightSnapshot, path: Path) -> None:
+    """Write `weights`. Raises WeightsRefused where there is no room."""
+    try:
+        weights.save(path)
+    except OSError as error:
+        raise WeightsRefused(f"version {weights.version} could not be written to {path.parent}: {error.strerror}") from error
+
+
 def _to_be_held(weights: Weights) -> tuple[dict[str, tuple[int, ...]], bool, int]:
     """Return the arguments of `EngineWorker.held_weights`."""
     return {spec.name: spec.shape for spec in weights.index}, HEAD in weights.fingerprint, weights.version
 
 
-def _require_match(weights: Weights, answers: Sequence[Mapping[str, str]]) -> None:
-    for rank, digests in enumerate(answers):
-        require_match(weights, digests, who=f"the engine (rank {rank})")
+def _require_match(weights: Weights, answers: Sequence[Mapping[str, Sequence[Sequence[int]]]]) -> None:
+    """Raise WeightMismatch unless the ranks, whose answers these are, hold `weights` together."""
+    ranks = [{name: [Part(*part) for part in parts] for name, parts in held.items()} for held in answers]
+    if (mismatch := first_mismatch_of_ranks(weights.fingerprint, ranks)) is not None:
+        tensor, rank = mismatch
+        who = f"rank {rank}" if rank is not None else f"its {len(ranks)} ranks together"
+        raise mismatch_of(weights, tensor, who=f"the engine ({who})")
 
 
 def _quieten() -> None:

@@ -2,19 +2,31 @@
 and seeds the sampler.
 
 CPU kernels pack matrices into a layout of their own and drop the originals. So the weights that a live module computes
-with are read by computing with it."""
+with are read by computing with it.
 
+With tensor parallelism each rank has such a process, and holds parts of most tensors: rows of those whose output is
+divided (projections, embedding and head), columns of those whose input is."""
+
+import os
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from actors.engine import EngineError, WeightMismatch
+from actors.orphans import end_with
 from actors.pooled_states import PooledStates
-from learners.weights import HEAD, WeightSnapshot, fingerprint_by, load_snapshot
+from learners.weights import HEAD, Part, WeightSnapshot, digest, load_snapshot, probed_columns
+
+OWNER = "REPEXP_ENGINE_OWNER"
+"""The variable with the process id of an engine's owner, for an engine in processes of its own: vLLM's engine core does
+not end with the process that started it."""
+if (owner := int(os.environ.get(OWNER, os.getpid()))) != os.getpid():
+    end_with(owner)  # now, because the model is not loaded yet
 
 Packed = Mapping[str, Sequence[str]]  # by the name of a fused matrix, those of its parts
 
@@ -65,19 +77,22 @@ class EngineWorker:
 
             dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
-    def held_weights(self, shapes: dict[str, tuple[int, ...]], with_head: bool, version: int) -> dict[str, str]:
-        """Return the fingerprint, as of `version`, of the tensors that the model computes with now. `shapes` names the
+    def held_weights(self, shapes: dict[str, tuple[int, ...]], with_head: bool, version: int) -> dict[str, list[Part]]:
+        """Return, as of `version`, the parts of the tensors that the model computes with now, here. `shapes` names the
         tensors. The output head is added under its own name if `with_head`."""
+        from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+
         model = self.model_runner.get_model()
         head = getattr(model, "lm_head", None)
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
         if with_head and HEAD not in shapes:
-            shapes[HEAD] = (head.weight.shape[0], head.weight.shape[1]) if head is not None else ()
+            shapes[HEAD] = (getattr(head, "org_vocab_size", head.weight.shape[0]), head.weight.shape[1]) if head is not None else ()
         modules = dict(model.named_modules())
         packed = getattr(model, "packed_modules_mapping", {})
         _require_all_parameters(model, packed, shapes)
+        held = HeldTensors(modules, packed, shapes, get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
         with torch.inference_mode():
-            return fingerprint_by(shapes, lambda name, columns: _read(modules, packed, shapes, name, columns), version=version)
+            return {name: held.parts(name, version) for name in shapes}
 
 
 def _require_all_parameters(model: Any, packed: Packed, given: Mapping[str, Any]) -> None:
@@ -91,21 +106,72 @@ def _require_all_parameters(model: Any, packed: Packed, given: Mapping[str, Any]
                 raise WeightMismatch(f"the published weights have no tensor {tensor}, which the engine's model has")
 
 
-def _read(modules: Mapping[str, Any], packed: Packed, shapes: Mapping[str, tuple[int, ...]], name: str, columns: Tensor | None) -> Tensor:
-    """Return columns of the Hugging Face matrix `name`, or a whole vector, as the live vLLM module computes with them.
-    The module may hold several matrices fused into one. Raises EngineError if the model has no such module."""
-    module_name, _, parameter = name.rpartition(".")
-    parent, _, leaf = module_name.rpartition(".")
-    fused = next((fused for fused, parts in packed.items() if leaf in parts), leaf)
-    module = modules.get(f"{parent}.{fused}" if parent else fused)
-    if module is None:
-        raise EngineError(f"the engine has no module for tensor {name}")
-    rows = slice(0, shapes[name][0])
-    if fused != leaf:
-        parts = [shapes[f"{parent}.{part}.{parameter}"][0] for part in packed[fused]]
-        position = list(packed[fused]).index(leaf)
-        rows = slice(sum(parts[:position]), sum(parts[: position + 1]))
-    return (getattr(module, parameter) if columns is None else _columns_of(module, columns))[rows]
+class _Rows(NamedTuple):
+    """Adjacent rows of a tensor, from row `first` on, that a module holds from its own row `local` on."""
+
+    first: int
+    local: int
+    num: int
+
+
+class HeldTensors:
+    """The tensors of Hugging Face's names that one rank's live modules compute with."""
+
+    def __init__(
+        self, modules: Mapping[str, Any], packed: Packed, shapes: Mapping[str, tuple[int, ...]], rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        self._modules, self._packed, self._shapes = modules, packed, shapes
+        self._rank, self._num_ranks = rank, num_ranks
+
+    def parts(self, name: str, version: int) -> list[Part]:
+        """Return the parts of a tensor that are here: of a matrix, what is here of the columns that the fingerprint of
+        `version` has. Raises EngineError if the model has no such module."""
+        module, parameter, rows = self._find(name)
+        shape = self._shapes[name]
+        if len(shape) != 2:
+            values, first, columns = getattr(module, parameter), 0, None
+        else:
+            width = getattr(module, "input_size_per_partition", shape[1])
+            first = 0 if width == shape[1] else self._rank * width
+            probed = probed_columns(name, shape[1], version)
+            columns = probed[(probed >= first) & (probed < first + width)]
+            values = _columns_of(module, columns - first) if len(columns) else torch.empty(0, 0)
+        return [
+            Part(row, first, digest(values[local : local + num], row=row, columns=columns)) if values.dim() else Part(0, 0, digest(values))
+            for row, local, num in rows
+        ]
+
+    def _find(self, name: str) -> tuple[Any, str, list[_Rows]]:
+        """Return the module that holds `name`, maybe fused with others, its parameter, and the rows of `name` in it."""
+        module_name, _, parameter = name.rpartition(".")
+        parent, _, leaf = module_name.rpartition(".")
+        fused = next((fused for fused, parts in self._packed.items() if leaf in parts), leaf)
+        module = self._modules.get(f"{parent}.{fused}" if parent else fused)
+        if module is None:
+            raise EngineError(f"the engine has no module for tensor {name}")
+        if (shard := getattr(module, "shard_indices", None)) is not None:  # of the vocabulary, without its padding
+            return module, parameter, [_Rows(shard.org_vocab_start_index, 0, shard.num_org_elements)]
+        held = getattr(module, "output_partition_sizes", None) or getattr(module, parameter).shape[:1]  # by output: the rows that are here
+        num_rows = self._shapes[name][0] if self._shapes[name] else 1
+        if fused != leaf:
+            position = list(self._packed[fused]).index(leaf)
+            return module, parameter, [_Rows(self._first(held[position], num_rows), sum(held[:position]), held[position])]
+        if not held or sum(held) == num_rows:
+            return module, parameter, [_Rows(0, 0, num_rows)]
+        return module, parameter, self._divided(module, held)
+
+    def _divided(self, module: Any, held: Sequence[int]) -> list[_Rows]:
+        """Return the rows of a matrix that a rank has a part of each output of. Heads of keys and values may be on
+        several ranks."""
+        copies = [1, *[getattr(module, "num_kv_head_replicas", 1)] * (len(held) - 1)]
+        whole = [num * self._num_ranks // times for num, times in zip(held, copies, strict=True)]
+        begins = zip(accumulate(whole, initial=0), accumulate(held, initial=0), held, whole, strict=False)
+        return [_Rows(begin + self._first(num, of), local, num) for begin, local, num, of in begins]
+
+    def _first(self, num: int, of: int) -> int:
+        """Return the first of the `num` rows of `of` that this rank holds. Where ranks hold more than all, neighbors
+        hold the same."""
+        return self._rank // (num * self._num_ranks // of) * num
 
 
 def _columns_of(module: Any, columns: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class DeviceWeights:
 
     version: int
     index: tuple[TensorSpec, ...]
-    fingerprint: Mapping[str, str]
+    fingerprint: Mapping[str, int]
     address: tuple[str, int]
     key: bytes = field(repr=False)
 

@@ -148,7 +148,7 @@ def engine(model: str, rounds: int) -> None:
     from actors.vllm_engine import VllmEngine
     from learners.config import LearnerConfig
     from learners.policy_learner import PolicyLearner
-    from learners.weights import first_mismatch, take_snapshot
+    from learners.weights import first_mismatch_of_ranks, take_snapshot
 
     running = VllmEngine()
     rollout = RolloutConfig(engine="vllm", dtype="float32", kv_cache_gib=1)
@@ -168,12 +168,11 @@ def engine(model: str, rounds: int) -> None:
             return time.monotonic() - began
 
         part_s = statistics.median(load(part) for _ in range(rounds))
-        (held,) = running._engine.collective_rpc("held_weights", args=(shapes, True, 1))
-        wrong = first_mismatch(whole.fingerprint, held)
+        wrong = first_mismatch_of_ranks(whole.fingerprint, running._engine.collective_rpc("held_weights", args=(shapes, True, 1)))
         all_s = statistics.median(load(whole) for _ in range(rounds))
         print(
             f"{name}: all {whole.nbytes / MIB:.0f} MiB in {all_s:.2f} s; changed {part.nbytes / MIB:.0f} MiB in {part_s:.2f} s, then it "
-            + ("holds what was published" if wrong is None else f"does not hold {wrong}")
+            + ("holds what was published" if wrong is None else f"does not hold {wrong[0]}")
         )
 
 

@@ -91,7 +91,7 @@ def _attribute(path: str, key: str) -> Any:
         reason = f"{type(error).__name__}: {message} ({place_of(error)})".replace("\n", " ")
         raise ExtensionError(f'{key} = "{path}": importing {module_name} failed with {reason}') from error
     if not hasattr(module, name):
-        suggestion = _did_you_mean(name, [each for each in vars(module) if not each.startswith("_")])
+        suggestion = did_you_mean(name, [each for each in vars(module) if not each.startswith("_")])
         raise ExtensionError(f'{key} = "{path}": module {module_name} has no {name}{suggestion}')
     return getattr(module, name)
 
@@ -107,10 +107,11 @@ def place_of(error: Exception) -> str:
 def _near_module(name: str) -> str:
     package, _, last = name.rpartition(".")
     places = getattr(sys.modules.get(package), "__path__", []) if package else None
-    return _did_you_mean(last, [module.name for module in pkgutil.iter_modules(places)])
+    return did_you_mean(last, [module.name for module in pkgutil.iter_modules(places)])
 
 
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, if one is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 

@@ -63,7 +63,7 @@ def _main(options: argparse.Namespace) -> int:
         from jobs.screens.console import show_plan
 
         for shown in (experiment.shared, *(run.config for run in experiment.runs[: len(config.methods)])):
-            look_unloaded(shown.model, shown.sampling)
+            look_unloaded(shown.model, shown.sampling, shown.rollout)
         return show_plan(config, forecast(experiment))
     if not options.address:
         require_ray_address()

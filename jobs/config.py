@@ -214,6 +214,10 @@ class RunConfig(BaseModel):
                 f'rollout.dtype = "{self.rollout.dtype}" and learner.dtype = "{self.learner.dtype}": an engine must hold the '
                 f"learner's weights bit for bit, so make both {' or '.join(sorted(dtypes))}"
             )
+        if quantized := next((name for name in self.rollout.engine_args if name.startswith("quantization")), None):
+            raise ValueError(
+                f"rollout.engine_args.{quantized}: an engine must hold the learner's weights bit for bit, so a training run leaves it out"
+            )
         if self.rollout.max_sequences < self.responses_per_prompt:
             raise ValueError(
                 f"rollout.max_sequences = {self.rollout.max_sequences} is less than responses_per_prompt = {self.responses_per_prompt}: "

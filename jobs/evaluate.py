@@ -63,7 +63,7 @@ def _main(options: argparse.Namespace) -> int:
 
         for model in [*models, *([base] if base else [])]:
             if model.run is None:
-                look_unloaded(model.model, config.sampling)
+                look_unloaded(model.model, config.sampling, config.rollout)
         memory = evaluate_memory_gib(config, [model.model for model in models], base.model if base else None)
         described = [model.describe() for model in models]
         return show_plan(config, evaluate_lines(config, described, base.describe() if base else None, memory))

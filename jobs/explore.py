@@ -59,7 +59,7 @@ def _main(options: argparse.Namespace) -> int:
         from jobs.plan import explore_lines, look_unloaded
         from jobs.screens.console import show_plan
 
-        look_unloaded(config.model, config.sampling)
+        look_unloaded(config.model, config.sampling, config.rollout)
         return show_plan(config, explore_lines(config))
     if options.from_pools is None:  # which may need no Ray at all
         require_ray_address()

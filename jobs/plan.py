@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actors.config import EncoderConfig, RolloutConfig, SamplingConfig
 from actors.engines import facts_of
@@ -16,7 +17,7 @@ from jobs.configuration.user_error import UserError
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
 from learners.config import LearnerConfig
-from learners.model_files import TokenLimit, read_config, tensors_in, token_limit, weight_files
+from learners.model_files import TokenLimit, read_config, tensors_in, text_values, token_limit, weight_files
 from learners.models import EMBEDDED, check_model, model_here
 from learners.precision import Dtype, resolve_dtype
 
@@ -71,7 +72,7 @@ def make_plan(config: RunConfig) -> RunPlan:
     prompt = config.sampling.max_prompt_tokens
     tokens = (prompt or 0) + config.responses_per_prompt * config.sampling.max_response_tokens
     learner = "learner" if config.learner.ranks == 1 else "learner rank"
-    processes = {"rollout worker": config.rollout.workers, learner: config.learner.ranks, "replay": 1, "verifier pool": 1}
+    processes = {worker_of(config.rollout): config.rollout.workers, learner: config.learner.ranks, "replay": 1, "verifier pool": 1}
     if config.bonus.enabled:
         processes["bonus"] = 1
     if config.feature_source == "encoder":
@@ -96,6 +97,11 @@ def make_plan(config: RunConfig) -> RunPlan:
         log_gib=(config.replay.log_rollouts * config.replay.log_max_mib + config.logs.events_max_mib + config.logs.metrics_max_mib) / 1024,
         remark=_remark(config),
     )
+
+
+def worker_of(config: RolloutConfig) -> str:
+    """Return what a plan calls a rollout worker."""
+    return "rollout worker" if config.tensor_parallel == 1 else f"rollout worker ({config.tensor_parallel} ranks)"
 
 
 def _remark(config: RunConfig) -> str | None:
@@ -138,9 +144,11 @@ def _learner_gib(parameters: int, config: LearnerConfig) -> float:
 
 
 def _rollout_gib(parameters: int, config: RolloutConfig) -> float:
-    """Return the memory of weights and a packed copy of them in the engine's precision, KV cache and process."""
+    """Return the memory of weights and a packed copy of them in the engine's precision, KV cache and processes: that of
+    the engine, and one for each rank of several."""
     process_gib = BASE_PROCESS_GIB + facts_of(config).memory_gib
-    return parameters * 2 * bytes_of(config.dtype, config.num_gpus) / 2**30 + process_gib + config.kv_cache_gib
+    num_processes = 1 if config.tensor_parallel == 1 else 1 + config.tensor_parallel
+    return parameters * 2 * bytes_of(config.dtype, config.num_gpus) / 2**30 + num_processes * process_gib + config.kv_cache_gib
 
 
 def _encoder_gib(parameters: int, config: EncoderConfig) -> float:
@@ -168,7 +176,7 @@ def explore_lines(config: ExploreConfig) -> list[str]:
         f"{problems} x {config.pool} candidates of at most {config.sampling.max_response_tokens} tokens"
         f"{f', each chunk chosen among {times}' if times > 1 else ''}; verified: {judged}",
         f"features: {features}, {config.selection.dim} dimensions; order: {config.primary_order}",
-        f"processes: {config.rollout.workers} rollout worker{', 1 encoder' if not config.from_engine else ''}"
+        f"processes: {config.rollout.workers} {worker_of(config.rollout)}{', 1 encoder' if not config.from_engine else ''}"
         f"{f', {config.verifier.num_workers} verifier process' if config.verify != 'none' else ''}",
         f"memory: {UNKNOWN if memory is None else f'about {memory:.1f} GiB'}",
     ]
@@ -194,7 +202,8 @@ def evaluate_lines(config: EvaluateConfig, models: Sequence[str], base: str | No
         *([f"likelihood under: {base}"] if base is not None else []),
         f"each: {problems} of task {config.task.name}, split {config.split}, x {config.samples} samples of at most "
         f"{config.sampling.max_response_tokens} tokens at temperature {config.sampling.temperature:g}",
-        f"processes: {config.rollout.workers} rollout worker, {config.verifier.num_workers} verifier process; models take turns",
+        f"processes: {config.rollout.workers} {worker_of(config.rollout)}, {config.verifier.num_workers} verifier process; "
+        "models take turns",
         f"memory: {UNKNOWN if memory is None else f'about {memory:.1f} GiB'}",
     ]
 
@@ -267,7 +276,30 @@ def require_room(model: str, limit: TokenLimit, sampling: SamplingConfig) -> Non
         )
 
 
-def look_unloaded(model: str, sampling: SamplingConfig) -> None:
+def require_divisible(model: str, values: Mapping[str, Any], num_ranks: int) -> None:
+    """Raise UserError for a model, of this config, that an engine cannot divide among so many ranks. vLLM lets ranks
+    share heads of keys and values where there are fewer of them."""
+    text = text_values(values)
+    for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        number = text.get(key)
+        if isinstance(number, int) and number % num_ranks and not (key == "num_key_value_heads" and num_ranks % number == 0):
+            raise UserError(
+                f"rollout.tensor_parallel = {num_ranks} does not divide {key} = {number} of model {model}: set it to a number that does"
+            )
+
+
+def engine_limit(model: str, limit: TokenLimit | None, config: RolloutConfig) -> TokenLimit | None:
+    """Return the most tokens that an engine takes: what the model allows, or rollout.max_model_len. Raises UserError
+    where that is more."""
+    if config.max_model_len is None:
+        return limit
+    if limit is not None and config.max_model_len > limit.tokens:
+        allowed = f"the {limit.tokens} tokens that model {model} allows ({limit.key})"
+        raise UserError(f"rollout.max_model_len = {config.max_model_len} exceeds {allowed}: lower it, or leave it out")
+    return TokenLimit(tokens=config.max_model_len, key="rollout.max_model_len")
+
+
+def look_unloaded(model: str, sampling: SamplingConfig, rollout: RolloutConfig) -> None:
     """Raise ModelError or UserError for a model that a start would refuse, as far as it is here and its files tell
     without torch. Nothing is fetched or unpacked."""
     check_model(model)
@@ -275,7 +307,9 @@ def look_unloaded(model: str, sampling: SamplingConfig) -> None:
         return
     if model not in EMBEDDED:
         tensors_in([file for file in weight_files(path) if file.suffix == ".safetensors"])
-    if (limit := token_limit(read_config(path))) is not None:
+    values = read_config(path)
+    require_divisible(model, values, rollout.tensor_parallel)
+    if (limit := engine_limit(model, token_limit(values), rollout)) is not None:
         require_room(model, limit, sampling)
 
 

@@ -57,7 +57,7 @@ def _main(options: argparse.Namespace) -> int:
     if options.dry_run:
         from jobs.screens.console import show_plan
 
-        look_unloaded(config.model, config.sampling)
+        look_unloaded(config.model, config.sampling, config.rollout)
         return show_plan(config, make_plan(config).lines())
     if replays:
         from jobs.offline.replay_from import replay_from_session

@@ -3,20 +3,22 @@
 The fingerprint says what an engine must hold. It has one digest per tensor: over all of a vector, and over a few seeded
 columns of a matrix. An engine can show columns even of weights that it has packed for its own kernels, because a
 one-hot input times a packed matrix is exactly one column of it. So a live engine proves bit for bit what it computes
-with, including a tied head."""
+with, including a tied head.
+
+A digest is a sum over elements, each mixed with its place in the tensor. So where an engine divides a tensor among
+ranks, each rank digests the part that it holds, and the parts add up to the digest of the tensor."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ from learners.sharding import Deferred, full_tensors
 PROBED_COLUMNS = 4
 ALIGNMENT = 64
 HEAD = "lm_head.weight"
+_PLACE = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03))  # odd, of rows and of columns
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))  # SplitMix64's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +54,7 @@ class WeightSnapshot:
     version: int
     buffer: np.ndarray
     index: tuple[TensorSpec, ...]
-    fingerprint: Mapping[str, str]
+    fingerprint: Mapping[str, int]
     checksums: Mapping[str, int]
     """The checksum of every tensor's bytes in the buffer, by name."""
 
@@ -109,7 +113,7 @@ def take_snapshot(
     buffer = np.zeros(size, dtype=np.uint8) if into is None else into
     if buffer.size != size:
         raise ValueError(f"the buffer to reuse has {buffer.size} bytes, these tensors need {size}")
-    digests, of_head = dict[str, str](), dict[str, str]()
+    digests, of_head = dict[str, int](), dict[str, int]()
     with full_tensors(tensors, dtype) as gathered:
         for (name, tensor), spec in zip(gathered, specs, strict=True):
             flat = tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy()
@@ -156,26 +160,65 @@ def probed_columns(name: str, width: int, version: int) -> Tensor:
     return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(width, size=min(PROBED_COLUMNS, width), replace=False)))
 
 
-def fingerprint(tensors: Mapping[str, Tensor], *, version: int) -> dict[str, str]:
-    """Return the digest of every tensor."""
-    return fingerprint_by(
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        lambda name, columns: tensors[name] if columns is None else tensors[name][:, columns.to(tensors[name].device)],
-        version=version,
-    )
+class Part(NamedTuple):
+    """A part of a tensor that one rank of an engine holds: its first row and column in the tensor, and its digest."""
+
+    row: int
+    column: int
+    digest: int
 
 
-def fingerprint_by(shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, Tensor | None], Tensor], *, version: int) -> dict[str, str]:
-    """Return the digest of every tensor through `read(name, columns)`. It returns the given columns of a matrix; with
-    columns None it returns a tensor that is no matrix, in full."""
+def digest(values: Tensor, *, row: int = 0, columns: Tensor | None = None) -> int:
+    """Return the sum over all elements of mix(bits of the element + its place), modulo 2^64. In the whole tensor the
+    first row of `values` is `row`, and its columns are `columns` (None: all, in order)."""
+    if not values.numel():
+        return 0
+    size = values.dtype.itemsize
+    bits = values.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().view(f"u{size}")
+    mixed_RC = bits.reshape(values.shape[0] if values.dim() else 1, -1).astype(np.uint64)
+    rows_R = np.arange(row, row + len(mixed_RC), dtype=np.uint64)
+    columns_C = np.arange(mixed_RC.shape[1], dtype=np.uint64) if columns is None else columns.cpu().numpy().astype(np.uint64)
+    mixed_RC += (rows_R * _PLACE[0])[:, None] + (columns_C * _PLACE[1])[None, :]
+    for shift, factor in _MIX:
+        mixed_RC ^= mixed_RC >> shift
+        mixed_RC *= factor
+    mixed_RC ^= mixed_RC >> np.uint64(31)
+    return int(mixed_RC.sum())
+
+
+def fingerprint(tensors: Mapping[str, Tensor], *, version: int) -> dict[str, int]:
+    """Return the digest of every tensor: of its probed columns if it is a matrix, else of all of it."""
     digests = {}
-    for name, shape in shapes.items():
-        tensor = read(name, probed_columns(name, shape[1], version) if len(shape) == 2 else None)
-        data = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
-        digests[name] = hashlib.blake2b(data.data, digest_size=8).hexdigest()
+    for name, tensor in tensors.items():
+        if tensor.dim() == 2:
+            columns = probed_columns(name, tensor.shape[1], version)
+            digests[name] = digest(tensor[:, columns.to(tensor.device)], columns=columns)
+        else:
+            digests[name] = digest(tensor)
     return digests
 
 
-def first_mismatch(expected: Mapping[str, str], found: Mapping[str, str]) -> str | None:
+def first_mismatch(expected: Mapping[str, int], found: Mapping[str, int]) -> str | None:
     """Return the name of a tensor whose digest differs or is missing; None if all agree."""
     return next((name for name, digest in expected.items() if found.get(name) != digest), None)
+
+
+def first_mismatch_of_ranks(expected: Mapping[str, int], ranks: Sequence[Mapping[str, Sequence[Part]]]) -> tuple[str, int | None] | None:
+    """Return the name of a tensor that the ranks do not hold, and the rank at fault, or None for a rank where it is
+    divided among them; None if they hold all. Each rank gives the parts that it holds of every tensor. Tensors that
+    each rank holds whole are compared first, because they tell which rank has not taken the weights."""
+    divided = []
+    for name, wanted in expected.items():
+        if (without := next((rank for rank, held in enumerate(ranks) if not held.get(name)), None)) is not None:
+            return name, without
+        if len({tuple(part[:2] for part in held[name]) for held in ranks}) > 1:
+            divided.append(name)
+            continue
+        for rank, held in enumerate(ranks):
+            if sum(part.digest for part in held[name]) % 2**64 != wanted:
+                return name, rank
+    for name in divided:
+        parts = {part for held in ranks for part in held[name]}  # several ranks may hold one part, and then the same
+        if sum(part.digest for part in parts) % 2**64 != expected[name]:
+            return name, None
+    return None

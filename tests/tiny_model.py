@@ -17,8 +17,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_model(directory: Path, *, seed: int = 0, tied: bool = True) -> str:
-    """Write the model (about 30 k parameters, hidden size 32) into `directory`; returns its path."""
+def make_tiny_model(directory: Path, *, seed: int = 0, tied: bool = True, head_dim: int = 8) -> str:
+    """Write the model (about 30 k parameters, hidden size 32) into `directory`; returns its path. vLLM's attention on
+    CPU needs a larger `head_dim`, such as 32."""
     characters = sorted(set(string.printable))
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {c: i + 4 for i, c in enumerate(characters)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -29,7 +30,7 @@ def make_tiny_model(directory: Path, *, seed: int = 0, tied: bool = True) -> str
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=4 * head_dim,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,

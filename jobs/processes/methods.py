@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from actors import engines
 from actors.config import RolloutConfig
+from actors.vllm_arguments import require_known
 from buffers import samplers
 from buffers.extensions import is_path
 from jobs.config import RunConfig
@@ -30,6 +31,7 @@ def require_run_methods(config: RunConfig, *, samples: bool = True) -> None:
     samplers.require_methods(config.replay)
     trackers.require_methods(config.trackers, config.tracker_options)
     pool_states = config.feature_source == "policy"
+    require_known(config.rollout.engine_args)
     if samples and is_path(config.rollout.engine):
         engines.require_methods(config.rollout, deterministic=config.deterministic, pool_states=pool_states)
     registry.require_methods(config.task)
@@ -37,6 +39,7 @@ def require_run_methods(config: RunConfig, *, samples: bool = True) -> None:
 
 def require_sampling_methods(task: TaskConfig, rollout: RolloutConfig, *, pool_states: bool = False) -> None:
     """Import the task and the engine of a job that samples candidates. Raises ExtensionError."""
+    require_known(rollout.engine_args)
     if is_path(rollout.engine):
         engines.require_methods(rollout, pool_states=pool_states)
     registry.require_methods(task)

@@ -24,7 +24,7 @@ def share_of_cores(config: Computing, sharing: int) -> Computing:
 
 def with_threads(config: RunConfig) -> RunConfig:
     """Return the configuration of a training run with the threads of rollout workers, learner ranks and encoders."""
-    numbers = {"rollout": config.rollout.workers, "learner": config.learner.ranks, "encoder": config.num_encoders}
+    numbers = {"rollout": config.rollout.processes, "learner": config.learner.ranks, "encoder": config.num_encoders}
     sharing = sum(number for role, number in numbers.items() if not getattr(config, role).num_gpus)
     sections = {
         "rollout": share_of_cores(config.rollout, sharing),

@@ -28,7 +28,7 @@ from jobs.processes.build import all_ready, close_all, launch, namespace, ray_se
 from jobs.processes.description import rollout_worker, scorer, verifier_pool
 from jobs.processes.environment import prepare_environment
 from jobs.processes.handles import Handle
-from jobs.processes.models import room_for_prompts, sampled_model
+from jobs.processes.models import room_for_prompts, sampled_model, scoring_model
 from jobs.processes.needs import needs_of
 from jobs.processes.threads import share_of_cores
 from jobs.reports.evaluate.report import write_report
@@ -76,11 +76,11 @@ def _looked_at(
     """Look at every model and at all prompts. Return the problems that all models can be asked, and how each of the
     models samples. Raises UserError and ModelError."""
     places = [model.directory() for model in models]
-    facts = {place: sampled_model(place, config.sampling, computed=False) for place in places if place is not None}
+    facts = {place: sampled_model(place, config.sampling, config.rollout, computed=False) for place in places if place is not None}
     left, samplings = posed(list(facts.values()), problems, config.prompt, config.sampling, task, warn=lambda text: say(console, text))
     sampling_at = dict(zip(facts, samplings, strict=True))
     if base is not None and (place := base.directory()) is not None:
-        scoring = sampled_model(place, config.sampling, computed=True, with_head=True)
+        scoring = scoring_model(place, config.sampling)
         for model, sampling in zip(facts.values(), samplings, strict=True):
             room_for_prompts(scoring, sampling)
             if model.max_token_id >= scoring.num_embeddings:
@@ -168,7 +168,7 @@ class EvaluateSession:
         say(self._console, f"{model.label}: starting the engine (about 30 s on two cores), then {len(problems)} problems")
         make = partial(rollout_worker, prompt=config.prompt, model=model.path, run_id="evaluate", seed=config.seed)
         names = [f"rollout-{index}" for index in range(config.rollout.workers)]
-        engine = share_of_cores(config.rollout, config.rollout.workers)
+        engine = share_of_cores(config.rollout, config.rollout.processes)
         workers = [launch(make(name, engine, sampling)) for name in names]
         settings = EvaluatorSettings(
             samples=config.samples,

@@ -55,7 +55,8 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
     sampling: SamplingConfig = config.sampling
     if needs_model:
         say(console, f"model {config.model}: loading")
-        facts = sampled_model(resolve_model(config.model), config.sampling, computed=old is not None or not config.from_engine)
+        computed = old is not None or not config.from_engine
+        facts = sampled_model(resolve_model(config.model), config.sampling, config.rollout, computed=computed)
         model = facts.path
         if old is None:
             problems, (sampling,) = posed([facts], problems, config.prompt, config.sampling, task, warn=lambda text: say(console, text))
@@ -151,7 +152,7 @@ class ExploreSession:
 
     @property
     def _sharing(self) -> int:
-        return self._config.rollout.workers + int(not self._config.from_engine)
+        return self._config.rollout.processes + int(not self._config.from_engine)
 
     def _encoder(self) -> Handle[HiddenStateEncoder]:
         return launch(encoder(0, share_of_cores(self._config.encoder, self._sharing), model=self._model, group_size=None))

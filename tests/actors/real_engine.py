@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,21 +18,24 @@ MAX_BATCHED_TOKENS = 128
 
 
 @contextmanager
-def vllm_engine(model_path: str, sampling: SamplingConfig, **options: Any) -> Iterator[RunningRequests]:
+def vllm_engine(
+    model_path: str, sampling: SamplingConfig, *, rollout: Mapping[str, Any] | None = None, **options: Any
+) -> Iterator[RunningRequests]:
     """Start a float32 engine that decodes few responses at once and takes in prompts in pieces.
 
-    What it changes in this process is undone at the end.
+    What it changes in this process is undone at the end. `rollout` has further keys of the configuration.
     """
     from actors.vllm_engine import VllmEngine
 
     environment, threads = dict(os.environ), torch.get_num_threads()
-    config = RolloutConfig(
-        engine="vllm", dtype="float32", kv_cache_gib=1, max_sequences=MAX_SEQUENCES, max_batched_tokens=MAX_BATCHED_TOKENS
-    )
+    settings = {"dtype": "float32", "kv_cache_gib": 1, "max_sequences": MAX_SEQUENCES, "max_batched_tokens": MAX_BATCHED_TOKENS}
+    config = RolloutConfig(engine="vllm", **settings, **(rollout or {}))
     engine = VllmEngine()
     engine.start(EngineSetup(model=model_path, config=config, sampling=sampling, seed=0, **options))
-    yield RunningRequests(engine)
-    engine._engine.engine_core.shutdown()
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads(threads)
+    try:
+        yield RunningRequests(engine)
+    finally:
+        engine._engine.engine_core.shutdown()
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)

@@ -108,6 +108,13 @@ def test_memory_of_a_model_with_known_size(giant, monkeypatch):
     assert plan_of(model=giant, learner={"dtype": "float32"}).memory_gib == pytest.approx(2 + learner + rollout + encoder + rest)
 
 
+def test_ranks_of_an_engine_share_weights_and_cache_and_are_processes(giant):
+    alone, divided = (plan_of(model=giant, rollout={"tensor_parallel": ranks, "kv_cache_gib": 4}) for ranks in (1, 2))
+    process_gib = BASE_PROCESS_GIB + ENGINES["vllm"].facts.memory_gib
+    assert divided.memory_gib - alone.memory_gib == pytest.approx(2 * process_gib)
+    assert "rollout worker (2 ranks)" in divided.processes and "1 rollout worker (2 ranks)" in "\n".join(divided.lines())
+
+
 def test_ranks_of_the_learner_share_its_state(giant, monkeypatch):
     monkeypatch.setattr("learners.precision.cpu_has_bfloat16", lambda: True)
     one, two = plan_of(model=giant), plan_of(model=giant, learner={"ranks": 2})

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from learners.weights import (
     ALIGNMENT,
     HEAD,
     PROBED_COLUMNS,
+    Part,
     WeightSnapshot,
+    digest,
     fingerprint,
-    fingerprint_by,
     first_mismatch,
+    first_mismatch_of_ranks,
     load_snapshot,
     probed_columns,
     take_snapshot,
@@ -195,18 +198,57 @@ def test_a_tied_head_is_fingerprinted_under_its_own_name_but_sent_once() -> None
     assert first_mismatch(snapshot.fingerprint, stale) == HEAD
 
 
-def test_a_fingerprint_read_column_by_column_equals_the_one_read_directly() -> None:
-    tensors = {"a": draw(11, 64), "b": draw(7), "c": draw(5, 2)}
+@pytest.mark.parametrize("rows", [(0, 5, 11), (0, 1, 2, 11)])
+@pytest.mark.parametrize("at", [0, 13, 64])
+def test_digests_of_the_parts_of_a_matrix_add_up_to_its_own(rows: tuple[int, ...], at: int) -> None:
+    matrix, columns = draw(11, 64), torch.tensor([3, 12, 13, 63])
+    parts = 0
+    for start, stop in itertools.pairwise(rows):
+        for mine in (columns[columns < at], columns[columns >= at]):
+            parts += digest(matrix[start:stop][:, mine], row=start, columns=mine)
+    assert parts % 2**64 == digest(matrix[:, columns], columns=columns)
 
-    def read(name: str, columns: Tensor | None) -> Tensor:
-        """Read as an engine does: a one-hot input times the packed matrix."""
-        if columns is None:
-            return tensors[name]
-        one_hot = torch.nn.functional.one_hot(columns, tensors[name].shape[1]).bfloat16()
-        return (one_hot @ tensors[name].T).T
 
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    assert fingerprint_by(shapes, read, version=6) == fingerprint(tensors, version=6)
+def test_a_digest_sees_parts_that_have_changed_places() -> None:
+    matrix, columns = draw(8, 4), torch.arange(4)
+    upper, lower = (digest(half, row=row, columns=columns) for half, row in ((matrix[4:], 0), (matrix[:4], 4)))
+    assert (upper + lower) % 2**64 != digest(matrix)
+    assert digest(matrix[:, [1, 0, 2, 3]]) != digest(matrix) == digest(matrix[:, [1, 0, 2, 3]], columns=torch.tensor([1, 0, 2, 3]))
+    assert digest(torch.zeros(3)) != digest(torch.zeros(4))
+
+
+class TestRanks:
+    """Two ranks that hold halves of a matrix and all of a vector; of four, neighbors hold the same half."""
+
+    expected: ClassVar = {"matrix": 4, "vector": 5}
+
+    def ranks(self, copies: int = 1) -> list[dict[str, list[Part]]]:
+        halves = ([Part(0, 0, 7)], [Part(4, 0, 2**64 - 3)])
+        return [{"matrix": list(half), "vector": [Part(0, 0, 5)]} for half in halves for _ in range(copies)]
+
+    @pytest.mark.parametrize("copies", [1, 2])
+    def test_parts_of_all_ranks_are_the_tensor(self, copies: int) -> None:
+        assert first_mismatch_of_ranks(self.expected, self.ranks(copies)) is None
+
+    @pytest.mark.parametrize("copies", [1, 2])
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_a_rank_with_another_part_is_found(self, copies: int, rank: int) -> None:
+        ranks = self.ranks(copies)
+        ranks[rank]["matrix"] = [ranks[rank]["matrix"][0]._replace(digest=1)]
+        assert first_mismatch_of_ranks(self.expected, ranks) == ("matrix", None)
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_a_rank_that_holds_a_whole_tensor_is_named_first(self, rank: int) -> None:
+        ranks = self.ranks()
+        ranks[rank] = {"matrix": [ranks[rank]["matrix"][0]._replace(digest=1)], "vector": [Part(0, 0, 6)]}
+        assert first_mismatch_of_ranks(self.expected, ranks) == ("vector", rank)
+
+    @pytest.mark.parametrize("name", ["matrix", "vector"])
+    @pytest.mark.parametrize("parts", [None, []])
+    def test_a_rank_that_says_nothing_of_a_tensor_is_named(self, name: str, parts: list[Part] | None) -> None:
+        ranks = self.ranks()
+        ranks[1] = {key: held for key, held in ranks[1].items() if key != name} | ({} if parts is None else {name: parts})
+        assert first_mismatch_of_ranks(self.expected, ranks) == (name, 1)
 
 
 @pytest.mark.parametrize("name", ["embed.weight", "norm.weight", HEAD])
@@ -216,7 +258,7 @@ def test_the_first_mismatch_names_the_tensor(name: str, fault: str) -> None:
     found: dict[str, Any] = {**snapshot.fingerprint, "of another tensor": "is not looked at"}
     assert first_mismatch(snapshot.fingerprint, found) is None
     if fault == "altered":
-        found[name] = found[name][::-1]
+        found[name] += 1
     else:
         del found[name]
     assert first_mismatch(snapshot.fingerprint, found) == name

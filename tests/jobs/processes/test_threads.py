@@ -33,6 +33,7 @@ def run_config(**sections: object) -> RunConfig:
 def test_a_run_shares_the_cores_among_workers_ranks_and_encoders(cores: list[float]) -> None:
     assert numbers(run_config()) == (4, 4, 4)
     assert numbers(run_config(rollout={"workers": 3}, learner={"ranks": 2})) == (2, 2, 2)
+    assert numbers(run_config(rollout={"workers": 2, "tensor_parallel": 2})) == (2, 2, 2)
     assert numbers(run_config(bonus={"enabled": False})) == (6, 6, 6)  # without an encoder
     cores[0] = 2.0
     assert numbers(run_config()) == (1, 1, 1)
