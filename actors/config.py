@@ -128,6 +128,7 @@ class RolloutConfig(Section):
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that a worker reserves, all on one node."""
     placement: Placement = Placement()
+    """On which nodes of a cluster its processes may run."""
     weight_transfer: WeightTransfer = "object_store"
     """How the learner's weights reach the engines. object_store: through host memory, once to a node. nccl: from the
     learner's GPU to the engine's. ipc: the engine reads the memory of the GPU that it shares with the learner, so the
@@ -190,6 +191,7 @@ class EncoderConfig(Section):
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that an encoder reserves. Above 0 it runs on one."""
     placement: Placement = Placement()
+    """On which nodes of a cluster its processes may run."""
     replicas: int = Field(1, ge=1)
     """Encoders that share the work. They have no state, so features do not depend on their number."""
     max_waiting: int = Field(64, ge=1)
@@ -214,6 +216,7 @@ class ScorerConfig(Section):
     num_gpus: float = Field(0.0, ge=0)
     """GPUs that it reserves. Above 0 it runs on one."""
     placement: Placement = Placement()
+    """On which nodes of a cluster its processes may run."""
 
 
 class VerifierConfig(JudgingConfig):
@@ -235,6 +238,7 @@ class VerifierConfig(JudgingConfig):
     max_response_chars: int = Field(default=20_000, ge=1)
     """Of a longer response only this many characters at its end are verified, because an answer comes at the end."""
     placement: Placement = Placement()
+    """On which nodes of a cluster its processes may run."""
 
 
 VERIFIER_MEANS = tuple(f"verifier.{name}" for name in VerifierConfig.model_fields if name not in JudgingConfig.model_fields)

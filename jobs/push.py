@@ -1,4 +1,4 @@
-"""`python -m jobs.push RUN OWNER/NAME [--step N] [--public] [--dry-run]`: put a run's policy on the Hugging Face hub,
+"""`repexp push RUN OWNER/NAME [--step N] [--public] [--dry-run]`: put a run's policy on the Hugging Face hub,
 with its model card. The files become one commit, or nothing changes. Exit codes: 0 done, 2 refused (one line says
 why)."""
 
@@ -35,7 +35,7 @@ TOKEN_HINT = "set HF_TOKEN to one from https://huggingface.co/settings/tokens, o
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.push", description="Put a run's policy on the Hugging Face hub.")
+    parser = argparse.ArgumentParser(prog="repexp push", description="Put a run's policy on the Hugging Face hub.")
     add = parser.add_argument
     add("run", help="its directory or its name")
     add("repository", metavar="OWNER/NAME", help="where to; it is made if it does not exist, private")

@@ -1,4 +1,4 @@
-"""`python -m jobs.report RUN [--out FILE]`: one HTML page of a training run, from its directory alone, also while it
+"""`repexp report RUN [--out FILE]`: one HTML page of a training run, from its directory alone, also while it
 trains. It shows learning curves, the timeline of every process, and all rollouts, token for token; it needs no server
 and no network. RUN is a run directory or a name. Exit codes: 0, 2 refused (one line says why), 130 Ctrl-C."""
 
@@ -18,7 +18,7 @@ PAGE, MAX_MB = "report.html", 25.0
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.report", description="Write one HTML page about a training run.")
+    parser = argparse.ArgumentParser(prog="repexp report", description="Write one HTML page about a training run.")
     parser.add_argument("run", help="its directory or its name")
     parser.add_argument("--out", metavar="FILE", help=f"the page; default: {PAGE} in the run's directory")
     help_text = f"about how large rollouts may make the page; older steps are left out (default {MAX_MB:g})"

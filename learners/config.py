@@ -310,6 +310,7 @@ class LearnerConfig(OptimiserConfig):
     """GPUs that each rank reserves. Above 0 it runs on a GPU. With several ranks it must be 0 or 1, because NCCL needs
     one GPU for each rank."""
     placement: Placement = Placement()
+    """On which nodes of a cluster its processes may run."""
     join_timeout_s: float = Field(120.0, gt=0)
     """How long ranks wait for each other to start, in seconds from when their processes exist. If one is missing then,
     all are started again."""

@@ -21,6 +21,8 @@ class S3Server:
         server.find()             # and is there again, with what it had
     """
 
+    _numbers = itertools.count()  # of all servers of this process: moto keeps their buckets in one place
+
     def __init__(self) -> None:
         moto = pytest.importorskip("moto.moto_server.werkzeug_app", reason="moto is not installed: make s3")
         from werkzeug.serving import WSGIRequestHandler, make_server
@@ -31,7 +33,6 @@ class S3Server:
         self._application = moto.DomainDispatcherApplication(moto.create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=Silent)
         self._thread = Thread(target=self._server.serve_forever, daemon=True)
-        self._numbers = itertools.count()
         self._writes_left: int | None = None
         self.address = f"127.0.0.1:{self._server.server_port}"
 

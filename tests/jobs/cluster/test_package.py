@@ -53,7 +53,7 @@ def test_ray_s_own_packaging_would_send_what_git_hides_and_leave_out_what_is_com
     rays, ours = set(zipfile.ZipFile(tmp_path / "ray.zip").namelist()), set(select(tree).sizes)
     assert "jobs/token.txt" in rays - ours
     assert "jobs/table.bin" in ours - rays
-    assert {"runs/a/status.json", ".venv/bin/python"} <= rays - ours
+    assert {"runs/a/status.json", ".venv/bin/repexp"} <= rays - ours
 
 
 def git(tree: Path, *arguments: str) -> None:

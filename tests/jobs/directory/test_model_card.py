@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from jobs import __version__
 from jobs.config import RunConfig
 from jobs.configuration.files import load
 from jobs.directory.code_version import COMMIT, code_commit
 from jobs.directory.model_card import MEANS, model_card
 from jobs.directory.run_dir import POLICY_STEP, RunDirectory
-from tests.test_layout import PYPROJECT
 
 METRICS = {"step": 40.0, "reward/mean": 0.875, "reward/pass@1": 0.75, "tokens/generated": 28224.0}
 EVALUATION = {"step": 35.0, "eval/problems": 64.0, "eval/pass@1": 0.5, "eval/pass_low@1": 0.4, "eval/pass_high@1": 0.6, "eval/pass@8": 0.9}
@@ -43,7 +43,7 @@ def test_it_says_from_what_how_and_how_good() -> None:
     for said in ("`mine`, step 40", "`elliptical`, × beta = 0.25", "`normalised`", "| `reward/mean` | 0.875 |", "28,224"):
         assert said in card.text
     assert "| pass@1 | 0.500 | 0.400 to 0.600 |" in card.text and "| pass@8 | 0.900 |  |" in card.text and "step 35" in card.text
-    assert f"repexp {PYPROJECT['project']['version']} (commit `{code_commit()}`)" in card.text
+    assert f"repexp {__version__} (commit `{code_commit()}`)" in card.text
     assert "from_pretrained" in card.text and "from vllm import LLM" in card.text
     assert card.text.endswith("\n") and "\n\n\n" not in card.text
 

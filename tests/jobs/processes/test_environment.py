@@ -34,7 +34,7 @@ def test_a_job_server_is_refused_with_what_to_do(monkeypatch, address):
         require_ray_address()
     line = str(refused.value)
     assert "\n" not in line and f"RAY_ADDRESS={address} is a job server" in line
-    assert all(remedy in line for remedy in ("jobs.submit", "unset RAY_ADDRESS", "HOST:PORT"))
+    assert all(remedy in line for remedy in ("repexp submit", "unset RAY_ADDRESS", "HOST:PORT"))
 
 
 @pytest.mark.parametrize(

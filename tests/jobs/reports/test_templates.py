@@ -33,7 +33,7 @@ def test_an_installed_package_holds_the_templates(monkeypatch: pytest.MonkeyPatc
     build = distribution.get_command_obj("build_py")
     build.ensure_finalized()
     installed = {f"{directory}/{file}" for _, directory, _, files in build.data_files for file in files}
-    assert installed >= TEMPLATES and len(TEMPLATES) == 13
+    assert installed >= TEMPLATES and len(TEMPLATES) == 14
 
 
 def test_a_submitted_package_holds_the_templates() -> None:

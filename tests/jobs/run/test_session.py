@@ -101,7 +101,7 @@ def test_logs_as_json_lines_have_the_warnings_and_events_of_the_run(tmp_path: Pa
     with RunDirectory(config) as directory, console_of(config, directory.run_id) as console:
         session = TrainSession(config, "x.toml", directory, None, console, synchronous=False, evaluation=None)  # type: ignore[arg-type]
         session._events = session._open_events(0)
-        session._note(EventKind.CHECKPOINT, step=3)
+        session._note(EventKind.CHECKPOINT, step=3, seconds=0.5)
         session.control._warn("a disk is full")
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(record["run"], record["level"], record["message"]) for record in records] == [
