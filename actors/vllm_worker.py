@@ -35,6 +35,8 @@ class EngineWorker:
     """Mixed into vLLM's worker class, whose `collective_rpc` calls these methods."""
 
     model_runner: Any
+    vllm_config: Any
+    rank: int
 
     def seed_sampler(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -80,8 +82,6 @@ class EngineWorker:
     def held_weights(self, shapes: dict[str, tuple[int, ...]], with_head: bool, version: int) -> dict[str, list[Part]]:
         """Return, as of `version`, the parts of the tensors that the model computes with now, here. `shapes` names the
         tensors. The output head is added under its own name if `with_head`."""
-        from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-
         model = self.model_runner.get_model()
         head = getattr(model, "lm_head", None)
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
@@ -90,7 +90,8 @@ class EngineWorker:
         modules = dict(model.named_modules())
         packed = getattr(model, "packed_modules_mapping", {})
         _require_all_parameters(model, packed, shapes)
-        held = HeldTensors(modules, packed, shapes, get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
+        num_ranks = self.vllm_config.parallel_config.tensor_parallel_size  # an engine is divided in no other way
+        held = HeldTensors(modules, packed, shapes, self.rank, num_ranks)
         with torch.inference_mode():
             return {name: held.parts(name, version) for name in shapes}
 

@@ -16,7 +16,7 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from buffers.extensions import ExtensionError
 
@@ -51,7 +51,7 @@ class WandB:
             raise ExtensionError(f'tracker_options.wandb.mode = {mode!r} must be "online" or "offline"')
         if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
             raise ExtensionError(f"tracker_options.wandb.tags = {tags!r} must be a list of texts")
-        self._chosen = {
+        self._chosen: dict[str, Any] = {
             "project": project or os.environ.get("WANDB_PROJECT") or "repexp",
             "mode": mode or os.environ.get("WANDB_MODE") or "online",
             "entity": entity,

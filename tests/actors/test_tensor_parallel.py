@@ -150,7 +150,7 @@ def test_the_ranks_end_with_an_actor_that_is_killed(model_path: str, engine: str
         alive = (await asyncio.to_thread(psutil.wait_procs, processes, timeout=60))[1]
         assert not alive, f"{[process.name() for process in alive]} outlive their actor"
 
-    with ray_session("test-ranks", 1):
+    with ray_session("test-ranks", []):
         asyncio.run(asyncio.wait_for(main(), WAIT_S + 90))
 
 
@@ -178,9 +178,10 @@ def test_requests_go_on_under_weights_that_both_ranks_have_taken_in_flight(engin
     for _ in range(7):
         engine.step()
     before = {key: len(sample.token_ids) for key, sample in engine.partials([f"in flight/{key}" for key in PROMPTS]).items()}
-    assert len(before) == len(PROMPTS) <= MAX_SEQUENCES and any(before.values())
+    assert len(PROMPTS) <= MAX_SEQUENCES and sum(map(bool, before.values())) > 1  # what had ended by then is not among them
     engine.load(snapshot_of(changed, 3))
-    found = finish(engine)
+    found = {key: sample for key, sample in finish(engine).items() if f"in flight/{key}" in before}
+    assert len(found) == len(before)
     for key, sample in found.items():
         starts, versions = ((0, before[f"in flight/{key}"]), (2, 3)) if before[f"in flight/{key}"] else ((0,), (3,))
         assert (sample.version_starts, sample.version_values) == (starts, versions)

@@ -57,7 +57,7 @@ def test_every_series_is_on_the_metrics_port_with_its_labels_and_the_values_of_t
     run = LocalRun(small_config(tiny_model, tmp_path, steps=STEPS))
     path = run.directory.path
     path.mkdir(parents=True, exist_ok=True)
-    with ray_session("repexp-test", 1):
+    with ray_session("repexp-test", []):
         control = Control(path, "mine", run.config, warn=pytest.fail)
         run.on_report = lambda step: control.stepped(run.reports[-1][1])
         trained(run, control)

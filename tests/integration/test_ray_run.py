@@ -138,7 +138,7 @@ def test_sigterm_checkpoints_and_leaves_no_process(config, run_dir):
 
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
     monkeypatch.setattr(build, "OBJECT_STORE_BYTES", 1)
-    with pytest.raises(UserError, match=r"^Ray did not start on this machine \(.*object store.*\): ") as refused, ray_session("test", 1):
+    with pytest.raises(UserError, match=r"^Ray did not start on this machine \(.*object store.*\): ") as refused, ray_session("test", []):
         pass
     assert "\n" not in str(refused.value)
 
