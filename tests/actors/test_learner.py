@@ -159,10 +159,12 @@ def test_a_batch_for_another_version_is_refused_and_nothing_is_trained(tiny_mode
 def test_a_learner_that_cannot_compile_says_so_when_it_is_asked_whether_it_is_ready(
     tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = make_learner(tiny_model, compile=True)
-    assert learner.ready() == 0
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
+    (tmp_path / "g++").touch(mode=0o755)
+    learner = make_learner(tiny_model, compile=True)
+    assert learner.ready() == 0
+    (tmp_path / "g++").unlink()
     assert make_learner(tiny_model).ready() == 0
     with pytest.raises(CompilerMissing, match=r"^learner\.compile = true needs a C\+\+ compiler"):
         learner.ready()

@@ -50,7 +50,7 @@ def test_an_exported_policy_is_loaded_by_vllm(tmp_path: Path) -> None:
     run.path.mkdir()
     with run.exporting_policy(40) as staging:
         shutil.copytree(resolve_model(config.model), staging)
-    code = snippet(ModelCard.load(run.policy / "README.md"), "vllm")
+    code = snippet(ModelCard.load(run.policy / "README.md"), "vllm").replace("LLM(", "LLM(enforce_eager=True, ")  # compiling takes a minute
     file = tmp_path / "snippet.py"
     file.write_text('if __name__ == "__main__":\n' + "".join(f"    {line}\n" for line in code.splitlines()))  # the engine is a process
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}

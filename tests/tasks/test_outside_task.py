@@ -147,7 +147,7 @@ def test_task_error_of_a_part_names_the_part() -> None:
         ("somebodys_tasks:Ecko", {}, "module somebodys_tasks has no Ecko; did you mean 'Echo'?"),
         ("somebodys_tasks:Echo", {"wrod": "a"}, "with task.options = {'wrod': 'a'}: got an unexpected keyword argument 'wrod'"),
         ("somebodys_tasks:Echo", {"times": 0}, "with task.options = {'times': 0}: ValueError: times must be positive"),
-        ("somebodys_tasks:Unfinished", {}, "abstract method verify"),
+        ("somebodys_tasks:Unfinished", {}, "abstract method"),
         ("somebodys_tasks:Nameless", {}, "Nameless has no name; it needs name, has_verifier"),
         ("somebodys_tasks:Alien", {}, "Alien has no has_verifier; it needs name, has_verifier"),
         ("somebodys_tasks:function", {}, "function has no name"),
