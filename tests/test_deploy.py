@@ -13,7 +13,6 @@ import jsonschema
 import pytest
 import yaml
 
-from actors.config import RolloutConfig
 from jobs.config import RunConfig, load_config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -99,13 +98,11 @@ def settings_of(words: list[str], *start: str) -> RunConfig:
 
 
 def test_the_job_runs_what_train_takes_and_places_each_role_in_a_group() -> None:
-    if "placement" not in RolloutConfig.model_fields:
-        pytest.skip("roles cannot be placed yet")
     config = settings_of(shlex.split(read("rayjob.yaml")["spec"]["entrypoint"]), "exec")
     assert config.run_dir == "/runs/quickstart"
     groups = {group["groupName"] for group in read("raycluster.yaml")["spec"]["workerGroupSpecs"]} | {"head"}
     for section in (config.rollout, config.learner, config.encoder, config.verifier):
-        assert section.placement.label_selector["role"] in groups  # type: ignore[union-attr]
+        assert section.placement.label_selector["role"] in groups
 
 
 def test_rays_launcher_takes_the_file() -> None:
