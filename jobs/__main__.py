@@ -6,7 +6,6 @@ incomplete environment."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -15,6 +14,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NoReturn
 
+from buffers.extensions import did_you_mean
 from jobs import __version__
 
 COMMANDS = {
@@ -59,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"repexp {__version__}")
         return 0
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        return refused(f"there is no command {name!r}; {f'did you mean {near[0]!r}?' if near else 'repexp --help lists them'}")
+        return refused(f"there is no command {name!r}{did_you_mean(name, NAMES) or '; repexp --help lists them'}")
     return importlib.import_module(f"jobs.{name}").main(rest)
 
 

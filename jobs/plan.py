@@ -276,7 +276,7 @@ def require_room(model: str, limit: TokenLimit, sampling: SamplingConfig) -> Non
         )
 
 
-def require_divisible(model: str, values: Mapping[str, Any], num_ranks: int) -> None:
+def require_divisible_model(model: str, values: Mapping[str, Any], num_ranks: int) -> None:
     """Raise UserError for a model, of this config, that an engine cannot divide among so many ranks. vLLM lets ranks
     share heads of keys and values where there are fewer of them."""
     text = text_values(values)
@@ -308,7 +308,7 @@ def look_unloaded(model: str, sampling: SamplingConfig, rollout: RolloutConfig) 
     if model not in EMBEDDED:
         tensors_in([file for file in weight_files(path) if file.suffix == ".safetensors"])
     values = read_config(path)
-    require_divisible(model, values, rollout.tensor_parallel)
+    require_divisible_model(model, values, rollout.tensor_parallel)
     if (limit := engine_limit(model, token_limit(values), rollout)) is not None:
         require_room(model, limit, sampling)
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from jobs.cluster.package import mib
 from jobs.cluster.runs import find_run, shown
 from jobs.configuration.characters import spelled_out
 from jobs.configuration.user_error import UserError, answering
-from jobs.directory.model_card import README
+from jobs.directory.model_card import README, is_hub_name
 from jobs.directory.run_dir import POLICY_STEP
 from jobs.sampling.evaluated_models import copy_policy, find_model
 
@@ -68,13 +68,8 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _require_name(repository: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    with suppress(HFValidationError):
-        validate_repo_id(repository)
-        if "/" in repository:
-            return
+    if is_hub_name(repository):
+        return
     raise UserError(
         f"{repository!r} is no name on the hub: write OWNER/NAME, each of letters, digits, '-', '_' and '.', together 96 at most"
     )

@@ -83,14 +83,14 @@ def _origin(model: str) -> Origin:
     known = {key: value for key in ("license", "license_name") if isinstance(value := card.get(key), str)}
     hub = card.get("base_model") if is_directory else model
     name = Path(model).absolute().name if is_directory else model
-    return Origin(name=name, hub=hub if isinstance(hub, str) and _is_hub_name(hub) else None, **known)
+    return Origin(name=name, hub=hub if isinstance(hub, str) and is_hub_name(hub) else None, **known)
 
 
 def _cached_card(hub_name: str) -> Path | None:
     """Return the card of a model that was fetched from the hub. Nothing is asked for over the network."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(hub_name, README) if _is_hub_name(hub_name) else None
+    found = try_to_load_from_cache(hub_name, README) if is_hub_name(hub_name) else None
     return Path(found) if isinstance(found, str) else None
 
 
@@ -105,7 +105,7 @@ def _metadata(card: Path | None) -> dict[str, Any]:
         return {}
 
 
-def _is_hub_name(name: str) -> bool:
+def is_hub_name(name: str) -> bool:
     """Return whether the hub takes `name` for a model or a data set: it refuses a card with another."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -128,7 +128,7 @@ def _data_sets(config: RunConfig) -> Iterator[str]:
     for part in config.task.mixture.parts.values() if config.task.name == MIXTURE else [config.task]:
         if known := TASKS.get(str(part.name)):
             hub = getattr(getattr(part, known.keys[0]), "hub", None)
-            if hub is not None and _is_hub_name(hub):
+            if hub is not None and is_hub_name(hub):
                 yield hub
 
 

@@ -92,7 +92,8 @@ def ray_session(namespace: str, needs: Sequence[Needs], *, warn: Callable[[str],
 def _start(**options: Any) -> None:
     """Start a private Ray. Raises UserError where Ray gives up, as it does after 30 s on a busy machine."""
     try:
-        _init(address="local", include_dashboard=False, **options)
+        with _free_agent_port():
+            _init(address="local", include_dashboard=False, **options)
     except Exception as error:  # a seam: Ray raises Exception itself, among others
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"Ray did not start on this machine ({reason}): is it busy? Start again when it is less so") from None
@@ -109,8 +110,7 @@ def _attach(**options: Any) -> None:
 def _init(**options: Any) -> None:
     """Call `ray.init`, and put back our signal handlers, which it replaces."""
     ours = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))}
-    with _free_agent_port():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     for number, handler in ours.items():
         signal.signal(number, handler)
         signal.siginterrupt(number, False)

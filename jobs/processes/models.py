@@ -11,7 +11,7 @@ from dataclasses import replace
 from actors.config import RolloutConfig, SamplingConfig
 from jobs.config import RunConfig
 from jobs.configuration.user_error import refusing
-from jobs.plan import engine_limit, require_divisible, require_room
+from jobs.plan import engine_limit, require_divisible_model, require_room
 from learners.forward import check_supported
 from learners.lora import LoraError, check_lora
 from learners.model_check import ModelFacts, look_at
@@ -61,7 +61,7 @@ def scoring_model(path: str, sampling: SamplingConfig) -> ModelFacts:
 
 def _for_engine(facts: ModelFacts, rollout: RolloutConfig) -> ModelFacts:
     """Return the facts with the limit that the engine has. Raises UserError for a model that it cannot divide."""
-    require_divisible(facts.path, read_config(facts.path), rollout.tensor_parallel)
+    require_divisible_model(facts.path, read_config(facts.path), rollout.tensor_parallel)
     return replace(facts, limit=engine_limit(facts.path, facts.limit, rollout))
 
 

@@ -12,7 +12,10 @@ import torch
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import EngineSetup
 from actors.step_loop import RunningRequests
+from learners.forward import load_causal_lm
+from learners.weights import WeightSnapshot, take_snapshot
 
+EMBEDDING = "model.embed_tokens.weight"
 MAX_SEQUENCES = 8
 MAX_BATCHED_TOKENS = 128
 
@@ -39,3 +42,17 @@ def vllm_engine(
         os.environ.clear()
         os.environ.update(environment)
         torch.set_num_threads(threads)
+
+
+def perturbed_model(path: str, scale: float) -> Any:
+    """The model in float32 with normal noise of this scale on every weight, also the embedding and so a tied head."""
+    model = load_causal_lm(path, dtype="float32")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def snapshot_of(model: Any, version: int) -> WeightSnapshot:
+    return take_snapshot(model.named_parameters(), version=version, tied_to=EMBEDDING)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
 
 from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import EngineError, EngineSetup, Sample, SampleRequest, WeightMismatch
@@ -19,8 +18,8 @@ from actors.rollout import RolloutWorker
 from jobs.processes.build import launch, ray_session
 from jobs.processes.description import rollout_worker
 from learners.forward import load_causal_lm
-from learners.weights import HEAD, WeightSnapshot, take_snapshot
-from tests.actors.real_engine import MAX_SEQUENCES, vllm_engine
+from learners.weights import HEAD, WeightSnapshot
+from tests.actors.real_engine import EMBEDDING, MAX_SEQUENCES, perturbed_model, snapshot_of, vllm_engine
 from tests.actors.test_vllm_engine import differences, finish
 from tests.tiny_model import make_tiny_model
 
@@ -30,7 +29,6 @@ RANKS = 2
 CACHE = {"kv_cache_memory_bytes": 32 << 20}
 SAMPLING = SamplingConfig(max_prompt_tokens=80, max_response_tokens=12)
 PROMPTS = {str(n): list(range(4 + n, 50 + n)) for n in range(6)}
-EMBEDDING = "model.embed_tokens.weight"
 TOLERANCE = 1e-4
 """Bound of mean log-prob differences, float32 against float32."""
 WAIT_S = 240.0  # bounds every wait
@@ -55,16 +53,7 @@ def original(model_path: str) -> Any:
 @pytest.fixture(scope="module")
 def changed(model_path: str) -> Any:
     """The model with every weight changed."""
-    model = load_causal_lm(model_path, dtype="float32")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def snapshot_of(model: Any, version: int) -> WeightSnapshot:
-    return take_snapshot(model.named_parameters(), version=version, tied_to=EMBEDDING)
+    return perturbed_model(model_path, 0.05)
 
 
 def sampled(engine: Any, tag: str, *, seed: int) -> dict[str, Sample]:

@@ -28,13 +28,13 @@ from learners.forward import causal_lm_shapes, load_causal_lm, response_logprobs
 from learners.models import resolve_model
 from learners.packing import pack, prefix_tree
 from learners.weight_check import WeightsRefused, check_snapshot
-from learners.weights import HEAD, WeightSnapshot, take_snapshot
-from tests.actors.real_engine import MAX_BATCHED_TOKENS, MAX_SEQUENCES, vllm_engine
+from learners.weights import HEAD, WeightSnapshot
+from tests.actors.real_engine import EMBEDDING, MAX_BATCHED_TOKENS, MAX_SEQUENCES, perturbed_model, snapshot_of, vllm_engine
 from tests.learners.samples import group_tokens, plain_hidden_states, plain_logprobs
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
+NORM = "model.norm.weight"
 HIDDEN = 576
 RESPONSE_TOKENS = 12
 MAX_STEPS = 500
@@ -82,16 +82,7 @@ def original(model_path: str) -> Any:
 @pytest.fixture(scope="module")
 def perturbed(model_path: str) -> Any:
     """The model with every weight changed, also the embedding and so the tied head."""
-    model = load_causal_lm(model_path, dtype="float32")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.008 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def snapshot_of(model: Any, version: int) -> WeightSnapshot:
-    return take_snapshot(model.named_parameters(), version=version, tied_to=EMBEDDING)
+    return perturbed_model(model_path, 0.008)
 
 
 def run(engine: Any, prompts: Mapping[str, list[int]], tag: str) -> dict[str, Sample]:
