@@ -3,6 +3,7 @@
 The direction of imports is checked by import-linter (`make lint`).
 """
 
+import ast
 import re
 import subprocess
 import sys
@@ -93,3 +94,41 @@ def test_actors_are_called_through_handles_only():
     calls = re.compile(r"\.remote\(|\bray\.(get|wait)\(")
     found = {str(file.relative_to(REPOSITORY)) for file in files if calls.search(file.read_text())}
     assert found == where_ray_comes_in
+
+
+def names_of(tree: ast.Module) -> set[str]:
+    """The names that a module binds, at its top and in the branches there."""
+    found: set[str] = set()
+    open_nodes: list[ast.AST] = list(tree.body)
+    while open_nodes:
+        node = open_nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+            continue
+        if isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        open_nodes.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def test_every_name_that_is_imported_from_the_repository_exists():
+    """mypy sees to the packages; this sees to tests, benchmarks and examples, whose imports may stand in functions."""
+    owners = {*PACKAGES, *NOT_INSTALLED}
+    files = [file for folder in (*owners, "docs") for file in (REPOSITORY / folder).rglob("*.py")]
+    trees = {file: ast.parse(file.read_text()) for file in files}
+    modules = {".".join(file.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    names = {module: names_of(trees[file]) for module, file in modules.items()}
+    checked, missing = 0, []
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or node.level or (node.module or "").partition(".")[0] not in owners:
+                continue
+            for alias in node.names:
+                checked += 1
+                known = names.get(node.module or "", set())
+                if alias.name not in known and f"{node.module}.{alias.name}" not in modules and "__getattr__" not in known:
+                    missing.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}: {node.module}.{alias.name}")
+    assert checked > 5000
+    assert missing == []

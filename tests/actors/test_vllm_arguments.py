@@ -195,10 +195,10 @@ def test_every_job_refuses_it_before_anything_starts(
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_heads_of_keys_and_values_may_be_fewer_than_ranks(num_ranks: int) -> None:
     from jobs.configuration.user_error import UserError
-    from jobs.plan import require_divisible
+    from jobs.plan import require_divisible_model
 
     values = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 8}
-    require_divisible("m", values, num_ranks)
-    require_divisible("m", {"text_config": values}, num_ranks)
+    require_divisible_model("m", values, num_ranks)
+    require_divisible_model("m", {"text_config": values}, num_ranks)
     with pytest.raises(UserError, match="does not divide num_key_value_heads = 3"):
-        require_divisible("m", {**values, "num_key_value_heads": 3}, 2)
+        require_divisible_model("m", {**values, "num_key_value_heads": 3}, 2)
