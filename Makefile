@@ -8,7 +8,7 @@ PYTHONS := 3.13 3.12 3.11
 PYTHON ?= $(shell for v in $(PYTHONS); do python$$v -c 'import ensurepip' 2>/dev/null && echo python$$v && exit; done; echo python3)
 # The environment. With another one and PYTHON=, everything below works for a second version of Python.
 VENV ?= .venv
-# Arguments that train, test, test-unit, chaos and doctor pass on: make train ARGS="--set learner.lr=1e-5"
+# Arguments that train, compare, test, test-unit, chaos and doctor pass on: make train ARGS="--set learner.lr=1e-5"
 ARGS ?=
 # Where `make lock` finds torch: uv's name for PyTorch's CPU index, or "--find-links DIR", "--index URL", ...
 LOCK_FLAGS ?= --torch-backend cpu
@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 PACKAGES := actors bonus buffers jobs learners tasks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-unit chaos lint format docs reasoning-gym wandb s3 lock doctor clean
+.PHONY: help venv train compare test test-unit chaos lint format docs reasoning-gym wandb s3 lock doctor clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ venv: $(BIN)/repexp  ## make .venv from requirements/cpu.lock, with the command 
 
 train: venv  ## train on the embedded model and tasks: configs/quickstart.toml (ARGS are passed on)
 	$(BIN)/python -m jobs.train configs/quickstart.toml $(ARGS)
+
+compare: venv  ## compare GRPO with the default over two seeds: configs/compare/first.toml, half an hour (ARGS are passed on)
+	$(BIN)/python -m jobs.compare configs/compare/first.toml $(ARGS)
 
 test: venv  ## run every test this machine can run, except those that take minutes each (ARGS are passed on)
 	$(BIN)/python -m pytest -m "not ray and not engine and not long" $(SIDE_BY_SIDE) $(ARGS) || [ $$? -eq 5 ]

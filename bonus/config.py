@@ -62,10 +62,11 @@ class BonusConfig(BaseModel):
     "policy" is the current policy itself, read from the rollout engine. It costs no second forward pass, but every
     update moves the space, so it is refused with a memory."""
 
-    ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = 0.01
     """elliptical, logdet, coin_flip: lam in Sigma = lam*I + P + X'X; "auto" is the running mean energy of centered
-    features. The authors' 0.01 surprises with memory="none": real features have energy 150 to 200, so every leverage
-    sits at 1 - 1/K and differs by 1e-4 within a group."""
+    features. The authors take 0.01. Real features have energy 150 to 200. So with memory = "none" the leverages of
+    distinct responses sit at 1 - 1/K and differ by 1e-4, and those of copies are lower by far. Set "auto" with
+    combine = "advantage", where the bonus enters as it is."""
 
     memory: Memory = "none"
     """elliptical, logdet: what P remembers. "none" scores each group alone (the authors' training setting). "prompt"
@@ -101,7 +102,7 @@ class BonusConfig(BaseModel):
     discount^lag of its bonus, after `normalise` and `gate`: what was new to an older policy may no longer be new. 1 is
     off."""
 
-    cut_off: CutOff = "keep"
+    cut_off: CutOff = "least"
     """elliptical, logdet, cosine, coin_flip, random: what a response gets that ran into the token limit. "keep": its
     bonus, as in the paper. "least": the least bonus of its group's responses that ended, so that going on after the
     answer is not worth it. It is applied before `normalise`."""

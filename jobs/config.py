@@ -236,6 +236,18 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _ties_can_happen(self) -> Self:
+        advantage = self.learner.advantage
+        reads = facts.facts_of(facts.ESTIMATORS, advantage.estimator).reads or ()
+        waits_for_ties = self.bonus.enabled and advantage.beta and advantage.combine == "ties" and "combine" in reads
+        if waits_for_ties and self.learner.loss.kl.where == "reward":
+            raise ValueError(
+                'learner.loss.kl.where = "reward" contradicts learner.advantage.combine = "ties": with a divergence in the reward no two '
+                'are equal, and the bonus would never enter: set combine to "advantage", or where to "loss"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rewards_and_trackers_agree(self) -> Self:
         if self.reward.overlong_tokens > self.sampling.max_response_tokens:
             raise ValueError(

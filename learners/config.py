@@ -45,18 +45,21 @@ class AdvantageConfig(BaseModel):
     group's other responses. "batch" (REINFORCE++): use the mean and standard deviation of the whole batch, so that a
     group whose rewards are all equal trains too. "group_mean_batch_std" (REINFORCE++ with baseline): subtract the
     group's mean, divide by the standard deviation of the batch."""
-    combine: Combine = "advantage"
-    """Where the bonus enters. "advantage": beta·(bonus − group mean) is added to what the estimator makes of the
-    rewards, so beta is a scale. "reward" (the paper): alpha·reward + beta·bonus takes the place of the reward. In a
-    group whose rewards are all equal, "std" then scales the bonus alone up to unit variance, however small beta is.
-    "maxrl" and "pass_at_k" refuse it. "ties": beta·(bonus − mean) / std of the group is added where the rewards of a
-    group are all equal, and nothing elsewhere. It is "reward" for a small beta, with a scale and for any estimator."""
+    combine: Combine = "ties"
+    """Where the bonus enters. "ties": beta·(bonus − mean) / std of the group is added where the rewards of a group are
+    all equal, and nothing elsewhere. "reward" (the paper): alpha·reward + beta·bonus takes the place of the reward. In
+    a group whose rewards are all equal, "std" then scales the bonus alone up to unit variance, however small beta is.
+    So "ties" is "reward" for a small beta, with a scale and for any estimator; "maxrl" and "pass_at_k" refuse "reward".
+    "advantage": beta·(bonus − group mean) is added to what the estimator makes of the rewards. Rewards of many values
+    are seldom all equal, so "advantage" is for them."""
     alpha: float = Field(1.0, ge=0)
     """Weight of the task's reward. Unless combine is "reward" it has no effect if `normalise` divides by a standard
     deviation, unless it is 0. Change beta there."""
-    beta: float = Field(0.5, ge=0)
-    """Weight of the exploration bonus. Bonuses of one group differ by about 0.1, normalised rewards by 1. The paper
-    takes 0.01 with combine = "reward". 0 trains without the bonus, bit for bit: with the other defaults, plain GRPO."""
+    beta: float = Field(1.0, ge=0)
+    """Weight of the exploration bonus. With combine = "ties" it is the deviation of the advantages in a tied group.
+    With "advantage", bonuses of one group differ by about 0.1 at bonus.ridge = "auto", normalised rewards by 1. The
+    paper takes 0.01 with combine = "reward". 0 trains without the bonus, bit for bit: with the other defaults, plain
+    GRPO."""
     pass_k: int = Field(4, ge=1)
     """"pass_at_k": k, the number of responses of which one must be right. At most responses_per_prompt. 1 is
     normalise = "std" but for the divisor of its standard deviation."""
@@ -333,11 +336,6 @@ class LearnerConfig(OptimiserConfig):
             raise ValueError(
                 f'loss.kl.where = "reward" contradicts advantage.estimator = "{self.advantage.estimator}": its rewards must be '
                 f'{facts.rewards}: set where to "loss"'
-            )
-        if self.loss.kl.where == "reward" and self.advantage.combine == "ties":
-            raise ValueError(
-                'loss.kl.where = "reward" contradicts advantage.combine = "ties": with a divergence in the reward no two are equal: set '
-                'combine to "advantage", or where to "loss"'
             )
         if self.loss.kl.where == "reward" and "normalise" in (facts.reads or ()) and self.advantage.normalise == "std":
             raise ValueError(

@@ -24,7 +24,10 @@ _MISMATCH = {
 
 
 def no_signal_warnings(step: int, metrics: Mapping[str, float], config: RunConfig) -> list[str]:
-    """Return what each known bonus means that says of itself that it orders nothing, and what to change."""
+    """Return what each known bonus means that says of itself that it orders nothing, and what to change. Only where it
+    enters as it is: the other ways scale it where it decides."""
+    if config.learner.advantage.combine != "advantage":
+        return []
     prefixes = [config.bonus.prefix_of(part) for part in config.bonus.parts if part.kind in ("elliptical", "logdet")]
     return [_no_signal(step, prefix, metrics, config) for prefix in prefixes if f"{prefix}/no_signal_warning" in metrics]
 

@@ -40,7 +40,7 @@ from tests.bonus.outside import Told
 from tests.learners.samples import make_request, make_rollout, make_verdict
 
 GROUP_SIZE, DIM, RIDGE = 4, 6, 0.5
-MEMORIES: list[dict[str, Any]] = [{"memory": "none"}, {"memory": "run", "forgetting": 0.9}, {"memory": "prompt"}]
+MEMORIES: list[dict[str, Any]] = [{"memory": "none", "ridge": "auto"}, {"memory": "run", "forgetting": 0.9}, {"memory": "prompt"}]
 LENGTHS = (3, 1, 5, 0)
 """Tokens of each response of a group: the last is empty and has no feature."""
 
@@ -65,7 +65,7 @@ def make_group(
     rng = np.random.default_rng(group_id if seed is None else seed)
     request = make_request(group_id, num_responses=len(lengths))
     request = replace(request, problem=replace(request.problem, task=task, problem_id=problem or f"p{group_id}"))
-    tokens = [[5 + n] * length for n, length in enumerate(lengths)]
+    tokens = [[*[5 + n] * (length - 1), 2] if length else [] for n, length in enumerate(lengths)]  # 2: they ended
     rollouts = [make_rollout([4], ids, versions=versions[n] if versions else None) for n, ids in enumerate(tokens)]
     batch = to_record_batch("run", request, rollouts, worker_id="w0")
     features = (rng.normal(size=dim) + rng.normal(size=(len(lengths), dim))).astype(np.float32)
@@ -453,7 +453,7 @@ def test_a_state_from_before_bonuses_had_kinds_is_read(bonus: dict[str, Any], tm
     straight.save(tmp_path)
     saved = json.loads((tmp_path / REST).read_text())
     old = {"state": saved["state"], "projection_seed": saved["projection_seed"], "warned": saved["state"].pop("warned")}
-    assert old["warned"] == ("ridge" in bonus)
+    assert old["warned"] == (bonus.get("ridge") == 1e9)
     (tmp_path / REST).write_text(json.dumps(old))
     restored.load(tmp_path)
     assert restored.ready() == 2

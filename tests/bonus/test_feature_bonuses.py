@@ -33,7 +33,7 @@ def only_bonus(step: Any, **settings: Any) -> Tensor:
 def test_logdet_is_what_a_response_adds_to_the_volume_of_its_group() -> None:
     step = make_step()
     assert step.features_GKD is not None
-    found = only_bonus(step, kind="logdet", gate="always", ridge=0.7)
+    found = only_bonus(step, kind="logdet", gate="always", ridge=0.7, cut_off="keep")
     centered_GKD = center(step.features_GKD, step.valid_GK).numpy()
     for group, rows_KD in enumerate(centered_GKD):
         for place in range(4):
@@ -77,7 +77,7 @@ def slow_novelty(step: Any, mean_share: float) -> list[list[float]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_cosine_is_the_slow_novelty(seed: int, mean_share: float) -> None:
     step = make_step(seed=seed)
-    found = only_bonus(step, kind="cosine", gate="always", cosine={"mean_share": mean_share})
+    found = only_bonus(step, kind="cosine", gate="always", cut_off="keep", cosine={"mean_share": mean_share})
     np.testing.assert_allclose(found.numpy(), slow_novelty(step, mean_share), rtol=1e-9, atol=1e-12)
 
 
@@ -285,7 +285,7 @@ def test_without_a_cap_it_is_the_surprise_and_it_decays() -> None:
 
 def test_noise_depends_on_seed_step_problem_and_place_alone() -> None:
     step = make_step()
-    found = only_bonus(step, kind="random", gate="always")
+    found = only_bonus(step, kind="random", cut_off="keep", gate="always")
     alone = replace(
         make_step(seed=3, groups=1),
         seed=0,
@@ -294,24 +294,27 @@ def test_noise_depends_on_seed_step_problem_and_place_alone() -> None:
         rewards_GK=torch.full((1, 4), torch.nan),
         valid_GK=torch.ones(1, 4, dtype=torch.bool),
     )
-    assert torch.equal(only_bonus(alone, kind="random", gate="always")[0], found[2])
+    assert torch.equal(only_bonus(alone, kind="random", cut_off="keep", gate="always")[0], found[2])
     for changed in (replace(step, seed=1), replace(step, step=2), replace(step, keys_G=["x", "y", "z"])):
-        assert not (only_bonus(changed, kind="random", gate="always")[step.valid_GK] == found[step.valid_GK]).any()
+        assert not (only_bonus(changed, kind="random", cut_off="keep", gate="always")[step.valid_GK] == found[step.valid_GK]).any()
 
 
 def test_a_problem_that_comes_twice_in_a_step_gets_other_numbers() -> None:
     found = only_bonus(
-        replace(make_step(groups=2), keys_G=["task/a"] * 2, valid_GK=torch.ones(2, 4, dtype=torch.bool)), kind="random", gate="always"
+        replace(make_step(groups=2), keys_G=["task/a"] * 2, valid_GK=torch.ones(2, 4, dtype=torch.bool)),
+        kind="random",
+        cut_off="keep",
+        gate="always",
     )
     assert not (found[0] == found[1]).any()
 
 
 def test_noise_is_standard_normal_and_gated_as_the_elliptical_bonus() -> None:
     step = make_step(groups=300, responses=8)
-    found = only_bonus(step, kind="random", gate="always")[step.valid_GK]
+    found = only_bonus(step, kind="random", cut_off="keep", gate="always")[step.valid_GK]
     assert float(found.mean()) == pytest.approx(0.0, abs=0.1) and float(found.std()) == pytest.approx(1.0, abs=0.05)
     for gate in ("group_has_correct", "correct_only"):
-        gated = only_bonus(step, kind="random", gate=gate)
+        gated = only_bonus(step, kind="random", cut_off="keep", gate=gate)
         assert torch.equal(gated != 0, gate_mask(step.correct_GK, gate) & step.valid_GK)
 
 
@@ -338,4 +341,4 @@ def test_going_on_is_worth_nothing_after_normalising_either() -> None:
 
 def test_where_nothing_is_said_every_response_ended() -> None:
     step = replace(make_step(), ended_GK=None)
-    assert torch.equal(only_bonus(step, gate="always", cut_off="least"), only_bonus(step, gate="always"))
+    assert torch.equal(only_bonus(step, gate="always", cut_off="least"), only_bonus(step, gate="always", cut_off="keep"))

@@ -9,7 +9,7 @@ from bonus.base import load_bonus
 from tests.bonus.steps import all_equal, bonuses_of, make_step, through_files
 
 PATH = "docs.examples.fixed_center:FixedCenter"
-OPTIONS = {"ridge": 0.5, "gate": "always"}
+OPTIONS = {"ridge": 0.5, "gate": "always", "cut_off": "keep"}
 
 
 def test_a_leverage_is_of_one_center_and_of_all_earlier_steps() -> None:

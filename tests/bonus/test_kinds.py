@@ -90,7 +90,7 @@ def test_the_order_of_groups_within_a_step_does_not_matter(settings: dict[str, A
         answers_GK=[step.answers_GK[group] for group in order],
         **{
             name: getattr(step, name)[order]
-            for name in ("rewards_GK", "correct_GK", "valid_GK", "lengths_GK", "lags_GK", "features_GKD", "logprobs_GKT")
+            for name in ("rewards_GK", "correct_GK", "valid_GK", "lengths_GK", "ended_GK", "lags_GK", "features_GKD", "logprobs_GKT")
         },
     )
     (found,), _ = bonuses_of(bonus_of(BonusConfig(**settings)), [step])

@@ -33,7 +33,7 @@ def keys(features_GKD: Tensor) -> list[str]:
 
 
 def score(features_GKD: Tensor, state: BonusState | None = None, **settings) -> tuple[StepBonus, BonusState]:
-    config = BonusConfig(dim=features_GKD.shape[-1], gate="always", **settings)
+    config = BonusConfig(**{"dim": features_GKD.shape[-1], "gate": "always", "ridge": "auto", **settings})
     state = state or init_state(config.dim)
     return score_step(features_GKD, mask(features_GKD), mask(features_GKD), state, config, keys_G=keys(features_GKD))
 

@@ -54,6 +54,7 @@ dim = 8
 dtype = "float32"
 lr = 1e-2
 warmup_steps = 0
+advantage.combine = "advantage"
 """
 
 COMPARISON = """
@@ -67,6 +68,8 @@ steps = [1, 2]
 bonus.enabled = false
 
 [methods.repexp]
+bonus.ridge = "auto"
+bonus.cut_off = "keep"
 learner.advantage.beta = 1.0
 
 [evaluation]

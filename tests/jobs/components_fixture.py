@@ -26,6 +26,7 @@ from actors.bonus import BonusScorer
 from actors.learner import Learner
 from actors.rollout import RolloutWorker
 from actors.verifier import VerifierPool
+from bonus.kinds import READS
 from buffers.records import Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
@@ -66,13 +67,13 @@ def small_config(model: str, directory: Path, **values: Any) -> RunConfig:
         "sampling": {"max_response_tokens": 6},
         "rollout": {"engine": "transformers", "dtype": "float32", "group_timeout_s": BOUND_S},
         "encoder": {"dtype": "float32"},
-        # a bonus for every group, so that there is a gradient in every step; a rate at which two steps give other
-        # samples
-        "bonus": {"dim": 8, "memory": "run", "gate": "always"},
-        "learner": {"dtype": "float32", "lr": 1e-2, "warmup_steps": 0, "advantage": {"beta": 0.5}},
+        # a bonus for every group and for responses without an end, so that there is a gradient in every step; a rate at
+        # which two steps give other samples
+        "bonus": {"dim": 8, "memory": "run", "gate": "always", "ridge": "auto", "cut_off": "keep"},
+        "learner": {"dtype": "float32", "lr": 1e-2, "warmup_steps": 0, "advantage": {"combine": "advantage", "beta": 0.5}},
     }
-    if "kind" in values.get("bonus", {}):  # a bonus that does not know what the elliptical one is told
-        base["bonus"] = {"dim": 8}
+    if kind := values.get("bonus", {}).get("kind"):  # a bonus that does not know what the elliptical one is told
+        base["bonus"] = {"dim": 8, **({"cut_off": "keep"} if "cut_off" in READS.get(kind, ()) else {})}
     for key, value in values.items():
         base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
     return RunConfig.model_validate(base)

@@ -51,7 +51,7 @@ def test_a_dry_run_says_how_many_runs_hours_and_tokens(file: Path, capsys: pytes
     assert main([str(file), "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "grpo: bonus.enabled = false (the baseline)" in text
-    assert "repexp: learner.advantage.beta = 1.0" in text
+    assert 'repexp: bonus.ridge = "auto", bonus.cut_off = "keep", learner.advantage.beta = 1.0' in text
     assert "runs: 4 (2 methods x 2 seeds) of 2 steps x 8 responses; 0 are trained" in text
     assert "evaluations: 9 of 3 problems x 4 responses; 0 are done" in text
     assert "tokens: at most 0.0 million in training, 0.0 million in evaluations" in text

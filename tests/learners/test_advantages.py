@@ -73,7 +73,7 @@ def test_beta_zero_is_plain_grpo_bit_for_bit(normalise: str, combine: str) -> No
 
 
 def test_a_response_without_a_score_is_left_out_of_its_group() -> None:
-    found_GK = advantages(torch.tensor([[1.0, NAN, 0.0]]), torch.tensor([[0.2, 900.0, 0.4]]), beta=1.0)
+    found_GK = advantages(torch.tensor([[1.0, NAN, 0.0]]), torch.tensor([[0.2, 900.0, 0.4]]), combine="advantage", beta=1.0)
     half = 0.5 / (math.sqrt(0.5) + 1e-6)  # rewards 1 and 0: std = sqrt(1/2); bonuses 0.2 and 0.4 about 0.3
     torch.testing.assert_close(found_GK, torch.tensor([[half - 0.1, 0.0, -half + 0.1]], dtype=torch.float64), rtol=1e-6, atol=1e-9)
     assert found_GK[0, 1] == 0
@@ -83,7 +83,7 @@ def test_leaving_out_equals_a_smaller_group() -> None:
     rewards_GK, bonuses_GK = draw(4, 1, 4), draw(5, 1, 4)
     with_hole_GK = rewards_GK.clone()
     with_hole_GK[0, 3] = NAN
-    for combine in ("reward", "advantage"):
+    for combine in ("reward", "advantage", "ties"):
         found_GK = advantages(with_hole_GK, bonuses_GK, combine=combine)
         torch.testing.assert_close(found_GK[:, :3], advantages(rewards_GK[:, :3], bonuses_GK[:, :3], combine=combine), rtol=1e-12, atol=0.0)
 
@@ -91,7 +91,7 @@ def test_leaving_out_equals_a_smaller_group() -> None:
 @pytest.mark.parametrize("rewards", [[1.0, NAN, NAN], [NAN, NAN, NAN], [1.0]])
 def test_a_group_with_fewer_than_two_scores_has_no_advantage(rewards: list[float]) -> None:
     bonuses_GK = draw(6, 1, len(rewards))
-    for combine in ("reward", "advantage"):
+    for combine in ("reward", "advantage", "ties"):
         assert not advantages(torch.tensor([rewards]), bonuses_GK, combine=combine, beta=1.0).any()
 
 

@@ -74,13 +74,6 @@ SECTIONS = [AdvantageConfig, KlConfig, CovarianceConfig, LossConfig, LoraConfig,
             {"advantage": {"estimator": "maxrl"}, "loss": {"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.1}}},
             ['loss.kl.where = "reward"', 'advantage.estimator = "maxrl"', "at least 0"],
         ),
-        (
-            {
-                "advantage": {"normalise": "mean", "combine": "ties"},
-                "loss": {"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.1}},
-            },
-            ['loss.kl.where = "reward"', 'advantage.combine = "ties"'],
-        ),
         ({"loss": {"covariance": {"share": 0.1}}}, ["covariance.share = 0.1", 'covariance.term = "off"', '"kl_cov" or "clip_cov"']),
         ({"loss": {"covariance": {"term": "kl_cov", "band": (0.5, 2.0)}}}, ["covariance.band = [0.5, 2.0]", 'covariance.term = "kl_cov"']),
         ({"loss": {"covariance": {"term": "clip_cov", "coefficient": 2.0}}}, ["covariance.coefficient = 2.0", 'term = "clip_cov"']),
@@ -171,12 +164,23 @@ def test_what_the_advantages_need_is_computed_also_without_a_bonus() -> None:
     assert RunConfig.model_validate(policy).feature_source == "policy"
 
 
-def test_the_defaults_are_those_of_before() -> None:
+def test_a_divergence_in_the_reward_leaves_no_ties_for_a_bonus() -> None:
+    learner = {"loss": {"kl": {"where": "reward", "estimator": "k1", "coefficient": 0.1}}}
+    mean = {"normalise": "mean"}
+    with pytest.raises(
+        ValidationError, match=r'kl\.where = "reward" contradicts learner\.advantage\.combine = "ties".*set combine to "adv'
+    ):
+        RunConfig.model_validate({"learner": {**learner, "advantage": mean}})
+    for bonus, advantage in (({"enabled": False}, mean), ({}, {**mean, "beta": 0.0}), ({}, {**mean, "combine": "advantage"})):
+        assert RunConfig.model_validate({"bonus": bonus, "learner": {**learner, "advantage": advantage}})
+
+
+def test_the_defaults_are_those_that_are_documented() -> None:
     loss, advantage = LossConfig(), AdvantageConfig()
     assert (loss.surrogate, loss.aggregation, loss.correction) == ("clip", "token_mean", "truncated_is")
     assert (loss.clip_low, loss.clip_high, loss.dual_clip, loss.is_cap) == (0.2, 0.28, 0.0, 2.0)
     assert (loss.kl.where, loss.entropy_coefficient, loss.trains_without_advantage, loss.is_by_response) == ("off", 0.0, False, False)
-    assert (advantage.normalise, advantage.combine, advantage.alpha, advantage.beta) == ("std", "advantage", 1.0, 0.5)
+    assert (advantage.normalise, advantage.combine, advantage.alpha, advantage.beta) == ("std", "ties", 1.0, 1.0)
     assert (advantage.estimator, advantage.unlikeliness, advantage.diversity_product) == ("normalised", 0.0, 0.0)
     assert (loss.covariance.term, advantage.needs) == ("off", frozenset())
 

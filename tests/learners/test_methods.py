@@ -346,14 +346,14 @@ def test_a_correction_reads_the_keys_that_its_facts_name_and_no_others(name: str
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_an_estimator_reads_the_keys_that_its_facts_name_and_no_others(name: str) -> None:
-    others = {"normalise": "mean", "combine": "ties", "alpha": 0.0, "beta": 0.7, "unlikeliness": 0.5, "diversity_product": 0.5}
+    others = {"normalise": "mean", "combine": "advantage", "alpha": 0.0, "beta": 0.7, "unlikeliness": 0.5, "diversity_product": 0.5}
     others |= {"pass_k": 1, "cluster_by": "features", "max_clusters": 2, "rarity": 0.3}
-    rewards_GK = torch.tensor([[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    rewards_GK = torch.tensor([[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0] * 4], dtype=torch.float64)
     inputs = AdvantageInputs(
         rewards_GK=rewards_GK,
-        bonuses_GK=torch.tensor([[0.3, 0.1, 0.4, 0.1], [0.5, 0.9, 0.2, 0.6]], dtype=torch.float64),
-        features_GKD=torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [5.0, 1.0]]] * 2),
-        answers_GK=[["1", "2", "1", None], ["1", "1", "3", "2"]],
+        bonuses_GK=torch.tensor([[0.3, 0.1, 0.4, 0.1], [0.5, 0.9, 0.2, 0.6], [0.1, 0.3, 0.2, 0.1]], dtype=torch.float64),
+        features_GKD=torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [5.0, 1.0]]] * 3),
+        answers_GK=[["1", "2", "1", None], ["1", "1", "3", "2"], ["1", "1", "1", "2"]],
     )
     settings = {"estimator": name, "pass_k": 2} | ({"cluster_by": "features"} if name == "uniqueness" else {})
 

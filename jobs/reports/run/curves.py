@@ -64,7 +64,7 @@ SECTIONS = (
         title="Exploration bonus",
         panels=(
             Panel(title="Bonus", names=("bonus/mean", "bonus/*/mean"), hint="after the gate, before beta"),
-            Panel(title="Spread within groups", names=("bonus/spread", "bonus/*/spread"), hint="below 0.001 it carries no signal"),
+            Panel(title="Spread within groups", names=("bonus/spread", "bonus/*/spread"), hint="median over groups"),
             Panel(title="Distance to saturation", names=("bonus/distance_to_saturation", "bonus/*/distance_to_saturation")),
             Panel(title="Effective rank", names=("bonus/effective_rank", "bonus/*/effective_rank")),
             Panel(title="Correlation with length", names=("bonus/length_correlation", "bonus/*/length_correlation"), hint="near 0 is good"),

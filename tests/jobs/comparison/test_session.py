@@ -237,7 +237,7 @@ def test_a_failure_is_named_and_the_others_continue_and_it_is_tried_again(tiny_m
 
 def test_a_bonus_by_import_path_is_compared_like_any_other(tiny_model: str, tmp_path: Path) -> None:
     file = write_comparison(tmp_path, tiny_model)
-    code, _, experiment = compare(file, "seeds=[0]", "steps=[1]", 'methods.repexp.bonus.kind="tests.bonus.outside:Distance"')
+    code, _, experiment = compare(file, "seeds=[0]", "steps=[1]", 'methods.repexp.bonus={kind="tests.bonus.outside:Distance"}')
     assert code == 0
     (record,) = read_metrics(experiment.runs[1].directory.metrics)
     assert record["bonus/mean"] > 0

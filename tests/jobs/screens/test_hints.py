@@ -8,23 +8,25 @@ from jobs.config import RunConfig
 from jobs.screens.hints import MismatchAdvice, no_signal_warnings
 from learners.mismatch import Cause
 
+ADDED = {"learner": {"advantage": {"combine": "advantage"}}}
 FIGURES = {"mismatch_lag0/mean": 0.4321, "mismatch_lag0/max": 2.5}
 
 
 def test_the_warning_of_a_bonus_without_signal_names_the_step_and_the_mend() -> None:
-    config = RunConfig.model_validate({"bonus": {"ridge": 0.01}})
+    config = RunConfig.model_validate({"bonus": {"ridge": 0.01}, **ADDED})
     metrics = {"bonus/no_signal_warning": 1.0, "bonus/spread": 2e-4, "bonus/ridge": 0.01}
     (text,) = no_signal_warnings(3, metrics, config)
     assert text.startswith("step 3:") and "2.0e-04" in text and 'set bonus.ridge = "auto"' in text
     assert no_signal_warnings(4, {"bonus/spread": 2e-4, "bonus/ridge": 0.01}, config) == []
+    assert no_signal_warnings(3, metrics, RunConfig()) == []  # it is scaled where it decides
 
 
 def test_a_term_without_signal_is_warned_of_and_a_class_of_ones_own_is_not() -> None:
-    terms = RunConfig.model_validate({"bonus": {"terms": [{"kind": "logdet"}, {"kind": "outcome_batch"}]}})
+    terms = RunConfig.model_validate({"bonus": {"terms": [{"kind": "logdet"}, {"kind": "outcome_batch"}]}, **ADDED})
     metrics = {"bonus/logdet/no_signal_warning": 1.0, "bonus/logdet/spread": 3e-4, "bonus/logdet/ridge": 9.0}
     (text,) = no_signal_warnings(3, metrics, terms)
     assert "3.0e-04" in text and "ridge 9" in text
-    own = RunConfig.model_validate({"bonus": {"kind": "mine:Bonus"}})
+    own = RunConfig.model_validate({"bonus": {"kind": "mine:Bonus"}, **ADDED})
     assert no_signal_warnings(3, {"bonus/no_signal_warning": 1.0}, own) == []
 
 
