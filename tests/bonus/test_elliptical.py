@@ -136,6 +136,16 @@ def test_a_duplicate_lowers_the_bonus_of_its_original_by_the_known_amount(seed: 
     assert (after_GK[:, 0] < before_G).all()
 
 
+@pytest.mark.parametrize("copies", [(1, 1, 1), (5, 3), (4, 2, 1, 1), (6, 1, 1), (2, 2, 2, 2), (8,)])
+def test_at_a_small_ridge_the_leverage_of_distinct_directions_counts_copies(copies: tuple[int, ...]) -> None:
+    """1/m - 1/K, for one of m equal responses of K. So the published ridge tells copies apart, and hardly anything
+    else: the features of one policy have an energy of 150 to 200, and a ridge of 0.01 is nothing beside it."""
+    distinct_JD = draw(6, len(copies), 32, scale=13.0)
+    features_GKD = distinct_JD.repeat_interleave(torch.tensor(copies), dim=0)[None]
+    expected_K = torch.tensor([1 / copy - 1 / sum(copies) for copy in copies for _ in range(copy)], dtype=torch.float64)
+    torch.testing.assert_close(leverage(features_GKD, ridge=0.01)[0], expected_K, rtol=0, atol=2e-4)
+
+
 def test_leave_one_out_scores_a_response_against_the_others_alone() -> None:
     centered_KD = draw(4, 5, 3) - draw(4, 5, 3).mean(0)
     sigma_DD = 0.1 * torch.eye(3, dtype=torch.float64) + centered_KD.mT @ centered_KD
