@@ -116,6 +116,7 @@ def step_rows(
     valid_R = np.diff(list_column_arrays(batch, "feature")[1]) > 0 if has_features else lengths_R > 0
     tasks, problems = batch.column("task").to_pylist(), batch.column("problem_id").to_pylist()
     answers = batch.column("final_answer").to_pylist() if Need.ANSWERS in needs else None
+    responses = batch.column("response_ids").to_pylist() if Need.RESPONSES in needs else None
     firsts = range(0, batch.num_rows, group_size)
     return StepRows(
         step=step,
@@ -129,6 +130,7 @@ def step_rows(
         lags_GK=by_group(lags_of(batch, version)),
         features_GKD=by_group(feature_rows(batch, config.dim)) if has_features else None,
         answers_GK=[answers[row : row + group_size] for row in firsts] if answers is not None else None,
+        responses_GK=[responses[row : row + group_size] for row in firsts] if responses is not None else None,
         logprobs_GKT=by_group(_logprobs_of(batch, lengths_R)) if Need.LOGPROBS in needs else None,
     )
 

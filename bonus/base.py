@@ -28,6 +28,7 @@ class Need(StrEnum):
 
     FEATURES = "features"  # projected hidden states, of the source that `bonus.source` names
     ANSWERS = "answers"  # the final answer that the response states, as the task reads it
+    RESPONSES = "responses"  # its token ids
     LOGPROBS = "logprobs"  # the log-prob of each token under the policy that sampled it
 
 
@@ -47,6 +48,7 @@ class StepRows:
     features_GKD: Tensor | None = None  # float64; 0 for an empty response
     answers_GK: Sequence[Sequence[str | None]] | None = None
     """Equal answers are equal strings, and never cut short; None where a response states no answer."""
+    responses_GK: Sequence[Sequence[Sequence[int]]] | None = None  # token ids; none for an empty response
     logprobs_GKT: Tensor | None = None  # float64; 0 after a response's last token, so that a sum over T is the response's log-prob
 
 

@@ -41,9 +41,10 @@ class BonusConfig(BaseModel):
 
     kind: KindName = "elliptical"
     """Which bonus. From features: "elliptical" (the paper's), "logdet", "cosine", "coin_flip" and "rnd". From final
-    answers: "outcome_ucb" and "outcome_batch". From log-probs: "surprise". "random" is noise, the control. Or the
-    import path of a class of your own ("mypackage.module:MyBonus", see `bonus/base.py`). `docs/exploration.md`
-    describes them. Encoders are started only for a bonus that needs features."""
+    answers: "outcome_ucb" and "outcome_batch". From log-probs: "surprise". The controls: "copies", which looks at
+    tokens, and "random", which is noise. Or the import path of a class of your own ("mypackage.module:MyBonus", see
+    `bonus/base.py`). `docs/exploration.md` describes them. Encoders are started only for a bonus that needs
+    features."""
 
     options: dict[str, Any] = {}
     """The table that a class of your own is made with. A known kind takes none."""
@@ -88,24 +89,24 @@ class BonusConfig(BaseModel):
     against the others alone, reaches K - 1, and orders the responses in the same way."""
 
     normalise: BonusNormalise = "none"
-    """elliptical, logdet, cosine, coin_flip, random. Within a group: "std" divides by the standard deviation, "zscore"
-    also subtracts the mean. In a saturated group (see `ridge`) "std" divides by 1e-4: the bonuses become thousands, and
-    beta must answer for it."""
+    """elliptical, logdet, cosine, coin_flip, copies, random. Within a group: "std" divides by the standard
+    deviation, "zscore" also subtracts the mean. In a saturated group (see `ridge`) "std" divides by 1e-4: the
+    bonuses become thousands, and beta must answer for it."""
 
     gate: Gate = "group_has_correct"
-    """elliptical, logdet, cosine, coin_flip, random: which responses keep their bonus, applied after `normalise`; the
-    others get 0. The first four choose whole groups, "correct_only" chooses single responses. An empty response counts
-    as not correct."""
+    """elliptical, logdet, cosine, coin_flip, copies, random: which responses keep their bonus, applied after
+    `normalise`; the others get 0. The first four choose whole groups, "correct_only" chooses single responses. An
+    empty response counts as not correct."""
 
     staleness_discount: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """elliptical, logdet, cosine, coin_flip, random. A response whose oldest token was sampled `lag` versions ago keeps
-    discount^lag of its bonus, after `normalise` and `gate`: what was new to an older policy may no longer be new. 1 is
-    off."""
+    """elliptical, logdet, cosine, coin_flip, copies, random. A response whose oldest token was sampled `lag`
+    versions ago keeps discount^lag of its bonus, after `normalise` and `gate`: what was new to an older policy may
+    no longer be new. 1 is off."""
 
     cut_off: CutOff = "least"
-    """elliptical, logdet, cosine, coin_flip, random: what a response gets that ran into the token limit. "keep": its
-    bonus, as in the paper. "least": the least bonus of its group's responses that ended, so that going on after the
-    answer is not worth it. It is applied before `normalise`."""
+    """elliptical, logdet, cosine, coin_flip, copies, random: what a response gets that ran into the token limit.
+    "keep": its bonus, as in the paper. "least": the least bonus of its group's responses that ended, so that going
+    on after the answer is not worth it. It is applied before `normalise`."""
 
     redraw_projection: bool = False
     """True draws a fresh projection every step, as the authors do. Features of different steps then live in different

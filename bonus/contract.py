@@ -13,6 +13,8 @@ from torch import Tensor
 from bonus.base import Bonus, Need, SavesState, Scores, State, StepRows
 from buffers.extensions import ExtensionError, place_of
 
+_RESPONSES = (((5, 2), (5, 6, 7), (5,), ()), ((5, 6, 7), (5, 6, 7), (6, 2), (2,)))
+
 
 def try_out(bonus: Bonus, *, kind: str, dim: int) -> None:
     """Score two made-up steps of two groups of four responses, one of them empty, and save and restore the state.
@@ -38,6 +40,7 @@ def try_out(bonus: Bonus, *, kind: str, dim: int) -> None:
                 lags_GK=torch.tensor([[0, 1, 0, 0], [0, 0, 1, 1]]),
                 features_GKD=features_GKD if Need.FEATURES in bonus.needs else None,
                 answers_GK=(("1", "2", None, None), ("3", "3", "3", "3")) if Need.ANSWERS in bonus.needs else None,
+                responses_GK=_RESPONSES if Need.RESPONSES in bonus.needs else None,
                 logprobs_GKT=-1.0 * tokens_GKT.double() if Need.LOGPROBS in bonus.needs else None,
             )
             _, state = score_checked(bonus, rows, state, kind=kind)

@@ -19,6 +19,7 @@ KINDS: Mapping[str, frozenset[Need]] = {
     "outcome_ucb": frozenset({Need.ANSWERS}),
     "outcome_batch": frozenset({Need.ANSWERS}),
     "surprise": frozenset({Need.LOGPROBS}),
+    "copies": frozenset({Need.RESPONSES}),
     "random": frozenset(),
 }
 """The known bonuses and what must be computed for each."""
@@ -34,6 +35,7 @@ READS: Mapping[str, frozenset[str]] = {
     "outcome_ucb": frozenset({"outcome_ucb"}),
     "outcome_batch": frozenset(),
     "surprise": frozenset({"surprise"}),
+    "copies": frozenset(_SHAPING),
     "random": frozenset(_SHAPING),
 }
 """The keys of `[bonus]` that only some bonuses read, and who reads them. All other keys are read by every bonus."""

@@ -30,6 +30,7 @@ def step_of(
     correct: Array | None = None,
     features: Array | None = None,
     answers: Sequence[Sequence[str | None]] | None = None,
+    responses: Sequence[Sequence[Sequence[int]]] | None = None,
     logprobs: Array | None = None,
     lengths: Array | None = None,
     ended: Array | None = None,
@@ -38,15 +39,18 @@ def step_of(
     step: int = 1,
     seed: int = 0,
 ) -> StepRows:
-    """Return a step as a bonus takes it: `features` G x K x D, `logprobs` G x K x T and 0 after a response's end, all
-    else G x K. What is left out is made up: a response is correct if its reward is above 0, `lengths` counts the
-    log-probs that are not 0, or is 1 without log-probs, every response `ended` by itself, and none is stale. A response
-    of length 0 is empty. `keys` names the problem of each group; left out, every group is of a problem of its own.
-    Count `step` up from 1. Raises ValueError for a shape that does not fit."""
+    """Return a step as a bonus takes it: `features` G x K x D, `logprobs` G x K x T and 0 after a response's end,
+    the token ids of `responses`, all else G x K. What is left out is made up: a response is correct if its reward is
+    above 0, `lengths` counts the tokens of `responses`, or the log-probs that are not 0, or is 1 without either,
+    every response `ended` by itself, and none is stale. A response of length 0 is empty. `keys` names the problem of
+    each group; left out, every group is of a problem of its own. Count `step` up from 1. Raises ValueError for a
+    shape that does not fit."""
     rewards_GK = torch.as_tensor(rewards).double()
     if rewards_GK.dim() != 2:
         raise ValueError(f"rewards must be G x K, got {tuple(rewards_GK.shape)}")
     logprobs_GKT = None if logprobs is None else torch.as_tensor(logprobs).double()
+    if lengths is None and responses is not None:
+        lengths = [[len(tokens) for tokens in group] for group in responses]
     if lengths is None:
         lengths = torch.ones(rewards_GK.shape) if logprobs_GKT is None else (logprobs_GKT != 0).sum(dim=-1)
     lengths_GK = torch.as_tensor(lengths).long()
@@ -62,6 +66,7 @@ def step_of(
         lags_GK=torch.zeros_like(lengths_GK) if lags is None else torch.as_tensor(lags).long(),
         features_GKD=None if features is None else torch.as_tensor(features).double(),
         answers_GK=answers,
+        responses_GK=responses,
         logprobs_GKT=logprobs_GKT,
     )
     _require_shapes(rows)
@@ -97,10 +102,11 @@ def pool_of(
 
 def _require_shapes(rows: StepRows) -> None:
     shape = tuple(rows.rewards_GK.shape)
+    for name, lists_GK in (("answers", rows.answers_GK), ("responses", rows.responses_GK)):
+        if lists_GK is not None and [len(lists) for lists in lists_GK] != [shape[1]] * shape[0]:
+            raise ValueError(f"{name} must be {shape[0]} sequences of {shape[1]} {name}")
     for name, values in vars(rows).items():
         if isinstance(values, Tensor) and tuple(values.shape[:2]) != shape:
             raise ValueError(f"{name} has shape {tuple(values.shape)}, but rewards have {shape}")
     if len(rows.keys_G) != shape[0]:
         raise ValueError(f"{len(rows.keys_G)} keys for {shape[0]} groups")
-    if rows.answers_GK is not None and [len(answers) for answers in rows.answers_GK] != [shape[1]] * shape[0]:
-        raise ValueError(f"answers must be {shape[0]} sequences of {shape[1]} answers")

@@ -7,6 +7,7 @@ from bonus.base import Bonus, load_bonus
 from bonus.coin_flip import CoinFlipBonus
 from bonus.config import BonusConfig
 from bonus.contract import try_out
+from bonus.copies import CopiesBonus
 from bonus.cosine import CosineBonus
 from bonus.elliptical_bonus import EllipticalBonus
 from bonus.kinds import BonusTerm
@@ -27,6 +28,7 @@ BONUSES: Mapping[str, Callable[[BonusConfig], Bonus]] = {
     "outcome_ucb": OutcomeUcbBonus,
     "outcome_batch": OutcomeBatchBonus,
     "surprise": SurpriseBonus,
+    "copies": CopiesBonus,
     "random": RandomBonus,
 }
 """Each known name with what makes the bonus. `bonus.kinds.KINDS` says what it needs, and loads without torch."""

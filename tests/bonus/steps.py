@@ -44,6 +44,10 @@ def make_step(step: int = 1, *, groups: int = 3, responses: int = 4, dim: int = 
             [ANSWERS[pick] if valid else None for pick, valid in zip(picks, valids, strict=True)]
             for picks, valids in zip(picks_GK.tolist(), valid_GK.tolist(), strict=True)
         ],
+        responses_GK=[
+            [[10 + pick] * length for pick, length in zip(picks, lengths, strict=True)]
+            for picks, lengths in zip(picks_GK.tolist(), lengths_GK.tolist(), strict=True)
+        ],
         logprobs_GKT=logprobs_GKT * (torch.arange(5) < lengths_GK[..., None]),
     )
     return replace(rows, **values)

@@ -31,6 +31,7 @@ ARRAYS: dict[str, Any] = {
     "logprobs": -RNG.random((2, 3, 4)) * (np.arange(4) < np.array([[4, 2, 1], [3, 0, 4]])[..., None]),
 }
 ANSWERS = [["1", "2", "1"], ["3", None, "4"]]
+RESPONSES = [[[5, 6, 7, 2], [5, 2], [2]], [[8, 9, 2], [], [5, 6, 7, 2]]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,7 +39,7 @@ def test_every_bonus_is_the_same_from_arrays_tensors_and_lists(kind: str) -> Non
     found = []
     for form in (lambda array: array, torch.from_numpy, lambda array: array.tolist()):
         bonus = bonus_of(BonusConfig(kind=kind, dim=5))
-        step = step_of(**{name: form(array) for name, array in ARRAYS.items()}, answers=ANSWERS)
+        step = step_of(**{name: form(array) for name, array in ARRAYS.items()}, answers=ANSWERS, responses=RESPONSES)
         scores, _ = bonus.score(step, bonus.init_state())
         found.append(scores.bonus_GK.numpy())
     assert found[0].shape == (2, 3) and found[0][1, 1] == 0
@@ -53,6 +54,7 @@ def test_what_is_left_out_is_made_up() -> None:
     assert step.correct_GK.tolist() == [[True, False, True], [False] * 3]
     assert len(set(step.keys_G)) == 2
     assert step_of(rewards=[[0.0, 1.0]]).lengths_GK.tolist() == [[1, 1]]
+    assert step_of(rewards=ARRAYS["rewards"], responses=RESPONSES).lengths_GK.tolist() == [[4, 2, 1], [3, 0, 4]]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,7 @@ def test_what_is_left_out_is_made_up() -> None:
         ({"rewards": [[1.0, 2.0]], "features": np.zeros((2, 2, 3))}, r"features_GKD has shape \(2, 2, 3\), but rewards have \(1, 2\)"),
         ({"rewards": [[1.0, 2.0]], "keys": ["a", "b"]}, "2 keys for 1 groups"),
         ({"rewards": [[1.0, 2.0]], "answers": [["1"]]}, "answers must be 1 sequences of 2 answers"),
+        ({"rewards": [[1.0, 2.0]], "responses": [[[1]]]}, "responses must be 1 sequences of 2 responses"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(values: dict[str, Any], message: str) -> None:

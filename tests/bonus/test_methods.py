@@ -65,8 +65,8 @@ def test_options_make_the_class() -> None:
         ("AnswerCount", {}, r'bonus\.kind = "tests.bonus.outside:AnswerCount": .* did you mean \'AnswerCounts\'\?'),
         ("WithoutScore", {}, r'bonus\.kind = "tests.bonus.outside:WithoutScore": WithoutScore has no score'),
         ("AnswerCounts", {"scales": 1}, r"with bonus\.options = \{'scales': 1\}: .*unexpected keyword argument 'scales'"),
-        ("NeedsLogits", {}, r"needs names 'logits'; it may name: features, answers, logprobs"),
-        ("NeedsNumber", {}, r"needs = 3 is not a set of: features, answers, logprobs"),
+        ("NeedsLogits", {}, r"needs names 'logits'; it may name: features, answers, responses, logprobs"),
+        ("NeedsNumber", {}, r"needs = 3 is not a set of: features, answers, responses, logprobs"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_that_names_the_key(name: str, options: dict, message: str) -> None:
