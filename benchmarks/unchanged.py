@@ -40,16 +40,16 @@ RUNS = {
     "asynchronous": """
 max_policy_lag = 1
 deterministic = true
-bonus = { dim = 8, memory = "run", gate = "always" }
-learner = { dtype = "float32", lr = 1e-3, mini_batches = 2 }
+bonus = { dim = 8, memory = "run", gate = "always", ridge = "auto", cut_off = "keep" }
+learner = { dtype = "float32", lr = 1e-3, mini_batches = 2, advantage.combine = "advantage", advantage.beta = 0.5 }
 """,
     "published": """
 max_policy_lag = 0
 deterministic = true
-bonus = { dim = 8, memory = "prompt", gate = "always", ridge = 0.01 }
+bonus = { dim = 8, memory = "prompt", gate = "always", ridge = 0.01, cut_off = "keep" }
 learner.dtype = "float32"
 learner.lr = 1e-3
-learner.advantage.combine = "reward"
+learner.advantage = { combine = "reward", beta = 0.5 }
 learner.loss = { surrogate = "gspo", kl = { where = "loss", coefficient = 0.01 } }
 """,
     "without-bonus": """
