@@ -81,7 +81,7 @@ class CompareSession:
             report.print(self._console)
         for name, why in self._failures.items():
             say(self._console, f"{name} failed: {why} ({self._experiment.log_file(name)})")
-        say(self._console, f"{self._experiment.out}/report.html   report.json   table.csv   seeds.csv")
+        say(self._console, f"{self._experiment.out}/report.html   overview.png   report.json   table.csv   seeds.csv")
         return EXIT_FAILED if self._failures else 0
 
     def _finish(self, unit: Unit) -> None:
