@@ -47,10 +47,13 @@ def tiny_settings(model: str) -> str:
         dim = 8
         memory = "run"
         gate = "always"
+        ridge = "auto"
+        cut_off = "keep"
 
         [learner]
         dtype = "float32"
         lr = 1e-3
+        advantage = {{ combine = "advantage", beta = 0.5 }}
 
         [replay]
         max_bytes = 1000000

@@ -40,9 +40,9 @@ def make_learner(model: str, **settings: Any) -> PolicyLearner:
 def test_by_default_a_step_is_what_it_was_before_there_were_strategies(
     tiny_model: str, settings: dict[str, Any], loss: float, gradient_norm: float, masters: float
 ) -> None:
-    """The numbers were recorded from the earlier code. The sum of all squared masters after the step stands for the
-    parameters."""
-    learner = make_learner(tiny_model, **settings)
+    """The numbers were recorded from the earlier code, whose bonus was added to every advantage. The sum of all squared
+    masters after the step stands for the parameters."""
+    learner = make_learner(tiny_model, **settings, advantage={"combine": "advantage", "beta": 0.5})
     metrics = learner.step(ragged_batch(3)).metrics
     assert metrics["learner/loss"] == pytest.approx(loss, rel=1e-5)
     assert metrics["learner/grad_norm"] == pytest.approx(gradient_norm, rel=1e-5)

@@ -55,9 +55,9 @@ PROCESS_FAILURES: dict[str, dict[str, Any]] = {
 ADVANTAGES: dict[str, dict[str, Any]] = {
     **{name: {"normalise": name} for name in NORMALISERS},
     "unlikeliness": {"unlikeliness": 0.25},
-    "ties": {"combine": "ties"},
+    "added": {"combine": "advantage", "beta": 0.5},
     "maxrl": {"estimator": "maxrl"},
-    "pass_at_k": {"estimator": "pass_at_k", "pass_k": 2, "combine": "ties"},
+    "pass_at_k": {"estimator": "pass_at_k", "pass_k": 2, "combine": "advantage"},
 }
 CONFIGS = {
     **{name: {"loss": values} for name, values in PROCESS_FAILURES.items()},

@@ -75,7 +75,7 @@ def test_a_run_is_resumed_bit_for_bit_and_starts_no_encoder_that_it_does_not_nee
     assert straight.samples() == resumed.samples()
     rows = straight.logged()
     assert [row["bonus_detail"] for row in rows] == [row["bonus_detail"] for row in resumed.logged()]
-    assert len({row["bonus"] for row in rows}) > 2
+    assert len({row["bonus"] for row in rows}) > 1
     assert ("encoder" in straight.parts) == (Need.FEATURES in straight.config.bonus.needs)
 
 
