@@ -23,6 +23,8 @@ from learners.precision import Dtype, resolve_dtype
 
 BASE_PROCESS_GIB = 0.7
 """The memory of a process with torch, transformers and Ray loaded."""
+LOG_ROW_BYTES, LOG_TOKEN_BYTES = 4096, 24  # of the rollout log, where nothing can be compressed
+EVENTS_GROUP_KIB, METRICS_STEP_KIB = 2, 3  # measured
 RAY_GIB = 1.0
 DRIVER_GIB = 0.3
 BYTES = {"bfloat16": 2, "float32": 4}
@@ -62,7 +64,7 @@ class RunPlan:
             f"whole run: {self.steps} steps, {self.total_responses} responses trained on",
             f"in flight: at most {self.max_groups_in_flight} groups between prompt and live gradient",
             f"processes: {processes}",
-            f"memory: {memory}; disk for checkpoints: {disk}, for logs at most {self.log_gib:.1f} GiB",
+            f"memory: {memory}; disk for checkpoints: {disk}, for logs about {self.log_gib:.1f} GiB",
             *([self.remark] if self.remark else []),
         ]
 
@@ -94,9 +96,20 @@ def make_plan(config: RunConfig) -> RunPlan:
         memory_gib=_memory_gib(config),
         disk_gib=None if parameters is None else _checkpoint_gib(config, parameters) + _own_disk_gib(config, parameters),
         checkpoint_gib=None if parameters is None else _checkpoint_gib(config, parameters),
-        log_gib=(config.replay.log_rollouts * config.replay.log_max_mib + config.logs.events_max_mib + config.logs.metrics_max_mib) / 1024,
+        log_gib=_log_gib(config),
         remark=_remark(config),
     )
+
+
+def _log_gib(config: RunConfig) -> float:
+    """Return what the logs of the whole run may take, at most their caps and at least 0.1."""
+    prompt, groups = config.sampling.max_prompt_tokens, config.steps * config.prompts_per_step
+    row_bytes = LOG_ROW_BYTES + LOG_TOKEN_BYTES * ((prompt or 0) + config.sampling.max_response_tokens) + 8 * config.bonus.dim
+    cap, responses = config.replay.log_max_mib, groups * config.responses_per_prompt
+    rollouts_mib = cap if prompt is None else min(cap, responses * row_bytes / 2**20)
+    events_mib = min(config.logs.events_max_mib, groups * EVENTS_GROUP_KIB / 1024)
+    metrics_mib = min(config.logs.metrics_max_mib, config.steps * METRICS_STEP_KIB / 1024)
+    return max(0.1, (config.replay.log_rollouts * rollouts_mib + events_mib + metrics_mib) / 1024)
 
 
 def worker_of(config: RolloutConfig) -> str:

@@ -2,14 +2,28 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from pyarrow import fs
 
 from actors.engines import ENGINES
 from bonus.base import Need
 from bonus.kinds import KINDS
+from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
-from jobs.plan import BASE_PROCESS_GIB, DRIVER_GIB, RAY_GIB, available_memory_gib, make_plan, require_disk, require_memory
+from jobs.plan import (
+    BASE_PROCESS_GIB,
+    DRIVER_GIB,
+    LOG_ROW_BYTES,
+    LOG_TOKEN_BYTES,
+    RAY_GIB,
+    available_memory_gib,
+    make_plan,
+    require_disk,
+    require_memory,
+)
+from tests.learners.samples import make_group
 
 
 @pytest.fixture
@@ -195,10 +209,25 @@ def test_memory_of_a_cluster_is_not_this_machine_s(giant, monkeypatch):
 
 
 def test_plan_says_what_logs_may_take():
-    plan = plan_of(replay={"log_max_mib": 2048}, logs={"events_max_mib": 512, "metrics_max_mib": 512})
-    assert plan.log_gib == 3.0
-    assert plan_of(replay={"log_max_mib": 2048, "log_rollouts": False}, logs={"events_max_mib": 512, "metrics_max_mib": 512}).log_gib == 1.0
-    assert "for logs at most 3.0 GiB" in plan.lines()[-1]
+    caps = {"replay": {"log_max_mib": 2048}, "logs": {"events_max_mib": 512, "metrics_max_mib": 512}}
+    endless = {"steps": 10**7, "sampling": {"max_prompt_tokens": 1000, "max_response_tokens": 1000}}
+    assert plan_of(**endless, **caps).log_gib == 3.0
+    assert plan_of(**endless, **{**caps, "replay": {"log_max_mib": 2048, "log_rollouts": False}}).log_gib == 1.0
+    assert plan_of(steps=1, sampling={"max_response_tokens": 10}, **caps).log_gib == pytest.approx(2.0, abs=0.01)  # any prompt
+    short = plan_of(steps=40, sampling={"max_prompt_tokens": 96, "max_response_tokens": 20})
+    assert short.log_gib == 0.1
+    assert "for logs about 0.1 GiB" in short.lines()[-1]
+
+
+def test_a_row_of_the_rollout_log_takes_no_more_than_is_planned(tmp_path):
+    """Of long responses that do not compress: random tokens and log-probs."""
+    rng = np.random.default_rng(0)
+    length, dim = 2000, 32
+    responses = [[int(token) for token in rng.integers(0, 100_000, length)] for _ in range(8)]
+    group = make_group(0, responses[0][:500], responses, [1.0] * 8, behavior=(-rng.random((8, length))).tolist())
+    RolloutLog(fs.LocalFileSystem(), str(tmp_path)).append(1, [group])
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size / 8 < LOG_ROW_BYTES + LOG_TOKEN_BYTES * (500 + length) + 8 * dim
 
 
 def test_adapters_need_neither_masters_nor_a_reference_and_hardly_room_for_checkpoints(giant):
