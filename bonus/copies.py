@@ -13,19 +13,20 @@ from bonus.kinds import KINDS
 from bonus.shaping import shaped_for
 
 Responses = Sequence[Sequence[Sequence[int]]]
+Copies = Sequence[Counter[tuple[int, ...]]]
 
 
-def copies_of(responses_GK: Responses, valid_GK: Tensor) -> list[Counter[tuple[int, ...]]]:
+def copies_of(responses_GK: Responses, valid_GK: Tensor) -> Copies:
     """Return how often each group has each response; an empty one is not counted."""
     pairs_G = zip(responses_GK, valid_GK.tolist(), strict=True)
     return [Counter(tuple(tokens) for tokens, valid in zip(*pair, strict=True) if valid) for pair in pairs_G]
 
 
-def rarity(responses_GK: Responses, valid_GK: Tensor) -> Tensor:
+def rarity(responses_GK: Responses, valid_GK: Tensor, copies_G: Copies) -> Tensor:
     """Return 1/m − 1/n, where m of the group's n responses that are not empty have the same tokens as this one. It is 0
     for an empty response, and in a group whose responses are all equal."""
     rarity_GK = torch.zeros(valid_GK.shape, dtype=torch.float64)
-    for group, copies in enumerate(copies_of(responses_GK, valid_GK)):
+    for group, copies in enumerate(copies_G):
         for place, tokens in enumerate(responses_GK[group]):
             if valid_GK[group, place]:
                 rarity_GK[group, place] = 1 / copies[tuple(tokens)] - 1 / copies.total()
@@ -51,6 +52,7 @@ class CopiesBonus:
 
     def score(self, step: StepRows, state: dict[str, Any]) -> tuple[Scores, dict[str, Any]]:
         assert step.responses_GK is not None, "copies needs responses"
-        distinct = [len(copies) for copies in copies_of(step.responses_GK, step.valid_GK)]
-        metrics = {"distinct_responses": sum(distinct) / max(len(distinct), 1)}
-        return Scores(bonus_GK=shaped_for(step, rarity(step.responses_GK, step.valid_GK), self._config), metrics=metrics), state
+        copies_G = copies_of(step.responses_GK, step.valid_GK)
+        rarity_GK = rarity(step.responses_GK, step.valid_GK, copies_G)
+        metrics = {"distinct_responses": sum(map(len, copies_G)) / max(len(copies_G), 1)}
+        return Scores(bonus_GK=shaped_for(step, rarity_GK, self._config), metrics=metrics), state

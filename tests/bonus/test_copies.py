@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bonus.config import BonusConfig
-from bonus.copies import rarity
+from bonus.copies import copies_of, rarity
 from bonus.elliptical import leverage
 from bonus.methods import bonus_of
 from tests.bonus.steps import bonuses_of, make_step
@@ -28,7 +28,7 @@ SEVEN, SEVEN_DOT, NOTHING = [7, 2], [7, 8, 2], list[int]()
 )
 def test_a_response_counts_the_more_the_fewer_equals_it_has(responses: list[list[int]], expected: list[float]) -> None:
     valid_GK = torch.tensor([[len(tokens) > 0 for tokens in responses]])
-    assert rarity([responses], valid_GK)[0].tolist() == pytest.approx(expected)
+    assert rarity([responses], valid_GK, copies_of([responses], valid_GK))[0].tolist() == pytest.approx(expected)
 
 
 def test_it_is_the_leverage_of_a_small_ridge() -> None:
@@ -36,7 +36,8 @@ def test_it_is_the_leverage_of_a_small_ridge() -> None:
     responses = [[5, 2], [6, 2], [5, 2], [7, 2], [5, 2], [6, 2], [8, 2], [9, 2]]
     of_token = dict(zip(range(5, 10), torch.randn(5, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64), strict=True))
     features_GKD = torch.stack([of_token[tokens[0]] for tokens in responses])[None]
-    found_GK = rarity([responses], torch.ones(1, 8, dtype=torch.bool))
+    valid_GK = torch.ones(1, 8, dtype=torch.bool)
+    found_GK = rarity([responses], valid_GK, copies_of([responses], valid_GK))
     torch.testing.assert_close(found_GK, leverage(features_GKD, ridge=1e-5), rtol=0, atol=1e-5)
 
 
