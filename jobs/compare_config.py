@@ -39,7 +39,7 @@ class ComparedEvaluation(BaseModel):
     seed: int = 0
     """Seeds sampling and the bootstrap."""
     resamples: int = Field(2000, ge=100)
-    """The number of resamples of seeds and problems for the bootstrap's intervals."""
+    """The number of resamples behind intervals over runs and problems."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -90,17 +90,21 @@ def samples_to_reach(pass_K: FloatArray, target_T: FloatArray) -> FloatArray:
 
 
 def efficiency_curve(ours_PK: FloatArray, theirs_PK: FloatArray, ks: Sequence[int], counts_BP: FloatArray | None) -> Curve | None:
-    """Return K / k at each K of `ks`, where our mean pass@k reaches their mean pass@K with k samples; 0 where it never
-    does. This is the paper's sample efficiency (arXiv:2510.11686): "pass@80 matches pass@256" is 3.2. Values of K at
-    which they solve nothing are left out; return None where that is all of them."""
+    """Return `efficiency_of` the mean curves over problems and their resamples."""
     num = len(ours_PK)
-    theirs_K = theirs_PK.mean(axis=0)
-    useful = [k for k in ks if theirs_K[k - 1] > 0]
+    weights_RP = np.ones((1, num)) if counts_BP is None else np.concatenate([np.ones((1, num)), counts_BP])
+    return efficiency_of(weights_RP @ ours_PK / num, weights_RP @ theirs_PK / num, ks)
+
+
+def efficiency_of(ours_RK: FloatArray, theirs_RK: FloatArray, ks: Sequence[int]) -> Curve | None:
+    """Return K / k at each K of `ks`, where our pass@k reaches their pass@K with k samples; 0 where it never does. The
+    first row of both is what was found, the others are resamples, if any. This is the paper's sample efficiency
+    (arXiv:2510.11686): "pass@80 matches pass@256" is 3.2. Values of K at which they solve nothing are left out; return
+    None where that is all of them."""
+    useful = [k for k in ks if theirs_RK[0, k - 1] > 0]
     if not useful:
         return None
-    weights_RP = np.ones((1, num)) if counts_BP is None else np.concatenate([np.ones((1, num)), counts_BP])
-    ours_RK, theirs_RK = weights_RP @ ours_PK / num, weights_RP @ theirs_PK / num
     targets_RT = theirs_RK[:, np.asarray(useful) - 1]
     reached = [samples_to_reach(ours_K, target_T) for ours_K, target_T in zip(ours_RK, targets_RT, strict=True)]
     ratio_RT = np.asarray(useful) / np.stack(reached)
-    return curve(useful, ratio_RT[0], None if counts_BP is None else ratio_RT[1:])
+    return curve(useful, ratio_RT[0], ratio_RT[1:] if len(ratio_RT) > 1 else None)

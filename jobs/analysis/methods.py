@@ -1,13 +1,15 @@
 """What methods of training achieve, over the seeds of their runs and over problems, and how they differ from a
 baseline.
 
-    evaluated = {0: outcomes_of_seed_0, 1: …}                      # a method's policies of one step, by seed
-    method_statistics(evaluated, ks=(1, 8, 64))                    # means over seeds and problems
-    method_difference("repexp", evaluated, "grpo", others)         # paired in seeds and problems
-    with_correction(differences)                                   # p-values for the number of methods
+    evaluated = {0: outcomes_of_seed_0, 1: …}                               # a method's policies of one step, by seed
+    spread = spread_of({"grpo": others, "repexp": evaluated})               # of the runs of all methods
+    method_statistics("repexp", evaluated, spread, ks=(1, 8, 64))           # means over seeds and problems
+    method_difference("repexp", evaluated, "grpo", others, spread)          # paired in problems
+    with_correction(differences)                                            # p-values for the number of methods
 
-Intervals are those of `jobs.analysis.seeds`. Legend: S seeds, P problems, R = S · P rows, K = 1 … number of samples, B
-resamples."""
+A resample draws problems, the same for all methods, and adds an error of each method's runs (`jobs.analysis.seeds`).
+All outcomes must have as many values of k. Legend: S seeds, P problems, K = 1 … number of samples, C columns: pass@1 …
+pass@K and MEASURES; B resamples."""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from jobs.analysis.bootstrap import NUM_RESAMPLES, Curve, Estimate, estimate, mean_curve, mean_estimate
-from jobs.analysis.comparison import efficiency_curve
+from jobs.analysis.bootstrap import NUM_RESAMPLES, Curve, Estimate, curve, estimate, resample_counts
+from jobs.analysis.comparison import efficiency_of
 from jobs.analysis.order_statistics import IntArray, curve_ks, listed_ks
 from jobs.analysis.outcomes import ProblemOutcomes
 from jobs.analysis.pass_at_k import FloatArray
-from jobs.analysis.seeds import area_weights, crossed_counts, holm, two_sided_p
+from jobs.analysis.seeds import RunSpread, area_weights, holm, run_spread, two_sided_p
 
 BySeed = Mapping[int, ProblemOutcomes]
 """The outcomes of one method's policies of one step, by the seed of the run. The base model has one seed."""
@@ -73,12 +75,13 @@ class DifferenceTest:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodDifference:
-    """One method less the baseline, at one step, over the seeds and problems that both have."""
+    """One method less the baseline, at one step: means over all runs of each, on the problems that all of them have."""
 
     method: str
     against: str
     step: int
     seeds: tuple[int, ...]
+    against_seeds: tuple[int, ...]
     num_problems: int
     ks: tuple[int, ...]
     pass_at_k: Curve
@@ -89,27 +92,33 @@ class MethodDifference:
     """Of pass@1, pass@K for the largest K, and the area."""
 
 
+def spread_of(methods: Mapping[str, BySeed]) -> RunSpread:
+    """Return the spread between runs of trained methods at one step, in all columns."""
+    rows = {method: _common_rows([by_seed])[0] for method, by_seed in methods.items()}
+    return run_spread({name: _columns(methods[name], rows_SP).mean(axis=1) for name, rows_SP in rows.items() if rows_SP.shape[1]})
+
+
 def method_statistics(
-    by_seed: BySeed, *, step: int, ks: Sequence[int] = (), num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    method: str, by_seed: BySeed, spread: RunSpread, *, step: int, ks: Sequence[int] = (), num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> MethodStatistics | None:
     """Return the statistics of one method, or None where no problem was scored for every seed."""
     (rows_SP,) = _common_rows([by_seed])
     if not rows_SP.shape[1]:
         return None
-    outcomes = list(by_seed.values())
-    pass_RK = _rows([one.pass_PK for one in outcomes], rows_SP)
-    listed = listed_ks(pass_RK.shape[1], ks)
-    dense = curve_ks(pass_RK.shape[1], listed)
-    counts_BR = crossed_counts(len(outcomes), rows_SP.shape[1], num_resamples, seed)
-    measured = _measures_R(outcomes, rows_SP)
+    value_C, samples_BC = _resampled(method, _columns(by_seed, rows_SP), spread, num_resamples, seed)
+    max_k = len(value_C) - len(MEASURES)
+    if samples_BC is not None:  # shares and lengths: no draw of a run takes them below 0, nor shares above 1
+        samples_BC = np.maximum(samples_BC, 0.0)
+        samples_BC[:, :max_k] = np.minimum(samples_BC[:, :max_k], 1.0)
+    listed = listed_ks(max_k, ks)
     return MethodStatistics(
         step=step,
         seeds=tuple(by_seed),
         num_problems=rows_SP.shape[1],
         ks=listed,
-        pass_at_k=mean_curve(dense, pass_RK[:, np.asarray(dense) - 1], counts_BR),
-        area=mean_estimate(pass_RK @ area_weights(pass_RK.shape[1]), counts_BR),
-        measures={name: _mean(values_R, counts_BR) for name, values_R in measured.items()},
+        pass_at_k=_curve(curve_ks(max_k, listed), value_C, samples_BC),
+        area=_area(max_k, value_C, samples_BC),
+        measures=_measures(max_k, value_C, samples_BC),
     )
 
 
@@ -118,40 +127,35 @@ def method_difference(
     by_seed: BySeed,
     against: str,
     others: BySeed,
+    spread: RunSpread,
     *,
     step: int,
     ks: Sequence[int] = (),
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> MethodDifference | None:
-    """Return `method` less `against`, or None where they have no seed, or no scored problem, in common."""
-    common = [one for one in by_seed if one in others]
-    if not common:
-        return None
-    ours, theirs = {one: by_seed[one] for one in common}, {one: others[one] for one in common}
-    ours_SP, theirs_SP = _common_rows([ours, theirs])
+    """Return `method` less `against`, or None where they have no scored problem in common."""
+    ours_SP, theirs_SP = _common_rows([by_seed, others])
     if not ours_SP.shape[1]:
         return None
-    max_k = min(one.max_k for one in (*ours.values(), *theirs.values()))
-    ours_RK = _rows([one.pass_PK[:, :max_k] for one in ours.values()], ours_SP)
-    theirs_RK = _rows([one.pass_PK[:, :max_k] for one in theirs.values()], theirs_SP)
+    ours_C, ours_BC = _resampled(method, _columns(by_seed, ours_SP), spread, num_resamples, seed)
+    theirs_C, theirs_BC = _resampled(against, _columns(others, theirs_SP), spread, num_resamples, seed)
+    max_k = len(ours_C) - len(MEASURES)
+    value_C, samples_BC = ours_C - theirs_C, None if ours_BC is None or theirs_BC is None else ours_BC - theirs_BC
     listed = listed_ks(max_k, ks)
     dense = curve_ks(max_k, listed)
-    counts_BR = crossed_counts(len(common), ours_SP.shape[1], num_resamples, seed)
-    difference_RK = ours_RK - theirs_RK
-    pairs = zip(_measures_R(list(ours.values()), ours_SP).items(), _measures_R(list(theirs.values()), theirs_SP).values(), strict=True)
-    tested = {**{f"pass@{k}": difference_RK[:, k - 1] for k in (1, max_k)}, AREA: difference_RK @ area_weights(max_k)}
     return MethodDifference(
         method=method,
         against=against,
         step=step,
-        seeds=tuple(common),
+        seeds=tuple(by_seed),
+        against_seeds=tuple(others),
         num_problems=ours_SP.shape[1],
         ks=listed,
-        pass_at_k=mean_curve(dense, difference_RK[:, np.asarray(dense) - 1], counts_BR),
-        efficiency=efficiency_curve(ours_RK, theirs_RK, dense, counts_BR),
-        measures={name: _mean(ours_R - theirs_R, counts_BR) for (name, ours_R), theirs_R in pairs},
-        tests={name: _test(values_R, counts_BR) for name, values_R in tested.items()},
+        pass_at_k=_curve(dense, value_C, samples_BC),
+        efficiency=efficiency_of(_curves(max_k, ours_C, ours_BC), _curves(max_k, theirs_C, theirs_BC), dense),
+        measures=_measures(max_k, value_C, samples_BC),
+        tests={name: _test(weights_K, value_C, samples_BC) for name, weights_K in _tested(max_k).items()},
     )
 
 
@@ -166,23 +170,65 @@ def with_correction(differences: Sequence[MethodDifference]) -> tuple[MethodDiff
     )
 
 
-def _test(values_R: FloatArray, counts_BR: FloatArray | None) -> DifferenceTest:
-    samples_B = None if counts_BR is None else counts_BR @ values_R / len(values_R)
+def _resampled(
+    method: str, columns_SPC: FloatArray, spread: RunSpread, num_resamples: int, seed: int
+) -> tuple[FloatArray, FloatArray | None]:
+    """Return the mean over runs and problems (C,) and its resamples (B, C): None where one problem is all there is."""
+    columns_PC = columns_SPC.mean(axis=0)
+    counts_BP = resample_counts(len(columns_PC), num_resamples, seed)
+    errors_BC = spread.draws(method, num_resamples=num_resamples, seed=seed)
+    value_C = columns_PC.mean(axis=0)
+    samples_BC = None if counts_BP is None else counts_BP @ columns_PC / len(columns_PC)
+    if errors_BC is not None:
+        samples_BC = (value_C if samples_BC is None else samples_BC) + errors_BC
+    return value_C, samples_BC
+
+
+def _curves(max_k: int, value_C: FloatArray, samples_BC: FloatArray | None) -> FloatArray:
+    """Return pass@k and its resamples (1 + B, K) as curves that never fall and stay within 0 and 1."""
+    curves_RK = value_C[None, :max_k] if samples_BC is None else np.vstack([value_C[None], samples_BC])[:, :max_k]
+    return np.maximum.accumulate(np.clip(curves_RK, 0.0, 1.0), axis=1)
+
+
+def _tested(max_k: int) -> dict[str, FloatArray]:
+    """Return the tested statistics by name, as weights of pass@1 … pass@K."""
+    unit_KK = np.eye(max_k)
+    return {f"pass@{k}": unit_KK[k - 1] for k in (1, max_k)} | {AREA: area_weights(max_k)}
+
+
+def _test(weights_K: FloatArray, value_C: FloatArray, samples_BC: FloatArray | None) -> DifferenceTest:
+    num = len(weights_K)
+    samples_B = None if samples_BC is None else samples_BC[:, :num] @ weights_K
     p = two_sided_p(samples_B)
-    return DifferenceTest(difference=estimate(float(values_R.mean()), samples_B), p=p, adjusted_p=p)
+    return DifferenceTest(difference=estimate(float(value_C[:num] @ weights_K), samples_B), p=p, adjusted_p=p)
 
 
-def _mean(values_R: FloatArray, counts_BR: FloatArray | None) -> Estimate | None:
-    return None if np.isnan(values_R).any() else mean_estimate(values_R, counts_BR)
+def _curve(ks: Sequence[int], value_C: FloatArray, samples_BC: FloatArray | None) -> Curve:
+    places = np.asarray(ks) - 1
+    return curve(ks, value_C[places], None if samples_BC is None else samples_BC[:, places])
 
 
-def _measures_R(outcomes: Sequence[ProblemOutcomes], rows_SP: IntArray) -> dict[str, FloatArray]:
-    """Return by name of `MEASURES` the values of all rows."""
-    columns = ([one.distinct_PK[:, -1] for one in outcomes], *([getattr(one, name) for one in outcomes] for name in _COLUMNS))
-    return {name: _rows(values, rows_SP) for name, values in zip(MEASURES, columns, strict=True)}
+def _area(max_k: int, value_C: FloatArray, samples_BC: FloatArray | None) -> Estimate:
+    weights_K = area_weights(max_k)
+    return estimate(float(value_C[:max_k] @ weights_K), None if samples_BC is None else samples_BC[:, :max_k] @ weights_K)
 
 
-_COLUMNS = ("entropy_P", "tokens_P", "truncated_P")
+def _measures(max_k: int, value_C: FloatArray, samples_BC: FloatArray | None) -> dict[str, Estimate | None]:
+    def of(place: int) -> Estimate | None:
+        value = float(value_C[place])
+        return None if np.isnan(value) else estimate(value, None if samples_BC is None else samples_BC[:, place])
+
+    return {name: of(max_k + place) for place, name in enumerate(MEASURES)}
+
+
+def _columns(by_seed: BySeed, rows_SP: IntArray) -> FloatArray:
+    """Return (S, P, C): pass@1 … pass@K and MEASURES of the chosen problems."""
+
+    def of(one: ProblemOutcomes) -> FloatArray:
+        measures = (one.distinct_PK[:, -1], one.entropy_P, one.tokens_P, one.truncated_P)
+        return np.column_stack([one.pass_PK, *measures])
+
+    return np.stack([of(one)[rows_P] for one, rows_P in zip(by_seed.values(), rows_SP, strict=True)])
 
 
 def _common_rows(methods: Sequence[BySeed]) -> list[IntArray]:
@@ -193,8 +239,3 @@ def _common_rows(methods: Sequence[BySeed]) -> list[IntArray]:
     common = [name for name in places[0] if all(name in place for place in places)]
     rows = iter(np.array([[place[name] for name in common] for place in places], dtype=np.int64).reshape(len(places), len(common)))
     return [np.stack([next(rows) for _ in by_seed]) for by_seed in methods]
-
-
-def _rows(values_by_seed: Sequence[FloatArray], rows_SP: IntArray) -> FloatArray:
-    """Return (R, …): the values of the chosen problems, those of the first seed first."""
-    return np.concatenate([values[rows_P] for values, rows_P in zip(values_by_seed, rows_SP, strict=True)], axis=0)

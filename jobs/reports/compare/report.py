@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.analysis.methods import BySeed, MethodDifference, MethodStatistics, method_difference, method_statistics, with_correction
-from jobs.analysis.outcomes import ProblemOutcomes
+from jobs.analysis.methods import (
+    BySeed,
+    MethodDifference,
+    MethodStatistics,
+    method_difference,
+    method_statistics,
+    spread_of,
+    with_correction,
+)
+from jobs.analysis.seeds import RunSpread
 from jobs.analysis.trained import TrainedRun
 from jobs.compare_config import BASE, CompareConfig
 from jobs.directory.atomic import replacing
@@ -32,10 +40,10 @@ from jobs.reports.report import Report, TextTable
 from jobs.reports.text import flattened
 
 CAPTIONS = {
-    "overview": "Means over seeds and problems; with few methods bands are 95 % intervals over seeds and problems. pass@k is the unbiased "
+    "overview": "Means over seeds and problems; with few methods bands are 95 % intervals over runs and problems. pass@k is the unbiased "
     "estimate from all samples.",
-    "passk": "The same, one method at a time beside the baseline and the base model, with bands: 95 % intervals over seeds and problems.",
-    "differences": "Paired differences to the baseline with 95 % intervals over seeds and problems. An interval that leaves out 0 is a "
+    "passk": "The same, one method at a time beside the baseline and the base model, with bands: 95 % intervals over runs and problems.",
+    "differences": "Paired differences to the baseline with 95 % intervals over runs and problems. An interval that leaves out 0 is a "
     "difference; a filled marker one that survives the correction for the number of methods.",
     "learning": "pass@k of the evaluated policies. Step 0 is the base model.",
     "training": "What the runs logged while they trained: means over seeds and the last five steps.",
@@ -120,14 +128,15 @@ class CompareReport(Report):
 def write_report(found: Found, config: CompareConfig, directory: Path, *, failures: Mapping[str, str]) -> CompareReport:
     """Write the report on what was found so far into `directory`."""
     order = [name for name in (BASE, *config.methods) if name in found.policies]
-    statistics = {name: _statistics(found.policies[name], config) for name in order}
+    spreads = _spreads(found)
+    statistics = {name: _statistics(name, found.policies[name], config, spreads) for name in order}
     statistics = {name: steps for name, steps in statistics.items() if steps}
     step = max((one.step for steps in statistics.values() for one in steps), default=0)
-    differences = with_correction(list(_differences(found, config, order, step)))
-    base_difference = _base_difference(found, config, step)
+    differences = with_correction(list(_differences(found, config, order, step, spreads[step])))
+    base_difference = _base_difference(found, config, step, spreads[step])
     ks = next(iter(statistics.values()))[0].ks if statistics else (1,)
     report = CompareReport(
-        summary=summary_sentences(differences, base_difference, config, step),
+        summary=summary_sentences(differences, base_difference, config, step, spreads[step]),
         notes=notes(found.num_evaluated, found.num_expected, statistics, config, failures),
         settings=flattened(config.model_dump(mode="json")),
         baseline=config.baseline,
@@ -153,38 +162,52 @@ def write_report(found: Found, config: CompareConfig, directory: Path, *, failur
     return report
 
 
-def _statistics(by_step: Mapping[int, BySeed], config: CompareConfig) -> tuple[MethodStatistics, ...]:
+def _spreads(found: Found) -> dict[int, RunSpread]:
+    """Return by step how runs of a method differ, over all methods. The base model, step 0, is not a run."""
+    steps = {step for by_step in found.policies.values() for step in by_step} - {0}
+    spreads = {
+        step: spread_of({name: by_step[step] for name, by_step in found.policies.items() if step in by_step}) for step in sorted(steps)
+    }
+    return {0: spread_of({})} | spreads
+
+
+def _statistics(
+    method: str, by_step: Mapping[int, BySeed], config: CompareConfig, spreads: Mapping[int, RunSpread]
+) -> tuple[MethodStatistics, ...]:
     asked = config.evaluation
     found = (
-        method_statistics(by_step[step], step=step, ks=asked.k, num_resamples=asked.resamples, seed=asked.seed) for step in sorted(by_step)
+        method_statistics(method, by_step[step], spreads[step], step=step, ks=asked.k, num_resamples=asked.resamples, seed=asked.seed)
+        for step in sorted(by_step)
     )
     return tuple(one for one in found if one is not None)
 
 
-def _differences(found: Found, config: CompareConfig, order: Sequence[str], step: int) -> Iterator[MethodDifference]:
+def _differences(found: Found, config: CompareConfig, order: Sequence[str], step: int, spread: RunSpread) -> Iterator[MethodDifference]:
     others = found.policies.get(config.baseline, {}).get(step)
     for method in order:
         by_seed = found.policies[method].get(step)
         if method in (BASE, config.baseline) or by_seed is None or others is None:
             continue
-        difference = _difference(method, by_seed, config, others, step)
+        difference = _difference(method, by_seed, config, others, step, spread)
         if difference is not None:
             yield difference
 
 
-def _base_difference(found: Found, config: CompareConfig, step: int) -> MethodDifference | None:
-    """Return the base model less the baseline: the same responses against the run of every seed."""
+def _base_difference(found: Found, config: CompareConfig, step: int, spread: RunSpread) -> MethodDifference | None:
+    """Return the base model less the baseline."""
     others = found.policies.get(config.baseline, {}).get(step)
-    base: ProblemOutcomes | None = found.policies.get(BASE, {}).get(0, {}).get(0)
+    base = found.policies.get(BASE, {}).get(0)
     if base is None or others is None or step == 0:
         return None
-    return _difference(BASE, dict.fromkeys(others, base), config, others, step)
+    return _difference(BASE, base, config, others, step, spread)
 
 
-def _difference(method: str, by_seed: BySeed, config: CompareConfig, others: BySeed, step: int) -> MethodDifference | None:
+def _difference(
+    method: str, by_seed: BySeed, config: CompareConfig, others: BySeed, step: int, spread: RunSpread
+) -> MethodDifference | None:
     asked = config.evaluation
     return method_difference(
-        method, by_seed, config.baseline, others, step=step, ks=asked.k, num_resamples=asked.resamples, seed=asked.seed
+        method, by_seed, config.baseline, others, spread, step=step, ks=asked.k, num_resamples=asked.resamples, seed=asked.seed
     )
 
 

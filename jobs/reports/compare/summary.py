@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from jobs.analysis.methods import AREA, MEASURES, DifferenceTest, MethodDifference, MethodStatistics
+from jobs.analysis.seeds import RunSpread
 from jobs.analysis.trained import TrainedRun
 from jobs.compare_config import CompareConfig
 from jobs.reports.report import TextTable
 from jobs.reports.text import at, count, interval, interval_sentence, notes_on_intervals, one_line, spread
 
-FEW_SEEDS = 5
 TABLE_KS, CONSOLE_KS = 8, 4
 DIGITS = {"distinct answers": 1, "entropy": 2, "tokens": 1, "cut off": 2}
 
@@ -99,15 +99,24 @@ def spending_table(runs: Sequence[TrainedRun], last: Mapping[str, MethodStatisti
 
 
 def summary_sentences(
-    differences: Sequence[MethodDifference], base: MethodDifference | None, config: CompareConfig, step: int
+    differences: Sequence[MethodDifference], base: MethodDifference | None, config: CompareConfig, step: int, spread: RunSpread
 ) -> tuple[str, ...]:
-    """Return the result first, then what was measured."""
+    """Return the result first, then what was measured and how far runs of a method differ."""
     asked, num = config.evaluation, len(differences)
     each = f"the policies of step {step}" if step else "the base model"
     seeds = f"{count(len(config.seeds), 'seed')} of each method"
     what = f"Compared: {each}, {asked.problems} problems, {asked.samples} samples of each, {seeds}."
     found = [_sentence(one, num) for one in differences] + ([_sentence(base, 0)] if base is not None else [])
-    return (*found, what)
+    return (*found, what, *_spread_sentence(spread, asked.samples))
+
+
+def _spread_sentence(spread: RunSpread, max_k: int) -> Iterator[str]:
+    deviation_C = spread.standard_deviation_C
+    if deviation_C is None:
+        return
+    measured = [f"{deviation_C[k - 1]:.2f} at pass@{k}" for k in dict.fromkeys((1, max_k))]
+    freedom = f"{count(spread.degrees, 'degree')} of freedom"
+    yield f"Runs of one method differ by {' and '.join(measured)} (standard deviation between seeds, {freedom})."
 
 
 def _sentence(one: MethodDifference, num_methods: int) -> str:
@@ -168,11 +177,8 @@ def _notes(
         yield f"Not finished: {num_evaluated} of {num_expected} evaluations are there, and numbers of single seeds may be missing."
     for name, why in failures.items():
         yield f"{name} failed: {one_line(why)}"
-    seeds = len(config.seeds)
-    if seeds == 1:
-        yield "One seed: intervals are over problems alone, and say nothing about another run of the same method."
-    elif seeds < FEW_SEEDS:
-        yield f"Intervals over {seeds} seeds are somewhat too short where runs of a method differ much."
+    if not any(len(one.seeds) > 1 for steps in statistics.values() for one in steps):
+        yield "No method has runs of two seeds: intervals are over problems alone, and say nothing about another run of a method."
     problems = min((one.num_problems for steps in statistics.values() for one in steps), default=0)
     if problems < config.evaluation.problems and statistics:
         yield f"Some problems had no response that could be scored; the smallest number of problems behind a mean is {problems}."

@@ -51,7 +51,8 @@ def _method_row(method: str, one: MethodStatistics) -> Row:
 
 
 def _difference_row(one: MethodDifference) -> Row:
-    row: Row = {"method": one.method, "against": one.against, "step": one.step, "seeds": len(one.seeds), "problems": one.num_problems}
+    row: Row = {"method": one.method, "against": one.against, "step": one.step}
+    row |= {"seeds": len(one.seeds), "against seeds": len(one.against_seeds), "problems": one.num_problems}
     for k in one.ks:
         row |= _cells(f"pass@{k}", one.pass_at_k.at(k))
     for k in one.ks:

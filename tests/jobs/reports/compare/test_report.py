@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def test_the_base_model_stands_among_the_methods_and_outside_the_correction(tmp_
     report, page = write(tmp_path, {"grpo": 0.2, "other": 0.2}, settings("grpo", "other"))
     assert list(report.last) == ["base", "grpo", "other"]
     assert [one.method for one in report.differences] == ["other"]
-    assert report.base_difference is not None and report.base_difference.seeds == (0, 1, 2)
+    assert report.base_difference is not None and report.base_difference.seeds == (0,)
+    assert report.base_difference.against_seeds == (0, 1, 2)
     assert report.base_difference.tests["pass@1"].adjusted_p == report.base_difference.tests["pass@1"].p
     assert "correction" not in report.summary[0], "one method needs none"
     assert "base" in page.text
@@ -69,10 +71,11 @@ def test_the_base_model_stands_among_the_methods_and_outside_the_correction(tmp_
 
 def test_one_seed_and_few_problems_are_said_to_be_so(tmp_path: Path) -> None:
     report, _ = write(tmp_path, {"grpo": 0.0, "other": 0.2}, settings("grpo", "other", seeds=(7,)))
-    assert any(note.startswith("One seed: intervals are over problems alone") for note in report.notes)
+    assert any(note.startswith("No method has runs of two seeds: intervals are over problems alone") for note in report.notes)
     assert "1 seed of each method" in report.summary[-1]
     report, _ = write(tmp_path, {"grpo": 0.0, "other": 0.2}, settings("grpo", "other"))
-    assert any("Intervals over 3 seeds are somewhat too short" in note for note in report.notes)
+    said = r"Runs of one method differ by 0\.\d\d at pass@1 and 0\.\d\d at pass@8 \(.*, 4 degrees of freedom\)\."
+    assert re.fullmatch(said, report.summary[-1])
 
 
 def test_a_comparison_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
