@@ -148,7 +148,8 @@ def _refuse_unknown_keys(values: dict[str, Any], model: type[BaseModel], root: t
 def _read_toml(path: str) -> dict[str, Any]:
     file = path_of(path)
     if not file.is_file():
-        known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.toml"))) or "none in ./configs"
+        beside = [one for one in file.parent.glob("*.toml") if one.name != "pyproject.toml"]
+        known = ", ".join(sorted(map(str, beside or Path("configs").glob("*.toml")))) or "none in ./configs"
         raise UserError(f"config file {path} does not exist (there are: {known})")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))
