@@ -108,7 +108,7 @@ def gradient_of(learner: PolicyLearner, batch: pa.RecordBatch) -> tuple[dict[str
     optimiser: Any = learner._optimiser
     found: dict[str, Tensor] = {}
 
-    def record() -> float:
+    def record(share: float = 1.0) -> float:
         found.update(
             {name: master.grad for name, master in zip(optimiser._names, optimiser._masters, strict=True) if master.grad is not None}
         )

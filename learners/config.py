@@ -235,7 +235,10 @@ class OptimiserConfig(BaseModel):
     lr: float = Field(2e-5, gt=0)
     """The learning rate after warm-up."""
     warmup_steps: int = Field(2, ge=0)
-    """The number of optimiser steps over which the learning rate rises linearly to `lr`. It is constant afterwards."""
+    """The number of optimiser steps over which the learning rate rises linearly to `lr`."""
+    decay_steps: int = Field(0, ge=0)
+    """The number of steps at the end of a run over which the learning rate falls linearly towards 0 (docs/learner.md).
+    With 0 it is constant. A run that is continued with more steps has the whole rate again until its new end."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """Decay rates of AdamW's running means of the gradient and of its square."""
     weight_decay: float = Field(0.0, ge=0)

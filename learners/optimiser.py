@@ -24,9 +24,19 @@ from learners.sharding import full_tensor, shard_of
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
+def share_of_rate(step: int, *, total_steps: int, decay_steps: int) -> float:
+    """Return the share of the learning rate that step `step` (from 0) of a run of `total_steps` has. Over the last
+    `decay_steps` it falls linearly, and would be 0 in the step after the last: the trapezoid of arXiv:2405.18392, which
+    needs no plan for the steps before. More steps than the run has are all of it. It is 1 in a step beyond the total,
+    and without decay."""
+    left = total_steps - step
+    return min(1.0, left / (min(decay_steps, total_steps) + 1)) if decay_steps and left > 0 else 1.0
+
+
 class MasterAdamW:
-    """AdamW with linear warm-up and clipping by the full gradient's norm. Parameters of float32 or wider are their own
-    masters. If they are the shards of a rank (`learners.fsdp`), masters, gradients and moments are shards too."""
+    """AdamW with linear warm-up, decay, and clipping by the full gradient's norm. Parameters of float32 or wider are
+    their own masters. If they are the shards of a rank (`learners.fsdp`), masters, gradients and moments are shards
+    too."""
 
     def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], config: OptimiserConfig) -> None:
         self._config = config
@@ -60,16 +70,17 @@ class MasterAdamW:
 
         return parameter.register_post_accumulate_grad_hook(move_gradient)
 
-    def learning_rate(self) -> float:
-        """Return the learning rate of the next step."""
+    def learning_rate(self, share: float = 1.0) -> float:
+        """Return the learning rate of the next step, of which a decay leaves `share`."""
         warmup = self._config.warmup_steps
-        return self._config.lr * min(1.0, (self.num_steps + 1) / warmup) if warmup else self._config.lr
+        return share * self._config.lr * (min(1.0, (self.num_steps + 1) / warmup) if warmup else 1.0)
 
     @torch.no_grad()
-    def step(self) -> float | None:
-        """Apply the summed gradients and clear them. Returns the gradient's global norm before clipping. Without any
-        gradient (no group had signal) it takes no step and returns None; weights and moments stay as they are. Raises
-        FloatingPointError on a gradient that is not finite, with nothing applied."""
+    def step(self, share: float = 1.0) -> float | None:
+        """Apply the summed gradients with `share` of the learning rate (`share_of_rate`), and clear them. Returns the
+        gradient's global norm before clipping. Without any gradient (no group had signal) it takes no step and returns
+        None; weights and moments stay as they are. Raises FloatingPointError on a gradient that is not finite, with
+        nothing applied."""
         gradients = [master.grad for master in self._masters if master.grad is not None]
         if not gradients:
             return None
@@ -78,7 +89,7 @@ class MasterAdamW:
             self.clear()
             raise FloatingPointError(f"the gradient norm of optimiser step {self.num_steps + 1} is {norm}; nothing was applied")
         torch.nn.utils.clip_grads_with_norm_(self._masters, self._config.max_grad_norm, torch.tensor(norm))
-        self.last_learning_rate = self.learning_rate()
+        self.last_learning_rate = self.learning_rate(share)
         for group in self._adamw.param_groups:
             group["lr"] = self.last_learning_rate
         self._adamw.step()

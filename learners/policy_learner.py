@@ -42,7 +42,7 @@ from learners.losses import LossInputs, policy_loss
 from learners.methods import estimated_advantages, require_methods
 from learners.metrics import StepStatistics, lag_metrics, late_metrics, reward_metrics
 from learners.mismatch import MismatchMonitor
-from learners.optimiser import MasterAdamW
+from learners.optimiser import MasterAdamW, share_of_rate
 from learners.packing import Branch, GroupTokens, PackedTokens, PassCost, micro_batches, pack, prefix_tree
 from learners.ranks import OneRank, Ranks, in_lockstep, own_part
 from learners.sharding import Deferred, full_tensors
@@ -68,14 +68,17 @@ class PolicyLearner:
         device: str = "cpu",
         reuse_snapshot_buffer: bool = False,
         ranks: Ranks | None = None,
+        total_steps: int = 0,
     ) -> None:
         """With `reuse_snapshot_buffer` a snapshot is valid only until the next one, which is right if each is
-        serialized at once, as Ray does. Raises ExtensionError for a method that cannot be used."""
+        serialized at once, as Ray does. `total_steps` are those of the run, at whose end the learning rate decays; 0:
+        it does not. Raises ExtensionError for a method that cannot be used."""
         require_methods(config)
         torch.set_num_threads(resolve_threads(config.threads))
         if device == "cpu":
             keep_freed_memory()
         self._config = config
+        self._total_steps = total_steps
         self._temperature = temperature
         self._group_size = group_size
         self._device = torch.device(device)
@@ -206,7 +209,7 @@ class PolicyLearner:
             output = policy_loss(inputs, loss)
             output.loss.backward()
             statistics.add(inputs, output, entropy_N.detach(), tokens.version_N, num_computed=packed.num_tokens)
-        return self._optimiser.step()
+        return self._optimiser.step(share_of_rate(self.version, total_steps=self._total_steps, decay_steps=self._config.decay_steps))
 
     def _restrained(self, lookup: TokenLookup, part: MiniBatch, advantage_R: Tensor, statistics: StepStatistics) -> TokenLookup:
         """Return the lookup with the tokens of `part` that are restrained. Every rank makes the same choice."""

@@ -131,6 +131,7 @@ class TrainingComponents:
             "temperature": config.sampling.temperature,
             "group_size": config.responses_per_prompt,
             "device": _device(config.learner.num_gpus),
+            "total_steps": config.steps,
             "weight_transfer": config.rollout.weight_transfer,
             "kept_versions": config.max_policy_lag + 1,
             "kept_every": config.evaluation.every,

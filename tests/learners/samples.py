@@ -141,7 +141,7 @@ class GradientRecorder:
     def num_steps(self) -> int:
         return len(self.gradients)
 
-    def step(self) -> float:
+    def step(self, share: float = 1.0) -> float:
         self.gradients.append(gradients(self._model))
         self._model.zero_grad()
         return 1.0

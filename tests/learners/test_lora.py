@@ -73,7 +73,7 @@ class AdapterGradients:
         self._learner = learner
         self.gradient: dict[str, Tensor] = {}
 
-    def step(self) -> float:
+    def step(self, share: float = 1.0) -> float:
         assert all(p.grad is None for p in self._learner._model.parameters() if not p.requires_grad), "the frozen model has a gradient"
         self.gradient = {name: parameter.grad.clone() for name, parameter in adapters_of(self._learner).items()}
         return 1.0

@@ -89,7 +89,7 @@ class Bench:
         self.last_learning_rate, self.num_steps = 0.0, 0
         self._gradient: dict[str, Tensor] = {}
 
-    def step(self) -> float:
+    def step(self, share: float = 1.0) -> float:
         self._gradient = gradients(self.model)
         self.model.zero_grad()
         return 1.0

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from learners.config import OptimiserConfig
-from learners.optimiser import MasterAdamW
+from learners.optimiser import MasterAdamW, share_of_rate
 
 DTYPES = [torch.bfloat16, torch.float32]
 
@@ -130,6 +130,24 @@ def test_the_learning_rate_rises_linearly_and_then_stays() -> None:
 def test_without_warm_up_the_first_step_has_the_whole_learning_rate() -> None:
     _, optimiser = make_scalar(lr=0.5, warmup_steps=0)
     assert optimiser.learning_rate() == 0.5
+
+
+def test_a_share_of_the_learning_rate_is_a_share_of_the_move() -> None:
+    model, optimiser = make_scalar(lr=0.5, warmup_steps=2)
+    backward(model, {"weight": torch.ones(1, 1)})
+    optimiser.step(0.5)
+    assert optimiser.last_learning_rate == 0.5 * 0.25
+    assert 1.0 - optimiser.state_dict()["master/weight"].item() == pytest.approx(0.125, rel=1e-4)
+
+
+def test_the_rate_falls_over_the_last_steps_to_the_last_but_0() -> None:
+    def shares(total_steps: int, decay_steps: int) -> list[float]:
+        return [share_of_rate(step, total_steps=total_steps, decay_steps=decay_steps) for step in range(6)]
+
+    assert shares(6, 3) == [1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert shares(6, 0) == [1.0] * 6
+    assert shares(0, 3) == [1.0] * 6, "no total is known"
+    assert shares(3, 10) == [0.75, 0.5, 0.25, 1.0, 1.0, 1.0], "a decay over the whole run, and steps beyond it"
 
 
 @pytest.mark.parametrize(("max_norm", "applied"), [(1.0, [0.6, 0.8]), (5.5, [3.0, 4.0])])

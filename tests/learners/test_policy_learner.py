@@ -199,6 +199,16 @@ def test_equal_rewards_that_are_no_binary_fraction_are_no_signal(tiny_model: str
     assert (report.metrics["groups/without_signal"], report.metrics["learner/optimiser_steps"]) == (1.0, 0.0)
 
 
+def test_the_rate_decays_at_the_end_of_the_run_and_counts_versions(tiny_model: str) -> None:
+    """A step without a gradient counts as well."""
+    config = LearnerConfig(lr=1e-3, warmup_steps=0, decay_steps=2, dtype="float32", advantage=PLAIN)
+    learner = PolicyLearner(tiny_model, config, temperature=TEMPERATURE, group_size=GROUP_SIZE, total_steps=4)
+    signal = make_group(0, [5], [[6], [7], [8, 9], [10]], [1.0, 0.0, 0.0, 0.0])
+    none = make_group(0, [5], [[6], [7], [8, 9], [10]], [1.0] * 4)
+    rates = [learner.step(batch).metrics.get("learner/lr", 0.0) for batch in (signal, none, signal, signal)]
+    assert rates == pytest.approx([1e-3, 0.0, 2e-3 / 3, 1e-3 / 3])
+
+
 def test_what_a_step_without_an_optimiser_step_cannot_say_is_left_out_after_one_that_could(tiny_model: str) -> None:
     learner = make_learner(tiny_model, advantage=PLAIN)
     without = make_group(0, [5], [[6], [7], [8, 9], [10]], [1.0] * 4)
