@@ -21,7 +21,7 @@ from jobs.analysis.methods import (
     with_correction,
 )
 from jobs.analysis.seeds import RunSpread
-from jobs.analysis.trained import TrainedRun
+from jobs.analysis.trained import OnlineStatistics, TrainedRun, online_statistics
 from jobs.compare_config import BASE, CompareConfig
 from jobs.directory.atomic import replacing
 from jobs.reports.compare.plots import difference_figure, learning_figure, overview_figure, passk_figure, style_by_method, training_figure
@@ -30,6 +30,7 @@ from jobs.reports.compare.summary import (
     efficiency_table,
     method_table,
     notes,
+    online_table,
     spending_table,
     summary_sentences,
     test_table,
@@ -85,6 +86,8 @@ class CompareReport(Report):
     """The base model less the baseline; no method, so it is no part of the correction."""
     policies: tuple[Row, ...]
     """One for each evaluated policy: the numbers of single runs."""
+    online: Mapping[str, OnlineStatistics]
+    """By method: the second half of the steps, while it trained."""
     runs: tuple[TrainedRun, ...]
     failures: Mapping[str, str]
     confidence: float = 0.95
@@ -108,6 +111,7 @@ class CompareReport(Report):
             "tests": test_table(self.all_differences),
             "measures": difference_table(self.all_differences),
             "efficiency": efficiency_table(self.all_differences),
+            "online": online_table(self.online),
             "spending": spending_table(self.runs, self.last),
             "runs": _runs_table(self.runs),
             "policies": _policies_table(self.policies),
@@ -145,6 +149,9 @@ def write_report(found: Found, config: CompareConfig, directory: Path, *, failur
         differences=differences,
         base_difference=base_difference,
         policies=tuple(policy_rows({name: found.policies[name] for name in order}, ks)),
+        online=online_statistics(
+            found.runs, config.baseline, steps=step, num_resamples=config.evaluation.resamples, seed=config.evaluation.seed
+        ),
         runs=found.runs,
         failures=dict(failures),
         num_resamples=config.evaluation.resamples,

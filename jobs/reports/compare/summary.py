@@ -8,7 +8,7 @@ import numpy as np
 
 from jobs.analysis.methods import AREA, MEASURES, DifferenceTest, MethodDifference, MethodStatistics
 from jobs.analysis.seeds import RunSpread
-from jobs.analysis.trained import TrainedRun
+from jobs.analysis.trained import ONLINE, OnlineStatistics, TrainedRun
 from jobs.compare_config import CompareConfig
 from jobs.reports.report import TextTable
 from jobs.reports.text import at, count, interval, interval_sentence, notes_on_intervals, one_line, spread
@@ -96,6 +96,20 @@ def spending_table(runs: Sequence[TrainedRun], last: Mapping[str, MethodStatisti
     return TextTable(
         headings=("method", "runs", "steps", "tokens of a run", "seconds of a run", "tokens of an evaluated response"), rows=rows
     )
+
+
+def online_table(online: Mapping[str, OnlineStatistics]) -> TextTable:
+    """Return how the methods did while they trained, and their differences to the baseline."""
+    rows = [
+        (
+            method,
+            str(one.num_runs),
+            *(interval(one.means[name]) for name in ONLINE),
+            *(interval(one.differences.get(name), sign=True) for name in ONLINE),
+        )
+        for method, one in online.items()
+    ]
+    return TextTable(headings=("method", "runs", *ONLINE, *(f"{name}, difference" for name in ONLINE)), rows=rows)
 
 
 def summary_sentences(

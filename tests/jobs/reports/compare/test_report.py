@@ -114,6 +114,18 @@ def test_what_was_spent_is_reported(tmp_path: Path) -> None:
     assert "seconds of a run" in page.text
 
 
+def test_it_says_how_the_methods_did_while_they_trained(tmp_path: Path) -> None:
+    """The single step of every run is less than the five that are compared, and then all of them."""
+    gains = {"grpo": 0.0, "other": 0.0}
+    report, page = write(tmp_path, gains, settings(*gains))
+    assert not report.online and "While it trained" not in page.text
+    records = [{"step": 1, "reward/pass@1": 0.5, "reward/pass@K": 0.75, "policy/entropy": 1.0}]
+    runs = tuple(trained_run(records * 5, name=name, method=name, seed=0) for name in gains)
+    report = write_report(Found(policies=found(gains).policies, runs=runs, num_expected=7), settings(*gains), tmp_path, failures={})
+    assert report.page_values()["online"].rows[1] == ("other", "1", "0.50", "0.75", "1.00", "+0.00", "+0.00", "+0.00")
+    assert "While it trained" in Text((tmp_path / "report.html").read_text()).text
+
+
 def test_the_same_results_give_the_same_files(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write(tmp_path / name, {"grpo": 0.0, "other": 0.1}, settings("grpo", "other"))
