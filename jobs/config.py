@@ -239,11 +239,11 @@ class RunConfig(BaseModel):
     def _ties_can_happen(self) -> Self:
         advantage = self.learner.advantage
         reads = facts.facts_of(facts.ESTIMATORS, advantage.estimator).reads or ()
-        waits_for_ties = self.bonus.enabled and advantage.beta and advantage.combine == "ties" and "combine" in reads
+        waits_for_ties = self.bonus.enabled and advantage.beta and advantage.combine in ("ties", "positive_ties") and "combine" in reads
         if waits_for_ties and self.learner.loss.kl.where == "reward":
             raise ValueError(
-                'learner.loss.kl.where = "reward" contradicts learner.advantage.combine = "ties": with a divergence in the reward no two '
-                'are equal, and the bonus would never enter: set combine to "advantage", or where to "loss"'
+                f'learner.loss.kl.where = "reward" contradicts learner.advantage.combine = "{advantage.combine}": with a divergence in '
+                'the reward no two are equal, and the bonus would never enter: set combine to "advantage", or where to "loss"'
             )
         return self
 

@@ -47,7 +47,7 @@ def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageCo
     """Return advantages (G, K), float64:
 
         combine = "reward" (arXiv:2510.11686, §4):   A = normalise(alpha·r + beta·b)
-        combine = "advantage" or "ties" (ours):      A = normalise(alpha·r) + bonus_part
+        all other values of combine (ours):          A = normalise(alpha·r) + bonus_part
 
     normalise is one of NORMALISERS. A NaN reward marks a response that could not be scored. It is left out of all
     statistics and gets advantage 0. A group with fewer than two scored responses gets advantage 0 throughout. With
@@ -72,20 +72,26 @@ def group_advantages(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageCo
 def bonus_part(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageConfig) -> Tensor:
     """Return what the bonuses add to advantages that were made of rewards alone (G, K), float64:
 
-        combine = "advantage":   beta·(b − mean(b))
-        combine = "ties":        beta·(b − mean(b)) / (std(b) + 1e-6) in a group whose rewards are all equal, else 0
-        combine = "reward":      0, because the bonuses are in the rewards
+        combine = "advantage":       beta·(b − mean(b))
+        combine = "ties":            beta·(b − mean(b)) / (std(b) + 1e-6) in a group whose rewards are all equal, else 0
+        combine = "positive_ties":   the same where it is above 0, else 0
+        combine = "reward":          0, because the bonuses are in the rewards
 
     Mean and standard deviation are always those of the group's scored responses. "ties" is ours. It is what the
     published setting comes to for a small beta: there the bonus hardly changes a group with unequal rewards, and has
-    unit variance in one with equal rewards (docs/algorithm.md). Here it has a scale, and goes with any estimator."""
+    unit variance in one with equal rewards (docs/algorithm.md). Here it has a scale, and goes with any estimator.
+
+    A common right answer has a negative part in "ties", on every token of it. "positive_ties" leaves it alone: rare
+    right answers gain, and nothing is pushed away from what is right. The parts of a group then sum up to more than 0,
+    which is right where all of its answers are, as with the gate "group_has_correct"."""
     scored_GK, bonus_GK = ~torch.isnan(rewards_GK), bonuses_GK.to(torch.float64)
     if config.combine == "advantage":
         return mean(config.beta * bonus_GK, scored_GK)
     if config.combine == "reward":
         return torch.zeros_like(bonus_GK)
     is_tied_G1 = ~mean(torch.nan_to_num(rewards_GK.to(torch.float64)), scored_GK).any(-1, keepdim=True)
-    return config.beta * std(bonus_GK, scored_GK) * is_tied_G1
+    part_GK = config.beta * std(bonus_GK, scored_GK) * is_tied_G1
+    return part_GK.clamp(min=0.0) if config.combine == "positive_ties" else part_GK
 
 
 def mean(values_GK: Tensor, scored_GK: Tensor) -> Tensor:

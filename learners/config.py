@@ -19,7 +19,7 @@ from learners.threads import Threads
 SurrogateName = Annotated[str, AfterValidator(Known(*SURROGATES))]
 CorrectionName = Annotated[str, AfterValidator(Known(*CORRECTIONS))]
 EstimatorName = Annotated[str, AfterValidator(Known(*ESTIMATORS))]
-Combine = Literal["reward", "advantage", "ties"]
+Combine = Literal["reward", "advantage", "ties", "positive_ties"]
 Normalise = Literal["std", "mean", "leave_one_out", "batch", "group_mean_batch_std"]
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 SequenceRatio = Literal["product", "geometric"]
@@ -50,6 +50,7 @@ class AdvantageConfig(BaseModel):
     all equal, and nothing elsewhere. "reward" (the paper): alpha·reward + beta·bonus takes the place of the reward. In
     a group whose rewards are all equal, "std" then scales the bonus alone up to unit variance, however small beta is.
     So "ties" is "reward" for a small beta, with a scale and for any estimator; "maxrl" and "pass_at_k" refuse "reward".
+    "positive_ties": as "ties", but 0 where that is below 0, so no right answer is made less likely for being common.
     "advantage": beta·(bonus − group mean) is added to what the estimator makes of the rewards. Rewards of many values
     are seldom all equal, so "advantage" is for them."""
     alpha: float = Field(1.0, ge=0)

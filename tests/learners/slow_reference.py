@@ -217,9 +217,10 @@ def bonus_part(rewards: Rewards, bonuses: Bonuses, config: AdvantageConfig) -> l
         if len(scored) < 2 or config.combine == "reward":
             return [0.0] * len(group)
         scale = config.beta
-        if config.combine == "ties":
+        if config.combine in ("ties", "positive_ties"):
             scale = config.beta / (deviation(scored) + 1e-6) if len(set(known(group))) == 1 else 0.0
-        return [0.0 if x is None else scale * (y - average(scored)) for x, y in zip(group, bonus, strict=True)]
+        least = 0.0 if config.combine == "positive_ties" else -math.inf
+        return [0.0 if x is None else max(least, scale * (y - average(scored))) for x, y in zip(group, bonus, strict=True)]
 
     return [of_group(*pair) for pair in zip(rewards, bonuses, strict=True)]
 

@@ -83,7 +83,7 @@ def test_leaving_out_equals_a_smaller_group() -> None:
     rewards_GK, bonuses_GK = draw(4, 1, 4), draw(5, 1, 4)
     with_hole_GK = rewards_GK.clone()
     with_hole_GK[0, 3] = NAN
-    for combine in ("reward", "advantage", "ties"):
+    for combine in ("reward", "advantage", "ties", "positive_ties"):
         found_GK = advantages(with_hole_GK, bonuses_GK, combine=combine)
         torch.testing.assert_close(found_GK[:, :3], advantages(rewards_GK[:, :3], bonuses_GK[:, :3], combine=combine), rtol=1e-12, atol=0.0)
 
@@ -91,7 +91,7 @@ def test_leaving_out_equals_a_smaller_group() -> None:
 @pytest.mark.parametrize("rewards", [[1.0, NAN, NAN], [NAN, NAN, NAN], [1.0]])
 def test_a_group_with_fewer_than_two_scores_has_no_advantage(rewards: list[float]) -> None:
     bonuses_GK = draw(6, 1, len(rewards))
-    for combine in ("reward", "advantage", "ties"):
+    for combine in ("reward", "advantage", "ties", "positive_ties"):
         assert not advantages(torch.tensor([rewards]), bonuses_GK, combine=combine, beta=1.0).any()
 
 

@@ -80,6 +80,18 @@ def test_ties_worked_by_hand() -> None:
     torch.testing.assert_close(found_GK, torch.tensor([[2 / 3, -1 / 3, -1 / 3], [-0.3, 0.0, 0.3]]).double(), rtol=5e-6, atol=1e-12)
 
 
+def test_positive_ties_take_nothing_from_what_is_common() -> None:
+    """Six copies of a right answer and two of another: bonuses of 1/m − 1/8, deviation 0.154. The contrast of the
+    second group stays whole."""
+    bonuses_GK = torch.tensor([[1 / 6 - 1 / 8] * 6 + [1 / 2 - 1 / 8] * 2, [1.0] + [0.0] * 7])
+    rewards = [[1.0] * 8, [1.0] + [0.0] * 7]
+    both_GK = advantages(rewards, bonuses_GK, combine="ties", normalise="mean")
+    found_GK = advantages(rewards, bonuses_GK, combine="positive_ties", normalise="mean")
+    torch.testing.assert_close(both_GK[0], torch.tensor([-0.5401] * 6 + [1.6202] * 2).double(), rtol=0.0, atol=1e-4)
+    torch.testing.assert_close(found_GK[0], torch.tensor([0.0] * 6 + [1.6202] * 2).double(), rtol=0.0, atol=1e-4)
+    assert torch.equal(found_GK[1], both_GK[1])
+
+
 # --- against the slow reference --------------------------------------------------------------------------------------
 
 
@@ -88,7 +100,7 @@ def bonus(combine: str, beta: float) -> Tensor:
     return torch.tensor(slow.bonus_part(REWARDS, BONUSES.tolist(), config), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("combine", ["advantage", "ties"])
+@pytest.mark.parametrize("combine", ["advantage", "ties", "positive_ties"])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_maxrl_is_that_of_the_slow_reference(combine: str, beta: float) -> None:
     for rewards in (REWARDS, [[None if x is None else 0.7 * x + 0.1 for x in group] for group in REWARDS]):
@@ -101,7 +113,7 @@ def test_maxrl_is_that_of_the_slow_reference(combine: str, beta: float) -> None:
 
 
 @pytest.mark.parametrize("k", range(1, 6))
-@pytest.mark.parametrize("combine", ["advantage", "ties"])
+@pytest.mark.parametrize("combine", ["advantage", "ties", "positive_ties"])
 def test_pass_at_k_is_the_mean_over_all_subsets_that_hold_the_response(k: int, combine: str) -> None:
     """The reference draws every subset. With k = 5 only the groups with five scores have one."""
     found_GK = advantages(REWARDS, BONUSES, estimator="pass_at_k", pass_k=k, combine=combine, beta=0.3)
@@ -110,7 +122,7 @@ def test_pass_at_k_is_the_mean_over_all_subsets_that_hold_the_response(k: int, c
     )
 
 
-@pytest.mark.parametrize("combine", ["advantage", "ties", "reward"])
+@pytest.mark.parametrize("combine", ["advantage", "ties", "positive_ties", "reward"])
 @pytest.mark.parametrize("normalise", ["std", "mean", "batch"])
 @pytest.mark.parametrize("rarity", [0.4, 1.0])
 def test_uniqueness_is_a_weight_on_what_the_slow_reference_normalises(combine: str, normalise: str, rarity: float) -> None:
@@ -175,7 +187,7 @@ def test_where_all_answers_differ_uniqueness_changes_nothing_and_where_all_are_e
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-@pytest.mark.parametrize("combine", ["advantage", "ties"])
+@pytest.mark.parametrize("combine", ["advantage", "ties", "positive_ties"])
 def test_a_group_of_equal_rewards_has_the_advantage_of_its_bonus_alone(name: str, combine: str) -> None:
     rewards = [[1.0] * 5, [0.0] * 5] * 3
     config = AdvantageConfig.model_validate({"combine": combine, "beta": 0.3})
@@ -186,7 +198,7 @@ def test_a_group_of_equal_rewards_has_the_advantage_of_its_bonus_alone(name: str
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-@pytest.mark.parametrize("combine", ["advantage", "ties"])
+@pytest.mark.parametrize("combine", ["advantage", "ties", "positive_ties"])
 def test_without_a_bonus_beta_and_combine_change_no_bit(name: str, combine: str) -> None:
     off_GK = advantages(REWARDS, BONUSES, estimator=name, beta=0.0)
     assert torch.equal(advantages(REWARDS, estimator=name, combine=combine, beta=0.5), off_GK)
