@@ -11,6 +11,7 @@ from learners.allocator import keep_freed_memory
 if sys.argv[1] == "keeping":
     keep_freed_memory()
 libc = ctypes.CDLL(None)
+libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault is then a page of 4 KiB, whatever the machine's setting
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
