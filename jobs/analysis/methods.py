@@ -117,7 +117,7 @@ def method_statistics(
         num_problems=rows_SP.shape[1],
         ks=listed,
         pass_at_k=_curve(curve_ks(max_k, listed), value_C, samples_BC),
-        area=_area(max_k, value_C, samples_BC),
+        area=estimate(*_weighted(area_weights(max_k), value_C, samples_BC)),
         measures=_measures(max_k, value_C, samples_BC),
     )
 
@@ -196,21 +196,21 @@ def _tested(max_k: int) -> dict[str, FloatArray]:
     return {f"pass@{k}": unit_KK[k - 1] for k in (1, max_k)} | {AREA: area_weights(max_k)}
 
 
-def _test(weights_K: FloatArray, value_C: FloatArray, samples_BC: FloatArray | None) -> DifferenceTest:
+def _weighted(weights_K: FloatArray, value_C: FloatArray, samples_BC: FloatArray | None) -> tuple[float, FloatArray | None]:
+    """Return a weighted sum of pass@1 … pass@K, and its resamples."""
     num = len(weights_K)
-    samples_B = None if samples_BC is None else samples_BC[:, :num] @ weights_K
+    return float(value_C[:num] @ weights_K), None if samples_BC is None else samples_BC[:, :num] @ weights_K
+
+
+def _test(weights_K: FloatArray, value_C: FloatArray, samples_BC: FloatArray | None) -> DifferenceTest:
+    value, samples_B = _weighted(weights_K, value_C, samples_BC)
     p = two_sided_p(samples_B)
-    return DifferenceTest(difference=estimate(float(value_C[:num] @ weights_K), samples_B), p=p, adjusted_p=p)
+    return DifferenceTest(difference=estimate(value, samples_B), p=p, adjusted_p=p)
 
 
 def _curve(ks: Sequence[int], value_C: FloatArray, samples_BC: FloatArray | None) -> Curve:
     places = np.asarray(ks) - 1
     return curve(ks, value_C[places], None if samples_BC is None else samples_BC[:, places])
-
-
-def _area(max_k: int, value_C: FloatArray, samples_BC: FloatArray | None) -> Estimate:
-    weights_K = area_weights(max_k)
-    return estimate(float(value_C[:max_k] @ weights_K), None if samples_BC is None else samples_BC[:, :max_k] @ weights_K)
 
 
 def _measures(max_k: int, value_C: FloatArray, samples_BC: FloatArray | None) -> dict[str, Estimate | None]:
