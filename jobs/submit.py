@@ -148,17 +148,12 @@ def prepare(
         python=python,
         command=f"jobs.train {shlex.quote(config_path)}{settings} --set run_dir={shell_path(chosen, run)}",
         resumes=bool(earlier),
-        env_vars={**job_environment(config, environment), **_code_version(commit)},
+        env_vars=job_environment(config, environment),
         metadata={
             **{"app": APP, "kind": TRAIN, "run": run, "storage": chosen, "python": python},
             **{"config": config_path, "config_hash": config_hash(config), "commit": commit},
         },
     )
-
-
-def _code_version(commit: str) -> dict[str, str]:
-    """Return what tells the tracker "wandb" the commit: the package has no .git."""
-    return {} if commit == "unknown" else {"WANDB_GIT_COMMIT": commit}
 
 
 def config_hash(config: RunConfig) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 
 from buffers.paths import require_utf8
 from jobs.configuration.user_error import UserError
+from jobs.directory.code_version import UNKNOWN
 
 MAX_BYTES = 500 << 20
 """Ray's own bound for a working directory, here applied before compression."""
@@ -121,7 +122,7 @@ def commit(root: Path) -> str:
     """Return the commit that is checked out, with "-dirty" where files differ from it; "unknown" outside git and before
     the first commit."""
     head = _git(root, "rev-parse", "--verify", "--quiet", "--short=12", "HEAD", may_fail=True).strip() if _is_in_git(root) else ""
-    return head + ("-dirty" if _git(root, "status", "--porcelain") else "") if head else "unknown"
+    return head + ("-dirty" if _git(root, "status", "--porcelain") else "") if head else UNKNOWN
 
 
 def mib(size: float) -> str:

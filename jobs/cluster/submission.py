@@ -11,7 +11,7 @@ from pathlib import Path
 from jobs.cluster.package import Package, mib
 from jobs.cluster.remote import Cluster
 from jobs.config import RunConfig
-from jobs.directory.code_version import COMMIT
+from jobs.directory.code_version import COMMIT, UNKNOWN
 
 STOP_WAIT_S = (60, 600)
 """The least and most seconds from SIGTERM to SIGKILL of a stopped job, which ends a step and writes a checkpoint."""
@@ -28,7 +28,7 @@ class Submission:
     command: str
     """The module and its arguments, quoted for a shell."""
     resumes: bool
-    env_vars: Mapping[str, str]
+    env_vars: dict[str, str]
     metadata: Mapping[str, str]
 
     @property
@@ -52,6 +52,11 @@ def job_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[s
     return variables | {name: environment[name] for name in ("HF_HUB_OFFLINE",) if name in environment}
 
 
+def commit_environment(commit: str) -> dict[str, str]:
+    """Return the variables that tell a job, whose package has no .git, and the tracker "wandb" the commit."""
+    return {COMMIT: commit} | ({} if commit == UNKNOWN else {"WANDB_GIT_COMMIT": commit})
+
+
 def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapping[str, Path]) -> None:
     """Print what is sent, send it, and start the job."""
     with tempfile.TemporaryDirectory() as directory:
@@ -69,6 +74,6 @@ def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapp
         cluster.submit(
             job_id=submission.job_id,
             entrypoint=submission.entrypoint,
-            runtime_env={"working_dir": str(archive), "env_vars": {**submission.env_vars, COMMIT: submission.metadata["commit"]}},
+            runtime_env={"working_dir": str(archive), "env_vars": submission.env_vars | commit_environment(submission.metadata["commit"])},
             metadata=dict(submission.metadata),
         )

@@ -9,6 +9,7 @@ import pytest
 
 from jobs import submit as command
 from jobs.cluster.remote import Cluster, Job
+from jobs.cluster.submission import commit_environment
 from jobs.config import RunConfig, load_config
 from jobs.configuration.user_error import UserError
 from tests.jobs.runs_fixture import FakeClient, add_run
@@ -215,9 +216,9 @@ def test_a_config_from_elsewhere_is_sent_along(tree, tmp_path, client, sent, cap
     assert "far.toml is not in the package and sent along as submitted/far.toml" in capsys.readouterr().out
 
 
-def test_the_commit_goes_along_for_trackers_where_it_is_known():
-    assert prepared(commit="abc").env_vars["WANDB_GIT_COMMIT"] == "abc"
-    assert "WANDB_GIT_COMMIT" not in prepared(commit="unknown").env_vars
+def test_the_commit_goes_along_with_every_job_and_to_trackers_where_it_is_known():
+    assert commit_environment("abc") == {"REPEXP_COMMIT": "abc", "WANDB_GIT_COMMIT": "abc"}
+    assert commit_environment("unknown") == {"REPEXP_COMMIT": "unknown"}
 
 
 @pytest.mark.parametrize("by_flag", [False, True])

@@ -248,12 +248,13 @@ def test_a_bonus_by_import_path_is_compared_like_any_other(tiny_model: str, tmp_
 def test_killed_at_any_point_it_ends_with_the_same_report(
     finished: tuple[Path, list[str]], tiny_model: str, tmp_path: Path, kills: Sequence[int]
 ) -> None:
+    """A moment that was drawn may lie behind the end of what was left to do."""
     file = write_comparison(tmp_path, tiny_model)
     output = ""
     for moment in (*kills, 0):
         done = start(file, *([str(moment)] if moment else []))
         output += done.stdout
-        assert done.returncode == (-9 if moment else 0), done.stderr[-3000:]
+        assert done.returncode == (-9 if moment else 0) or (done.returncode == 0 and kills is not KILLS), done.stderr[-3000:]
     assert without_times(report_of(file)) == without_times(report_of(finished[0]))
     lines = output.splitlines()
     sampled = Counter(line for line in lines if line.startswith("sampled "))
