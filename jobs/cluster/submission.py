@@ -28,7 +28,7 @@ class Submission:
     command: str
     """The module and its arguments, quoted for a shell."""
     resumes: bool
-    env_vars: dict[str, str]
+    env_vars: Mapping[str, str]
     metadata: Mapping[str, str]
 
     @property
@@ -74,6 +74,9 @@ def send(cluster: Cluster, submission: Submission, package: Package, extra: Mapp
         cluster.submit(
             job_id=submission.job_id,
             entrypoint=submission.entrypoint,
-            runtime_env={"working_dir": str(archive), "env_vars": submission.env_vars | commit_environment(submission.metadata["commit"])},
+            runtime_env={
+                "working_dir": str(archive),
+                "env_vars": {**submission.env_vars, **commit_environment(submission.metadata["commit"])},
+            },
             metadata=dict(submission.metadata),
         )

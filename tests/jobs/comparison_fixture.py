@@ -131,7 +131,7 @@ class InProcess:
         config, models, _ = evaluate.resolve(evaluate.values_of(options), source="the comparison")
         with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out") as directory:
             pins = PinnedModels(directory.path)
-            pinned = pins.pin(models[0])
+            pinned = pins.known(models[0].name) or pins.pin(models[0])
             store = CandidateStore(directory.path, config.model_dump(mode="json"), file=SAMPLES, key=MODEL_AND_PROBLEM)
             self._sample(config, pinned.label, pinned.path, store, command.name)
             pins.release()
@@ -146,6 +146,8 @@ class InProcess:
         problems = list(itertools.islice(task.problems(config.split), config.problems))
         finished = store.finished()
         waiting = [problem for problem in problems if (label, problem.problem_id) not in finished]
+        if not waiting:
+            return  # the copy of the policy may be released already
         worker = RolloutWorker(
             worker_id="rollout-0", run_id="evaluate", model=path, config=config.rollout, sampling=config.sampling, seed=config.seed
         )
