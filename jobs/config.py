@@ -264,13 +264,15 @@ class RunConfig(BaseModel):
     def _rewards_suit_the_estimator(self) -> Self:
         advantage = self.learner.advantage
         rewards = facts.facts_of(facts.ESTIMATORS, advantage.estimator).rewards
-        penalties = {"format_penalty": self.reward.format_penalty, "overlong_tokens": self.reward.overlong_tokens}
-        for key, value in penalties.items():
-            if value and rewards != "any":
-                raise ValueError(
-                    f'reward.{key} = {value} contradicts learner.advantage.estimator = "{advantage.estimator}": its rewards must be '
-                    f"{rewards}: set {key} to 0"
-                )
+        contradicts = f'contradicts learner.advantage.estimator = "{advantage.estimator}": its rewards must be {rewards}: set'
+        if self.reward.format_penalty and rewards != "any":
+            raise ValueError(f"reward.format_penalty = {self.reward.format_penalty} {contradicts} format_penalty to 0")
+        suits = {"any": True, "at least 0": self.reward.stays_at_least_0, "0 or 1": self.reward.stays_0_or_1}[rewards]
+        if not suits:
+            raise ValueError(
+                f"reward.overlong_tokens = {self.reward.overlong_tokens} {contradicts} overlong_tokens to 0, or overlong_tokens and "
+                'overlong_penalty to 1 and overlong_of to "correct"'
+            )
         if advantage.estimator == "pass_at_k" and advantage.pass_k > self.responses_per_prompt:
             raise ValueError(
                 f"learner.advantage.pass_k = {advantage.pass_k} exceeds responses_per_prompt = {self.responses_per_prompt}: a group then "

@@ -5,8 +5,8 @@
         verdict = task.verify(problem, generate(task.prompt(problem)))
     task.problem("train", 1_000_000)   # any problem of a stream, at the cost of one
 
-Both splits are endless. Problem i of a split depends on (seed, split, i) and the configuration only. A hash of the text
-says which questions only "test" has, so the splits share no question (`ArithmeticConfig.held_out_share`)."""
+The splits are endless. Problem i of a split depends on (seed, split, i) and the configuration only. A hash of the text
+says to which split a question belongs, so that the splits share none (`tasks.data.held_out`)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from pydantic import Field, model_validator
 from tasks.answers import last_number, last_word
 from tasks.base import Problem, Section, Task, TaskError, Verdict, judge
 from tasks.data.draws import below
+from tasks.data.held_out import require_split, split_of
 
 __all__ = ["WORDS", "Arithmetic", "ArithmeticConfig", "ArithmeticWeights", "QuestionKind"]
 
-SPLITS = ("train", "test")
 _MAX_DRAWS = 100_000
 _MAX_OPERAND = 10**9
 _T = TypeVar("_T")
@@ -81,9 +81,9 @@ class ArithmeticConfig(Section):
     count_max: int = Field(default=2, ge=1, le=4)
     """Largest count asked for. Counts 1..count_max are equally frequent where a word has such a letter, so that a
     constant guess does not pay."""
-    held_out_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the distinct questions that only "test" asks and "train" never does, whatever the seed. At 0 the splits
-    differ by seed only, and both then ask the same questions where there are few, as of one-digit sums."""
+    held_out_share: float = Field(default=0.1, ge=0, lt=0.5)
+    """Share of the distinct questions that only "test" asks, whatever the seed. "dev" gets as many, "train" the rest.
+    At 0 the splits differ by seed only, and all ask the same questions where there are few, as of one-digit sums."""
     number_instruction: str = "Answer with the number only."
     """Ends every question whose answer is a number. It is part of the question, hence of the problem id."""
     word_instruction: str = "Answer with the word only."
@@ -103,23 +103,23 @@ class Arithmetic(Task):
     deadline_s: float = 2.0
 
     def __init__(self, config: ArithmeticConfig, seed: int) -> None:
-        """Raise TaskError if the configuration has no question at all for one of the splits."""
+        """Raise TaskError if the configuration has no question at all for "train" or "test"."""
         self._config = config
         self._seed = seed
         weights = {kind: float(getattr(config.weights, kind)) for kind in QuestionKind}
         self._kinds = tuple(kind for kind in QuestionKind if weights[kind] > 0)
         self._cumulative_weights = tuple(accumulate(weights[kind] for kind in self._kinds))
-        for split in SPLITS:
+        for split in ("train", "test"):
             self.problem(split, 0)
 
     def problems(self, split: str) -> Iterator[Problem]:
-        """Return the endless stream of `split`. Raises TaskError for a split other than "train" and "test"."""
-        _check_split(split)
+        """Return the endless stream of `split`. Raises TaskError for a split that is not one of SPLITS."""
+        require_split(self.name, split)
         return (self.problem(split, index) for index in count())
 
     def problem(self, split: str, index: int) -> Problem:
         """Return problem `index` of `split` without making those before it."""
-        _check_split(split)
+        require_split(self.name, split)
         if index < 0:
             raise ValueError(f"problem index {index} is negative")
         kind, question = self._draw(split, index)
@@ -149,21 +149,12 @@ class Arithmetic(Task):
             drawn = bisect(self._cumulative_weights, rng.random() * self._cumulative_weights[-1])
             kind = self._kinds[min(drawn, len(self._kinds) - 1)]  # rounding can reach the upper end
             question = MAKERS[kind](rng, self._config)
-            if self._config.held_out_share == 0 or self._is_held_out(question) is (split == "test"):
+            if self._config.held_out_share == 0 or split_of(question.text, self._config.held_out_share) == split:
                 return kind, question
         raise TaskError(
             f"no question for split '{split}' in {_MAX_DRAWS} draws with held_out_share {self._config.held_out_share}: "
             "too few distinct questions; raise the difficulty, or set held_out_share to 0"
         )
-
-    def _is_held_out(self, question: Question) -> bool:
-        """Decide by the text alone, so that every run holds out the same questions."""
-        return int.from_bytes(_digest(question.text, 8), "big") < self._config.held_out_share * 2**64
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise TaskError(f"arithmetic has no split '{split}', only {' and '.join(SPLITS)}")
 
 
 def _digest(text: str, num_bytes: int) -> bytes:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -21,11 +21,14 @@ from jobs.configuration.user_error import EXIT_FAILED, UserError, refusing
 from jobs.plan import available_memory_gib
 from jobs.processes.failures import NAMED_FAILURES, details, reason
 from jobs.processes.prompts import PromptLook
-from jobs.screens.terminal import say
+from jobs.screens.terminal import say, terminal
 from learners.model_check import ModelFacts
 from learners.models import ModelError
 from tasks.base import Task
 from tasks.stream import is_endless
+
+MAX_REPEATS = 1000
+"""So many drawn questions in turn that came before are taken as the end of all that there are."""
 
 Result = TypeVar("Result")
 
@@ -39,14 +42,34 @@ class Stopped(Exception):
 
 
 def problems_of(task: Task, split: str, num: int) -> list[Problem]:
-    """Return the first `num` problems of a split, or all of them for 0. Raises UserError for a split without problems
-    and for all problems of an endless split; TaskError where the task cannot read them."""
+    """Return the first `num` problems of a split, or all of them for 0. A drawn question counts once, and where there
+    are fewer than `num` a warning is printed. Raises UserError for a split without problems and for all problems of an
+    endless split; TaskError where the task cannot read them."""
     if num == 0 and is_endless(task):
         raise UserError(f"problems = 0 asks for the whole split '{split}', but task {task.name} has no end: give --problems N")
-    problems = list(itertools.islice(task.problems(split), num or None))
+    found = task.problems(split)
+    problems = list(itertools.islice(distinct(found) if is_endless(task) else found, num or None))
     if not problems:
         raise UserError(f"task {task.name} has no problems in split '{split}'")
+    if len(problems) < num and is_endless(task):
+        say(terminal(), f"warning: split '{split}' of task {task.name} has only {len(problems)} different questions, {num} were asked for")
     return problems
+
+
+def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Return the problems without those whose question came before. A question twice would count as two problems, and
+    an interval over problems would be too short. It ends after `MAX_REPEATS` questions in turn that came before."""
+    seen: set[str] = set()
+    repeats = 0
+    for problem in problems:
+        if problem.question in seen:
+            repeats += 1
+            if repeats == MAX_REPEATS:
+                return
+            continue
+        repeats = 0
+        seen.add(problem.question)
+        yield problem
 
 
 def usable_of(problems: Sequence[Problem], unusable: Collection[str]) -> list[Problem]:

@@ -146,6 +146,14 @@ def test_what_a_run_has_must_suit_the_estimator() -> None:
                 learner=learner, reward={key: value}
             )
         RunConfig.model_validate({"learner": learner})
+        counts_if_it_ends = {"overlong_tokens": 1, "overlong_of": "correct", "overlong_penalty": 1.0}
+        RunConfig.model_validate({"learner": learner, "reward": counts_if_it_ends})
+        assert 'set overlong_tokens to 0, or overlong_tokens and overlong_penalty to 1 and overlong_of to "correct"' in refusal(
+            learner=learner, reward={**counts_if_it_ends, "overlong_penalty": 1.5}
+        )
+    half = {"overlong_tokens": 1, "overlong_of": "correct", "overlong_penalty": 0.5}
+    RunConfig.model_validate({"learner": {"advantage": {"estimator": "maxrl"}}, "reward": half})
+    assert "its rewards must be 0 or 1" in refusal(learner={"advantage": {"estimator": "pass_at_k"}}, reward=half)
     many = {"advantage": {"estimator": "pass_at_k", "pass_k": 5}}
     assert "learner.advantage.pass_k = 5 exceeds responses_per_prompt = 4" in refusal(learner=many, responses_per_prompt=4)
 

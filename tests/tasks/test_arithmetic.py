@@ -47,7 +47,7 @@ def test_any_problem_of_a_stream_is_read_without_those_before_it() -> None:
 
 
 def test_ids_never_repeat_within_and_across_splits() -> None:
-    ids = [problem.problem_id for split in ("train", "test") for problem in first(MIXED, split, 2000)]
+    ids = [problem.problem_id for split in ("train", "dev", "test") for problem in first(MIXED, split, 2000)]
     assert len(set(ids)) == len(ids)
 
 
@@ -62,12 +62,13 @@ def test_first_problem_is_the_same_in_every_process() -> None:
     assert output.strip() == Arithmetic(ArithmeticConfig(), 0).problem("train", 0).problem_id == "arithmetic/train/000000-39e42a14"
 
 
-def test_no_question_of_test_is_asked_in_train_whatever_the_seeds() -> None:
+def test_no_question_is_asked_in_two_splits_whatever_the_seeds() -> None:
     config = ArithmeticConfig(weights=ALL_KINDS)
     train = {bare(problem) for seed in (0, 1) for problem in first(Arithmetic(config, seed), "train", 5000)}
-    test = {bare(problem) for seed in (2, 3) for problem in first(Arithmetic(config, seed), "test", 1000)}
-    assert not train & test
-    assert 0.05 < len(test) / (len(train) + len(test)) < 0.2
+    dev = {bare(problem) for seed in (2, 3) for problem in first(Arithmetic(config, seed), "dev", 1000)}
+    test = {bare(problem) for seed in (4, 5) for problem in first(Arithmetic(config, seed), "test", 1000)}
+    assert not train & dev and not train & test and not dev & test
+    assert all(0.05 < len(held_out) / len(train | dev | test) < 0.2 for held_out in (dev, test))
 
 
 def test_without_held_out_questions_the_splits_still_differ() -> None:
@@ -82,7 +83,7 @@ def test_split_without_any_question_is_refused_at_once() -> None:
 
 @pytest.mark.parametrize("split", ["validation", ""])
 def test_unknown_split_is_refused_before_the_first_problem(split: str) -> None:
-    with pytest.raises(ValueError, match="train and test"):
+    with pytest.raises(ValueError, match="train, dev, test"):
         MIXED.problems(split)
 
 

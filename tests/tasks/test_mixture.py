@@ -111,8 +111,8 @@ def test_mixture_with_a_part_without_verifier_has_none() -> None:
 
 
 def test_error_of_a_part_is_raised_before_the_first_problem() -> None:
-    with pytest.raises(TaskError, match="part 'arithmetic': arithmetic has no split 'dev'"):
-        made(arithmetic={}, countdown={}).problems("dev")
+    with pytest.raises(TaskError, match="part 'arithmetic': task arithmetic: no split 'eval'"):
+        made(arithmetic={}, countdown={}).problems("eval")
     with pytest.raises(TaskError, match=r"part 'mine': task parquet: no data: set task\.mixture\.parts\.mine\.parquet\.path to a"):
         ProblemStream(made(arithmetic={}, mine={"name": "parquet"}), "train", 0)
     with pytest.raises(TaskError, match="part 'countdown': task countdown: no puzzle for split 'train'"):

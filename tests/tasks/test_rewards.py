@@ -43,6 +43,12 @@ def test_the_overlong_penalty_grows_over_the_last_tokens_to_its_full_size(num_to
     assert (terms.length, terms.total) == (penalty, 1.0 + penalty)
 
 
+@pytest.mark.parametrize("status", [status for status in VerdictStatus if status.is_scored])
+def test_where_only_correct_responses_lose_for_their_length_the_others_keep_what_they_have(status: VerdictStatus) -> None:
+    config = RewardConfig(overlong_tokens=4, overlong_penalty=2.0, overlong_of="correct")
+    assert reward_terms(verdict(status), 9, 10, config).length == (-1.5 if status is VerdictStatus.CORRECT else 0.0)
+
+
 @pytest.mark.parametrize("status", [VerdictStatus.TIMEOUT, VerdictStatus.ERROR])
 def test_what_could_not_be_scored_loses_and_gains_nothing(status: VerdictStatus) -> None:
     assert reward_terms(verdict(status), 10, 10, SHAPED) == RewardTerms(task=None, format=None, length=None)

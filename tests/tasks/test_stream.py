@@ -79,8 +79,8 @@ def test_endless_task_that_cannot_be_indexed_is_refused(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("task", [ListTask(3), make_task(TaskConfig())])
 def test_unknown_split_is_refused_at_the_latest_by_the_first_problem(task: Task) -> None:
-    with pytest.raises(ValueError, match="no split 'dev'"):
-        next(ProblemStream(task, "dev", 0))
+    with pytest.raises(ValueError, match="no split 'eval'"):
+        next(ProblemStream(task, "eval", 0))
 
 
 # ---- with a curriculum ----

@@ -1,0 +1,56 @@
+"""The problems that a job samples for."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.configuration.user_error import UserError
+from jobs.sampling.job import distinct, problems_of
+from tasks.arithmetic import Arithmetic, ArithmeticConfig, ArithmeticWeights
+from tasks.base import Problem, Task, Verdict, judge
+
+ONLY_EQUATIONS = ArithmeticWeights(sum=0, difference=0, product=0, equation=1)
+EQUATIONS = Arithmetic(ArithmeticConfig(weights=ONLY_EQUATIONS, equation_max=12), seed=0)
+FOUR = [Problem(task="list", problem_id=f"list/{row}", question=question, answer="1") for row, question in enumerate("abac")]
+
+
+class Listed(Task):
+    """Four rows of a file, two of which ask the same."""
+
+    name = "list"
+
+    def problems(self, split: str) -> Iterator[Problem]:
+        return iter(FOUR)
+
+    def verify(self, problem: Problem, response: str) -> Verdict:
+        return judge(response, problem.answer)
+
+
+def test_a_drawn_question_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+    problems = problems_of(EQUATIONS, "train", 100)
+    assert len({problem.question for problem in problems}) == 100
+    assert problems[:2] == [EQUATIONS.problem("train", 0), EQUATIONS.problem("train", 1)]
+    assert not capsys.readouterr().out
+
+
+def test_where_there_are_fewer_different_questions_they_are_taken_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    problems = problems_of(EQUATIONS, "test", 1000)
+    assert len(problems) == len({problem.question for problem in problems}) < 100
+    assert f"split 'test' of task arithmetic has only {len(problems)} different questions, 1000 were asked for" in capsys.readouterr().out
+
+
+def test_rows_of_a_file_stay_as_they_are() -> None:
+    assert problems_of(Listed(), "test", 0) == FOUR
+    assert problems_of(Listed(), "test", 3) == FOUR[:3]
+    assert list(distinct(FOUR)) == [FOUR[0], FOUR[1], FOUR[3]]
+
+
+def test_all_problems_of_an_endless_split_are_refused() -> None:
+    with pytest.raises(UserError, match="has no end: give --problems N"):
+        problems_of(EQUATIONS, "test", 0)
+
+
+def test_a_split_without_problems_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Listed, "problems", lambda self, split: iter(()))
+    with pytest.raises(UserError, match="no problems in split 'test'"):
+        problems_of(Listed(), "test", 3)
