@@ -8,6 +8,7 @@ from jobs.comparison.experiment import Experiment
 from jobs.configuration.toml_text import toml_text
 from jobs.directory.metrics import read_metrics
 from jobs.plan import UNKNOWN, evaluate_memory_gib, make_plan
+from jobs.reports.text import count
 
 
 def forecast(experiment: Experiment) -> list[str]:
@@ -24,8 +25,8 @@ def forecast(experiment: Experiment) -> list[str]:
     whole, left = len(experiment.runs) * hours[0] + len(evaluations) * hours[1], runs_left * hours[0] + evaluations_left * hours[1]
     return [
         *(f"{name}: {_changes(own)}{' (the baseline)' if name == config.baseline else ''}" for name, own in config.methods.items()),
-        f"runs: {len(experiment.runs)} ({len(config.methods)} methods x {len(config.seeds)} seeds) of {shared.steps} steps x "
-        f"{shared.responses_per_step} responses; {trained} are trained",
+        f"runs: {len(experiment.runs)} ({count(len(config.methods), 'method')} x {count(len(config.seeds), 'seed')}) "
+        f"of {shared.steps} steps x {shared.responses_per_step} responses; {trained} are trained",
         f"evaluations: {len(evaluations)} of {asked.problems} problems x {asked.samples} responses; {done} are done",
         f"tokens: at most {_millions(len(experiment.runs) * run_tokens)} in training, "
         f"{_millions(len(evaluations) * sampled)} in evaluations",
