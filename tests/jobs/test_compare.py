@@ -155,8 +155,19 @@ def test_every_method_of_every_comparison_can_be_trained(path: Path, tmp_path: P
 
 def test_the_quick_comparison_is_on_the_task_with_room() -> None:
     values = tomllib.loads((REPOSITORY / "configs/compare/quick.toml").read_text())
-    assert values["common"]["task"]["arithmetic"] == {"sum_max": 99, "difference_max": 99}
+    asked = tomllib.loads((REPOSITORY / values["config"]).read_text())["task"]["arithmetic"]
+    assert asked == {"sum_max": 99, "difference_max": 99} and "task" not in values["common"]
     assert {"grpo", "repexp", "default"} <= values["methods"].keys()
+
+
+def test_the_quick_comparison_can_be_made_of_equations(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their base is the policy of `make train`, for which the tiny model stands here."""
+    monkeypatch.chdir(REPOSITORY)
+    changes = ["config=configs/equations.toml", f"out={tmp_path / 'out'}", f"common.model={tiny_model}"]
+    experiment = resolve(load(CompareConfig, "configs/compare/quick.toml", changes), source="quick.toml")
+    assert {run.config.task.arithmetic.equation_max for run in experiment.runs} == {20}
+    assert {run.config.learner.decay_steps for run in experiment.runs} == {20}
+    assert tomllib.loads((REPOSITORY / "configs/equations.toml").read_text())["model"] == "runs/quickstart/policy"
 
 
 @pytest.mark.parametrize("flag", [("--at-once", "2"), ("--python", "/bin/python")])
