@@ -32,7 +32,7 @@ class RewardConfig(Section):
     overlong_of: Literal["all", "correct"] = "all"
     """Which responses lose it. With "all", a group without a right answer learns only to be short. With "correct" it
     learns nothing from length, and a right answer is worth most if it ends. Then an `overlong_penalty` of 1 with
-    `overlong_tokens` of 1 counts a right answer only if it ends."""
+    `overlong_tokens` of 1 counts a right answer only if it ends before the limit."""
 
     @property
     def is_shaped(self) -> bool:
