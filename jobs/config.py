@@ -264,11 +264,11 @@ class RunConfig(BaseModel):
     def _rewards_suit_the_estimator(self) -> Self:
         advantage = self.learner.advantage
         rewards = facts.facts_of(facts.ESTIMATORS, advantage.estimator).rewards
-        contradicts = f'contradicts learner.advantage.estimator = "{advantage.estimator}": its rewards must be {rewards}: set'
-        if self.reward.format_penalty and rewards != "any":
-            raise ValueError(f"reward.format_penalty = {self.reward.format_penalty} {contradicts} format_penalty to 0")
         suits = {"any": True, "at least 0": self.reward.stays_at_least_0, "0 or 1": self.reward.stays_0_or_1}[rewards]
         if not suits:
+            contradicts = f'contradicts learner.advantage.estimator = "{advantage.estimator}": its rewards must be {rewards}: set'
+            if self.reward.format_penalty:
+                raise ValueError(f"reward.format_penalty = {self.reward.format_penalty} {contradicts} format_penalty to 0")
             raise ValueError(
                 f"reward.overlong_tokens = {self.reward.overlong_tokens} {contradicts} overlong_tokens to 0, or overlong_tokens and "
                 'overlong_penalty to 1 and overlong_of to "correct"'

@@ -82,8 +82,8 @@ class ArithmeticConfig(Section):
     """Largest count asked for. Counts 1..count_max are equally frequent where a word has such a letter, so that a
     constant guess does not pay."""
     held_out_share: float = Field(default=0.1, ge=0, lt=0.5)
-    """Share of the distinct questions that only "test" asks, whatever the seed. "dev" gets as many, "train" the rest.
-    At 0 the splits differ by seed only, and all ask the same questions where there are few, as of one-digit sums."""
+    """Share of the distinct questions that only "test" asks, whatever the seed. "dev" gets as many, and "train" gets
+    the rest. At 0 the splits differ by seed only, and where there are few questions all ask the same ones."""
     number_instruction: str = "Answer with the number only."
     """Ends every question whose answer is a number. It is part of the question, hence of the problem id."""
     word_instruction: str = "Answer with the word only."

@@ -41,13 +41,13 @@ class RewardConfig(Section):
 
     @property
     def stays_at_least_0(self) -> bool:
-        """Whether no term takes a reward below 0 where the task's own are 1 if correct, and at least 0 else."""
-        return not self.overlong_tokens or (self.overlong_of == "correct" and self.overlong_penalty <= 1)
+        """Whether no term takes a reward below 0, if the task's own is 1 where correct and at least 0 elsewhere."""
+        return not self.is_shaped or (not self.format_penalty and self.overlong_of == "correct" and self.overlong_penalty <= 1)
 
     @property
     def stays_0_or_1(self) -> bool:
         """Whether rewards stay 0 or 1 where the task's own are."""
-        return not self.overlong_tokens or (self.stays_at_least_0 and self.overlong_penalty == self.overlong_tokens == 1)
+        return not self.is_shaped or (self.stays_at_least_0 and self.overlong_penalty == self.overlong_tokens == 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

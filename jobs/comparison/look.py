@@ -20,7 +20,7 @@ def look_at_runs(experiment: Experiment, warn: Callable[[str], None]) -> None:
     facts = policy_model(shared)
     task = make_task(shared.task)
     stream = ProblemStream(task, "train", shared.seed)
-    problems = [*stream.known(DRAWN), *problems_of(task, asked.split, asked.problems)]
+    problems = [*stream.known(DRAWN), *problems_of(task, asked.split, asked.problems, warn=warn)]
     seen = []
     for config in (shared, *(run.config for run in experiment.runs[: len(experiment.config.methods)])):
         require_trainable(facts, config)

@@ -133,7 +133,8 @@ def _looked_at(config: RunConfig, stream: ProblemStream, evaluation: TrainingEva
         stream.leave_out(look.may_pose)
     if evaluation is not None:
         evaluation.leave_out(fit.unusable)
-    return Start(model=facts.path, config=config.model_copy(update={"sampling": fit.sampling}), warnings=fit.warnings)
+    warnings = (*(evaluation.warnings if evaluation else ()), *fit.warnings)
+    return Start(model=facts.path, config=config.model_copy(update={"sampling": fit.sampling}), warnings=warnings)
 
 
 def _failure(run: RunDirectory, error: Exception) -> str:

@@ -46,11 +46,11 @@ from tasks.registry import make_task
 def run_evaluate(config: EvaluateConfig, models: Sequence[EvaluatedModel], base: EvaluatedModel | None) -> int:
     """Run the job and return its exit code. Raises one of `user_error.REFUSALS` before anything is touched."""
     task = _task(config)
-    problems = problems_of(task, config.split, config.problems)
+    console = terminal()
+    problems = problems_of(task, config.split, config.problems, warn=lambda text: say(console, f"warning: {text}"))
     everything = [*models, *([base] if base else [])]
     require_memory(evaluate_memory_gib(config, [model.model for model in models], base.model if base else None))
     prepare_environment(*(str(model.run.path) if model.run else model.model for model in everything))
-    console = terminal()
     problems, samplings = _looked_at(config, models, base, task, problems, console)
     with JobDirectory(config.out, config, changeable=CHANGEABLE_BETWEEN_STARTS, kind="the directory", option="--out DIR") as directory:
         session = EvaluateSession(config, task, problems, directory.path, console, samplings=samplings)

@@ -43,14 +43,14 @@ from tasks.registry import make_task
 
 def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
     """Run the job and return its exit code. Raises one of `user_error.REFUSALS` before anything is touched."""
-    task, problems = _problems(config, from_pools)
+    console = terminal()
+    task, problems = _problems(config, from_pools, console)
     old = None if from_pools is None else read_candidates(from_pools)
     needs_model = old is None or needs_encoder(config, old[1])
     if needs_model:
         check_model(config.model)
     require_memory(explore_memory_gib(config, sampling=old is None))
     prepare_environment(config.model)
-    console = terminal()
     model = ""
     sampling: SamplingConfig = config.sampling
     if needs_model:
@@ -66,11 +66,13 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
         return run_to_end(lambda: asyncio.run(work), console, directory.path, lambda: len(session.store.finished()))
 
 
-def _problems(config: ExploreConfig, from_pools: str | None) -> tuple[Task, list[Problem]]:
+def _problems(config: ExploreConfig, from_pools: str | None, console: Console) -> tuple[Task, list[Problem]]:
     task = make_task(config.task, config.verifier)
     if config.verify != "none" and not task.has_verifier:
         raise UserError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
-    return task, problems_of(task, config.split, config.problems) if from_pools is None else []
+    if from_pools is not None:
+        return task, []
+    return task, problems_of(task, config.split, config.problems, warn=lambda text: say(console, f"warning: {text}"))
 
 
 class ExploreSession:

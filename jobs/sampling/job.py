@@ -21,7 +21,7 @@ from jobs.configuration.user_error import EXIT_FAILED, UserError, refusing
 from jobs.plan import available_memory_gib
 from jobs.processes.failures import NAMED_FAILURES, details, reason
 from jobs.processes.prompts import PromptLook
-from jobs.screens.terminal import say, terminal
+from jobs.screens.terminal import say
 from learners.model_check import ModelFacts
 from learners.models import ModelError
 from tasks.base import Task
@@ -41,18 +41,19 @@ class Stopped(Exception):
         self.number = number
 
 
-def problems_of(task: Task, split: str, num: int) -> list[Problem]:
+def problems_of(task: Task, split: str, num: int, *, warn: Callable[[str], None]) -> list[Problem]:
     """Return the first `num` problems of a split, or all of them for 0. A drawn question counts once, and where there
-    are fewer than `num` a warning is printed. Raises UserError for a split without problems and for all problems of an
-    endless split; TaskError where the task cannot read them."""
-    if num == 0 and is_endless(task):
+    are fewer than `num` it warns. Raises UserError for a split without problems and for all problems of an endless
+    split; TaskError where the task cannot read them."""
+    is_drawn = is_endless(task)
+    if num == 0 and is_drawn:
         raise UserError(f"problems = 0 asks for the whole split '{split}', but task {task.name} has no end: give --problems N")
     found = task.problems(split)
-    problems = list(itertools.islice(distinct(found) if is_endless(task) else found, num or None))
+    problems = list(itertools.islice(distinct(found) if is_drawn else found, num or None))
     if not problems:
         raise UserError(f"task {task.name} has no problems in split '{split}'")
-    if len(problems) < num and is_endless(task):
-        say(terminal(), f"warning: split '{split}' of task {task.name} has only {len(problems)} different questions, {num} were asked for")
+    if is_drawn and len(problems) < num:
+        warn(f"split '{split}' of task {task.name} has only {len(problems)} different questions, {num} were asked for")
     return problems
 
 

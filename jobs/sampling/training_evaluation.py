@@ -34,7 +34,9 @@ class TrainingEvaluation:
         """Read the problems. Raises UserError for a split that the task does not have, or that is empty."""
         self._config, self._task = config, task
         self._settings, self._directory = settings, directory
-        self.problems = problems_of(task, config.split, config.problems)
+        self.warnings: list[str] = []
+        """What the person who starts the run should know of the problems."""
+        self.problems = problems_of(task, config.split, config.problems, warn=self.warnings.append)
 
     def leave_out(self, unusable: Collection[str]) -> None:
         """Do without the problems of these ids. Raises UserError where none are left."""

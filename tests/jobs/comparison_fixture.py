@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from jobs.reports.evaluate.report import write_report
 from jobs.sampling.candidates import CandidateStore
 from jobs.sampling.evaluated_models import PinnedModels
 from jobs.sampling.evaluator import Evaluator, EvaluatorSettings
+from jobs.sampling.job import problems_of
 from jobs.sampling.samples import MODEL_AND_PROBLEM, SAMPLES, read_responses
 from tasks.registry import make_task
 from tests.jobs.components_fixture import LocalRun
@@ -143,7 +143,7 @@ class InProcess:
 
     def _sample(self, config: EvaluateConfig, label: str, path: str, store: CandidateStore, name: str) -> None:
         task = make_task(config.task)
-        problems = list(itertools.islice(task.problems(config.split), config.problems))
+        problems = problems_of(task, config.split, config.problems, warn=print)
         finished = store.finished()
         waiting = [problem for problem in problems if (label, problem.problem_id) not in finished]
         if not waiting:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from jobs.directory.run_dir import POLICY_STEP, RunDirectory
 from jobs.processes.handles import LocalHandle
 from jobs.sampling.candidates import CandidateStore
 from jobs.sampling.evaluator import Evaluator, EvaluatorSettings
+from jobs.sampling.job import problems_of
 from jobs.sampling.samples import MODEL_AND_PROBLEM
 from tasks.config import TaskConfig
 from tasks.registry import make_task
@@ -47,7 +47,7 @@ class LocalEvaluate:
         directory.mkdir(exist_ok=True)
         self.store = CandidateStore(directory, {}, file="samples.parquet", key=MODEL_AND_PROBLEM)
         self.task = make_task(TaskConfig())
-        self.problems = list(itertools.islice(self.task.problems("test"), num_problems))
+        self.problems = problems_of(self.task, "test", num_problems, warn=print)
         self.verifier = CoinVerifier()
         self.usages: list[GroupUsage] = []
         self.on_finished: Callable[[], None] = lambda: None

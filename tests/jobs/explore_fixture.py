@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from jobs.explore_config import ExploreConfig
 from jobs.processes.handles import LocalHandle
 from jobs.sampling.candidates import CandidateStore, problem_of, split_by_problem
 from jobs.sampling.explorer import Explorer, Sources
+from jobs.sampling.job import problems_of
 from jobs.sampling.reselect import reselect
 from tasks.registry import make_task
 
@@ -60,7 +60,7 @@ class LocalExplore:
     def __init__(self, config: ExploreConfig) -> None:
         self.config = config
         self.task = make_task(config.task)
-        self.problems = list(itertools.islice(self.task.problems(config.split), config.problems))
+        self.problems = problems_of(self.task, config.split, config.problems, warn=print)
         directory = Path(config.out)
         directory.mkdir(parents=True, exist_ok=True)
         self.store = CandidateStore(directory, config.model_dump(mode="json"))

@@ -97,6 +97,14 @@ def training_evaluation(directory: Path, **config: object) -> TrainingEvaluation
     return TrainingEvaluation(values, make_task(TaskConfig()), SETTINGS, directory / "eval")
 
 
+def test_a_training_run_is_told_that_there_are_fewer_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run's console says it, as one JSON line where logs.format = "json"; nothing is printed past that."""
+    evaluation = training_evaluation(tmp_path, problems=1000)
+    asked = len(evaluation.problems)
+    assert evaluation.warnings == [f"split 'test' of task arithmetic has only {asked} different questions, 1000 were asked for"]
+    assert not training_evaluation(tmp_path).warnings and not capsys.readouterr().out
+
+
 def test_a_training_run_evaluates_the_version_it_began_with(tiny_model: str, tmp_path: Path) -> None:
     evaluation = training_evaluation(tmp_path)
     assert [step for step in range(5) if evaluation.is_due(step)] == [0, 2, 4]
