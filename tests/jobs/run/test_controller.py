@@ -951,21 +951,21 @@ def test_a_lost_learner_comes_back_from_its_newest_snapshot_and_trains_only_the_
 def test_with_wait_a_full_replay_holds_up_no_group_for_ever(config):
     """Replay has room for one step's groups, and the group that the learner waits for comes while others wait for room,
     which only a step makes."""
-    first_is_due = asyncio.Event()
+    one_waits, first_has_come = asyncio.Event(), asyncio.Event()
 
     async def around(name, method, args, proceed):
         if method == "insert" and run.books.held and len(run.books.held) >= PROMPTS:
+            one_waits.set()
             return InsertResult.FULL
         result = await proceed()
         if method == "generate" and args[0].group_id == 0:
-            while not run.books.waiting_for_room:
-                await asyncio.sleep(0.01)
-            first_is_due.set()
+            await one_waits.wait()
+            first_has_come.set()
         return result
 
     run = LocalRun(config(steps=6, max_policy_lag=2, late="wait"), around=around)
     assert run.train() == 6
-    assert first_is_due.is_set() and not run.admission.quarantined
+    assert first_has_come.is_set() and not run.admission.quarantined
 
 
 def test_a_worker_without_work_does_not_hide_a_standstill(config):
