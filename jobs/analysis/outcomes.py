@@ -7,7 +7,7 @@ problems, K = 1 … max_k, N responses to a problem."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from jobs.analysis.candidate_table import Candidates
 from jobs.analysis.majority import majority_curve
 from jobs.analysis.order_statistics import IntArray
 from jobs.analysis.pass_at_k import FloatArray, pass_at_k_curves
+from jobs.analysis.problem_counts import ProblemCounts, count
+
+LIKELIHOODS = ("entropy", "base_logprob", "base_loglikelihood", "base_logprob_correct")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,11 +74,16 @@ class ProblemOutcomes:
 def problem_outcomes(problems: Iterable[Candidates], *, max_k: int) -> ProblemOutcomes:
     """Return the outcomes of `problems`; of an iterator, one problem lies in memory at a time. Raises ValueError
     without problems, for responses without a verdict, and for more responses than `jobs.analysis.majority` takes."""
+    return outcomes_of(map(count, problems), max_k=max_k)
+
+
+def outcomes_of(problems: Iterable[ProblemCounts], *, max_k: int) -> ProblemOutcomes:
+    """Return the outcomes of problems that are counted. Raises ValueError as `problem_outcomes`."""
     problem_ids, rows, verdicts = [], [], Counter[str]()
-    for candidates in problems:
-        problem_ids.append(candidates.problem_id)
-        rows.append(_row(candidates, max_k))
-        verdicts.update(status.value for status in candidates.statuses if status is not None)
+    for counts in problems:
+        problem_ids.append(counts.problem_id)
+        rows.append(_row(counts, max_k))
+        verdicts.update(counts.verdicts)
     if not rows:
         raise ValueError("there are no problems to evaluate")
     known_verdicts = {status.value: verdicts[status.value] for status in VerdictStatus}
@@ -83,45 +91,31 @@ def problem_outcomes(problems: Iterable[Candidates], *, max_k: int) -> ProblemOu
     return ProblemOutcomes(problem_ids=tuple(problem_ids), verdicts=known_verdicts, **columns)
 
 
-def _row(candidates: Candidates, max_k: int) -> dict[str, Any]:
-    if not candidates.verified_N.all():
-        raise ValueError(f"not all responses to problem {candidates.problem_id} of task {candidates.task} have a verdict")
-    scored_N = np.array([status is not None and status.is_scored for status in candidates.statuses])
-    correct_N = candidates.correct_N
-    answers = [answer for answer, is_scored in zip(candidates.answers, scored_N, strict=True) if is_scored]
-    tokens_N, base_N = candidates.num_tokens_N, candidates.base_mean_logprob_N
+def _row(counts: ProblemCounts, max_k: int) -> dict[str, Any]:
     return {
-        "num_samples_P": candidates.size,
-        "num_scored_P": int(scored_N.sum()),
-        "num_correct_P": int(correct_N.sum()),
-        **_curves(answers, correct_N[scored_N], max_k),
-        "tokens_P": float(tokens_N.mean()),
-        "truncated_P": float(candidates.truncated_N.mean()),
-        "entropy_P": _entropy(candidates),
-        "base_logprob_P": _mean_of_known(base_N),
-        "base_loglikelihood_P": _mean_of_known(base_N * tokens_N),
-        "base_logprob_correct_P": _mean_of_known(base_N[correct_N]),
+        "num_samples_P": counts.num_samples,
+        "num_scored_P": counts.num_scored,
+        "num_correct_P": counts.num_correct,
+        **_curves(counts, max_k),
+        "tokens_P": counts.tokens,
+        "truncated_P": counts.truncated,
+        **{f"{name}_P": _or_nan(getattr(counts, name)) for name in LIKELIHOODS},
     }
 
 
-def _curves(answers: Sequence[str | None], correct_S: NDArray[np.bool_], max_k: int) -> dict[str, FloatArray]:
-    num = len(answers)
+def _curves(counts: ProblemCounts, max_k: int) -> dict[str, FloatArray]:
+    num = counts.num_scored
     if not num:
         return dict.fromkeys(("pass_PK", "majority_PK", "distinct_PK"), np.full(max_k, np.nan))
-    counts = list(Counter(answer for answer in answers if answer is not None).values())
+    answers = [answer for answer, times, _ in counts.answers for _ in range(times)]
+    correct_S = np.array([place < times_correct for _, times, times_correct in counts.answers for place in range(times)])
+    stated = [times for answer, times, _ in counts.answers if answer is not None]
     return {
-        "pass_PK": pass_at_k_curves([num], [int(correct_S.sum())], max_k)[0],
+        "pass_PK": pass_at_k_curves([num], [counts.num_correct], max_k)[0],
         "majority_PK": majority_curve(answers, correct_S, max_k),
-        "distinct_PK": pass_at_k_curves([num] * len(counts), counts, max_k).sum(axis=0) if counts else np.zeros(max_k),
+        "distinct_PK": pass_at_k_curves([num] * len(stated), stated, max_k).sum(axis=0) if stated else np.zeros(max_k),
     }
 
 
-def _entropy(candidates: Candidates) -> float:
-    known_N = ~np.isnan(candidates.mean_logprob_N)
-    num_tokens = candidates.num_tokens_N[known_N].sum()
-    return float(-(candidates.mean_logprob_N * candidates.num_tokens_N)[known_N].sum() / num_tokens) if num_tokens else np.nan
-
-
-def _mean_of_known(values: FloatArray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value

@@ -8,6 +8,7 @@ the base model.
     OUT/runs/      NAME: the directory of a run
     OUT/evaluations/   base and NAME@STEP: the directories of jobs.evaluate
     OUT/logs/      what the commands printed
+    OUT/results/   NAME.json and NAME@STEP.json: what a finished run or evaluation found (`jobs.comparison.results`)
 
 NAME is COMPARISON-METHOD-SEED. Each directory belongs to a command that a person could have typed, and that guards it:
 it takes one configuration, serves one process, and continues what was interrupted."""
@@ -34,6 +35,9 @@ from jobs.processes.environment import prepare_environment, require_placements
 from jobs.processes.methods import require_run_methods, require_sampling_methods
 
 EVALUATE = "evaluate"
+RESULTS = "results"
+CONFIG_KEY = "config"
+"""Of a file in RESULTS: the configuration that it is of."""
 REPORTED = "report.json"
 """The last file of an evaluation: it is there once all responses are."""
 GIVEN = ("run_dir", "seed", "steps", "evaluation")
@@ -54,9 +58,14 @@ class Evaluated:
     directory: Path
 
     @property
+    def result(self) -> Path:
+        """The file that keeps what was found."""
+        return self.directory.parents[1] / RESULTS / f"{self.name}.json"
+
+    @property
     def is_done(self) -> bool:
-        """Whether all responses are there and judged."""
-        return (self.directory / REPORTED).is_file()
+        """Whether all responses are there and judged, or were once."""
+        return (self.directory / REPORTED).is_file() or self.result.is_file()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +85,11 @@ class ComparedRun:
     def directory(self) -> RunDirectory:
         """The run's directory; nothing is made or locked."""
         return RunDirectory(self.config)
+
+    @property
+    def result(self) -> Path:
+        """The file that keeps what was found."""
+        return self.directory.path.parents[1] / RESULTS / f"{self.name}.json"
 
     @property
     def waiting(self) -> list[Evaluated]:
@@ -131,7 +145,7 @@ class Experiment:
 
     def write_files(self) -> None:
         """Write what the commands are given."""
-        for directory in ("configs", "runs", "evaluations", "logs"):
+        for directory in ("configs", "runs", "evaluations", "logs", RESULTS):
             (self.out / directory).mkdir(exist_ok=True)
         for run in self.runs:
             _write(self.run_file(run), run.values)
@@ -142,10 +156,12 @@ class Experiment:
         continue one, but what is done is not given to a command again."""
         for run in self.runs:
             if run.directory.has_begun():
-                _require_same(run.directory.path, run.config, CHANGEABLE_ON_RESUME)
+                _require_same_directory(run.directory.path, run.config, CHANGEABLE_ON_RESUME)
+            _require_same_kept(run.result, run.config, CHANGEABLE_ON_RESUME)
         for one in self.evaluations:
             config = self.evaluation.model_copy(update={"models": (one.model,)})
-            _require_same(one.directory, config, CHANGEABLE_BETWEEN_STARTS)
+            _require_same_directory(one.directory, config, CHANGEABLE_BETWEEN_STARTS)
+            _require_same_kept(one.result, self.evaluation, CHANGEABLE_BETWEEN_STARTS)
 
 
 def resolve(config: CompareConfig, *, source: str) -> Experiment:
@@ -238,11 +254,23 @@ def _require_equal(run: ComparedRun, shared: RunConfig, source: str) -> None:
             )
 
 
-def _require_same(directory: Path, config: RunConfig | EvaluateConfig, changeable: tuple[str, ...]) -> None:
-    file = directory / CONFIG
-    if file.is_file() and (changed := changed_keys(read_json(file), config, changeable)):
+def _require_same_directory(directory: Path, config: RunConfig | EvaluateConfig, changeable: tuple[str, ...]) -> None:
+    if (file := directory / CONFIG).is_file():
+        _require_same(directory, read_json(file), config, changeable)
+
+
+def _require_same_kept(file: Path, config: RunConfig | EvaluateConfig, changeable: tuple[str, ...]) -> None:
+    if file.is_file():
+        saved = read_json(file).get(CONFIG_KEY)
+        if not isinstance(saved, dict):
+            raise UserError(f"{file} is damaged: delete it, and what it is of is read, or done, again")
+        _require_same(file, saved, config, changeable)
+
+
+def _require_same(place: Path, saved: dict[str, Any], config: RunConfig | EvaluateConfig, changeable: tuple[str, ...]) -> None:
+    if changed := changed_keys(saved, config, changeable):
         raise UserError(
-            f"{directory} was begun with another configuration: {', '.join(changed[:3])}; choose another with --set out=DIR, or delete it"
+            f"{place} was begun with another configuration: {', '.join(changed[:3])}; choose another with --set out=DIR, or delete it"
         )
 
 

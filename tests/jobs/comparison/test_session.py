@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,44 @@ def test_what_is_finished_keeps_its_configuration(finished: tuple[Path, list[str
         compare(finished[0], "methods.repexp.learner.advantage.beta=2.0")
     with pytest.raises(UserError, match=r"base was begun with another configuration: samples \(4 -> 5\)"):
         compare(finished[0], "evaluation.samples=5")
+
+
+def moved(file: Path, to: Path) -> Path:
+    """Keep nothing of a comparison but its results, in another place; returns its file there."""
+    results = to / file.stem / "results"
+    results.parent.mkdir(parents=True)
+    shutil.copytree(file.parent / file.stem / "results", results)
+    shutil.copy(file.parent / file.stem / "config.json", results.parent)
+    return Path(shutil.copy(file, to / file.name))
+
+
+def test_results_alone_make_the_same_report_elsewhere(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    file = moved(finished[0], tmp_path / "elsewhere")
+    out = f"out={file.parent / 'small'}"
+    code, commands, experiment = compare(file, out)
+    assert (code, commands) == (0, [])
+    assert without_times(report_of(file)) == without_times(report_of(finished[0]))
+    assert sum(one.stat().st_size for one in (experiment.out / "results").iterdir()) < 13 * 20_000
+
+    (experiment.out / "results" / "small-repexp-1@2.json").unlink()
+    code, commands, _ = compare(file, out)
+    assert (code, commands) == (0, ["small-repexp-1", "small-repexp-1@2"]), "what has no result is done"
+    assert without_times(report_of(file)) == without_times(report_of(finished[0]))
+
+
+def test_results_speak_for_no_other_configuration_and_damaged_ones_are_named(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    file = moved(finished[0], tmp_path / "elsewhere")
+    out = f"out={file.parent / 'small'}"
+    with pytest.raises(UserError, match=r"small-repexp-0\.json was begun with another configuration: learner\.advantage\.beta"):
+        compare(file, out, "methods.repexp.learner.advantage.beta=2.0")
+    with pytest.raises(UserError, match=r"base\.json was begun with another configuration: samples \(4 -> 5\)"):
+        compare(file, out, "evaluation.samples=5")
+    kept = file.parent / "small" / "results" / "small-grpo-1@1.json"
+    record = json.loads(kept.read_text())
+    for damaged in ('{"config"', "[]", json.dumps({"found": record["found"]}), json.dumps({"config": record["config"], "found": [{}]})):
+        kept.write_text(damaged)
+        with pytest.raises(UserError, match=r"small-grpo-1@1\.json is damaged: delete it"):
+            compare(file, out)
 
 
 def test_a_run_without_checkpoints_is_not_trained_further(finished: tuple[Path, list[str]]) -> None:
