@@ -57,9 +57,10 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
     with run_directory as run:
         start_step = _start_step(run, resume)
         if start_step >= config.steps and run.policy_step == start_step:
-            print(
+            _say(
+                config,
                 f"{run.path} has all {config.steps} steps already: nothing to do. Train further with "
-                f"--set steps={start_step + 20}, or start again with --set run_dir=..."
+                f"--set steps={start_step + 20}, or start again with --set run_dir=...",
             )
             return 0
         with console_of(config, run.run_id) as console:
@@ -83,6 +84,14 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
 def console_of(config: RunConfig, run_id: str) -> RunConsole:
     """Return what the run says things to, as `logs.format` asks for."""
     return JsonConsole(run_id, config.steps) if config.logs.format == "json" else RunConsole(f"repexp {run_id}", config.steps)
+
+
+def _say(config: RunConfig, text: str) -> None:
+    """Say one line where no console is up."""
+    if config.logs.format == "json":
+        console_of(config, RunDirectory(config).run_id).note(text)
+    else:
+        print(text)
 
 
 def _problem_stream(config: RunConfig) -> ProblemStream:
@@ -124,7 +133,7 @@ class Start:
 def _looked_at(config: RunConfig, stream: ProblemStream, evaluation: TrainingEvaluation | None) -> Start:
     """Look at the model and at the prompts of all problems, and have those left out that are to be. Raise UserError."""
     if model_here(config.model) is None:
-        print(f"model {config.model}: loading (the embedded model is unpacked once, about 20 s)")
+        _say(config, f"model {config.model}: loading (the embedded model is unpacked once, about 20 s)")
     facts = policy_model(config)
     with refusing(ModelError):
         look = PromptLook(facts, config.prompt, config.sampling, stream.task.prompt)

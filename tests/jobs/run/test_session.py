@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from buffers.replay import ReplayTooSmall
-from jobs.config import RunConfig
+from jobs.config import LogsConfig, RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.directory.events import EventKind
 from jobs.directory.run_dir import RunDirectory
 from jobs.processes.failures import details
-from jobs.run.session import TrainSession, console_of, run_session
+from jobs.run.session import TrainSession, _say, console_of, run_session
 from learners.checkpoint import CheckpointManager
 
 
@@ -108,6 +108,15 @@ def test_logs_as_json_lines_have_the_warnings_and_events_of_the_run(tmp_path: Pa
         ("mine", "info", "checkpoint"),
         ("mine", "warning", "a disk is full"),
     ]
+
+
+def test_what_is_said_before_a_console_is_up_is_a_json_line_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig.model_validate({"run_dir": str(tmp_path / "mine"), "logs": {"format": "json"}})
+    _say(config, "model x: loading")
+    record = json.loads(capsys.readouterr().out)
+    assert (record["run"], record["message"]) == ("mine", "model x: loading")
+    _say(config.model_copy(update={"logs": LogsConfig()}), "model x: loading")
+    assert capsys.readouterr().out == "model x: loading\n"
 
 
 def test_a_replay_too_small_for_what_a_checkpoint_holds_needs_no_traceback() -> None:
