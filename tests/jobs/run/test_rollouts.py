@@ -381,12 +381,12 @@ def test_a_group_that_costs_too_many_workers_is_dropped():
 
 def test_a_group_may_take_as_long_as_it_grows():
     async def scenario() -> None:
-        async with Scene(workers=1, lanes=1, group_timeout_s=0.05) as scene:
+        async with Scene(workers=1, lanes=1, group_timeout_s=0.5) as scene:
             scene.submit(0)
             worker = await scene.until_given(0)
             for _ in range(20):
                 await worker.sample(1)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
             worker.finish(0)
             await scene.until(lambda: scene.done)
             assert worker.times_given[0] == 1 and scene.drops == scene.losses == []
