@@ -4,8 +4,7 @@
 
 The project centers a response by the mean of its group, also where P remembers the whole run. A response is then new
 where it differs from its group in a way in which responses of the run seldom differed from theirs. Around one center it
-is new where no response of the run, to any problem, has been. `configs/compare/centering.toml` compares the two, and
-docs/algorithm.md has what was found.
+is new where no response of the run, to any problem, has been. `configs/compare/centering.toml` compares the two.
 """
 
 from typing import Any

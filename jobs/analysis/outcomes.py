@@ -19,9 +19,7 @@ from jobs.analysis.candidate_table import Candidates
 from jobs.analysis.majority import majority_curve
 from jobs.analysis.order_statistics import IntArray
 from jobs.analysis.pass_at_k import FloatArray, pass_at_k_curves
-from jobs.analysis.problem_counts import ProblemCounts, count
-
-LIKELIHOODS = ("entropy", "base_logprob", "base_loglikelihood", "base_logprob_correct")
+from jobs.analysis.problem_counts import OPTIONAL, ProblemCounts, count
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,7 +97,7 @@ def _row(counts: ProblemCounts, max_k: int) -> dict[str, Any]:
         **_curves(counts, max_k),
         "tokens_P": counts.tokens,
         "truncated_P": counts.truncated,
-        **{f"{name}_P": _or_nan(getattr(counts, name)) for name in LIKELIHOODS},
+        **{f"{name}_P": _or_nan(getattr(counts, name)) for name in OPTIONAL},
     }
 
 
@@ -107,9 +105,10 @@ def _curves(counts: ProblemCounts, max_k: int) -> dict[str, FloatArray]:
     num = counts.num_scored
     if not num:
         return dict.fromkeys(("pass_PK", "majority_PK", "distinct_PK"), np.full(max_k, np.nan))
-    answers = [answer for answer, times, _ in counts.answers for _ in range(times)]
-    correct_S = np.array([place < times_correct for _, times, times_correct in counts.answers for place in range(times)])
-    stated = [times for answer, times, _ in counts.answers if answer is not None]
+    groups = [(None, *counts.without_answer), *((str(number), *times) for number, times in enumerate(counts.answers))]
+    answers = [answer for answer, times, _ in groups for _ in range(times)]
+    correct_S = np.array([place < times_correct for _, times, times_correct in groups for place in range(times)])
+    stated = [times for times, _ in counts.answers]
     return {
         "pass_PK": pass_at_k_curves([num], [counts.num_correct], max_k)[0],
         "majority_PK": majority_curve(answers, correct_S, max_k),

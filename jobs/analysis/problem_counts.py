@@ -1,4 +1,4 @@
-"""What an evaluation leaves of one problem: how often each answer was given and found right, lengths, likelihoods. All
+"""What an evaluation leaves of one problem: how often its answers were given and found right, lengths, likelihoods. All
 statistics of an evaluation follow from these counts, which take some hundred bytes where responses take thousands.
 
     counts = [count(candidates) for candidates in problems]
@@ -13,20 +13,26 @@ from typing import Any
 
 import numpy as np
 
+from buffers.records import VerdictStatus
 from jobs.analysis.candidate_table import Candidates
 from jobs.analysis.pass_at_k import FloatArray
+
+OPTIONAL = ("entropy", "base_logprob", "base_loglikelihood", "base_logprob_correct")
+"""Means that are None where no response counts."""
+Times = tuple[int, int]
+"""How many scored responses there are, and how many of them are correct."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemCounts:
-    """One problem. Means are over its responses, and None where none counts."""
+    """One problem. Means are over its responses."""
 
     problem_id: str
     verdicts: Mapping[str, int]
     """The number of responses by status, of those that occur."""
-    answers: tuple[tuple[str | None, int, int], ...]
-    """Each final answer, None for those without one, with the number of scored responses that give it, and the number
-    of these that are correct. In the order in which they came."""
+    answers: tuple[Times, ...]
+    """One for each final answer, in the order in which they came. Which answers these are is not kept."""
+    without_answer: Times
     tokens: float
     """Mean length, with the end-of-turn token."""
     truncated: float
@@ -48,12 +54,12 @@ class ProblemCounts:
     @property
     def num_scored(self) -> int:
         """The number of responses that are right or wrong."""
-        return sum(num for _, num, _ in self.answers)
+        return sum(times for times, _ in (*self.answers, self.without_answer))
 
     @property
     def num_correct(self) -> int:
         """The number of responses that are right."""
-        return sum(num_correct for _, _, num_correct in self.answers)
+        return sum(times_correct for _, times_correct in (*self.answers, self.without_answer))
 
     def record(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -61,9 +67,18 @@ class ProblemCounts:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> ProblemCounts:
-        """Return what `record` gave. Raises KeyError and TypeError for anything else."""
-        answers = tuple((answer, int(num), int(num_correct)) for answer, num, num_correct in record["answers"])
-        return cls(**{field.name: record[field.name] for field in fields(cls)} | {"answers": answers})
+        """Return what `record` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        values = {field.name: record[field.name] for field in fields(cls)}
+        for name in ("tokens", "truncated", *OPTIONAL):
+            values[name] = None if name in OPTIONAL and values[name] is None else float(values[name])
+        verdicts = {VerdictStatus(name).value: int(num) for name, num in dict(values["verdicts"]).items()}
+        answers = tuple(_times(one) for one in values["answers"])
+        return cls(**values | {"verdicts": verdicts, "answers": answers, "without_answer": _times(values["without_answer"])})
+
+
+def _times(pair: Any) -> Times:
+    times, times_correct = pair
+    return int(times), int(times_correct)
 
 
 def count(candidates: Candidates) -> ProblemCounts:
@@ -73,14 +88,14 @@ def count(candidates: Candidates) -> ProblemCounts:
         raise ValueError(f"not all responses to problem {candidates.problem_id} of task {candidates.task} have a verdict")
     scored, correct = Counter[str | None](), Counter[str | None]()
     for answer, status, is_correct in zip(candidates.answers, statuses, candidates.correct_N, strict=True):
-        if status.is_scored:
-            scored[answer] += 1
-            correct[answer] += bool(is_correct)
+        scored[answer] += status.is_scored
+        correct[answer] += bool(is_correct)
     tokens_N, base_N = candidates.num_tokens_N, candidates.base_mean_logprob_N
     return ProblemCounts(
         problem_id=candidates.problem_id,
         verdicts=dict(Counter(status.value for status in statuses)),
-        answers=tuple((answer, num, correct[answer]) for answer, num in scored.items()),
+        answers=tuple((times, correct[answer]) for answer, times in scored.items() if answer is not None and times),
+        without_answer=(scored[None], correct[None]),
         tokens=float(tokens_N.mean()),
         truncated=float(candidates.truncated_N.mean()),
         entropy=_entropy(candidates),

@@ -8,7 +8,7 @@ the base model.
     OUT/runs/      NAME: the directory of a run
     OUT/evaluations/   base and NAME@STEP: the directories of jobs.evaluate
     OUT/logs/      what the commands printed
-    OUT/results/   NAME.json and NAME@STEP.json: what a finished run or evaluation found (`jobs.comparison.results`)
+    OUT/results/   NAME.json for each run that is done with its evaluations, and base.json (`jobs.comparison.kept`)
 
 NAME is COMPARISON-METHOD-SEED. Each directory belongs to a command that a person could have typed, and that guards it:
 it takes one configuration, serves one process, and continues what was interrupted."""
@@ -16,13 +16,14 @@ it takes one configuration, serves one process, and continues what was interrupt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jobs.compare_config import BASE, CompareConfig
+from jobs.comparison import kept
 from jobs.config import CHANGEABLE_ON_RESUME, RunConfig
 from jobs.configuration.files import changed_keys, merged, read_values, validated
 from jobs.configuration.toml_text import toml_text
@@ -36,8 +37,6 @@ from jobs.processes.methods import require_run_methods, require_sampling_methods
 
 EVALUATE = "evaluate"
 RESULTS = "results"
-CONFIG_KEY = "config"
-"""Of a file in RESULTS: the configuration that it is of."""
 REPORTED = "report.json"
 """The last file of an evaluation: it is there once all responses are."""
 GIVEN = ("run_dir", "seed", "steps", "evaluation")
@@ -56,16 +55,16 @@ class Evaluated:
     """What `jobs.evaluate --model` is given."""
     step: int
     directory: Path
-
-    @property
-    def result(self) -> Path:
-        """The file that keeps what was found."""
-        return self.directory.parents[1] / RESULTS / f"{self.name}.json"
+    kept_in: Path
+    """The file that keeps what was found."""
 
     @property
     def is_done(self) -> bool:
-        """Whether all responses are there and judged, or were once."""
-        return (self.directory / REPORTED).is_file() or self.result.is_file()
+        """Whether all responses are there and judged, or what they say is kept. Raises UserError for a damaged file."""
+        if (self.directory / REPORTED).is_file():
+            return True
+        known = kept.read(self.kept_in)
+        return known is not None and self.step in known.policies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +86,9 @@ class ComparedRun:
         return RunDirectory(self.config)
 
     @property
-    def result(self) -> Path:
+    def kept_in(self) -> Path:
         """The file that keeps what was found."""
-        return self.directory.path.parents[1] / RESULTS / f"{self.name}.json"
+        return self.evaluations[0].kept_in
 
     @property
     def waiting(self) -> list[Evaluated]:
@@ -154,14 +153,22 @@ class Experiment:
     def require_same_configurations(self) -> None:
         """Raise UserError for a run or an evaluation that was begun with another configuration: commands refuse to
         continue one, but what is done is not given to a command again."""
-        for run in self.runs:
-            if run.directory.has_begun():
-                _require_same_directory(run.directory.path, run.config, CHANGEABLE_ON_RESUME)
-            _require_same_kept(run.result, run.config, CHANGEABLE_ON_RESUME)
         for one in self.evaluations:
             config = self.evaluation.model_copy(update={"models": (one.model,)})
             _require_same_directory(one.directory, config, CHANGEABLE_BETWEEN_STARTS)
-            _require_same_kept(one.result, self.evaluation, CHANGEABLE_BETWEEN_STARTS)
+        if (known := kept.read(self.base.kept_in)) is not None:
+            _require_same(self.base.kept_in, known.evaluation, self.evaluation_of(BASE), CHANGEABLE_BETWEEN_STARTS)
+        for run in self.runs:
+            if run.directory.has_begun():
+                _require_same_directory(run.directory.path, run.config, CHANGEABLE_ON_RESUME)
+            if (known := kept.read(run.kept_in)) is not None:
+                _require_same(run.kept_in, known.config or {}, run.config, CHANGEABLE_ON_RESUME)
+                _require_same(run.kept_in, known.evaluation, self.evaluation_of(run.name), CHANGEABLE_BETWEEN_STARTS)
+
+    def evaluation_of(self, name: str) -> EvaluateConfig:
+        """Return what all policies of the run `name` are evaluated with, or the base model if that is its name. Where
+        its policies lie does not matter."""
+        return self.evaluation.model_copy(update={"models": (self.base.model if name == BASE else name,)})
 
 
 def resolve(config: CompareConfig, *, source: str) -> Experiment:
@@ -186,7 +193,7 @@ def resolve(config: CompareConfig, *, source: str) -> Experiment:
     return Experiment(
         config=config,
         out=out,
-        base=Evaluated(name=BASE, model=shared.model, step=0, directory=out / "evaluations" / BASE),
+        base=Evaluated(name=BASE, model=shared.model, step=0, directory=out / "evaluations" / BASE, kept_in=out / RESULTS / f"{BASE}.json"),
         runs=runs,
         shared=shared,
         evaluation=evaluation,
@@ -213,6 +220,7 @@ def _run(config: CompareConfig, out: Path, start: dict[str, Any], method: str, s
             model=f"{run_config.run_dir}@{step}",
             step=step,
             directory=out / "evaluations" / f"{name}@{step}",
+            kept_in=out / RESULTS / f"{name}.json",
         )
         for step in config.steps
     )
@@ -259,16 +267,8 @@ def _require_same_directory(directory: Path, config: RunConfig | EvaluateConfig,
         _require_same(directory, read_json(file), config, changeable)
 
 
-def _require_same_kept(file: Path, config: RunConfig | EvaluateConfig, changeable: tuple[str, ...]) -> None:
-    if file.is_file():
-        saved = read_json(file).get(CONFIG_KEY)
-        if not isinstance(saved, dict):
-            raise UserError(f"{file} is damaged: delete it, and what it is of is read, or done, again")
-        _require_same(file, saved, config, changeable)
-
-
-def _require_same(place: Path, saved: dict[str, Any], config: RunConfig | EvaluateConfig, changeable: tuple[str, ...]) -> None:
-    if changed := changed_keys(saved, config, changeable):
+def _require_same(place: Path, saved: Mapping[str, Any], config: RunConfig | EvaluateConfig, changeable: tuple[str, ...]) -> None:
+    if changed := changed_keys(dict(saved), config, changeable):
         raise UserError(
             f"{place} was begun with another configuration: {', '.join(changed[:3])}; choose another with --set out=DIR, or delete it"
         )

@@ -87,9 +87,14 @@ class RunUnit:
             self._run.directory.forget_snapshots()
 
     def _require_trainable(self, waiting: list[Evaluated]) -> None:
-        """Raise UserError for a run whose checkpoints are gone, or that has passed a step without keeping its
-        policy."""
+        """Raise UserError for a run whose checkpoints are gone, of which only results are here, or that has passed a
+        step without keeping its policy."""
         directory = self._run.directory
+        if not directory.has_begun() and self._run.kept_in.exists():
+            raise UserError(
+                f"{self._run.kept_in} has no policy of step {waiting[0].step}, and the run itself is not here: "
+                f"delete the file to train the run again"
+            )
         latest, exported = directory.checkpoints.latest(), directory.policy_step
         if latest is None and exported is not None:
             raise UserError(

@@ -220,27 +220,71 @@ def test_results_alone_make_the_same_report_elsewhere(finished: tuple[Path, list
     code, commands, experiment = compare(file, out)
     assert (code, commands) == (0, [])
     assert without_times(report_of(file)) == without_times(report_of(finished[0]))
-    assert sum(one.stat().st_size for one in (experiment.out / "results").iterdir()) < 13 * 20_000
+    results = {one.stem: one for one in (experiment.out / "results").iterdir()}
+    assert results.keys() == {"base", *(run.name for run in experiment.runs)}
+    assert all(one.stat().st_size < 25_000 for one in results.values())
 
-    (experiment.out / "results" / "small-repexp-1@2.json").unlink()
+    results["small-repexp-1"].unlink()
     code, commands, _ = compare(file, out)
-    assert (code, commands) == (0, ["small-repexp-1", "small-repexp-1@2"]), "what has no result is done"
+    assert (code, commands) == (0, ["small-repexp-1", "small-repexp-1@1", "small-repexp-1@2"]), "what has no result is done"
     assert without_times(report_of(file)) == without_times(report_of(finished[0]))
 
 
-def test_results_speak_for_no_other_configuration_and_damaged_ones_are_named(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_results_without_their_run_are_not_added_to(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """A run trained again may be another one, so its policies do not go with those of the first."""
+    file = moved(finished[0], tmp_path / "elsewhere")
+    code, commands, _ = compare(file, f"out={file.parent / 'small'}", "steps=[1, 2, 3]", "seeds=[0]")
+    assert (code, commands) == (1, [])
+    failures = report_of(file)["failures"]
+    assert failures.keys() == {"small-grpo-0", "small-repexp-0"}
+    assert failures["small-grpo-0"].endswith(
+        "results/small-grpo-0.json has no policy of step 3, and the run itself is not here: delete the file to train the run again"
+    )
+
+
+def test_results_speak_for_no_other_configuration(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
     file = moved(finished[0], tmp_path / "elsewhere")
     out = f"out={file.parent / 'small'}"
-    with pytest.raises(UserError, match=r"small-repexp-0\.json was begun with another configuration: learner\.advantage\.beta"):
-        compare(file, out, "methods.repexp.learner.advantage.beta=2.0")
-    with pytest.raises(UserError, match=r"base\.json was begun with another configuration: samples \(4 -> 5\)"):
-        compare(file, out, "evaluation.samples=5")
-    kept = file.parent / "small" / "results" / "small-grpo-1@1.json"
-    record = json.loads(kept.read_text())
-    for damaged in ('{"config"', "[]", json.dumps({"found": record["found"]}), json.dumps({"config": record["config"], "found": [{}]})):
-        kept.write_text(damaged)
-        with pytest.raises(UserError, match=r"small-grpo-1@1\.json is damaged: delete it"):
-            compare(file, out)
+    for change, named in {
+        "methods.repexp.learner.advantage.beta=2.0": r"small-repexp-0\.json was begun with another configuration: learner\.advantage\.beta",
+        "evaluation.samples=5": r"base\.json was begun with another configuration: samples \(4 -> 5\)",
+        "common.model=smollm2-135m": r"json was begun with another configuration: model",
+    }.items():
+        with pytest.raises(UserError, match=named):
+            compare(file, out, change)
+    shutil.copy(file.parent / "small/results/small-grpo-0.json", file.parent / "small/results/base.json")
+    with pytest.raises(UserError, match=r"base\.json was begun with another configuration: models"):
+        compare(file, out)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *("", '{"config"', "[]", "null"),
+        *({"policies": None}, {"policies": {}}, {"policies": {"1": []}}, {"policies": {"1": [{}]}}, {"policies": {"one": []}}),
+        *({"trained": {"steps": 2}}, {"trained": []}, {"evaluation": None}, {"config": 3}),
+    ],
+    ids=str,
+)
+def test_a_damaged_result_is_named_before_anything_is_done(
+    finished: tuple[Path, list[str]], tmp_path: Path, damaged: str | dict[str, Any]
+) -> None:
+    file = moved(finished[0], tmp_path / "elsewhere")
+    kept = file.parent / "small" / "results" / "small-grpo-1.json"
+    kept.write_text(damaged if isinstance(damaged, str) else json.dumps(json.loads(kept.read_text()) | damaged))
+    with pytest.raises(UserError, match=r"small-grpo-1\.json is damaged: delete it, and the same command makes it again$"):
+        compare(file, f"out={file.parent / 'small'}")
+
+
+def test_only_a_run_that_is_done_is_kept(tiny_model: str, tmp_path: Path) -> None:
+    """A run may fail after its last step was logged, and then it begins again."""
+    file = write_comparison(tmp_path, tiny_model)
+    small = ("seeds=[0]", "steps=[1]")
+    code, _, experiment = compare(file, *small, failing={"small-repexp-0@1": "the disk is full"})
+    assert code == 1 and read_metrics(experiment.runs[1].directory.metrics)
+    assert {one.name for one in (experiment.out / "results").iterdir()} == {"base.json", "small-grpo-0.json"}
+    assert compare(file, *small)[1] == ["small-repexp-0@1"]
+    assert (experiment.out / "results" / "small-repexp-0.json").is_file()
 
 
 def test_a_run_without_checkpoints_is_not_trained_further(finished: tuple[Path, list[str]]) -> None:
