@@ -1,15 +1,13 @@
 """What an evaluation leaves of one problem: how often its answers were given and found right, lengths, likelihoods. All
 statistics of an evaluation follow from these counts, which take some hundred bytes where responses take thousands.
 
-    counts = [count(candidates) for candidates in problems]
-    json.dumps([one.record() for one in counts])"""
+    counts = [count(candidates) for candidates in problems]"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,7 +26,7 @@ class ProblemCounts:
     """One problem. Means are over its responses."""
 
     problem_id: str
-    verdicts: Mapping[str, int]
+    verdicts: Mapping[VerdictStatus, int]
     """The number of responses by status, of those that occur."""
     answers: tuple[Times, ...]
     """One for each final answer, in the order in which they came. Which answers these are is not kept."""
@@ -61,25 +59,6 @@ class ProblemCounts:
         """The number of responses that are right."""
         return sum(times_correct for _, times_correct in (*self.answers, self.without_answer))
 
-    def record(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> ProblemCounts:
-        """Return what `record` gave. Raises KeyError, TypeError or ValueError for anything else."""
-        values = {field.name: record[field.name] for field in fields(cls)}
-        for name in ("tokens", "truncated", *OPTIONAL):
-            values[name] = None if name in OPTIONAL and values[name] is None else float(values[name])
-        verdicts = {VerdictStatus(name).value: int(num) for name, num in dict(values["verdicts"]).items()}
-        answers = tuple(_times(one) for one in values["answers"])
-        return cls(**values | {"verdicts": verdicts, "answers": answers, "without_answer": _times(values["without_answer"])})
-
-
-def _times(pair: Any) -> Times:
-    times, times_correct = pair
-    return int(times), int(times_correct)
-
 
 def count(candidates: Candidates) -> ProblemCounts:
     """Return the counts of one problem. Raises ValueError for responses without a verdict."""
@@ -93,7 +72,7 @@ def count(candidates: Candidates) -> ProblemCounts:
     tokens_N, base_N = candidates.num_tokens_N, candidates.base_mean_logprob_N
     return ProblemCounts(
         problem_id=candidates.problem_id,
-        verdicts=dict(Counter(status.value for status in statuses)),
+        verdicts=dict(Counter(statuses)),
         answers=tuple((times, correct[answer]) for answer, times in scored.items() if answer is not None and times),
         without_answer=(scored[None], correct[None]),
         tokens=float(tokens_N.mean()),

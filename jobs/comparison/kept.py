@@ -8,12 +8,13 @@ for another run, and policies of two trainings are never put together."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from jobs.analysis.problem_counts import ProblemCounts
 from jobs.analysis.trained import TrainedRun
@@ -27,19 +28,21 @@ class Kept:
 
     evaluation: Mapping[str, Any]
     """The configuration of its evaluations."""
-    policies: Mapping[int, tuple[ProblemCounts, ...]]
+    policies: Annotated[Mapping[int, Annotated[tuple[ProblemCounts, ...], Field(min_length=1)]], Field(min_length=1)]
     """By step; that of the base model is 0."""
-    config: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None
     """The configuration of the run; the base model has none."""
-    trained: TrainedRun | None = None
+    trained: TrainedRun | None
     """What the run logged; the base model has not been trained."""
+
+
+_FILE = TypeAdapter(Kept)
 
 
 def write(file: Path, kept: Kept) -> None:
     """Write `kept` to `file`, whole or not at all."""
-    record = asdict(kept) | {"policies": {step: [one.record() for one in counts] for step, counts in kept.policies.items()}}
     with replacing(file) as staging:
-        staging.write_text(json.dumps(record), encoding="utf-8")
+        staging.write_bytes(_FILE.dump_json(kept))
 
 
 def read(file: Path) -> Kept | None:
@@ -54,33 +57,6 @@ def read(file: Path) -> Kept | None:
 @lru_cache(maxsize=1000)
 def _read(file: Path, *_: int) -> Kept:
     try:
-        return _kept(json.loads(file.read_text(encoding="utf-8")))
-    except (AttributeError, KeyError, TypeError, ValueError):
+        return _FILE.validate_json(file.read_bytes())
+    except ValidationError:
         raise UserError(f"{file} is damaged: delete it, and the same command makes it again") from None
-
-
-def _kept(record: Any) -> Kept:
-    policies = {int(step): tuple(ProblemCounts.of_record(one) for one in counts) for step, counts in record["policies"].items()}
-    if not policies or not all(policies.values()):
-        raise ValueError("there is no policy, or one without problems")
-    config, trained = record["config"], record["trained"]
-    return Kept(
-        evaluation=dict(record["evaluation"]),
-        policies=policies,
-        config=None if config is None else dict(config),
-        trained=None if trained is None else _trained(trained),
-    )
-
-
-def _trained(record: Any) -> TrainedRun:
-    run = TrainedRun(**record)
-    metrics = {name: tuple(None if value is None else float(value) for value in values) for name, values in run.metrics.items()}
-    return TrainedRun(
-        name=str(run.name),
-        method=str(run.method),
-        seed=int(run.seed),
-        steps=int(run.steps),
-        tokens=float(run.tokens),
-        seconds=float(run.seconds),
-        metrics=metrics,
-    )
