@@ -139,7 +139,9 @@ class RolloutConfig(Section):
     """A worker that is not ready by then is replaced. If no worker has ever been ready, the run ends with a message
     that names it."""
     progress_tokens: int = Field(32, ge=1)
-    """Tokens by which a response may grow before they are reported. A lost worker costs at most this many of it."""
+    """A worker reports the tokens of its groups once its running responses have grown by this many on average, and
+    every supervision.heartbeat_s. A lost worker costs at most about as many of each. On a large cluster larger values
+    spare the controller calls."""
     group_timeout_s: float = Field(300.0, gt=0)
     """A group may take as long as it grows. A worker that has sampled no token of it for this many seconds gives back
     what there is, and a worker continues from there. A group to which this happens supervision.max_group_tries times is

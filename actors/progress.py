@@ -1,16 +1,9 @@
 """The tokens of unfinished responses: one rollout worker reports them while it samples, another can continue them.
 
 batch = progress_batch([(group_id, index, sample), ...])         # PROGRESS_SCHEMA
-samples = resumed_samples(batch, request, max_tokens=256)        # by index
+samples = resumed_samples(batch, request, max_tokens=256)        # by index"""
 
-news = News()
-news.note()                                                       # something happened that should be reported
-await news.wait(cursor, engine.wait_for_tokens(due), timeout_s)
-news.told(sampled_tokens)                                         # all of it has been reported"""
-
-import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -46,40 +39,6 @@ def resumed_samples(resume: pa.RecordBatch | pa.Table, request: GroupRequest, *,
             finish_reason=FinishReason.LENGTH if at_limit else reason,
         )
     return found
-
-
-class News:
-    """Knows whether there is something to report. Belongs to one event loop."""
-
-    def __init__(self) -> None:
-        self._num = 0
-        self._has_some = asyncio.Event()
-        self._told = (0, 0)  # the sampled tokens and the number of the newest event, as of the last report
-
-    def note(self) -> None:
-        self._num += 1
-        self._has_some.set()
-        self._has_some = asyncio.Event()
-
-    def told(self, sampled_tokens: int, *, everything: bool = True) -> None:
-        """Note a report when `sampled_tokens` tokens had been sampled, and whether it covered all events."""
-        self._told = (sampled_tokens, self._num if everything else -1)
-
-    async def wait(self, cursor: int, enough_tokens: Coroutine[Any, Any, None], timeout_s: float) -> None:
-        """Wait for `enough_tokens` or an event, for at most `timeout_s`. Returns at once if the report that returned
-        `cursor` left something out. Raises what `enough_tokens` raises."""
-        sampled_tokens, num_told = self._told
-        if cursor == sampled_tokens and num_told != self._num:
-            enough_tokens.close()
-            return
-        waits = [asyncio.ensure_future(wait) for wait in (enough_tokens, self._has_some.wait())]
-        try:
-            ended, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        for wait in ended:
-            wait.result()
 
 
 def progress_batch(rows: Sequence[tuple[int, int, Sample]]) -> pa.RecordBatch:

@@ -5,15 +5,15 @@ await worker.start()
 batch, usage = await worker.generate(request, messages)           # K responses to one prompt; several groups at once
 batch, usage = await worker.generate(request, messages, resume)   # the same, after what another worker has sampled
 batch, usage = await worker.sample_pool(request, messages, seed)  # the same, alone in the engine and reproducible
-progress, heartbeat = await worker.watch(cursor, timeout_s)       # all tokens of its groups, when there is news
+progress, heartbeat = await worker.watch(cursor, timeout_s)       # all tokens of its groups, when they have grown
 await worker.update(weights)                                      # new weights; requests continue
 await worker.abort(group_id)"""
 
 import asyncio
-import math
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from actors.config import NovelSamplingConfig, PromptConfig, RolloutConfig, Samp
 from actors.engine import AsyncEngine, EngineSetup, Sample, SampleRequest
 from actors.features import Projector
 from actors.novel_sampling import NovelSampler
-from actors.progress import NOTHING, News, progress_batch, resumed_samples
+from actors.progress import NOTHING, progress_batch, resumed_samples
 from actors.prompts import DataError, Messages, Prompts
 from actors.step_loop import start_engine
 from actors.weight_transfer import Weights, check_weights
@@ -39,7 +39,7 @@ from learners.precision import resolve_dtype
 Generated = tuple[pa.RecordBatch, GroupUsage]
 
 REFRESH_SHARE, REFRESH_MAX_S = 0.25, 1.0
-"""The part of a `watch` without news that is left for asking the engine, which answers after its step."""
+"""The part of a `watch` that is left for asking the engine, which answers after its step."""
 
 
 def request_keys(request: GroupRequest) -> list[str]:
@@ -109,7 +109,7 @@ class RolloutWorker:
         self._dtype = resolve_dtype(config.dtype, on_gpu=config.num_gpus > 0)
         self._groups: dict[int, _Group] = {}
         self._version = 0
-        self._news = News()
+        self._left_out = False  # from the last report, because the engine did not answer in time
         self._leaving: asyncio.Future[Any] | None = None  # held so that it is not collected before it ends
 
     async def start(self) -> str:
@@ -140,7 +140,6 @@ class RolloutWorker:
             raise
         finally:
             del self._groups[request.group_id]
-            self._news.note()
         samples = [response.sample for response in group.responses]
         resumed_tokens = sum(response.num_resumed for response in group.responses)
         return self._batch(request, prompt_ids, samples, seconds, started, resumed_tokens=resumed_tokens)
@@ -170,24 +169,23 @@ class RolloutWorker:
             await self._serving().abort([response.key for response in group.responses if response.is_running])
 
     async def watch(self, cursor: int, timeout_s: float) -> tuple[pa.RecordBatch, Heartbeat]:
-        """Report all tokens of the groups in the worker once there is news, or shortly before `timeout_s` is over. News
-        are `config.progress_tokens` more tokens for each running response on average, a response that ended, or a group
-        that came or left, since the call that returned `sampled_tokens == cursor` (0 for the first call). The batch has
-        PROGRESS_SCHEMA and a row for every response with a token. If the engine is in a step and does not answer in
-        time, the rows are as they were, and the next call asks again; `sampled_tokens` is as of the engine's last step.
-        Raises EngineError once the engine has failed."""
+        """Report all tokens of the groups in the worker once its running responses have grown by
+        `config.progress_tokens` on average since the call that returned `sampled_tokens == cursor` (0 for the first
+        call), or shortly before `timeout_s` is over. The batch has PROGRESS_SCHEMA and a row for every response with a
+        token. If the engine is in a step and does not answer in time, the rows are as they were, and the next call does
+        not wait for more tokens; `sampled_tokens` is as of the engine's last step. Raises EngineError once the engine
+        has failed."""
         engine = self._serving()
         deadline = asyncio.get_running_loop().time() + timeout_s
-        num_running = sum(response.is_running for group in self._groups.values() for response in group.responses)
-        due = cursor + self._setup.config.progress_tokens * num_running if num_running else math.inf
-        await self._news.wait(cursor, engine.wait_for_tokens(due), timeout_s - min(REFRESH_SHARE * timeout_s, REFRESH_MAX_S))
+        if not self._left_out:
+            await self._until_grown(cursor, timeout_s - min(REFRESH_SHARE * timeout_s, REFRESH_MAX_S))
         try:
             async with asyncio.timeout_at(deadline):
                 sampled_tokens = await self._refresh()
-            self._news.told(sampled_tokens)
+            self._left_out = False
         except TimeoutError:
             sampled_tokens = engine.sampled_tokens
-            self._news.told(sampled_tokens, everything=False)
+            self._left_out = True
         samples = {group_id: [response.sample for response in group.responses] for group_id, group in self._groups.items()}
         rows = [(group_id, index, sample) for group_id in samples for index, sample in enumerate(samples[group_id]) if sample.token_ids]
         tokens = {group_id: sum(len(sample.token_ids) for sample in samples[group_id]) for group_id, _, _ in rows}
@@ -238,7 +236,6 @@ class RolloutWorker:
             for key, sample in zip(request_keys(request), samples, strict=True)
         ]
         group = self._groups[request.group_id] = _Group(responses)
-        self._news.note()
         return group
 
     async def _respond(self, group: _Group, response: _Response, prompt_ids: list[int]) -> float:
@@ -249,7 +246,6 @@ class RolloutWorker:
             sampled = response.sample if response.num_resumed else None
             response.sample = await self._serving().sample(response.key, prompt_ids, sampled)
         response.is_running = False
-        self._news.note()
         return time.monotonic() - started
 
     async def _respond_alone(self, request: GroupRequest, group: _Group, prompt_ids: list[int]) -> list[float]:
@@ -261,8 +257,18 @@ class RolloutWorker:
         samples = await self._serving().sample_batch(requests, seed=seed)
         for response, sample in zip(group.responses, samples, strict=True):
             response.sample, response.is_running = sample, False
-        self._news.note()
         return [time.monotonic() - started] * len(samples)
+
+    async def _until_grown(self, cursor: int, within_s: float) -> None:
+        """Wait until as many tokens were sampled since `cursor` as are to be reported, for at most `within_s`."""
+        engine = self._serving()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while engine.sampled_tokens < (due := cursor + self._setup.config.progress_tokens * max(1, self._num_running())):
+                    await engine.wait_for_tokens(due)
+
+    def _num_running(self) -> int:
+        return sum(response.is_running for group in self._groups.values() for response in group.responses)
 
     async def _refresh(self) -> int:
         """Ask the engine for the running responses' tokens, and return how many it had sampled by then. Those that had

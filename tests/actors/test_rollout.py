@@ -34,6 +34,8 @@ from tests.learners.samples import make_request, plain_hidden_states, plain_logp
 
 GROUP_SIZE = 4
 END = 2
+AT_ONCE = -(10**6)
+"""A cursor with which a watch does not wait."""
 MESSAGES = [{"role": "user", "content": "1 + 2?"}]
 
 
@@ -572,7 +574,7 @@ async def started(worker: RolloutWorker, *requests: GroupRequest) -> list[asynci
     """Start the groups, and return once a report has covered them."""
     await worker.start()
     tasks = [await begin(worker.generate(request, MESSAGES)) for request in requests]
-    _, heartbeat = check_report(await worker.watch(0, WAIT_S))
+    _, heartbeat = check_report(await worker.watch(AT_ONCE, WAIT_S))
     assert heartbeat.sampled_tokens == 0
     return tasks
 
@@ -605,7 +607,7 @@ def test_a_watch_ends_when_running_responses_have_grown_by_so_many_tokens_on_ave
     run(main())
 
 
-def test_a_watch_ends_when_a_response_ends(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_has_responses_that_have_ended_and_not_groups_that_have_left(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (whole,) = generate(tiny_model, request_of(0), max_response_tokens=2)
     throttle = Throttle(monkeypatch)
 
@@ -614,39 +616,48 @@ def test_a_watch_ends_when_a_response_ends(tiny_model: str, monkeypatch: pytest.
         resume = cut(whole, 1, None, None, 0)
         await worker.start()
         under_way = await begin(worker.generate(request_of(0), MESSAGES, resume))
-        batch, heartbeat = check_report(await worker.watch(0, WAIT_S))
+        batch, heartbeat = check_report(await worker.watch(AT_ONCE, WAIT_S))
         assert batch.equals(resume.slice(0, 3)) and heartbeat.sampled_tokens == 0  # a row without a token says nothing
-        watching = await begin(worker.watch(0, WAIT_S))
         throttle.permit(1)
-        batch, heartbeat = check_report(await watching)
+        await throttle.used_up()
+        batch, heartbeat = check_report(await worker.watch(AT_ONCE, WAIT_S))
         assert batch.equals(cut(whole, None, None, None, 1)) and heartbeat.sampled_tokens == 2
-        watching = await begin(worker.watch(2, WAIT_S))
         throttle.permit(1)
         assert without_timing((await under_way)[0]).equals(without_timing(whole))
-        assert check_report(await watching)[1].sampled_tokens == 3
+        batch, heartbeat = check_report(await worker.watch(AT_ONCE, WAIT_S))
+        assert batch.num_rows == 0 and heartbeat.sampled_tokens == 3
         await worker.close()
 
     run(main())
 
 
-def test_a_watch_ends_when_a_group_comes_and_when_it_leaves(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    Throttle(monkeypatch)
+def test_a_watch_waits_for_as_many_tokens_as_the_responses_that_run_by_then_ask_for(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins while the worker is idle. That a group comes or leaves ends no watch: tokens alone bound the calls."""
+    throttle = Throttle(monkeypatch)
 
     async def main() -> None:
-        worker = make_worker(tiny_model)
+        worker = make_worker(tiny_model, progress_tokens=3)
         await worker.start()
         watching = await begin(worker.watch(0, WAIT_S))
-        under_way = await begin(worker.generate(request_of(0), MESSAGES))
-        assert check_report(await watching)[0].num_rows == 0
-        watching = await begin(worker.watch(0, WAIT_S))
+        leaving = await begin(worker.generate(request_of(0), MESSAGES))
+        leaving.cancel()
+        under_way = await begin(worker.generate(request_of(1), MESSAGES))
+        throttle.permit(2)
+        await throttle.used_up()
+        await worker._serving().partials([])  # to the engine and back
+        assert not watching.done()
+        throttle.permit(1)
+        assert check_report(await watching)[1].sampled_tokens == 3 * GROUP_SIZE
         under_way.cancel()
-        assert check_report(await watching)[0].num_rows == 0
+        throttle.permit(100)
         await worker.close()
 
     run(main())
 
 
-def test_a_watch_without_news_ends_with_its_time_and_tells_all_there_is(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_ends_with_its_time_and_tells_all_there_is(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (whole,) = generate(tiny_model, request_of(0))
     throttle = Throttle(monkeypatch)
 
@@ -658,7 +669,6 @@ def test_a_watch_without_news_ends_with_its_time_and_tells_all_there_is(tiny_mod
         await worker.update(snapshot_of(tiny_model, version=6))
         await worker.update(snapshot_of(tiny_model, version=7, noise=0.0))
         under_way = await begin(worker.generate(request_of(0), MESSAGES))
-        check_report(await worker.watch(0, WAIT_S))
         throttle.permit(2)
         await throttle.used_up()
         batch, heartbeat = check_report(await worker.watch(0, 0.8))
@@ -683,7 +693,7 @@ def test_while_the_engine_is_stuck_in_a_step_a_watch_tells_what_is_known_and_the
         (under_way,) = await started(worker, request_of(0))
         throttle.permit(2)
         await throttle.used_up()
-        known, heartbeat = check_report(await worker.watch(8 - 1000 * GROUP_SIZE, WAIT_S))  # enough tokens are due at once
+        known, heartbeat = check_report(await worker.watch(AT_ONCE, WAIT_S))
         assert known.equals(cut(whole, 2, 2, 2, 2)) and heartbeat.sampled_tokens == 8
         throttle.permit(1)
         await gate.reached()
@@ -752,7 +762,7 @@ def test_reports_and_groups_that_came_back_add_up_to_all_the_tokens_sampled(tiny
             if len(tasks) < 4:
                 group_id = len(tasks)
                 tasks[group_id] = await begin(worker.generate(request_of(group_id), MESSAGES, resume if group_id == 1 else None))
-            batch, heartbeat = check_report(await worker.watch(cursor, WAIT_S))
+            batch, heartbeat = check_report(await worker.watch(cursor, 0.5))
             num_reports += 1
             left = [group_id for group_id in tasks if group_id not in worker._groups]
             assert not set(left) & heartbeat.tokens_by_group.keys()
