@@ -140,8 +140,8 @@ class RolloutConfig(Section):
     that names it."""
     progress_tokens: int = Field(32, ge=1)
     """A worker reports the tokens of its groups once its running responses have grown by this many on average, and
-    every supervision.heartbeat_s. A lost worker costs at most about as many of each. On a large cluster larger values
-    spare the controller calls."""
+    every supervision.heartbeat_s. A lost worker costs what it has sampled since. On a large cluster larger values spare
+    the controller calls."""
     group_timeout_s: float = Field(300.0, gt=0)
     """A group may take as long as it grows. A worker that has sampled no token of it for this many seconds gives back
     what there is, and a worker continues from there. A group to which this happens supervision.max_group_tries times is

@@ -158,8 +158,11 @@ class Worker:
         self._rollouts.fleet.lost(self.name, error, reason(error), time.monotonic())
 
     def _safe(self, work: GroupWork) -> tuple[Any, int]:
-        """Return what is safe of a group since the last beat, and its number of tokens; (None, 0) where nothing is."""
-        tokens = self.beat.tokens_by_group.get(work.request.group_id, 0) if self.beat is not None else 0
+        """Return what is safe of a group since the last beat, and its number of tokens; (None, 0) where nothing is. A
+        beat from before the group was given to it tells of an earlier stay, whose tokens may be lost by now."""
+        if self.beat is None or self._beat_at < work.given_at:
+            return None, 0
+        tokens = self.beat.tokens_by_group.get(work.request.group_id, 0)
         return (self._progress, tokens) if tokens else (None, 0)
 
     async def _close(self) -> None:

@@ -41,7 +41,7 @@ def quick_config(model: str, directory: Path, **values: Any) -> RunConfig:
     base: dict[str, Any] = {
         "steps": 3,
         "sampling": {"max_response_tokens": 6},
-        "rollout": {"engine": "transformers", "dtype": "float32", "group_timeout_s": BOUND_S, "workers": 2, "progress_tokens": 2},
+        "rollout": {"engine": "transformers", "dtype": "float32", "group_timeout_s": BOUND_S, "workers": 2, "progress_tokens": 1},
         "encoder": {"dtype": "float32", "tokens_per_batch": 1},
         "supervision": {"backoff_s": 0.0, "heartbeat_s": 0.5},
         "checkpoint": {"every": 2},

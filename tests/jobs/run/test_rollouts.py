@@ -452,6 +452,25 @@ def test_rows_that_went_with_a_node_are_sampled_anew_by_a_worker_that_stays():
     run(scenario())
 
 
+def test_what_a_worker_told_of_rows_that_are_lost_since_is_not_gone_on_from():
+    """It has told of the group, is given it anew from nothing, and is lost before it tells of it again."""
+
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1, heartbeat_s=BOUND_S) as scene:
+            scene.submit(0)
+            worker = await scene.until_given(0)
+            await worker.sample(10)
+            life = scene.rollouts.workers[worker.name]
+            await scene.until(lambda: life.beat and life.beat.tokens_by_group == {0: 10})
+            worker.fail(0, DataLost("the rows are gone"))
+            await scene.until(lambda: worker.times_given[0] == 2)
+            scene.handles[worker.name].kill()
+            other = await scene.until_given(0, but=worker.name)
+            assert other.asked[0][1] is None
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("error", [KeyError("a bug"), WeightMismatch("not the weights")], ids=lambda e: type(e).__name__)
 def test_a_bug_ends_the_run_with_its_own_error(error):
     async def scenario() -> None:
