@@ -14,11 +14,13 @@ import psutil
 
 
 def remove_orphans(place: Path, prefix: str) -> None:
-    """Delete the directories `place`/`prefix`PID-* of this user whose process is gone."""
+    """Delete the directories `place`/`prefix`PID-* of this user whose process is gone. Several processes may do so at
+    once."""
     for directory in place.glob(f"{prefix}*-*"):
         owner = directory.name.removeprefix(prefix).partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)) and directory.stat().st_uid == os.getuid():
-            shutil.rmtree(directory, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process was first
+            if owner.isdigit() and not psutil.pid_exists(int(owner)) and directory.stat().st_uid == os.getuid():
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def end_with(owner: int) -> None:

@@ -42,6 +42,12 @@ REPORTED = "report.json"
 GIVEN = ("run_dir", "seed", "steps", "evaluation")
 """Keys of a run that the comparison gives."""
 OWN_CHECKPOINT_KEYS = ("every", "keep", "keep_every", "storage")
+MEANS = (
+    *(key for key in CHANGEABLE_ON_RESUME if key not in ("steps", "rollout")),
+    *(f"rollout.{key}" for key in ("workers", "threads", "num_gpus", "placement", "kv_cache_gib", "gpu_memory_fraction")),
+    *(f"rollout.{key}" for key in ("start_timeout_s", "group_timeout_s", "progress_tokens")),
+)
+"""Keys of a run that say with which means it is computed, and not what."""
 EQUAL = ("model", "task", "prompts_per_step", "responses_per_prompt")
 """What no method may change: the same problems in the same order, the same number of responses to each."""
 
@@ -94,6 +100,18 @@ class ComparedRun:
     def waiting(self) -> list[Evaluated]:
         """The evaluations that are not done."""
         return [one for one in self.evaluations if not one.is_done]
+
+    @property
+    def found(self) -> list[Path]:
+        """What there is of evaluations of the run, also of steps that are not asked for any more."""
+        directory = self.evaluations[0].directory.parent
+        return [*([self.kept_in] if self.kept_in.exists() else []), *sorted(directory.glob(f"{self.name}@*"))]
+
+    @property
+    def may_differ(self) -> tuple[str, ...]:
+        """Keys that may differ between runs of one method. Where the learning rate decays, the steps of a run decide
+        what its policies have seen of the decay."""
+        return (*MEANS, *(() if self.config.learner.decay_steps else ("steps",)))
 
     @property
     def has_policies(self) -> bool:
@@ -160,9 +178,9 @@ class Experiment:
             _require_same(self.base.kept_in, known.evaluation, self.evaluation_of(BASE), CHANGEABLE_BETWEEN_STARTS)
         for run in self.runs:
             if run.directory.has_begun():
-                _require_same_directory(run.directory.path, run.config, CHANGEABLE_ON_RESUME)
+                _require_same_directory(run.directory.path, run.config, run.may_differ)
             if (known := kept.read(run.kept_in)) is not None:
-                _require_same(run.kept_in, known.config or {}, run.config, CHANGEABLE_ON_RESUME)
+                _require_same(run.kept_in, known.config or {}, run.config, run.may_differ)
                 _require_same(run.kept_in, known.evaluation, self.evaluation_of(run.name), CHANGEABLE_BETWEEN_STARTS)
 
     def evaluation_of(self, name: str) -> EvaluateConfig:

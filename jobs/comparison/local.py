@@ -57,12 +57,13 @@ class LocalExecutor:
             self._process.send_signal(number)
 
     def _waited_for(self, command: Command) -> bool:
-        """Wait while another process works in the command's directory, and return whether one did: of a comparison that
-        was killed, what was under way continues by itself."""
-        if not is_alive(command.directory):
+        """Wait while another process works in the command's directory, or in that of the run whose policy it takes, and
+        return whether one did: of a comparison that was killed, what was under way continues by itself."""
+        busy = next((one for one in (command.directory, command.takes_from) if one is not None and is_alive(one)), None)
+        if busy is None:
             return False
-        self._say(f"process {owner(command.directory)} of an earlier start is at work on this: waiting for it")
-        while is_alive(command.directory) and not self._stopping.wait(POLL_S):
+        self._say(f"process {owner(busy)} of an earlier start is at work on this: waiting for it")
+        while is_alive(busy) and not self._stopping.wait(POLL_S):
             pass
         return True
 

@@ -18,6 +18,8 @@ from jobs.comparison.units import Command
 from jobs.configuration.user_error import UserError
 
 POLL_S = 5.0
+UNANSWERED = 60
+"""So many polls in a row without an answer, and a job is given up. Until then it may well be at work."""
 KINDS: Mapping[str, str] = {"jobs.train": TRAIN, "jobs.evaluate": EVALUATE}
 """What the metadata of a job call it, by its module: a run, which `jobs.status` and the others know, or not."""
 
@@ -45,12 +47,27 @@ class ClusterExecutor:
                 if self._stopping.is_set():
                     return None
                 job = self._live(name, command) or self._submit(name, command)
-            while (job := self._cluster.job(job.id)).is_live:
-                if self._stopping.wait(POLL_S):
-                    return None
+            ended = self._ended(job)
         except UserError as error:
             return str(error)
-        return None if job.state == "SUCCEEDED" else f"job {job.id} {job.state.lower()} ({job.message or 'the cluster gives no reason'})"
+        if ended is None or ended.state == "SUCCEEDED":
+            return None
+        return f"job {ended.id} {ended.state.lower()} ({ended.message or 'the cluster gives no reason'})"
+
+    def _ended(self, job: Job) -> Job | None:
+        """Return the job once it has ended, or None where nobody waits for it any more. Raises UserError for a cluster
+        that answers nothing for long."""
+        unanswered = 0
+        while job.is_live:
+            if self._stopping.wait(POLL_S):
+                return None
+            try:
+                job, unanswered = self._cluster.job(job.id), 0
+            except UserError:
+                unanswered += 1
+                if unanswered == UNANSWERED:
+                    raise
+        return job
 
     def stop(self, number: int) -> None:
         """Wait no longer."""

@@ -61,11 +61,12 @@ class Results:
         self, file: Path, evaluations: Sequence[Evaluated], *, config: RunConfig | None = None, trained: TrainedRun | None = None
     ) -> None:
         known = kept.read(file)
-        if known is not None and known.policies.keys() >= {one.step for one in evaluations}:
+        before = {} if known is None else known.policies
+        if before.keys() >= {one.step for one in evaluations}:
             return
         unit = kept.Kept(
             evaluation=self._experiment.evaluation_of(file.stem).model_dump(mode="json"),
-            policies={one.step: self._counts[one.name] for one in evaluations},
+            policies={**before, **{one.step: self._counts[one.name] for one in evaluations}},
             config=None if config is None else config.model_dump(mode="json"),
             trained=trained,
         )
@@ -73,7 +74,10 @@ class Results:
 
 
 def _trained(run: ComparedRun) -> TrainedRun | None:
+    """Return what the run logged, from where its policies are read, too."""
+    known = kept.read(run.kept_in)
+    if known is not None and known.policies.keys() >= {one.step for one in run.evaluations}:
+        return known.trained
     if records := read_metrics(run.directory.metrics):
         return trained_run(records, name=run.name, method=run.method, seed=run.seed)
-    known = kept.read(run.kept_in)
     return None if known is None else known.trained

@@ -28,6 +28,8 @@ class Command:
     arguments: tuple[str, ...]
     directory: Path
     """The directory that it works in, and whose lock it holds."""
+    takes_from: Path | None = None
+    """The directory of a run whose policy it takes."""
 
 
 class Unit(Protocol):
@@ -70,7 +72,7 @@ class RunUnit:
             return None
         title = f"{self._run.method}, seed {self._run.seed}"
         if self._run.has_policies:
-            return _evaluate(self._experiment, waiting[0], f"{title}, step {waiting[0].step}")
+            return _evaluate(self._experiment, waiting[0], f"{title}, step {waiting[0].step}", takes_from=self._run.directory.path)
         self._require_trainable(waiting)
         return Command(
             name=self.name,
@@ -89,23 +91,25 @@ class RunUnit:
     def _require_trainable(self, waiting: list[Evaluated]) -> None:
         """Raise UserError for a run whose checkpoints are gone, of which only results are here, or that has passed a
         step without keeping its policy."""
-        directory = self._run.directory
-        if not directory.has_begun() and self._run.kept_in.exists():
-            raise UserError(
-                f"{self._run.kept_in} has no policy of step {waiting[0].step}, and the run itself is not here: "
-                f"delete the file to train the run again"
-            )
+        directory, step = self._run.directory, waiting[0].step
+        if not directory.path.exists() and self._run.found:
+            raise UserError(f"{directory.path} is not here, and what was found of it has no policy of step {step}: {self._anew('')}")
         latest, exported = directory.checkpoints.latest(), directory.policy_step
         if latest is None and exported is not None:
             raise UserError(
-                f"{directory.path} ended at step {exported} and its checkpoints were removed, so it has no policy of step "
-                f"{waiting[0].step}: choose another with --set out=DIR (and keep_checkpoints = true), or delete it"
+                f"{directory.path} ended at step {exported} and its checkpoints were removed, so it has no policy of step {step}: choose "
+                f"another with --set out=DIR (and keep_checkpoints = true), or {self._anew(directory.path)}"
             )
         passed = [
             one.step for one in waiting if latest is not None and one.step <= latest and one.step not in directory.checkpoints.steps()
         ]
         if passed and passed[0] != exported:
-            raise UserError(f"{directory.path} is past step {passed[0]} and did not keep its policy: delete it to train it again")
+            raise UserError(f"{directory.path} is past step {passed[0]} and did not keep its policy: {self._anew(directory.path)}")
+
+    def _anew(self, run: Path | str) -> str:
+        """Return what must be deleted before the run may be trained again: policies of two trainings do not go
+        together."""
+        return f"to train it again, delete {' '.join(map(str, [run, *self._run.found])).strip()}"
 
 
 def units_of(experiment: Experiment) -> Iterator[Unit]:
@@ -115,11 +119,12 @@ def units_of(experiment: Experiment) -> Iterator[Unit]:
         yield RunUnit(experiment, run)
 
 
-def _evaluate(experiment: Experiment, one: Evaluated, title: str) -> Command:
+def _evaluate(experiment: Experiment, one: Evaluated, title: str, *, takes_from: Path | None = None) -> Command:
     return Command(
         name=one.name,
         title=f"{title}: {experiment.config.evaluation.samples} responses to {experiment.config.evaluation.problems} problems",
         module="jobs.evaluate",
         arguments=(str(experiment.evaluation_file), "--model", one.model, "--out", str(one.directory)),
         directory=one.directory,
+        takes_from=takes_from,
     )

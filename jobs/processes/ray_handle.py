@@ -8,12 +8,25 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
-from ray.exceptions import ActorUnschedulableError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+    WorkerCrashedError,
+)
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.processes.handles import ActorDied, DataLost, Deadline, Handle
 
 C = TypeVar("C")
+
+GONE = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, RuntimeEnvSetupError)
+"""What Ray raises for an actor that is dead: the class depends on what it died of."""
 
 
 class RayHandle(Handle[C]):
@@ -33,8 +46,8 @@ class RayHandle(Handle[C]):
         try:
             async with asyncio.timeout(timeout_s) as deadline:
                 value = await small
-        except RayActorError as error:
-            raise ActorDied(_death(error, self.name, waiting_for)) from error
+        except GONE as error:
+            raise ActorDied(_death(error, self.name, f"while the run waited for {waiting_for}")) from error
         except ActorUnschedulableError as error:
             raise self._has_no_place() from error
         except ObjectLostError as error:
@@ -62,8 +75,8 @@ class RayHandle(Handle[C]):
             node_id: str = await self.actor.__ray_call__.remote(_node_id)
             self._has_answered = True
             return node_id
-        except RayActorError as error:
-            raise ActorDied(f"the {self.name} process died while it was started") from error
+        except GONE as error:
+            raise ActorDied(_death(error, self.name, "while it was started")) from error
         except ActorUnschedulableError as error:
             raise self._has_no_place() from error
 
@@ -72,7 +85,7 @@ class RayHandle(Handle[C]):
             async with asyncio.timeout(timeout_s):
                 rss: int = await self.actor.__ray_call__.remote(_rss_bytes)
                 return rss
-        except (RayActorError, TimeoutError):
+        except (*GONE, TimeoutError):
             return None
 
     def kill(self) -> None:
@@ -86,11 +99,13 @@ def require_actor_options(options: Mapping[str, Any]) -> None:
     ray.remote(**options)(RayHandle)
 
 
-def _death(error: RayActorError, name: str, waiting_for: str) -> str:
-    """What went wrong in its constructor says more than that it is gone."""
-    if "raised in its creation task" in (text := str(error).strip()):
+def _death(error: RayError, name: str, when: str) -> str:
+    """What went wrong in its constructor, or before, says more than that it is gone."""
+    if "raised in its creation task" in (text := str(error).strip()) or isinstance(error, RuntimeEnvSetupError):
         return f"the {name} could not be made: {text.splitlines()[-1]}"
-    return f"the {name} process died while the run waited for {waiting_for}"
+    if isinstance(error, OutOfMemoryError):
+        return f"the {name} process was ended by Ray {when}, because the memory of its node was nearly full"
+    return f"the {name} process died {when}"
 
 
 def _node_id(_: Any) -> str:

@@ -103,6 +103,9 @@ class Supervised(Handle[C]):
                 except PROCESS_FAILURES as next_error:
                     error = next_error
                     continue
+                except BaseException:  # cancelled, or it cannot be restored: nobody must be served by half of it
+                    self._handle.kill()
+                    raise
                 self._generation += 1
                 return
 

@@ -81,6 +81,8 @@ class GroupBooks:
         """Groups in replay."""
         self.num_removed = 0
         """How often something left replay."""
+        self.num_rows_lost = 0
+        """How often the rows of a group went with a node."""
         self.waiting_for_room: set[int] = set()
         """Groups that replay has refused because it is full."""
         self._masked: dict[int, int] = {}  # groups of the step in progress -> their tokens that are too old to be trained on
@@ -195,6 +197,7 @@ class GroupBooks:
     def rows_lost(self, group_id: int) -> GroupRequest:
         """The group's rows went with a node: it keeps its slot and is to be sampled again, as the request returned."""
         request = next(request for request in self.admission.in_flight if request.group_id == group_id)
+        self.num_rows_lost += 1
         self.tokens.dropped(group_id, TokenWaste.LOST)
         if group_id in self.held:
             self.held.discard(group_id)

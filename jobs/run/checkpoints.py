@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 from typing import Any
 
 from actors.learner import Learner
@@ -17,16 +18,22 @@ async def save_checkpoint(run: Run) -> None:
 
     The books are read after replay was saved. So they have in flight every group that the saved replay holds. A group
     that arrived in between is in flight without being held: a restored run samples it again, so it is neither lost nor
-    doubled.
+    doubled. If rows were lost in between, what was saved has groups of which the books know nothing any more. Replay is
+    saved again then.
     """
-    step = run.step
-    files: list[FileEntry] = []
-    for part, handle in run.stateful.items():
-        waiting_for = f"part '{part}' of the checkpoint of step {step}"
-        files += await run.call(handle, Stateful.save_part, run.directory.checkpoints, step, part, waiting_for=waiting_for)
-    files.append(await asyncio.to_thread(run.directory.add_model_card, step))
+    step, num_lost = run.step, run.books.num_rows_lost
+    files = {part: await _save_part(run, part) for part in run.stateful}
+    while run.books.num_rows_lost > num_lost:
+        num_lost = run.books.num_rows_lost
+        files["replay"] = await _save_part(run, "replay")
+    card = await asyncio.to_thread(run.directory.add_model_card, step)
     meta = {"run_id": run.directory.run_id, **run.books.state_dict()}
-    await asyncio.to_thread(run.directory.checkpoints.commit, step, files, meta)
+    await asyncio.to_thread(run.directory.checkpoints.commit, step, [*chain.from_iterable(files.values()), card], meta)
+
+
+async def _save_part(run: Run, part: str) -> list[FileEntry]:
+    waiting_for = f"part '{part}' of the checkpoint of step {run.step}"
+    return await run.call(run.stateful[part], Stateful.save_part, run.directory.checkpoints, run.step, part, waiting_for=waiting_for)
 
 
 async def save_learner(run: Run) -> None:

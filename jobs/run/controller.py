@@ -129,8 +129,9 @@ class Controller:
         loops += [self._score_loop() for _ in range(self.config.prompts_per_step)]
         try:
             async with asyncio.TaskGroup() as group:
+                learning = group.create_task(self._learn_loop())
                 tasks = [group.create_task(loop) for loop in loops]
-                await self._learn_loop()
+                await asyncio.wait([learning])
                 for task in tasks:
                     task.cancel()
         except BaseExceptionGroup as errors:

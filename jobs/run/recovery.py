@@ -141,21 +141,22 @@ class Recovery:
         await wait_until_loaded(handle, timeout_s=self._run.config.rollout.start_timeout_s)
 
     async def _catch_up(self, handle: Handle[Any], method: Callable[[Any, str, int], int], *, since: int) -> None:
+        """Have it go through the steps after `since`, also those that are logged meanwhile."""
         run = self._run
-        if since >= run.step:
-            return
-        if not run.config.replay.log_rollouts:
-            raise StateLost(
-                f"the {handle.name} was lost at step {run.step}, its last state is of step {since}, and "
-                "replay.log_rollouts = false keeps nothing to go through again"
+        while since < (step := run.step):
+            if not run.config.replay.log_rollouts:
+                raise StateLost(
+                    f"the {handle.name} was lost at step {step}, its last state is of step {since}, and "
+                    "replay.log_rollouts = false keeps nothing to go through again"
+                )
+            await handle.call(
+                method,
+                str(run.directory.rollouts),
+                step,
+                timeout_s=run.config.wait_timeout_s * (step - since),
+                waiting_for=f"the new {handle.name} to go through steps {since + 1} to {step} again",
             )
-        await handle.call(
-            method,
-            str(run.directory.rollouts),
-            run.step,
-            timeout_s=run.config.wait_timeout_s * (run.step - since),
-            waiting_for=f"the new {handle.name} to go through steps {since + 1} to {run.step} again",
-        )
+            since = step
 
     def _newest(self, manager: CheckpointManager) -> int | None:
         """Return the newest state that is not of a step to come: an earlier start may have left one behind."""

@@ -89,7 +89,9 @@ class Rollouts:
 
     async def publish(self, version: int, snapshot: Any) -> None:
         """Make these the newest weights. A worker that serves loads them between two tokens, a new one before it
-        serves."""
+        serves. Nothing is done where newer ones were published, in place of some that were refused."""
+        if version < self.fleet.newest_version:
+            return
         self.fleet.publish(version)
         self._newest = (version, snapshot)
         async with self._offered:

@@ -151,7 +151,7 @@ class EvaluateSession:
     async def _sample_all(
         self, todo: Sequence[PinnedModel], waiting: dict[str, list[Problem]], sampling_of: dict[str, SamplingConfig]
     ) -> None:
-        verifier = launch(verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS))
+        verifier = launch(verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS + 1))
         done, left = len(self.store.finished()), sum(map(len, waiting.values()))
         try:
             with Bar(self._console, total=done + left, done=done) as bar:

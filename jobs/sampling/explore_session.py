@@ -162,7 +162,7 @@ class ExploreSession:
     def _verifier(self) -> Handle[VerifierPool] | None:
         if self._config.verify == "none":
             return None
-        return launch(verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS))
+        return launch(verifier_pool(self._config.task, self._config.verifier, max_concurrency=FINISHERS + 1))
 
     def _report(self, table: pa.Table, settings: dict[str, Any]) -> None:
         report = write_report(table, settings, self._directory, seed=self._config.seed)

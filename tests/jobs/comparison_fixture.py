@@ -146,8 +146,9 @@ class InProcess:
         problems = problems_of(task, config.split, config.problems, warn=print)
         finished = store.finished()
         waiting = [problem for problem in problems if (label, problem.problem_id) not in finished]
-        if not waiting:
-            return  # the copy of the policy may be released already
+        if not waiting:  # the copy of the policy may be released already
+            store.compact([(label, problem.problem_id) for problem in problems])
+            return
         worker = RolloutWorker(
             worker_id="rollout-0", run_id="evaluate", model=path, config=config.rollout, sampling=config.sampling, seed=config.seed
         )
@@ -170,6 +171,5 @@ class InProcess:
             finally:
                 await worker.close()
 
-        if waiting:
-            asyncio.run(run())
+        asyncio.run(run())
         store.compact([(label, problem.problem_id) for problem in problems])

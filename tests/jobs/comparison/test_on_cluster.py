@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from jobs.comparison.on_cluster import ClusterExecutor
 from jobs.comparison.units import Command, units_of
 from jobs.configuration.files import load
 from tests.jobs.comparison_fixture import write_comparison
-from tests.jobs.runs_fixture import FakeClient, FakeState
+from tests.jobs.runs_fixture import FakeClient, FakeDetails, FakeState
 
 
 @pytest.fixture
@@ -80,6 +81,29 @@ def test_a_job_that_fails_says_why(experiment: Experiment) -> None:
     ending = end(client, "small-grpo-0-1", "FAILED", "it failed, last available logs:\nerror: no disk")
     assert executor(experiment, client).execute(run) == "job small-grpo-0-1 failed (it failed: error: no disk)"
     ending.join()
+
+
+@pytest.mark.parametrize(("failures", "given_up"), [(3, False), (1000, True)])
+def test_a_poll_without_an_answer_is_made_again(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, failures: int, given_up: bool
+) -> None:
+    """The job goes on meanwhile, so nothing else may begin in its place."""
+    monkeypatch.setattr(on_cluster, "UNANSWERED", 5)
+    client, run, polls = FakeClient(), commands(experiment)[1], itertools.count()
+    known = client.get_job_info
+
+    def get_job_info(job_id: str) -> FakeDetails:
+        number = next(polls)
+        if 1 <= number <= failures:
+            raise ConnectionError("the head is busy")
+        if number > failures:
+            client.jobs[job_id].status = FakeState("SUCCEEDED")
+        return known(job_id)
+
+    monkeypatch.setattr(client, "get_job_info", get_job_info)
+    reason = executor(experiment, client).execute(run)
+    assert (reason is not None and "no cluster answers" in reason) == given_up
+    assert next(polls) == (6 if given_up else 5)
 
 
 def test_a_job_of_an_earlier_start_is_waited_for_and_not_submitted_again(experiment: Experiment) -> None:

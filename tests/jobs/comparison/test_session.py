@@ -238,8 +238,45 @@ def test_results_without_their_run_are_not_added_to(finished: tuple[Path, list[s
     failures = report_of(file)["failures"]
     assert failures.keys() == {"small-grpo-0", "small-repexp-0"}
     assert failures["small-grpo-0"].endswith(
-        "results/small-grpo-0.json has no policy of step 3, and the run itself is not here: delete the file to train the run again"
+        f"runs/small-grpo-0 is not here, and what was found of it has no policy of step 3: to train it again, delete "
+        f"{file.parent}/small/results/small-grpo-0.json"
     )
+
+
+def test_a_result_and_its_training_come_from_one_place(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Another machine's result stands beside a run that this one has begun."""
+    file = moved(finished[0], tmp_path / "elsewhere")
+    out = f"out={file.parent / 'small'}"
+    run = file.parent / "small/runs/small-grpo-0"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text((finished[0].parent / "small/runs/small-grpo-0/metrics.jsonl").read_text().splitlines()[0] + "\n")
+    assert compare(file, out)[:2] == (0, [])
+    assert without_times(report_of(file)) == without_times(report_of(finished[0]))
+
+
+def test_fewer_steps_leave_what_was_found_of_the_others(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    file = moved(finished[0], tmp_path / "elsewhere")
+    out = f"out={file.parent / 'small'}"
+    kept = file.parent / "small/results/small-grpo-0.json"
+    record = json.loads(kept.read_text())
+    assert record["policies"].keys() == {"1", "2"}
+    kept.write_text(json.dumps(record | {"policies": {"1": record["policies"]["1"]}}))
+    shutil.copytree(finished[0].parent / "small/evaluations/small-grpo-0@2", one := file.parent / "small/evaluations/small-grpo-0@2")
+    begun = json.loads((one / "config.json").read_text())
+    (one / "config.json").write_text(json.dumps(begun | {"models": [str(file.parent / "small/runs/small-grpo-0@2")]}))
+    assert compare(file, out, "steps=[2]")[:2] == (0, [])
+    assert json.loads(kept.read_text())["policies"] == record["policies"]
+
+
+def test_where_the_rate_decays_all_runs_of_a_method_have_as_many_steps(tiny_model: str, tmp_path: Path) -> None:
+    file = write_comparison(tmp_path, tiny_model)
+    decays = "common.learner.decay_steps=1"
+    assert compare(file, "seeds=[0]", "steps=[1, 2]", decays)[0] == 0
+    with pytest.raises(UserError, match=r"small-grpo-0 was begun with another configuration: steps \(2 -> 1\)"):
+        compare(file, "steps=[1]", decays)
+    with pytest.raises(UserError, match=r"another configuration: rollout\.max_sequences"):
+        compare(file, "seeds=[0]", "steps=[1, 2]", decays, "methods.grpo.rollout.max_sequences=32")
+    assert compare(file, "seeds=[0]", "steps=[2]", decays, "common.rollout.workers=2")[:2] == (0, [])
 
 
 def test_results_speak_for_no_other_configuration(finished: tuple[Path, list[str]], tmp_path: Path) -> None:

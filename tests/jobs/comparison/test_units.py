@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,9 +83,35 @@ def test_policies_that_cannot_be_had_any_more_are_named(experiment: Experiment, 
     unit = RunUnit(experiment, experiment.runs[0])
     directory = experiment.runs[0].directory.path
     make_run(directory, tiny_model, checkpoints=[20], policy=20)
-    with pytest.raises(UserError, match=r"is past step 10 and did not keep its policy: delete it to train it again"):
+    with pytest.raises(UserError, match=r"is past step 10 and did not keep its policy: to train it again, delete \S+/small-grpo-0$"):
         unit.next_command()
     experiment.runs[0].directory.checkpoints.truncate(after_step=-1)
     (directory / "policy" / "repexp.json").write_text(json.dumps({"step": 20}))
     with pytest.raises(UserError, match=r"its checkpoints were removed, so it has no policy of step 10: choose another with --set out=DIR"):
         unit.next_command()
+
+
+def test_a_run_that_is_gone_is_not_trained_again_beside_what_was_found_of_it(experiment: Experiment, tiny_model: str) -> None:
+    """Policies of two trainings would stand in one result. What is to be deleted is named at once."""
+    run, out = experiment.runs[0], experiment.out
+    make_run(run.directory.path, tiny_model, checkpoints=[10], policy=20)
+    finish(out / "evaluations/small-grpo-0@10")
+    finish(out / "evaluations/small-grpo-0@15")  # of a step that is not asked for any more
+    run.directory.checkpoints.truncate(after_step=-1)
+    unit = RunUnit(experiment, run)
+    (run.directory.path / "policy" / "repexp.json").write_text(json.dumps({"step": 10}))
+    found = f"{out}/evaluations/small-grpo-0@10 {out}/evaluations/small-grpo-0@15"
+    with pytest.raises(UserError, match=rf"to train it again, delete {run.directory.path} {found}$"):
+        unit.next_command()
+    shutil.rmtree(run.directory.path)
+    with pytest.raises(UserError, match=rf"is not here, and what was found of it has no policy of step 20: .* delete {found}$"):
+        unit.next_command()
+    for one in found.split():
+        shutil.rmtree(one)
+    assert command_of(unit).module == "jobs.train"
+
+
+def test_an_evaluation_says_whose_policy_it_takes(experiment: Experiment, tiny_model: str) -> None:
+    run = experiment.runs[0]
+    make_run(run.directory.path, tiny_model, checkpoints=[10, 20], policy=20)
+    assert command_of(RunUnit(experiment, run)).takes_from == run.directory.path

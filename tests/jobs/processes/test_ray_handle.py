@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError, RuntimeEnvSetupError, WorkerCrashedError
 
 from actors.learner import Learner
 from jobs.processes.handles import ActorDied, Deadline
@@ -36,6 +36,15 @@ def test_what_went_wrong_in_a_constructor_is_said_in_one_line() -> None:
 
 def test_a_process_that_is_gone_is_said_to_be() -> None:
     assert asyncio.run(death_of(ActorDiedError())) == "the learner process died while the run waited for the learner to load its model"
+
+
+def test_a_process_that_ray_ended_for_want_of_memory_is_gone_like_any_other() -> None:
+    """Ray raises another class of error for it, and so it does for the other ways in which an actor may die."""
+    said = "the learner process was ended by Ray while the run waited for the learner to load its model, "
+    assert asyncio.run(death_of(OutOfMemoryError("1 worker was killed"))) == f"{said}because the memory of its node was nearly full"
+    for error in (NodeDiedError("the node is gone"), WorkerCrashedError()):
+        assert asyncio.run(death_of(error)) == "the learner process died while the run waited for the learner to load its model"
+    assert asyncio.run(death_of(RuntimeEnvSetupError("no disk"))) == "the learner could not be made: no disk"
 
 
 def test_a_process_that_never_answered_is_told_with_the_node_that_it_needs() -> None:

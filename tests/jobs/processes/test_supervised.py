@@ -117,6 +117,35 @@ def test_a_replacement_that_dies_while_it_is_restored_is_replaced_too():
     run(scenario())
 
 
+@pytest.mark.parametrize("how", ["cancelled", "refused"])
+def test_a_process_that_was_not_restored_serves_nobody(how):
+    """The call that replaces it is cancelled, or its state cannot be read just then: the next one restores another."""
+
+    async def scenario() -> None:
+        scene = Scene(durable=10)
+        restore, entered = scene._restore, asyncio.Event()
+
+        async def restore_in_vain(handle: LocalHandle) -> None:
+            entered.set()
+            scene.supervised._restore = restore
+            if how == "refused":
+                raise OSError("the disk does not answer")
+            await asyncio.Event().wait()
+
+        scene.supervised._restore = restore_in_vain
+        scene.handles[0].kill()
+        adding = await begin(scene.add(1))
+        await entered.wait()
+        if how == "cancelled":
+            adding.cancel()
+        with pytest.raises((asyncio.CancelledError, OSError)):
+            await adding
+        assert await scene.add(2) == 12
+        assert len(scene.made) == 3
+
+    run(scenario())
+
+
 def test_too_many_losses_in_a_row_raise_the_last_one():
     async def scenario() -> None:
         scene = Scene()

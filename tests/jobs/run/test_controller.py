@@ -17,7 +17,7 @@ import torch
 
 from actors.engine import EngineError
 from actors.reference_engine import ReferenceEngine
-from actors.replay import DrawnBatch
+from actors.replay import DrawnBatch, Replay
 from actors.verifier import VerifierPool
 from buffers.records import Verdict, VerdictStatus
 from buffers.replay import InsertResult
@@ -635,6 +635,38 @@ def test_a_group_whose_rows_are_gone_when_it_is_to_go_into_replay_is_sampled_aga
     run.check_valid()
     assert [event["group_id"] for event in run.noted(EventKind.DISPATCHED)].count(lost[0]) == 2
     assert run.books.tokens.counts()["wasted_lost"] > 0
+
+
+def test_a_checkpoint_during_which_rows_are_lost_can_be_resumed(config):
+    """Replay is saved with a group, is lost before the checkpoint is whole, and the group's rows are gone. No lane is
+    free, so that nobody has begun to sample it again by then."""
+    lanes = {"rollout": {"max_sequences": 4}, "supervision": {"backoff_s": 0.0}}
+    busy = asyncio.Event()
+    lost: list[int] = []
+
+    async def around(name, method, args, proceed):
+        saving = method == "save_part" and run.run.step == 2
+        if method == "generate" and run.run.step == 2 and run.books.held:
+            busy.set()
+            await asyncio.Event().wait()
+        if saving and name == "replay" and not lost:
+            while not run.books.held:
+                await asyncio.sleep(0.001)
+            await busy.wait()
+        if saving and name == "bonus" and not lost:
+            run.handles["replay"].kill()
+            await run.run.call(run.run.replay, Replay.forget_log_after, 2, waiting_for="the new replay")
+        if method == "insert" and len(args) == 3 and run.run.step == 2 and not lost:
+            lost.append(args[0].column("group_id")[0].as_py())
+            raise DataLost("data that insert needs was lost")
+        return await proceed()
+
+    run = LocalRun(config(steps=2, **lanes), around=around)
+    assert run.train() == 2
+    assert lost and lost[0] not in run.books.held
+    resumed = LocalRun(config(steps=3, **lanes))
+    assert resumed.train() == 3
+    resumed.check_valid()
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

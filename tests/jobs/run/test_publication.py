@@ -3,6 +3,7 @@ damaged."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -138,5 +139,33 @@ def test_a_learner_that_is_lost_while_it_publishes_again_has_the_step_that_is_be
     run = LocalRun(config(), around=lost_while_logging)
     assert run.train() == 3
     assert len(run.parts["learner"]) == 2
+    assert run.samples() == undisturbed.samples()
+    assert_same_state(run.state(tmp_path / "run_state"), undisturbed.state(tmp_path / "undisturbed_state"))
+
+
+def test_a_learner_that_is_restored_while_a_step_is_logged_has_that_step_too(config, tmp_path):
+    """The log is done while the new learner goes through the steps before."""
+    undisturbed = LocalRun(config("undisturbed"))
+    undisturbed.train()
+    calls, tasks = Counter[str](), []
+
+    async def lost_while_logging(component: str, method: str, args: tuple[Any, ...], proceed: Proceed) -> Any:
+        calls[method] += 1
+        if method == "log" and calls[method] == 2:
+            run.handles["learner"].kill()
+            tasks.append(asyncio.ensure_future(run.run.weights()))
+            while not calls["train_log"]:
+                await asyncio.sleep(0)
+        result = await proceed()
+        if method == "train_log" and calls[method] == 1:
+            while run.run.step < 2:
+                await asyncio.sleep(0)
+        if method == "step" and calls[method] == 3:
+            assert (await tasks[0])[1] == 2
+        return result
+
+    run = LocalRun(config(), around=lost_while_logging)
+    assert run.train() == 3
+    assert (len(run.parts["learner"]), calls["train_log"]) == (2, 2)
     assert run.samples() == undisturbed.samples()
     assert_same_state(run.state(tmp_path / "run_state"), undisturbed.state(tmp_path / "undisturbed_state"))

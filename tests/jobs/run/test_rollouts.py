@@ -672,6 +672,24 @@ def test_a_learner_that_is_ahead_publishes_newer_weights_instead_unless_the_orde
     run(scenario())
 
 
+def test_a_version_that_was_passed_over_is_as_good_as_published():
+    """The learner was two steps ahead when weights were refused. Then the publication of the step between comes."""
+
+    async def scenario() -> None:
+        async with Scene(workers=1) as scene:
+            await scene.until_serving(1)
+            scene.learner_publishes = [Published(3)]
+            await scene.rollouts.publish(1, Published(1, "all"))
+            await scene.rollouts.published(3)
+            await scene.rollouts.publish(2, Published(2))
+            async with asyncio.timeout(BOUND_S):
+                await scene.rollouts.published(2)
+            assert scene.offered == [("rollout-0", 1), ("rollout-0", 3)]
+            assert scene.rollouts.newest[0] == 3
+
+    run(scenario())
+
+
 def test_a_joiner_that_refuses_weights_serves_once_it_holds_some():
     async def scenario() -> None:
         async with Scene(workers=1, lanes=1) as scene:
