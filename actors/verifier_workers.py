@@ -138,30 +138,39 @@ class Workers:
 
 
 # ---- inside a worker process ----
+_make_task: TaskFactory
 _worker_task: Task | str = "the worker was not initialized"  # the task, or the reason why there is none
 
 
 def _initialize_worker(owner_pid: int, task_factory: TaskFactory) -> None:
-    """Tie the worker's life to its owner's and make the task. If that fails, each response fails with the reason."""
-    global _worker_task
+    """Tie the worker's life to its owner's and make the task."""
+    global _make_task, _worker_task
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python handler would wait for C code that never returns
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != owner_pid:  # the owner died before the line above
         os._exit(1)
+    _make_task = task_factory
+    _worker_task = _new_task()
+
+
+def _new_task() -> Task | str:
+    """Return a task, or the reason why there is none."""
     try:
-        task = task_factory()
+        task = _make_task()
         if isinstance(task, NeedsWarmUp):
             task.warm_up()
-        _worker_task = task
+        return task
     except Exception as error:
-        _worker_task = f"the task could not be built: {describe(error)}"
+        return f"the task could not be built: {describe(error)}"
 
 
 def _verify_in_worker(problem: Problem, text: str) -> Verdict:
-    """Verify one response. This is the seam where an exception of a verifier becomes a value."""
-    if isinstance(_worker_task, str):
+    """Verify one response. This is the seam where an exception of a verifier becomes a value. Where there is no task
+    yet, try again to make it: a disk may have been full just then."""
+    global _worker_task
+    if isinstance(_worker_task, str) and isinstance(_worker_task := _new_task(), str):
         return error_verdict(_worker_task)
     started = time.perf_counter()
     try:

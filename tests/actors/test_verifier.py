@@ -22,7 +22,15 @@ from actors.verifier import ResizeError, VerifierPool, VerifierPoolError
 from buffers.records import Problem, VerdictStatus
 from tasks.config import TaskConfig
 from tasks.registry import make_task
-from tests.actors.verifier_fakes import PROBLEM, make_cold_task, make_exiting_task, make_fake_task, make_task_unless, make_unbuildable_task
+from tests.actors.verifier_fakes import (
+    PROBLEM,
+    make_cold_task,
+    make_exiting_task,
+    make_fake_task,
+    make_task_if_readable,
+    make_task_unless,
+    make_unbuildable_task,
+)
 
 pytestmark = pytest.mark.whole
 
@@ -281,6 +289,17 @@ def test_task_that_cannot_be_built_is_an_error_that_says_why() -> None:
     with VerifierPool(TaskConfig(), CONFIG, task_factory=make_unbuildable_task) as pool:
         (verdict,) = pool.verify(PROBLEM, ["correct"])
     assert verdict.status is VerdictStatus.ERROR and "no such data set" in (verdict.detail or "")
+
+
+def test_worker_without_a_task_makes_it_as_soon_as_that_is_possible(tmp_path: Path) -> None:
+    """Else a worker that was replaced at a bad moment would answer all with an error, and faster than the others."""
+    broken = tmp_path / "broken"
+    with VerifierPool(TaskConfig(), VerifierConfig(num_workers=1), task_factory=partial(make_task_if_readable, broken)) as pool:
+        broken.touch()
+        assert statuses(pool, "exit", "correct") == [VerdictStatus.ERROR, VerdictStatus.ERROR]
+        broken.unlink()
+        assert statuses(pool, "correct") == [VerdictStatus.CORRECT]
+        assert pool.stats().num_rebuilds == 0
 
 
 def test_workers_that_cannot_start_end_the_call_with_an_error() -> None:

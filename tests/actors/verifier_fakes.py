@@ -113,6 +113,13 @@ def make_exiting_task() -> Task:
     os._exit(4)
 
 
+def make_task_if_readable(path: Path) -> Task:
+    """Return a task, or raise OSError while `path` exists."""
+    if path.exists():
+        raise OSError("the disk does not answer")
+    return FakeTask()
+
+
 def make_task_unless(path: Path) -> Task:
     """Return a task, but let the worker die at its start if `path` exists."""
     return make_exiting_task() if path.exists() else FakeTask()
