@@ -131,7 +131,8 @@ def run_to_end(work: Callable[[], None], console: Console, directory: Path, num_
 
 
 async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what `work` returns. A first SIGINT or SIGTERM cancels it and raises Stopped, a second one exits."""
+    """Return what `work` returns. A first SIGINT or SIGTERM cancels it and raises Stopped, a second one exits.
+    Afterwards they do what they always do."""
     task = asyncio.ensure_future(work)
     got: list[int] = []
     loop = asyncio.get_running_loop()
@@ -150,6 +151,9 @@ async def interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
         if not got:
             raise
         raise Stopped(got[0]) from None
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 class Bar:

@@ -1,11 +1,14 @@
 """The problems that a job samples for."""
 
+import asyncio
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from jobs.configuration.user_error import UserError
-from jobs.sampling.job import distinct, problems_of
+from jobs.sampling.job import Stopped, distinct, interruptibly, problems_of
 from tasks.arithmetic import Arithmetic, ArithmeticConfig, ArithmeticWeights
 from tasks.base import Problem, Task, Verdict, judge
 
@@ -56,3 +59,20 @@ def test_a_split_without_problems_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Listed, "problems", lambda self, split: iter(()))
     with pytest.raises(UserError, match="no problems in split 'test'"):
         problems_of(Listed(), "test", 3, warn=pytest.fail)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_work_and_means_afterwards_what_it_always_does(number: signal.Signals) -> None:
+    """What follows the work, such as the report, does not look after signals: they must not be lost."""
+
+    async def endless() -> None:
+        os.kill(os.getpid(), number)
+        await asyncio.Event().wait()
+
+    async def scenario() -> list[object]:
+        with pytest.raises(Stopped) as stopped:
+            await interruptibly(endless())
+        assert stopped.value.number == number
+        return [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    assert asyncio.run(scenario()) == [signal.default_int_handler, signal.SIG_DFL]
