@@ -43,6 +43,7 @@ class EngineFacts:
     weight_transfers: frozenset[str] = frozenset({"object_store"})  # the values of `rollout.weight_transfer` that it supports
     divides: bool = False  # whether it can divide a model among several processes (`rollout.tensor_parallel`)
     pools_states: bool = False  # whether it can return hidden states (`actors.engine.StatePooling`)
+    truncates: bool = False  # whether it knows `sampling.top_p` and `sampling.top_k`
     memory_gib: float = 0.7  # host memory that it takes beside weights and cache, over that of a process with torch
 
 
@@ -55,10 +56,13 @@ class KnownEngine:
 
 
 ENGINES: dict[str, KnownEngine] = {
-    "vllm": KnownEngine(path="actors.vllm_engine:VllmEngine", facts=EngineFacts(repeats=Repeats.ALONE, divides=True, pools_states=True)),
+    "vllm": KnownEngine(
+        path="actors.vllm_engine:VllmEngine",
+        facts=EngineFacts(repeats=Repeats.ALONE, divides=True, pools_states=True, truncates=True),
+    ),
     "vllm-async": KnownEngine(
         path="actors.vllm_engine:AsyncVllmEngine",
-        facts=EngineFacts(weight_transfers=frozenset({"object_store", "nccl", "ipc"}), divides=True, pools_states=True),
+        facts=EngineFacts(weight_transfers=frozenset({"object_store", "nccl", "ipc"}), divides=True, pools_states=True, truncates=True),
     ),
     "transformers": KnownEngine(
         path="actors.reference_engine:ReferenceEngine", facts=EngineFacts(repeats=Repeats.ALWAYS, pools_states=True, memory_gib=0.0)

@@ -17,6 +17,7 @@ from actors.engine import EngineSetup, NewTokens, SampleRequest, require_held
 from actors.pooled_states import PooledStates
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
+from learners.supported import require_plain_logits
 from learners.threads import resolve_threads
 from learners.weights import HEAD, WeightSnapshot
 
@@ -34,6 +35,7 @@ class ReferenceEngine:
     def start(self, setup: EngineSetup) -> None:
         torch.set_num_threads(resolve_threads(setup.config.threads))
         self._model = load_causal_lm(setup.model, dtype=setup.config.dtype)
+        require_plain_logits(self._model)
         self._end_ids = end_ids_of(self._model)
         self._sampling = setup.sampling
         self._seed = setup.seed

@@ -29,6 +29,7 @@ from actors.pooled_states import PooledStates
 from actors.reference_engine import end_ids_of, load_into
 from buffers.records import FinishReason
 from learners.forward import load_causal_lm
+from learners.supported import require_plain_logits
 from learners.threads import resolve_threads
 from learners.weights import WeightSnapshot
 
@@ -71,6 +72,7 @@ class TreeEngine:
         torch.set_num_threads(resolve_threads(setup.config.threads))
         self._model = load_causal_lm(setup.model, dtype=setup.config.dtype)
         self._model.set_attn_implementation(ATTENTION)
+        require_plain_logits(self._model)
         self._end_ids = end_ids_of(self._model)
         self._sampling = setup.sampling
         self._seed = setup.seed

@@ -36,7 +36,7 @@ class ComparedEvaluation(BaseModel):
     rollout: dict[str, Any] = {}
     """Keys of [rollout] that replace those of the base configuration in evaluations. { engine = "prefix-tree" } is for
     short answers: policies that answer alike then cost a fraction."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seeds sampling and the bootstrap."""
     resamples: int = Field(2000, ge=100)
     """The number of resamples behind intervals over runs and problems."""

@@ -118,7 +118,7 @@ class RunConfig(BaseModel):
     """The directory of checkpoints, rollouts and metrics. One run has one directory."""
     model: LocalPath = "smollm2-135m"
     """The initial policy and the frozen encoder: the embedded alias, a local directory, or a hub id."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seeds problem order, sampling and the projection."""
     steps: int = Field(40, ge=1)
     """Training steps of the whole run, counted over resumes."""

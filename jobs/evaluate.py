@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     config, models, base = resolve(values_of(options), source=source_of(options.config), data=options.data, overrides=options.overrides)
-    require_sampling_methods(config.task, config.rollout)
+    require_sampling_methods(config.task, config.rollout, config.sampling)
     require_placements(config)
     if options.dry_run:
         from jobs.plan import evaluate_lines, evaluate_memory_gib, look_unloaded

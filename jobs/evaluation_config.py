@@ -52,7 +52,7 @@ class EvaluateConfig(BaseModel):
     base_model: LocalPath | None = None
     """A model (as above) under which the likelihood of all responses is reported: a lower one means less mere
     sharpening."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seeds sampling and the bootstrap. Responses depend on nothing but this seed, the model and the problem."""
     split: str = "test"
     """The split of the task."""

@@ -10,11 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.configuration.files import read_values, source_of
-from jobs.configuration.user_error import answering
+from jobs.configuration.files import merged, read_values, source_of
+from jobs.configuration.user_error import UserError, answering
 from jobs.explore_config import ExploreConfig
 from jobs.processes.environment import require_placements, require_ray_address
 from jobs.processes.methods import require_sampling_methods
+from jobs.sampling.candidates import read_candidates
 from jobs.sampling.flags import Flags, add_flags, overrides_of, resolved
 
 FLAGS: Flags = {
@@ -35,6 +36,8 @@ FLAGS: Flags = {
     "workers": ("rollout.workers", "engines that sample"),
     "seed": ("seed", ""),
 }
+OF_POOLS = ("model", "task", "verifier")
+"""What old candidates are encoded and judged with unless something else is asked for: what they were sampled with."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,20 +55,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     values = read_values(ExploreConfig, options.config, overrides_of(options, FLAGS))
+    pools = None if options.from_pools is None else read_candidates(options.from_pools)
+    if pools is not None:
+        values = merged({key: pools[1][key] for key in OF_POOLS if key in pools[1]}, values)
     config = resolved(ExploreConfig, values, source=source_of(options.config), data=options.data, overrides=options.overrides)
-    require_sampling_methods(config.task, config.rollout, pool_states=config.from_engine)
+    require_sampling_methods(config.task, config.rollout, config.sampling, pool_states=config.from_engine)
     require_placements(config)
+    if pools is not None and (theirs := pools[1].get("task", {}).get("name", config.task.name)) != config.task.name:
+        raise UserError(f"--from-pools {options.from_pools}: these are answers to problems of {theirs}, not of {config.task.name}")
     if options.dry_run:
         from jobs.plan import explore_lines, look_unloaded
         from jobs.screens.console import show_plan
 
         look_unloaded(config.model, config.sampling, config.rollout)
         return show_plan(config, explore_lines(config))
-    if options.from_pools is None:  # which may need no Ray at all
+    if pools is None:  # which may need no Ray at all
         require_ray_address()
     from jobs.sampling.explore_session import run_explore  # imports Ray, so only now that the configuration is valid
 
-    return run_explore(config, from_pools=options.from_pools)
+    return run_explore(config, pools)
 
 
 if __name__ == "__main__":

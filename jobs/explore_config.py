@@ -30,7 +30,7 @@ class ExploreConfig(BaseModel):
     """Where candidates and report go. A directory serves one job; the same command continues a stopped job."""
     model: LocalPath = "smollm2-135m"
     """The model that answers: the embedded alias, a local directory, or a hub id."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seeds sampling, the projection and the bootstrap. Candidates depend on nothing but this seed and their
     problem."""
     split: str = "test"

@@ -57,7 +57,8 @@ def scale(directory: Path, wanted: Mapping[str, int]) -> str:
     if "encoder" in wanted and status.desired.get("encoder") == 0:
         raise UserError(f"{directory} has no encoders: its bonus is off, or takes the policy's own features")
     with refusing(OSError, ValueError):
-        write_desired(directory, read_desired(directory).model_copy(update=dict(wanted)))
+        before = read_desired(directory)
+        write_desired(directory, before.model_copy(update={**wanted, "serial": before.serial + 1}))
     changes = [f"{role} {status.desired.get(role, '?')} -> {number}" for role, number in wanted.items()]
     return f"{status.run_id}: asked for {', '.join(changes)}"
 

@@ -133,10 +133,23 @@ def save_model(model: Any, weights: WeightSnapshot, directory: str, *, tokenizer
     Path(directory).mkdir(parents=True, exist_ok=True)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+    _make_savable(model)
     model.save_pretrained(directory, state_dict={**buffers, **dict(weights.tensors())})
     model.config.dtype = weights.index[0].dtype  # else that of the parameters
     model.config.save_pretrained(directory)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
+
+
+def _make_savable(model: Any) -> None:
+    """Let `do_sample` agree with the temperature beside it. Models were published where it does not, and transformers
+    refuses to write what it reads."""
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
 
 
 def checksums(buffer: np.ndarray, index: Sequence[TensorSpec]) -> dict[str, int]:

@@ -76,4 +76,5 @@ def curve(ks: Sequence[int], value_K: FloatArray, samples_BK: FloatArray | None)
 
 
 def _interval(samples: FloatArray) -> FloatArray:
-    return np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    """Return both ends. A resample that says nothing is NaN, and is left out."""
+    return np.nanquantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)

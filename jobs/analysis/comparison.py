@@ -99,12 +99,12 @@ def efficiency_curve(ours_PK: FloatArray, theirs_PK: FloatArray, ks: Sequence[in
 def efficiency_of(ours_RK: FloatArray, theirs_RK: FloatArray, ks: Sequence[int]) -> Curve | None:
     """Return K / k at each K of `ks`, where our pass@k reaches their pass@K with k samples; 0 where it never does. The
     first row of both is what was found, the others are resamples, if any. This is the paper's sample efficiency
-    (arXiv:2510.11686): "pass@80 matches pass@256" is 3.2. Values of K at which they solve nothing are left out; return
-    None where that is all of them."""
+    (arXiv:2510.11686): "pass@80 matches pass@256" is 3.2. Values of K at which they solve nothing are left out, in a
+    resample too; return None where that is all of them."""
     useful = [k for k in ks if theirs_RK[0, k - 1] > 0]
     if not useful:
         return None
     targets_RT = theirs_RK[:, np.asarray(useful) - 1]
     reached = [samples_to_reach(ours_K, target_T) for ours_K, target_T in zip(ours_RK, targets_RT, strict=True)]
-    ratio_RT = np.asarray(useful) / np.stack(reached)
+    ratio_RT = np.where(targets_RT > 0, np.asarray(useful) / np.stack(reached), np.nan)
     return curve(useful, ratio_RT[0], ratio_RT[1:] if len(ratio_RT) > 1 else None)

@@ -207,7 +207,7 @@ def resolve(config: CompareConfig, *, source: str) -> Experiment:
         require_run_methods(run.config)
         require_placements(run.config)
     evaluation = validated(EvaluateConfig, evaluation_values(config, shared), source=f"{source}, evaluation")
-    require_sampling_methods(evaluation.task, evaluation.rollout)
+    require_sampling_methods(evaluation.task, evaluation.rollout, evaluation.sampling)
     return Experiment(
         config=config,
         out=out,

@@ -45,8 +45,10 @@ class JobDirectory:
         try:
             self._acquire(self._lock)
             self._check_identity()
-        except BaseException:
+        except BaseException as error:
             self._lock.close()
+            if isinstance(error, OSError):
+                raise UserError(f"{self._kind} {self.path} cannot be used: {error.strerror}; {self._elsewhere}") from None
             raise
         return self
 

@@ -26,7 +26,7 @@ from tasks.config import MIXTURE, TASKS
 README = "README.md"
 MEANS = {"run_dir", "wait_timeout_s", "trackers", "tracker_options", "checkpoint", "supervision", "autoscale", "logs"}
 """Keys that a card leaves out: they compute nothing, and their addresses may hold passwords."""
-_SECRET = re.compile(r"(?i)(.*_)?(api_?key|secret|password|credentials?|(access|api|auth|hf)_token)s?")
+_SECRET = re.compile(r"(?i)token|(.*_)?(api_?key|(access|private|secret)_key|secret|passw(or)?d|credentials?|(access|api|auth|hf)_token)s?")
 _PASS_AT_K = re.compile(r"eval/pass@(\d+)")
 
 
@@ -132,11 +132,11 @@ def _data_sets(config: RunConfig) -> Iterator[str]:
                 yield hub
 
 
-def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` without what looks like the key to something."""
-    return {
-        key: _without_secrets(value) if isinstance(value, Mapping) else value for key, value in values.items() if not _SECRET.fullmatch(key)
-    }
+def _without_secrets(value: Any) -> Any:
+    """Return `value` without what looks like the key to something, in tables and in lists of tables."""
+    if isinstance(value, Mapping):
+        return {key: _without_secrets(one) for key, one in value.items() if not _SECRET.fullmatch(key)}
+    return [_without_secrets(one) for one in value] if isinstance(value, list) else value
 
 
 def _code(text: object) -> str:

@@ -34,6 +34,8 @@ class RunDirectory(JobDirectory):
         self.policy = self.path / "policy"
         """The final policy as a Hugging Face directory."""
         storage = config.checkpoint.storage or str(self.path / "checkpoints")
+        if "://" not in storage:
+            storage = str(Path(storage).absolute())  # processes of Ray may work in another directory
         self.checkpoints = CheckpointManager(storage, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
 
     @property

@@ -106,6 +106,8 @@ class Desired(BaseModel):
     encoder: int | None = Field(None, ge=1)
     stop: bool = False
     """Whether the run is to write a checkpoint and end. The next start clears it."""
+    serial: int = Field(0, ge=0)
+    """How often numbers were asked for: the same numbers may be asked for again, and are tried again."""
 
 
 def write_status(directory: Path, status: RunStatus) -> None:

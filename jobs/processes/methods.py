@@ -7,10 +7,10 @@ with the configuration; only methods of your own are imported here, so that a dr
 from __future__ import annotations
 
 from actors import engines
-from actors.config import RolloutConfig
+from actors.config import AnswerSamplingConfig, RolloutConfig
 from actors.vllm_arguments import require_known
 from buffers import samplers
-from buffers.extensions import is_path
+from buffers.extensions import ExtensionError, is_path
 from jobs.config import RunConfig
 from jobs.directory import trackers
 from tasks import registry
@@ -37,9 +37,16 @@ def require_run_methods(config: RunConfig, *, samples: bool = True) -> None:
     registry.require_methods(config.task)
 
 
-def require_sampling_methods(task: TaskConfig, rollout: RolloutConfig, *, pool_states: bool = False) -> None:
+def require_sampling_methods(
+    task: TaskConfig, rollout: RolloutConfig, sampling: AnswerSamplingConfig, *, pool_states: bool = False
+) -> None:
     """Import the task and the engine of a job that samples candidates. Raises ExtensionError."""
     require_known(rollout.engine_args)
+    if (sampling.top_p, sampling.top_k) != (1.0, 0) and not engines.facts_of(rollout).truncates:
+        raise ExtensionError(
+            f'sampling.top_p = {sampling.top_p} and sampling.top_k = {sampling.top_k}: rollout.engine = "{rollout.engine}" samples from '
+            "the whole distribution, so leave them at 1.0 and 0, or take another engine"
+        )
     if is_path(rollout.engine):
         engines.require_methods(rollout, pool_states=pool_states)
     registry.require_methods(task)

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.config import RunConfig
+from jobs.configuration.user_error import refusing
 from jobs.directory.run_state import Desired, RunPhase, RunStatus, WorkerStatus, read_desired, write_desired, write_status
 from jobs.processes.failures import kind_of, reason
 from jobs.run.autoscale import decide
@@ -54,7 +55,8 @@ class Control:
         self._metrics: dict[str, float] = {}
         self._known: dict[str, float] = {}  # the newest value of every metric
         self._exporter = Exporter(run_id)
-        asked = read_desired(directory)
+        with refusing(OSError, ValueError):
+            asked = read_desired(directory)
         self.desired = self._asked = asked.model_copy(update={"stop": False})
         """`desired` is what the run aims at, `_asked` what was last asked for. A wish that could not be met is not
         tried again before another comes."""
@@ -122,7 +124,7 @@ class Control:
     async def _read_desired(self, controller: Controller) -> None:
         try:
             asked = await asyncio.to_thread(read_desired, self._directory)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             self._warn(str(error))
             return
         if asked == self._asked:

@@ -175,7 +175,8 @@ class Fleet:
         member.state, member.since, member.detail = state, now, detail
 
     def _forget_the_dead(self) -> None:
-        for member in self.states(WorkerState.DEAD)[:-KEPT_DEAD]:
+        dead = sorted(self.states(WorkerState.DEAD), key=lambda member: member.since)
+        for member in dead[:-KEPT_DEAD]:
             del self.members[member.name]
 
 

@@ -14,6 +14,7 @@ from actors.learner import Learner
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError, refusing
 from jobs.directory.events import EventKind, EventLog
+from jobs.directory.job_dir import CONFIG, read_json
 from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
@@ -53,6 +54,7 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
     run_directory = RunDirectory(config)
     evaluation = _evaluation(config, stream.task, run_directory)
     _require_own_storage(run_directory, config.checkpoint.storage)
+    _require_known_history(run_directory)
     start = _looked_at(config, stream, evaluation)
     with run_directory as run:
         start_step = _start_step(run, resume)
@@ -171,6 +173,27 @@ def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
         run.checkpoints.require_writable()
     except CheckpointError as error:
         raise UserError(f"checkpoint.storage = {storage!r}: {error}") from None
+
+
+def _require_known_history(run: RunDirectory) -> None:
+    """Raise UserError for a run whose checkpoints are in another place than the one asked for. It would begin again at
+    step 0, and forget what it has logged."""
+    file, storage = run.path / CONFIG, run.config.checkpoint.storage
+    if not file.is_file() or not run.has_begun() or run.checkpoints.latest() is not None:
+        return
+    before = read_json(file).get("checkpoint", {}).get("storage")
+    if before == storage:
+        return
+    known = RunDirectory(run.config.model_copy(update={"checkpoint": run.config.checkpoint.model_copy(update={"storage": before})}))
+    try:
+        latest = known.checkpoints.latest()
+    except (CheckpointError, OSError):
+        latest = None
+    if latest is not None:
+        raise UserError(
+            f"{run.path} has its checkpoints in {known.checkpoints.uri}, up to step {latest}, and checkpoint.storage = {storage!r} has "
+            "none: copy them there, or leave checkpoint.storage as it was"
+        )
 
 
 def _start_step(run: RunDirectory, resume: str) -> int:

@@ -162,7 +162,7 @@ async def watch(trainer: SynchronousTrainer, control: Control, directory: Path, 
         try:
             asked = await asyncio.to_thread(read_desired, directory)
             news = "" if _same_numbers(asked, started_with) else KEEPS_ITS_PROCESSES
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             asked, news = Desired(), str(error)
         if asked.stop:
             trainer.stop()
@@ -172,4 +172,4 @@ async def watch(trainer: SynchronousTrainer, control: Control, directory: Path, 
 
 
 def _same_numbers(one: Desired, other: Desired) -> bool:
-    return one.model_copy(update={"stop": other.stop}) == other
+    return one.model_copy(update={"stop": other.stop, "serial": other.serial}) == other

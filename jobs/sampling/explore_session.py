@@ -29,7 +29,7 @@ from jobs.processes.models import sampled_model
 from jobs.processes.needs import needs_of
 from jobs.processes.threads import share_of_cores
 from jobs.reports.explore.report import write_report
-from jobs.sampling.candidates import CandidateStore, known_verdicts, problem_of, read_candidates, split_by_problem
+from jobs.sampling.candidates import CandidateStore, known_verdicts, problem_of, split_by_problem
 from jobs.sampling.explorer import Explorer, Sources
 from jobs.sampling.job import Bar, interruptibly, posed, problems_of, require_memory, run_to_end
 from jobs.sampling.pipeline import FINISHERS
@@ -41,11 +41,11 @@ from tasks.base import Task
 from tasks.registry import make_task
 
 
-def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
-    """Run the job and return its exit code. Raises one of `user_error.REFUSALS` before anything is touched."""
+def run_explore(config: ExploreConfig, old: tuple[pa.Table, dict[str, Any]] | None = None) -> int:
+    """Run the job and return its exit code. `old` are candidates that were sampled before, and their settings. Raises
+    one of `user_error.REFUSALS` before anything is touched."""
     console = terminal()
-    task, problems = _problems(config, from_pools, console)
-    old = None if from_pools is None else read_candidates(from_pools)
+    task, problems = _problems(config, console, to_sample=old is None)
     needs_model = old is None or needs_encoder(config, old[1])
     if needs_model:
         check_model(config.model)
@@ -66,11 +66,11 @@ def run_explore(config: ExploreConfig, *, from_pools: str | None) -> int:
         return run_to_end(lambda: asyncio.run(work), console, directory.path, lambda: len(session.store.finished()))
 
 
-def _problems(config: ExploreConfig, from_pools: str | None, console: Console) -> tuple[Task, list[Problem]]:
+def _problems(config: ExploreConfig, console: Console, *, to_sample: bool) -> tuple[Task, list[Problem]]:
     task = make_task(config.task, config.verifier)
     if config.verify != "none" and not task.has_verifier:
         raise UserError(f"task {task.name} has no verifier: use --verify none, or set its verifier")
-    if from_pools is not None:
+    if not to_sample:
         return task, []
     return task, problems_of(task, config.split, config.problems, warn=lambda text: say(console, f"warning: {text}"))
 
@@ -99,10 +99,19 @@ class ExploreSession:
     async def reselect(self, table: pa.Table, settings: dict[str, Any]) -> None:
         """Order and judge candidates that were sampled before."""
         tables = list(split_by_problem(table))
+        self._require_same_pools(tables)
         await interruptibly(self._reselect(tables, settings))
         self.store.compact([(problem_of(candidates).problem_id,) for candidates in tables])
         theirs = {key: settings[key] for key in ("model", "sampling", "split", "pool", "task") if key in settings}
         self._report(self.store.read(), self._config.model_dump(mode="json") | theirs)
+
+    def _require_same_pools(self, tables: Sequence[pa.Table]) -> None:
+        """Raise UserError where the directory has candidates of other pools."""
+        theirs = {problem_of(candidates).problem_id: candidates["response_ids"] for candidates in tables}
+        for ours in split_by_problem(self.store.read()) if self.store.finished() else ():
+            problem_id = problem_of(ours).problem_id
+            if problem_id not in theirs or not ours["response_ids"].combine_chunks().equals(theirs[problem_id].combine_chunks()):
+                raise UserError(f"{self._directory} has other answers to {problem_id} already: choose another with --out DIR")
 
     async def _sample(self, problems: Sequence[Problem], *, total: int) -> None:
         config = self._config

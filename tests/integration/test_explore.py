@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -94,6 +95,16 @@ def test_ctrl_c_keeps_what_is_finished_and_pools_can_be_ordered_again(tmp_path: 
     with explore(again, *order_again) as job:
         assert job.exit_code(timeout_s=120) == 0, job.output()
     assert len(rows_of(again)) == finished * CANDIDATES
+    of_another_task = refusal("--out", str(tmp_path / "x"), "--from-pools", str(out), "--task", "gsm8k")
+    assert "these are answers to problems of arithmetic, not of gsm8k" in of_another_task
+    changed = pq.read_table(again / "pools.parquet")
+    ids, place = changed["response_ids"].to_pylist(), changed.schema.get_field_index("response_ids")
+    changed = changed.set_column(place, changed.field(place), pa.array([ids[1], *ids[1:]], changed.field(place).type))
+    pq.write_table(changed, tmp_path / "other.parquet")
+    other = [str(tmp_path / "other.parquet") if word == str(out) else word for word in order_again]
+    with explore(again, *other) as job:
+        assert job.exit_code(timeout_s=120) == 2, job.output()
+        assert "already: choose another with --out DIR" in job.output()
 
 
 def test_a_mistake_is_one_line_and_exit_code_2() -> None:

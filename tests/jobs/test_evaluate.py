@@ -132,3 +132,17 @@ def test_the_directory_of_another_job_is_refused(tiny_model: str, tmp_path: Path
     line = refusal(capsys, "--model", tiny_model, "--samples", "16", "--out", str(other))
     assert "belongs to a run with another configuration: samples (8 -> 16)" in line
     assert "choose another with --out DIR" in line
+
+
+@pytest.mark.parametrize("engine", ["prefix-tree", "transformers"])
+def test_an_engine_that_samples_from_the_whole_distribution_is_asked_for_nothing_else(
+    engine: str, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", tiny_model, "--out", str(tmp_path / "out"), "--set", f"rollout.engine={engine}", "--set", "sampling.top_k=3"]
+    assert evaluate.main([*words, "--dry-run"]) == 2
+    assert f'rollout.engine = "{engine}" samples from the whole distribution' in capsys.readouterr().err
+
+
+def test_a_seed_is_not_negative(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--seed", "-1", "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "seed" in capsys.readouterr().err

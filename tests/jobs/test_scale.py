@@ -25,7 +25,7 @@ def refusal(capsys, *arguments: str) -> str:
 def test_a_live_run_is_asked_for_other_numbers(directory, capsys):
     with running(directory):
         assert command.main(["mine", "--rollout", "8", "--encoder", "2"]) == 0
-    assert read_desired(directory) == Desired(rollout=8, encoder=2)
+    assert read_desired(directory) == Desired(rollout=8, encoder=2, serial=1)
     assert capsys.readouterr().out == "mine: asked for rollout 2 -> 8, encoder 1 -> 2\n"
 
 
@@ -33,7 +33,7 @@ def test_roles_that_are_not_named_stay_as_they_were_asked_for(directory):
     write_desired(directory, Desired(rollout=4, verifier=3))
     with running(directory):
         assert command.main(["mine", "--rollout", "2"]) == 0
-    assert read_desired(directory) == Desired(rollout=2, verifier=3)
+    assert read_desired(directory) == Desired(rollout=2, verifier=3, serial=1)
 
 
 def test_a_run_that_has_ended_cannot_be_scaled(directory, capsys):

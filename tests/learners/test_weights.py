@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from learners.forward import load_causal_lm
 from learners.weights import (
     ALIGNMENT,
     HEAD,
@@ -24,6 +27,7 @@ from learners.weights import (
     first_mismatch_of_ranks,
     load_snapshot,
     probed_columns,
+    save_model,
     take_snapshot,
 )
 
@@ -269,3 +273,13 @@ def test_snapshots_are_values() -> None:
     with pytest.raises(AttributeError):
         snapshot.version = 1  # type: ignore[misc]
     assert isinstance(replace(snapshot, version=1), WeightSnapshot)
+
+
+def test_a_model_whose_generation_settings_contradict_each_other_is_saved(tiny_model: str, tmp_path: Path) -> None:
+    """As older base models were published. transformers reads them with a warning, and refuses to write them."""
+    source = Path(shutil.copytree(tiny_model, tmp_path / "source"))
+    (source / "generation_config.json").write_text(json.dumps({"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}))
+    model = load_causal_lm(str(source), dtype="float32")
+    save_model(model, take_snapshot(model.named_parameters(), version=1), str(tmp_path / "saved"), tokenizer=str(source))
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert (saved["temperature"], saved["top_p"], saved["eos_token_id"]) == (0.9, 0.6, 2)

@@ -51,6 +51,16 @@ def test_the_interval_of_the_efficiency_holds_its_value_and_grows_without_reach(
     assert comparison.reverse_efficiency.at(32).low == 0.0
 
 
+def test_resamples_in_which_they_solve_nothing_say_nothing_of_the_efficiency():
+    """On a hard set one resample of twenty has no solved problem. Reaching nothing is no merit."""
+    num_correct = np.array([1, 2, 3] + [0] * 27)
+    curves = np.stack([1 - np.cumprod([1 - n / (64 - k) if 64 - k > n else 0.0 for k in range(64)]) for n in num_correct])
+    counts = np.random.default_rng(0).multinomial(30, [1 / 30] * 30, size=1000).astype(float)
+    assert (counts[:, :3].sum(axis=1) == 0).mean() > 0.03
+    found = efficiency_curve(curves, curves, (16, 64), counts)
+    assert found.value == (1.0, 1.0) and min(found.low) == 1.0 and max(found.high) < 1.1
+
+
 def test_comparison_is_paired():
     """Problems differ far more than models do: the paired interval is a fraction of what two separate ones would
     give."""

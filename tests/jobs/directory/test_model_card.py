@@ -107,7 +107,8 @@ def test_the_configuration_in_it_trains_the_same(tmp_path: Path) -> None:
 
 def test_keys_to_something_are_left_out() -> None:
     options = {"api_key": "SECRET1", "OPENAI_API_KEY": "SECRET2", "password": "SECRET3", "hf_token": "SECRET4", "max_tokens": 7}
-    card = card_of({"task": {"name": "mylab.tasks:Mine", "options": options | {"more": {"secret": "SECRET5"}}}})
+    options |= {"token": "SECRET5", "aws_secret_access_key": "SECRET6", "private_key": "SECRET7", "parts": [{"api_key": "SECRET8"}]}
+    card = card_of({"task": {"name": "mylab.tasks:Mine", "options": options | {"more": {"secret": "SECRET9"}}}})
     assert "SECRET" not in card.text and settings_in(card)["task"]["options"]["max_tokens"] == 7
 
 

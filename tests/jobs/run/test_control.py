@@ -72,7 +72,7 @@ def test_a_wish_for_workers_is_met_and_kept(tiny_model, tmp_path):
     watched.run.check_valid()
 
 
-def test_a_wish_for_verifiers_that_cannot_be_met_is_told_once_and_costs_no_verifier_pool(tiny_model, tmp_path):
+def test_a_wish_for_verifiers_that_cannot_be_met_is_tried_once_each_time_it_is_asked_and_costs_no_verifier_pool(tiny_model, tmp_path):
     asked = []
 
     async def failing(name, method, args, proceed):
@@ -81,14 +81,16 @@ def test_a_wish_for_verifiers_that_cannot_be_met_is_told_once_and_costs_no_verif
             raise ResizeError("none of 99 new verifier workers was ready")
         return await proceed()
 
-    watched = Watched(tiny_model, tmp_path, {2: Desired(verifier=99)}, around=failing, steps=12, checkpoint={"every": 1000})
-    assert watched.train() == 12
+    wishes = {2: Desired(verifier=99), 30: Desired(verifier=99, serial=1)}
+    watched = Watched(tiny_model, tmp_path, wishes, around=failing, steps=60, checkpoint={"every": 1000})
+    assert watched.train() == 60
     watched.run.check_valid()
-    assert asked == [99]
+    assert asked == [99, 99]
     assert len(watched.run.parts["verifier"]) == 1
-    assert watched.warnings == [
-        "the number of verifiers or encoders could not be changed: none of 99 new verifier workers was ready (infrastructure)"
-    ]
+    assert (
+        watched.warnings
+        == ["the number of verifiers or encoders could not be changed: none of 99 new verifier workers was ready (infrastructure)"] * 2
+    )
     assert read_status(watched.path).desired["verifier"] == 1
 
 

@@ -152,6 +152,15 @@ def test_few_of_the_dead_are_kept():
     assert dead[-1].detail == "loss 9"
 
 
+def test_the_last_to_die_is_kept_though_it_was_the_first_to_start():
+    fleet = make_fleet(serving=KEPT_DEAD + 1)
+    first, *others = [member.name for member in fleet.serving]
+    for at, name in enumerate([*others, first]):
+        fleet.worked()
+        fleet.lost(name, Gone(), "gone", float(at))
+    assert {member.name for member in fleet.states(WorkerState.DEAD)} == {first, *others[1:]}
+
+
 @pytest.mark.parametrize("block", range(20))
 def test_no_schedule_breaks_an_invariant_and_rest_brings_the_desired_number(block):
     """200 random lives: whatever happens, nobody serves under old weights when it joins, and peace brings what is

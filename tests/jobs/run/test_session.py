@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -48,6 +49,30 @@ def test_storage_of_another_run_is_refused_and_its_own_is_not(tmp_path: Path, ti
     with pytest.raises(UserError, match=r"holds the checkpoints of run 'theirs': give this run an address of its own"):
         start(config)
     assert not (tmp_path / "ours").exists()
+
+
+def test_a_run_whose_checkpoints_are_elsewhere_does_not_begin_again_at_step_0(tmp_path: Path, tiny_model: str) -> None:
+    """It would forget what it has logged, only because an address was changed or left out."""
+    old, run_dir = tmp_path / "old", tmp_path / "run"
+    values = {"model": tiny_model, "run_dir": str(run_dir), "checkpoint": {"storage": str(old)}}
+    manager = CheckpointManager(str(old), keep=1)
+    manager.commit(3, manager.save(3, "learner", lambda directory: None), {"run_id": "run"})
+    with RunDirectory(RunConfig.model_validate(values)) as directory:
+        directory.metrics.write_text('{"step": 3}\n')
+    for other in ({}, {"storage": str(tmp_path / "new")}):
+        with pytest.raises(UserError, match=rf"has its checkpoints in \S*{old}, up to step 3, .* or leave checkpoint\.storage as it was"):
+            start(RunConfig.model_validate(values | {"checkpoint": other}))
+    assert directory.metrics.read_text() == '{"step": 3}\n'
+    assert json.loads((run_dir / "config.json").read_text())["checkpoint"]["storage"] == str(old)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *args: Any, **options: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match=r"^run_dir .*/run cannot be used: No space left on device; "):
+        RunDirectory(RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run")})).__enter__()
 
 
 def test_storage_that_is_no_address_is_refused(tmp_path: Path, tiny_model: str) -> None:
