@@ -114,7 +114,7 @@ _MAX_COMPOSED_CHARS = 10_000  # composing may take time that grows with the squa
 _TEXT_COMMAND = re.compile(r"\s*+\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*+\{([^{}]*+)\}\s*+")
 _LATEX_ARGUMENT = r"\s*+(?:\{\s*+(-?+[0-9][0-9,]*+(?:\.[0-9]++)?+)\s*+\}|([0-9]))"
 _LATEX_FRACTION = re.compile(rf"\\[cdt]?frac{_LATEX_ARGUMENT}{_LATEX_ARGUMENT}")
-_LATEX_THOUSANDS = re.compile(r"\{,\}|(?<=[0-9])\\[,!;: ](?=[0-9]{3})")
+_LATEX_THOUSANDS = re.compile(r"\{,\}|(?<=[0-9]),\s*+\\[!,]\s*+(?=[0-9]{3}(?![0-9]))|(?<=[0-9])\\[,!;: ](?=[0-9]{3})")
 _LATEX_DECIMAL = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])(?![0-9]{3}(?![0-9]))")
 _LATEX = re.compile(r"\\([A-Za-z]++|[^A-Za-z\n])?|[{}~]")
 _LATEX_MEANING = {"times": "*", "cdot": "*", "div": "*", "sqrt": "√", "pi": "π", "$": "$", "%": "%", "#": "#"}
@@ -226,8 +226,10 @@ def _last(matches: Iterator[re.Match[str]]) -> re.Match[str] | None:
 def _marked_number(text: str) -> str | None:
     """Return the number behind the last mark that a number follows. `text` is free of LaTeX."""
     for mark in _ANSWER_MARKS:
-        for segment in reversed(mark.split(text)[1:]):  # up to the next mark, so no character is read twice
-            value = _value_at_the_start(segment)
+        marks = list(mark.finditer(text))
+        ends = [*(match.start() for match in marks), len(text)][1:]
+        for match, end in reversed(list(zip(marks, ends, strict=True))):  # up to the next mark, so no character is read twice
+            value = _value_at_the_start(text[match.end() : end], is_heading=match.group()[-1] in ":=")
             if value is not None:
                 return value
     return None
@@ -242,15 +244,19 @@ def _values(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
     return (match for match in pattern.finditer(text) if match["spoilt"] is None)
 
 
-def _value_at_the_start(segment: str) -> str | None:
+def _value_at_the_start(segment: str, *, is_heading: bool) -> str | None:
     """Return the result of the computation at the start of `segment`. If a letter comes before any number, return that
-    right behind the last "is" or "=" of the sentence, or None."""
+    right behind the last "is" or "=" of the sentence, or None. Behind a heading ("Answer:") such a sentence may be the
+    first of a solution: if numbers follow it, its own says nothing."""
     item = _LIST_ITEM.match(segment)
     line = segment[item.end() if item else 0 :].lstrip(_BETWEEN_MARK_AND_ANSWER).partition("\n")[0]
     result = _leading_result(line)
     if result is not None or not _LETTER.search(line):
         return result
-    parts = _SAYS.split(_SENTENCE_END.split(line, maxsplit=1)[0])
+    sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
+    if is_heading and any(character.isdigit() for character in segment.partition(sentence)[2]):
+        return None
+    parts = _SAYS.split(sentence)
     return next((result for part in reversed(parts[1:]) if (result := _leading_result(part)) is not None), None)
 
 
@@ -307,7 +313,7 @@ def _spelling(value: Fraction) -> str:
 def _without_latex(text: str) -> str:
     r"""Return `text` with "\frac{1}{2}" as "1/2", "1{,}234" as "1,234", and other commands as signs or blanks."""
     text = _LATEX_DECIMAL.sub(".", with_plain_fractions(text))
-    text = _LATEX_THOUSANDS.sub(lambda match: "," if match.group() == "{,}" else "", text)
+    text = _LATEX_THOUSANDS.sub(lambda match: "," if match.group()[0] in "{," else "", text)
     text = _LATEX_FRACTION.sub(_plain_fraction, text)
     text = _LATEX.sub(lambda match: _LATEX_MEANING.get(match[1] or "", " "), text)
     return with_plain_powers(with_plain_digits(text))

@@ -49,6 +49,8 @@ _OPTION = re.compile(
 _NAMED_OPTION = re.compile(
     rf"{_IN_TEXT}(?:option|choice|answer\s+choice)\s*\}}?{_IN_TEXT}\(?([A-J])(?![A-Za-z])(?:\s*[).:}},*-].*|\s*)", re.DOTALL | re.IGNORECASE
 )
+_HEDGE = re.compile(r"(?:(?i:\\text\s*\{\s*(?:or|and)\s*\}|or|and|[,/&])\s*)*(?:\\text\s*\{\s*)?\(?[A-J]\)?[\s.}]*")
+"""What stands behind an option that names another one: the two are no answer."""
 
 
 class Rung(IntEnum):
@@ -77,7 +79,7 @@ def readings(text: str, *, is_answer: bool = False) -> list[Node]:
             found.append(parse(reading))
         except Unreadable as error:
             unreadable = unreadable or error
-    if is_answer and (option := _OPTION.fullmatch(text)) is not None:
+    if is_answer and (option := _OPTION.fullmatch(text)) is not None and not _HEDGE.fullmatch(option[3] or ""):
         found.append(Node("word", text=option[1] or option[2]))
         with suppress(Unreadable):
             found.append(parse(without_grouping(option[3] or "")))

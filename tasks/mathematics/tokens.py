@@ -208,10 +208,14 @@ def _argument(text: str, position: int) -> tuple[str, int]:
     return text[start + 1 :], len(text)
 
 
+_NUMBER_IN_TEXT = re.compile(r"[-+]?[0-9][0-9.,/]*+(?:%|\s++[A-Za-z]++(?:\s++[A-Za-z]++)?)?|[-+*/=<>,;:().\[\]\s]*")
+"""A number, with its unit if it has one, or signs alone."""
+
+
 def _of_text(command: str, content: str, spaced: bool) -> Iterator[Token]:
     r"""Yield the tokens of \text{...}: words, or mathematics if it contains a number, a command or \mathrm{e}."""
     plain = content.strip()
-    is_mathematics = "\\" in plain or "$" in content or re.fullmatch(r"[-+]?[0-9][0-9.,/]*[%]?|[-+*/=<>,;:().\[\]\s]*", plain) is not None
+    is_mathematics = "\\" in plain or "$" in content or _NUMBER_IN_TEXT.fullmatch(plain) is not None
     if is_mathematics or (command in MATHEMATICAL_TEXT and (len(plain) == 1 or command in ("boxed", "fbox") or plain in NAMES)):
         yield from (
             Token(token.kind, token.text, token.spaced or (spaced and number == 0)) for number, token in enumerate(_tokens(_tidy(content)))

@@ -59,6 +59,11 @@ def _find(task: str, given: Path, split: str) -> tuple[DataFile, bool]:
         raise TaskError(f"task {task}: no split '{split}' in {given}, only {', '.join(file.stem for file in files)}")
     if not named and split not in (*SPLITS, _ALL):
         raise TaskError(f"task {task}: no split '{split}': {files[0]} is divided into {', '.join(SPLITS)}, and {_ALL} is all of it")
+    if not named and given.is_dir() and files[0].stem in SPLITS and split != _ALL:
+        raise TaskError(
+            f"task {task}: no split '{split}' in {given}, only {files[0].stem}: give {files[0].name} another name to have it divided "
+            f"into {', '.join(SPLITS)}"
+        )
     file = DataFile(task=task, path=(named or files)[0])
     if file.path.suffix not in SUFFIXES:
         raise file.error("neither .parquet nor .jsonl")

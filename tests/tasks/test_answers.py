@@ -223,6 +223,20 @@ def test_stated_number_is_read(text: str, number: str | None) -> None:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
+        ("Answer: Natalia sold 48/2 = 24 clips in May. Natalia sold 48+24 = 72 clips altogether.", "72"),
+        ("**Answer:**\n\nShe sold half, which is 24 clips.\nSo she sold 48+24 = 72.", "72"),
+        ("Answer: She has 72 clips.", "72"),
+        ("Answer: 72 clips. Check: 48 + 24 = 72, in 2 months", "72"),
+        ("The answer is that there are 72 clips. It took 3 steps.", "72"),
+    ],
+)
+def test_a_heading_before_a_solution_does_not_make_its_first_step_the_answer(text: str, number: str) -> None:
+    assert final_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
         ("72", "72"),
         ("$1,234.00", "1234"),
         ("72 = 72.0", "72"),
@@ -382,3 +396,12 @@ def test_final_text_is_read(text: str, answer: str | None) -> None:
 def test_content_of_the_last_box_is_kept_as_it_is() -> None:
     assert last_boxed("\\boxed{a} \\boxed{ {b} \\} c } d") == " {b} \\} c "
     assert last_boxed("no box") is None
+
+
+def test_latex_groups_thousands_with_a_comma_and_a_negative_space() -> None:
+    assert [final_number(f"\\boxed{{{text}}}") for text in ("50,\\!000", "\\$1,\\!200", "12{,}345", "12\\,345")] == [
+        "50000",
+        "1200",
+        "12345",
+        "12345",
+    ]

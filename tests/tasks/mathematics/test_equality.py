@@ -80,6 +80,18 @@ def test_option_in_front_of_an_answer_is_read_with_and_without_it() -> None:
     assert len(readings(r"\textbf{(C)}\ 12")) == 1, "only of a response"
 
 
+@pytest.mark.parametrize("answer", ["(A) or (B)", "(A) B", "A: B", "(A), (B)", r"(A) \text{ and } B"])
+def test_two_options_are_none(answer: str) -> None:
+    assert not any(compare(readings(gold), readings(answer, is_answer=True)).is_equal for gold in "AB")
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"), [("18", r"\text{18 dollars}"), (r"5\text{ cm}", r"\text{5 cm}"), ("1234", r"\text{1,234 people}")]
+)
+def test_a_number_with_its_unit_may_be_text(gold: str, answer: str) -> None:
+    assert compare(readings(gold), readings(answer, is_answer=True)).is_equal
+
+
 def test_list_of_many_items_is_refused() -> None:
     many = ",".join(map(str, range(100)))
     assert "100 items" in (compare(readings(many), readings(many + "+0")).refusal or "")

@@ -305,6 +305,9 @@ def test_file_called_by_the_split_is_the_split(tmp_path: Path) -> None:
     assert all(puzzle(problem).must_use_all for problem in task.problems("train"))
     with pytest.raises(TaskError, match=r"no split 'test' in .*, only hard, train"):
         task.problems("test")
+    (tmp_path / "hard.jsonl").unlink()  # its rows are all of train, so no part of them is held out
+    with pytest.raises(TaskError, match=r"no split 'test' in .*, only train: give train\.parquet another name to have it divided"):
+        task.problems("test")
 
 
 def test_solution_of_the_file_is_kept_and_a_target_will_do(tmp_path: Path) -> None:
