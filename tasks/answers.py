@@ -254,7 +254,8 @@ def _value_at_the_start(segment: str, *, is_heading: bool) -> str | None:
     if result is not None or not _LETTER.search(line):
         return result
     sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
-    if is_heading and any(character.isdigit() for character in segment.partition(sentence)[2]):
+    behind = segment.partition(sentence)[2] if sentence else segment
+    if is_heading and any(character.isdigit() for character in behind):
         return None
     parts = _SAYS.split(sentence)
     return next((result for part in reversed(parts[1:]) if (result := _leading_result(part)) is not None), None)

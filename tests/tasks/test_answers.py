@@ -228,6 +228,7 @@ def test_stated_number_is_read(text: str, number: str | None) -> None:
         ("Answer: She has 72 clips.", "72"),
         ("Answer: 72 clips. Check: 48 + 24 = 72, in 2 months", "72"),
         ("The answer is that there are 72 clips. It took 3 steps.", "72"),
+        ("Answer: . So it is 72", "72"),
     ],
 )
 def test_a_heading_before_a_solution_does_not_make_its_first_step_the_answer(text: str, number: str) -> None:
