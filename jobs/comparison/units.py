@@ -93,23 +93,25 @@ class RunUnit:
         step without keeping its policy."""
         directory, step = self._run.directory, waiting[0].step
         if not directory.path.exists() and self._run.found:
-            raise UserError(f"{directory.path} is not here, and what was found of it has no policy of step {step}: {self._anew('')}")
+            raise UserError(f"{directory.path} is not here, and what was found of it has no policy of step {step}: {self._anew()}")
         latest, exported = directory.checkpoints.latest(), directory.policy_step
         if latest is None and exported is not None:
             raise UserError(
                 f"{directory.path} ended at step {exported} and its checkpoints were removed, so it has no policy of step {step}: choose "
-                f"another with --set out=DIR (and keep_checkpoints = true), or {self._anew(directory.path)}"
+                f"another with --set out=DIR (and keep_checkpoints = true), or {self._anew()}"
             )
         passed = [
             one.step for one in waiting if latest is not None and one.step <= latest and one.step not in directory.checkpoints.steps()
         ]
         if passed and passed[0] != exported:
-            raise UserError(f"{directory.path} is past step {passed[0]} and did not keep its policy: {self._anew(directory.path)}")
+            raise UserError(f"{directory.path} is past step {passed[0]} and did not keep its policy: {self._anew()}")
 
-    def _anew(self, run: Path | str) -> str:
+    def _anew(self) -> str:
         """Return what must be deleted before the run may be trained again: policies of two trainings do not go
         together."""
-        return f"to train it again, delete {' '.join(map(str, [run, *self._run.found])).strip()}"
+        directory = self._run.directory.path
+        there = [directory, *self._run.found] if directory.exists() else self._run.found
+        return f"to train it again, delete {' '.join(map(str, there))}"
 
 
 def units_of(experiment: Experiment) -> Iterator[Unit]:

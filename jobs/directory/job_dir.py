@@ -41,20 +41,23 @@ class JobDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / LOCK, "a+")
         except OSError as error:
-            raise UserError(f"{self._kind} {self.path} cannot be used: {error.strerror}; {self._elsewhere}") from None
+            raise self._unusable(error) from None
         try:
             self._acquire(self._lock)
             self._check_identity()
         except BaseException as error:
             self._lock.close()
             if isinstance(error, OSError):
-                raise UserError(f"{self._kind} {self.path} cannot be used: {error.strerror}; {self._elsewhere}") from None
+                raise self._unusable(error) from None
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._lock is not None:
             self._lock.close()
+
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(f"{self._kind} {self.path} cannot be used: {error.strerror}; {self._elsewhere}")
 
     def _acquire(self, lock: IO[str]) -> None:
         try:
