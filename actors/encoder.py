@@ -27,6 +27,9 @@ from learners.forward import last_hidden_states, load_causal_lm
 from learners.packing import GroupTokens, micro_batches, pack, prefix_tree
 from learners.threads import resolve_threads
 
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm")
+"""What the decoders of transformers call the norm behind their last layer."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Job:
@@ -149,13 +152,17 @@ class HiddenStateEncoder:
 def keep_layers(model: Any, layer: int) -> None:
     """Cut `model` in place, so that its decoder ends with the states of `layer`. With L layers, −1 or L means after the
     last layer and the final norm. 1 to L − 1 (or −2 for L − 1, and so on) means after that layer, without the norm; 0
-    means the embeddings. Later layers are dropped, so a lower one costs less. Raises ValueError for any other layer."""
-    decoder = model.get_decoder()
-    num_layers = len(decoder.layers)
+    means the embeddings. Later layers are dropped, so a lower one costs less. Raises ValueError for any other layer,
+    and where it is not known how to cut a model of this architecture."""
+    decoder, num_layers = model.get_decoder(), int(model.config.num_hidden_layers)
     position = layer if layer >= 0 else num_layers + 1 + layer
     if not 0 <= position <= num_layers:
         known = f"0 (embeddings) to {num_layers}, or −1 to −{num_layers + 1} from the end"
         raise ValueError(f"encoder.layer = {layer}: the model has layers {known}")
-    if position < num_layers:
-        decoder.layers = decoder.layers[:position]
-        decoder.norm = torch.nn.Identity()
+    if position == num_layers:
+        return
+    norm = next((name for name in FINAL_NORMS if isinstance(getattr(decoder, name, None), torch.nn.Module)), None)
+    if norm is None or not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
+        raise ValueError(f"encoder.layer = {layer}: {type(decoder).__name__} cannot be cut there; −1, the last layer, goes with any model")
+    decoder.layers = decoder.layers[:position]
+    setattr(decoder, norm, torch.nn.Identity())

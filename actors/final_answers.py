@@ -26,4 +26,6 @@ class _WithFinalAnswers:
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         verdict = self._task.verify(problem, response)
+        if getattr(type(self._task), "final_answer", None) is Task.final_answer:  # it would judge a second time
+            return verdict if verdict.final_answer is not None else replace(verdict, final_answer=verdict.answer)
         return replace(verdict, final_answer=self._task.final_answer(problem, response))

@@ -2,7 +2,7 @@
 
     state = bonus.init_state()
     for step in steps:                               # one `StepRows` a training step, in the order of the steps
-        scores, state = bonus.score(step, state)     # the learner adds beta * scores.bonus_GK
+        scores, state = bonus.score(step, state)     # scores.bonus_GK; learner.advantage.combine says where it enters
 
 A class with these two methods and the attribute `needs` is a bonus; `bonus.kind = "mypackage.module:MyBonus"` trains
 with it. Importing this module does not load torch. Legend: G groups of the step, K responses per group, T tokens of the

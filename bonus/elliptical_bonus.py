@@ -70,6 +70,8 @@ class EllipticalBonus:
     def from_state_dict(self, saved: Mapping[str, Any]) -> EllipticalState:
         """Raises ValueError for a state of another D, with missing or unknown parts, or that is not valid."""
         remembered = memory.from_state_dict({name: value for name, value in saved.items() if name != "warned"})
+        if (dim := remembered.prompts.dim) != self._config.dim:
+            raise ValueError(f"the saved state has D = {dim}, but bonus.dim = {self._config.dim}")
         return EllipticalState(remembered=remembered, warned=saved["warned"])
 
 

@@ -41,30 +41,31 @@ def step_of(
 ) -> StepRows:
     """Return a step as a bonus takes it: `features` G x K x D, `logprobs` G x K x T and 0 after a response's end,
     the token ids of `responses`, all else G x K. What is left out is made up: a response is correct if its reward is
-    above 0, `lengths` counts the tokens of `responses`, or the log-probs that are not 0, or is 1 without either,
-    every response `ended` by itself, and none is stale. A response of length 0 is empty. `keys` names the problem of
+    above 0, `lengths` counts the tokens of `responses`, or is 1 without them, every response `ended` by itself, and
+    none is stale. A response of length 0 is empty. `keys` names the problem of
     each group; left out, every group is of a problem of its own. Count `step` up from 1. Raises ValueError for a
-    shape that does not fit."""
-    rewards_GK = torch.as_tensor(rewards).double()
+    shape that does not fit, and for log-probs of unknown length. Tensors may be on any device and have a gradient: they
+    are detached and come to the CPU."""
+    rewards_GK = _array(rewards).double()
     if rewards_GK.dim() != 2:
         raise ValueError(f"rewards must be G x K, got {tuple(rewards_GK.shape)}")
-    logprobs_GKT = None if logprobs is None else torch.as_tensor(logprobs).double()
+    logprobs_GKT = None if logprobs is None else _array(logprobs).double()
     if lengths is None and responses is not None:
         lengths = [[len(tokens) for tokens in group] for group in responses]
-    if lengths is None:
-        lengths = torch.ones(rewards_GK.shape) if logprobs_GKT is None else (logprobs_GKT != 0).sum(dim=-1)
-    lengths_GK = torch.as_tensor(lengths).long()
+    if lengths is None and logprobs_GKT is not None:
+        raise ValueError("logprobs need lengths (or responses): a log-prob of 0 may be a certain token, or none")
+    lengths_GK = _array(torch.ones(rewards_GK.shape) if lengths is None else lengths).long()
     rows = StepRows(
         step=step,
         seed=seed,
         keys_G=[f"step {step}/group {group}" for group in range(len(rewards_GK))] if keys is None else list(keys),
         rewards_GK=rewards_GK,
-        correct_GK=rewards_GK > 0 if correct is None else torch.as_tensor(correct).bool(),
+        correct_GK=rewards_GK > 0 if correct is None else _array(correct).bool(),
         valid_GK=lengths_GK > 0,
         lengths_GK=lengths_GK,
-        ended_GK=torch.ones_like(rewards_GK, dtype=torch.bool) if ended is None else torch.as_tensor(ended).bool(),
-        lags_GK=torch.zeros_like(lengths_GK) if lags is None else torch.as_tensor(lags).long(),
-        features_GKD=None if features is None else torch.as_tensor(features).double(),
+        ended_GK=torch.ones_like(rewards_GK, dtype=torch.bool) if ended is None else _array(ended).bool(),
+        lags_GK=torch.zeros_like(lengths_GK) if lags is None else _array(lags).long(),
+        features_GKD=None if features is None else _array(features).double(),
         answers_GK=answers,
         responses_GK=responses,
         logprobs_GKT=logprobs_GKT,
@@ -84,20 +85,24 @@ def pool_of(
     candidate of length 0 is empty, and its feature is not read. An order reads what it is about and nothing else, so
     what is left out is made up: mean log-probs 0, lengths 1, no answers. Raises ValueError for features or lengths of
     another shape; `order_pool` checks the rest."""
-    features_ND = torch.as_tensor(features).double()
+    features_ND = _array(features).double()
     if features_ND.dim() != 2:
         raise ValueError(f"features must be N x D, got {tuple(features_ND.shape)}")
     num = len(features_ND)
-    lengths_N = torch.ones(num).long() if lengths is None else torch.as_tensor(lengths).long()
+    lengths_N = torch.ones(num).long() if lengths is None else _array(lengths).long()
     if lengths_N.shape != (num,):
         raise ValueError(f"lengths must be of {num} candidates, got {tuple(lengths_N.shape)}")
     return Pool(
         features_ND=features_ND,
         valid_N=lengths_N > 0,
-        mean_logprob_N=torch.zeros(num).double() if mean_logprobs is None else torch.as_tensor(mean_logprobs).double(),
+        mean_logprob_N=torch.zeros(num).double() if mean_logprobs is None else _array(mean_logprobs).double(),
         lengths_N=lengths_N,
         answers=[None] * num if answers is None else answers,
     )
+
+
+def _array(values: Array) -> Tensor:
+    return torch.as_tensor(values).detach().cpu()
 
 
 def _require_shapes(rows: StepRows) -> None:

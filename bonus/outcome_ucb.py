@@ -74,13 +74,13 @@ def merge(a: AnswerCounts, b: AnswerCounts) -> AnswerCounts:
 
 
 def ucb(counts_GK: Tensor, valid_GK: Tensor, *, baseline: Baseline, constant: float) -> Tensor:
-    """Return min(1, N^-1/2), and 0 where N = 0, less the baseline; 0 for an empty response."""
+    """Return min(1, N^-1/2), and 0 where N = 0, less the baseline, which is subtracted from empty responses too."""
     raw_GK = torch.where(counts_GK > 0, counts_GK.clamp(min=1.0).rsqrt(), 0.0)
     if baseline == "mean":
         raw_GK = raw_GK - group_mean_and_std(raw_GK, valid_GK)[0]
     elif baseline == "constant":
         raw_GK = raw_GK - constant
-    return torch.where(valid_GK, raw_GK, 0.0)
+    return raw_GK
 
 
 class OutcomeUcbBonus:
@@ -93,7 +93,8 @@ class OutcomeUcbBonus:
     one group share their bonus, and the bonus says something where a problem comes once. A response without an answer
     is not counted and gets N^-1/2 = 0, so that saying nothing is never new. The counts are bounded in bytes, which is
     ours. The paper adds the bonus to a normalised advantage without centering it. An advantage that subtracts the
-    group's mean cancels all three baselines: then they train alike."""
+    group's mean cancels all three baselines: then they train alike. So that it does, a baseline is subtracted from an
+    empty response too."""
 
     needs = KINDS["outcome_ucb"]
 

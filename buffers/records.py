@@ -64,7 +64,7 @@ class Verdict:
     answer: str | None = None  # what was read out of the response, cut short
     detail: str | None = None
     elapsed_s: float = 0.0
-    final_answer: str | None = None  # `Task.final_answer`, whole; only where the verifier pool was asked for it
+    final_answer: str | None = None  # `Task.final_answer`, whole; there at least where the verifier pool was asked for it
 
     def __post_init__(self) -> None:
         if (self.reward is None) is self.status.is_scored:

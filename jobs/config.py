@@ -245,6 +245,13 @@ class RunConfig(BaseModel):
                 f'learner.loss.kl.where = "reward" contradicts learner.advantage.combine = "{advantage.combine}": with a divergence in '
                 'the reward no two are equal, and the bonus would never enter: set combine to "advantage", or where to "loss"'
             )
+        for key in ("unlikeliness", "diversity_product"):
+            if waits_for_ties and (value := getattr(advantage, key)):
+                raise ValueError(
+                    f'learner.advantage.{key} = {value} contradicts learner.advantage.combine = "{advantage.combine}": it makes equal '
+                    "rewards of right answers unequal, and the bonus would hardly ever enter: set combine to "
+                    '"advantage", or bonus.enabled to false'
+                )
         return self
 
     @model_validator(mode="after")

@@ -20,6 +20,9 @@ from learners.config import AdvantageConfig, Normalise
 EPSILON = 1e-6
 """Added to the standard deviation, as the authors' trainer does."""
 
+TIE_EPSILON = 1e-9
+"""Added to the standard deviation of bonuses that decide a tied group: so small that no real difference is damped."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdvantageInputs:
@@ -73,13 +76,15 @@ def bonus_part(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageConfig) 
     """Return what the bonuses add to advantages that were made of rewards alone (G, K), float64:
 
         combine = "advantage":       beta·(b − mean(b))
-        combine = "ties":            beta·(b − mean(b)) / (std(b) + 1e-6) in a group whose rewards are all equal, else 0
+        combine = "ties":            beta·(b − mean(b)) / (std(b) + 1e-9) in a group whose rewards are all equal, else 0
         combine = "positive_ties":   the same where it is above 0, else 0
         combine = "reward":          0, because the bonuses are in the rewards
 
     Mean and standard deviation are always those of the group's scored responses. "ties" is ours. It is what the
     published setting comes to for a small beta: there the bonus hardly changes a group with unequal rewards, and has
-    unit variance in one with equal rewards (docs/algorithm.md). Here it has a scale, and goes with any estimator.
+    unit variance in one with equal rewards (docs/algorithm.md). Here it has a scale, and goes with any estimator. The
+    divisor's addend is a thousandth of `std`'s. Bonuses of distinct long responses differ by as little as 1e-7, and
+    would be damped by 1e-6.
 
     A common right answer has a negative part in "ties", on every token of it. "positive_ties" leaves it alone: rare
     right answers gain, and nothing is pushed away from what is right. The parts of a group then sum up to more than 0,
@@ -90,7 +95,7 @@ def bonus_part(rewards_GK: Tensor, bonuses_GK: Tensor, config: AdvantageConfig) 
     if config.combine == "reward":
         return torch.zeros_like(bonus_GK)
     is_tied_G1 = ~mean(torch.nan_to_num(rewards_GK.to(torch.float64)), scored_GK).any(-1, keepdim=True)
-    part_GK = config.beta * std(bonus_GK, scored_GK) * is_tied_G1
+    part_GK = config.beta * std(bonus_GK, scored_GK, epsilon=TIE_EPSILON) * is_tied_G1
     return part_GK.clamp(min=0.0) if config.combine == "positive_ties" else part_GK
 
 
@@ -102,12 +107,12 @@ def mean(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
     return (shifted_GK - mean_G1) * scored_GK
 
 
-def std(values_GK: Tensor, scored_GK: Tensor) -> Tensor:
-    """Return (x − mean(x)) / (std(x, ddof=1) + 1e-6) over the group: GRPO (arXiv:2402.03300). All groups with any
+def std(values_GK: Tensor, scored_GK: Tensor, *, epsilon: float = EPSILON) -> Tensor:
+    """Return (x − mean(x)) / (std(x, ddof=1) + epsilon) over the group: GRPO (arXiv:2402.03300). All groups with any
     contrast count alike."""
     centered_GK = mean(values_GK, scored_GK)
     variance_G1 = centered_GK.square().sum(-1, keepdim=True) / (_count(scored_GK) - 1).clamp(min=1)
-    return centered_GK / (variance_G1.sqrt() + EPSILON)
+    return centered_GK / (variance_G1.sqrt() + epsilon)
 
 
 def leave_one_out(values_GK: Tensor, scored_GK: Tensor) -> Tensor:

@@ -48,8 +48,9 @@ class AdvantageConfig(BaseModel):
     combine: Combine = "ties"
     """Where the bonus enters. "ties": beta·(bonus − mean) / std of the group is added where the rewards of a group are
     all equal, and nothing elsewhere. "reward" (the paper): alpha·reward + beta·bonus takes the place of the reward. In
-    a group whose rewards are all equal, "std" then scales the bonus alone up to unit variance, however small beta is.
-    So "ties" is "reward" for a small beta, with a scale and for any estimator; "maxrl" and "pass_at_k" refuse "reward".
+    a group whose rewards are all equal, "std" then scales the bonus alone up to unit variance, however small beta is,
+    while beta·bonus differs by far more than 1e-6 there. So "ties" is "reward" for a small beta, with a scale and for
+    any estimator; "maxrl" and "pass_at_k" refuse "reward".
     "positive_ties": as "ties", but 0 where that is below 0, so no right answer is made less likely for being common.
     "advantage": beta·(bonus − group mean) is added to what the estimator makes of the rewards. Rewards of many values
     are seldom all equal, so "advantage" is for them."""

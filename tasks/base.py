@@ -73,7 +73,8 @@ class Task(Protocol):
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return the answer that `response` states, right or wrong, or None. Equal answers have one spelling. `problem`
         only says which form of answer it asks for. Never raises. The default is the answer that `verify` reports."""
-        return self.verify(problem, response).answer
+        verdict = self.verify(problem, response)
+        return verdict.answer if verdict.final_answer is None else verdict.final_answer
 
     @abstractmethod
     def verify(self, problem: Problem, response: str) -> Verdict:
@@ -95,7 +96,7 @@ def judge(found: str | None, expected: str | None) -> Verdict:
         return Verdict(status=VerdictStatus.NO_ANSWER, reward=0.0)
     is_correct = found == expected
     status = VerdictStatus.CORRECT if is_correct else VerdictStatus.INCORRECT
-    return Verdict(status=status, reward=float(is_correct), answer=found[:MAX_ANSWER_CHARS])
+    return Verdict(status=status, reward=float(is_correct), answer=found[:MAX_ANSWER_CHARS], final_answer=found)
 
 
 def with_instruction(question: str, instruction: str) -> str:

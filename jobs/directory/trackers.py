@@ -12,7 +12,9 @@ To add a tracker, write a class with the methods of `Tracker`. A known name is a
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,25 +64,38 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Writes the files that TensorBoard shows."""
+    """Writes the files that TensorBoard shows.
+
+    It writes each step at once and in the caller's thread, so that a full disk raises here. SummaryWriter hands its
+    points to a thread: that thread would die of the error, and its queue of ten would block the run."""
 
     def start(self, info: RunInfo) -> None:
         """Open a file in `RUN_DIR/tensorboard`, which a fresh start empties."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         directory = info.run_dir / TENSORBOARD
         if info.resume_step == 0:
             shutil.rmtree(directory, ignore_errors=True)
-        self._board = SummaryWriter(str(directory), purge_step=info.resume_step + 1 if info.resume_step else None)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+        if info.resume_step:  # what an earlier file has of the steps from here on is hidden
+            again = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(wall_time=time.time(), step=info.resume_step + 1, session_log=again))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add one point to every curve."""
+        """Add one point to every curve. Raises OSError where the disk does."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        now = time.time()
         for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+            self._events.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
+        self._events.flush()
 
     def close(self) -> None:
         """Write out what is buffered."""
-        self._board.close()
+        self._events.close()
 
 
 KNOWN: Mapping[str, str] = {"tensorboard": f"{__name__}:TensorBoard", "wandb": "jobs.directory.wandb_tracker:WandB"}

@@ -9,6 +9,9 @@ from learners.mismatch import Cause
 
 _ALARM = "mismatch/alarm_"
 
+DAMPED_BELOW = 1e-5
+"""With combine = "reward", a bonus whose weighted spread is less loses a tenth of its weight and more."""
+
 _MISMATCH = {
     Cause.TEMPERATURE: "the engine samples at about {temperature:.2f} times the learner's temperature (to first order: further off it is "
     "understated): set sampling.temperature to the "
@@ -24,12 +27,25 @@ _MISMATCH = {
 
 
 def no_signal_warnings(step: int, metrics: Mapping[str, float], config: RunConfig) -> list[str]:
-    """Return what each known bonus means that says of itself that it orders nothing, and what to change. Only where it
-    enters as it is: the other ways scale it where it decides."""
-    if config.learner.advantage.combine != "advantage":
+    """Return what each known bonus means that says of itself that it orders nothing, and what to change. "ties" scales
+    any bonus where it decides. "reward" does so while beta times the spread is far above what `std` adds to its divisor
+    (`learners.advantages.EPSILON`)."""
+    advantage = config.learner.advantage
+    if advantage.combine in ("ties", "positive_ties"):
         return []
     prefixes = [config.bonus.prefix_of(part) for part in config.bonus.parts if part.kind in ("elliptical", "logdet")]
-    return [_no_signal(step, prefix, metrics, config) for prefix in prefixes if f"{prefix}/no_signal_warning" in metrics]
+    weak = [prefix for prefix in prefixes if f"{prefix}/no_signal_warning" in metrics]
+    if advantage.combine == "reward":
+        weighted = {prefix: advantage.beta * metrics[f"{prefix}/spread"] for prefix in weak}
+        return [_damped(step, value) for value in weighted.values() if value < DAMPED_BELOW]
+    return [_no_signal(step, prefix, metrics, config) for prefix in weak]
+
+
+def _damped(step: int, weighted_spread: float) -> str:
+    return (
+        f"step {step}: the exploration bonus is damped: beta times its median spread within a group is {weighted_spread:.1e}, and the "
+        '1e-6 in the divisor of the rewards hides it: set learner.advantage.combine = "ties" with beta = 1 (docs/algorithm.md)'
+    )
 
 
 def _no_signal(step: int, prefix: str, metrics: Mapping[str, float], config: RunConfig) -> str:

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from actors.config import EncoderConfig
-from actors.encoder import HiddenStateEncoder
+from actors.encoder import HiddenStateEncoder, keep_layers
 from bonus.config import BonusConfig
 from bonus.projection import sparse_projection
 from buffers.schema import concat_groups, list_column_arrays, split_groups
@@ -141,6 +142,30 @@ def test_a_layer_is_that_of_output_hidden_states(tiny_model: str, layer: int) ->
         expected.append(output.hidden_states[layer][0, len(row["prompt_ids"]) :])
     found, _ = features_of(encode(make_raw_encoder(tiny_model, layer=layer), batch))
     np.testing.assert_allclose(found, expected_means(expected).numpy(), rtol=0.0, atol=1e-5)
+
+
+def tiny_config(kind: str) -> Any:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return AutoConfig.for_model(kind, **sizes, **({} if kind == "gpt2" else {"intermediate_size": 32, "num_key_value_heads": 2}))
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "phi", "qwen2"])
+def test_a_model_is_cut_before_its_final_norm_whatever_that_is_called(kind: str) -> None:
+    model = AutoModelForCausalLM.from_config(tiny_config(kind)).eval()
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        expected = model(ids, output_hidden_states=True).hidden_states[2]
+        keep_layers(model, 2)
+        found = model.get_decoder()(ids).last_hidden_state
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_model_that_cannot_be_cut_gives_its_last_layer_or_a_reason() -> None:
+    model = AutoModelForCausalLM.from_config(tiny_config("gpt2"))
+    keep_layers(model, -1)
+    keep_layers(model, 3)
+    with pytest.raises(ValueError, match=r"encoder.layer = 2: GPT2Model cannot be cut there; −1, the last layer, goes with any model"):
+        keep_layers(model, 2)
 
 
 @pytest.mark.parametrize("layer", [3, -4])

@@ -249,11 +249,11 @@ def test_errors_that_do_not_vary_are_not_divided() -> None:
     assert error_std(state) == 1.0
 
 
-@pytest.mark.parametrize("kind", ["rnd", "coin_flip"])
+@pytest.mark.parametrize("kind", ["rnd", "coin_flip", "elliptical", "logdet"])
 def test_a_state_of_another_size_is_refused(kind: str) -> None:
     saved = bonus_of(BonusConfig(kind=kind, dim=6))
     _, state = bonuses_of(saved, [make_step()])
-    with pytest.raises(ValueError, match="this run"):
+    with pytest.raises(ValueError, match=r"D = 6, but bonus\.dim = 7|this run"):
         bonus_of(BonusConfig(kind=kind, dim=7)).from_state_dict(saved.state_dict(state))  # type: ignore[attr-defined]
 
 

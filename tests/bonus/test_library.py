@@ -48,7 +48,7 @@ def test_every_bonus_is_the_same_from_arrays_tensors_and_lists(kind: str) -> Non
 
 
 def test_what_is_left_out_is_made_up() -> None:
-    step = step_of(**ARRAYS)
+    step = step_of(**ARRAYS, responses=RESPONSES)
     assert step.lengths_GK.tolist() == [[4, 2, 1], [3, 0, 4]]
     assert step.valid_GK.tolist() == [[True] * 3, [True, False, True]]
     assert step.correct_GK.tolist() == [[True, False, True], [False] * 3]
@@ -119,6 +119,19 @@ def test_a_pool_of_features_alone_has_an_order() -> None:
 def test_pools_that_do_not_fit_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         order_pool("repexp", pool_of(**values), SelectionConfig(dim=2))
+
+
+def test_a_certain_token_is_no_end_so_log_probs_need_lengths() -> None:
+    with pytest.raises(ValueError, match="logprobs need lengths"):
+        step_of(rewards=[[1.0, 0.0]], logprobs=[[[-1.0, 0.0], [0.0, 0.0]]])
+    assert step_of(rewards=[[1.0, 0.0]], logprobs=[[[-1.0, 0.0], [0.0, 0.0]]], lengths=[[2, 1]]).valid_GK.all()
+
+
+def test_what_a_bonus_returns_holds_no_graph() -> None:
+    logprobs = torch.tensor([[[-1.0, -2.0], [-3.0, 0.0]]], requires_grad=True)
+    bonus = bonus_of(BonusConfig(kind="surprise"))
+    scores, _ = bonus.score(step_of(rewards=[[1.0, 1.0]], logprobs=logprobs, lengths=[[2, 1]]), bonus.init_state())
+    assert scores.bonus_GK.numpy().shape == (1, 2)
 
 
 def example() -> Any:

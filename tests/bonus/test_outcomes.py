@@ -90,6 +90,14 @@ def test_the_three_variants_differ_by_what_is_subtracted() -> None:
         torch.testing.assert_close(found, values)
 
 
+@pytest.mark.parametrize("baseline", ["mean", "constant"])
+def test_no_variant_makes_it_pay_to_say_nothing_at_all(baseline: str) -> None:
+    step = answered(["7", "7", None, None])
+    step = replace(step, valid_GK=torch.tensor([[True, True, True, False]]))  # the last response is empty
+    (found,), _ = bonuses_of(bonus_of(BonusConfig(kind="outcome_ucb", outcome_ucb={"baseline": baseline})), [step])
+    assert found[0, 3] == found[0, 2] == found.min()
+
+
 def test_at_half_an_answer_is_penalized_from_its_fifth_time_on() -> None:
     bonus = bonus_of(BonusConfig(kind="outcome_ucb", outcome_ucb={"baseline": "constant"}))
     found, _ = bonuses_of(bonus, [answered(["7", "8", "9", str(step)], step, "task/a") for step in range(10, 16)])

@@ -218,7 +218,7 @@ def bonus_part(rewards: Rewards, bonuses: Bonuses, config: AdvantageConfig) -> l
             return [0.0] * len(group)
         scale = config.beta
         if config.combine in ("ties", "positive_ties"):
-            scale = config.beta / (deviation(scored) + 1e-6) if len(set(known(group))) == 1 else 0.0
+            scale = config.beta / (deviation(scored) + 1e-9) if len(set(known(group))) == 1 else 0.0
         least = 0.0 if config.combine == "positive_ties" else -math.inf
         return [0.0 if x is None else max(least, scale * (y - average(scored))) for x, y in zip(group, bonus, strict=True)]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bonus.elliptical import center, leverage
 from learners import config as configs
 from learners.advantages import EPSILON, NORMALISERS, group_advantages, kl_penalised_rewards, unlikeliness_rewards
 from learners.config import AdvantageConfig
@@ -107,6 +108,18 @@ def test_in_an_all_correct_group_the_papers_bonus_has_unit_variance_whatever_bet
     zscore_GK = (bonuses_GK - bonuses_GK.mean()) / bonuses_GK.std()
     torch.testing.assert_close(found_GK, zscore_GK, rtol=5e-3, atol=0.0)
     assert found_GK.std().item() == pytest.approx(1.0, rel=5e-3)
+
+
+@pytest.mark.parametrize(("energy", "published"), [(150.0, 0.14), (1_500.0, 0.017), (15_000.0, 0.002)])
+def test_bonuses_of_distinct_long_responses_differ_so_little_that_only_ties_scales_them_up(energy: float, published: float) -> None:
+    """The table of docs/algorithm.md: at ridge 0.01 a leverage is saturated, and 1e-6 in the divisor hides the rest."""
+    features_GKD = math.sqrt(energy / 32) * torch.randn(64, 8, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    valid_GK = torch.ones(64, 8, dtype=torch.bool)
+    bonuses_GK = leverage(center(features_GKD, valid_GK), ridge=0.01)
+    rewards_GK = torch.ones(64, 8)
+    ties = advantages(rewards_GK, bonuses_GK, combine="ties", beta=1.0).std(-1).median().item()
+    reward = advantages(rewards_GK, bonuses_GK, combine="reward", beta=0.01).std(-1).median().item()
+    assert ties == pytest.approx(1.0, abs=0.02) and reward == pytest.approx(published, rel=0.3)
 
 
 @pytest.mark.parametrize("beta", [1e-3, 1e-2, 1.0])

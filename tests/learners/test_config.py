@@ -183,6 +183,14 @@ def test_a_divergence_in_the_reward_leaves_no_ties_for_a_bonus() -> None:
         assert RunConfig.model_validate({"bonus": bonus, "learner": {**learner, "advantage": advantage}})
 
 
+@pytest.mark.parametrize(("key", "value"), [("unlikeliness", 0.25), ("diversity_product", 0.9)])
+def test_a_reward_that_tells_right_answers_apart_leaves_no_ties_for_a_bonus(key: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=rf'{key} = {value} contradicts learner\.advantage\.combine = "ties".*"advantage", or bonus'):
+        RunConfig.model_validate({"learner": {"advantage": {key: value}}})
+    for bonus, more in (({"enabled": False}, {}), ({}, {"beta": 0.0}), ({}, {"combine": "advantage"}), ({}, {"combine": "reward"})):
+        assert RunConfig.model_validate({"bonus": bonus, "learner": {"advantage": {key: value, **more}}})
+
+
 def test_the_defaults_are_those_that_are_documented() -> None:
     loss, advantage = LossConfig(), AdvantageConfig()
     assert (loss.surrogate, loss.aggregation, loss.correction) == ("clip", "token_mean", "truncated_is")

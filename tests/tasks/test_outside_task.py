@@ -15,6 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from actors.config import VerifierConfig
+from actors.final_answers import with_final_answers
 from actors.verifier import VerifierPool
 from buffers.extensions import ExtensionError
 from buffers.records import Problem, VerdictStatus
@@ -120,6 +121,20 @@ def test_processes_of_a_verifier_pool_import_the_class(name: str) -> None:
         verdicts = pool.verify(problem, ["hi0", "ho", ""])
         assert pool.deadline_s == {"Echo": 5.0, "Warm": 0.5}[name]
     assert [verdict.status for verdict in verdicts] == [VerdictStatus.CORRECT, VerdictStatus.INCORRECT, VerdictStatus.NO_ANSWER]
+
+
+def test_long_final_answers_are_whole_and_judged_once() -> None:
+    """The class inherits `final_answer`, which judges, and a verdict records 64 characters of an answer."""
+    given = config(word="hi")
+    task = make_task(given)
+    problem = next(task.problems("train"))
+    said = ["a" * 70 + end for end in "bc"]
+    assert [task.final_answer(problem, text) for text in said] == said
+    calls: list[str] = []
+    task.verify = lambda problem, text: calls.append(text) or type(task).verify(task, problem, text)  # type: ignore[method-assign, func-returns-value]
+    verdicts = [with_final_answers(lambda: task).verify(problem, text) for text in said]
+    assert [verdict.final_answer for verdict in verdicts] == said == calls
+    assert [verdict.answer for verdict in verdicts] == ["a" * 64] * 2
 
 
 def test_class_is_part_of_a_mixture() -> None:

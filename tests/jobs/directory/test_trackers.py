@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import types
 from collections.abc import Callable
@@ -96,6 +97,24 @@ def test_tensorboard_is_known_and_the_default(tmp_path: Path, info: RunInfo) -> 
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("reward/mean")] == [(3, 0.5)]
+
+
+def test_tensorboard_on_a_full_disk_is_given_up_and_blocks_nothing(tmp_path: Path, info: RunInfo) -> None:
+    warnings: list[str] = []
+    trackers = Trackers(load_trackers(["tensorboard"]), info, warn=warnings.append)
+    file_size, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, most))  # beyond it, a file is as on a full disk: OSError
+    try:
+        for step in range(1, 61):
+            trackers.write(step, {"reward/mean": 0.5, "loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, most))
+    trackers.close()
+    (warning,) = warnings
+    assert warning.startswith("tracker tensorboard failed and gets no more metrics (OSError:")
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("reward/mean")][:10] == list(range(1, 11))
 
 
 def test_without_trackers_there_is_metrics_jsonl_alone(tmp_path: Path, info: RunInfo) -> None:

@@ -21,6 +21,16 @@ def test_the_warning_of_a_bonus_without_signal_names_the_step_and_the_mend() -> 
     assert no_signal_warnings(3, metrics, RunConfig()) == []  # it is scaled where it decides
 
 
+def test_a_bonus_that_the_divisor_of_the_rewards_hides_is_warned_of() -> None:
+    metrics = {"bonus/no_signal_warning": 1.0, "bonus/spread": 2e-5, "bonus/ridge": 0.01}
+    published = RunConfig.model_validate({"learner": {"advantage": {"combine": "reward", "beta": 0.01}}})
+    (text,) = no_signal_warnings(3, metrics, published)
+    assert "2.0e-07" in text and 'combine = "ties" with beta = 1' in text
+    assert no_signal_warnings(3, metrics | {"bonus/spread": 9e-4 * 10}, published) == []
+    stronger = RunConfig.model_validate({"learner": {"advantage": {"combine": "reward", "beta": 1.0}}})
+    assert no_signal_warnings(3, metrics, stronger) == []
+
+
 def test_a_term_without_signal_is_warned_of_and_a_class_of_ones_own_is_not() -> None:
     terms = RunConfig.model_validate({"bonus": {"terms": [{"kind": "logdet"}, {"kind": "outcome_batch"}]}, **ADDED})
     metrics = {"bonus/logdet/no_signal_warning": 1.0, "bonus/logdet/spread": 3e-4, "bonus/logdet/ridge": 9.0}
