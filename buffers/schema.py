@@ -183,9 +183,13 @@ def from_record_batch(batch: pa.RecordBatch) -> list[StoredGroup]:
 
 
 def with_verdicts(batch: pa.RecordBatch, verdicts: Sequence[Verdict]) -> pa.RecordBatch:
-    """Return the batch with one verdict a row, in row order; `reward` is null where the verifier could not score."""
+    """Return the batch with one verdict a row, in row order, and rewards that are not shaped yet. `reward` is null
+    where the verifier could not score."""
+    unshaped = pa.nulls(batch.num_rows, pa.float64())
     return _with_columns(
         batch,
+        reward_format=unshaped,
+        reward_length=unshaped,
         verdict_status=string_array(v.status.value for v in verdicts),
         reward=pa.array([v.reward for v in verdicts], pa.float64()),
         verdict_answer=string_array(v.answer for v in verdicts),

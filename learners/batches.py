@@ -57,6 +57,7 @@ class PassColumns:
     proximal_N: Tensor | None
     reference_N: Tensor | None
     version_N: Tensor
+    oldest_N: Tensor
     chosen_N: Tensor | None
 
 
@@ -69,6 +70,8 @@ class TokenLookup:
     trained: np.ndarray
     """Whether the token has a part in the loss (`buffers.groups.trained_tokens`)."""
     starts: np.ndarray
+    oldest_R: np.ndarray
+    """The oldest version of each row's tokens, those without a part in the loss among them."""
     proximal: np.ndarray | None = None
     reference: np.ndarray | None = None
     chosen: np.ndarray | None = None
@@ -78,7 +81,10 @@ class TokenLookup:
     def of(cls, batch: pa.RecordBatch) -> TokenLookup:
         """Return what `batch` itself holds, without log-probs of the proximal policy and of the reference."""
         behavior, offsets = list_column_arrays(batch, "behavior_logprobs")
-        return cls(behavior=behavior, versions=token_versions(batch), trained=trained_tokens(batch), starts=offsets[:-1])
+        versions = token_versions(batch)
+        oldest_R = np.full(batch.num_rows, np.iinfo(np.int64).max)
+        np.minimum.at(oldest_R, token_rows(batch), versions)
+        return cls(behavior=behavior, versions=versions, trained=trained_tokens(batch), starts=offsets[:-1], oldest_R=oldest_R)
 
     def of_all_tokens(self) -> TokenLookup:
         """Return the lookup in which every token has a part."""
@@ -114,6 +120,7 @@ class TokenLookup:
             proximal_N=column(self.proximal),
             reference_N=column(self.reference),
             version_N=torch.from_numpy(self.versions[at]),
+            oldest_N=torch.from_numpy(self.oldest_R[packed.response_N.cpu().numpy()]),
             chosen_N=None if self.chosen is None else torch.from_numpy(self.chosen[at]).to(like.device),
         )
 

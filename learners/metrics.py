@@ -10,7 +10,6 @@ import pyarrow as pa
 from torch import Tensor
 
 from buffers.groups import list_column_arrays
-from learners.loss.per_token import max_by_response
 from learners.losses import LossInputs, LossOutput
 from learners.mismatch import MismatchTokens, mismatch_metrics
 
@@ -95,7 +94,11 @@ class StepStatistics:
     """The covariance of log-prob and advantage of each optimiser step, where it is computed, over all ranks."""
     _columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
-    def add(self, inputs: LossInputs, output: LossOutput, entropy_N: Tensor, version_N: Tensor, *, num_computed: int) -> None:
+    def add(
+        self, inputs: LossInputs, output: LossOutput, entropy_N: Tensor, version_N: Tensor, oldest_N: Tensor, *, num_computed: int
+    ) -> None:
+        """Add a micro-batch. `version_N` is the version that sampled each token, `oldest_N` the oldest of its response,
+        of tokens too old to be trained on too."""
         self.num_computed_tokens += num_computed
         self.loss += float(output.loss.detach())
         lag_N = self.version - version_N.cpu()
@@ -106,7 +109,7 @@ class StepStatistics:
             "clipped": output.clipped_N,
             "is_weight": output.is_weight_N,
             "lag": lag_N,
-            "oldest_lag": lag_N if inputs.response_N is None else max_by_response(lag_N, inputs.response_N.cpu()),
+            "oldest_lag": self.version - oldest_N,
         }
         if output.kl_N is not None:
             columns["kl"] = output.kl_N

@@ -208,7 +208,8 @@ class PolicyLearner:
             )
             output = policy_loss(inputs, loss)
             output.loss.backward()
-            statistics.add(inputs, output, entropy_N.detach(), tokens.version_N, num_computed=packed.num_tokens)
+            entropy_N = entropy_N.detach()
+            statistics.add(inputs, output, entropy_N, tokens.version_N, tokens.oldest_N, num_computed=packed.num_tokens)
         return self._optimiser.step(share_of_rate(self.version, total_steps=self._total_steps, decay_steps=self._config.decay_steps))
 
     def _restrained(self, lookup: TokenLookup, part: MiniBatch, advantage_R: Tensor, statistics: StepStatistics) -> TokenLookup:
@@ -300,13 +301,17 @@ class PolicyLearner:
         learned = self._optimiser.state_dict() | self._mismatch.state_dict()
         state = learned | {"version": torch.tensor(self.version), "rng": torch.get_rng_state()}
         layout = layout_of(state)
-        with full_tensors((name, state[name]) for name in layout) as tensors:
+        to_policy: str | None = None
+        try:
+            with full_tensors((name, state[name]) for name in layout) as tensors:
+                if directory is not None and self.is_first:
+                    write_tensors(directory / "optimiser.safetensors", layout, tensors)
+            to_policy = None if directory is None else str(directory / "policy")
+        finally:  # the last collective comes before the policy is written, so that no rank waits for that
             if self._adapters is None:
-                self.save_policy(None if directory is None else str(directory / "policy"))
-            elif directory is not None:
-                self._adapters.save(directory / ADAPTER)
-            if directory is not None and self.is_first:
-                write_tensors(directory / "optimiser.safetensors", layout, tensors)
+                self.save_policy(to_policy)
+        if self._adapters is not None and directory is not None:
+            self._adapters.save(directory / ADAPTER)
 
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote on any number of ranks. Raises CheckpointError for adapters of another model."""

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+from safetensors import SafetensorError
 
 from actors.replay import with_rewards
 from actors.verifier import VerifierPool, VerifierPoolError
@@ -34,6 +35,10 @@ from tasks.registry import make_task
 
 JudgeGroup = Callable[[Problem, pa.RecordBatch], Sequence[Verdict]]
 """Return one verdict for each response of a group."""
+
+
+FAILURES = (ExtensionError, TaskError, RolloutLogError, CheckpointError, SafetensorError, ValueError, FloatingPointError, OSError)
+"""What ends training that has begun: a method that refuses a batch, a gradient that is not finite, a disk."""
 
 
 class TrainingFailed(RuntimeError):
@@ -118,7 +123,7 @@ def replay_from(
                 run.train(concat_groups(batch if rescorer is None else [rescorer.rescored(group) for group in batch]))
                 batch = list(islice(groups, config.prompts_per_step)) if run.learner.version < config.steps else []
             run.export()
-        except (ExtensionError, TaskError, RolloutLogError, CheckpointError) as error:
+        except FAILURES as error:
             raise TrainingFailed(str(error)) from error
         return Trained(
             steps=run.learner.version,
@@ -152,8 +157,13 @@ class Rescorer:
         verdicts = list(self._judge(problem, group))
         self.counter.add(verdicts)
         before = [None if verdict is None else verdict.reward for verdict in stored.verdicts]
-        self.num_changed += sum(old != new.reward for old, new in zip(before, verdicts, strict=True))
+        self.num_changed += sum(not _same(old, new.reward) for old, new in zip(before, verdicts, strict=True))
         return with_rewards(group, verdicts, self._config.reward, self._config.sampling.max_response_tokens)
+
+
+def _same(reward: float | None, other: float | None) -> bool:
+    """Return whether two rewards of the task are one. A saved one is what shaping added to it and took off again."""
+    return reward == other if reward is None or other is None else abs(reward - other) < 1e-9
 
 
 def _checked(

@@ -20,7 +20,7 @@ a group adjacent.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,10 @@ class SavedRows:
             row.require_sound("answer", is_answer=True)
             row.require_sound("feature")
         problem = Problem(
-            task=str(first.get("task") or self._config.task.name),
-            problem_id=str(first.get("problem_id") or group_id),
-            question=str(first.get("question") or ""),
-            answer=str(first.get("answer") or ""),
+            task=_text(first, "task", self._config.task.name),
+            problem_id=_text(first, "problem_id", str(group_id)),
+            question=_text(first, "question"),
+            answer=_text(first, "answer"),
         )
         version = min((value for rollout in rollouts for value in rollout.version_values), default=0)
         request = GroupRequest(group_id=group_id, problem=problem, num_responses=len(rows), admitted_version=version)
@@ -115,7 +115,7 @@ class SavedRows:
         response, logprobs = _integers(row, "response_ids"), _log_probabilities(row)
         starts, values = _versions(row, len(response))
         try:
-            (text := str(row.values.get("response_text") or "")).encode()
+            (text := _text(row.values, "response_text")).encode()
         except UnicodeEncodeError:
             row.require_sound("response_text")
         if len(logprobs) != len(response):
@@ -174,6 +174,8 @@ def _read(file: DataFile, *, rewarded_by: Sequence[str]) -> list[Row]:
             f"no column '{LOGPROBS[0]}' (or '{LOGPROBS[1]}'), only {', '.join(present)}: without what the sampler said of its tokens "
             "nothing can be corrected"
         )
+    if "version_starts" in present:
+        raise file.error("these are the rows of one step of a rollout log: name its directory, whose steps are read in order")
     required = [*REQUIRED, logprobs or LOGPROBS[0], *rewarded_by]
     return file.rows([*required, *(name for name in OPTIONAL if name in present and name not in required)])
 
@@ -189,6 +191,12 @@ def _grouped(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
 
 def _key(row: Row) -> str:
     return str(next((row.values[key] for key in ("group_id", "problem_id") if row.values.get(key) is not None), row.values["prompt_ids"]))
+
+
+def _text(values: Mapping[str, Any], name: str, default: str = "") -> str:
+    """Return a value as text. 0 is a value; what is missing or empty is `default`."""
+    value = values.get(name)
+    return default if value is None or value == "" else str(value)
 
 
 def _integers(row: Row, name: str) -> tuple[int, ...]:

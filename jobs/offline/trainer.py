@@ -86,7 +86,14 @@ class OfflineRun:
                 raise UserError(f"run_dir {self._run.path} has a run in it already: choose another with --set run_dir=...")
             size = config.responses_per_prompt
             self._bonus = BonusScorer(bonus=config.bonus, group_size=size, seed=config.seed) if config.bonus.enabled else None
-            self.learner = Learner(model, self._config.learner, temperature=config.sampling.temperature, group_size=size, device=device)
+            self.learner = Learner(
+                model,
+                self._config.learner,
+                temperature=config.sampling.temperature,
+                group_size=size,
+                total_steps=config.steps,
+                device=device,
+            )
             self._rows = RolloutLog(fs.LocalFileSystem(), str(self._run.rollouts))
             started = Trackers(trackers, RunInfo.of(self._run.path, config), warn=warn)
             self._metrics = MetricsWriter(self._run.metrics, started)
@@ -172,6 +179,8 @@ def check_fits(config: RunConfig, group: pa.RecordBatch, *, rescore: bool) -> No
             raise UserError(f"{who} needs features, and the recorded run has none: {remedy}")
         if dims != {config.bonus.dim}:
             raise UserError(f"bonus.dim = {config.bonus.dim}, but the recorded features have {sorted(dims)}")
+    if config.reward.is_shaped and not rescore and group.column("reward_format").null_count == group.num_rows:
+        raise UserError("[reward] shapes rewards, and the recorded ones are not shaped: --rescore gives them again, or leave [reward] out")
     if config.needs_answers and not rescore:
         answers, statuses = (group.column(name).to_pylist() for name in ("final_answer", "verdict_status"))
         if any(answer is None and status == VerdictStatus.CORRECT for answer, status in zip(answers, statuses, strict=True)):

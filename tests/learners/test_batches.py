@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 
 from buffers.groups import token_versions
-from buffers.schema import concat_groups
-from learners.batches import prefetch, read_groups
+from buffers.schema import concat_groups, with_trained_from
+from learners.batches import TokenLookup, prefetch, read_groups
+from learners.packing import pack, prefix_tree
 from tests.learners.samples import make_group
 
 WAIT_S = 30.0
@@ -23,6 +25,15 @@ def test_token_versions_follow_the_runs() -> None:
     batch = make_group(0, [5], [[6, 7, 8, 9], [], [10], [11, 12]], [0.0] * 4, versions=[[3, 3, 5, 6], [], [4], [7, 7]])
     assert token_versions(batch).tolist() == [3, 3, 5, 6, 4, 7, 7]
     assert token_versions(batch).dtype == np.int64
+
+
+def test_the_oldest_version_of_a_response_is_also_that_of_tokens_too_old_to_be_trained_on() -> None:
+    batch = with_trained_from(make_group(0, [5], [[6, 7, 8], [], [10]], [0.0] * 3, versions=[[1, 1, 3], [], [3]]), 2)
+    lookup = TokenLookup.of(batch)
+    assert lookup.trained.tolist() == [False, False, True, True]
+    packed = pack(prefix_tree(read_groups(batch, 3)))
+    columns = lookup.gather(packed, torch.zeros(()))
+    assert sorted(zip(packed.response_N.tolist(), columns.oldest_N.tolist(), strict=True)) == [(0, 1)] * 3 + [(2, 3)]
 
 
 def test_token_versions_and_groups_of_a_slice_are_those_of_its_rows() -> None:

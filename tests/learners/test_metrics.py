@@ -104,7 +104,7 @@ def add(
     output = LossOutput(
         loss=torch.tensor(loss), clipped_N=torch.tensor(clipped), is_weight_N=torch.tensor(ratios, dtype=torch.float64).clamp(max=2)
     )
-    statistics.add(inputs, output, torch.tensor(entropy), torch.tensor(versions), num_computed=10)
+    statistics.add(inputs, output, torch.tensor(entropy), torch.tensor(versions), torch.tensor(versions), num_computed=10)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_what_a_correction_masks_and_the_divergence_from_a_reference_are_measure
         is_weight_N=torch.tensor([0.0, 1.0, 0.0, 0.0]),
         kl_N=torch.tensor([0.1, 0.2, 0.3, 0.6]),
     )
-    statistics.add(inputs, output, tokens, torch.tensor([0, 0, -1, 0]), num_computed=4)
+    statistics.add(inputs, output, tokens, torch.tensor([0, 0, -1, 0]), torch.tensor([0, 0, -1, -1]), num_computed=4)
     assert statistics.metrics()["learner/masked"] == 0.75
     assert statistics.metrics()["policy/kl_reference"] == pytest.approx(0.3)
     assert statistics.tokens().oldest_lag_N.tolist() == [0, 0, 1, 1]

@@ -462,6 +462,16 @@ def test_the_random_state_is_restored(tiny_model: str, tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_the_policy_is_written_after_the_last_collective(tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else other ranks would wait, within `collective_timeout_s`, while the first one writes all of the policy."""
+    present: list[bool] = []
+    monkeypatch.setattr(
+        learners.policy_learner, "save_model", lambda *args, **options: present.append((tmp_path / "optimiser.safetensors").exists())
+    )
+    make_learner(tiny_model).save(tmp_path)
+    assert present == [True]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_saved_policy_is_a_hugging_face_directory_with_the_published_weights(tiny_model: str, tmp_path: Path, dtype: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -20,14 +20,14 @@ from actors.verifier import VerifierPoolError
 from buffers.groups import token_versions, trained_tokens
 from buffers.records import GroupOutcome, Problem, Verdict, VerdictStatus
 from buffers.rollout_log import RolloutLog
-from buffers.schema import with_trained_from
+from buffers.schema import from_record_batch, with_shaped_rewards, with_trained_from, with_verdicts
 from jobs.config import RunConfig
 from jobs.configuration.user_error import REFUSALS, UserError
 from jobs.directory.events import EVENTS, Event, EventKind, read_events
 from jobs.directory.metrics import read_metrics
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo
-from jobs.offline.replay_from import Trained, replay_from, replay_from_session
+from jobs.offline.replay_from import Rescorer, Trained, TrainingFailed, replay_from, replay_from_session
 from jobs.offline.trainer import none_newer, undecided
 from jobs.processes.verdict_counter import VerifierFailure
 from jobs.train import main
@@ -118,6 +118,7 @@ def test_the_rollouts_of_a_run_give_its_losses_and_its_policy_again(config: Make
         {"bonus": {"memory": "prompt"}, "learner": {"mini_batches": 2}},
         {"bonus": {"memory": "none", "source": "policy"}},
         {"bonus": {"enabled": False}},
+        {"learner": {"decay_steps": 2}},
     ],
     ids=str,
 )
@@ -315,6 +316,34 @@ def test_rewards_given_anew_by_another_verifier_are_others_shaping_included(conf
     assert set(rows["reward"].to_pylist()) == {-0.25} and set(rows["verdict_status"].to_pylist()) == {"malformed"}
 
 
+def test_rewards_given_anew_without_shaping_are_shaped_no_more(config: MakeConfig, tmp_path: Path) -> None:
+    run = LocalRun(config("shaped", reward={"format_penalty": 0.25}))
+    run.train()
+    assert any(row["reward_format"] is not None for row in run.logged())
+    replay_from(config("again"), directory_of(run), judge=CoinJudge().verify_batch)
+    rows = rollout_log(tmp_path / "again").read()
+    assert rows["reward_format"].null_count == rows["reward_length"].null_count == len(rows)
+    assert set(rows["reward"].to_pylist()) == {0.0, 1.0}
+
+
+def test_shaping_of_recorded_rewards_needs_them_to_be_given_again(config: MakeConfig, recorded: LocalRun) -> None:
+    with pytest.raises(UserError, match=r"\[reward\] shapes rewards, and the recorded ones are not shaped: --rescore"):
+        replay_from(config("again", reward={"format_penalty": 0.25}), directory_of(recorded))
+
+
+def test_a_verdict_that_differs_by_rounding_is_the_same(config: MakeConfig) -> None:
+    """0 − 0.1 − 0.2, less the two terms, is not 0."""
+    verdicts = [Verdict(status=VerdictStatus.MALFORMED, reward=0.0)] * 2
+    group = with_verdicts(make_group(0, [5], [[6], [7]], [0.0, 0.0]), verdicts)
+    terms = {"format_term": [-0.1] * 2, "length_term": [-0.2] * 2}
+    shaped = with_shaped_rewards(group, reward=[0.0 - 0.1 - 0.2] * 2, **terms)
+    assert [verdict.reward for stored in from_record_batch(shaped) for verdict in stored.verdicts if verdict is not None] != [0.0, 0.0]
+    rescorer = Rescorer(config("again", task={"name": "arithmetic"}), lambda problem, batch: verdicts)
+    rescorer._known = {"sums"}
+    rescorer.rescored(shaped)
+    assert rescorer.num_changed == 0
+
+
 def test_a_mixture_s_own_rows_are_judged_by_its_parts(config: MakeConfig, tmp_path: Path) -> None:
     parts = {"arithmetic": {"weight": 1}, "hard": {"name": "arithmetic", "weight": 1}}
     mixture = {"name": "mixture", "mixture": {"parts": parts}}
@@ -427,6 +456,32 @@ def test_a_response_without_a_score_has_none(config: MakeConfig, recorded: Local
     rows[0]["reward"] = None
     replay_from(config("again", steps=1), write_jsonl(tmp_path / "rows.jsonl", rows))
     assert read_metrics(tmp_path / "again" / "metrics.jsonl")[0]["verifier/unscored"] == 1 / (PROMPTS * RESPONSES)
+
+
+def test_a_zero_is_a_value(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    """Whole numbers as ids usually start at 0, and 0 is an answer."""
+    rows = plain_rows(recorded)[: PROMPTS * RESPONSES]
+    for place, row in enumerate(rows):
+        row |= {"problem_id": place // RESPONSES, "answer": 0, "question": 0}
+        del row["group_id"]
+    replay_from(config("again", steps=1), write_jsonl(tmp_path / "rows.jsonl", rows))
+    read = rollout_log(tmp_path / "again").read()
+    assert sorted(set(read["problem_id"].to_pylist())) == [str(place) for place in range(PROMPTS)]
+    assert set(read["reference_answer"].to_pylist()) == set(read["question"].to_pylist()) == {"0"}
+
+
+def test_the_rows_of_one_logged_step_are_not_read_as_plain_rows(config: MakeConfig, recorded: LocalRun) -> None:
+    (file, *_) = sorted((directory_of(recorded) / "rollouts").glob("*.parquet"))
+    with pytest.raises(UserError, match=r"these are the rows of one step of a rollout log: name its directory"):
+        replay_from(config("again"), file)
+
+
+def test_a_method_that_refuses_a_batch_ends_the_training_in_one_line(config: MakeConfig, recorded: LocalRun, tmp_path: Path) -> None:
+    rows = plain_rows(recorded)
+    rows[0]["reward"] = -0.5
+    maxrl = config("again", learner={"advantage": {"estimator": "maxrl"}})
+    with pytest.raises(TrainingFailed, match="maxrl"):
+        replay_from(maxrl, write_jsonl(tmp_path / "rows.jsonl", rows))
 
 
 def row_with(**values: Any) -> Callable[[list[dict[str, Any]]], None]:
