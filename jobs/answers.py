@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ COLUMNS = ("step", "reward", "bonus", "advantage", "question", "response_text", 
 
 def select_answers(rows: pa.Table, *, sort_by: str, worst: bool, limit: int) -> pa.Table:
     """Return the first `limit` rows trained on, sorted by `sort_by`: largest first, or smallest for `worst`."""
-    trained = rows.filter(pc.equal(rows["outcome"], "trained"))
+    trained = rows.filter(pc.equal(rows["outcome"], "trained")) if "outcome" in rows.column_names else rows
     order = "ascending" if worst else "descending"
     return trained.sort_by([(sort_by, order), ("step", "descending")]).slice(0, min(limit, trained.num_rows))
 
@@ -41,15 +41,20 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     if options.n < 1:
         raise UserError(f"-n {options.n}: at least 1 answer must be asked for")
-    rows = _read(path_of(options.run_dir), options.steps)
+    shown = pa.table({name: [] for name in COLUMNS})
+    for rows in _steps(path_of(options.run_dir), options.steps):
+        best = select_answers(rows, sort_by=options.by, worst=options.worst, limit=options.n).select(COLUMNS)
+        both = pa.concat_tables([shown, best], promote_options="permissive")
+        shown = select_answers(both, sort_by=options.by, worst=options.worst, limit=options.n)
     table = Table(*(name.replace("_", " ") for name in COLUMNS), show_lines=False)
-    for row in select_answers(rows, sort_by=options.by, worst=options.worst, limit=options.n).to_pylist():
+    for row in shown.to_pylist():
         table.add_row(*(plain(_cell(row[name])) for name in COLUMNS))
     terminal().print(table)
     return 0
 
 
-def _read(run_dir: Path, steps: Sequence[int] | None) -> pa.Table:
+def _steps(run_dir: Path, steps: Sequence[int] | None) -> Iterator[pa.Table]:
+    """Yield the rows of one step after the other: all of a long run need not fit into memory."""
     log = RolloutLog(fs.LocalFileSystem(), str(run_dir / "rollouts"))
     with refusing(OSError, ValueError):
         found = log.steps()
@@ -59,7 +64,8 @@ def _read(run_dir: Path, steps: Sequence[int] | None) -> pa.Table:
     if not wanted:
         raise UserError(f"{run_dir} has rollouts of steps {found[0]} to {found[-1]}, none of {steps}")
     try:
-        return log.read(wanted)
+        for step in wanted:
+            yield log.read([step])
     except (ValueError, OSError) as error:
         raise UserError(f"{error} (--steps FIRST LAST leaves steps out)") from None
 

@@ -65,10 +65,12 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError(f"--from-pools {options.from_pools}: these are answers to problems of {theirs}, not of {config.task.name}")
     if options.dry_run:
         from jobs.plan import explore_lines, look_unloaded
+        from jobs.sampling.reselect import needs_encoder
         from jobs.screens.console import show_plan
 
-        look_unloaded(config.model, config.sampling, config.rollout)
-        return show_plan(config, explore_lines(config))
+        if encodes := pools is None or needs_encoder(config, pools[1]):
+            look_unloaded(config.model, config.sampling, config.rollout)
+        return show_plan(config, explore_lines(config, options.from_pools, encodes=encodes))
     if pools is None:  # which may need no Ray at all
         require_ray_address()
     from jobs.sampling.explore_session import run_explore  # imports Ray, so only now that the configuration is valid

@@ -16,9 +16,10 @@ from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
+from jobs.machine.look import look_at_memory
 from learners.config import LearnerConfig
 from learners.model_files import TokenLimit, read_config, tensors_in, text_values, token_limit, weight_files
-from learners.models import EMBEDDED, check_model, model_here
+from learners.models import EMBEDDED, ModelError, check_model, model_here
 from learners.precision import Dtype, resolve_dtype
 
 BASE_PROCESS_GIB = 0.7
@@ -168,29 +169,38 @@ def _encoder_gib(parameters: int, config: EncoderConfig) -> float:
     return parameters * bytes_of(config.dtype, config.num_gpus) / 2**30 + BASE_PROCESS_GIB
 
 
-def explore_memory_gib(config: ExploreConfig, *, sampling: bool) -> float | None:
+def explore_memory_gib(config: ExploreConfig, *, sampling: bool, encoding: bool) -> float | None:
     """Return what `jobs.explore` needs, or None for a model that is not here yet."""
-    parameters = _num_parameters(config.model)
+    parameters = _num_parameters(config.model) if sampling or encoding else 0
     if parameters is None:
         return None
     engines = config.rollout.workers * _rollout_gib(parameters, config.rollout) if sampling else 0.0
-    encoder = 0.0 if config.from_engine else _encoder_gib(parameters, config.encoder)
+    encoder = _encoder_gib(parameters, config.encoder) if encoding else 0.0
     return engines + encoder + RAY_GIB + BASE_PROCESS_GIB + DRIVER_GIB
 
 
-def explore_lines(config: ExploreConfig) -> list[str]:
-    """Return in words what `jobs.explore` will do."""
+def explore_lines(config: ExploreConfig, pools: str | None = None, *, encodes: bool = True) -> list[str]:
+    """Return in words what `jobs.explore` will do, or what it will do with the candidates of the file `pools`. Of those
+    it `encodes` again, or takes the features they have."""
     problems = f"{config.problems} problems" if config.problems else f"all problems of split {config.split}"
     times = config.novel_sampling.candidates if config.novel_sampling.enabled else 1
     judged = {"all": "all of them", "selected": f"{config.select[-1]} a problem", "none": "none"}[config.verify]
-    memory = explore_memory_gib(config, sampling=True)
-    features = "the engine's own states" if config.from_engine else f"an encoder (layer {config.encoder.layer}, {config.encoder.pooling})"
-    return [
+    needs_encoder = not config.from_engine if pools is None else encodes
+    memory = explore_memory_gib(config, sampling=pools is None, encoding=needs_encoder)
+    features = f"an encoder (layer {config.encoder.layer}, {config.encoder.pooling})" if needs_encoder else "the engine's own states"
+    if pools is not None and not needs_encoder:
+        features = "those of the file"
+    engines = [f"{config.rollout.workers} {worker_of(config.rollout)}"] if pools is None else []
+    encoders = ["1 encoder"] if needs_encoder else []
+    verifiers = [f"{config.verifier.num_workers} verifier process"] if config.verify != "none" else []
+    sampled = (
         f"{problems} x {config.pool} candidates of at most {config.sampling.max_response_tokens} tokens"
-        f"{f', each chunk chosen among {times}' if times > 1 else ''}; verified: {judged}",
+        f"{f', each chunk chosen among {times}' if times > 1 else ''}"
+    )
+    return [
+        f"{sampled if pools is None else f'the candidates of {pools}; nothing is sampled'}; verified: {judged}",
         f"features: {features}, {config.selection.dim} dimensions; order: {config.primary_order}",
-        f"processes: {config.rollout.workers} {worker_of(config.rollout)}{', 1 encoder' if not config.from_engine else ''}"
-        f"{f', {config.verifier.num_workers} verifier process' if config.verify != 'none' else ''}",
+        f"processes: {', '.join([*engines, *encoders, *verifiers]) or 'none besides this one'}",
         f"memory: {UNKNOWN if memory is None else f'about {memory:.1f} GiB'}",
     ]
 
@@ -254,17 +264,21 @@ def _num_parameters(model: str) -> int | None:
     if model in EMBEDDED_PARAMETERS:
         return EMBEDDED_PARAMETERS[model]
     files = list(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
-    return sum(file.stat().st_size for file in files) // 2 if files else None
+    if not files:
+        return None
+    try:
+        return sum(math.prod(tensor.shape) for tensor in tensors_in(files).values())
+    except ModelError:  # which a start names; until then two bytes a weight are assumed
+        return sum(file.stat().st_size for file in files) // 2
 
 
 def available_memory_gib() -> float:
-    """Return the GiB available without swapping, infinite on a cluster (RAY_ADDRESS): processes need not run here."""
+    """Return the GiB available without swapping to this process and its container, infinite on a cluster (RAY_ADDRESS):
+    processes need not run here."""
     if os.environ.get("RAY_ADDRESS"):
         return math.inf
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) / 2**20
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    available = look_at_memory()[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if available is None else available / 2**30
 
 
 def require_memory(plan: RunPlan, available_gib: float) -> None:

@@ -36,16 +36,20 @@ class TrainedRun:
 
 
 def trained_run(records: Sequence[Mapping[str, float]], *, name: str, method: str, seed: int) -> TrainedRun:
-    """Return what `records`, one for each step, say of a run."""
+    """Return what `records`, at most one for each step, say of a run. A step without a record, which a file with a cap
+    may have forgotten, has no value."""
+    steps = int(max((record["step"] for record in records), default=0))
+    by_step = {int(record["step"]): record for record in records}
     return TrainedRun(
         name=name,
         method=method,
         seed=seed,
-        steps=len(records),
+        steps=steps,
         tokens=max((record.get("tokens/generated", 0.0) for record in records), default=0.0),
         seconds=sum(record.get("time/step_s", 0.0) for record in records),
         metrics={
-            metric: tuple(record.get(metric) for record in records) for metric in dict.fromkeys((*TRAINING_METRICS, *ONLINE.values()))
+            metric: tuple(by_step.get(step, {}).get(metric) for step in range(1, steps + 1))
+            for metric in dict.fromkeys((*TRAINING_METRICS, *ONLINE.values()))
         },
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from jobs.directory.atomic import replacing
@@ -59,29 +58,40 @@ def evaluations_of(jsonl: Path) -> Path:
 
 
 def read_metrics(jsonl: Path) -> list[dict[str, float]]:
-    """Return the records in step order, without a last line that is half-written because its writer was killed."""
+    """Return the records in step order. Left out are a last line that is half-written because its writer was killed,
+    and lines that are damaged (`damaged_lines`)."""
     return [record for part in parts(jsonl) for record in _read(part)]
+
+
+def damaged_lines(jsonl: Path) -> list[str]:
+    """Return where lines are no records: "metrics.jsonl, line 3". A half-written last line is no damage."""
+    lines = [(part, number, line) for part in parts(jsonl) for number, line in enumerate(_lines(part), start=1)]
+    return [f"{part.name}, line {number}" for part, number, line in lines if line.endswith("\n") and _record(line) is None]
 
 
 def newest_record(jsonl: Path, step: int) -> dict[str, float] | None:
     """Return the last record of a step up to `step`; None where there is none. Only what comes after it is parsed."""
     for part in reversed(parts(jsonl)):
-        for line in reversed(part.read_text(encoding="utf-8").splitlines()):
-            with suppress(ValueError):  # a last line that is half-written
-                record: dict[str, float] = json.loads(line)
-                if record["step"] <= step:
-                    return record
+        for line in reversed(_lines(part)):
+            if (record := _record(line)) is not None and record["step"] <= step:
+                return record
     return None
 
 
 def _read(part: Path) -> list[dict[str, float]]:
-    records: list[dict[str, float]] = []
-    for line in part.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    return [record for line in _lines(part) if (record := _record(line)) is not None]
+
+
+def _lines(part: Path) -> list[str]:
+    return part.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+
+
+def _record(line: str) -> dict[str, float] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int | float) else None
 
 
 def _keep_until(jsonl: Path, step: int) -> list[dict[str, float]]:

@@ -234,8 +234,14 @@ def parse_meminfo(text: str) -> tuple[int | None, int | None]:
     return (None if total is None else total * 1024), (None if available is None else available * 1024)
 
 
-def within_limit(total: int | None, available: int | None, limit: int | None, used: int | None) -> tuple[int | None, int | None]:
+def parse_reclaimable(text: str) -> int:
+    """Return the bytes of files in memory that a control group gives back when it needs them, from its memory.stat."""
+    found = re.search(r"^inactive_file (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def within_limit(total: int | None, available: int | None, limit: int, used: int) -> tuple[int | None, int | None]:
     """Return total and available memory of a container: the machine's, but at most the control group's limit."""
-    if total is None or available is None or limit is None or limit >= total:
+    if total is None or available is None or limit >= total:
         return total, available
-    return limit, min(available, max(limit - (used or 0), 0))
+    return limit, min(available, max(limit - used, 0))

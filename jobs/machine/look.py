@@ -28,9 +28,12 @@ def read_text(path: str | Path) -> str:
 
 
 def look_at_memory() -> tuple[int | None, int | None]:
+    """Return total and available bytes of this machine, or of the container that it is for this process."""
     limit, used = read_text("/sys/fs/cgroup/memory.max").strip(), read_text("/sys/fs/cgroup/memory.current").strip()
     total, available = checks.parse_meminfo(read_text("/proc/meminfo"))
-    return checks.within_limit(total, available, int(limit) if limit.isdigit() else None, int(used) if used.isdigit() else None)
+    if not limit.isdigit() or not used.isdigit():
+        return total, available
+    return checks.within_limit(total, available, int(limit), int(used) - checks.parse_reclaimable(read_text("/sys/fs/cgroup/memory.stat")))
 
 
 def look_at_cores() -> float:

@@ -49,7 +49,8 @@ def run_explore(config: ExploreConfig, old: tuple[pa.Table, dict[str, Any]] | No
     needs_model = old is None or needs_encoder(config, old[1])
     if needs_model:
         check_model(config.model)
-    require_memory(explore_memory_gib(config, sampling=old is None))
+    encoding = not config.from_engine if old is None else needs_model
+    require_memory(explore_memory_gib(config, sampling=old is None, encoding=encoding))
     prepare_environment(config.model)
     model = ""
     sampling: SamplingConfig = config.sampling

@@ -9,6 +9,7 @@ import pytest
 from jobs import doctor
 from jobs.machine import checks, look
 from jobs.machine.checks import GIB, Check
+from jobs.plan import available_memory_gib
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_VERSIONS = {"torch": "2.13.0", "ray": "2.60.0"}
@@ -47,8 +48,22 @@ def test_memory_against_the_need_of_the_quick_start(monkeypatch, total, availabl
 def test_memory_of_a_container_is_its_limit_less_what_it_uses():
     assert checks.within_limit(64 * GIB, 32 * GIB, 8 * GIB, 3 * GIB) == (8 * GIB, 5 * GIB)
     assert checks.within_limit(64 * GIB, 2 * GIB, 8 * GIB, 3 * GIB) == (8 * GIB, 2 * GIB)
-    assert checks.within_limit(64 * GIB, 32 * GIB, None, 3 * GIB) == (64 * GIB, 32 * GIB)
-    assert checks.within_limit(None, None, 8 * GIB, None) == (None, None)
+    assert checks.within_limit(64 * GIB, 32 * GIB, 128 * GIB, 3 * GIB) == (64 * GIB, 32 * GIB)
+    assert checks.within_limit(None, None, 8 * GIB, 0) == (None, None)
+
+
+def test_a_container_s_memory_counts_for_a_run_without_the_files_that_it_would_give_back(monkeypatch):
+    texts = {
+        "/proc/meminfo": f"MemTotal: {64 * 2**20} kB\nMemAvailable: {32 * 2**20} kB\n",
+        "/sys/fs/cgroup/memory.max": f"{8 * GIB}\n",
+        "/sys/fs/cgroup/memory.current": f"{5 * GIB}\n",
+        "/sys/fs/cgroup/memory.stat": f"anon {2 * GIB}\ninactive_file {3 * GIB}\nactive_file 0\n",
+    }
+    monkeypatch.setattr(look, "read_text", lambda path: texts.get(str(path), ""))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert look.look_at_memory() == (8 * GIB, 6 * GIB) and available_memory_gib() == 6.0
+    texts["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert look.look_at_memory() == (64 * GIB, 32 * GIB)
 
 
 def test_meminfo_is_read_in_bytes():

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from pyarrow import fs
+from safetensors.torch import save_file
 
 from actors.engines import ENGINES
 from bonus.base import Need
@@ -12,13 +14,16 @@ from bonus.kinds import KINDS
 from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
+from jobs.explore_config import ExploreConfig
 from jobs.plan import (
     BASE_PROCESS_GIB,
     DRIVER_GIB,
     LOG_ROW_BYTES,
     LOG_TOKEN_BYTES,
     RAY_GIB,
+    _num_parameters,
     available_memory_gib,
+    explore_lines,
     make_plan,
     require_disk,
     require_memory,
@@ -32,6 +37,21 @@ def giant(tmp_path) -> str:
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.truncate(2 * 2**30)
     return str(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_counted_whatever_bytes_each_has(tmp_path, dtype):
+    save_file({"a": torch.zeros(100, 70, dtype=getattr(torch, dtype)), "b": torch.zeros(30)}, tmp_path / "model.safetensors")
+    assert _num_parameters(str(tmp_path)) == 7030
+
+
+def test_old_candidates_are_planned_without_engines():
+    config = ExploreConfig()
+    text = "\n".join(explore_lines(config, "a/pools.parquet", encodes=False))
+    assert "the candidates of a/pools.parquet; nothing is sampled" in text and "those of the file" in text
+    assert "engine" not in text and "encoder" not in text and "processes: 1 verifier process" in text
+    again = "\n".join(explore_lines(config, "a/pools.parquet", encodes=True))
+    assert "features: an encoder" in again and "1 encoder" in again
 
 
 def plan_of(**values):

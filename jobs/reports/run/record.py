@@ -17,7 +17,7 @@ from jobs.cluster.runs import is_alive
 from jobs.configuration.user_error import UserError, one_line
 from jobs.directory.events import EVENTS, Event, read_events
 from jobs.directory.job_dir import CONFIG, read_json
-from jobs.directory.metrics import evaluations_of, read_metrics
+from jobs.directory.metrics import damaged_lines, evaluations_of, read_metrics
 from jobs.directory.run_state import STATUS, RunStatus, read_status
 
 METRICS, ROLLOUTS = "metrics.jsonl", "rollouts"
@@ -51,8 +51,8 @@ def read_record(directory: Path) -> RunRecord:
         status=read_status(directory),
         is_alive=is_alive(directory),
         config=_config(directory / CONFIG, notes),
-        metrics=_records(lambda: read_metrics(metrics), notes),
-        evaluations=_records(lambda: read_metrics(evaluations_of(metrics)), notes),
+        metrics=_records(metrics, notes),
+        evaluations=_records(evaluations_of(metrics), notes),
         events=_as_far_as_it_goes(lambda: read_events(directory / EVENTS), notes),
         notes=tuple(notes),
     )
@@ -66,10 +66,12 @@ def _config(file: Path, notes: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _records(read: Callable[[], list[dict[str, float]]], notes: list[str]) -> list[dict[str, float]]:
-    """Return the records that have a step. Those after a damaged line are left out."""
-    found = _as_far_as_it_goes(read, notes)
-    return [record for record in found if isinstance(record, dict) and isinstance(record.get("step"), int | float)]
+def _records(jsonl: Path, notes: list[str]) -> list[dict[str, float]]:
+    """Return the records of a file of metrics. Damaged lines are left out and named."""
+    if damaged := _as_far_as_it_goes(lambda: damaged_lines(jsonl), notes):
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        notes.append(f"Left out as damaged: {damaged[0]}{more}.")
+    return _as_far_as_it_goes(lambda: read_metrics(jsonl), [])
 
 
 def _as_far_as_it_goes(read: Callable[[], Iterable[T]], notes: list[str]) -> list[T]:

@@ -24,7 +24,8 @@ def test_a_learning_curve_is_a_mean_over_seeds_and_the_last_steps():
 
 def online_run(method: str, seed: int, *values: float):
     """A run whose pass@1, pass@K and entropy in every step are a value, twice it and three times it."""
-    rows = [{metric: factor * value for factor, metric in enumerate(ONLINE.values(), 1)} for value in values]
+    factors = list(enumerate(ONLINE.values(), 1))
+    rows = [{"step": step} | {metric: factor * value for factor, metric in factors} for step, value in enumerate(values, 1)]
     return trained_run(rows, name=f"{method}-{seed}", method=method, seed=seed)
 
 
@@ -52,3 +53,9 @@ def test_without_two_runs_of_a_method_online_numbers_have_no_intervals_and_witho
     assert online_statistics([online_run("b", 0, 0.4)], "a", steps=1)["b"].differences == {}
     assert online_statistics([trained_run(records(0.1), name="a", method="a", seed=0)], "a", steps=1) == {}, "without an entropy"
     assert online_statistics([], "a", steps=0) == {}
+
+
+def test_steps_are_those_of_the_records_where_a_file_has_forgotten_its_first_ones():
+    kept = records(*(step / 10 for step in range(1, 9)))[4:]  # of 8 steps, 1 to 4 are forgotten
+    run = trained_run(kept, name="a", method="grpo", seed=0)
+    assert run.steps == 8 and run.metrics["reward/pass@1"] == (None,) * 4 + (0.5, 0.6, 0.7, 0.8)

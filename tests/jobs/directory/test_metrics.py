@@ -4,7 +4,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs.config import RunConfig
-from jobs.directory.metrics import MetricsWriter, read_metrics
+from jobs.directory.metrics import MetricsWriter, damaged_lines, read_metrics
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 
 
@@ -52,6 +52,17 @@ def test_half_written_last_line_is_left_out_and_written_over(tmp_path):
     assert rewards(tmp_path) == [(1, 1.0), (2, 2.0)]
     write(tmp_path, range(3, 4), resume_step=2, offset=0.5)
     assert rewards(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.5)]
+
+
+def test_a_damaged_line_costs_no_other_also_over_a_resume(tmp_path):
+    write(tmp_path, range(1, 4))
+    file = tmp_path / "metrics.jsonl"
+    first, *others = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([first, b"\x00\xff\n", *others]))
+    assert damaged_lines(file) == ["metrics.jsonl, line 2"]
+    assert rewards(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    write(tmp_path, range(4, 5), resume_step=3)
+    assert rewards(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)] and damaged_lines(file) == []
 
 
 def test_no_file_is_no_records(tmp_path):

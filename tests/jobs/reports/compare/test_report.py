@@ -119,8 +119,8 @@ def test_it_says_how_the_methods_did_while_they_trained(tmp_path: Path) -> None:
     gains = {"grpo": 0.0, "other": 0.0}
     report, page = write(tmp_path, gains, settings(*gains))
     assert not report.online and "While it trained" not in page.text
-    records = [{"step": 1, "reward/pass@1": 0.5, "reward/pass@K": 0.75, "policy/entropy": 1.0}]
-    runs = tuple(trained_run(records * 5, name=name, method=name, seed=0) for name in gains)
+    records = [{"step": step, "reward/pass@1": 0.5, "reward/pass@K": 0.75, "policy/entropy": 1.0} for step in range(1, 6)]
+    runs = tuple(trained_run(records, name=name, method=name, seed=0) for name in gains)
     report = write_report(Found(policies=found(gains).policies, runs=runs, num_expected=7), settings(*gains), tmp_path, failures={})
     assert report.page_values()["online"].rows[1] == ("other", "1", "0.50", "0.75", "1.00", "+0.00", "+0.00", "+0.00")
     assert "While it trained" in Text((tmp_path / "report.html").read_text()).text

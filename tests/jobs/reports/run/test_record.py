@@ -30,14 +30,16 @@ def test_a_damaged_file_is_read_up_to_the_damage_and_named(tmp_path: Path) -> No
     directory = written_run(tmp_path, steps=3)
     lines = (directory / "events.jsonl").read_text().splitlines(keepends=True)
     (directory / "events.jsonl").write_text("".join([*lines[:2], "no event\n", *lines[2:]]))
-    (directory / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
+    metrics = (directory / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_bytes(b"".join([metrics[0], b"\xff\xfe\n", b"7\n", *metrics[1:], b'{"step": 4, "ti']))
     (directory / "config.json").write_text("{")
     (directory / "status.json").write_text("[]")
     record = read_record(directory)
-    assert len(record.events) == 2 and record.metrics == [] and record.config == {} and record.status is None
-    assert [next(name for name in ("config", "line 3", "decode") if name in note) for note in record.notes] == [
+    assert len(record.events) == 2 and record.config == {} and record.status is None
+    assert [entry["step"] for entry in record.metrics] == [1, 2, 3]
+    assert [next(name for name in ("config", "line 2, and 1 more", "line 3") if name in note) for note in record.notes] == [
         "config",
-        "decode",
+        "line 2, and 1 more",
         "line 3",
     ]
 
