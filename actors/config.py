@@ -243,7 +243,9 @@ class VerifierConfig(JudgingConfig):
     """On which nodes of a cluster its processes may run."""
 
 
-VERIFIER_MEANS = tuple(f"verifier.{name}" for name in VerifierConfig.model_fields if name not in JudgingConfig.model_fields)
+VERIFIER_MEANS = tuple(
+    f"verifier.{name}" for name in VerifierConfig.model_fields if name not in (*JudgingConfig.model_fields, "max_response_chars")
+)
 """Keys that do not change how a response is judged."""
 
 

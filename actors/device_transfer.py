@@ -83,6 +83,7 @@ class DevicePublisher:
             raise TransferUnavailable(f'rollout.weight_transfer = "{self._transfer}" {fault}: set it to "object_store"')
 
     def publish(self, policy: PolicyLearner) -> DeviceWeights:
+        self._forget_for(policy.version)
         named, tied_to = policy.named_weights()
         with full_tensors(named, policy.weight_dtype) as tensors:
             copies = {name: tensor.clone() for name, tensor in tensors}
@@ -90,13 +91,17 @@ class DevicePublisher:
             torch.cuda.current_stream().synchronize()  # other threads send the copies, on streams of their own
         digests = fingerprint(copies if tied_to is None else {**copies, HEAD: copies[tied_to]}, version=policy.version)
         self._copies[policy.version] = copies
-        evaluated = [version for version in self._copies if self._kept_every and version % self._kept_every == 0]
-        for version in sorted(self._copies)[: -self._kept_versions]:
-            if version != max(evaluated, default=None):
-                del self._copies[version]  # a thread that is sending it holds a reference of its own
         named_types = ((name, str(copy.dtype).removeprefix("torch."), tuple(copy.shape)) for name, copy in copies.items())
         index = tuple(TensorSpec(name=name, dtype=dtype, shape=shape, offset=0) for name, dtype, shape in named_types)
         return DeviceWeights(version=policy.version, index=index, fingerprint=digests, address=self._listener.address, key=self._key)
+
+    def _forget_for(self, new_version: int) -> None:
+        """Forget the versions that are not kept beside `new_version`, before it takes its memory."""
+        versions = sorted({*self._copies, new_version})
+        evaluated = [version for version in versions if self._kept_every and version % self._kept_every == 0]
+        for version in versions[: -self._kept_versions]:
+            if version != max(evaluated, default=None):
+                self._copies.pop(version, None)  # a thread that is sending it holds a reference of its own
 
     def close(self) -> None:
         """Accept no more workers. Transfers under way continue."""

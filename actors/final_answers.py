@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from buffers.records import Problem, Verdict
 from tasks.base import NeedsWarmUp, Task
+from tasks.mixture import verifies_for_answer
 
 
 def with_final_answers(make_task: Callable[[], Task]) -> Task:
@@ -26,6 +27,6 @@ class _WithFinalAnswers:
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         verdict = self._task.verify(problem, response)
-        if getattr(type(self._task), "final_answer", None) is Task.final_answer:  # it would judge a second time
+        if verifies_for_answer(self._task, problem):  # it would judge a second time
             return verdict if verdict.final_answer is not None else replace(verdict, final_answer=verdict.answer)
         return replace(verdict, final_answer=self._task.final_answer(problem, response))

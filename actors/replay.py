@@ -25,7 +25,7 @@ from buffers import schema
 from buffers.config import Late, ReplayConfig
 from buffers.groups import masked_tokens
 from buffers.records import GroupOutcome, Verdict
-from buffers.replay import InsertResult, ReplayBuffer, ReplayState
+from buffers.replay import InsertResult, ReplayBuffer, ReplayState, ReplayTooSmall
 from buffers.rollout_log import RolloutLog
 from learners.checkpoint import CheckpointManager, FileEntry
 from tasks.rewards import RewardConfig, reward_terms
@@ -78,7 +78,7 @@ class Replay(Checkpointed):
     def insert(self, batch: pa.RecordBatch, verdicts: Sequence[Verdict], version: int, filterable: bool = False) -> InsertResult:
         """Offer one group with its verdicts. FULL means that nothing changed: offer it again. A STALE group goes to the
         log as such. A `filterable` group is FILTERED, and logged too, if its scored rewards are all equal before
-        shaping. Raises ValueError when replay is full with fewer groups than a step needs: it would never empty."""
+        shaping. Raises ReplayTooSmall when replay is full with fewer groups than a step needs: it would never empty."""
         batch = with_rewards(batch, verdicts, self._rewards, self._max_response_tokens)
         if filterable and len({verdict.reward for verdict in verdicts if verdict.reward is not None}) <= 1:
             self._set_aside(batch, GroupOutcome.FILTERED)
@@ -88,7 +88,7 @@ class Replay(Checkpointed):
             self._set_aside(batch, GroupOutcome.STALE)
         if result is InsertResult.FULL and self._buffer.num_groups < self._prompts_per_step:
             fault = f"replay is full with {self._buffer.num_groups} groups and a step needs prompts_per_step = {self._prompts_per_step}"
-            raise ValueError(f"{fault}: raise replay.max_bytes = {self._config.max_bytes}")
+            raise ReplayTooSmall(f"{fault}: raise replay.max_bytes = {self._config.max_bytes}")
         return result
 
     def _set_aside(self, group: pa.RecordBatch, outcome: GroupOutcome) -> None:

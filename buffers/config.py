@@ -18,8 +18,8 @@ class ReplayConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     max_bytes: PositiveInt = 1 << 30
-    """Byte cap of the rows held. A group that would exceed it is refused as FULL and its producer waits, so a cap below
-    one step's worth of groups stops the run: the learner waits for groups that are never let in."""
+    """Byte cap of the rows held. A group that would exceed it is refused as FULL and its producer waits. A cap below
+    one step's worth of groups ends the run, with a line that says so."""
 
     sampler: Annotated[str, AfterValidator(Known("oldest"))] = "oldest"
     """Which of the groups held a step trains on: "oldest" takes those admitted first. Or the import path of a class of

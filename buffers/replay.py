@@ -120,7 +120,7 @@ class ReplayBuffer:
 
     def insert(self, batch: pa.RecordBatch, *, version: int) -> InsertResult:
         """Offer one whole group at the learner's `version`. Raises ValueError if the batch is not one well-formed
-        group, or is larger than `max_bytes` alone."""
+        group, and ReplayTooSmall if it is larger than `max_bytes` alone."""
         check_schema(batch.schema)
         validate_groups(batch, self._group_size)
         if batch.num_rows != self._group_size:
@@ -130,7 +130,7 @@ class ReplayBuffer:
             return self._count(InsertResult.DUPLICATE, "duplicates")
         held = _hold(batch)
         if held.nbytes > self._max_bytes:
-            raise ValueError(f"group {group_id} takes {held.nbytes} bytes, more than max_bytes = {self._max_bytes} for all groups")
+            raise ReplayTooSmall(f"group {group_id} takes {held.nbytes} bytes, but replay.max_bytes = {self._max_bytes}: raise it")
         if self._is_stale(held, version):
             return self._count(InsertResult.STALE, "refused_stale")
         if self.nbytes + held.nbytes > self._max_bytes:

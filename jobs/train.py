@@ -12,7 +12,7 @@ from jobs.config import RunConfig, load_config
 from jobs.configuration.files import path_of
 from jobs.configuration.user_error import UserError, answering
 from jobs.plan import available_memory_gib, look_unloaded, make_plan, require_disk, require_memory
-from jobs.processes.environment import prepare_environment, require_placements, require_ray_address
+from jobs.processes.environment import quieten_libraries, require_placements, require_ray_address
 from jobs.processes.methods import require_run_methods
 
 
@@ -51,7 +51,7 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError("--replay-from goes with neither --synchronous nor --resume: it begins at the first rollouts")
     if options.rescore and not replays:
         raise UserError("--rescore goes with --replay-from: in a run the verifier gives the rewards anyway")
-    prepare_environment(config.model)  # before a module of the user's own may import what reads it
+    quieten_libraries()  # before a module of the user's own may import what reads it
     require_run_methods(config, samples=not replays)
     require_placements(config)
     if options.dry_run:

@@ -17,7 +17,7 @@ from random import Random
 
 from tasks.base import Message, NeedsWarmUp, Problem, Task, TaskError, Verdict
 
-__all__ = ["Mixture", "Part", "names_in", "naming_part"]
+__all__ = ["Mixture", "Part", "names_in", "naming_part", "verifies_for_answer"]
 
 _KEY = re.compile(r"\btask\.(?=[a-z0-9_]+\.)")
 
@@ -42,6 +42,13 @@ def naming_part(label: str) -> Iterator[None]:
 def names_in(task: Task) -> tuple[str, ...]:
     """Return the values of `Problem.task` for the problems of `task`. A mixture has the labels of its parts."""
     return tuple(task.parts) if isinstance(task, Mixture) else (task.name,)
+
+
+def verifies_for_answer(task: Task, problem: Problem) -> bool:
+    """Return whether the answer to `problem` is read by `Task.final_answer`, which calls `verify`. That may hang or
+    raise, so its place is a process of a verifier pool."""
+    own = task.part_of(problem) if isinstance(task, Mixture) else task
+    return getattr(type(own), "final_answer", None) is Task.final_answer
 
 
 class Mixture(Task):
@@ -83,15 +90,16 @@ class Mixture(Task):
                 part.task.warm_up()
 
     def prompt(self, problem: Problem) -> list[Message]:
-        return self._task(problem).prompt(problem)
+        return self.part_of(problem).prompt(problem)
 
     def final_answer(self, problem: Problem, response: str) -> str | None:
-        return self._task(problem).final_answer(problem, response)
+        return self.part_of(problem).final_answer(problem, response)
 
     def verify(self, problem: Problem, response: str) -> Verdict:
-        return self._task(problem).verify(problem, response)
+        return self.part_of(problem).verify(problem, response)
 
-    def _task(self, problem: Problem) -> Task:
+    def part_of(self, problem: Problem) -> Task:
+        """Return the task that `problem` is of. Raises ValueError for a problem of no part."""
         part = self.parts.get(problem.task)
         if part is None:
             raise ValueError(f"problem '{problem.problem_id}' is of '{problem.task}', and the mixture's parts are {', '.join(self.parts)}")

@@ -106,7 +106,9 @@ class ProblemStream(Iterator[Problem]):
         """Continue after the last problem of the saved stream. Raises ValueError if `state` is of another stream."""
         found = {key: value for key, value in state.items() if key not in ("cursor", "position", "parts", "curriculum")}
         if found != self._identity:
-            raise ValueError(f"the saved stream is of {found}, this one of {self._identity}")
+            names = [name for name in {**found, **self._identity} if found.get(name) != self._identity.get(name)]
+            both = ", ".join(f"{name} = {self._identity.get(name)}, but the saved one has {found.get(name)}" for name in names)
+            raise ValueError(f"this stream of problems has {both}")
         cursor, curriculum = int(state["cursor"]), state.get("curriculum")
         if curriculum is not None and self._curriculum is None:
             raise ValueError("the saved stream has a curriculum, this one has none")

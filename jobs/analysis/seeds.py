@@ -86,7 +86,7 @@ def area_weights(max_k: int) -> FloatArray:
 
 def two_sided_p(samples_B: FloatArray | None) -> float:
     """Return the p-value of a difference with these resampled values: twice the share of them on the rarer side of 0,
-    one of them added. It is below 5 % about where the 95 % percentile interval leaves out 0, and 1 without resamples."""
+    one of them added. It is below 5 % about where the 95 % interval leaves out 0, and 1 without resamples."""
     if samples_B is None:
         return 1.0
     rarer = min(int((samples_B <= 0).sum()), int((samples_B >= 0).sum()))

@@ -32,7 +32,7 @@ from jobs.directory.atomic import replacing
 from jobs.directory.job_dir import CONFIG, read_json
 from jobs.directory.run_dir import RunDirectory
 from jobs.evaluation_config import CHANGEABLE_BETWEEN_STARTS, TAKEN_FROM_A_RUN, EvaluateConfig
-from jobs.processes.environment import prepare_environment, require_placements
+from jobs.processes.environment import quieten_libraries, require_placements
 from jobs.processes.methods import require_run_methods, require_sampling_methods
 
 EVALUATE = "evaluate"
@@ -202,7 +202,7 @@ def resolve(config: CompareConfig, *, source: str) -> Experiment:
     runs = tuple(_run(config, out, start, method, seed, source) for seed in config.seeds for method in config.methods)
     for run in runs:
         _require_equal(run, shared, source)
-    prepare_environment(shared.model)  # before a module of the user's own may import what reads it
+    quieten_libraries()  # before a module of the user's own may import what reads it
     for run in runs[: len(config.methods)]:  # all seeds have the same methods
         require_run_methods(run.config)
         require_placements(run.config)

@@ -24,6 +24,7 @@ from jobs.config import RunConfig
 from jobs.configuration.user_error import EXIT_FAILED, UserError
 from jobs.offline.saved_rows import SavedRows, require_computable
 from jobs.offline.trainer import OfflineRun, ReportStep, check_fits, report_to, require_other_directory
+from jobs.processes.environment import prepare_environment
 from jobs.processes.models import policy_model
 from jobs.processes.verdict_counter import VerdictCounter, VerifierFailure
 from jobs.screens.console import RunConsole
@@ -80,6 +81,7 @@ def replay_from_session(config: RunConfig, source: str, *, rescore: bool) -> int
     """Run `python -m jobs.train CONFIG --replay-from SOURCE` and return its exit code. Raises one of
     `jobs.configuration.user_error.REFUSALS` where it is refused."""
     name = Path(config.run_dir).name
+    prepare_environment(config.model)
     with RunConsole(f"repexp {name}, rollouts of {source}", config.steps) as console, ExitStack() as opened:
         judge = None
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -13,17 +14,27 @@ from jobs.configuration.user_error import UserError
 from learners.models import EMBEDDED
 from learners.placement import Placement
 
+OFFLINE = "HF_HUB_OFFLINE"
+
 _HOST_AND_PORT = re.compile(r"[^/,\s]+:(\d{1,5})")
 _CLIENT = re.compile(r"ray://[^/,\s]+(/.*)?")
 
 
-def prepare_environment(*models: str) -> None:
-    """Set what the models need. The embedded model and local directories need no hub; loading would ask it all the
-    same."""
-    if all(model in EMBEDDED or Path(model).is_dir() for model in models):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def quieten_libraries() -> None:
+    """Set what keeps libraries from writing to the screen. They read it when they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def prepare_environment(*models: str) -> None:
+    """Set what the models need, once the problems are read, which may come from the hub. The embedded model and local
+    directories need no hub; loading would ask it all the same."""
+    quieten_libraries()
+    if not all(model in EMBEDDED or Path(model).is_dir() for model in models):
+        return
+    constants = sys.modules.get("huggingface_hub.constants")
+    if os.environ.setdefault(OFFLINE, "1") == "1" and constants is not None:  # it has read the variable already
+        vars(constants)[OFFLINE] = True
 
 
 def require_ray_address() -> None:

@@ -29,7 +29,7 @@ from typing import Any
 
 from actors.replay import DrawnBatch
 from buffers.records import GroupRequest, WeightUpdate
-from buffers.replay import InsertResult
+from buffers.replay import InsertResult, ReplayTooSmall
 from jobs.directory.events import EventKind
 from jobs.processes.failures import first_error
 from jobs.processes.handles import DataLost
@@ -195,9 +195,9 @@ class Controller:
         return self.run.waits.waiting(loop, waiting_for, usual_s=FIRST_WAIT_S)
 
     def _require_room(self) -> None:
-        """Raise ValueError where a group that waits for room would be waited for itself."""
+        """Raise ReplayTooSmall where a group that waits for room would be waited for itself."""
         if self.books.order is not None:
-            raise ValueError(
+            raise ReplayTooSmall(
                 f"replay is full and deterministic = true holds up to {self.books.admission.capacity} groups: "
                 f"raise replay.max_bytes = {self.config.replay.max_bytes}"
             )

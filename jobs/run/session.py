@@ -20,6 +20,7 @@ from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 from jobs.processes.build import launch, launch_together, namespace, ray_session
 from jobs.processes.description import TrainingComponents, needs_of_run
+from jobs.processes.environment import prepare_environment
 from jobs.processes.failures import details, first_error, reason
 from jobs.processes.models import policy_model
 from jobs.processes.prompts import DRAWN, PromptLook
@@ -55,6 +56,7 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
     evaluation = _evaluation(config, stream.task, run_directory)
     _require_own_storage(run_directory, config.checkpoint.storage)
     _require_known_history(run_directory)
+    prepare_environment(config.model)
     start = _looked_at(config, stream, evaluation)
     with run_directory as run:
         start_step = _start_step(run, resume)
@@ -65,6 +67,7 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
                 f"--set steps={start_step + 20}, or start again with --set run_dir=...",
             )
             return 0
+        _require_saved_stream(run, start_step, stream)
         with console_of(config, run.run_id) as console:
             session = TrainSession(
                 config, config_path, run, stream, console, overrides=overrides, synchronous=synchronous, evaluation=evaluation
@@ -99,7 +102,7 @@ def _say(config: RunConfig, text: str) -> None:
 def _problem_stream(config: RunConfig) -> ProblemStream:
     """Return the task's training problems, with their data read. Raise UserError where it cannot be trained on."""
     try:
-        task = make_task(config.task)
+        task = make_task(config.task, config.verifier)
         if not task.has_verifier:
             raise UserError(f"task {task.name} has no verifier, and training needs rewards: set its verifier")
         return ProblemStream(task, "train", config.seed, config.task.curriculum)
@@ -203,6 +206,19 @@ def _start_step(run: RunDirectory, resume: str) -> int:
     if resume == "never" and latest is not None:
         raise UserError(f"--resume never: {run.path} has a checkpoint of step {latest}; choose another with --set run_dir=...")
     return latest or 0
+
+
+def _require_saved_stream(run: RunDirectory, start_step: int, stream: ProblemStream) -> None:
+    """Raise UserError where the problems are not those of the checkpoint, before anything is started."""
+    if not start_step:
+        return
+    try:
+        stream.load_state_dict(run.checkpoints.meta(start_step)["stream"])
+    except (ValueError, CheckpointError) as error:
+        raise UserError(
+            f"{run.path} cannot go on from step {start_step}: {error}: give the run the problems it began with, or choose another with "
+            "--set run_dir=..."
+        ) from None
 
 
 def evaluation_line(step: int, metrics: dict[str, float]) -> str:

@@ -60,7 +60,7 @@ class Evaluator:
         version = self._version
         if others := set(pc.list_flatten(batch.column("version_values")).to_pylist()) - {version}:
             raise RuntimeError(f"the evaluation of version {version} was sampled in part under version {min(others)}: {problem.problem_id}")
-        responses = self._judge.answered(problem, sampled_candidates(batch).drop_columns(["feature"]))
+        responses = await self._judge.answered(problem, sampled_candidates(batch).drop_columns(["feature"]))
         judged = await self._judge.judged(problem, responses, range(responses.num_rows))
         labelled = judged.add_column(0, MODEL, pa.array([self._label] * judged.num_rows, pa.string()))
         await asyncio.to_thread(self._keep, labelled)

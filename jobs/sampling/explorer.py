@@ -61,7 +61,8 @@ class Explorer:
 
     async def finish(self, problem: Problem, candidates: pa.Table) -> pa.Table:
         """Return `candidates` with final answers, ranks in every order, and the verdicts asked for or there before."""
-        ranked = await asyncio.to_thread(rank_candidates, self._judge.answered(problem, candidates), self._config)
+        answered = await self._judge.answered(problem, candidates)
+        ranked = await asyncio.to_thread(rank_candidates, answered, self._config)
         return await self._judge.judged(problem, ranked, self._rows_to_verify(ranked))
 
     def _rows_to_verify(self, candidates: pa.Table) -> list[int]:

@@ -30,6 +30,7 @@ from jobs.processes.handles import Handle
 from jobs.processes.verdict_counter import VerdictCounter
 from jobs.sampling.candidates import known_verdicts, with_columns, with_verdicts
 from tasks.base import Task
+from tasks.mixture import verifies_for_answer
 
 FINISHERS = 2
 
@@ -111,12 +112,21 @@ class Judge:
 
     def __init__(self, task: Task, verifier: Handle[VerifierPool] | None, config: VerifierConfig, *, timeout_s: float) -> None:
         """Without a `verifier` nothing is judged."""
-        self._task, self._verifier, self._timeout_s = task, verifier, timeout_s
+        self._task, self._verifier, self._config, self._timeout_s = task, verifier, config, timeout_s
         self._verdicts = VerdictCounter(max_error_rate=config.max_error_rate)
 
-    def answered(self, problem: Problem, candidates: pa.Table) -> pa.Table:
-        """Return `candidates` with the final answer that each of them states."""
-        answers = [self._task.final_answer(problem, text) for text in candidates["response_text"].to_pylist()]
+    async def answered(self, problem: Problem, candidates: pa.Table) -> pa.Table:
+        """Return `candidates` with the final answer that each of them states. Where a task reads it by `verify`, the
+        verifier pool does so; without a verifier such answers are unknown."""
+        texts = candidates["response_text"].to_pylist()
+        if not verifies_for_answer(self._task, problem):
+            shortened = [self._config.shortened(text, self._config.max_response_chars) for text in texts]
+            answers = [self._task.final_answer(problem, text) for text in shortened]
+        elif self._verifier is None:
+            answers = [None] * len(texts)
+        else:
+            verdicts = await self._verdicts_on(problem, texts)
+            answers = [verdict.answer if verdict.final_answer is None else verdict.final_answer for verdict in verdicts]
         return with_columns(candidates, {"final_answer": answers})
 
     async def judged(self, problem: Problem, candidates: pa.Table, rows: Sequence[int]) -> pa.Table:
@@ -126,12 +136,13 @@ class Judge:
         if self._verifier is None or not wanted:
             return with_verdicts(candidates, known)
         texts = candidates["response_text"].to_pylist()
-        verdicts: list[Verdict] = await self._verifier.call(
-            VerifierPool.verify,
-            problem,
-            [texts[row] for row in wanted],
-            timeout_s=self._timeout_s,
-            waiting_for=f"verdicts on {problem.problem_id}",
-        )
+        verdicts = await self._verdicts_on(problem, [texts[row] for row in wanted])
         self._verdicts.add(verdicts)
         return with_verdicts(candidates, known | dict(zip(wanted, verdicts, strict=True)))
+
+    async def _verdicts_on(self, problem: Problem, texts: Sequence[str]) -> list[Verdict]:
+        assert self._verifier is not None
+        verdicts: list[Verdict] = await self._verifier.call(
+            VerifierPool.verify, problem, texts, timeout_s=self._timeout_s, waiting_for=f"verdicts on {problem.problem_id}"
+        )
+        return verdicts

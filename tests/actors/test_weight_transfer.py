@@ -259,6 +259,20 @@ def test_the_version_that_is_evaluated_is_kept_until_the_next_one_is(trainers: l
     run(main())
 
 
+def test_no_more_versions_are_held_at_a_time_than_are_kept(publisher: DevicePublisher) -> None:
+    held: list[int] = []
+
+    class Counting(Policy):
+        def named_weights(self) -> Any:
+            held.append(1 + len(publisher._copies))  # with the one that is about to be copied
+            return super().named_weights()
+
+    policy = Counting()
+    for _ in range(5):
+        published(publisher, policy)
+    assert held == [1, 2, 2, 2, 2]
+
+
 def test_a_way_that_cannot_be_opened_is_a_refusal_with_its_reason(trainers: list[FakeTrainer]) -> None:
     def make(client: Any, source: Any) -> FakeTrainer:
         raise RuntimeError("no NCCL here")

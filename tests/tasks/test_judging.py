@@ -183,6 +183,7 @@ def test_rounding_holds_for_stated_numbers(gold: str, answer: str, is_right: boo
 def test_the_verifier_section_has_these_keys_and_they_may_not_change_when_a_run_goes_on() -> None:
     assert issubclass(VerifierConfig, JudgingConfig)
     assert not {f"verifier.{key}" for key in JudgingConfig.model_fields} & set(VERIFIER_MEANS)
+    assert "verifier.max_response_chars" not in VERIFIER_MEANS  # a response that is cut otherwise may get another verdict
     assert "verifier.timeout_s" in VERIFIER_MEANS
     with pytest.raises(ValidationError):
         VerifierConfig.model_validate({"rounding": -1})

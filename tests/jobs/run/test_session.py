@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from buffers.replay import ReplayTooSmall
+from jobs import train
 from jobs.config import LogsConfig, RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.directory.events import EventKind
 from jobs.directory.run_dir import RunDirectory
+from jobs.processes.environment import prepare_environment
 from jobs.processes.failures import details
-from jobs.run.session import TrainSession, _say, console_of, run_session
+from jobs.run.session import TrainSession, _problem_stream, _require_saved_stream, _say, console_of, run_session
 from learners.checkpoint import CheckpointManager
 
 
@@ -64,6 +68,51 @@ def test_a_run_whose_checkpoints_are_elsewhere_does_not_begin_again_at_step_0(tm
             start(RunConfig.model_validate(values | {"checkpoint": other}))
     assert directory.metrics.read_text() == '{"step": 3}\n'
     assert json.loads((run_dir / "config.json").read_text())["checkpoint"]["storage"] == str(old)
+
+
+def test_a_run_whose_problems_are_others_is_refused_before_anything_is_started(tmp_path: Path, tiny_model: str) -> None:
+    rows = [{"prompt": f"{i}?", "answer": str(i)} for i in range(4)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "parquet", "parquet": {"path": str(tmp_path / "mine.jsonl"), "verifier": "number"}}
+    config = RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run"), "task": task})
+    stream = _problem_stream(config)
+    with RunDirectory(config) as directory:
+        manager = directory.checkpoints
+        meta = {"run_id": "run", "stream": stream.state_dict()}
+        manager.commit(3, manager.save(3, "learner", lambda directory: None), meta)
+        _require_saved_stream(directory, 3, stream)
+    with (tmp_path / "mine.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "5?", "answer": "5"}) + "\n")
+    with pytest.raises(
+        UserError, match=r"cannot go on from step 3: .* num_problems = 5, but the saved one has 4: give the run the problems"
+    ):
+        start(config)
+
+
+def test_problems_are_read_as_the_verifier_section_says() -> None:
+    config = RunConfig.model_validate({"verifier": {"reasoning_from_start": True}})
+    assert _problem_stream(config).task.judging.reasoning_from_start
+
+
+def test_a_local_model_does_not_keep_the_problems_from_the_hub(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF_HUB_OFFLINE is set for the sake of the model, and only once the problems are read."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("REPEXP_DATA", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked: list[str | None] = []
+
+    def fetched(*arguments: Any) -> Path:
+        asked.append(os.environ.get("HF_HUB_OFFLINE"))
+        raise OSError("no route")
+
+    monkeypatch.setattr("tasks.data.sources._fetched", fetched)
+    monkeypatch.setattr("tasks.data.sources._cached", lambda *arguments: None)
+    (tmp_path / "run.toml").write_text(f'run_dir = "{tmp_path / "run"}"\nmodel = "{tiny_model}"\n[task]\nname = "gsm8k"\n')
+    assert train.main([str(tmp_path / "run.toml")]) == 2
+    assert asked == [None] and not constants.HF_HUB_OFFLINE
+    prepare_environment(tiny_model)
+    assert os.environ["HF_HUB_OFFLINE"] == "1" and constants.HF_HUB_OFFLINE
+    monkeypatch.delenv("HF_HUB_OFFLINE")
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
