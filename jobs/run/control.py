@@ -72,6 +72,10 @@ class Control:
         self._status = self._status.model_copy(update={"phase": phase, "detail": detail} | ({} if step is None else {"step": step}))
         self.write()
 
+    def checkpointed(self, step: int, at: float | None = None) -> None:
+        """Note the newest checkpoint, and when it was written, if that is known."""
+        self._status = self._status.model_copy(update={"last_checkpoint": step, "checkpoint_time": at})
+
     def stepped(self, metrics: dict[str, float]) -> None:
         """Keep the metrics of a step for the status screen, and for Prometheus."""
         self._metrics = {name: metrics[name] for name in SHOWN_METRICS if name in metrics}
@@ -192,7 +196,6 @@ class Control:
         controller = self._controller
         if controller is None:
             return {"desired": self._desired_counts(None)}
-        checkpoint = controller.last_checkpoint
         return {
             "step": controller.run.step,
             "trained_version": controller.trained_version,
@@ -202,8 +205,6 @@ class Control:
             "queues": controller.queues(),
             "tokens": controller.books.tokens.counts(),
             "metrics": self._metrics,
-            "last_checkpoint": checkpoint[0] if checkpoint else None,
-            "checkpoint_time": checkpoint[1] if checkpoint else None,
             "waits": tuple(controller.run.waits.current()),
             "faults": tuple(controller.run.faults.newest),
         }

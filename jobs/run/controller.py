@@ -66,7 +66,7 @@ class Controller:
         self.books = run.books
         self.rollouts = Rollouts(run, self, desired=workers or run.config.rollout.workers)
         self.evaluations = Evaluations(run, evaluation, done=evaluated)
-        self.last_checkpoint: tuple[int, float] | None = None
+        self._saved_step: int | None = None
         self.trained_version = 0
         self.meter = Meter()
         self._training = TrainingStep(run)
@@ -116,7 +116,7 @@ class Controller:
         run = self.run
         run.step = self.trained_version = start_step
         if start_step:
-            self.last_checkpoint = (start_step, time.time())
+            self._saved_step = start_step
             snapshot, version = await run.weights()
             await self.rollouts.publish(version, snapshot)
             self.evaluations.offer(start_step, snapshot)
@@ -214,7 +214,7 @@ class Controller:
             with self._waiting("train", f"training step {run.step + 1}"):
                 await self._train(batch, drawn, wait_s)
             await self._save_what_is_due()
-        if self.last_checkpoint is None or run.step != self.last_checkpoint[0]:
+        if run.step != self._saved_step:
             await self._checkpoint()
         with self._waiting("evaluate", "the last evaluation"):
             await first_of(self.evaluations.finished(), self._stop_asked.wait())
@@ -291,7 +291,7 @@ class Controller:
         self._checkpoint_budget.worked()
         seconds = time.monotonic() - started
         run.listener.note(EventKind.CHECKPOINT, step=run.step, seconds=seconds)
-        self.last_checkpoint = (run.step, time.time())
+        self._saved_step = run.step
         self._usage.checkpoint_s += seconds
 
     # ---- what the rollout workers tell (`jobs.run.rollouts.Observer`) ----

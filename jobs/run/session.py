@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -254,6 +255,8 @@ class TrainSession:
 
     async def run(self, start: Start, start_step: int) -> int:
         config, console = self._config, self._console
+        if start_step:
+            self.control.checkpointed(start_step)
         self.control.enter("starting", step=start_step)
         for text in start.warnings:
             console.warn(text)
@@ -363,6 +366,8 @@ class TrainSession:
     def _note(self, kind: EventKind, /, **fields: Any) -> None:
         """Write an event. One that cannot be written is kept for the next try: a run does not fail for its log."""
         assert self._events is not None
+        if kind is EventKind.CHECKPOINT:
+            self.control.checkpointed(fields["step"], time.time())
         self._console.event(kind, fields)
         try:
             self._events.write(kind, **fields)

@@ -19,6 +19,7 @@ from jobs.config import LogsConfig, RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.directory.events import EventKind
 from jobs.directory.run_dir import RunDirectory
+from jobs.directory.run_state import read_status
 from jobs.processes.environment import prepare_environment
 from jobs.processes.failures import details
 from jobs.run.session import TrainSession, _problem_stream, _require_saved_stream, _say, console_of, run_session
@@ -168,6 +169,22 @@ def test_an_event_log_that_cannot_be_read_is_named_with_the_mend(tmp_path: Path)
         with pytest.raises(UserError, match=r"events\.jsonl, line 1 is no event: .*: move .*events\.jsonl away to continue") as refused:
             session._open_events(3)
     assert "\n" not in str(refused.value)
+
+
+def test_the_status_has_the_newest_checkpoint_from_the_start_and_of_every_trainer(tmp_path: Path) -> None:
+    config = RunConfig(run_dir=str(tmp_path / "run"))
+    with RunDirectory(config) as directory:
+        console: Any = SimpleNamespace(warn=print, event=lambda kind, fields: None)
+        session = TrainSession(config, "x.toml", directory, None, console, synchronous=True, evaluation=None)  # type: ignore[arg-type]
+        session.control.checkpointed(4)
+        session.control.enter("starting", step=4)
+        status = read_status(directory.path)
+        assert status is not None and (status.last_checkpoint, status.checkpoint_time) == (4, None)
+        session._events = session._open_events(4)
+        session._note(EventKind.CHECKPOINT, step=6, seconds=0.5)
+        session.control.write()
+        status = read_status(directory.path)
+        assert status is not None and status.last_checkpoint == 6 and status.checkpoint_time is not None
 
 
 def test_logs_as_json_lines_have_the_warnings_and_events_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
