@@ -4,7 +4,10 @@ and the trackers of the run. Names are defined in docs/metrics.md."""
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.directory.atomic import replacing
@@ -26,30 +29,51 @@ class MetricsWriter:
         self.history = _keep_until(jsonl, resume_step)
         """The first and the last records, which a summary describes."""
         self._trackers = trackers
+        self._unwritten: dict[Path, deque[str]] = {}
 
     def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Write an evaluation of the policy of `step`, which may be before the step that is trained now."""
-        self._append(evaluations_of(self._jsonl), step, metrics)
+        """Write an evaluation of the policy of `step`, which may be before the step that is trained now. Raises OSError
+        as `write` does."""
+        self._append(evaluations_of(self._jsonl), self._record(step, metrics))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the metrics of `step`."""
-        self.history.append(self._append(self._jsonl, step, metrics))
+        """Write the metrics of `step`. Raises OSError where the disk is full: the record is then written with the next
+        one."""
+        record = self._record(step, metrics)
+        self.history.append(record)
         del self.history[KEPT_RECORDS:-KEPT_RECORDS]
+        self._append(self._jsonl, record)
         if self._max_bytes is not None:
             roll(self._jsonl, self._max_bytes)
 
     def close(self) -> None:
-        """End the trackers."""
+        """Try once more to write what could not be written, and end the trackers."""
+        for file in self._unwritten:
+            with suppress(OSError):
+                self._flush(file)
         if self._trackers is not None:
             self._trackers.close()
 
-    def _append(self, file: Path, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        record = {"step": step, "time": time.time(), **metrics}
-        with open(file, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
+    def _record(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         if self._trackers is not None:
             self._trackers.write(step, metrics)
-        return record
+        return {"step": step, "time": time.time(), **metrics}
+
+    def _append(self, file: Path, record: dict[str, float]) -> None:
+        self._unwritten.setdefault(file, deque(maxlen=KEPT_RECORDS)).append(json.dumps(record) + "\n")
+        self._flush(file)
+
+    def _flush(self, file: Path) -> None:
+        lines = self._unwritten[file]
+        before = file.stat().st_size if file.exists() else 0
+        try:
+            with open(file, "a", encoding="utf-8") as opened:
+                opened.writelines(lines)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(file, before)  # no half of a line is left
+            raise
+        lines.clear()
 
 
 def evaluations_of(jsonl: Path) -> Path:

@@ -42,6 +42,10 @@ class PublicationFailed(RuntimeError):
     behind."""
 
 
+class StateLost(RuntimeError):
+    """A component's state cannot be found again; the run can only be resumed from its checkpoint."""
+
+
 _RAISED = re.compile(r"(?:\w+\.)*\w+(?:Error|Exception|Failure|Exit|Interrupt|Unsupported|Refused): \S")
 """The line of a traceback that names what was raised: it is not indented."""
 _POINTER = re.compile(r"^\s*(?:(?:for|see|visit|more|further|information)\b.*)?https?://\S+\s*$", re.IGNORECASE)
@@ -52,7 +56,7 @@ _INPUT = re.compile(r"\s*\[type=.*\]$")
 NAMED_FAILURES = (
     *(ActorDied, Deadline, DataLost, VerifierFailure, VerifierPoolError, CheckpointError, RolloutLogError, TaskError, ExtensionError),
     *(WeightsRefused, PublicationFailed, TransferUnavailable, CompilerMissing, ModelUnsupported, CallGivenUp, ReplayTooSmall),
-    *(DataError, ModelError),
+    *(DataError, ModelError, StateLost),
 )
 """The messages of these say all there is to say; any other error is shown with its traceback."""
 

@@ -14,7 +14,7 @@ from learners.checkpoint import FileEntry
 
 
 async def save_checkpoint(run: Run) -> None:
-    """Save every part, then the policy's model card, the books and the manifest.
+    """Save every part and the policy's model card, then the books and the manifest.
 
     The books are read after replay was saved. So they have in flight every group that the saved replay holds. A group
     that arrived in between is in flight without being held: a restored run samples it again, so it is neither lost nor
@@ -23,10 +23,10 @@ async def save_checkpoint(run: Run) -> None:
     """
     step, num_lost = run.step, run.books.num_rows_lost
     files = {part: await _save_part(run, part) for part in run.stateful}
+    card = await asyncio.to_thread(run.directory.add_model_card, step)
     while run.books.num_rows_lost > num_lost:
         num_lost = run.books.num_rows_lost
         files["replay"] = await _save_part(run, "replay")
-    card = await asyncio.to_thread(run.directory.add_model_card, step)
     meta = {"run_id": run.directory.run_id, **run.books.state_dict()}
     await asyncio.to_thread(run.directory.checkpoints.commit, step, [*chain.from_iterable(files.values()), card], meta)
 

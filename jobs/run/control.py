@@ -52,6 +52,8 @@ class Control:
         self._changing: asyncio.Task[None] | None = None
         self._verifiers = config.verifier.num_workers
         self._last_change: float | None = None
+        self._some_start = False
+        self._told = ""
         self._metrics: dict[str, float] = {}
         self._known: dict[str, float] = {}  # the newest value of every metric
         self._exporter = Exporter(run_id)
@@ -109,6 +111,14 @@ class Control:
         self._controller = controller
         self.enter("training", step=controller.run.step)
         self.export()
+        try:
+            await self._obey(controller)
+        finally:
+            if self._changing is not None:
+                self._changing.cancel()
+                await asyncio.gather(self._changing, return_exceptions=True)
+
+    async def _obey(self, controller: Controller) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             if controller.is_stopping and self._status.phase == "training":
@@ -129,14 +139,23 @@ class Control:
         try:
             asked = await asyncio.to_thread(read_desired, self._directory)
         except (OSError, ValueError) as error:
-            self._warn(str(error))
+            if str(error) != self._told:
+                self._warn(str(error))
+            self._told = str(error)
             return
+        self._told = ""
         if asked == self._asked:
             return
-        self.desired = self._asked = asked
+        before, self._asked = self._asked, asked
         if asked.stop:
+            self.desired = self.desired.model_copy(update={"stop": True})
             controller.stop()
-        if asked.rollout is not None and asked.rollout != controller.rollouts.desired:
+        if asked.model_copy(update={"stop": before.stop}) == before:  # no numbers were asked for
+            return
+        self.desired = asked
+        others_changed = (asked.verifier, asked.encoder) != (before.verifier, before.encoder)
+        asks_for_workers = asked.rollout != before.rollout or not others_changed  # an old wish does not undo what autoscaling did
+        if asks_for_workers and asked.rollout is not None and asked.rollout != controller.rollouts.desired:
             await controller.scale("rollout", asked.rollout, by="jobs.scale")
 
     def _reconcile(self, controller: Controller) -> None:
@@ -166,8 +185,8 @@ class Control:
         config = self._config.autoscale
         meter, serving = controller.meter, len(controller.rollouts.fleet.serving)
         meter.workers_idle(controller.rollouts.lane_idle_share())
-        some_start = serving < controller.rollouts.desired  # waiting then does not show whether there are enough
-        if config.policy == "off" or some_start:
+        before, self._some_start = self._some_start, serving < controller.rollouts.desired
+        if config.policy == "off" or (before and not self._some_start):  # what was measured meanwhile says nothing of all of them
             meter.take()
             return
         if meter.elapsed_s < config.interval_s:
@@ -175,6 +194,8 @@ class Control:
         current, now = controller.rollouts.desired, time.monotonic()
         since_change_s = None if self._last_change is None else now - self._last_change
         desired = decide(meter.take(), current, config, last_change_s=since_change_s)
+        if self._some_start:  # those that start were asked for already; one that finds no place may be given up
+            desired = min(desired, current)
         if desired != current:
             self._last_change = now
             await controller.scale("rollout", desired, by="autoscale")

@@ -78,6 +78,9 @@ class Evaluations:
             try:
                 with self._run.waits.ending():
                     metrics = await self._evaluate(step, snapshot)
+            except asyncio.CancelledError:
+                self._run.listener.warn(f"the evaluation of step {step} is cut off, as the run ends")
+                raise
             except Exception as error:
                 if kind_of(error) is FailureKind.BUG and not isinstance(error, TOLD):
                     raise

@@ -6,8 +6,8 @@
 
 `desired` may change at any time; `plan` says what brings the observed workers there. A lost worker is replaced after a
 delay that doubles with each loss in a row. `RestartBudget` ends a run whose workers are lost over and over with nothing
-done in between. No name is used twice. There is no clock and no asyncio: the caller says what time it is, in seconds of
-any monotonic clock.
+done in between. Workers that are lost together, as with their node, count as one loss. No name is used twice. There is
+no clock and no asyncio: the caller says what time it is, in seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Member:
     number: int
     state: WorkerState
     since: float
+    made_at: float
     version: int = -1
     detail: str = ""
     was_lost: bool = False
@@ -68,7 +69,7 @@ class Fleet:
         self.budget = RestartBudget(role, config)
         self.members: dict[str, Member] = {}
         self._next_number = 0
-        self._not_before = float("-inf")
+        self._not_before = self._counted_at = float("-inf")
         self._ever_served = False
 
     def states(self, *states: WorkerState) -> list[Member]:
@@ -99,8 +100,8 @@ class Fleet:
     def drain(self, name: str, reason: str, now: float) -> bool:
         """Ask one worker to leave; return False where it leaves already. A replacement follows if one is then
         missing."""
-        member = self.members[name]
-        if member.state not in LIVING:
+        member = self.members.get(name)
+        if member is None or member.state not in LIVING:  # one that has left may be forgotten before its process has ended
             return False
         self._enter(member, WorkerState.DRAINING, now, reason)
         return True
@@ -126,14 +127,19 @@ class Fleet:
         self._serve_if_current(member, now)
 
     def lost(self, name: str, error: Exception, reason: str, now: float) -> None:
-        """Note that a worker is gone. Raise `error` when too many were lost in a row, or when none has ever served."""
-        self.members[name].was_lost = True
-        self._enter(self.members[name], WorkerState.DEAD, now, reason)
+        """Note that a worker is gone. Raise `error` when too many were lost in a row, or when none has ever served. A
+        worker that was there when the last loss was counted is a part of that loss: a node may take many with it."""
+        member = self.members[name]
+        member.was_lost = True
+        self._enter(member, WorkerState.DEAD, now, reason)
         self._forget_the_dead()
+        if member.made_at <= self._counted_at:
+            return
         self._not_before = float("inf")  # if this raises, no further worker is started
         if not self._ever_served:
             raise error
         self._not_before = now + self.budget.failed(error)
+        self._counted_at = now
 
     def left(self, name: str, now: float) -> None:
         """Note that a worker has ended as it was asked to."""
@@ -144,6 +150,7 @@ class Fleet:
     def worked(self) -> None:
         """Note that a group was finished: earlier losses no longer count."""
         self.budget.worked()
+        self._counted_at = float("-inf")
 
     def is_published_everywhere(self, version: int) -> bool:
         """Return whether no worker samples under a version older than `version`. True where none serves."""
@@ -162,7 +169,7 @@ class Fleet:
     def _new(self, now: float) -> Member:
         number = self._next_number
         self._next_number += 1
-        member = Member(name=f"{self.role}-{number}", number=number, state=WorkerState.STARTING, since=now)
+        member = Member(name=f"{self.role}-{number}", number=number, state=WorkerState.STARTING, since=now, made_at=now)
         self.members[member.name] = member
         return member
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,16 +19,13 @@ from actors.encoder import HiddenStateEncoder
 from actors.learner import Learner
 from actors.replay import DrawnBatch, Replay
 from actors.verifier import ResizeError, VerifierPool
-from jobs.processes.handles import DataLost, Handle
+from jobs.processes.failures import StateLost
+from jobs.processes.handles import DataLost, Deadline, Handle
 from jobs.processes.supervised import wait_until_loaded
 from learners.checkpoint import CheckpointManager, FileEntry
 
 if TYPE_CHECKING:
     from jobs.run.components import Run, Scored
-
-
-class StateLost(RuntimeError):
-    """A component's state cannot be found again; the run can only be resumed from its checkpoint."""
 
 
 class Stateful(Protocol):
@@ -128,8 +126,12 @@ class Recovery:
             self.on_rows_lost(group_id, error)
 
     async def restore_verifier(self, handle: Handle[VerifierPool]) -> None:
-        run = self._run
-        await run.placed(handle, "verifier")
+        run, timeout_s = self._run, self._run.config.wait_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await run.placed(handle, "verifier")
+        except TimeoutError:
+            raise Deadline(f"the new verifier pool waited over {timeout_s:g} s for {handle.needs} (wait_timeout_s)") from None
         if self.num_verifiers is not None:
             try:
                 await run.call(handle, VerifierPool.resize, self.num_verifiers, waiting_for="the new verifier pool")

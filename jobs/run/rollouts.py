@@ -184,7 +184,7 @@ class Rollouts:
         counted from the last worker that sampled some of it."""
         group_id, limit_s = work.request.group_id, self.run.config.rollout.group_timeout_s
         error = Deadline(f"{worker} has sampled nothing of group {group_id} for {limit_s:g} s (rollout.group_timeout_s)")
-        if sampled.usage.response_tokens > work.resumed_tokens:
+        if self._can_resume and sampled.usage.response_tokens > work.resumed_tokens:  # else it begins again, and gets no further
             work.tries = 0
         if work.tries >= self.run.config.supervision.max_group_tries:
             self.observer.dropped(work, DropReason.TIMEOUT, error)
@@ -230,7 +230,7 @@ class Rollouts:
         async with self._renewing:
             if self._newest is None or self._newest[1] is not refused:
                 return
-            weights, newest = await self.run.weights()
+            weights, newest = await asyncio.shield(self.run.weights())  # the caller may leave; the learner's call goes on
             if newest == version or not self.run.config.deterministic:
                 await self.publish(newest, weights)
 

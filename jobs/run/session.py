@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError, refusing
 from jobs.directory.events import EventKind, EventLog
 from jobs.directory.job_dir import CONFIG, read_json
-from jobs.directory.metrics import MetricsWriter
+from jobs.directory.metrics import MetricsWriter, evaluations_of, read_metrics
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 from jobs.processes.build import launch, launch_together, namespace, ray_session
@@ -61,7 +61,8 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
     start = _looked_at(config, stream, evaluation)
     with run_directory as run:
         start_step = _start_step(run, resume)
-        if start_step >= config.steps and run.policy_step == start_step:
+        last_evaluation_is_missing = not synchronous and _lacks_evaluation(run, start_step, evaluation)
+        if start_step >= config.steps and run.policy_step == start_step and not last_evaluation_is_missing:
             _say(
                 config,
                 f"{run.path} has all {config.steps} steps already: nothing to do. Train further with "
@@ -209,6 +210,13 @@ def _start_step(run: RunDirectory, resume: str) -> int:
     return latest or 0
 
 
+def _lacks_evaluation(run: RunDirectory, step: int, evaluation: TrainingEvaluation | None) -> bool:
+    """Return whether the policy of `step` is to be evaluated and was not: the run was stopped amid its last one."""
+    if evaluation is None or not evaluation.is_due(step):
+        return False
+    return step not in {record["step"] for record in read_metrics(evaluations_of(run.metrics))}
+
+
 def _require_saved_stream(run: RunDirectory, start_step: int, stream: ProblemStream) -> None:
     """Raise UserError where the problems are not those of the checkpoint, before anything is started."""
     if not start_step:
@@ -350,18 +358,24 @@ class TrainSession:
         return await controller.train(start_step, alongside=[self.control.loop(controller)])
 
     def _report(self, step: int, metrics: dict[str, float]) -> None:
-        assert self._writer is not None
-        self._writer.write(step, metrics)
+        self._written(lambda writer: writer.write(step, metrics))
         self.control.stepped(metrics)
         self._console.step(step, metrics)
         for text in [*no_signal_warnings(step, metrics, self._config), *self._mismatch_advice.new(step, metrics)]:
             self._console.warn(text)
 
     def _evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        assert self._writer is not None
-        self._writer.write_evaluation(step, metrics)
+        self._written(lambda writer: writer.write_evaluation(step, metrics))
         self.control.evaluated(metrics)
         self._console.note(evaluation_line(step, metrics))
+
+    def _written(self, write: Callable[[MetricsWriter], None]) -> None:
+        """Write metrics. What cannot be written is kept for the next try: a run does not fail for it."""
+        assert self._writer is not None
+        try:
+            write(self._writer)
+        except OSError as error:
+            self._console.warn(f"the metrics cannot be written, and are kept for the next step: {error.strerror}")
 
     def _note(self, kind: EventKind, /, **fields: Any) -> None:
         """Write an event. One that cannot be written is kept for the next try: a run does not fail for its log."""

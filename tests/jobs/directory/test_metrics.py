@@ -1,6 +1,8 @@
 import json
+import resource
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs.config import RunConfig
@@ -63,6 +65,24 @@ def test_a_damaged_line_costs_no_other_also_over_a_resume(tmp_path):
     assert rewards(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0)]
     write(tmp_path, range(4, 5), resume_step=3)
     assert rewards(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)] and damaged_lines(file) == []
+
+
+def test_what_a_full_disk_does_not_take_is_written_with_the_next_record(tmp_path):
+    writer, file = MetricsWriter(tmp_path / "metrics.jsonl"), tmp_path / "metrics.jsonl"
+    writer.write(1, {"reward/mean": 1.0})
+    file_size, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, most))  # half a line would fit
+    try:
+        for step in (2, 3):
+            with pytest.raises(OSError, match="File too large"):
+                writer.write(step, {"reward/mean": float(step)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, most))
+    assert rewards(tmp_path) == [(1, 1.0)] and damaged_lines(file) == []
+    writer.write(4, {"reward/mean": 4.0})
+    writer.close()
+    assert rewards(tmp_path) == [(step, float(step)) for step in (1, 2, 3, 4)]
+    assert [record["step"] for record in writer.history] == [1, 2, 3, 4]
 
 
 def test_no_file_is_no_records(tmp_path):

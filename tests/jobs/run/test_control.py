@@ -1,13 +1,16 @@
 """A run that says how it is and does what it is asked for, in this process."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
 import jobs.run.control
 from actors.verifier import ResizeError
+from jobs.config import AutoscaleConfig, RunConfig
 from jobs.directory.events import EventKind
 from jobs.directory.run_state import Desired, read_status, write_desired
+from jobs.run.autoscale import Meter
 from jobs.run.control import Control
 from tests.jobs.components_fixture import BOUND_S, CoinJudge, LocalRun, small_config
 
@@ -164,3 +167,108 @@ def test_autoscaling_adds_workers_while_the_learner_waits_for_groups(tiny_model,
     assert wanted[:2] == [2, 3]
     assert max(wanted) == 3
     assert {fields["by"] for kind, fields in watched.run.events if kind is EventKind.DESIRED} == {"autoscale"}
+
+
+# ---- what it does with a controller, which is made up here ----
+
+
+class MadeUp:
+    """A controller of which the wishes and the waiting shares are given."""
+
+    def __init__(self, *, desired: int, serving: int) -> None:
+        self.scaled: list[tuple[str, int]] = []
+        self.stopped = False
+        self.now = 0.0
+        self.meter = Meter(clock=lambda: self.now)
+        self.run = SimpleNamespace(encoders=(), step=0)
+        self.rollouts = SimpleNamespace(desired=desired, fleet=SimpleNamespace(serving=[None] * serving), lane_idle_share=lambda: self.idle)
+        self.idle = 0.0
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    async def scale(self, role: str, count: int, *, by: str) -> None:
+        self.scaled.append((role, count))
+        if role == "rollout":
+            self.rollouts.desired = count
+
+
+def control_of(tmp_path, **values) -> Control:
+    return Control(tmp_path, "test", RunConfig.model_validate({"run_dir": str(tmp_path), **values}), warn=print)
+
+
+def test_an_old_wish_for_workers_does_not_undo_what_autoscaling_did(tmp_path):
+    async def scenario() -> None:
+        control, controller = control_of(tmp_path), MadeUp(desired=1, serving=1)
+        wishes = Desired(rollout=2, serial=1)
+        write_desired(tmp_path, wishes)
+        await control._read_desired(controller)
+        assert controller.scaled == [("rollout", 2)]
+        controller.rollouts.desired = 6  # by autoscaling
+        write_desired(tmp_path, wishes.model_copy(update={"verifier": 4, "serial": 2}))
+        await control._read_desired(controller)
+        control.desired = control.desired.model_copy(update={"verifier": None})  # which could not be met
+        write_desired(tmp_path, wishes.model_copy(update={"verifier": 4, "serial": 2, "stop": True}))
+        await control._read_desired(controller)
+        assert controller.scaled == [("rollout", 2)] and controller.stopped and control.desired.verifier is None
+
+    asyncio.run(scenario())
+
+
+def test_the_same_wish_for_workers_is_obeyed_again(tmp_path):
+    async def scenario() -> None:
+        control, controller = control_of(tmp_path), MadeUp(desired=1, serving=1)
+        for serial in (1, 2):
+            write_desired(tmp_path, Desired(rollout=2, serial=serial))
+            await control._read_desired(controller)
+            controller.rollouts.desired = 5
+        assert controller.scaled == [("rollout", 2)] * 2
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_finds_no_place_does_not_keep_idle_workers(tmp_path):
+    async def scenario() -> None:
+        control = control_of(tmp_path, autoscale=AutoscaleConfig(policy="queue", max_workers=8, interval_s=10).model_dump())
+        controller = MadeUp(desired=4, serving=3)
+        controller.idle = 0.9
+        for _ in range(30):
+            await control._autoscale(controller)
+            controller.now += 1.0
+        assert controller.scaled == [("rollout", 3)], "fewer, though one has not started"
+        busy = MadeUp(desired=4, serving=3)
+        with busy.meter.learner_waits():
+            for _ in range(30):
+                await control._autoscale(busy)
+                busy.now += 1.0
+        assert busy.scaled == [], "no more are asked for while one starts"
+
+    asyncio.run(scenario())
+
+
+def test_a_change_of_size_under_way_ends_with_the_run(tmp_path):
+    """Else it would call Ray after Ray was shut down, which starts another one."""
+
+    async def scenario() -> None:
+        control = control_of(tmp_path)
+        ended = asyncio.Event()
+
+        async def change() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        async def obey(controller) -> None:
+            control._changing = asyncio.create_task(change())
+            await asyncio.Event().wait()
+
+        control._obey, control.export, control.enter = obey, lambda: None, lambda *args, **options: None
+        loop = asyncio.create_task(control.loop(MadeUp(desired=1, serving=1)))
+        await asyncio.sleep(0.05)
+        loop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loop
+        assert ended.is_set()
+
+    asyncio.run(scenario())

@@ -153,6 +153,7 @@ def test_a_stop_does_not_wait_for_an_evaluation(start):
     run = start(steps=2, evaluation=evaluation, around=stop_at_the_end)
     assert run.train() == 2
     assert not run.evaluated
+    assert run.warnings[-1:] == ["the evaluation of step 2 is cut off, as the run ends"]
     assert run.checkpoints.steps() == [2]
 
 

@@ -132,6 +132,34 @@ def test_too_many_losses_in_a_row_raise_the_last_one():
     assert budget.total == 5
 
 
+def test_workers_that_are_lost_together_count_as_one_loss():
+    """A node may take more workers with it than may be lost in a row."""
+    fleet = make_fleet(16, serving=16)
+    for number in range(8):
+        fleet.lost(f"rollout-{number}", Gone(), "node died", 1.0 + number / 10)
+    assert fleet.budget.in_a_row == 1
+    plan = fleet.plan(2.0)
+    assert len(plan.start) == 8, "after the delay of one loss"
+    fleet.lost(plan.start[0], Gone(), "again", 3.0)
+    fleet.lost(plan.start[1], Gone(), "again", 3.0)
+    assert fleet.budget.in_a_row == 2, "they were started after the first loss"
+    fleet.worked()
+    fleet.lost("rollout-9", Gone(), "later", 4.0)
+    assert fleet.budget.in_a_row == 1
+
+
+def test_one_that_has_left_and_is_forgotten_cannot_be_sent_away_again():
+    """Of a node that goes, every worker leaves, and closes for some seconds, in which the node still goes."""
+    fleet = make_fleet(8, serving=8)
+    names = [member.name for member in fleet.serving]
+    for name in names:
+        assert fleet.drain(name, "its node is about to go", 1.0)
+    for name in names:
+        fleet.left(name, 2.0)
+    assert len(names) > KEPT_DEAD
+    assert not any(fleet.drain(name, "its node is about to go", 3.0) for name in names)
+
+
 def test_what_cannot_start_at_all_is_not_tried_again():
     fleet = Fleet("rollout", desired=1, config=CONFIG)
     (name,) = fleet.plan(0.0).start

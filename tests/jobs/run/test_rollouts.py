@@ -410,6 +410,18 @@ def test_a_group_that_does_not_grow_goes_on_with_what_it_has_and_is_dropped_when
     run(scenario())
 
 
+def test_a_group_that_cannot_go_on_with_what_it_has_is_dropped_though_each_worker_samples_some_of_it():
+    async def scenario() -> None:
+        async with Scene(workers=1, lanes=1, group_timeout_s=0.05, max_group_tries=3, deterministic=True) as scene:
+            scene.submit(0)
+            worker = await scene.until_given(0)
+            await worker.sample(4)
+            await scene.until(lambda: scene.drops)
+            assert (worker.times_given[0], worker.resumed[0], scene.drops) == (3, None, [(0, DropReason.TIMEOUT)])
+
+    run(scenario())
+
+
 def test_a_group_whose_worker_cannot_let_go_of_it_goes_on_elsewhere_and_is_not_dropped():
     async def scenario() -> None:
         async with Scene(workers=1, lanes=1, group_timeout_s=0.2, hang_timeout_s=0.2) as scene:

@@ -18,11 +18,12 @@ from jobs import train
 from jobs.config import LogsConfig, RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.directory.events import EventKind
+from jobs.directory.metrics import evaluations_of
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.run_state import read_status
 from jobs.processes.environment import prepare_environment
 from jobs.processes.failures import details
-from jobs.run.session import TrainSession, _problem_stream, _require_saved_stream, _say, console_of, run_session
+from jobs.run.session import TrainSession, _lacks_evaluation, _problem_stream, _require_saved_stream, _say, console_of, run_session
 from learners.checkpoint import CheckpointManager
 
 
@@ -88,6 +89,30 @@ def test_a_run_whose_problems_are_others_is_refused_before_anything_is_started(t
         UserError, match=r"cannot go on from step 3: .* num_problems = 5, but the saved one has 4: give the run the problems"
     ):
         start(config)
+
+
+def test_a_last_evaluation_that_was_cut_off_is_no_finished_run(tmp_path: Path, tiny_model: str) -> None:
+    evaluation: Any = SimpleNamespace(is_due=lambda step: step % 2 == 0)
+    with RunDirectory(RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run")})) as directory:
+        assert _lacks_evaluation(directory, 4, evaluation) and not _lacks_evaluation(directory, 3, evaluation)
+        assert not _lacks_evaluation(directory, 4, None)
+        evaluations_of(directory.metrics).write_text('{"step": 4, "eval/pass@1": 0.5}\n')
+        assert not _lacks_evaluation(directory, 4, evaluation)
+
+
+def test_metrics_that_cannot_be_written_are_told_and_end_nothing(tmp_path: Path) -> None:
+    config, told = RunConfig(run_dir=str(tmp_path / "run")), list[str]()
+    with RunDirectory(config) as directory:
+        console: Any = SimpleNamespace(warn=told.append, step=lambda step, metrics: None, note=lambda text: None)
+        session = TrainSession(config, "x.toml", directory, None, console, synchronous=False, evaluation=None)  # type: ignore[arg-type]
+
+        def full(*arguments: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        session._writer = SimpleNamespace(write=full, write_evaluation=full)  # type: ignore[assignment]
+        session._report(3, {})
+        session._evaluated(3, {"eval/pass@1": 0.5})
+    assert told == ["the metrics cannot be written, and are kept for the next step: No space left on device"] * 2
 
 
 def test_problems_are_read_as_the_verifier_section_says() -> None:
