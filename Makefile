@@ -25,7 +25,7 @@ PACKAGES := actors bonus buffers jobs learners tasks
 .PHONY: help venv train compare test test-unit chaos lint format docs reasoning-gym wandb s3 lock doctor clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(BIN)/repexp  ## make .venv from requirements/cpu.lock, with the command repexp (instant when it is up to date)
 

@@ -4,9 +4,9 @@
     python -m benchmarks.end_to_end --trl /tmp/trl/bin/python --steps 8 --rounds 2
 
 Both train the embedded model on the same prompts of the quick start: 8 prompts x 8 responses of at most 20 tokens a
-step, temperature 1, the same learning rate, no KL term, the same precision, two CPU threads in all. Ours is the
-asynchronous quick start with its encoder and the exploration bonus, which TRL does not have. Its time is from the end
-of one step to the end of the next. Steps before --warm-up do not count.
+step, temperature 1, the same learning rate, no KL term, the same precision, two CPU threads in all (so run it on two
+cores). Ours is the asynchronous quick start with its encoder and the exploration bonus, which TRL does not have. Its
+time is from the end of one step to the end of the next. Steps before --warm-up do not count.
 
 The runs take turns on one machine. The output is a line for each run, then medians and their ratio as one JSON object.
 """

@@ -51,12 +51,13 @@ def prepare(learner: Any, batch: pa.RecordBatch, group_size: int, repetitions: i
     buffer, groups = serialized(batch), read_groups(batch, group_size)
     every = range(len(groups))
     passes = list(learner._own_micro_batches(groups, every))
-    packed = [learner._pack(rows)[1] for rows in passes]
+    lookup = TokenLookup.of(batch)
+    packed = [learner._pack(lookup, branches)[1] for branches in passes]
     found = {
         "out of Arrow": milliseconds(lambda: pa.ipc.open_stream(buffer).read_next_batch(), repetitions),
         "token ids": milliseconds(lambda: read_groups(batch, group_size), repetitions),
         "micro-batches": milliseconds(lambda: list(learner._own_micro_batches(groups, every)), repetitions),
-        "packing": milliseconds(lambda: [learner._pack(rows) for rows in passes], repetitions),
+        "packing": milliseconds(lambda: [learner._pack(lookup, branches) for branches in passes], repetitions),
         "columns": milliseconds(lambda: TokenLookup.of(batch), repetitions),
     }
     values = (getattr(one, field.name) for one in packed for field in fields(one))

@@ -4,7 +4,7 @@
     python -m benchmarks.quickstart --report runs/bench/seed0 ...      # reports on runs that exist
 
 The output is one JSON object a run: the reward of every step, the first three against the last three, seconds by kind
-as means over the steps after the third, and the mismatch of log-probs at lag 0.
+as means over the steps after the third that have them, and the mismatch of log-probs at lag 0.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m benchmarks.rollout                                  # the quick start's shape, two minutes on two cores
     python -m benchmarks.rollout --tokens 64 --rounds 6 --threads 2
 
-Both sample 8 responses to each of 8 problems of the quick start's task, with log-probs and text, from the same engine
+Both sample 8 responses to each of 8 problems of the default task, with log-probs and text, from the same engine
 arguments. Ours does it as a run does: a group a call, all groups at once, watched for progress, and with Arrow rows as
 the result. vLLM is given all prompts in one call, with its engine in the calling process, as ours has it, and once more
 in a process of its own, which is vLLM's default.

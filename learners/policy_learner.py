@@ -305,6 +305,7 @@ class PolicyLearner:
         try:
             with full_tensors((name, state[name]) for name in layout) as tensors:
                 if directory is not None and self.is_first:
+                    directory.mkdir(parents=True, exist_ok=True)
                     write_tensors(directory / "optimiser.safetensors", layout, tensors)
             to_policy = None if directory is None else str(directory / "policy")
         finally:  # the last collective comes before the policy is written, so that no rank waits for that

@@ -18,7 +18,11 @@ from buffers.schema import with_features
 from buffers.tokens import TokenLedger
 from jobs.__main__ import NAMES
 from jobs.analysis.evaluation import evaluate_outcomes
+from jobs.compare_config import CompareConfig
+from jobs.config import RunConfig
 from jobs.configuration.files import all_keys
+from jobs.evaluation_config import EvaluateConfig
+from jobs.explore_config import ExploreConfig
 from jobs.processes.failures import FailureKind
 from jobs.screens.config_keys import COMMANDS
 from learners.advantages import NORMALISERS
@@ -210,6 +214,40 @@ def test_every_known_bonus_is_described_with_its_keys_and_its_source():
         for key in re.findall(r"`([\w.]+)`", cell):
             read = {kind for kind, keys in READS.items() if key.partition(".")[0] in keys}
             assert not read or read == set(readers.split(", ")), key
+
+
+def test_every_recipe_is_a_run_too():
+    """With the keys of [bonus] and the other sections that it names."""
+    recipes = (ROOT / "docs/losses.md").read_text().partition("## Recipes")[2].partition("##")[0]
+    sections = "|".join(RunConfig.model_fields)
+    num_outside = 0
+    for line in recipes.splitlines():
+        given = re.findall(r"`((?:loss|advantage|mini_batches)[^`]* = [^`]*)`", line)
+        outside = re.findall(rf"`((?:{sections})\.[^`]* = [^`]*)`", line)
+        num_outside += len(outside)
+        if given or outside:
+            RunConfig.model_validate(tomllib.loads("\n".join([*(f"learner.{key}" for key in given), *outside])))
+    assert num_outside >= 2
+
+
+def test_toml_of_the_pages_is_valid_configuration():
+    """A block is of one of the jobs. Tables that people fill with classes of their own are left out."""
+    kinds = (RunConfig, EvaluateConfig, ExploreConfig, CompareConfig)
+    num = 0
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            values = tomllib.loads(block)
+            if re.search("mylab|mypackage|templates/", block) or not any(values.keys() <= kind.model_fields.keys() for kind in kinds):
+                continue
+            errors = []
+            for kind in kinds:
+                try:
+                    kind.model_validate(values)
+                except ValueError as error:
+                    errors.append(f"{kind.__name__}: {error}")
+            assert len(errors) < len(kinds), f"{page.name}:\n{block}\n" + "\n".join(errors)
+            num += 1
+    assert num >= 10
 
 
 def test_every_recipe_is_a_configuration():

@@ -70,6 +70,13 @@ def test_micro_batches_that_ranks_have_more_or_less_of_change_nothing(tiny_model
     assert_all_gradients_equal(2, tiny_model, other_model, batch_of_all_kinds(), [*settings, {"mini_batches": 2}, penalised])
 
 
+def test_ranks_restrain_the_same_tokens(tiny_model: str, other_model: str, exact_norms: None) -> None:
+    """A share of a band is drawn, and the draw must not depend on the rank."""
+    terms: list[dict[str, Any]] = [{"term": "clip_cov", "share": 0.1, "band": (0.1, 5.0)}, {"term": "kl_cov", "share": 0.1}]
+    settings = [{"mini_batches": 2, "loss": {"covariance": term}} for term in terms]
+    assert_all_gradients_equal(2, tiny_model, other_model, batch_of_all_kinds(), settings)
+
+
 def test_a_rank_without_any_group_takes_part(tiny_model: str, other_model: str, exact_norms: None) -> None:
     settings = [{}, {"tokens_per_micro_batch": 1}, CONFIGS["all at once"]]
     assert_all_gradients_equal(3, tiny_model, other_model, ragged_batch(1), settings)
