@@ -351,7 +351,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workers", default="8", help="numbers of rollout workers, separated by commas")
     add("--lag", default="0,1,2,4,8", help="values of S = max_policy_lag")
-    add("--late", default="drop", help=f"what is done with late groups: {', '.join(POLICIES)}")
+    add("--late", default="mask", help=f"what is done with late groups: {', '.join(POLICIES)}")
     add("--lengths", default="lognormal", help='"fixed", "lognormal" (sigma 1), or "log:DIR" with the rollouts of a run')
     add("--again", default="new", choices=("new", "same"), help="the length of a group whose problem is tried again")
     add("--ray", action="store_true", help="real actors; else all but the verifiers' processes is in this one")

@@ -32,7 +32,7 @@ def test_a_run_is_measured_and_its_row_is_not_measured_again(tmp_path: Path, cap
     arguments += ["--seconds", "0.5", "--out", str(out)]
     scaling.main(arguments)
     row = json.loads(out.read_text())
-    assert (row["workers"], row["lag"], row["late"]) == (2, 1, "drop")
+    assert (row["workers"], row["lag"], row["late"]) == (2, 1, "mask")
     assert row["steps"] >= scaling.FEWEST_STEPS and row["groups_per_s"] > 0
     for name in ("share_of_ideal", "learner_waits", "lanes_wait", "dropped", "masked", "ks"):
         assert 0 <= row[name] <= 1, name
