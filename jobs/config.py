@@ -17,6 +17,7 @@ from actors.config import STRICT, VERIFIER_MEANS, EncoderConfig, PromptConfig, R
 from actors.engines import ENGINES, Repeats, facts_of, require_facts
 from bonus.base import Need
 from bonus.config import BonusConfig, FeatureSource
+from bonus.kinds import READS
 from buffers.config import Late, ReplayConfig
 from buffers.extensions import Known
 from buffers.fields import LocalPath
@@ -64,7 +65,7 @@ class DynamicSamplingConfig(BaseModel):
     enabled: bool = False
     """true: a group whose scored rewards are all equal is not trained on, and the next problem takes its slot. It is
     counted, and its rows go to the rollout log as "filtered". With the exploration bonus such a group does have
-    something to teach, so think twice."""
+    something to teach. With learner.advantage.combine = "ties" a bonus enters nowhere else, so both are refused."""
     max_batches: int = Field(4, ge=1)
     """At most this many steps' worth of groups are sampled for one step. Groups beyond are trained on as they are, so
     that a task that is solved, or too hard, ends no run. With 1 no group is filtered."""
@@ -209,10 +210,12 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _engine_and_learner_agree(self) -> Self:
-        if len(dtypes := {self.rollout.dtype, self.learner.dtype} - {"auto"}) > 1:
+        parts = (self.rollout, self.learner)
+        dtypes = {"bfloat16" if part.dtype == "auto" and part.num_gpus > 0 else part.dtype for part in parts} - {"auto"}
+        if len(dtypes) > 1:
             raise ValueError(
                 f'rollout.dtype = "{self.rollout.dtype}" and learner.dtype = "{self.learner.dtype}": an engine must hold the '
-                f"learner's weights bit for bit, so make both {' or '.join(sorted(dtypes))}"
+                f"learner's weights bit for bit, so make both {' or '.join(sorted(dtypes))} (auto is bfloat16 on a GPU)"
             )
         if quantized := next((name for name in self.rollout.engine_args if name.startswith("quantization")), None):
             raise ValueError(
@@ -244,6 +247,16 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f'learner.loss.kl.where = "reward" contradicts learner.advantage.combine = "{advantage.combine}": with a divergence in '
                 'the reward no two are equal, and the bonus would never enter: set combine to "advantage", or where to "loss"'
+            )
+        if waits_for_ties and self.dynamic_sampling.enabled:
+            raise ValueError(
+                f'dynamic_sampling.enabled = true contradicts learner.advantage.combine = "{advantage.combine}": it leaves out the very '
+                'groups in which the bonus enters: set combine to "advantage", or bonus.enabled to false'
+            )
+        if waits_for_ties and self.bonus.gate == "group_mixed" and all("gate" in READS.get(part.kind, ()) for part in self.bonus.parts):
+            raise ValueError(
+                f'bonus.gate = "group_mixed" contradicts learner.advantage.combine = "{advantage.combine}": no rewards of a mixed group '
+                'are all equal, so the bonus would never enter: set combine to "advantage", or another gate'
             )
         for key in ("unlikeliness", "diversity_product"):
             if waits_for_ties and (value := getattr(advantage, key)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.evaluation_config import EvaluateConfig
 from jobs.explore_config import ExploreConfig
-from jobs.machine.look import look_at_memory
 from learners.config import LearnerConfig
 from learners.model_files import TokenLimit, read_config, tensors_in, text_values, token_limit, weight_files
 from learners.models import EMBEDDED, ModelError, check_model, model_here
@@ -270,15 +268,6 @@ def _num_parameters(model: str) -> int | None:
         return sum(math.prod(tensor.shape) for tensor in tensors_in(files).values())
     except ModelError:  # which a start names; until then two bytes a weight are assumed
         return sum(file.stat().st_size for file in files) // 2
-
-
-def available_memory_gib() -> float:
-    """Return the GiB available without swapping to this process and its container, infinite on a cluster (RAY_ADDRESS):
-    processes need not run here."""
-    if os.environ.get("RAY_ADDRESS"):
-        return math.inf
-    available = look_at_memory()[1]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if available is None else available / 2**30
 
 
 def require_memory(plan: RunPlan, available_gib: float) -> None:

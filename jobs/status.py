@@ -77,7 +77,10 @@ def look_at(directory: Path) -> Look:
 def look_on(cluster: Cluster, run: str) -> Look:
     """Look at a run of a cluster. One whose job has ended is read from the file that it left."""
     job = cluster.newest(run)
-    return Look(status=cluster.read_status(job) if job.state != "PENDING" else None, is_alive=job.is_live, job=job_line(job, time.time()))
+    status = cluster.read_status(job) if job.state != "PENDING" else None
+    if status is not None and job.is_live and job.started is not None and status.started < job.started:
+        status = None  # the last word of the job before, which this one resumes
+    return Look(status=status, is_alive=job.is_live, job=job_line(job, time.time()))
 
 
 def job_line(job: Job, now: float) -> str:

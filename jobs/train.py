@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from jobs.config import RunConfig, load_config
 from jobs.configuration.files import path_of
 from jobs.configuration.user_error import UserError, answering
-from jobs.plan import available_memory_gib, look_unloaded, make_plan, require_disk, require_memory
+from jobs.machine.look import available_memory_gib
+from jobs.plan import look_unloaded, make_plan, require_disk, require_memory
 from jobs.processes.environment import quieten_libraries, require_placements, require_ray_address
 from jobs.processes.methods import require_run_methods
 

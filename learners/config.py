@@ -276,6 +276,9 @@ class LoraConfig(BaseModel):
             raise ValueError(f"lora.dropout = {self.dropout:g}: {why}")
         if not self.targets:
             raise ValueError('lora.targets = [] adapts nothing: name layers, or set it to "all-linear", or lora.enabled to false')
+        changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if changed and not self.enabled:
+            raise ValueError(f"lora.{changed[0]} has no effect while lora.enabled = false: set that to true, or leave it out")
         return self
 
 

@@ -255,7 +255,7 @@ def test_every_recipe_is_a_configuration():
     keys = {
         line.split("|")[1].strip(): re.findall(r"`((?:loss|advantage|mini_batches)[^`]* = [^`]*)`", line)
         for line in recipes.splitlines()
-        if "= " in line
+        if line.startswith("| ") and "= " in line
     }
     configs = {name: LearnerConfig.model_validate(tomllib.loads("\n".join(given))) for name, given in keys.items() if given}
     assert len(configs) == 14

@@ -20,7 +20,7 @@ import re
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -42,6 +42,8 @@ AGENT_PORT = 52365
 """Where the agent of a head listens unless `ray start` is told otherwise."""
 AGENT_RETRY_S = 1.0
 FOLLOW_RETRY_S = 1.0
+SILENCE_S = 120.0
+"""How long a log may say nothing before a new connection is made to it."""
 MAX_LOST_CONNECTIONS = 5
 """The number of lost connections in a row, with nothing of the log read between them, that ends the following."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 120.0
@@ -251,7 +253,8 @@ class Cluster:
 
     def ask(self, job: Job, command: str, arguments: Sequence[str]) -> Answer:
         """Run `python -m jobs.COMMAND RUN_DIR ARGUMENTS` on the head, with the code of the run's own job."""
-        entrypoint = f"exec {shlex.quote(job.python)} -m jobs.{command} {shell_path(job.storage, job.run)} {shlex.join(arguments)}"
+        python = f"env -u RAY_API_SERVER_ADDRESS {shlex.quote(job.python)}"  # with it the command would ask a cluster for the run
+        entrypoint = f"exec {python} -m jobs.{command} {shell_path(job.storage, job.run)} {shlex.join(arguments)}"
         return self._run_helper(job.run, entrypoint.rstrip(), working_dir=job.working_dir)
 
     def wait_ended(self, job: Job, *, every_s: float = 2.0) -> Job:
@@ -262,6 +265,8 @@ class Cluster:
 
     def follow(self, job_id: str) -> Iterator[str]:
         """Yield the job's output as it comes, to its end. After a lost connection, continue where it broke off."""
+        from aiohttp import ClientError  # which is there where Ray's job client is
+
         seen, lost = 0, 0
         while True:
             position = 0
@@ -271,29 +276,30 @@ class Cluster:
                     if new:
                         seen, lost = position, 0
                         yield new
-                failed = False
-            except (RuntimeError, OSError):  # aiohttp's ClientError comes as OSError, Ray's as RuntimeError
-                failed = True
-            if not self.job(job_id).is_live and not failed:
-                return
-            lost += failed
+                if not self.job(job_id).is_live:
+                    return
+            except (RuntimeError, OSError, ClientError, UserError):  # Ray's errors come as RuntimeError
+                lost += 1
             if lost > MAX_LOST_CONNECTIONS:
                 raise UserError(f"the log of {job_id} cannot be followed any more: the connection to {self.address} was lost {lost} times")
             self._sleep(FOLLOW_RETRY_S)
 
     def _tail(self, job_id: str) -> Iterator[str]:
-        """Yield the texts of Ray's asynchronous iterator over the whole log."""
+        """Yield the texts of Ray's asynchronous iterator over the whole log. Ends where nothing comes for `SILENCE_S`: the
+        connection may be one that nobody answers any more."""
         loop = asyncio.new_event_loop()
         chunks = self._client.tail_job_logs(job_id)
         try:
             while True:
                 try:
-                    text = loop.run_until_complete(anext(chunks))
-                except StopAsyncIteration:
+                    text = loop.run_until_complete(asyncio.wait_for(anext(chunks), SILENCE_S))
+                except (StopAsyncIteration, TimeoutError):
                     return
                 yield text
         finally:
-            loop.run_until_complete(chunks.aclose())
+            for task in asyncio.all_tasks(loop):  # Ctrl-C leaves them as they were
+                task.cancel()
+            loop.run_until_complete(chunks_closed(asyncio.all_tasks(loop), chunks))
             loop.close()
 
     def _run_helper(self, run: str, entrypoint: str, *, working_dir: str = "") -> Answer:
@@ -350,6 +356,12 @@ def one_line(message: str) -> str:
         return ""
     first = lines[0].partition(", last available logs")[0]
     return first if len(lines) == 1 else f"{first}: {lines[-1]}"
+
+
+async def chunks_closed(tasks: Collection[asyncio.Task[Any]], chunks: AsyncGenerator[str, None]) -> None:
+    """Wait until `tasks`, which read the chunks, have ended, and close these."""
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await chunks.aclose()
 
 
 def shell_path(storage: str, run: str, file: str = "") -> str:

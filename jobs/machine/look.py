@@ -3,6 +3,7 @@ the functions that try them."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -34,6 +35,15 @@ def look_at_memory() -> tuple[int | None, int | None]:
     if not limit.isdigit() or not used.isdigit():
         return total, available
     return checks.within_limit(total, available, int(limit), int(used) - checks.parse_reclaimable(read_text("/sys/fs/cgroup/memory.stat")))
+
+
+def available_memory_gib() -> float:
+    """Return the GiB available without swapping to this process and its container, infinite on a cluster (RAY_ADDRESS):
+    processes need not run here."""
+    if os.environ.get("RAY_ADDRESS"):
+        return math.inf
+    available = look_at_memory()[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if available is None else available / 2**30
 
 
 def look_at_cores() -> float:

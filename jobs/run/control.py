@@ -25,7 +25,7 @@ from pathlib import Path
 
 from jobs.config import RunConfig
 from jobs.configuration.user_error import refusing
-from jobs.directory.run_state import Desired, RunPhase, RunStatus, WorkerStatus, read_desired, write_desired, write_status
+from jobs.directory.run_state import DESIRED, Desired, RunPhase, RunStatus, WorkerStatus, read_desired, write_desired, write_status
 from jobs.processes.failures import kind_of, reason
 from jobs.run.autoscale import decide
 from jobs.run.controller import Controller
@@ -73,6 +73,17 @@ class Control:
         """Write the phase down at once."""
         self._status = self._status.model_copy(update={"phase": phase, "detail": detail} | ({} if step is None else {"step": step}))
         self.write()
+
+    def wishes(self) -> list[str]:
+        """Return what people asked for in an earlier start and still holds, where the configuration has another
+        number."""
+        configured = {"rollout": self._config.rollout.workers, "verifier": self._verifiers, "encoder": self._config.encoder.replicas}
+        asked = {role: number for role in configured if (number := getattr(self.desired, role)) not in (None, configured[role])}
+        return [
+            f"the run is to have {number} of role {role}, as repexp scale asked for before, and not {configured[role]}: delete "
+            f"{self._directory / DESIRED} for the configured number"
+            for role, number in asked.items()
+        ]
 
     def checkpointed(self, step: int, at: float | None = None) -> None:
         """Note the newest checkpoint, and when it was written, if that is known."""

@@ -266,7 +266,7 @@ class TrainSession:
         if start_step:
             self.control.checkpointed(start_step)
         self.control.enter("starting", step=start_step)
-        for text in start.warnings:
+        for text in (*start.warnings, *self.control.wishes()):
             console.warn(text)
         console.status("starting Ray")
         json_logs = config.logs.format == "json"

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actors.config import PromptConfig, SamplingConfig
 from buffers.records import GroupUsage, Problem
 from jobs.configuration.user_error import EXIT_FAILED, UserError, refusing
-from jobs.plan import available_memory_gib
+from jobs.machine.look import available_memory_gib
 from jobs.processes.failures import NAMED_FAILURES, details, reason
 from jobs.processes.prompts import PromptLook
 from jobs.screens.terminal import say

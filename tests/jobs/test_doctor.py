@@ -9,7 +9,6 @@ import pytest
 from jobs import doctor
 from jobs.machine import checks, look
 from jobs.machine.checks import GIB, Check
-from jobs.plan import available_memory_gib
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAKE_VERSIONS = {"torch": "2.13.0", "ray": "2.60.0"}
@@ -61,7 +60,7 @@ def test_a_container_s_memory_counts_for_a_run_without_the_files_that_it_would_g
     }
     monkeypatch.setattr(look, "read_text", lambda path: texts.get(str(path), ""))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert look.look_at_memory() == (8 * GIB, 6 * GIB) and available_memory_gib() == 6.0
+    assert look.look_at_memory() == (8 * GIB, 6 * GIB) and look.available_memory_gib() == 6.0
     texts["/sys/fs/cgroup/memory.max"] = "max\n"
     assert look.look_at_memory() == (64 * GIB, 32 * GIB)
 

@@ -15,6 +15,7 @@ from buffers.rollout_log import RolloutLog
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError
 from jobs.explore_config import ExploreConfig
+from jobs.machine.look import available_memory_gib
 from jobs.plan import (
     BASE_PROCESS_GIB,
     DRIVER_GIB,
@@ -22,7 +23,6 @@ from jobs.plan import (
     LOG_TOKEN_BYTES,
     RAY_GIB,
     _num_parameters,
-    available_memory_gib,
     explore_lines,
     make_plan,
     require_disk,

@@ -79,7 +79,7 @@ def test_on_a_cluster_the_head_is_asked_with_the_code_of_the_run(monkeypatch, ca
     assert command.main(["mine", "--rollout", "2", "--address", "http://head:8265"]) == 0
     assert capsys.readouterr().out == "mine: asked for rollout 1 -> 2\n"
     (helper,) = client.helpers
-    assert helper.entrypoint == 'exec python -m jobs.scale "$HOME"/repexp-runs/mine --rollout 2'
+    assert helper.entrypoint == 'exec env -u RAY_API_SERVER_ADDRESS python -m jobs.scale "$HOME"/repexp-runs/mine --rollout 2'
     assert helper.runtime_env == {"working_dir": "gcs://_ray_pkg_1.zip"}
 
 

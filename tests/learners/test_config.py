@@ -191,6 +191,38 @@ def test_a_reward_that_tells_right_answers_apart_leaves_no_ties_for_a_bonus(key:
         assert RunConfig.model_validate({"bonus": bonus, "learner": {"advantage": {key: value, **more}}})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dynamic_sampling": {"enabled": True}}, r"dynamic_sampling\.enabled = true contradicts .*\"ties\""),
+        ({"bonus": {"gate": "group_mixed"}}, r"bonus\.gate = \"group_mixed\" contradicts .*\"ties\""),
+    ],
+)
+def test_what_leaves_no_tied_group_contradicts_a_bonus_that_waits_for_ties(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RunConfig.model_validate(values)
+    added = {"learner": {"advantage": {"combine": "advantage"}}}
+    off = {**values, "bonus": {**values.get("bonus", {}), "enabled": False}}
+    assert RunConfig.model_validate({**values, **added}) and RunConfig.model_validate(off)
+
+
+def test_a_precision_that_only_one_side_has_is_refused_where_auto_tells() -> None:
+    one_sided = [
+        {"learner": {"num_gpus": 1}, "rollout": {"dtype": "float32"}},
+        {"rollout": {"num_gpus": 1}, "learner": {"dtype": "float32"}},
+    ]
+    for values in one_sided:
+        with pytest.raises(ValidationError, match=r"make both bfloat16 or float32 \(auto is bfloat16 on a GPU\)"):
+            RunConfig.model_validate(values)
+    assert RunConfig.model_validate({"learner": {"num_gpus": 1}, "rollout": {"num_gpus": 1, "dtype": "bfloat16"}})
+
+
+def test_adapters_that_are_off_have_no_rank() -> None:
+    with pytest.raises(ValidationError, match=r"lora\.rank has no effect while lora\.enabled = false"):
+        LearnerConfig.model_validate({"lora": {"rank": 64}})
+    assert LearnerConfig.model_validate(LearnerConfig().model_dump())
+
+
 def test_the_defaults_are_those_that_are_documented() -> None:
     loss, advantage = LossConfig(), AdvantageConfig()
     assert (loss.surrogate, loss.aggregation, loss.correction) == ("clip", "token_mean", "truncated_is")

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+import signal
+from typing import Any
+
+import aiohttp
 import pytest
 from ray.exceptions import AuthenticationError
 from requests.exceptions import ConnectTimeout, ReadTimeout
@@ -126,6 +131,16 @@ def test_a_run_that_has_written_nothing_has_no_status():
     assert look.status is None and look.is_alive
 
 
+def test_the_last_word_of_the_job_before_is_not_that_of_a_job_which_resumes_it():
+    client = FakeClient(answers={"status.json": (status(phase="failed").model_dump_json(indent=1), 0)})
+    details = add_run(client, "mine-2", "mine", "RUNNING")
+    details.start_time = int(1000 * (status().started + 60))
+    look = look_on(cluster(client), "mine")
+    assert look.status is None and look.is_alive
+    details.start_time = int(1000 * (status().started - 1))
+    assert look_on(cluster(client), "mine").status is not None
+
+
 def test_helpers_are_marked_and_leave_nothing_behind():
     client = FakeClient(answers={"status.json": ("", 0)})
     add_run(client, "mine-1", "mine", "RUNNING")
@@ -177,6 +192,55 @@ def test_a_connection_that_stays_lost_ends_the_following():
     client = FakeClient(logs=[["step 1\n"], *[[OSError("no route")]] * 6])
     add_run(client, "mine-1", "mine", "RUNNING")
     with pytest.raises(UserError, match=r"cannot be followed any more: the connection .* was lost 6 times"):
+        list(cluster(client).follow("mine-1"))
+
+
+def test_a_head_that_is_gone_for_a_while_is_a_lost_connection(monkeypatch):
+    client = FakeClient(logs=[["step 1\n", aiohttp.ServerDisconnectedError()], ["step 1\n"], ["step 1\nstep 2\n"]])
+    details = add_run(client, "mine-1", "mine", "RUNNING")
+    asked, follower = [], cluster(client)
+    ask = client.get_job_info
+
+    def gone_once(job_id: str) -> Any:
+        asked.append(job_id)
+        if len(asked) == 1:
+            raise RuntimeError("Failed to connect to Ray at address: http://head:8265")
+        if len(asked) == 2:
+            details.status = FakeState("SUCCEEDED")
+        return ask(job_id)
+
+    monkeypatch.setattr(client, "get_job_info", gone_once)
+    assert "".join(follower.follow("mine-1")) == "step 1\nstep 2\n"
+
+
+def test_a_log_that_says_nothing_for_long_is_asked_for_again(monkeypatch):
+    monkeypatch.setattr(remote, "SILENCE_S", 0.05)
+    client = FakeClient(logs=[])
+    details = add_run(client, "mine-1", "mine", "RUNNING")
+    connections = []
+
+    async def tail(job_id: str) -> Any:
+        connections.append(job_id)
+        yield "step 1\n"
+        if len(connections) == 1:
+            await asyncio.sleep(30)
+        details.status = FakeState("SUCCEEDED")
+
+    monkeypatch.setattr(client, "tail_job_logs", tail)
+    assert list(cluster(client).follow("mine-1")) == ["step 1\n"] and len(connections) == 2
+
+
+def test_ctrl_c_ends_the_following_at_once(monkeypatch):
+    client = FakeClient(logs=[])
+    add_run(client, "mine-1", "mine", "RUNNING")
+
+    async def tail(job_id: str) -> Any:
+        asyncio.get_running_loop().call_later(0.05, signal.raise_signal, signal.SIGINT)
+        await asyncio.sleep(30)
+        yield "never"
+
+    monkeypatch.setattr(client, "tail_job_logs", tail)
+    with pytest.raises(KeyboardInterrupt):
         list(cluster(client).follow("mine-1"))
 
 
