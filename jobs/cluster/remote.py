@@ -285,8 +285,8 @@ class Cluster:
             self._sleep(FOLLOW_RETRY_S)
 
     def _tail(self, job_id: str) -> Iterator[str]:
-        """Yield the texts of Ray's asynchronous iterator over the whole log. Ends where nothing comes for `SILENCE_S`: the
-        connection may be one that nobody answers any more."""
+        """Yield the texts of Ray's asynchronous iterator over the whole log. Ends where nothing comes for `SILENCE_S`:
+        the connection may be one that nobody answers any more."""
         loop = asyncio.new_event_loop()
         chunks = self._client.tail_job_logs(job_id)
         try:
