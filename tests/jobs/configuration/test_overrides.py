@@ -119,7 +119,7 @@ def test_models_and_trackers_are_lists_of_text():
     config = load(EvaluateConfig, None, ["models=[2024, 'a b']", "split=2025"])
     assert (config.models, config.split) == (("2024", "a b"), "2025")
     assert load(RunConfig, None, ['trackers=["tensorboard"]']).trackers == ("tensorboard",)
-    assert load(RunConfig, None, ["learner.lora.targets=[q_proj]"]).learner.lora.targets == ("q_proj",)
+    assert load(RunConfig, None, ["learner.lora.enabled=true", "learner.lora.targets=[q_proj]"]).learner.lora.targets == ("q_proj",)
 
 
 @pytest.mark.parametrize("name", ["plain.toml", "bom.toml"])
