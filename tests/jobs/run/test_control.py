@@ -272,3 +272,10 @@ def test_a_change_of_size_under_way_ends_with_the_run(tmp_path):
         assert ended.is_set()
 
     asyncio.run(scenario())
+
+
+def test_what_was_asked_for_in_an_earlier_start_and_is_not_configured_is_told(tmp_path):
+    write_desired(tmp_path, Desired(rollout=2, verifier=1, serial=1))
+    (told,) = control_of(tmp_path, rollout={"workers": 6}).wishes()
+    assert told.startswith("the run is to have 2 of role rollout, as repexp scale asked for before, and not 6: delete ")
+    assert control_of(tmp_path, rollout={"workers": 2}).wishes() == []
