@@ -27,6 +27,5 @@ class _WithFinalAnswers:
 
     def verify(self, problem: Problem, response: str) -> Verdict:
         verdict = self._task.verify(problem, response)
-        if verifies_for_answer(self._task, problem):  # it would judge a second time
-            return verdict if verdict.final_answer is not None else replace(verdict, final_answer=verdict.answer)
-        return replace(verdict, final_answer=self._task.final_answer(problem, response))
+        judges_again = verifies_for_answer(self._task, problem)
+        return replace(verdict, final_answer=verdict.whole_answer if judges_again else self._task.final_answer(problem, response))

@@ -66,6 +66,11 @@ class Verdict:
     elapsed_s: float = 0.0
     final_answer: str | None = None  # `Task.final_answer`, whole; there at least where the verifier pool was asked for it
 
+    @property
+    def whole_answer(self) -> str | None:
+        """The answer that was read, as far as the verdict has it."""
+        return self.answer if self.final_answer is None else self.final_answer
+
     def __post_init__(self) -> None:
         if (self.reward is None) is self.status.is_scored:
             raise ValueError(f"a verdict '{self.status}' cannot carry reward {self.reward!r}")

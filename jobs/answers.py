@@ -13,6 +13,7 @@ from pyarrow import fs
 from rich.table import Table
 
 from buffers.rollout_log import RolloutLog
+from buffers.schema import ROLLOUT_SCHEMA
 from jobs.configuration.files import path_of
 from jobs.configuration.user_error import UserError, answering, refusing
 from jobs.screens.terminal import plain, terminal
@@ -22,7 +23,7 @@ COLUMNS = ("step", "reward", "bonus", "advantage", "question", "response_text", 
 
 def select_answers(rows: pa.Table, *, sort_by: str, worst: bool, limit: int) -> pa.Table:
     """Return the first `limit` rows trained on, sorted by `sort_by`: largest first, or smallest for `worst`."""
-    trained = rows.filter(pc.equal(rows["outcome"], "trained")) if "outcome" in rows.column_names else rows
+    trained = rows.filter(pc.equal(rows["outcome"], "trained"))
     order = "ascending" if worst else "descending"
     return trained.sort_by([(sort_by, order), ("step", "descending")]).slice(0, min(limit, trained.num_rows))
 
@@ -41,11 +42,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     if options.n < 1:
         raise UserError(f"-n {options.n}: at least 1 answer must be asked for")
-    shown = pa.table({name: [] for name in COLUMNS})
+    shown = ROLLOUT_SCHEMA.empty_table().select([*COLUMNS, "outcome"])
     for rows in _steps(path_of(options.run_dir), options.steps):
-        best = select_answers(rows, sort_by=options.by, worst=options.worst, limit=options.n).select(COLUMNS)
-        both = pa.concat_tables([shown, best], promote_options="permissive")
-        shown = select_answers(both, sort_by=options.by, worst=options.worst, limit=options.n)
+        rows = pa.concat_tables([shown, rows.select(shown.column_names)])
+        shown = select_answers(rows, sort_by=options.by, worst=options.worst, limit=options.n)
     table = Table(*(name.replace("_", " ") for name in COLUMNS), show_lines=False)
     for row in shown.to_pylist():
         table.add_row(*(plain(_cell(row[name])) for name in COLUMNS))

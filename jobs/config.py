@@ -243,28 +243,30 @@ class RunConfig(BaseModel):
         advantage = self.learner.advantage
         reads = facts.facts_of(facts.ESTIMATORS, advantage.estimator).reads or ()
         waits_for_ties = self.bonus.enabled and advantage.beta and advantage.combine in ("ties", "positive_ties") and "combine" in reads
-        if waits_for_ties and self.learner.loss.kl.where == "reward":
-            raise ValueError(
-                f'learner.loss.kl.where = "reward" contradicts learner.advantage.combine = "{advantage.combine}": with a divergence in '
-                'the reward no two are equal, and the bonus would never enter: set combine to "advantage", or where to "loss"'
-            )
-        if waits_for_ties and self.dynamic_sampling.enabled:
-            raise ValueError(
-                f'dynamic_sampling.enabled = true contradicts learner.advantage.combine = "{advantage.combine}": it leaves out the very '
-                'groups in which the bonus enters: set combine to "advantage", or bonus.enabled to false'
-            )
-        if waits_for_ties and self.bonus.gate == "group_mixed" and all("gate" in READS.get(part.kind, ()) for part in self.bonus.parts):
-            raise ValueError(
-                f'bonus.gate = "group_mixed" contradicts learner.advantage.combine = "{advantage.combine}": no rewards of a mixed group '
-                'are all equal, so the bonus would never enter: set combine to "advantage", or another gate'
-            )
-        for key in ("unlikeliness", "diversity_product"):
-            if waits_for_ties and (value := getattr(advantage, key)):
-                raise ValueError(
-                    f'learner.advantage.{key} = {value} contradicts learner.advantage.combine = "{advantage.combine}": it makes equal '
-                    "rewards of right answers unequal, and the bonus would hardly ever enter: set combine to "
-                    '"advantage", or bonus.enabled to false'
-                )
+        gated = self.bonus.gate == "group_mixed" and all("gate" in READS.get(part.kind, ()) for part in self.bonus.parts)
+        kl, off = self.learner.loss.kl.where == "reward", "bonus.enabled to false"
+        apart = "it makes equal rewards of right answers unequal, and the bonus would hardly ever enter"
+        obstacles = (
+            (
+                kl,
+                'learner.loss.kl.where = "reward"',
+                "with it no two rewards are equal, and the bonus would never enter",
+                'where to "loss"',
+            ),
+            (self.dynamic_sampling.enabled, "dynamic_sampling.enabled = true", "it leaves out the groups in which the bonus enters", off),
+            (
+                gated,
+                'bonus.gate = "group_mixed"',
+                "rewards of a mixed group are not equal, and the bonus would never enter",
+                "the gate to another",
+            ),
+            (advantage.unlikeliness, f"learner.advantage.unlikeliness = {advantage.unlikeliness}", apart, off),
+            (advantage.diversity_product, f"learner.advantage.diversity_product = {advantage.diversity_product}", apart, off),
+        )
+        combine = f'learner.advantage.combine = "{advantage.combine}"'
+        for is_set, what, why, otherwise in obstacles:
+            if waits_for_ties and is_set:
+                raise ValueError(f'{what} contradicts {combine}: {why}: set combine to "advantage", or {otherwise}')
         return self
 
     @model_validator(mode="after")

@@ -68,7 +68,8 @@ def _main(options: argparse.Namespace) -> int:
         from jobs.sampling.reselect import needs_encoder
         from jobs.screens.console import show_plan
 
-        if encodes := pools is None or needs_encoder(config, pools[1]):
+        encodes = needs_encoder(config, None if pools is None else pools[1])
+        if pools is None or encodes:
             look_unloaded(config.model, config.sampling, config.rollout)
         return show_plan(config, explore_lines(config, options.from_pools, encodes=encodes))
     if pools is None:  # which may need no Ray at all

@@ -177,19 +177,17 @@ def explore_memory_gib(config: ExploreConfig, *, sampling: bool, encoding: bool)
     return engines + encoder + RAY_GIB + BASE_PROCESS_GIB + DRIVER_GIB
 
 
-def explore_lines(config: ExploreConfig, pools: str | None = None, *, encodes: bool = True) -> list[str]:
-    """Return in words what `jobs.explore` will do, or what it will do with the candidates of the file `pools`. Of those
-    it `encodes` again, or takes the features they have."""
+def explore_lines(config: ExploreConfig, pools: str | None, *, encodes: bool) -> list[str]:
+    """Return in words what `jobs.explore` will do, or what it will do with the candidates of the file `pools`. It has
+    an encoder where it `encodes`."""
     problems = f"{config.problems} problems" if config.problems else f"all problems of split {config.split}"
     times = config.novel_sampling.candidates if config.novel_sampling.enabled else 1
     judged = {"all": "all of them", "selected": f"{config.select[-1]} a problem", "none": "none"}[config.verify]
-    needs_encoder = not config.from_engine if pools is None else encodes
-    memory = explore_memory_gib(config, sampling=pools is None, encoding=needs_encoder)
-    features = f"an encoder (layer {config.encoder.layer}, {config.encoder.pooling})" if needs_encoder else "the engine's own states"
-    if pools is not None and not needs_encoder:
-        features = "those of the file"
+    memory = explore_memory_gib(config, sampling=pools is None, encoding=encodes)
+    given = "the engine's own states" if pools is None else "those of the file"
+    features = f"an encoder (layer {config.encoder.layer}, {config.encoder.pooling})" if encodes else given
     engines = [f"{config.rollout.workers} {worker_of(config.rollout)}"] if pools is None else []
-    encoders = ["1 encoder"] if needs_encoder else []
+    encoders = ["1 encoder"] if encodes else []
     verifiers = [f"{config.verifier.num_workers} verifier process"] if config.verify != "none" else []
     sampled = (
         f"{problems} x {config.pool} candidates of at most {config.sampling.max_response_tokens} tokens"

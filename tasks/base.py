@@ -73,8 +73,7 @@ class Task(Protocol):
     def final_answer(self, problem: Problem, response: str) -> str | None:
         """Return the answer that `response` states, right or wrong, or None. Equal answers have one spelling. `problem`
         only says which form of answer it asks for. Never raises. The default is the answer that `verify` reports."""
-        verdict = self.verify(problem, response)
-        return verdict.answer if verdict.final_answer is None else verdict.final_answer
+        return self.verify(problem, response).whole_answer
 
     @abstractmethod
     def verify(self, problem: Problem, response: str) -> Verdict:

@@ -15,8 +15,7 @@ from actors.learner import Learner
 from jobs.config import RunConfig
 from jobs.configuration.user_error import UserError, refusing
 from jobs.directory.events import EventKind, EventLog
-from jobs.directory.job_dir import CONFIG, read_json
-from jobs.directory.metrics import MetricsWriter, evaluations_of, read_metrics
+from jobs.directory.metrics import MetricsWriter
 from jobs.directory.run_dir import RunDirectory
 from jobs.directory.trackers import RunInfo, Trackers, load_trackers
 from jobs.processes.build import launch, launch_together, namespace, ray_session
@@ -30,6 +29,7 @@ from jobs.run.components import Run
 from jobs.run.control import Control
 from jobs.run.controller import Controller
 from jobs.run.faults import Listener
+from jobs.run.history import lacks_evaluation, require_known_history, require_own_storage, require_saved_stream, start_step_of
 from jobs.run.prometheus import scrape_address
 from jobs.run.synchronous import SynchronousTrainer, watch
 from jobs.sampling.evaluator import EvaluatorSettings
@@ -38,7 +38,6 @@ from jobs.screens.console import RunConsole
 from jobs.screens.hints import MismatchAdvice, no_signal_warnings
 from jobs.screens.json_lines import JsonConsole
 from jobs.screens.summary import summary_lines
-from learners.checkpoint import CheckpointError
 from learners.models import ModelError, check_model, model_here
 from tasks.base import Task
 from tasks.registry import make_task
@@ -55,13 +54,13 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
     stream = _problem_stream(config)
     run_directory = RunDirectory(config)
     evaluation = _evaluation(config, stream.task, run_directory)
-    _require_own_storage(run_directory, config.checkpoint.storage)
-    _require_known_history(run_directory)
+    require_own_storage(run_directory, config.checkpoint.storage)
+    require_known_history(run_directory)
     prepare_environment(config.model)
     start = _looked_at(config, stream, evaluation)
     with run_directory as run:
-        start_step = _start_step(run, resume)
-        last_evaluation_is_missing = not synchronous and _lacks_evaluation(run, start_step, evaluation)
+        start_step = start_step_of(run, resume)
+        last_evaluation_is_missing = not synchronous and lacks_evaluation(run, start_step, evaluation)
         if start_step >= config.steps and run.policy_step == start_step and not last_evaluation_is_missing:
             _say(
                 config,
@@ -69,7 +68,7 @@ def run_session(config: RunConfig, *, config_path: str, overrides: Sequence[str]
                 f"--set steps={start_step + 20}, or start again with --set run_dir=...",
             )
             return 0
-        _require_saved_stream(run, start_step, stream)
+        require_saved_stream(run, start_step, stream)
         with console_of(config, run.run_id) as console:
             session = TrainSession(
                 config, config_path, run, stream, console, overrides=overrides, synchronous=synchronous, evaluation=evaluation
@@ -157,77 +156,6 @@ def _failure(run: RunDirectory, error: Exception) -> str:
     latest = run.checkpoints.latest()
     left = f"the same command resumes from step {latest}" if latest is not None else "there is no checkpoint yet"
     return f"error: the run failed: {reason(error)} ({left})"
-
-
-def _require_own_storage(run: RunDirectory, storage: str | None) -> None:
-    """Raise UserError for a `checkpoint.storage` that cannot be read or written, or that is another run's."""
-    if storage is None:
-        return
-    try:
-        latest = run.checkpoints.latest()
-        owner = run.run_id if latest is None else run.checkpoints.meta(latest).get("run_id", run.run_id)
-    except CheckpointError as error:
-        raise UserError(f"checkpoint.storage = {storage!r}: {error}") from None
-    except OSError as error:
-        raise UserError(
-            f"checkpoint.storage = {storage!r} cannot be read ({reason(error)}): let this process read there, or choose another place"
-        ) from None
-    if owner != run.run_id:
-        raise UserError(f"checkpoint.storage = {storage!r} holds the checkpoints of run '{owner}': give this run an address of its own")
-    try:
-        run.checkpoints.require_writable()
-    except CheckpointError as error:
-        raise UserError(f"checkpoint.storage = {storage!r}: {error}") from None
-
-
-def _require_known_history(run: RunDirectory) -> None:
-    """Raise UserError for a run whose checkpoints are in another place than the one asked for. It would begin again at
-    step 0, and forget what it has logged."""
-    file, storage = run.path / CONFIG, run.config.checkpoint.storage
-    if not file.is_file() or not run.has_begun() or run.checkpoints.latest() is not None:
-        return
-    before = read_json(file).get("checkpoint", {}).get("storage")
-    if before == storage:
-        return
-    known = RunDirectory(run.config.model_copy(update={"checkpoint": run.config.checkpoint.model_copy(update={"storage": before})}))
-    try:
-        latest = known.checkpoints.latest()
-    except (CheckpointError, OSError):
-        latest = None
-    if latest is not None:
-        raise UserError(
-            f"{run.path} has its checkpoints in {known.checkpoints.uri}, up to step {latest}, and checkpoint.storage = {storage!r} has "
-            "none: copy them there, or leave checkpoint.storage as it was"
-        )
-
-
-def _start_step(run: RunDirectory, resume: str) -> int:
-    latest = run.checkpoints.latest()
-    if resume == "latest" and latest is None:
-        raise UserError(f"--resume latest: {run.path} has no complete checkpoint; leave --resume out to start at step 0")
-    if resume == "never" and latest is not None:
-        raise UserError(f"--resume never: {run.path} has a checkpoint of step {latest}; choose another with --set run_dir=...")
-    return latest or 0
-
-
-def _lacks_evaluation(run: RunDirectory, step: int, evaluation: TrainingEvaluation | None) -> bool:
-    """Return whether the policy of `step` is to be evaluated and was not: the run was stopped amid its last one."""
-    if evaluation is None or not evaluation.is_due(step):
-        return False
-    return step not in {record["step"] for record in read_metrics(evaluations_of(run.metrics))}
-
-
-def _require_saved_stream(run: RunDirectory, start_step: int, stream: ProblemStream) -> None:
-    """Raise UserError where the problems are not those of the checkpoint, before anything is started."""
-    if not start_step:
-        return
-    try:
-        stream.load_state_dict(run.checkpoints.meta(start_step)["stream"])
-    except (ValueError, CheckpointError) as error:
-        raise UserError(
-            f"{run.path} cannot go on from step {start_step}: {error}: give the run the problems it began with, or choose another with "
-            "--set run_dir=..."
-        ) from None
 
 
 def evaluation_line(step: int, metrics: dict[str, float]) -> str:

@@ -46,11 +46,11 @@ def run_explore(config: ExploreConfig, old: tuple[pa.Table, dict[str, Any]] | No
     one of `user_error.REFUSALS` before anything is touched."""
     console = terminal()
     task, problems = _problems(config, console, to_sample=old is None)
-    needs_model = old is None or needs_encoder(config, old[1])
+    encodes = needs_encoder(config, None if old is None else old[1])
+    needs_model = old is None or encodes
     if needs_model:
         check_model(config.model)
-    encoding = not config.from_engine if old is None else needs_model
-    require_memory(explore_memory_gib(config, sampling=old is None, encoding=encoding))
+    require_memory(explore_memory_gib(config, sampling=old is None, encoding=encodes))
     prepare_environment(config.model)
     model = ""
     sampling: SamplingConfig = config.sampling

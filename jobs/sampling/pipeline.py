@@ -125,8 +125,7 @@ class Judge:
         elif self._verifier is None:
             answers = [None] * len(texts)
         else:
-            verdicts = await self._verdicts_on(problem, texts)
-            answers = [verdict.answer if verdict.final_answer is None else verdict.final_answer for verdict in verdicts]
+            answers = [verdict.whole_answer for verdict in await self._verdicts_on(problem, texts)]
         return with_columns(candidates, {"final_answer": answers})
 
     async def judged(self, problem: Problem, candidates: pa.Table, rows: Sequence[int]) -> pa.Table:

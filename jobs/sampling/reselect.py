@@ -18,8 +18,11 @@ from jobs.sampling.candidates import problem_of
 from jobs.sampling.explorer import Explorer
 
 
-def needs_encoder(config: ExploreConfig, settings: dict[str, Any]) -> bool:
-    """Return whether candidates sampled with `settings` have other features than `config` asks for."""
+def needs_encoder(config: ExploreConfig, settings: dict[str, Any] | None) -> bool:
+    """Return whether candidates sampled with `settings` have other features than `config` asks for. None: they are yet
+    to be sampled."""
+    if settings is None:
+        return not config.from_engine
     encoder = settings.get("encoder", {})
     old = (encoder.get("layer", -1), encoder.get("pooling", "mean"))
     if old != (config.encoder.layer, config.encoder.pooling):

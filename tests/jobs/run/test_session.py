@@ -23,7 +23,8 @@ from jobs.directory.run_dir import RunDirectory
 from jobs.directory.run_state import read_status
 from jobs.processes.environment import prepare_environment
 from jobs.processes.failures import details
-from jobs.run.session import TrainSession, _lacks_evaluation, _problem_stream, _require_saved_stream, _say, console_of, run_session
+from jobs.run.history import lacks_evaluation, require_saved_stream
+from jobs.run.session import TrainSession, _problem_stream, _say, console_of, run_session
 from learners.checkpoint import CheckpointManager
 
 
@@ -82,7 +83,7 @@ def test_a_run_whose_problems_are_others_is_refused_before_anything_is_started(t
         manager = directory.checkpoints
         meta = {"run_id": "run", "stream": stream.state_dict()}
         manager.commit(3, manager.save(3, "learner", lambda directory: None), meta)
-        _require_saved_stream(directory, 3, stream)
+        require_saved_stream(directory, 3, stream)
     with (tmp_path / "mine.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "5?", "answer": "5"}) + "\n")
     with pytest.raises(
@@ -94,10 +95,10 @@ def test_a_run_whose_problems_are_others_is_refused_before_anything_is_started(t
 def test_a_last_evaluation_that_was_cut_off_is_no_finished_run(tmp_path: Path, tiny_model: str) -> None:
     evaluation: Any = SimpleNamespace(is_due=lambda step: step % 2 == 0)
     with RunDirectory(RunConfig.model_validate({"model": tiny_model, "run_dir": str(tmp_path / "run")})) as directory:
-        assert _lacks_evaluation(directory, 4, evaluation) and not _lacks_evaluation(directory, 3, evaluation)
-        assert not _lacks_evaluation(directory, 4, None)
+        assert lacks_evaluation(directory, 4, evaluation) and not lacks_evaluation(directory, 3, evaluation)
+        assert not lacks_evaluation(directory, 4, None)
         evaluations_of(directory.metrics).write_text('{"step": 4, "eval/pass@1": 0.5}\n')
-        assert not _lacks_evaluation(directory, 4, evaluation)
+        assert not lacks_evaluation(directory, 4, evaluation)
 
 
 def test_metrics_that_cannot_be_written_are_told_and_end_nothing(tmp_path: Path) -> None:
